@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TextIO
 
 __all__ = ["SILENT", "PlainProgress", "Progress", "Task"]
@@ -24,7 +24,7 @@ class Task(Protocol):
 class Progress(Protocol):
     """What library code needs to know of a progress display."""
 
-    def phase(self, name: str, total: int) -> Iterator[Task]:
+    def phase(self, name: str, total: int) -> AbstractContextManager[Task]:
         """A context manager around one phase of ``total`` steps."""
 
 

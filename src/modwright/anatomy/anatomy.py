@@ -1,0 +1,138 @@
+"""The anatomy of a live model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from modwright.anatomy.families import family_of
+from modwright.anatomy.families.family import Family
+from modwright.anatomy.parts import Block, Embedding, Part
+from modwright.errors import Refused, UnsupportedArchitecture, unknown_name
+
+__all__ = ["Anatomy"]
+
+
+class Anatomy:
+    """A model as typed parts. It reads; only :meth:`write` changes weights, in place.
+
+    Attributes:
+        model: the live model.
+        family: what maps its names.
+        blocks: its layers, as :class:`Block`.
+        stem: embeddings, norms outside the blocks and head, by address.
+
+    Example:
+        >>> import modwright
+        >>> anatomy = modwright.open("preset:tiny-llama").anatomy
+        >>> anatomy.blocks[0].attention
+        Attention(blocks.0.attention: 6 heads, 2 kv, qk 12, v 12)
+        >>> anatomy.blocks[0].attention.read_q().shape
+        torch.Size([6, 12, 48])
+    """
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        self.model, self.family = model, family
+        self.blocks: tuple[Block, ...] = tuple(
+            family.read_block(module, i)
+            for i, module in enumerate(_distinct(family.layers(model), family))
+        )
+        self.stem: dict[str, Part] = family.read_stem(model)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Anatomy:
+        """Opens a model.
+
+        Raises:
+            UnsupportedArchitecture: no family knows its ``config.model_type``.
+            Refused: its weights are quantised.
+        """
+        config = getattr(model, "config", None)
+        if config is None:
+            raise UnsupportedArchitecture(
+                f"{type(model).__name__} has no config, so its family is not known; "
+                "wrap it or register a family, see CONTRIBUTING.md"
+            )
+        if getattr(config, "quantization_config", None) or getattr(model, "is_quantized", False):
+            raise Refused("the model is quantised; open it dequantised (dtype float32 or bfloat16)")
+        return cls(model, family_of(config))
+
+    @property
+    def config(self) -> Any:
+        return self.family.config
+
+    @property
+    def hidden_size(self) -> int:
+        return int(self.family.get("hidden_size"))
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers stored: a tied table counts once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
+    @property
+    def is_tied(self) -> bool:
+        """The head and the token table are one tensor."""
+        head, embed = self.stem.get("head"), self.stem.get("embed")
+        if not isinstance(head, Embedding) or not isinstance(embed, Embedding):
+            return False
+        return head.module.weight is embed.module.weight
+
+    def block(self, index: int) -> Block:
+        if not 0 <= index < len(self.blocks):
+            raise Refused(f"no block {index}; the model has blocks 0 to {len(self.blocks) - 1}")
+        return self.blocks[index]
+
+    def parts(self) -> Iterator[tuple[str, Part]]:
+        """Every part with parameters, by address, in the order of the forward pass."""
+        later = {"final_norm", "head"}
+        yield from ((a, p) for a, p in self.stem.items() if a not in later)
+        for block in self.blocks:
+            for role, sublayer in block.sublayers():
+                yield f"{block.address}.{role}", sublayer
+            for role, norm in block.norms.items():
+                yield f"{block.address}.{role}", norm
+        yield from ((a, p) for a, p in self.stem.items() if a in later)
+
+    def part(self, address: str) -> Part:
+        """The part at an address: "blocks.3.attention", "blocks.3.mlp_norm", "final_norm"."""
+        found = dict(self.parts())
+        if address not in found:
+            raise unknown_name("part", address, found)
+        return found[address]
+
+    def write(self, address: str, value: Tensor) -> None:
+        """Stores a tensor at the address of a parameter, such as "blocks.3.mlp.up.weight"."""
+        found = dict(self.parts())
+        part, leaf = _split(address, found)
+        found[part].write(leaf, value)
+
+    def __repr__(self) -> str:
+        return (
+            f"Anatomy({self.family.name}, {len(self.blocks)} blocks, hidden_size "
+            f"{self.hidden_size}, {self.num_parameters:,} parameters)"
+        )
+
+
+def _split(address: str, parts: dict[str, Part]) -> tuple[str, str]:
+    """The longest part address that begins ``address``, and what is left of it."""
+    pieces = address.split(".")
+    for cut in range(len(pieces) - 1, 0, -1):
+        part = ".".join(pieces[:cut])
+        if part in parts:
+            return part, ".".join(pieces[cut:])
+    raise unknown_name("parameter address", address, parts)
+
+
+def _distinct(modules: list[nn.Module], family: Family) -> list[nn.Module]:
+    if len({id(m) for m in modules}) != len(modules):
+        raise UnsupportedArchitecture(
+            f"{family.name}: some layers are one module used twice; shared layers are not supported"
+        )
+    return modules

@@ -1,0 +1,318 @@
+"""What a family says of itself: names and layouts as tables, and where parts go in a block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+from torch import nn
+
+from modwright.anatomy.parts import Attention, Block, Embedding, Layout, Mlp, Norm, Part, Tap
+from modwright.anatomy.projection import Projection, as_projection
+from modwright.errors import Refused, UnsupportedArchitecture
+from modwright.nn import Absent, AbsentAttention, AttentionShape, GroupedAttention, PassThrough
+
+__all__ = ["Family", "Placement"]
+
+Placement = tuple[str, str, dict[str, Any]]
+"""(path of a module inside its block, name of a registered part, its keyword arguments)."""
+
+
+class Family:
+    """Maps the parts of one architecture to their modules. Subclasses fill tables; few need code.
+
+    Class attributes:
+        name: how the family is called in messages.
+        model_types: the ``config.model_type`` values that it serves.
+        stem: address -> module path, relative to the backbone, for what stands outside the blocks;
+            "blocks" is the list of layers.
+        block: address inside a block -> module path relative to the block.
+        config_fields: modwright's word -> the config's field, where they differ from the usual.
+        presets: name -> config arguments of a tiny random model, for trying things out.
+        transposed: its linear maps store [in, out].
+    """
+
+    name: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
+    stem: ClassVar[Mapping[str, str]]
+    block: ClassVar[Mapping[str, str]]
+    config_fields: ClassVar[Mapping[str, str]] = {}
+    presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
+    transposed: ClassVar[bool] = False
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    # What the config says
+
+    def field(self, word: str) -> str:
+        """The config's own name for one of num_layers, hidden_size, intermediate_size, num_heads,
+        num_kv_heads, head_dim, activation."""
+        usual = {
+            "num_layers": "num_hidden_layers",
+            "num_heads": "num_attention_heads",
+            "num_kv_heads": "num_key_value_heads",
+            "activation": "hidden_act",
+        }
+        return self.config_fields.get(word, usual.get(word, word))
+
+    def get(self, word: str, default: Any = None) -> Any:
+        return getattr(self.config, self.field(word), default)
+
+    def check(self) -> None:
+        """Refuses variants of the family that are not supported, before any work."""
+        for flag in ("add_cross_attention", "is_encoder_decoder"):
+            if getattr(self.config, flag, False):
+                raise UnsupportedArchitecture(
+                    f"{self.name} with {flag}=True is not supported: there is no part for "
+                    "cross-attention"
+                )
+
+    def layout(self, block: nn.Module) -> Layout:
+        return "pre"
+
+    def is_causal(self) -> bool:
+        return True
+
+    # Paths
+
+    def backbone(self, model: nn.Module) -> nn.Module:
+        """The model without its head."""
+        return getattr(model, "base_model", model)
+
+    def prefix(self, model: nn.Module) -> str:
+        """Path of the backbone inside the model, with a trailing dot; empty for a bare backbone."""
+        backbone = self.backbone(model)
+        if backbone is model:
+            return ""
+        return f"{model.base_model_prefix}."
+
+    def blocks_path(self, model: nn.Module) -> str:
+        return self.prefix(model) + self.stem["blocks"]
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """The modules of the blocks, first to last."""
+        return list(model.get_submodule(self.blocks_path(model)).children())
+
+    def slot_owner(self, block: nn.Module) -> nn.Module | None:
+        """The module of a block that holds ``layer_idx``, or None when it owns no cache slot."""
+        module = block.get_submodule(self.block["attention"])
+        return module if hasattr(module, "layer_idx") else None
+
+    # Reading parts
+
+    def read_block(self, module: nn.Module, index: int) -> Block:
+        address = f"blocks.{index}"
+        layout = self.layout(module)
+        norms = {}
+        for role in ("attention_norm", "mlp_norm"):
+            path = self.block.get(role)
+            if path is not None:
+                norm = module.get_submodule(path)
+                if not isinstance(norm, nn.Identity):
+                    norms[role] = Norm(norm, f"{address}.{role}")
+        return Block(
+            index=index,
+            module=module,
+            layout=layout,
+            attention=self._read_attention(module, address, layout, norms),
+            mlp=self._read_mlp(module, address, layout, norms),
+            norms=norms,
+        )
+
+    def _taps(self, block: nn.Module, role: str, layout: Layout) -> dict[str, Any]:
+        core = block.get_submodule(self.block[role])
+        inputs = Tap(core, "input")
+        if layout == "post":
+            norm = block.get_submodule(self.block[f"{role}_norm"])
+            out = block.get_submodule(
+                self.block["attention.o" if role == "attention" else "mlp.down"]
+            )
+            return {
+                "stream_in": inputs,
+                "core_in": inputs,
+                "core_out": Tap(out, "output"),
+                "stream_out": Tap(norm, "output"),
+            }
+        norm = block.get_submodule(self.block[f"{role}_norm"])
+        return {
+            "stream_in": Tap(norm, "input"),
+            "core_in": inputs,
+            "core_out": Tap(core, "output"),
+            "stream_out": None,
+        }
+
+    def _read_attention(
+        self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
+    ) -> Attention | None:
+        module = block.get_submodule(self.block["attention"])
+        if isinstance(module, AbsentAttention | PassThrough):
+            return None
+        here = f"{address}.attention"
+        parts: dict[str, Any]
+        if isinstance(module, GroupedAttention):
+            parts = self._read_generic(block, module, here)
+        else:
+            parts = self.read_attention(block, module, here)
+        return Attention(
+            address=here,
+            module=module,
+            norm=norms.get("attention_norm"),
+            **parts,
+            **self._taps(block, "attention", layout),
+        )
+
+    def _read_generic(
+        self, block: nn.Module, module: GroupedAttention, address: str
+    ) -> dict[str, Any]:
+        out: nn.Module | None = module.o_proj
+        if out is None:
+            out = block.get_submodule(self.block["attention.o"])
+        named = {"q": module.q_proj, "k": module.k_proj, "v": module.v_proj, "o": out}
+        norms = {
+            role: Norm(getattr(module, role), f"{address}.{role}")
+            for role in ("q_norm", "k_norm")
+            if getattr(module, role) is not None
+        }
+        return {
+            **{role: as_projection(m, f"{address}.{role}") for role, m in named.items()},
+            **norms,
+            "shape": module.shape,
+        }
+
+    def read_attention(self, block: nn.Module, module: Any, address: str) -> dict[str, Any]:
+        """q, k, v, o and the shape of the family's own attention; this one for separate linears."""
+        projections = {
+            role: self.projection(block, f"attention.{role}", f"{address}.{role}")
+            for role in ("q", "k", "v", "o")
+        }
+        return {**projections, "shape": self.attention_shape(module, projections)}
+
+    def projection(self, block: nn.Module, role: str, address: str) -> Projection:
+        module = block.get_submodule(self.block[role])
+        # A linear map that was put in place by an edit stores [out, in] whatever the family does.
+        stock = self.transposed and type(module) is not nn.Linear
+        return as_projection(module, address, transposed=stock)
+
+    def attention_shape(
+        self, module: Any, projections: Mapping[str, Projection], **given: Any
+    ) -> AttentionShape:
+        """The shape of a stock attention: widths from the weights, the rest from the module."""
+        head_dim = given.pop("head_dim")
+        num_heads = projections["q"].out_features // head_dim
+        return AttentionShape(
+            hidden_size=projections["q"].in_features,
+            num_heads=num_heads,
+            num_kv_heads=projections["k"].out_features // head_dim,
+            qk_head_dim=head_dim,
+            v_head_dim=head_dim,
+            scaling=float(module.scaling),
+            biases="".join(role for role, p in projections.items() if p.bias is not None),
+            causal=self.is_causal(),
+            sliding_window=getattr(module, "sliding_window", None),
+            **given,
+        )
+
+    def _read_mlp(
+        self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
+    ) -> Mlp | None:
+        module = block.get_submodule(self.block["mlp"])
+        if isinstance(module, Absent | PassThrough):
+            return None
+        here = f"{address}.mlp"
+        gate = (
+            self.projection(block, "mlp.gate", f"{here}.gate") if "mlp.gate" in self.block else None
+        )
+        return Mlp(
+            address=here,
+            up=self.projection(block, "mlp.up", f"{here}.up"),
+            down=self.projection(block, "mlp.down", f"{here}.down"),
+            gate=gate,
+            activation=str(self.get("activation")),
+            module=module,
+            norm=norms.get("mlp_norm"),
+            **self._taps(block, "mlp", layout),
+        )
+
+    def read_stem(self, model: nn.Module) -> dict[str, Part]:
+        """Embeddings, final norm and head, as far as the model has them."""
+        backbone = self.backbone(model)
+        parts: dict[str, Part] = {}
+        for address, path in self.stem.items():
+            if address == "blocks":
+                continue
+            module = backbone.get_submodule(path)
+            make: Callable[[nn.Module, str], Part] = Norm if address.endswith("norm") else Embedding
+            parts[address] = make(module, address)
+        head = getattr(model, "get_output_embeddings", lambda: None)()
+        if head is not None:
+            parts["head"] = Embedding(head, "head")
+        return parts
+
+    # Placing parts: what an edit means in terms of modules
+
+    def place(
+        self, block: nn.Module, role: str, part: str, kwargs: dict[str, Any]
+    ) -> list[Placement]:
+        """Where a registered part goes when it replaces ``role`` ("attention", "mlp.up", ...)."""
+        path = self.block.get(role)
+        outer, _, inner = role.partition(".")
+        if outer == "attention" and inner in ("q", "k", "v", "o"):
+            core = block.get_submodule(self.block["attention"])
+            if isinstance(core, GroupedAttention) and (inner != "o" or core.o_proj is not None):
+                path = f"{self.block['attention']}.{inner}_proj"
+        if path is None:
+            raise Refused(f"{self.name} blocks have no {role!r}; they have {', '.join(self.block)}")
+        return [(path, part, kwargs)]
+
+    def place_absent(self, role: str, drop_norm: bool) -> list[Placement]:
+        """What stands in a block once its attention or MLP is removed.
+
+        A pre-norm block adds nothing to the stream and its norm is dead weight, so both go,
+        whatever ``drop_norm`` says; it matters for post-norm blocks.
+        """
+        absent = {"attention": "absent_attention", "mlp": "absent"}
+        if role not in absent:
+            raise Refused(f"only attention, mlp and whole blocks can be removed, not {role!r}")
+        return [
+            (self.block[role], absent[role], {}),
+            (self.block[f"{role}_norm"], "identity", {}),
+        ]
+
+    def guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        """A truthful entry about one layer that makes the stock class refuse the checkpoint.
+
+        A stock class that meets a checkpoint with a part missing starts that part from random
+        numbers and only warns. It stops, however, when a field that it reads differs between
+        layers.
+
+        Args:
+            role: what was edited in the layer.
+            kwargs: of the part that stands there now; None when nothing does.
+        """
+        outer = role.partition(".")[0]
+        told = self._attention_fields(kwargs) if outer == "attention" else self._mlp_fields(kwargs)
+        if any(value != getattr(self.config, name, None) for name, value in told.items()):
+            return told
+        # The numbers are those of the stock part, but it is not the stock part: say it is not
+        # there.
+        word = "intermediate_size"
+        if outer == "attention":
+            word = "num_heads" if self.get("num_kv_heads") is None else "num_kv_heads"
+        return {self.field(word): 0, "skip": [outer]}
+
+    def _attention_fields(self, kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        shape = kwargs or {}
+        if not shape.get("num_heads") or shape["qk_head_dim"] != shape["v_head_dim"]:
+            return {}
+        words = {"num_heads": "num_heads", "num_kv_heads": "num_kv_heads", "head_dim": "v_head_dim"}
+        return {
+            self.field(word): shape[name]
+            for word, name in words.items()
+            if self.get(word) is not None
+        }
+
+    def _mlp_fields(self, kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        sizes = {(kwargs or {}).get(name) for name in ("in_features", "out_features")}
+        width = sizes - {None, self.get("hidden_size")}
+        return {self.field("intermediate_size"): width.pop()} if len(width) == 1 else {}

@@ -1,0 +1,313 @@
+"""The typed parts of a Transformer. Methods are written once against these, never against modules.
+
+Axes: d hidden_size, H query heads, K key/value heads, D channels of a head, I intermediate_size.
+Addresses name parts alike in every family: ``blocks.3.attention.q``, ``blocks.3.mlp.down``,
+``blocks.3.attention_norm``, ``final_norm``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from modwright.anatomy.projection import Projection
+from modwright.errors import Refused
+from modwright.nn import AttentionShape, GroupedAttention
+
+__all__ = ["Attention", "Block", "Embedding", "Layout", "Mlp", "Norm", "Part", "Sublayer", "Tap"]
+
+Layout = Literal["pre", "post", "parallel"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a tensor can be read while the model runs: the first input or output of a module."""
+
+    module: nn.Module
+    side: Literal["input", "output"]
+
+
+class Part:
+    """Anything with an address and parameters of its own."""
+
+    address: str
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Parameters (and buffers that belong to the structure) by the name that write() takes."""
+        raise NotImplementedError
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Stores ``value`` under a name of :meth:`parameters`."""
+        raise NotImplementedError
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters().values() if p.is_floating_point())
+
+
+class _ModulePart(Part):
+    """A part that is one module with its own ``weight`` and perhaps ``bias``."""
+
+    def __init__(self, module: nn.Module, address: str) -> None:
+        self.module, self.address = module, address
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.module.named_parameters(recurse=False)}
+
+    def write(self, name: str, value: Tensor) -> None:
+        known = self.parameters()
+        if name not in known or known[name].shape != value.shape:
+            raise Refused(
+                f"{self.address}: cannot write {name!r} {tuple(value.shape)}; it has "
+                + (", ".join(f"{n} {tuple(p.shape)}" for n, p in known.items()) or "nothing")
+            )
+        with torch.no_grad():
+            getattr(self.module, name).copy_(value)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.address}, {self.num_parameters:,} parameters)"
+
+
+class Norm(_ModulePart):
+    """A normalization: ``kind`` is "layer" (centring) or "rms"; ``offset`` is 1 for (1 + w)."""
+
+    def __init__(self, module: nn.Module, address: str) -> None:
+        super().__init__(module, address)
+        name = type(module).__name__
+        self.kind: Literal["layer", "rms"] = "rms" if "RMS" in name else "layer"
+        self.offset = 1.0 if name.startswith(("Gemma", "NemotronLayerNorm1P")) else 0.0
+
+    @property
+    def eps(self) -> float:
+        for name in ("eps", "variance_epsilon"):
+            value = getattr(self.module, name, None)
+            if isinstance(value, float):
+                return value
+        raise Refused(f"{self.address}: {type(self.module).__name__} shows no epsilon")
+
+
+class Embedding(_ModulePart):
+    """A table of vectors, one per token or per position: weight [entries, d]."""
+
+
+class Sublayer(Part):
+    """What adds to the residual stream: an attention or an MLP, with the places to watch it.
+
+    Attributes:
+        norm: the norm that is removed with it; None where the block has none of its own.
+        stream_in: the residual stream h that the sublayer (with its norm) reads.
+        core_in: what the sublayer proper reads, norm(h) in a pre-norm block.
+        core_out: what the sublayer proper returns.
+        stream_out: the residual stream after it; None where that is h plus ``core_out``.
+    """
+
+    norm: Norm | None
+    stream_in: Tap
+    core_in: Tap
+    core_out: Tap
+    stream_out: Tap | None
+
+    def projections(self) -> dict[str, Projection]:
+        raise NotImplementedError
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {
+            f"{role}.{name}": tensor
+            for role, projection in self.projections().items()
+            for name, tensor in projection.parameters().items()
+        }
+
+    def write(self, name: str, value: Tensor) -> None:
+        role, _, leaf = name.rpartition(".")
+        projections = self.projections()
+        if role not in projections:
+            raise Refused(
+                f"{self.address} has no part {role or name!r}; it has {', '.join(projections)}"
+            )
+        projections[role].write(leaf, value)
+
+    @property
+    def num_parameters(self) -> int:
+        """With the norm that goes when the sublayer goes."""
+        own = sum(p.num_parameters for p in self.projections().values())
+        return own + (self.norm.num_parameters if self.norm is not None else 0)
+
+
+@dataclass
+class Attention(Sublayer):
+    """Multi-head attention. ``shape`` holds every number that fixes its structure."""
+
+    address: str
+    q: Projection
+    k: Projection
+    v: Projection
+    o: Projection
+    shape: AttentionShape
+    module: nn.Module
+    norm: Norm | None
+    stream_in: Tap
+    core_in: Tap
+    core_out: Tap
+    stream_out: Tap | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+    @property
+    def num_heads(self) -> int:
+        return self.shape.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.shape.num_kv_heads
+
+    @property
+    def is_generic(self) -> bool:
+        """The family's own attention was replaced by modwright's."""
+        return isinstance(self.module, GroupedAttention)
+
+    def projections(self) -> dict[str, Projection]:
+        return {"q": self.q, "k": self.k, "v": self.v, "o": self.o}
+
+    def _norms(self) -> dict[str, Norm]:
+        named = {"q_norm": self.q_norm, "k_norm": self.k_norm}
+        return {name: norm for name, norm in named.items() if norm is not None}
+
+    def parameters(self) -> dict[str, Tensor]:
+        found = super().parameters()
+        for role, norm in self._norms().items():
+            found.update({f"{role}.{name}": p for name, p in norm.parameters().items()})
+        if self.is_generic:
+            found.update({n: b.detach() for n, b in self.module.named_buffers(recurse=False)})
+        return found
+
+    def write(self, name: str, value: Tensor) -> None:
+        buffers = dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
+        role, _, leaf = name.rpartition(".")
+        if name in buffers:
+            if buffers[name].shape != value.shape:
+                raise Refused(f"{self.address}.{name}: shape {tuple(value.shape)} does not fit")
+            buffers[name].copy_(value)
+        elif role in self._norms():
+            self._norms()[role].write(leaf, value)
+        else:
+            super().write(name, value)
+
+    @property
+    def num_parameters(self) -> int:
+        return super().num_parameters + sum(n.num_parameters for n in self._norms().values())
+
+    def read_q(self) -> Tensor:
+        """Query weights (H, D, d)."""
+        return self.q.weight.reshape(self.shape.num_heads, self.shape.qk_head_dim, -1)
+
+    def read_k(self) -> Tensor:
+        """Key weights (K, D, d)."""
+        return self.k.weight.reshape(self.shape.num_kv_heads, self.shape.qk_head_dim, -1)
+
+    def read_v(self) -> Tensor:
+        """Value weights (K, D, d)."""
+        return self.v.weight.reshape(self.shape.num_kv_heads, self.shape.v_head_dim, -1)
+
+    def read_o(self) -> Tensor:
+        """Output weights (H, D, d): what channel D of head H adds to the stream."""
+        return self.o.weight.T.reshape(self.shape.num_heads, self.shape.v_head_dim, -1)
+
+    def kv_of_head(self) -> Tensor:
+        """(H,): the key/value head that each query head reads."""
+        if self.is_generic and self.shape.kv_map:
+            return self.module.get_buffer("kv_index").detach()
+        groups = self.shape.num_heads // self.shape.num_kv_heads
+        return torch.arange(self.shape.num_heads) // groups
+
+    def rotary_index(self) -> Tensor | None:
+        """(K, D): the rotary channel that each channel turns with (``rotary_dim``: none)."""
+        shape = self.shape
+        if not shape.rotary_dim:
+            return None
+        if shape.rotary_gather:
+            return self.module.get_buffer("rotary_index").detach()
+        own = torch.arange(shape.qk_head_dim).clamp(max=shape.rotary_dim)
+        return own.repeat(shape.num_kv_heads, 1)
+
+    def __repr__(self) -> str:
+        s = self.shape
+        return (
+            f"Attention({self.address}: {s.num_heads} heads, {s.num_kv_heads} kv, "
+            f"qk {s.qk_head_dim}, v {s.v_head_dim})"
+        )
+
+
+@dataclass
+class Mlp(Sublayer):
+    """A feed-forward part: down(act(up x)), or down(act(gate x) * up x) when it is gated."""
+
+    address: str
+    up: Projection
+    down: Projection
+    gate: Projection | None
+    activation: str
+    module: nn.Module
+    norm: Norm | None
+    stream_in: Tap
+    core_in: Tap
+    core_out: Tap
+    stream_out: Tap | None = None
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.down.in_features
+
+    @property
+    def inner(self) -> Tap:
+        """What the down projection reads: (b, t, I)."""
+        return Tap(self.down.module, "input")
+
+    def projections(self) -> dict[str, Projection]:
+        gate = {} if self.gate is None else {"gate": self.gate}
+        return {**gate, "up": self.up, "down": self.down}
+
+    def __repr__(self) -> str:
+        gated = "gated, " if self.gate is not None else ""
+        return f"Mlp({self.address}: {gated}{self.intermediate_size} wide, {self.activation})"
+
+
+@dataclass
+class Block:
+    """One layer: how it is wired and what stands in it. A removed part is None."""
+
+    index: int
+    module: nn.Module
+    layout: Layout
+    attention: Attention | None
+    mlp: Mlp | None
+    norms: dict[str, Norm] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"blocks.{self.index}"
+
+    @property
+    def stream_in(self) -> Tap:
+        return Tap(self.module, "input")
+
+    @property
+    def stream_out(self) -> Tap:
+        return Tap(self.module, "output")
+
+    def sublayers(self) -> Iterator[tuple[str, Sublayer]]:
+        if self.attention is not None:
+            yield "attention", self.attention
+        if self.mlp is not None:
+            yield "mlp", self.mlp
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    def __repr__(self) -> str:
+        stands = ", ".join(name for name, _ in self.sublayers()) or "nothing"
+        return f"Block({self.index}, {self.layout}-norm, holds {stands})"

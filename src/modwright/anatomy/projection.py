@@ -1,0 +1,145 @@
+"""Linear maps seen as ``weight [out, in]`` and ``bias [out]``, whatever stores them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from modwright.errors import Refused
+from modwright.nn import FactorPair
+
+__all__ = ["FactoredProjection", "Projection", "as_projection"]
+
+
+class Projection:
+    """One linear map of a model: a whole module, or some output rows of a fused one.
+
+    Args:
+        module: what stores the parameters ``weight`` and, perhaps, ``bias``.
+        address: where the map stands, for messages and plans ("blocks.3.mlp.up").
+        rows: which output rows of the module belong to this map; None for all.
+        transposed: the module stores [in, out] (GPT-2's Conv1D).
+
+    ``weight`` and ``bias`` are detached: reading never touches the gradient graph. Rows given by a
+    slice are read as a view; rows given by an index tensor, as a copy.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        address: str,
+        rows: slice | Tensor | None = None,
+        transposed: bool = False,
+    ) -> None:
+        self.module, self.address, self.rows, self.transposed = module, address, rows, transposed
+
+    def _stored(self, name: str) -> Tensor | None:
+        tensor = getattr(self.module, name, None)
+        return None if tensor is None else tensor.detach()
+
+    def _full_weight(self) -> Tensor:
+        weight = self._stored("weight")
+        if weight is None:
+            raise Refused(f"{self.address}: {type(self.module).__name__} stores no weight")
+        return weight.T if self.transposed else weight
+
+    @property
+    def weight(self) -> Tensor:
+        """[out, in]."""
+        full = self._full_weight()
+        return full if self.rows is None else full[self.rows]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """[out], or None."""
+        bias = self._stored("bias")
+        return bias if bias is None or self.rows is None else bias[self.rows]
+
+    @property
+    def in_features(self) -> int:
+        return self._full_weight().shape[1]
+
+    @property
+    def out_features(self) -> int:
+        full = self._full_weight().shape[0]
+        if self.rows is None:
+            return full
+        return len(range(full)[self.rows]) if isinstance(self.rows, slice) else len(self.rows)
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers that this map owns: its share of a fused module."""
+        return self.out_features * (self.in_features + (self.bias is not None))
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The stored parameters, by the name under which :meth:`write` takes them."""
+        named = {"weight": self.weight, "bias": self.bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    def write(self, name: str, value: Tensor) -> None:
+        """Stores ``value`` as "weight" [out, in] or "bias" [out]; other shapes are refused."""
+        current = self.parameters().get(name)
+        if current is None:
+            raise Refused(
+                f"{self.address} has no {name!r}; it has "
+                + (", ".join(self.parameters()) or "nothing")
+            )
+        if current.shape != value.shape:
+            raise Refused(
+                f"{self.address}.{name}: shape {tuple(value.shape)} where "
+                f"{tuple(current.shape)} stands"
+            )
+        stored = getattr(self.module, name)
+        with torch.no_grad():
+            if name == "weight" and self.transposed:
+                value = value.T
+                target = stored if self.rows is None else stored[:, self.rows]
+                if isinstance(self.rows, Tensor):
+                    stored[:, self.rows] = value.to(stored)
+                else:
+                    target.copy_(value)
+            elif isinstance(self.rows, Tensor):
+                stored[self.rows] = value.to(stored)
+            else:
+                (stored if self.rows is None else stored[self.rows]).copy_(value)
+
+    def __repr__(self) -> str:
+        bias = ", bias" if self.bias is not None else ""
+        size = f"{self.in_features} -> {self.out_features}{bias}"
+        return f"{type(self).__name__}({self.address}: {size})"
+
+
+class FactoredProjection(Projection):
+    """A linear map stored as two factors. ``weight`` is their product; the factors are written."""
+
+    module: FactorPair
+
+    @property
+    def weight(self) -> Tensor:
+        return self.module.weight.detach() @ self.module.reduce.detach()
+
+    @property
+    def in_features(self) -> int:
+        return self.module.in_features
+
+    @property
+    def out_features(self) -> int:
+        return self.module.out_features
+
+    @property
+    def rank(self) -> int:
+        return self.module.rank
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.module.named_parameters()}
+
+
+def as_projection(module: nn.Module, address: str, transposed: bool = False) -> Projection:
+    """The view of a whole module."""
+    if isinstance(module, FactorPair):
+        return FactoredProjection(module, address)
+    return Projection(module, address, transposed=transposed)

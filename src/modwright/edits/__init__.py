@@ -1,0 +1,39 @@
+"""The only writer of structure: declarative edits, kept in the config and replayed on load."""
+
+from modwright.edits.apply import Accounting, Applied, apply
+from modwright.edits.change import (
+    Change,
+    factorize,
+    keep_heads,
+    keep_neurons,
+    remove,
+    replace_attention,
+    replace_mlp,
+)
+from modwright.edits.edit import FORMAT, Edit, Remove, Replace, edits_from_json
+from modwright.edits.plan import Plan
+from modwright.edits.registry import part_names, register_part
+from modwright.edits.verify import Verification, verify
+
+__all__ = [
+    "FORMAT",
+    "Accounting",
+    "Applied",
+    "Change",
+    "Edit",
+    "Plan",
+    "Remove",
+    "Replace",
+    "Verification",
+    "apply",
+    "edits_from_json",
+    "factorize",
+    "keep_heads",
+    "keep_neurons",
+    "part_names",
+    "register_part",
+    "remove",
+    "replace_attention",
+    "replace_mlp",
+    "verify",
+]

@@ -1,0 +1,272 @@
+"""The one place that writes structure: a plan becomes a new model.
+
+The source model is left as it is. The result is built from its config exactly as a reload would
+build it; tensors that do not change are shared with the source, not copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from modwright.anatomy import Anatomy
+from modwright.edits.canonical import Target, target_of
+from modwright.edits.edit import split_address
+from modwright.edits.plan import Plan
+from modwright.edits.verify import Verification, verify
+from modwright.errors import ModwrightError, Refused, VerificationError
+
+__all__ = ["Accounting", "Applied", "apply"]
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """Where every tensor of the source went and every tensor of the result came from (by name)."""
+
+    kept: tuple[str, ...]
+    changed: tuple[str, ...]
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"{len(self.kept)} tensors kept, {len(self.changed)} changed, {len(self.added)} added, "
+            f"{len(self.removed)} removed"
+        )
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A new model, and what became of the old one's tensors.
+
+    Attributes:
+        model: the edited model, in eval mode if the source was.
+        plain: stock transformers loads its checkpoint.
+        accounting: every tensor, kept, changed, added or removed.
+        verification: what was checked; None if it was not asked for.
+    """
+
+    model: PreTrainedModel
+    plain: bool
+    accounting: Accounting
+    verification: Verification | None
+
+
+def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
+    """Builds the edited model; all or nothing.
+
+    Args:
+        model: stays as it is and shares its unchanged tensors with the result.
+        plan: made for a model of this structure.
+        check: verify decoding, causality and finiteness of the result.
+
+    Raises:
+        Refused: the plan does not fit, the model is offloaded, or a new value is missing or NaN.
+        VerificationError: the result breaks a promise.
+
+    Example:
+        >>> import modwright
+        >>> from modwright.edits import Plan, remove
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> anatomy = modwright.Anatomy.of(model)
+        >>> plan = Plan.of(anatomy, "by hand", remove(anatomy.blocks[0].attention))
+        >>> modwright.Anatomy.of(apply(model, plan).model).blocks[0]
+        Block(0, pre-norm, holds mlp)
+    """
+    anatomy = Anatomy.of(model)
+    _refuse_unready(model)
+    plan.check_fits(anatomy)
+    for address, value in plan.tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise Refused(f"the plan holds NaN or infinite values at {address}")
+    target = target_of(anatomy, plan.edits)
+    built = target.skeleton()
+    paths = _source_paths(anatomy, built, target)
+    shared = _fill(model, built, paths)
+    edited = Anatomy.of(built)
+    _write(anatomy, edited, target, plan.tensors, shared)
+    _finish(model, built)
+    accounting = _account(model, built, paths)
+    verification = None
+    if check:
+        verification = verify(built)
+        if not verification.ok:
+            raise VerificationError(f"after {plan.method}: {verification.failure}")
+    return Applied(built, target.plain, accounting, verification)
+
+
+def _refuse_unready(model: Any) -> None:
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise Refused(f"{name} is on the meta device (offloaded or not loaded); load it first")
+    if getattr(model, "hf_device_map", None) and len(set(model.hf_device_map.values())) > 1:
+        raise Refused("the model is spread over devices; open it on one device to edit it")
+
+
+def _source_paths(anatomy: Anatomy, built: nn.Module, target: Target) -> dict[str, str]:
+    """Path of each module of the result -> path of the module of the source that it continues."""
+    prefix = anatomy.family.blocks_path(anatomy.model) + "."
+    paths = {}
+    for path, _ in built.named_modules():
+        origin = path
+        if path.startswith(prefix):
+            index, dot, rest = path[len(prefix) :].partition(".")
+            origin = f"{prefix}{target.blocks[int(index)]}{dot}{rest}"
+        paths[path] = origin
+    return paths
+
+
+def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> set[int]:
+    """Shares what is the same module in both; makes room, filled with NaN, for the rest.
+
+    Returns the ids of shared tensors, which must be copied before they are written.
+    """
+    modules = dict(source.named_modules())
+    shared: set[int] = set()
+    fallback = next(source.parameters())
+    for path, module in built.named_modules():
+        origin = modules.get(paths[path])
+        same = origin is not None and type(origin) is type(module)
+        near = next(origin.parameters(), fallback) if origin is not None else fallback
+        for name, slot in list(module._parameters.items()):
+            if slot is None:
+                continue
+            old = origin._parameters.get(name) if same and origin is not None else None
+            if old is not None and old.shape == slot.shape:
+                module._parameters[name] = old
+                shared.add(id(old))
+            else:
+                room = torch.full(slot.shape, torch.nan, dtype=near.dtype, device=near.device)
+                module._parameters[name] = nn.Parameter(room, requires_grad=near.requires_grad)
+        for name, slot in list(module._buffers.items()):
+            if slot is None:
+                continue
+            old = origin._buffers.get(name) if same and origin is not None else None
+            if old is not None and old.shape == slot.shape:
+                module._buffers[name] = old
+                shared.add(id(old))
+            else:
+                floating = slot.is_floating_point()
+                value: Any = torch.nan if floating else torch.iinfo(slot.dtype).min
+                dtype = near.dtype if floating else slot.dtype
+                module._buffers[name] = torch.full(
+                    slot.shape, value, dtype=dtype, device=near.device
+                )
+    return shared
+
+
+def _write(
+    source: Anatomy,
+    edited: Anatomy,
+    target: Target,
+    tensors: Mapping[str, Tensor],
+    shared: set[int],
+) -> None:
+    """Writes the plan's values, and carries over parts whose storage changed."""
+    new_index = {old: new for new, old in enumerate(target.blocks)}
+    given = {}
+    for address, value in tensors.items():
+        moved = _moved(address, new_index)
+        if moved is not None:
+            given[moved] = value
+    old_parts = dict(source.parts())
+    for address, part in edited.parts():
+        origin = old_parts.get(_origin(address, target.blocks))
+        old_values = origin.parameters() if origin is not None else {}
+        _own(part, address, given, shared)
+        current = part.parameters()
+        for name, value in current.items():
+            full = f"{address}.{name}"
+            if full in given:
+                part.write(name, given.pop(full).to(value.device, value.dtype))
+            elif _missing(value):
+                old = old_values.get(name)
+                if old is None or old.shape != value.shape:
+                    raise Refused(f"the plan gives no value for {full} {tuple(value.shape)}")
+                part.write(name, old)
+    if given:
+        raise Refused(f"the plan has a value for {sorted(given)[0]}, which is not there")
+
+
+def _moved(address: str, new_index: Mapping[int, int]) -> str | None:
+    head, _, rest = address.partition(".")
+    if head != "blocks":
+        return address
+    index, _, leaf = rest.partition(".")
+    return f"blocks.{new_index[int(index)]}.{leaf}" if int(index) in new_index else None
+
+
+def _origin(address: str, blocks: tuple[int, ...]) -> str:
+    if not address.startswith("blocks."):
+        return address
+    index, role = split_address(address)
+    return f"blocks.{blocks[index]}.{role}"
+
+
+def _own(part: Any, address: str, given: Mapping[str, Tensor], shared: set[int]) -> None:
+    """Copies what a part shares with the source, before it is written."""
+    if not any(full.startswith(address + ".") for full in given):
+        return
+    holders = {id(m): m for m in _modules_of(part)}
+    for module in holders.values():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in shared:
+                copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+                module._parameters[name] = copied
+        for name, buffer in module._buffers.items():
+            if buffer is not None and id(buffer) in shared:
+                module._buffers[name] = buffer.clone()
+
+
+def _modules_of(part: Any) -> list[nn.Module]:
+    projections = part.projections().values() if hasattr(part, "projections") else ()
+    norms = (getattr(part, "q_norm", None), getattr(part, "k_norm", None))
+    return [
+        part.module,
+        *(p.module for p in projections),
+        *(norm.module for norm in norms if norm is not None),
+    ]
+
+
+def _missing(value: Tensor) -> bool:
+    if value.is_floating_point():
+        return bool(torch.isnan(value).any())
+    return bool((value == torch.iinfo(value.dtype).min).any())
+
+
+def _finish(source: PreTrainedModel, built: PreTrainedModel) -> None:
+    built.tie_weights()
+    for name, tensor in [*built.named_parameters(), *built.named_buffers()]:
+        if tensor.is_meta or _missing(tensor):
+            original = dict(source.named_parameters()).get(name)
+            if original is not None and torch.isnan(original).any():
+                raise Refused(f"the source weights hold NaN at {name}")
+            raise ModwrightError(f"no value reached {name} {tuple(tensor.shape)}")
+    if getattr(source, "generation_config", None) is not None:
+        built.generation_config = copy.deepcopy(source.generation_config)
+    built.name_or_path = source.name_or_path
+    built.train(source.training)
+
+
+def _account(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> Accounting:
+    old = dict([*source.named_parameters(), *source.named_buffers()])
+    kept: list[str] = []
+    changed: list[str] = []
+    added: list[str] = []
+    continued: set[str] = set()
+    for name, tensor in [*built.named_parameters(), *built.named_buffers()]:
+        module, _, leaf = name.rpartition(".")
+        origin = f"{paths[module]}.{leaf}" if module else leaf
+        if origin not in old:
+            added.append(name)
+            continue
+        continued.add(origin)
+        (kept if old[origin] is tensor else changed).append(name)
+    removed = [name for name in old if name not in continued]
+    return Accounting(tuple(kept), tuple(changed), tuple(added), tuple(removed))

@@ -1,0 +1,222 @@
+"""The canonical form of an edited model: a stock config, and one edit per address that differs.
+
+Edits describe a state, not a history. Removing whole blocks is a smaller ``num_hidden_layers``; a
+width that all layers share is a smaller ``intermediate_size``. What the stock config can say is
+not an edit, so a model that needs none is *plain*: stock transformers loads it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from modwright.anatomy import Anatomy, Attention, Mlp
+from modwright.edits.edit import Edit, Remove, Replace, split_address
+from modwright.edits.remodelled import (
+    base_class,
+    base_config_class,
+    edits_of,
+    remodelled,
+    remodelled_config,
+)
+from modwright.errors import Refused
+from modwright.nn import AttentionShape
+
+__all__ = ["Target", "target_of"]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a model will be: class, config (with its edits), and where its blocks come from."""
+
+    model_class: type[PreTrainedModel]
+    config: Any
+    edits: tuple[Edit, ...]
+    blocks: tuple[int, ...]
+    """Source index of each block that stays."""
+
+    @property
+    def plain(self) -> bool:
+        return not self.edits
+
+    def skeleton(self) -> PreTrainedModel:
+        """The model on the meta device: its structure without weights."""
+        return _skeleton(self.model_class, self.config)
+
+
+def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
+    """Merges new edits into those that the model carries already.
+
+    Raises:
+        Refused: an edit of something that is not there, two edits of one place, or no block left.
+    """
+    merged = {edit.path: edit for edit in edits_of(anatomy.config)}
+    gone: set[int] = set()
+    seen: set[str] = set()
+    for edit in edits:
+        if edit.path in seen:
+            raise Refused(f"{edit.path} is edited twice in one plan")
+        seen.add(edit.path)
+        index, role = split_address(edit.path)
+        _check_there(anatomy, index, role, edit)
+        if not role:
+            gone.add(index)
+            continue
+        inside = [p for p in merged if p == edit.path or p.startswith(edit.path + ".")]
+        for path in inside:
+            del merged[path]
+        merged[edit.path] = edit
+    kept = tuple(i for i in range(len(anatomy.blocks)) if i not in gone)
+    if not kept:
+        raise Refused("all blocks would go; at least one must stay")
+    renumbered = _renumber(merged.values(), kept)
+    config = _stock_config(anatomy, kept)
+    stock = base_class(type(anatomy.model))
+    return _simplest(anatomy, stock, config, renumbered, kept)
+
+
+def _check_there(anatomy: Anatomy, index: int, role: str, edit: Edit) -> None:
+    block = anatomy.block(index)
+    outer = role.partition(".")[0]
+    if outer and getattr(block, outer, None) is None:
+        verb = "removed already" if isinstance(edit, Remove) else "removed, so it cannot be edited"
+        raise Refused(f"{edit.path}: the {outer} of block {index} was {verb}")
+
+
+def _renumber(edits: Iterable[Edit], kept: tuple[int, ...]) -> tuple[Edit, ...]:
+    new_index = {old: new for new, old in enumerate(kept)}
+    moved: list[Edit] = []
+    for edit in edits:
+        index, role = split_address(edit.path)
+        if index not in new_index:
+            continue
+        path = f"blocks.{new_index[index]}.{role}"
+        if isinstance(edit, Remove):
+            moved.append(Remove(path, edit.drop_norm))
+        else:
+            moved.append(Replace(path, edit.part, edit.kwargs))
+    return tuple(sorted(moved, key=lambda e: (*split_address(e.path),)))
+
+
+def _stock_config(anatomy: Anatomy, kept: tuple[int, ...]) -> Any:
+    """A copy of the model's config as its stock class, with the blocks that stay."""
+    config = copy.deepcopy(anatomy.config)
+    stock = base_config_class(type(config))
+    for name in ("edits", "modwright_format"):
+        config.__dict__.pop(name, None)
+    config.__class__ = stock
+    types = getattr(config, "layer_types", None)
+    if types is not None:
+        config.__dict__["layer_types"] = [types[i] for i in kept]
+    setattr(config, anatomy.family.field("num_layers"), len(kept))
+    return config
+
+
+def _edited(
+    stock: type[PreTrainedModel], config: Any, edits: tuple[Edit, ...]
+) -> tuple[type[PreTrainedModel], Any]:
+    if not edits:
+        return stock, config
+    config = copy.deepcopy(config)
+    config.__class__ = remodelled_config(type(config))
+    config.edits = [edit.to_json() for edit in edits]
+    config.modwright_format = 1
+    return remodelled(stock), config
+
+
+def _skeleton(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        return model_class(config)
+
+
+def _simplest(
+    anatomy: Anatomy,
+    stock: type[PreTrainedModel],
+    config: Any,
+    edits: tuple[Edit, ...],
+    kept: tuple[int, ...],
+) -> Target:
+    """Moves what all layers share from the edits into the stock config."""
+    model_class, edited_config = _edited(stock, config, edits)
+    if edits:
+        whole = Anatomy.of(_skeleton(model_class, edited_config))
+        candidate = _with_shared_widths(anatomy, config, whole)
+        if candidate is not None:
+            plainer = _needed(stock, candidate, edits)
+            if plainer is not None and len(plainer) < len(edits):
+                config, edits = candidate, plainer
+                model_class, edited_config = _edited(stock, config, edits)
+    return Target(model_class, edited_config if edits else config, edits, kept)
+
+
+def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | None:
+    """The stock config with the widths that all layers of ``whole`` share; None without any."""
+    family = anatomy.family
+    wanted: dict[str, int] = {}
+    mlps = [block.mlp for block in whole.blocks]
+    widths = {mlp.intermediate_size if mlp is not None else None for mlp in mlps}
+    if len(widths) == 1 and None not in widths:
+        wanted["intermediate_size"] = widths.pop() or 0
+    shapes = {None if b.attention is None else b.attention.shape for b in whole.blocks}
+    shape = next(iter(shapes)) if len(shapes) == 1 else None
+    if shape is not None and shape.qk_head_dim == shape.v_head_dim:
+        words = {
+            "num_heads": shape.num_heads,
+            "num_kv_heads": shape.num_kv_heads,
+            "head_dim": shape.qk_head_dim,
+        }
+        if all(family.get(word) is not None for word in words):
+            wanted.update(words)
+    if not wanted:
+        return None
+    candidate = copy.deepcopy(config)
+    for word, value in wanted.items():
+        setattr(candidate, family.field(word), value)
+    return candidate
+
+
+def _needed(
+    stock: type[PreTrainedModel], config: Any, edits: tuple[Edit, ...]
+) -> tuple[Edit, ...] | None:
+    """The edits that a stock model of this config does not fulfil already; None if it cannot be."""
+    try:
+        config.validate()
+        plain = Anatomy.of(_skeleton(stock, config))
+    except (ValueError, RuntimeError, AttributeError, TypeError):
+        return None
+    return tuple(edit for edit in edits if not _fulfilled(plain, edit))
+
+
+def _fulfilled(plain: Anatomy, edit: Edit) -> bool:
+    if isinstance(edit, Remove):
+        return False
+    index, role = split_address(edit.path)
+    block = plain.blocks[index]
+    check = _SAME.get((role.partition(".")[0], edit.part))
+    return check is not None and check(block, role, edit.kwargs)
+
+
+def _same_linear(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
+    mlp: Mlp = block.mlp
+    projection = mlp.projections().get(role.partition(".")[2])
+    return projection is not None and kwargs == {
+        "in_features": projection.in_features,
+        "out_features": projection.out_features,
+        "bias": projection.bias is not None,
+    }
+
+
+def _same_attention(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
+    attention: Attention = block.attention
+    return attention.shape == AttentionShape(**kwargs)
+
+
+_SAME: dict[tuple[str, str], Callable[[Any, str, dict[str, Any]], bool]] = {
+    ("mlp", "linear"): _same_linear,
+    ("attention", "attention"): _same_attention,
+}

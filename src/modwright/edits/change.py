@@ -1,0 +1,250 @@
+"""Structural changes to one part, as edits and the new tensors that go with them.
+
+Methods are composed of these; they know how a change is expressed, and no method does.
+Axes: d hidden_size, H query heads, K key/value heads, D channels of a head, I neurons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from modwright.anatomy import Attention, Block, Mlp, Projection
+from modwright.edits.edit import Edit, Remove, Replace
+from modwright.errors import Refused
+from modwright.nn import AttentionShape
+
+__all__ = [
+    "Change",
+    "factorize",
+    "keep_heads",
+    "keep_neurons",
+    "remove",
+    "replace_attention",
+    "replace_mlp",
+]
+
+
+@dataclass(frozen=True)
+class Change:
+    """Edits, and values by the address of a parameter ("blocks.3.mlp.up.weight")."""
+
+    edits: tuple[Edit, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __add__(self, other: Change) -> Change:
+        twice = self.tensors.keys() & other.tensors.keys()
+        if twice:
+            raise Refused(f"two changes write {sorted(twice)[0]}")
+        return Change((*self.edits, *other.edits), {**self.tensors, **other.tensors})
+
+
+def remove(part: Block | Attention | Mlp, drop_norm: bool = False) -> Change:
+    """Takes a block, an attention or an MLP out of the model."""
+    return Change((Remove(part.address, drop_norm),))
+
+
+def _checked(index: Sequence[int] | Tensor, size: int, what: str) -> Tensor:
+    kept = torch.as_tensor(index, dtype=torch.long).flatten()
+    if not len(kept):
+        raise Refused(f"{what}: nothing would be left; remove the part instead")
+    if int(kept.min()) < 0 or int(kept.max()) >= size:
+        raise Refused(f"{what}: indices must lie between 0 and {size - 1}")
+    if len(kept.unique()) != len(kept):
+        raise Refused(f"{what}: an index is repeated")
+    return kept
+
+
+def keep_neurons(mlp: Mlp, index: Sequence[int] | Tensor) -> Change:
+    """Narrows an MLP to the neurons ``index``, in that order; nothing makes up for the others."""
+    kept = _checked(index, mlp.intermediate_size, f"{mlp.address}: neurons")
+    return replace_mlp(
+        mlp,
+        up=mlp.up.weight[kept],
+        down=mlp.down.weight[:, kept],
+        gate=None if mlp.gate is None else mlp.gate.weight[kept],
+        up_bias=None if mlp.up.bias is None else mlp.up.bias[kept],
+        gate_bias=None if mlp.gate is None or mlp.gate.bias is None else mlp.gate.bias[kept],
+    )
+
+
+def replace_mlp(
+    mlp: Mlp,
+    up: Tensor,
+    down: Tensor,
+    gate: Tensor | None = None,
+    up_bias: Tensor | None = None,
+    gate_bias: Tensor | None = None,
+) -> Change:
+    """Gives an MLP new weights of a new width k.
+
+    Args:
+        up, gate: (k, d); ``gate`` for a gated MLP.
+        down: (d, k). The bias of the down projection is kept.
+        up_bias, gate_bias: (k,).
+    """
+    width = up.shape[0]
+    given = {"up": (up, up_bias), "gate": (gate, gate_bias), "down": (down, mlp.down.bias)}
+    change = Change()
+    for role, projection in mlp.projections().items():
+        weight, bias = given[role]
+        if weight is None or weight.shape[0 if role != "down" else 1] != width:
+            raise Refused(f"{mlp.address}: {role} does not have the width {width} of the others")
+        change += _linear(projection, weight, bias, width)
+    return change
+
+
+def _linear(projection: Projection, weight: Tensor, bias: Tensor | None, width: int) -> Change:
+    kwargs = {
+        "in_features": weight.shape[1],
+        "out_features": weight.shape[0],
+        "bias": bias is not None,
+    }
+    tensors = {f"{projection.address}.weight": weight}
+    if bias is not None:
+        tensors[f"{projection.address}.bias"] = bias
+    return Change((Replace(projection.address, "linear", kwargs),), tensors)
+
+
+def factorize(projection: Projection, outer: Tensor, inner: Tensor) -> Change:
+    """Stores a linear map as ``outer (out, r) @ inner (r, in)``; its bias is kept.
+
+    Raises:
+        Refused: the rank saves nothing, or the map is a slice of a fused one.
+    """
+    rank = inner.shape[0]
+    largest = (projection.in_features * projection.out_features - 1) // (
+        projection.in_features + projection.out_features
+    )
+    if not 1 <= rank <= largest:
+        raise Refused(
+            f"{projection.address}: rank {rank} saves nothing; legal ranks are 1 to {largest}"
+        )
+    if projection.rows is not None:
+        raise Refused(
+            f"{projection.address} is a slice of a fused map; replace the attention first"
+        )
+    kwargs = {
+        "in_features": projection.in_features,
+        "out_features": projection.out_features,
+        "rank": rank,
+        "bias": projection.bias is not None,
+    }
+    tensors = {f"{projection.address}.weight": outer, f"{projection.address}.reduce": inner}
+    if projection.bias is not None:
+        tensors[f"{projection.address}.bias"] = projection.bias
+    return Change((Replace(projection.address, "factors", kwargs),), tensors)
+
+
+def replace_attention(
+    attention: Attention,
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    o: Tensor | None = None,
+    biases: Mapping[str, Tensor | None] | None = None,
+    rotary_index: Tensor | None = None,
+    kv_index: Tensor | None = None,
+) -> Change:
+    """Puts modwright's attention in place, with new weights; what is not given stays as it is.
+
+    Args:
+        q: (H, D, d). k: (K, D, d). v: (K, E, d). o: (H, E, d).
+        biases: role -> (H, D), (K, D), (K, E) or (d,); None takes a bias away.
+        rotary_index: (K, D) rotary channel of each kept channel, for models with rotary positions.
+        kv_index: (H,) key/value head of each query head, where groups have unequal sizes.
+    """
+    old = attention.shape
+    weights = {
+        "q": attention.read_q() if q is None else q,
+        "k": attention.read_k() if k is None else k,
+        "v": attention.read_v() if v is None else v,
+        "o": attention.read_o() if o is None else o,
+    }
+    new_biases = {role: p.bias for role, p in attention.projections().items()} | dict(biases or {})
+    num_heads, num_kv_heads = weights["q"].shape[0], weights["k"].shape[0]
+    index = attention.rotary_index() if rotary_index is None else rotary_index
+    gather = index is not None and not _is_plain(index, old.rotary_dim, weights["q"].shape[1])
+    shape = replace(
+        old,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        qk_head_dim=weights["q"].shape[1],
+        v_head_dim=weights["v"].shape[1],
+        rotary_gather=gather,
+        kv_map=kv_index is not None,
+        biases="".join(role for role in "qkvo" if new_biases[role] is not None),
+    )
+    _check_widths(attention.address, shape, weights)
+    here = attention.address
+    tensors = {
+        f"{here}.{role}.weight": (
+            w.reshape(-1, w.shape[-1]).T if role == "o" else w.reshape(-1, w.shape[-1])
+        )
+        for role, w in weights.items()
+    }
+    for role, bias in new_biases.items():
+        if bias is not None:
+            tensors[f"{here}.{role}.bias"] = bias.reshape(-1)
+    if gather and index is not None:
+        tensors[f"{here}.rotary_index"] = index
+    if kv_index is not None:
+        tensors[f"{here}.kv_index"] = kv_index
+    for role, norm in (("q_norm", attention.q_norm), ("k_norm", attention.k_norm)):
+        if norm is not None:
+            tensors[f"{here}.{role}.weight"] = norm.parameters()["weight"]
+    return Change((Replace(here, "attention", shape.to_json()),), tensors)
+
+
+def _is_plain(index: Tensor, rotary_dim: int, width: int) -> bool:
+    own = torch.arange(width).clamp(max=rotary_dim)
+    return index.shape[1] == width and bool((index == own).all()) and width >= rotary_dim
+
+
+def _check_widths(address: str, shape: AttentionShape, weights: Mapping[str, Tensor]) -> None:
+    wanted = {
+        "q": (shape.num_heads, shape.qk_head_dim, shape.hidden_size),
+        "k": (shape.num_kv_heads, shape.qk_head_dim, shape.hidden_size),
+        "v": (shape.num_kv_heads, shape.v_head_dim, shape.hidden_size),
+        "o": (shape.num_heads, shape.v_head_dim, shape.hidden_size),
+    }
+    for role, size in wanted.items():
+        if tuple(weights[role].shape) != size:
+            raise Refused(f"{address}.{role}: shape {tuple(weights[role].shape)}, needs {size}")
+
+
+def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
+    """Keeps the query heads ``heads`` and the key/value heads that they read.
+
+    A key/value head goes when all its query heads go. Groups may end up with unequal sizes; then
+    each query head carries an explicit index.
+    """
+    kept = _checked(heads, attention.num_heads, f"{attention.address}: heads").sort().values
+    owner = attention.kv_of_head()[kept]
+    kv = owner.unique(sorted=True)
+    new_owner = torch.searchsorted(kv, owner)
+    counts = torch.bincount(new_owner)
+    even = bool((counts == counts[0]).all())
+    index = attention.rotary_index()
+
+    def rows(role: str, which: Tensor, size: int) -> Tensor | None:
+        bias = attention.projections()[role].bias
+        return None if bias is None else bias.view(size, -1)[which]
+
+    return replace_attention(
+        attention,
+        q=attention.read_q()[kept],
+        k=attention.read_k()[kv],
+        v=attention.read_v()[kv],
+        o=attention.read_o()[kept],
+        biases={
+            "q": rows("q", kept, attention.num_heads),
+            "k": rows("k", kv, attention.num_kv_heads),
+            "v": rows("v", kv, attention.num_kv_heads),
+        },
+        rotary_index=None if index is None else index[kv],
+        kv_index=None if even else new_owner,
+    )

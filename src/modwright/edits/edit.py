@@ -1,0 +1,102 @@
+"""What an edit says: at this address stands this registered part, or nothing.
+
+Edits are plain JSON. They state structure only; values travel as ordinary tensors. Addresses are
+those of the anatomy, the same for every family: ``blocks.3``, ``blocks.3.attention``,
+``blocks.3.mlp.up``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from modwright.errors import Refused, unknown_name
+
+__all__ = ["FORMAT", "Edit", "Remove", "Replace", "edits_from_json", "split_address"]
+
+FORMAT = 1
+"""Version of the edits in a saved config."""
+
+_ADDRESS = re.compile(r"^blocks\.(\d+)(?:\.([a-z_]+(?:\.[a-z_]+)?))?$")
+
+
+def split_address(path: str) -> tuple[int, str]:
+    """("blocks.3.mlp.up") -> (3, "mlp.up"); the role is empty for a whole block.
+
+    Raises:
+        Refused: anything that is not an address inside the blocks.
+    """
+    match = _ADDRESS.match(path)
+    if match is None:
+        raise Refused(
+            f"{path!r} is no address of a part; legal: blocks.N, blocks.N.attention, blocks.N.mlp, "
+            "blocks.N.mlp.up and the like"
+        )
+    return int(match[1]), match[2] or ""
+
+
+@dataclass(frozen=True)
+class Remove:
+    """Nothing stands at ``path`` any more: a block, its attention or its MLP.
+
+    ``drop_norm`` matters for post-norm blocks only: without it the norm stays, so the block
+    computes norm(h); with it, h.
+    """
+
+    path: str
+    drop_norm: bool = False
+    op: ClassVar[str] = "remove"
+
+    def __post_init__(self) -> None:
+        split_address(self.path)
+
+    def to_json(self) -> dict[str, Any]:
+        extra = {"drop_norm": True} if self.drop_norm else {}
+        return {"op": self.op, "path": self.path, **extra}
+
+
+@dataclass(frozen=True)
+class Replace:
+    """At ``path`` stands the registered part ``part``, built with ``kwargs`` (JSON values)."""
+
+    path: str
+    part: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    op: ClassVar[str] = "replace"
+
+    def __post_init__(self) -> None:
+        if not split_address(self.path)[1]:
+            raise Refused(f"{self.path}: a whole block can be removed but not replaced")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"op": self.op, "path": self.path, "part": self.part, "kwargs": dict(self.kwargs)}
+
+
+Edit = Remove | Replace
+_KINDS: dict[str, type[Remove] | type[Replace]] = {"remove": Remove, "replace": Replace}
+
+
+def edits_from_json(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
+    """Reads edits back.
+
+    Raises:
+        Refused: an unknown operation or field.
+
+    Example:
+        >>> edits_from_json([{"op": "remove", "path": "blocks.1.attention"}])
+        (Remove(path='blocks.1.attention', drop_norm=False),)
+    """
+    edits: list[Edit] = []
+    for item in items:
+        fields = dict(item)
+        op = fields.pop("op", None)
+        kind = _KINDS.get(str(op))
+        if kind is None:
+            raise unknown_name("edit operation", op, _KINDS)
+        try:
+            edits.append(kind(**fields))
+        except TypeError as error:
+            raise Refused(f"edit {item}: {error}") from None
+    return tuple(edits)

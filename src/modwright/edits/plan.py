@@ -1,0 +1,181 @@
+"""A plan: what will be edited, with which values, and why. It can be saved and printed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from modwright.anatomy import Anatomy
+from modwright.edits.change import Change
+from modwright.edits.edit import FORMAT, Edit, edits_from_json
+from modwright.errors import CheckpointError, Refused
+
+__all__ = ["Plan", "structure_of"]
+
+
+def structure_of(anatomy: Anatomy) -> dict[str, Any]:
+    """What a plan must find again in the model it is applied to: family and widths."""
+    blocks = []
+    for block in anatomy.blocks:
+        attention, mlp = block.attention, block.mlp
+        blocks.append(
+            {
+                "attention": None if attention is None else attention.shape.to_json(),
+                "mlp": None if mlp is None else mlp.intermediate_size,
+            }
+        )
+    return {"family": anatomy.family.name, "hidden_size": anatomy.hidden_size, "blocks": blocks}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Edits, new tensors and reasons.
+
+    Attributes:
+        method: name of the method that decided.
+        options: its options, resolved.
+        structure: the structure that the plan was made for.
+        edits: what changes.
+        tensors: new values by parameter address.
+        reasons: scores, ranks, predicted errors, as JSON values.
+        notes: sentences for the user: warnings and remarks.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    structure: Mapping[str, Any]
+    edits: tuple[Edit, ...] = ()
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    reasons: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        anatomy: Anatomy,
+        method: str,
+        change: Change,
+        options: Mapping[str, Any] | None = None,
+        reasons: Mapping[str, Any] | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Plan:
+        """A plan for this anatomy from a change."""
+        return cls(
+            method,
+            dict(options or {}),
+            structure_of(anatomy),
+            change.edits,
+            change.tensors,
+            dict(reasons or {}),
+            notes,
+        )
+
+    def check_fits(self, anatomy: Anatomy) -> None:
+        """Refuses a model whose structure is not the one planned for."""
+        found = structure_of(anatomy)
+        if found == self.structure:
+            return
+        for name in ("family", "hidden_size"):
+            if found[name] != self.structure[name]:
+                raise Refused(
+                    f"the plan was made for {name} {self.structure[name]}, the model has "
+                    f"{found[name]}"
+                )
+        if len(found["blocks"]) != len(self.structure["blocks"]):
+            raise Refused(
+                f"the plan was made for {len(self.structure['blocks'])} blocks, the model has "
+                f"{len(found['blocks'])}"
+            )
+        at = next(
+            i for i, (a, b) in enumerate(zip(found["blocks"], self.structure["blocks"])) if a != b
+        )
+        raise Refused(
+            f"the plan does not fit: block {at} is {found['blocks'][at]}, planned for "
+            f"{self.structure['blocks'][at]}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the tensors."""
+        return {
+            "format": FORMAT,
+            "method": self.method,
+            "options": dict(self.options),
+            "structure": dict(self.structure),
+            "edits": [edit.to_json() for edit in self.edits],
+            "reasons": dict(self.reasons),
+            "notes": list(self.notes),
+        }
+
+    def save(self, directory: str | Path) -> Path:
+        """Writes plan.json and plan.safetensors into a new directory.
+
+        Raises:
+            CheckpointError: something stands there already.
+        """
+        from safetensors.torch import save_file
+
+        out = Path(directory)
+        if out.exists() and any(out.iterdir()):
+            raise CheckpointError(f"{out} is not empty; choose a new directory for the plan")
+        out.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: t.contiguous().clone() for name, t in self.tensors.items()},
+            out / "plan.safetensors",
+        )
+        (out / "plan.json").write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        return out
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Plan:
+        """Reads a saved plan.
+
+        Raises:
+            CheckpointError: no plan stands there, or it is of a newer format.
+        """
+        from safetensors.torch import load_file
+
+        path = Path(directory)
+        try:
+            stored = json.loads((path / "plan.json").read_text())
+            tensors = load_file(path / "plan.safetensors")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} holds no readable plan: {error}") from None
+        if stored.get("format", 0) > FORMAT:
+            raise CheckpointError(f"{path} has format {stored['format']}; known up to {FORMAT}")
+        return cls(
+            stored["method"],
+            stored["options"],
+            stored["structure"],
+            edits_from_json(stored["edits"]),
+            tensors,
+            stored["reasons"],
+            tuple(stored["notes"]),
+        )
+
+    def summary(self) -> list[tuple[str, str]]:
+        """One line per edited address: what stood there and what will."""
+        return [(edit.path, _describe(edit)) for edit in self.edits]
+
+    def __repr__(self) -> str:
+        return f"Plan({self.method}: {len(self.edits)} edits, {len(self.tensors)} new tensors)"
+
+
+def _describe(edit: Edit) -> str:
+    fields = edit.to_json()
+    if fields["op"] == "remove":
+        return "removed"
+    kwargs = fields["kwargs"]
+    if "in_features" in kwargs:
+        rank = f" through rank {kwargs['rank']}" if "rank" in kwargs else ""
+        return f"{fields['part']} {kwargs['in_features']} -> {kwargs['out_features']}{rank}"
+    return (
+        f"{kwargs.get('num_heads')} heads, {kwargs.get('num_kv_heads')} kv, "
+        f"qk {kwargs.get('qk_head_dim')}, v {kwargs.get('v_head_dim')}"
+        if fields["part"] == "attention"
+        else str(fields["part"])
+    )

@@ -1,0 +1,164 @@
+"""A transformers class whose config carries the edits and whose constructor replays them.
+
+``remodelled(LlamaForCausalLM)`` is a subclass with ``model_type = "modwright_llama"``. Everything
+else (loading, saving, generating, training) stays transformers' own.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from modwright.anatomy.families import family_of
+from modwright.edits.edit import FORMAT, Edit, edits_from_json, split_address
+from modwright.edits.replay import replay
+from modwright.errors import CheckpointError, Refused
+
+__all__ = ["base_class", "base_config_class", "is_remodelled", "remodelled", "remodelled_config"]
+
+_PREFIX = "Modwright"
+
+
+class _RemodelledConfig:
+    """Mixed into a stock config: holds ``edits`` and keeps them honest towards stock classes."""
+
+    edits: list[dict[str, Any]]
+    modwright_format: int
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # What a stock class must not overlook is derived from the edits, never read back.
+        kwargs.pop("per_layer_config", None)
+        self.edits = list(kwargs.pop("edits", None) or [])
+        self.modwright_format = kwargs.pop("modwright_format", FORMAT)
+        if self.modwright_format > FORMAT:
+            raise CheckpointError(
+                f"the checkpoint has edits of format {self.modwright_format}; this modwright reads "
+                f"up to {FORMAT}: install a newer one"
+            )
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        from modwright.edits.autoclass import register_models
+
+        register_models(type(self))  # type: ignore[arg-type]
+
+    def layer_overrides(self) -> dict[int, dict[str, Any]]:
+        """Layer -> what differs there, in the field names of the stock config."""
+        family = family_of(self)
+        overrides: dict[int, dict[str, Any]] = {}
+        for edit in edits_from_json(self.edits):
+            index, role = split_address(edit.path)
+            entry = overrides.setdefault(index, {})
+            for name, value in family.guard(role, getattr(edit, "kwargs", None)).items():
+                if name == "skip":
+                    value = sorted({*entry.get("skip", ()), *value})
+                entry[name] = value
+        return dict(sorted(overrides.items()))
+
+    @property
+    def per_layer_config(self) -> Sequence[Any]:
+        """One resolved config per layer, as cache construction and exporters read it."""
+        overrides = self.layer_overrides()
+        resolved = []
+        for index in range(self.num_hidden_layers):  # type: ignore[attr-defined]
+            layer = copy.copy(self)
+            layer.__dict__.update(overrides.get(index, {}))
+            resolved.append(layer)
+        return resolved
+
+    @per_layer_config.setter
+    def per_layer_config(self, value: Any) -> None:
+        if value:
+            raise Refused("per_layer_config of a remodelled model follows from its edits")
+
+    def _with_overrides(self, stored: dict[str, Any]) -> dict[str, Any]:
+        overrides = self.layer_overrides()
+        if overrides:
+            digits = len(str(max(overrides)))
+            stored["per_layer_config"] = {
+                str(index).zfill(digits): entry for index, entry in overrides.items()
+            }
+        return stored
+
+    def to_dict(self) -> dict[str, Any]:
+        return self._with_overrides(super().to_dict())  # type: ignore[misc]
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        return self._with_overrides(super().to_diff_dict())  # type: ignore[misc]
+
+
+@cache
+def remodelled_config(base: Any) -> type[PreTrainedConfig]:
+    """The config class with ``edits`` for a stock config class."""
+    return type(
+        _PREFIX + base.__name__,
+        (_RemodelledConfig, base),
+        {"model_type": f"modwright_{base.model_type}", "__module__": __name__, "_base": base},
+    )
+
+
+@cache
+def remodelled(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The model class that replays its config's edits, for a stock model class.
+
+    Example:
+        >>> from transformers import LlamaForCausalLM
+        >>> remodelled(LlamaForCausalLM).__name__
+        'ModwrightLlamaForCausalLM'
+    """
+    config_class = remodelled_config(base.config_class)
+
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        super(cls, self).__init__(config, *args, **kwargs)
+        replay(self, family_of(config), edits_from_json(config.edits))
+        self.post_init()
+
+    cls: type[PreTrainedModel] = type(
+        _PREFIX + base.__name__,
+        (base,),
+        {
+            "__init__": __init__,
+            "__module__": __name__,
+            "__doc__": f"{base.__name__} with the edits of its config.",
+            "config_class": config_class,
+            "config": None,
+            "_base": base,
+        },
+    )
+    return cls
+
+
+def is_remodelled(model: Any) -> bool:
+    """The model or config (or its class) carries edits."""
+    kind = model if isinstance(model, type) else type(model)
+    return "_base" in kind.__dict__
+
+
+def base_class(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The stock class behind a model class."""
+    found: type[PreTrainedModel] = kind.__dict__.get("_base", kind)
+    return found
+
+
+def base_config_class(kind: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+    """The stock class behind a config class."""
+    found: type[PreTrainedConfig] = kind.__dict__.get("_base", kind)
+    return found
+
+
+def edits_of(config: Any) -> tuple[Edit, ...]:
+    """The edits that a model's config carries; none for a stock model."""
+    return edits_from_json(getattr(config, "edits", None) or []) if is_remodelled(config) else ()
+
+
+def __getattr__(name: str) -> Any:
+    """Classes are made on demand; pickling and imports find them here by name."""
+    stock = getattr(transformers, name.removeprefix(_PREFIX), None)
+    if name.startswith(_PREFIX) and isinstance(stock, type):
+        make = remodelled if issubclass(stock, PreTrainedModel) else remodelled_config
+        return make(stock)
+    raise AttributeError(f"module {sys.modules[__name__].__name__!r} has no attribute {name!r}")

@@ -1,0 +1,163 @@
+"""The promises that every edited model keeps, checked on a few tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Check", "Verification", "probe_batch", "verify"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One promise: its name, whether it held, and what was seen."""
+
+    name: str
+    held: bool
+    seen: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """All checks that apply to a model."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        return all(check.held for check in self.checks)
+
+    @property
+    def failure(self) -> str:
+        """The broken promises in one line; empty when all hold."""
+        return "; ".join(f"{c.name} does not hold: {c.seen}" for c in self.checks if not c.held)
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"{c.name}: {'ok' if c.held else 'BROKEN'} ({c.seen})" for c in self.checks
+        )
+
+
+def probe_batch(model: nn.Module, length: int = 12, seed: int = 0) -> dict[str, Tensor]:
+    """Two rows of random tokens, the second left-padded by a third of its length."""
+    config: Any = model.config
+    generator = torch.Generator().manual_seed(seed)
+    limit = getattr(config, "max_position_embeddings", None) or length
+    length = max(2, min(length, limit // 2))
+    ids = torch.randint(0, config.vocab_size, (2, length), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, : length // 3] = 0
+    device = next(model.parameters()).device
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+
+
+@torch.no_grad()
+def verify(model: nn.Module, new_tokens: int = 8) -> Verification:
+    """Checks a model without changing it.
+
+    For models that generate: cached decoding of a batch with a left-padded row gives the logits of
+    uncached decoding, and no position sees a later one. For encoders: what stands under the padding
+    has no influence. For all: outputs are finite.
+
+    Example:
+        >>> import modwright
+        >>> verify(modwright.open("preset:tiny-llama").model).ok
+        True
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        generates = getattr(model, "can_generate", lambda: False)()
+        checks: list[Callable[[nn.Module], Check]] = [_finite]
+        if generates:
+            checks += [_causal, lambda m: _cached_is_uncached(m, new_tokens)]
+        else:
+            checks.append(_padding_is_ignored)
+        return Verification(tuple(check(model) for check in checks))
+    finally:
+        model.train(was_training)
+
+
+def _outputs(model: nn.Module, **inputs: Any) -> Tensor:
+    result: Tensor = model(**inputs, return_dict=True)[0]
+    return result.float()
+
+
+def _tolerance(reference: Tensor, model: nn.Module) -> float:
+    """Rounding of the weights' dtype, in units of the outputs' spread."""
+    eps = torch.finfo(next(model.parameters()).dtype).eps
+    return max(float(reference.std()), 1e-3) * max(1e-4, 16 * eps)
+
+
+def _finite(model: nn.Module) -> Check:
+    out = _outputs(model, **probe_batch(model))
+    good = bool(torch.isfinite(out).all())
+    return Check("finite outputs", good, f"{int((~torch.isfinite(out)).sum())} values are not")
+
+
+def _causal(model: Any) -> Check:
+    ids = probe_batch(model)["input_ids"][:1]
+    other = ids.clone()
+    other[0, -1] = (other[0, -1] + 1) % model.config.vocab_size
+    before, after = _outputs(model, input_ids=ids), _outputs(model, input_ids=other)
+    moved = float((before[:, :-1] - after[:, :-1]).abs().max())
+    return Check(
+        "causality", moved <= _tolerance(before, model), f"earlier logits moved by {moved:.1e}"
+    )
+
+
+def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
+    batch = probe_batch(model)
+    length = batch["input_ids"].shape[1]
+    result = model.generate(
+        **batch,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        output_logits=True,
+        return_dict_in_generate=True,
+        pad_token_id=0,
+        temperature=None,
+        top_p=None,
+        top_k=None,
+    )
+    cached = torch.stack([step.float() for step in result.logits], dim=1)
+    grown = torch.nn.functional.pad(batch["attention_mask"], (0, new_tokens), value=1)
+    positions = (grown.cumsum(-1) - 1).clamp(min=0)
+    whole = _outputs(
+        model,
+        input_ids=result.sequences,
+        attention_mask=grown,
+        position_ids=positions,
+        use_cache=False,
+    )
+    uncached = whole[:, length - 1 : -1]
+    off = float((cached - uncached).abs().max())
+    return Check(
+        "cached decoding = uncached",
+        off <= _tolerance(uncached, model),
+        f"largest difference {off:.1e} over {new_tokens} tokens, one row left-padded",
+    )
+
+
+def _padding_is_ignored(model: nn.Module) -> Check:
+    batch = probe_batch(model)
+    hidden = batch["attention_mask"] == 0
+    other = torch.where(hidden, 1, batch["input_ids"])
+    before = _outputs(model, **batch)
+    after = _outputs(model, input_ids=other, attention_mask=batch["attention_mask"])
+    if before.shape[:2] != hidden.shape:  # a pooled head: one vector per row
+        moved = float((before - after).abs().max())
+    else:
+        moved = float((before - after)[~hidden].abs().max())
+    return Check(
+        "padding has no influence",
+        moved <= _tolerance(before, model),
+        f"outputs moved by {moved:.1e}",
+    )

@@ -1,0 +1,14 @@
+"""Parts in plain torch: they take explicit numbers and other parts, never a config."""
+
+from modwright.nn.absent import Absent, AbsentAttention, PassThrough
+from modwright.nn.factored import FactorPair
+from modwright.nn.token_mixers.attention import AttentionShape, GroupedAttention
+
+__all__ = [
+    "Absent",
+    "AbsentAttention",
+    "AttentionShape",
+    "FactorPair",
+    "GroupedAttention",
+    "PassThrough",
+]

@@ -1,0 +1,276 @@
+"""Grouped attention that can stand in for the attention of any family.
+
+Axes: b batch, h query heads, k key/value heads, t query positions, s key positions, d channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modwright.nn.norms import RMSNorm
+from modwright.nn.positions import gather_rotary, rotate
+
+__all__ = ["AttentionShape", "GroupedAttention", "naive_attention", "sdpa_attention"]
+
+
+@dataclass(frozen=True)
+class AttentionShape:
+    """Everything that fixes the structure of a :class:`GroupedAttention`; plain JSON values.
+
+    Attributes:
+        hidden_size: width of the residual stream.
+        num_heads: query heads H.
+        num_kv_heads: key/value heads K.
+        qk_head_dim: channels of a query and of a key.
+        v_head_dim: channels of a value; may differ from ``qk_head_dim``.
+        scaling: factor on the scores. It stays that of the original width when channels go.
+        rotary_dim: channels for which the model computes rotary angles; 0 without rotary positions.
+        rotary_gather: channels were selected, so each key/value head carries a ``rotary_index``.
+        kv_map: query heads carry an explicit ``kv_index``, so groups may have unequal sizes.
+        biases: which of "q", "k", "v", "o" have a bias.
+        qk_norm_eps: epsilon of the RMS norms on queries and keys; None without them.
+        causal: later positions are hidden.
+        sliding_window: positions that a query sees; None for all.
+        dropout: on attention weights, in training.
+        output_dropout: on the result, in training.
+        project_out: apply the output projection here; a family that keeps it elsewhere says no.
+    """
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    qk_head_dim: int
+    v_head_dim: int
+    scaling: float
+    rotary_dim: int = 0
+    rotary_gather: bool = False
+    kv_map: bool = False
+    biases: str = ""
+    qk_norm_eps: float | None = None
+    causal: bool = True
+    sliding_window: int | None = None
+    dropout: float = 0.0
+    output_dropout: float = 0.0
+    project_out: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "num_heads", "num_kv_heads", "qk_head_dim", "v_head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if not self.kv_map and self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"{self.num_heads} query heads do not divide over {self.num_kv_heads} key/value "
+                "heads; kv_map=True takes an explicit map"
+            )
+        if self.rotary_gather and self.qk_head_dim % 2:
+            raise ValueError(f"rotary channels come in pairs: qk_head_dim {self.qk_head_dim}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what differs from the defaults, so that stored configs stay short."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
+
+
+def _expand(module: nn.Module, x: Tensor) -> Tensor:
+    groups = getattr(module, "num_key_value_groups", 1)
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+def naive_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """The truth: scores, mask, softmax in float32, weighted sum; every step a tensor of its own.
+
+    Shapes: query (b, h, t, d), key (b, k, s, d), value (b, k, s, e) -> (b, t, h, e), weights.
+    ``attention_mask`` is additive (float) or boolean (True = visible), broadcast to (b, h, t, s);
+    without one, a causal module hides later positions.
+    """
+    key, value = _expand(module, key), _expand(module, value)
+    scores = query @ key.transpose(-1, -2) * scaling
+    length, total = scores.shape[-2:]
+    if attention_mask is None and getattr(module, "is_causal", False) and length > 1:
+        attention_mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(
+            total - length
+        )
+    if attention_mask is not None:
+        if attention_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        else:
+            scores = scores + attention_mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+def sdpa_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The fast path: torch's fused attention. Same shapes as :func:`naive_attention`."""
+    causal = attention_mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1
+    if causal and query.shape[2] != key.shape[2]:
+        length, total = query.shape[2], key.shape[2]
+        attention_mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(
+            total - length
+        )
+        causal = False
+    mixed = F.scaled_dot_product_attention(
+        query,
+        _expand(module, key),
+        _expand(module, value),
+        attn_mask=attention_mask,
+        dropout_p=dropout if module.training else 0.0,
+        is_causal=causal,
+        scale=scaling,
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+class GroupedAttention(nn.Module):
+    """Attention with its own ranks for query/key and for value, and any map from query to KV heads.
+
+    It follows the calling convention of transformers (keyword ``hidden_states``, the cache under
+    any of its names, a tuple as result), so it can be placed into any block. Which attention
+    function runs is given by ``attend``; the default is torch's fused one.
+
+    Shapes:
+        hidden_states (b, t, hidden_size) -> (b, t, hidden_size), or (b, t, H * v_head_dim) with
+        ``project_out=False``. The cache holds keys (b, K, s, qk_head_dim) and values
+        (b, K, s, v_head_dim).
+
+    Example:
+        >>> shape = AttentionShape(16, num_heads=4, num_kv_heads=2, qk_head_dim=4, v_head_dim=6,
+        ...                        scaling=0.5)
+        >>> GroupedAttention(shape)(torch.zeros(1, 5, 16))[0].shape
+        torch.Size([1, 5, 16])
+    """
+
+    rotary_index: Tensor
+    kv_index: Tensor
+
+    def __init__(self, shape: AttentionShape, attend: AttentionFunction = sdpa_attention) -> None:
+        super().__init__()
+        self.shape = shape
+        self.attend = attend
+        self.layer_idx: int | None = None
+        self.is_causal = shape.causal
+        self.scaling = shape.scaling
+        self.sliding_window = shape.sliding_window
+        self.num_key_value_groups = 1 if shape.kv_map else shape.num_heads // shape.num_kv_heads
+        d, q_width = shape.hidden_size, shape.num_heads * shape.qk_head_dim
+        self.q_proj = nn.Linear(d, q_width, bias="q" in shape.biases)
+        self.k_proj = nn.Linear(d, shape.num_kv_heads * shape.qk_head_dim, bias="k" in shape.biases)
+        self.v_proj = nn.Linear(d, shape.num_kv_heads * shape.v_head_dim, bias="v" in shape.biases)
+        self.o_proj = (
+            nn.Linear(shape.num_heads * shape.v_head_dim, d, bias="o" in shape.biases)
+            if shape.project_out
+            else None
+        )
+        normed = shape.qk_norm_eps is not None
+        self.q_norm = RMSNorm(shape.qk_head_dim, shape.qk_norm_eps or 0.0) if normed else None
+        self.k_norm = RMSNorm(shape.qk_head_dim, shape.qk_norm_eps or 0.0) if normed else None
+        # Buffers are persistent: a model built on the meta device gets them from its checkpoint.
+        if shape.rotary_gather:
+            half = torch.arange(shape.qk_head_dim // 2)
+            index = torch.cat((half, half + shape.rotary_dim // 2)).clamp(max=shape.rotary_dim)
+            self.register_buffer("rotary_index", index.repeat(shape.num_kv_heads, 1))
+        if shape.kv_map:
+            self.register_buffer("kv_index", torch.arange(shape.num_heads) % shape.num_kv_heads)
+
+    def _angles(self, positions: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
+        """(cos, sin) for queries and for keys, broadcastable to (b, heads, t, d)."""
+        cos, sin = positions
+        if not self.shape.rotary_gather:
+            plain = cos.unsqueeze(1), sin.unsqueeze(1)
+            return plain, plain
+        cos, sin = gather_rotary(cos, sin, self.rotary_index)
+        if self.shape.kv_map:
+            for_queries = cos.index_select(1, self.kv_index), sin.index_select(1, self.kv_index)
+        else:
+            groups = self.num_key_value_groups
+            for_queries = (
+                (cos, sin)
+                if groups == 1
+                else (cos.repeat_interleave(groups, 1), sin.repeat_interleave(groups, 1))
+            )
+        return for_queries, (cos, sin)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        *args: Any,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        cache = _take_cache(kwargs)
+        if args:
+            raise TypeError("this attention takes everything after hidden_states by keyword")
+        shape, lead = self.shape, hidden_states.shape[:-1]
+        q = self.q_proj(hidden_states).view(*lead, shape.num_heads, shape.qk_head_dim)
+        k = self.k_proj(hidden_states).view(*lead, shape.num_kv_heads, shape.qk_head_dim)
+        v = self.v_proj(hidden_states).view(*lead, shape.num_kv_heads, shape.v_head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, t, d)
+        if shape.rotary_dim:
+            if position_embeddings is None:
+                raise ValueError("rotary positions are missing: no position_embeddings were passed")
+            for_queries, for_keys = self._angles(position_embeddings)
+            q, k = rotate(q, *for_queries), rotate(k, *for_keys)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer_idx)
+        if shape.kv_map:
+            k, v = k.index_select(1, self.kv_index), v.index_select(1, self.kv_index)
+        if shape.sliding_window is not None:
+            kwargs["sliding_window"] = shape.sliding_window
+        mixed, weights = self.attend(
+            self,
+            q,
+            k,
+            v,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=shape.dropout if self.training else 0.0,
+            **kwargs,
+        )
+        mixed = mixed.reshape(*lead, -1).contiguous()
+        if self.o_proj is not None:
+            mixed = F.dropout(self.o_proj(mixed), shape.output_dropout, training=self.training)
+        return mixed, weights
+
+    def extra_repr(self) -> str:
+        s = self.shape
+        return (
+            f"heads={s.num_heads}, kv_heads={s.num_kv_heads}, qk_head_dim={s.qk_head_dim}, "
+            f"v_head_dim={s.v_head_dim}"
+        )
+
+
+def _take_cache(kwargs: dict[str, Any]) -> Any:
+    """The key/value cache under whichever name this version and family of transformers uses."""
+    found = [kwargs.pop(name, None) for name in ("cache", "past_key_values", "layer_past")]
+    kwargs.pop("use_cache", None)
+    return next((cache for cache in found if cache is not None), None)
