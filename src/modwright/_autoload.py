@@ -1,73 +1,86 @@
-"""Registers remodelled models with transformers' Auto classes as soon as those are imported.
+"""Lets transformers' Auto classes find remodelled checkpoints after ``import modwright``.
 
-``import modwright`` must be quick, without torch, and yet be enough for ``AutoModel`` to load an
-edited checkpoint. So it waits for the modules that hold the Auto mappings.
+That import must be quick, without torch. So nothing is built here: once transformers' table of
+configs exists, its registered entries are given a look-up that makes "modwright_llama" out of "llama"
+when it is first asked for.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
-__all__ = ["watch"]
+__all__ = ["PREFIX", "watch"]
 
-_CONFIGS = "transformers.models.auto.configuration_auto"
-_MODELS = "transformers.models.auto.modeling_auto"
-
-
-def _register() -> None:
-    from modwright.edits.autoclass import register_configs
-
-    register_configs()
+PREFIX = "modwright_"
+_AWAITED = "transformers.models.auto.configuration_auto"
 
 
-def _bring_models() -> None:
-    """Whoever imports AutoConfig alone gets the model mappings too: registering needs both."""
-    if _MODELS not in sys.modules:
-        importlib.import_module(_MODELS)
+class _Entries(dict[str, Any]):
+    """transformers' dictionary of registered configs; remodelled ones are made on demand."""
+
+    def __init__(self, known: dict[str, Any], stock: Any) -> None:
+        super().__init__(known)
+        self.stock = stock
+
+    def __contains__(self, key: object) -> bool:
+        if super().__contains__(key):
+            return True
+        return (
+            isinstance(key, str)
+            and key.startswith(PREFIX)
+            and key.removeprefix(PREFIX) in self.stock
+        )
+
+    def __missing__(self, key: str) -> Any:
+        if key not in self:
+            raise KeyError(key)
+        from modwright.edits.remodelled import remodelled_config
+
+        self[key] = remodelled_config(self.stock[key.removeprefix(PREFIX)])
+        return self[key]
 
 
-_AWAITED: dict[str, Callable[[], None]] = {_CONFIGS: _bring_models, _MODELS: _register}
+def _extend(module: ModuleType) -> None:
+    mapping = module.CONFIG_MAPPING
+    mapping._extra_content = _Entries(mapping._extra_content, mapping)
 
 
 class _Loader(importlib.abc.Loader):
-    """A module's own loader, and one thing to do after it."""
+    """The module's own loader, and the extension after it."""
 
-    def __init__(self, inner: importlib.abc.Loader, after: Callable[[], None]) -> None:
-        self.inner, self.after = inner, after
+    def __init__(self, inner: importlib.abc.Loader) -> None:
+        self.inner = inner
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self.inner.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
         self.inner.exec_module(module)
-        self.after()
+        _extend(module)
 
 
 class _Watcher(importlib.abc.MetaPathFinder):
-    def __init__(self) -> None:
-        self.awaited = dict(_AWAITED)
-
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        after = self.awaited.pop(name, None)
-        if after is None:
+        if name != _AWAITED:
             return None
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, after)
+            spec.loader = _Loader(spec.loader)
         return spec
 
 
 def watch() -> None:
-    """Registers now if the Auto mappings are there, else when they come."""
-    if _MODELS in sys.modules:
-        _register()
+    """Extends the table now if it is there, else when it comes."""
+    if _AWAITED in sys.modules:
+        _extend(sys.modules[_AWAITED])
     else:
         sys.meta_path.insert(0, _Watcher())

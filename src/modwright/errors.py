@@ -1,4 +1,4 @@
-"""What modwright says when it cannot go on: one line with what is wrong, where, and what is right."""
+"""What modwright says when it cannot go on: one line: what is wrong, where, what is right."""
 
 from __future__ import annotations
 

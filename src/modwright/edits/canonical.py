@@ -123,7 +123,8 @@ def _edited(
     if not edits:
         return stock, config
     config = copy.deepcopy(config)
-    config.__class__ = remodelled_config(type(config))
+    stock_config: Any = config.__class__
+    config.__class__ = remodelled_config(stock_config)
     config.edits = [edit.to_json() for edit in edits]
     config.modwright_format = 1
     return remodelled(stock), config

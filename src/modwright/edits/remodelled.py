@@ -44,7 +44,8 @@ class _RemodelledConfig:
         super().__post_init__(**kwargs)  # type: ignore[misc]
         from modwright.edits.autoclass import register_models
 
-        register_models(type(self))  # type: ignore[arg-type]
+        own: Any = type(self)
+        register_models(own)
 
     def layer_overrides(self) -> dict[int, dict[str, Any]]:
         """Layer -> what differs there, in the field names of the stock config."""

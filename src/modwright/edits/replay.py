@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
+from modwright.anatomy import Anatomy
 from modwright.anatomy.families.family import Family, Placement
 from modwright.edits.edit import Edit, Remove, split_address
 from modwright.edits.registry import build_part
@@ -14,7 +16,7 @@ from modwright.edits.slots import number_slots
 from modwright.errors import Refused
 from modwright.nn import GroupedAttention
 
-__all__ = ["replay"]
+__all__ = ["preview", "renumber", "replay"]
 
 
 def replay(model: nn.Module, family: Family, edits: Sequence[Edit]) -> None:
@@ -32,6 +34,32 @@ def replay(model: nn.Module, family: Family, edits: Sequence[Edit]) -> None:
         for path, part, kwargs in _placements(family, block, role, edit):
             _set(block, path, build_part(part, model.config, kwargs))
     renumber(model, family)
+
+
+@contextmanager
+def preview(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[Anatomy]:
+    """The live model with some parts removed, for as long as the context is open.
+
+    For scoring only: cache slots stay as they are. A removed block passes its input on. Afterwards
+    the model is as before, whatever happened inside.
+    """
+    family, layers = anatomy.family, anatomy.family.layers(anatomy.model)
+    undo: list[tuple[Any, str, nn.Module]] = []
+    try:
+        for edit in edits:
+            index, role = split_address(edit.path)
+            wanted = [role] if role else [r for r, _ in anatomy.blocks[index].sublayers()]
+            for one in wanted:
+                drop_norm = getattr(edit, "drop_norm", False) or not role
+                for path, part, kwargs in family.place_absent(one, drop_norm):
+                    parent, _, name = path.rpartition(".")
+                    holder = layers[index].get_submodule(parent) if parent else layers[index]
+                    undo.append((holder, name, getattr(holder, name)))
+                    _set(layers[index], path, build_part(part, anatomy.config, kwargs))
+        yield Anatomy(anatomy.model, family)
+    finally:
+        for holder, name, module in reversed(undo):
+            setattr(holder, name, module)
 
 
 def renumber(model: nn.Module, family: Family) -> None:

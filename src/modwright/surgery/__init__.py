@@ -1,0 +1,23 @@
+"""Methods: each decides on edits of a model and writes nothing. Files here are discovered."""
+
+from modwright.surgery.method import (
+    Method,
+    Needs,
+    apply,
+    make_method,
+    method_names,
+    method_type,
+    plan,
+    register_method,
+)
+
+__all__ = [
+    "Method",
+    "Needs",
+    "apply",
+    "make_method",
+    "method_names",
+    "method_type",
+    "plan",
+    "register_method",
+]

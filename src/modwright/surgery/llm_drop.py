@@ -1,0 +1,322 @@
+"""LLM-Drop (arXiv 2406.15786): removes the parts that change the residual stream least.
+
+A part's redundancy is the mean cosine between the stream before and after it, over calibration
+tokens.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from modwright.anatomy import Anatomy
+from modwright.calibration import Similarity, StreamGaps, TokenWindows, calibrate
+from modwright.edits import Change, Plan, remove
+from modwright.edits.replay import preview
+from modwright.errors import CheckpointError, Refused
+from modwright.progress import SILENT, Progress
+from modwright.surgery.method import Needs, register_method
+
+__all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "most_similar", "sdr"]
+
+Target = Literal["attention", "mlp", "block", "joint"]
+
+
+@dataclass(frozen=True)
+class DropLists:
+    """Which layers lose what, in the terms of the reference implementation's config.
+
+    A block stands in both lists there.
+    """
+
+    attention: tuple[int, ...] = ()
+    mlp: tuple[int, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> DropLists:
+        """Reads ``drop_attn_list`` and ``drop_mlp_list``: indices, or one boolean per layer.
+
+        Raises:
+            Refused: neither key is there, or an entry is neither an index nor a boolean.
+
+        Example:
+            >>> DropLists.from_config({"drop_attn_list": [False, True], "drop_mlp_list": []})
+            DropLists(attention=(1,), mlp=())
+        """
+        keys = ("drop_attn_list", "drop_mlp_list")
+        if not any(key in config for key in keys):
+            raise Refused(f"no drop lists: the config has neither of {', '.join(keys)}")
+        return cls(*(_indices(key, config.get(key) or []) for key in keys))
+
+    def to_config(self) -> dict[str, list[int]]:
+        """The two keys, as indices."""
+        return {"drop_attn_list": sorted(self.attention), "drop_mlp_list": sorted(self.mlp)}
+
+
+def _indices(key: str, entries: Sequence[Any]) -> tuple[int, ...]:
+    if entries and all(isinstance(entry, bool) for entry in entries):
+        return tuple(i for i, gone in enumerate(entries) if gone)
+    if not all(isinstance(entry, int) and not isinstance(entry, bool) for entry in entries):
+        raise Refused(f"{key} must hold layer indices, or one boolean per layer")
+    return tuple(entries)
+
+
+def most_similar(similarity: Sequence[float], n: int) -> list[int]:
+    """The ``n`` indices with the largest similarity, largest first; ties go to the lower index.
+
+    NaN stands for "nothing there" and is never picked.
+
+    Example:
+        >>> most_similar([0.9, 0.99, 0.9, float("nan")], 2)
+        [1, 0]
+    """
+    there = [i for i, s in enumerate(similarity) if not math.isnan(s)]
+    if not 0 <= n <= len(there):
+        raise Refused(f"cannot drop {n}; legal values are 0 to {len(there)}")
+    return sorted(there, key=lambda i: (-similarity[i], i))[:n]
+
+
+def consecutive_blocks(gaps: Sequence[Sequence[float]], n: int) -> list[int]:
+    """The ``n`` blocks in a row across which the stream changes least.
+
+    Args:
+        gaps: ``gaps[i][g - 1]`` is the similarity of the streams before block i and g blocks later.
+        n: how many.
+    """
+    if not 0 <= n <= len(gaps):
+        raise Refused(f"cannot drop {n} blocks in a row; legal values are 0 to {len(gaps)}")
+    if n == 0:
+        return []
+    starts = [row[n - 1] for row in gaps]
+    best = max(range(len(starts)), key=lambda i: (starts[i], -i))
+    return list(range(best, best + n))
+
+
+def sdr(
+    quality_before: float, quality_after: float, time_before: float, time_after: float
+) -> float:
+    """Speedup degradation ratio: points of quality lost per per cent of speed won.
+
+    Example:
+        >>> round(sdr(68.2, 68.1, 1.13, 1.0), 3)
+        0.008
+    """
+    speedup = (time_before / time_after - 1) * 100
+    if speedup <= 0:
+        raise Refused(f"there is no speed-up to relate to ({speedup:.1f} %)")
+    return (quality_before - quality_after) / speedup
+
+
+@register_method(
+    "llm_drop",
+    paper="llm-drop",
+    needs=Needs(calibration=True, parts=("attention", "mlp", "block")),
+)
+@dataclass(frozen=True)
+class LlmDrop:
+    """Removes the n most redundant attentions, MLPs or blocks; needs no training.
+
+    Attributes:
+        n: how many parts go.
+        target: "attention", "mlp", "block", or "joint" (attentions and MLPs in one ranking).
+        mode: "one_shot" scores once; "iterative" scores again after each removal.
+        consecutive: with target "block": n blocks in a row.
+        drop_norm: score a part with its norm and residual connection. False is for ablation.
+        drop_post_norm: in post-norm models, the norm goes with the part.
+        lists: path of a config.json with the reference's drop lists; they are applied as they are.
+    """
+
+    n: int = 0
+    target: Target = "attention"
+    mode: Literal["one_shot", "iterative"] = "one_shot"
+    consecutive: bool = False
+    drop_norm: bool = True
+    drop_post_norm: bool = False
+    lists: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.n < 0:
+            raise Refused(f"n must be 0 or more, not {self.n}")
+        if self.consecutive and (self.target != "block" or self.mode != "one_shot"):
+            raise Refused("consecutive needs target 'block' and mode 'one_shot'")
+
+    def title(self) -> str:
+        if self.lists is not None:
+            return f"drop by the lists of {Path(self.lists).name}"
+        what = {"joint": "attentions or MLPs", "mlp": "MLPs"}.get(self.target, f"{self.target}s")
+        if self.n == 1:
+            what = {"joint": "attention or MLP", "mlp": "MLP"}.get(self.target, self.target)
+        how = " in a row" if self.consecutive else ""
+        how += " one by one" if self.mode == "iterative" else ""
+        return f"drop {self.n} {what}{how}"
+
+    def wants_data(self) -> bool:
+        """Lists are applied without looking at data."""
+        return self.lists is None and self.n > 0
+
+    def plan(
+        self,
+        anatomy: Anatomy,
+        calibration: TokenWindows | None = None,
+        *,
+        directory: Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Plan:
+        """Scores the parts and picks those that go."""
+        if self.lists is not None:
+            picked = _read_lists(self.lists, anatomy)
+            return self._decide(anatomy, picked, {}, None)
+        self._check_available(anatomy)
+        if calibration is None:
+            if self.n:
+                raise Refused("llm_drop needs calibration data")
+            return self._decide(anatomy, [], {}, None)
+        if self.mode == "iterative":
+            picked, scores = self._one_by_one(anatomy, calibration, progress)
+        else:
+            picked, scores = self._at_once(anatomy, calibration, directory, progress)
+        return self._decide(anatomy, picked, scores, calibration)
+
+    def _kinds(self) -> tuple[str, ...]:
+        return ("attention", "mlp") if self.target == "joint" else (self.target,)
+
+    def _check_available(self, anatomy: Anatomy) -> None:
+        blocks = len(anatomy.blocks)
+        there = {
+            "attention": sum(b.attention is not None for b in anatomy.blocks),
+            "mlp": sum(b.mlp is not None for b in anatomy.blocks),
+            "block": blocks - 1,
+        }
+        most = sum(there[kind] for kind in self._kinds())
+        if self.n > most:
+            raise Refused(f"llm_drop: n={self.n}, but only 0 to {most} {self.target} parts can go")
+
+    def _at_once(
+        self,
+        anatomy: Anatomy,
+        windows: TokenWindows,
+        directory: Path | None,
+        progress: Progress,
+    ) -> tuple[list[tuple[str, int]], dict[str, Any]]:
+        collectors: list[Any] = [Similarity(self.drop_norm)]
+        if self.consecutive and self.n:
+            collectors.append(StreamGaps(self.n))
+        statistics = calibrate(
+            anatomy,
+            windows,
+            collectors,
+            directory=directory,
+            progress=progress,
+            label=f"score {self.target}",
+        )
+        scores: dict[str, Any] = {
+            kind: statistics.column(kind) for kind in ("attention", "mlp", "block")
+        }
+        if self.consecutive and self.n:
+            table = gap_table([values["gaps"].tolist() for values in statistics])
+            scores["consecutive"] = [row[self.n - 1] for row in table]
+            return [("block", i) for i in consecutive_blocks(table, self.n)], scores
+        return self._rank(scores, self.n), scores
+
+    def _rank(self, scores: Mapping[str, Sequence[float]], n: int) -> list[tuple[str, int]]:
+        kinds = self._kinds()
+        joined = [s for kind in kinds for s in scores[kind]]
+        size = len(scores[kinds[0]])
+        return [(kinds[i // size], i % size) for i in most_similar(joined, n)]
+
+    def _one_by_one(
+        self, anatomy: Anatomy, windows: TokenWindows, progress: Progress
+    ) -> tuple[list[tuple[str, int]], dict[str, Any]]:
+        picked: list[tuple[str, int]] = []
+        first: dict[str, Any] = {}
+        nothing = float("nan")
+        for step in range(self.n):
+            with preview(anatomy, _changes(anatomy, picked, self.drop_post_norm).edits) as reduced:
+                statistics = calibrate(
+                    reduced,
+                    windows,
+                    [Similarity(self.drop_norm)],
+                    progress=progress,
+                    label=f"score {self.target}, {step + 1} of {self.n}",
+                )
+                scores = {k: statistics.column(k) for k in ("attention", "mlp", "block")}
+            for kind, index in picked:
+                scores[kind][index] = nothing
+            first = first or {kind: list(column) for kind, column in scores.items()}
+            picked += self._rank(scores, 1)
+        return picked, first
+
+    def _decide(
+        self,
+        anatomy: Anatomy,
+        picked: list[tuple[str, int]],
+        scores: Mapping[str, Any],
+        windows: TokenWindows | None,
+    ) -> Plan:
+        kinds = ("attention", "mlp", "block")
+        removed = {kind: [i for k, i in picked if k == kind] for kind in kinds}
+        notes = []
+        left = sum(b.attention is not None for b in anatomy.blocks) - len(removed["attention"])
+        if picked and left == 0:
+            notes.append("No attention is left: the model mixes no tokens any more.")
+        reasons: dict[str, Any] = {
+            "scores": {kind: _json_column(column) for kind, column in scores.items()},
+            "order": [f"{kind} {index}" for kind, index in picked],
+            "removed": removed,
+            "drop_lists": DropLists(
+                tuple(removed["attention"] + removed["block"]),
+                tuple(removed["mlp"] + removed["block"]),
+            ).to_config(),
+        }
+        if windows is not None:
+            reasons["calibration"] = windows.recipe
+        change = _changes(anatomy, picked, self.drop_post_norm)
+        return Plan.of(anatomy, "llm_drop", change, asdict(self), reasons, tuple(notes))
+
+
+def _json_column(column: Iterable[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in column]
+
+
+def gap_table(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """From "output of block b against the stream g earlier" to ``[first block][g - 1]``."""
+    size, widest = len(rows), len(rows[0])
+    table = [[-math.inf] * widest for _ in range(size)]
+    for last, row in enumerate(rows):
+        for gap, value in enumerate(row, start=1):
+            if last + 1 - gap >= 0:
+                table[last + 1 - gap][gap - 1] = value
+    return table
+
+
+def _changes(anatomy: Anatomy, picked: Iterable[tuple[str, int]], drop_post_norm: bool) -> Change:
+    change = Change()
+    for kind, index in picked:
+        block = anatomy.block(index)
+        part = block if kind == "block" else getattr(block, kind)
+        if part is None:
+            raise Refused(f"block {index} has no {kind} any more")
+        change += remove(part, drop_norm=drop_post_norm and kind != "block")
+    return change
+
+
+def _read_lists(path: str, anatomy: Anatomy) -> list[tuple[str, int]]:
+    try:
+        lists = DropLists.from_config(json.loads(Path(path).read_text()))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: no readable config: {error}") from None
+    for index in (*lists.attention, *lists.mlp):
+        anatomy.block(index)
+    for name, column in (("attention", lists.attention), ("mlp", lists.mlp)):
+        if len(set(column)) != len(column):
+            raise Refused(f"the {name} list names a layer twice: {list(column)}")
+    both = set(lists.attention) & set(lists.mlp)
+    return [
+        *(("block", i) for i in sorted(both)),
+        *(("attention", i) for i in lists.attention if i not in both),
+        *(("mlp", i) for i in lists.mlp if i not in both),
+    ]

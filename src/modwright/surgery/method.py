@@ -1,0 +1,197 @@
+"""What a method is, how it registers, and the one-line ways to use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from transformers import PreTrainedModel
+
+from modwright.anatomy import Anatomy
+from modwright.calibration import TokenWindows
+from modwright.edits import Applied, Plan
+from modwright.edits import apply as apply_plan
+from modwright.errors import ModwrightError, Refused, unknown_name
+from modwright.progress import SILENT, Progress
+
+__all__ = [
+    "Method",
+    "Needs",
+    "apply",
+    "make_method",
+    "method_names",
+    "method_type",
+    "plan",
+    "register_method",
+]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks for before it can plan."""
+
+    calibration: bool = False
+    gradients: bool = False
+    parts: tuple[str, ...] = ()
+
+
+class Method(Protocol):
+    """A frozen dataclass of options that can plan. It names no family's modules."""
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    needs: ClassVar[Needs]
+
+    def plan(
+        self,
+        anatomy: Anatomy,
+        calibration: TokenWindows | None = None,
+        *,
+        directory: Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Plan:
+        """Decides; reads the model and the data and changes neither.
+
+        ``directory`` keeps statistics, so that a stopped run goes on.
+        """
+
+    def title(self) -> str:
+        """The method with its options in a few words, for tables."""
+
+
+_M = TypeVar("_M")
+_METHODS: dict[str, type[Any]] = {}
+
+
+def register_method(name: str, *, paper: str, needs: Needs) -> Callable[[type[_M]], type[_M]]:
+    """Class decorator that makes a method known under ``name``.
+
+    Args:
+        name: as recipes and the command line call it.
+        paper: slug in the catalogue.
+        needs: what it asks for.
+    """
+
+    def register(kind: type[_M]) -> type[_M]:
+        if not dataclasses.is_dataclass(kind):
+            raise TypeError(f"{kind.__name__} must be a dataclass")
+        if name in _METHODS:
+            raise Refused(f"a method called {name!r} is registered already")
+        kind.name, kind.paper, kind.needs = name, paper, needs  # type: ignore[attr-defined]
+        kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
+        _METHODS[name] = kind
+        return kind
+
+    return register
+
+
+@cache
+def _discover() -> None:
+    import modwright.surgery as room
+
+    for module in pkgutil.iter_modules(room.__path__):
+        if module.name != "method":
+            importlib.import_module(f"modwright.surgery.{module.name}")
+
+
+def method_names() -> list[str]:
+    """All methods, from inside the package and registered outside."""
+    _discover()
+    return sorted(_METHODS)
+
+
+def method_type(name: str) -> type[Any]:
+    """The dataclass of a method.
+
+    Raises:
+        Refused: unknown name; the message lists all and the nearest.
+    """
+    _discover()
+    if name not in _METHODS:
+        raise unknown_name("method", name, method_names())
+    return _METHODS[name]
+
+
+def make_method(name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """A method with checked options.
+
+    Raises:
+        Refused: unknown method or option, or an illegal value; one line each.
+
+    Example:
+        >>> make_method("llm_drop", {"target": "attention", "n": 4}).title()
+        'drop 4 attentions'
+    """
+    kind = method_type(name)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for key in options or {}:
+        if key not in names:
+            raise unknown_name(f"option of {name}", key, names)
+    try:
+        return TypeAdapter(kind).validate_python(dict(options or {}))
+    except ValidationError as error:
+        raise Refused(f"{name}: {explain(error)}") from None
+    except ModwrightError:
+        raise
+
+
+def explain(error: ValidationError) -> str:
+    """A validation error in one line: which option, what it was, what is legal."""
+    parts = []
+    for item in error.errors():
+        where = ".".join(str(piece) for piece in item["loc"])
+        given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
+        parts.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}{given}".lstrip(": "))
+    return "; ".join(parts)
+
+
+def plan(
+    model: PreTrainedModel,
+    method: Any,
+    calibration: TokenWindows | None = None,
+    *,
+    directory: Path | None = None,
+    progress: Progress = SILENT,
+) -> Plan:
+    """What a method would do to a model.
+
+    Raises:
+        Refused: the method needs calibration data and got none.
+    """
+    if method.needs.calibration and calibration is None and method.wants_data():
+        raise Refused(f"{method.name} needs calibration data: pass token windows")
+    found: Plan = method.plan(
+        Anatomy.of(model), calibration, directory=directory, progress=progress
+    )
+    return found
+
+
+def apply(
+    model: PreTrainedModel,
+    what: Any,
+    calibration: TokenWindows | None = None,
+    *,
+    check: bool = True,
+    progress: Progress = SILENT,
+) -> Applied:
+    """Applies a plan, or plans with a method and applies that. The given model stays as it is.
+
+    Example:
+        >>> import modwright
+        >>> from modwright.calibration.text import from_sequences
+        >>> from modwright.surgery import make_method
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> data = from_sequences([torch.arange(1, 17)], pad_id=0)
+        >>> method = make_method("llm_drop", {"target": "attention", "n": 1})
+        >>> str(modwright.apply(model, method, data).accounting)
+        '35 tensors kept, 0 changed, 0 added, 5 removed'
+    """
+    decided = what if isinstance(what, Plan) else plan(model, what, calibration, progress=progress)
+    return apply_plan(model, decided, check=check)

@@ -1,0 +1,499 @@
+"""MoDeGPT (arXiv 2408.09632): narrows three pairs of matrices in every block, without training.
+
+Each pair gets the classical decomposition that its non-linearity allows, from second moments of the
+activations: the MLP a Nyström approximation, queries and keys a selection of columns, values and
+outputs a singular value decomposition. The width of the residual stream stays.
+
+Axes (torch layout, weights [out, in]): d hidden_size, I neurons, H query heads, K key/value heads,
+G = H / K, D channels of a head, k kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from modwright.anatomy import Anatomy, Attention, Block, Mlp
+from modwright.calibration import Grams, TokenWindows, calibrate
+from modwright.edits import Change, Plan, replace_attention, replace_mlp
+from modwright.errors import Refused
+from modwright.progress import SILENT, Progress
+from modwright.surgery.method import Needs, register_method
+
+__all__ = [
+    "MoDeGpt",
+    "allocate_sparsity",
+    "nystrom_mlp",
+    "select_query_key",
+    "select_rotary_pairs",
+    "value_output",
+]
+
+Pair = Literal["mlp", "query_key", "value_output"]
+PAIRS: tuple[Pair, ...] = ("mlp", "query_key", "value_output")
+
+
+def allocate_sparsity(
+    scores: Sequence[float], target: float, epsilon: float = 0.1, max_sparsity: float = 0.8
+) -> list[float]:
+    """Spreads an average sparsity over layers: much where a layer matters little.
+
+    Maximizes the kept importance plus ``epsilon`` times the entropy of the spread, under a cap:
+    layers over it are set to it, and their excess goes to the others in proportion to their weight.
+
+    Args:
+        scores: importance of each layer (1 - mean cosine of its input and output).
+        target: average sparsity.
+        epsilon: large values spread evenly.
+        max_sparsity: cap of one layer.
+
+    Raises:
+        Refused: a target that the cap does not allow.
+
+    Example:
+        >>> [round(s, 3) for s in allocate_sparsity([0.5, 0.1, 0.1], 0.2)]
+        [0.005, 0.297, 0.297]
+    """
+    if not 0 <= target < 1:
+        raise Refused(f"sparsity {target} must lie in [0, 1)")
+    if not 0 < max_sparsity < 1:
+        raise Refused(f"max_sparsity {max_sparsity} must lie between 0 and 1")
+    if target > max_sparsity:
+        raise Refused(f"sparsity {target} cannot be reached with at most {max_sparsity} a layer")
+    if epsilon <= 0:
+        raise Refused(f"epsilon {epsilon} must be positive")
+    weights = (-torch.tensor(scores, dtype=torch.float64) / epsilon).softmax(0)
+    total = len(scores) * target
+    capped = torch.zeros(len(scores), dtype=torch.bool)
+    sparsity = torch.zeros(len(scores), dtype=torch.float64)
+    # Every pass caps at least one more layer, so this ends.
+    for _ in range(len(scores) + 1):
+        free = ~capped
+        left = total - max_sparsity * int(capped.sum())
+        sparsity[capped] = max_sparsity
+        share = weights[free].sum()
+        if not bool(free.any()) or left <= 0:
+            sparsity[free] = 0.0
+            break
+        even = torch.full_like(weights[free], 1 / int(free.sum()))
+        sparsity[free] = left * (weights[free] / share if float(share) > 0 else even)
+        over = sparsity > max_sparsity
+        if not bool((over & free).any()):
+            break
+        capped |= over
+    return [float(s) for s in sparsity]
+
+
+def nystrom_mlp(
+    down: Tensor, moments: Tensor, keep: int, ridge: float = 1e-2, jitter: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Chooses neurons by ridge leverage and lets the kept ones stand in for the rest.
+
+    Args:
+        down: (d, I) weights of the down projection.
+        moments: (I, I) second moments of its input, float64.
+        keep: neurons to keep.
+        ridge: in the leverage scores.
+        jitter: on the diagonal of the kept moments; multiplied by 10 until they factorize.
+
+    Returns:
+        Kept neurons in order (k,), and the new down weights (d, k).
+    """
+    size = moments.shape[0]
+    eye = torch.eye(size, dtype=moments.dtype)
+    inverse = torch.cholesky_inverse(_cholesky(moments + ridge * eye, 0.0))
+    # Leverage is 1 - ridge * diag(inverse): the largest leverages are the smallest entries.
+    index = inverse.diagonal().argsort(stable=True)[:keep].sort().values
+    kept = moments[index][:, index]
+    mixing = torch.cholesky_solve(moments[index], _cholesky(kept, jitter))  # (k, I)
+    return index, down.to(moments.dtype) @ mixing.T
+
+
+def _cholesky(matrix: Tensor, jitter: float) -> Tensor:
+    """The Cholesky factor; more is added to the diagonal until there is one."""
+    eye = torch.eye(matrix.shape[0], dtype=matrix.dtype)
+    for _ in range(12):
+        factor, failed = torch.linalg.cholesky_ex(matrix + jitter * eye)
+        if not int(failed):
+            return factor
+        jitter = max(jitter * 10, 1e-12)
+    raise Refused(
+        "the activations' second moments are not positive; is the calibration text empty?"
+    )
+
+
+def select_query_key(q_moments: Tensor, k_moments: Tensor, keep: int) -> Tensor:
+    """Channels of queries and keys that carry the scores, for heads without rotary positions.
+
+    Args:
+        q_moments: (G, D) second moments of the queries that share a key.
+        k_moments: (D,) second moments of that key.
+        keep: channels to keep.
+
+    Returns:
+        (keep,) channels, most important first.
+    """
+    scores = (q_moments * k_moments).sum(0).sqrt()
+    return scores.argsort(descending=True, stable=True)[:keep]
+
+
+def select_rotary_pairs(q_moments: Tensor, k_moments: Tensor, keep: int, pairs: Tensor) -> Tensor:
+    """Pairs of channels to keep, for heads with rotary positions: a pair turns together.
+
+    Args:
+        q_moments: (G, D). k_moments: (D,), as in :func:`select_query_key`.
+        keep: channels to keep, an even number.
+        pairs: (D/2, 2) channels that belong together.
+
+    Returns:
+        (keep,) first members of the kept pairs, most important first, then their partners.
+    """
+    each = (q_moments * k_moments).sum(0)  # (D,)
+    scores = each[pairs].sum(1).sqrt()
+    best = pairs[scores.argsort(descending=True, stable=True)[: keep // 2]]
+    return torch.cat((best[:, 0], best[:, 1]))
+
+
+def value_output(
+    value: Tensor,
+    output: Tensor,
+    root: Tensor,
+    inverse_root: Tensor,
+    keep: int,
+    joint: bool = True,
+) -> tuple[Tensor, Tensor, float]:
+    """The best value and output maps of a lower rank, for one key/value head.
+
+    Args:
+        value: (D, d). output: (G, D, d) of the query heads that share it.
+        root, inverse_root: (d, d) square roots of the input's second moments.
+        keep: channels to keep.
+        joint: one decomposition of the value and all outputs, which is optimal. False: of the value
+            alone, as the paper has it for shared values.
+
+    Returns:
+        New value (keep, d), new outputs (G, keep, d), and the squared error.
+    """
+    groups, _, width = output.shape
+    u, s, vh = torch.linalg.svd(root @ value.T, full_matrices=False)  # (d, D), (D,), (D, D)
+    inner = s[:, None] * vh  # (D, D)
+    if joint:
+        mixed = inner @ output.transpose(0, 1).reshape(value.shape[0], -1)  # (D, G d)
+        u2, s2, vh2 = torch.linalg.svd(mixed, full_matrices=False)
+        new_value = (inverse_root @ u @ u2[:, :keep]).T
+        new_output = (s2[:keep, None] * vh2[:keep]).view(keep, groups, width).transpose(0, 1)
+        error = s2[keep:].square().sum()
+    else:
+        new_value = (inverse_root @ u[:, :keep]).T
+        new_output = inner[:keep] @ output
+        error = (inner[keep:] @ output).square().sum()
+    return new_value, new_output, float(error)
+
+
+def _roots(moments: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh(moments)
+    root = (values.clamp(min=0) + ridge).sqrt()
+    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
+
+
+@register_method(
+    "modegpt",
+    paper="modegpt",
+    needs=Needs(calibration=True, parts=("attention", "mlp")),
+)
+@dataclass(frozen=True)
+class MoDeGpt:
+    """Narrows MLPs and attention heads inside, keeping what the activations use; no training.
+
+    Attributes:
+        sparsity: average share of the inner widths that goes, in [0, 1).
+        pairs: which of "mlp", "query_key", "value_output".
+        allocation: "global" gives layers that change the stream little more sparsity; "uniform"
+            treats all alike.
+        epsilon: of the global allocation; large is even.
+        max_sparsity: the most that a layer loses.
+        shared_values: where query heads share a value, "joint" is the optimum over all of them;
+            "two_step" is the paper's.
+        ridge_mlp: in the leverage scores of the neurons.
+        ridge_vo: on the eigenvalues of the attention input's moments.
+        min_head_dim: heads keep at least this many channels.
+        round_to: MLP widths are multiples of this; odd widths are slow on most machines.
+    """
+
+    sparsity: float = 0.2
+    pairs: tuple[Pair, ...] = PAIRS
+    allocation: Literal["global", "uniform"] = "global"
+    epsilon: float = 0.1
+    max_sparsity: float = 0.8
+    shared_values: Literal["joint", "two_step"] = "joint"
+    ridge_mlp: float = 1e-2
+    ridge_vo: float = 1e-4
+    min_head_dim: int = 2
+    round_to: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise Refused(f"sparsity {self.sparsity} must lie in [0, 1)")
+        if not self.pairs or len(set(self.pairs)) != len(self.pairs):
+            raise Refused(
+                f"pairs must name each of {', '.join(PAIRS)} at most once, and at least one"
+            )
+        if self.min_head_dim < 1 or self.round_to < 1:
+            raise Refused("min_head_dim and round_to must be at least 1")
+        if self.ridge_mlp <= 0 or self.ridge_vo <= 0:
+            raise Refused("ridges must be positive")
+        allocate_sparsity([0.0], self.sparsity, self.epsilon, self.max_sparsity)
+
+    def title(self) -> str:
+        names = {"mlp": "MLP", "query_key": "query/key", "value_output": "value/output"}
+        return f"MoDeGPT {self.sparsity:.0%} of {', '.join(names[pair] for pair in self.pairs)}"
+
+    def wants_data(self) -> bool:
+        """A sparsity of zero changes nothing."""
+        return self.sparsity > 0
+
+    def plan(
+        self,
+        anatomy: Anatomy,
+        calibration: TokenWindows | None = None,
+        *,
+        directory: Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Plan:
+        """Collects second moments, spreads the sparsity, and solves every block."""
+        self._refuse(anatomy)
+        if not self.wants_data():
+            return Plan.of(anatomy, "modegpt", Change(), self._options(), {"sparsity": []})
+        if calibration is None:
+            raise Refused("modegpt needs calibration data")
+        attention = "query_key" in self.pairs or "value_output" in self.pairs
+        statistics = calibrate(
+            anatomy,
+            calibration,
+            [Grams(attention=attention, mlp="mlp" in self.pairs)],
+            directory=directory,
+            progress=progress,
+            label="second moments",
+        )
+        influence = statistics.column("influence")
+        sparsity = (
+            [self.sparsity] * len(influence)
+            if self.allocation == "uniform"
+            else allocate_sparsity(influence, self.sparsity, self.epsilon, self.max_sparsity)
+        )
+        change = Change()
+        told: list[dict[str, Any]] = []
+        with progress.phase("decompose", len(anatomy.blocks)) as task:
+            for block, share in zip(anatomy.blocks, sparsity):
+                part, reasons = self._solve(block, statistics[block.index], share)
+                change += part
+                told.append(reasons)
+                task.advance()
+        reasons = {
+            "influence": influence,
+            "sparsity": sparsity,
+            "blocks": told,
+            "calibration": calibration.recipe,
+        }
+        notes = self._notes(anatomy, calibration.num_tokens)
+        return Plan.of(anatomy, "modegpt", change, self._options(), reasons, notes)
+
+    def _options(self) -> dict[str, Any]:
+        return {**asdict(self), "pairs": list(self.pairs)}
+
+    def _refuse(self, anatomy: Anatomy) -> None:
+        for block in anatomy.blocks:
+            attention = block.attention
+            if attention is None or "query_key" not in self.pairs:
+                continue
+            if attention.q_norm is not None:
+                raise Refused(
+                    f"modegpt: {attention.address} normalizes its queries, so taking channels away "
+                    "changes all others; leave query_key out of pairs"
+                )
+            if attention.shape.rotary_dim and attention.shape.qk_head_dim % 2:
+                raise Refused(f"modegpt: {attention.address} has an odd number of rotary channels")
+
+    def _notes(self, anatomy: Anatomy, tokens: int) -> tuple[str, ...]:
+        widths = [b.mlp.intermediate_size for b in anatomy.blocks if b.mlp is not None]
+        widest = max(widths, default=0)
+        if "mlp" in self.pairs and tokens < widest:
+            return (
+                f"{tokens} calibration tokens are fewer than the {widest} neurons of an MLP: their "
+                "second moments do not have full rank. Use more text.",
+            )
+        return ()
+
+    def _solve(
+        self, block: Block, moments: dict[str, Tensor], share: float
+    ) -> tuple[Change, dict[str, Any]]:
+        change, reasons = Change(), {"sparsity": share}
+        if block.mlp is not None and "mlp" in self.pairs:
+            part, told = self._mlp(block.mlp, moments["mlp"], share)
+            change += part
+            reasons |= told
+        if block.attention is not None and {"query_key", "value_output"} & set(self.pairs):
+            part, told = self._attention(
+                block.attention, moments["attention"], moments["attention_mean"], share
+            )
+            change += part
+            reasons |= told
+        return change, reasons
+
+    def _mlp(self, mlp: Mlp, moments: Tensor, share: float) -> tuple[Change, dict[str, Any]]:
+        size = mlp.intermediate_size
+        keep = int(size * (1 - share))
+        keep = min(size, max(self.round_to, round(keep / self.round_to) * self.round_to))
+        if keep == size:
+            return Change(), {"intermediate_size": size}
+        index, down = nystrom_mlp(mlp.down.weight, moments, keep, self.ridge_mlp)
+        gate = mlp.gate
+        change = replace_mlp(
+            mlp,
+            up=mlp.up.weight[index],
+            down=down,
+            gate=None if gate is None else gate.weight[index],
+            up_bias=None if mlp.up.bias is None else mlp.up.bias[index],
+            gate_bias=None if gate is None or gate.bias is None else gate.bias[index],
+        )
+        error = _nystrom_error(mlp.down.weight.double(), moments, index, down)
+        return change, {"intermediate_size": keep, "mlp_error": error}
+
+    def _head_dim(self, size: int, share: float, even: bool) -> int:
+        keep = int(size * (1 - share))
+        if even:
+            keep -= keep % 2
+        return min(size, max(keep, self.min_head_dim + (even and self.min_head_dim % 2)))
+
+    def _attention(
+        self, attention: Attention, moments: Tensor, mean: Tensor, share: float
+    ) -> tuple[Change, dict[str, Any]]:
+        shape = attention.shape
+        new: dict[str, Any] = {}
+        biases: dict[str, Tensor | None] = {}
+        told: dict[str, Any] = {}
+        if "query_key" in self.pairs:
+            keep = self._head_dim(shape.qk_head_dim, share, even=shape.rotary_dim > 0)
+            told["qk_head_dim"] = keep
+            if keep < shape.qk_head_dim:
+                index = self._query_key(attention, moments, mean, keep)
+                new |= _take_channels(attention, index)
+                for role, which in (("q", attention.kv_of_head()), ("k", None)):
+                    bias = attention.projections()[role].bias
+                    if bias is not None:
+                        rows = index if which is None else index[which]
+                        biases[role] = bias.view(-1, shape.qk_head_dim).gather(1, rows)
+        if "value_output" in self.pairs:
+            keep = self._head_dim(shape.v_head_dim, share, even=False)
+            told["v_head_dim"] = keep
+            if keep < shape.v_head_dim:
+                value, output, error = self._value_output(attention, moments, keep)
+                new |= {"v": value, "o": output}
+                told["value_output_error"] = error
+                biases |= _folded_bias(attention)
+        if not new:
+            return Change(), told
+        return replace_attention(attention, **new, biases=biases), told
+
+    def _query_key(self, attention: Attention, moments: Tensor, mean: Tensor, keep: int) -> Tensor:
+        """(K, keep) channels for each key/value head."""
+        q_moments = _channel_moments(attention.read_q(), attention.q.bias, moments, mean)
+        k_moments = _channel_moments(attention.read_k(), attention.k.bias, moments, mean)
+        owner = attention.kv_of_head()
+        picked = []
+        for head in range(attention.num_kv_heads):
+            q_here, k_here = q_moments[owner == head], k_moments[head]
+            if attention.shape.rotary_dim:
+                pairs = _channel_pairs(attention, (q_here * k_here).sum(0))
+                picked.append(select_rotary_pairs(q_here, k_here, keep, pairs))
+            else:
+                picked.append(select_query_key(q_here, k_here, keep).sort().values)
+        return torch.stack(picked)
+
+    def _value_output(
+        self, attention: Attention, moments: Tensor, keep: int
+    ) -> tuple[Tensor, Tensor, float]:
+        root, inverse_root = _roots(moments, self.ridge_vo)
+        values, outputs = attention.read_v().double(), attention.read_o().double()
+        owner = attention.kv_of_head()
+        new_values = []
+        new_outputs = torch.empty(len(owner), keep, outputs.shape[-1], dtype=torch.float64)
+        error = 0.0
+        for head, value in enumerate(values):
+            mine = owner == head
+            shared = int(mine.sum()) > 1
+            joint = self.shared_values == "joint" or not shared
+            new_value, new_output, lost = value_output(
+                value, outputs[mine], root, inverse_root, keep, joint
+            )
+            new_values.append(new_value)
+            new_outputs[mine] = new_output
+            error += lost
+        return torch.stack(new_values), new_outputs, error
+
+
+def _nystrom_error(down: Tensor, moments: Tensor, index: Tensor, new_down: Tensor) -> float:
+    """Mean squared error of the MLP's output, from the moments alone."""
+    wide = torch.zeros_like(down)
+    wide[:, index] = new_down.to(down.dtype)
+    off = down - wide
+    return float(((off @ moments) * off).sum())
+
+
+def _channel_moments(weight: Tensor, bias: Tensor | None, moments: Tensor, mean: Tensor) -> Tensor:
+    """(heads, D): mean square of every channel of x W^T + b, from the moments of x."""
+    w = weight.double()
+    square = ((w @ moments) * w).sum(-1)
+    if bias is not None:
+        b = bias.double().view(w.shape[:2])
+        square = square + 2 * b * (w @ mean) + b.square()
+    return square.clamp(min=0)
+
+
+def _channel_pairs(attention: Attention, scores: Tensor) -> Tensor:
+    """(D/2, 2): channels that must go together.
+
+    Rotary channels pair with the one that they turn with. Channels that do not turn may pair at
+    will: they are taken two by two in the order of their scores.
+    """
+    shape = attention.shape
+    if shape.rotary_gather:
+        first = torch.arange(shape.qk_head_dim // 2)
+        return torch.stack((first, first + shape.qk_head_dim // 2), dim=1)
+    first = torch.arange(shape.rotary_dim // 2)
+    turning = torch.stack((first, first + shape.rotary_dim // 2), dim=1)
+    rest = torch.arange(shape.rotary_dim, shape.qk_head_dim)
+    by_score = rest[scores[rest].argsort(descending=True, stable=True)]
+    return torch.cat((turning, by_score.view(-1, 2)))
+
+
+def _take_channels(attention: Attention, index: Tensor) -> dict[str, Tensor]:
+    """Queries and keys with the channels ``index`` (K, keep), and the rotary channel of each."""
+    q, k = attention.read_q(), attention.read_k()
+    per_query = index[attention.kv_of_head()]
+    new = {
+        "q": q.gather(1, per_query[..., None].expand(-1, -1, q.shape[-1])),
+        "k": k.gather(1, index[..., None].expand(-1, -1, k.shape[-1])),
+    }
+    rotary = attention.rotary_index()
+    if rotary is not None:
+        new["rotary_index"] = rotary.gather(1, index)
+    return new
+
+
+def _folded_bias(attention: Attention) -> dict[str, Tensor | None]:
+    """The value bias moved into the output bias: attention weights sum to one, so that is exact."""
+    bias = attention.v.bias
+    if bias is None:
+        return {}
+    shape = attention.shape
+    per_head = bias.double().view(shape.num_kv_heads, -1)[attention.kv_of_head()]  # (H, D)
+    moved = torch.einsum("hd,hde->e", per_head, attention.read_o().double())
+    if attention.o.bias is not None:
+        moved = moved + attention.o.bias.double()
+    return {"v": None, "o": moved}

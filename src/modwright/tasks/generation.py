@@ -1,0 +1,183 @@
+"""A sample of what a model writes, and a number that says when it repeats itself."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from modwright.calibration.text import require_count
+from modwright.errors import Refused
+from modwright.tasks.perplexity import evaluating, position_limit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Sample", "generate_sample", "repetition"]
+
+_WORD = re.compile(r"\w+|[^\w\s]")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a model wrote after a prompt.
+
+    Attributes:
+        prompt: as given, without the chat template.
+        text: the new text only, without special tokens.
+        new_tokens: how many tokens were generated, an end token included.
+        seconds: of the whole generation, the prompt's forward pass included.
+        tokens_per_second: new tokens over those seconds.
+        settings: JSON-able: decoding, limits, seed, chat, end and padding ids, dtype.
+    """
+
+    prompt: str
+    text: str
+    new_tokens: int
+    seconds: float
+    tokens_per_second: float
+    settings: dict[str, Any]
+
+
+def generate_sample(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_new_tokens: int = 40,
+    seed: int = 0,
+    chat: bool | None = None,
+) -> Sample:
+    """Let a model continue a prompt, greedily and with its cache.
+
+    What the checkpoint's own generation config says about sampling and penalties is left aside, so
+    that samples of two models are comparable; its end tokens are kept.
+
+    Args:
+        model: a transformers model that can generate from a prompt alone.
+        tokenizer: the model's own.
+        prompt: plain text; with ``chat`` it becomes one user message.
+        max_new_tokens: the most tokens to write.
+        seed: for models whose layers are random at inference; greedy decoding itself uses none.
+        chat: whether to use the tokenizer's chat template; None uses it where there is one.
+
+    Raises:
+        Refused: the model cannot generate, an empty prompt, no chat template, no room for the
+            prompt and the new tokens.
+
+    Example:
+        ``generate_sample(model, tokenizer, "The capital of France is").text``
+    """
+    _require_generator(model)
+    require_count("max_new_tokens", max_new_tokens)
+    chat = tokenizer.chat_template is not None if chat is None else chat
+    ids = _prompt_ids(tokenizer, prompt, chat)
+    _require_room(model, ids.shape[1], max_new_tokens)
+    ids = ids.to(model.device)
+    ends = model.generation_config.eos_token_id
+    ends = tokenizer.eos_token_id if ends is None else ends
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        # Only one sequence is generated, so this id is never seen; without one transformers warns.
+        pad = ends[0] if isinstance(ends, list) else ends if ends is not None else 0
+    settings = {
+        "decoding": "greedy",
+        "max_new_tokens": max_new_tokens,
+        "use_cache": True,
+        "eos_token_id": ends,
+        "pad_token_id": pad,
+    }
+    devices = [model.device] if model.device.type == "cuda" else []
+    begin = time.perf_counter()
+    with evaluating(model), _greedy(model, settings), torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        output = model.generate(ids, attention_mask=torch.ones_like(ids))
+    seconds = time.perf_counter() - begin
+    new = output[0, ids.shape[1] :]
+    return Sample(
+        prompt=prompt,
+        text=tokenizer.decode(new, skip_special_tokens=True),
+        new_tokens=len(new),
+        seconds=seconds,
+        tokens_per_second=len(new) / seconds,
+        settings={
+            **settings,
+            "seed": seed,
+            "chat": chat,
+            "dtype": str(model.dtype).removeprefix("torch."),
+        },
+    )
+
+
+def repetition(text: str) -> float:
+    """The share of a text's 4-grams that have stood before in it: 0 is none, towards 1 is a loop.
+
+    Words and single punctuation marks count as words. A text of fewer than four has no 4-gram and
+    gives 0. Ordinary prose of a hundred words stays near 0; a model that has lost its way and
+    repeats a phrase soon passes one half.
+
+    Example:
+        >>> repetition("one two three four five six")
+        0.0
+        >>> round(repetition("on and on and on and on and on and on"), 2)
+        0.75
+    """
+    words = _WORD.findall(text)
+    grams = list(zip(words, words[1:], words[2:], words[3:]))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _require_generator(model: PreTrainedModel) -> None:
+    can = getattr(model, "can_generate", None)
+    if can is None or not can() or getattr(model.config, "is_encoder_decoder", False):
+        raise Refused(
+            f"{type(model).__name__} cannot continue a prompt; a causal language model can"
+        )
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> torch.Tensor:
+    """Token ids (1, T) of the prompt, special tokens included."""
+    if chat and tokenizer.chat_template is None:
+        raise Refused("this tokenizer has no chat template; legal values of chat: False, None")
+    if not prompt:
+        raise Refused("the prompt is empty; give at least one word")
+    if chat:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+        )
+    # A template writes the special tokens itself.
+    ids = tokenizer(prompt, add_special_tokens=not chat, return_tensors="pt")["input_ids"]
+    if not ids.shape[1]:
+        raise Refused("the prompt gives no token with this tokenizer; give at least one word")
+    return ids
+
+
+def _require_room(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> None:
+    longest = position_limit(model)
+    if longest is not None and prompt_tokens + new_tokens > longest:
+        room = longest - prompt_tokens
+        legal = f"1..{room}" if room > 0 else "none, the prompt itself is too long"
+        raise Refused(
+            f"max_new_tokens is {new_tokens} after a prompt of {prompt_tokens} tokens, and the "
+            f"model has {longest} positions; legal values: {legal}"
+        )
+
+
+@contextmanager
+def _greedy(model: PreTrainedModel, settings: dict[str, Any]) -> Iterator[None]:
+    """Stand a plain greedy generation config in for the model's own."""
+    from transformers import GenerationConfig
+
+    wanted = {name: value for name, value in settings.items() if name != "decoding"}
+    own = model.generation_config
+    # generate() fills every unset field from the model's config, and warns of unused ones.
+    model.generation_config = GenerationConfig(do_sample=False, num_beams=1, **wanted)
+    try:
+        yield
+    finally:
+        model.generation_config = own
