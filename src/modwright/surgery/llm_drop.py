@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import Similarity, StreamGaps, TokenWindows, calibrate
+from modwright.calibration import Collector, Similarity, StreamGaps, TokenWindows, calibrate
 from modwright.edits import Change, Plan, remove
 from modwright.edits.replay import preview
 from modwright.errors import CheckpointError, Refused
@@ -158,6 +158,28 @@ class LlmDrop:
         """Lists are applied without looking at data."""
         return self.lists is None and self.n > 0
 
+    def collectors(self) -> list[Collector]:
+        """Cosines of the residual stream; streams n blocks apart for blocks in a row."""
+        found: list[Collector] = [Similarity(self.drop_norm)]
+        if self.consecutive and self.n:
+            found.append(StreamGaps(self.n))
+        return found
+
+    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+        """The n smallest and the n largest parts that may go."""
+        if self.lists is not None:
+            picked = _read_lists(self.lists, anatomy)
+            gone = sum(_size(anatomy, kind, index) for kind, index in picked)
+            return gone, gone
+        self._check_available(anatomy)
+        sizes = sorted(
+            _size(anatomy, kind, block.index)
+            for kind in self._kinds()
+            for block in anatomy.blocks
+            if kind == "block" or getattr(block, kind) is not None
+        )
+        return sum(sizes[: self.n]), sum(sizes[len(sizes) - self.n :])
+
     def plan(
         self,
         anatomy: Anatomy,
@@ -202,13 +224,10 @@ class LlmDrop:
         directory: Path | None,
         progress: Progress,
     ) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-        collectors: list[Any] = [Similarity(self.drop_norm)]
-        if self.consecutive and self.n:
-            collectors.append(StreamGaps(self.n))
         statistics = calibrate(
             anatomy,
             windows,
-            collectors,
+            self.collectors(),
             directory=directory,
             progress=progress,
             label=f"score {self.target}",
@@ -276,6 +295,11 @@ class LlmDrop:
             reasons["calibration"] = windows.recipe
         change = _changes(anatomy, picked, self.drop_post_norm)
         return Plan.of(anatomy, "llm_drop", change, asdict(self), reasons, tuple(notes))
+
+
+def _size(anatomy: Anatomy, kind: str, index: int) -> int:
+    block = anatomy.block(index)
+    return block.num_parameters if kind == "block" else int(getattr(block, kind).num_parameters)
 
 
 def _json_column(column: Iterable[float]) -> list[float | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import TokenWindows
+from modwright.calibration import Collector, TokenWindows
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.errors import ModwrightError, Refused, unknown_name
@@ -64,6 +64,15 @@ class Method(Protocol):
 
     def title(self) -> str:
         """The method with its options in a few words, for tables."""
+
+    def wants_data(self) -> bool:
+        """Whether these options need calibration data."""
+
+    def collectors(self) -> Sequence[Collector]:
+        """What it collects from the data, for forecasts of memory and disk."""
+
+    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+        """Between how many and how many parameters go, before any data is seen."""
 
 
 _M = TypeVar("_M")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, Mlp
-from modwright.calibration import Grams, TokenWindows, calibrate
+from modwright.calibration import Collector, Grams, TokenWindows, calibrate
 from modwright.edits import Change, Plan, replace_attention, replace_mlp
 from modwright.errors import Refused
 from modwright.progress import SILENT, Progress
@@ -257,6 +257,25 @@ class MoDeGpt:
         """A sparsity of zero changes nothing."""
         return self.sparsity > 0
 
+    def collectors(self) -> list[Collector]:
+        """Second moments of what the narrowed maps read."""
+        attention = "query_key" in self.pairs or "value_output" in self.pairs
+        return [Grams(attention=attention, mlp="mlp" in self.pairs)]
+
+    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+        """The sparsity's share of the narrowed maps, give or take rounding."""
+        of_pair = {"mlp": "mlp", "query_key": "qk", "value_output": "vo"}
+        wanted = {of_pair[pair] for pair in self.pairs}
+        total = 0
+        for block in anatomy.blocks:
+            if block.mlp is not None and "mlp" in wanted:
+                total += sum(p.num_parameters for p in block.mlp.projections().values())
+            if block.attention is not None:
+                for role, projection in block.attention.projections().items():
+                    if any(role in letters for letters in wanted & {"qk", "vo"}):
+                        total += projection.num_parameters
+        return int(total * self.sparsity * 0.9), int(total * self.sparsity * 1.1)
+
     def plan(
         self,
         anatomy: Anatomy,
@@ -271,11 +290,10 @@ class MoDeGpt:
             return Plan.of(anatomy, "modegpt", Change(), self._options(), {"sparsity": []})
         if calibration is None:
             raise Refused("modegpt needs calibration data")
-        attention = "query_key" in self.pairs or "value_output" in self.pairs
         statistics = calibrate(
             anatomy,
             calibration,
-            [Grams(attention=attention, mlp="mlp" in self.pairs)],
+            self.collectors(),
             directory=directory,
             progress=progress,
             label="second moments",

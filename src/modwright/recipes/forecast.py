@@ -1,0 +1,101 @@
+"""What a recipe would do and need, before any data is read. Writes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from modwright.anatomy import Anatomy
+from modwright.calibration import forecast_bytes
+from modwright.checkpoint import available_bytes, weights_bytes
+from modwright.recipes.load import resolved
+from modwright.recipes.schema import Recipe
+from modwright.surgery import make_method
+
+__all__ = ["Forecast", "StepForecast", "forecast"]
+
+
+@dataclass(frozen=True)
+class StepForecast:
+    """One step: what it is, the parameters that will be left, and what it needs."""
+
+    title: str
+    method: str
+    parameters: tuple[int, int]
+    calibration_tokens: int
+    memory: int
+    disk: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All steps of a recipe.
+
+    Sizes are bytes. ``memory`` of a step counts the weights, one block's statistics and the streams
+    at one boundary; ``available`` is what the machine has free.
+    """
+
+    model: str
+    parameters: int
+    weights: int
+    available: int
+    steps: tuple[StepForecast, ...]
+    recipe: dict[str, Any] = field(repr=False, default_factory=dict)
+
+    @property
+    def peak(self) -> int:
+        """Most memory that any step needs."""
+        return max((step.memory for step in self.steps), default=self.weights)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "model": self.model,
+            "parameters": self.parameters,
+            "weights_bytes": self.weights,
+            "available_bytes": self.available,
+            "peak_bytes": self.peak,
+            "steps": [vars(step) | {"parameters": list(step.parameters)} for step in self.steps],
+            "recipe": self.recipe,
+        }
+
+
+def forecast(recipe: Recipe, model: Any, name: str) -> Forecast:
+    """What each step will leave and need; later steps are reckoned on the model as it is now.
+
+    Raises:
+        Refused: a step that cannot be done on this model.
+    """
+    anatomy = Anatomy.of(model)
+    weights = weights_bytes(model)
+    item = weights / max(anatomy.num_parameters, 1)
+    low = high = anatomy.num_parameters
+    steps = []
+    for step in recipe.steps:
+        method = make_method(step.method, step.options)
+        fewest, most = method.forecast(anatomy)
+        low, high = max(0, low - most), max(0, high - fewest)
+        data = step.calibration or recipe.calibration
+        tokens = data.windows * data.length if method.wants_data() else 0
+        needs = forecast_bytes(anatomy, tokens, method.collectors()) if tokens else {}
+        # The edited model stands beside the source until the step is done; it shares what it keeps.
+        new_weights = int((anatomy.num_parameters - low) * item)
+        steps.append(
+            StepForecast(
+                title=method.title(),
+                method=step.method,
+                parameters=(low, high),
+                calibration_tokens=tokens,
+                memory=weights
+                + max(needs.get("statistics", 0) + needs.get("streams", 0), new_weights),
+                disk=needs.get("disk", 0) + int(high * item),
+            )
+        )
+    return Forecast(
+        model=name,
+        parameters=anatomy.num_parameters,
+        weights=weights,
+        available=available_bytes(),
+        steps=tuple(steps),
+        recipe=resolved(recipe),
+    )

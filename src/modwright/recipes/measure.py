@@ -1,0 +1,143 @@
+"""Measures a model for the report: what it costs, how well it predicts, how fast it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from modwright.anatomy import Anatomy
+from modwright.calibration import TextData
+from modwright.cost import count, measure_speed
+from modwright.errors import Refused
+from modwright.progress import Progress
+from modwright.recipes.schema import Evaluate
+from modwright.report import Stage
+from modwright.tasks.generation import generate_sample, repetition
+from modwright.tasks.perplexity import PerplexityRecipe, perplexity
+
+__all__ = ["measure_stage", "servable", "shape_of"]
+
+
+def measure_stage(
+    model: Any,
+    tokenizer: Any,
+    evaluate: Evaluate,
+    progress: Progress,
+    **told: Any,
+) -> Stage:
+    """A stage of the report: everything that the recipe asks to measure, plus what is ``told``."""
+    anatomy = Anatomy.of(model)
+    seconds: dict[str, float] = dict(told.pop("seconds", {}))
+    generates = bool(getattr(model, "can_generate", lambda: False)())
+    counted = count(anatomy, length=evaluate.length)
+    cost = {
+        name: getattr(counted, name)
+        for name in (
+            "parameters",
+            "stored_bytes",
+            "prefill_macs",
+            "decode_macs",
+            "kv_bytes",
+            "activation_bytes",
+            "recipe",
+        )
+    }
+    quality = speed = sample = None
+    start = time.monotonic()
+    if generates and tokenizer is not None and evaluate.perplexity is not None:
+        quality = _quality(model, tokenizer, evaluate, progress)
+        seconds["perplexity"] = time.monotonic() - start
+    if evaluate.speed is not None:
+        start = time.monotonic()
+        timing = measure_speed(model, **evaluate.speed.model_dump(), progress=progress)
+        speed = {
+            "prefill_tokens_per_second": timing.prefill_tokens_per_second,
+            "decode_tokens_per_second": timing.decode_tokens_per_second,
+            "recipe": {
+                "method": timing.method,
+                "threads": timing.threads,
+                **evaluate.speed.model_dump(),
+            },
+        }
+        seconds["speed"] = time.monotonic() - start
+    if generates and tokenizer is not None and evaluate.generate is not None:
+        start = time.monotonic()
+        written = generate_sample(model, tokenizer, **evaluate.generate.model_dump())
+        sample = {
+            "prompt": written.prompt,
+            "text": written.text,
+            "repetition": repetition(written.text),
+            "settings": written.settings,
+        }
+        seconds["sample"] = time.monotonic() - start
+    return Stage(
+        cost=cost,
+        quality=quality,
+        speed=speed,
+        sample=sample,
+        shape=shape_of(anatomy),
+        seconds=seconds,
+        **told,
+    )
+
+
+def _quality(
+    model: Any, tokenizer: Any, evaluate: Evaluate, progress: Progress
+) -> dict[str, Any] | None:
+    asked = evaluate.perplexity
+    if asked is None:
+        return None
+    fields = asked.model_dump()
+    text = TextData(*(fields.pop(name) for name in ("data", "split", "column", "encoding")))
+    found = perplexity(model, tokenizer, PerplexityRecipe(data=text, **fields), progress)
+    return {"perplexity": found.value, "finite": found.finite, "recipe": found.recipe}
+
+
+def shape_of(anatomy: Anatomy) -> list[dict[str, Any]]:
+    """Widths of every block, as the report draws them."""
+    shapes: list[dict[str, Any]] = []
+    for block in anatomy.blocks:
+        attention, mlp = block.attention, block.mlp
+        shapes.append(
+            {
+                "attention": None
+                if attention is None
+                else {
+                    "heads": attention.num_heads,
+                    "kv_heads": attention.num_kv_heads,
+                    "qk": attention.shape.qk_head_dim,
+                    "v": attention.shape.v_head_dim,
+                },
+                "mlp": None if mlp is None else mlp.intermediate_size,
+            }
+        )
+    return shapes
+
+
+def servable(plain: bool) -> Mapping[str, str]:
+    """Which runtimes take the checkpoint, and why not."""
+    if plain:
+        return {
+            "transformers": "yes: every layer has the same shape, so the config says it all",
+            "transformers without modwright": "yes: it is a plain checkpoint",
+            "vLLM": "plain checkpoints of this family are served; not tried here",
+            "llama.cpp": "its converter takes plain checkpoints of this family; not tried here",
+        }
+    return {
+        "transformers": "yes, after `import modwright`",
+        "transformers without modwright": "no: layers differ, and the stock class refuses it",
+        "vLLM": "not yet: layers differ",
+        "llama.cpp": "no: its format has one shape for all layers of this family",
+    }
+
+
+def calibration_windows(tokenizer: Any, data: Any) -> Any:
+    """The token windows that a recipe's calibration entry describes."""
+    from modwright.calibration import token_windows
+
+    if tokenizer is None:
+        raise Refused("the model brings no tokenizer, so text cannot be used for calibration")
+    fields = data.model_dump()
+    text = TextData(*(fields.pop(name) for name in ("data", "split", "column", "encoding")))
+    return token_windows(tokenizer, text, **fields)
