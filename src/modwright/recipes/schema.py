@@ -16,14 +16,14 @@ class _Strict(BaseModel):
 class Data(_Strict):
     """Calibration text and how it is cut into windows."""
 
-    data: str = Field("lee-background", description="packaged name, text file, directory, dataset")
+    data: str = Field(default="lee-background", description="name, text file, directory, dataset")
     split: str = "train"
     column: str = "text"
     encoding: str = "utf-8"
-    windows: int = Field(32, ge=1, description="how many windows of tokens")
-    length: int = Field(512, ge=2, description="tokens of a window")
-    seed: int | None = Field(None, description="choose windows at random; null takes the first")
-    batch_size: int = Field(4, ge=1)
+    windows: int = Field(default=32, ge=1, description="how many windows of tokens")
+    length: int = Field(default=512, ge=2, description="tokens of a window")
+    seed: int | None = Field(default=None, description="null takes the first windows")
+    batch_size: int = Field(default=4, ge=1)
     bos: bool = False
 
 
@@ -34,28 +34,28 @@ class PerplexityOf(_Strict):
     split: str = "train"
     column: str = "text"
     encoding: str = "utf-8"
-    windows: int = Field(6, ge=1)
-    length: int = Field(512, ge=2)
-    stride: int | None = Field(None, ge=1)
+    windows: int = Field(default=6, ge=1)
+    length: int = Field(default=512, ge=2)
+    stride: int | None = Field(default=None, ge=1)
     bos: bool = False
-    batch_size: int = Field(1, ge=1)
+    batch_size: int = Field(default=1, ge=1)
 
 
 class Generate(_Strict):
     """A sample before and after."""
 
     prompt: str = "What is the capital of France? Answer in one sentence."
-    max_new_tokens: int = Field(40, ge=1)
+    max_new_tokens: int = Field(default=40, ge=1)
     chat: bool | None = None
 
 
 class Speed(_Strict):
     """Timing of prefill and decoding."""
 
-    batch: int = Field(1, ge=1)
-    prompt: int = Field(128, ge=1)
-    new_tokens: int = Field(32, ge=1)
-    repeats: int = Field(3, ge=1)
+    batch: int = Field(default=1, ge=1)
+    prompt: int = Field(default=128, ge=1)
+    new_tokens: int = Field(default=32, ge=1)
+    repeats: int = Field(default=3, ge=1)
 
 
 class Evaluate(_Strict):
@@ -64,7 +64,7 @@ class Evaluate(_Strict):
     perplexity: PerplexityOf | None = PerplexityOf()
     generate: Generate | None = Generate()
     speed: Speed | None = Speed()
-    length: int = Field(512, ge=1, description="tokens for MACs and key/value cache")
+    length: int = Field(default=512, ge=1, description="tokens for MACs and key/value cache")
 
 
 class Step(_Strict):
@@ -89,13 +89,13 @@ class Recipe(_Strict):
     """A model, steps, and what to measure."""
 
     model: str = Field(description="directory, GGUF file, packaged name, preset:NAME or hub id")
-    output: str = Field("", description="directory to write; the command line may give it")
+    output: str = Field(default="", description="directory to write; the command line may give it")
     title: str = ""
     dtype: str | None = Field(
-        None, description="float32, bfloat16, float16; null keeps the source's"
+        default=None, description="float32, bfloat16, float16; null keeps the source's"
     )
     seed: int = 0
-    threads: int | None = Field(None, ge=1, description="CPU threads; null leaves torch's choice")
+    threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch chooses")
     max_shard_size: str = "5GB"
     calibration: Data = Data()
     steps: list[Step] = Field(min_length=1)

@@ -1,0 +1,5 @@
+"""``python -m modwright``."""
+
+from modwright.cli.entry import main
+
+main()

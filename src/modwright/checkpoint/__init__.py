@@ -1,0 +1,35 @@
+"""Open a model from anywhere, carry its files over, write outputs whole or not at all."""
+
+from modwright.checkpoint.aliases import ALIASES, alias_names
+from modwright.checkpoint.carry import carried_files, carry
+from modwright.checkpoint.memory import (
+    available_bytes,
+    peak_rss_bytes,
+    require_memory,
+    weights_bytes,
+)
+from modwright.checkpoint.opening import Checkpoint, check_finite, open
+from modwright.checkpoint.outputs import whole_directory
+from modwright.checkpoint.presets import preset_names, register_preset
+from modwright.checkpoint.saving import save
+from modwright.checkpoint.source import Source, locate
+
+__all__ = [
+    "ALIASES",
+    "Checkpoint",
+    "Source",
+    "alias_names",
+    "available_bytes",
+    "carried_files",
+    "carry",
+    "check_finite",
+    "locate",
+    "open",
+    "peak_rss_bytes",
+    "preset_names",
+    "register_preset",
+    "require_memory",
+    "save",
+    "weights_bytes",
+    "whole_directory",
+]

@@ -1,0 +1,122 @@
+"""Carries the files beside the weights over to an output, byte for byte.
+
+Tokenizer, chat template, generation config, pooling folders, custom code: what an edit does not
+concern must be in the output as it was in the source.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from modwright.errors import CheckpointError
+
+__all__ = ["carried_files", "carry"]
+
+_WEIGHTS = (
+    ".safetensors",
+    ".bin",
+    ".gguf",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".index.json",
+    ".onnx",
+    ".onnx_data",
+    ".h5",
+    ".msgpack",
+    ".ot",
+    ".tflite",
+)
+_README = "README.md"
+
+
+def carried_files(directory: Path) -> tuple[str, ...]:
+    """The files of a checkpoint directory that travel with any output made from it.
+
+    All but weights, the top ``config.json`` and hidden files. A subfolder that is a checkpoint of
+    its own (a trainer's ``checkpoint-500``, say) stays behind, unless ``modules.json`` names it as
+    a module of a sentence encoder: then it travels whole, weights included.
+
+    Returns:
+        Paths relative to the directory, with forward slashes, sorted.
+    """
+    modules = _module_folders(directory)
+    found: list[str] = []
+    for folder, subfolders, names in os.walk(directory):
+        here = Path(folder).relative_to(directory)
+        whole = any(part in modules for part in (here, *here.parents))
+        if here.parts and not whole and _is_checkpoint(names):
+            subfolders.clear()
+            continue
+        subfolders[:] = [
+            name for name in subfolders if not name.startswith(".") and name != "__pycache__"
+        ]
+        for name in names:
+            if name.startswith(".") or (name.endswith(_WEIGHTS) and not whole):
+                continue
+            if name == "config.json" and not here.parts:
+                continue
+            if (Path(folder) / name).is_file():
+                found.append((here / name).as_posix())
+    return tuple(sorted(found))
+
+
+def carry(
+    directory: Path, files: Collection[str], out: Path, *, written: Collection[str] = ()
+) -> tuple[str, ...]:
+    """Copy ``files`` of ``directory`` into ``out``, byte for byte.
+
+    Args:
+        directory: where the files are.
+        files: paths relative to it.
+        out: an existing directory; a file of the same name is replaced.
+        written: names the caller writes himself, which are left to him. The source's README then
+            becomes ``SOURCE_README.md``.
+
+    Returns:
+        The names written into ``out``.
+
+    Raises:
+        CheckpointError: a file has vanished from the source or cannot be written.
+    """
+    done: list[str] = []
+    for name in files:
+        target = name
+        if name == _README and name in written:
+            target = _free_name("SOURCE_README", ".md", {*files, *written})
+        elif name in written:
+            continue
+        try:
+            (out / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(directory / name, out / target)
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot carry {name!r} over to the output: {error.strerror or error}"
+            ) from error
+        done.append(target)
+    return tuple(done)
+
+
+def _free_name(stem: str, suffix: str, taken: Collection[str]) -> str:
+    name, number = f"{stem}{suffix}", 2
+    while name in taken:
+        name, number = f"{stem}_{number}{suffix}", number + 1
+    return name
+
+
+def _is_checkpoint(names: Collection[str]) -> bool:
+    return "config.json" in names and any(name.endswith(_WEIGHTS) for name in names)
+
+
+def _module_folders(directory: Path) -> set[Path]:
+    """Folders that ``modules.json`` of a sentence encoder names, without the top one."""
+    try:
+        modules = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
+        paths = {Path(module["path"]) for module in modules}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+    return {path for path in paths if path.parts and not path.is_absolute()}

@@ -1,0 +1,186 @@
+"""Loads the model of a checkpoint directory: safetensors weights beside a ``config.json``.
+
+Weights that keep their type are mapped from the file, so they take no memory of their own until
+they are written to; other types are converted tensor by tensor.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from modwright.checkpoint.classes import model_class, remote_class
+from modwright.checkpoint.memory import require_memory
+from modwright.checkpoint.quiet import quiet_transformers
+from modwright.checkpoint.shards import StoredTensor, read_headers
+from modwright.checkpoint.wording import first_line
+from modwright.errors import CheckpointError, ModwrightError
+
+__all__ = ["check_loading", "load_directory", "placement"]
+
+_QUANTIZED = ("quantization_config", "compression_config")
+
+
+def load_directory(
+    directory: Path,
+    *,
+    dtype: torch.dtype | None,
+    device: torch.device | None,
+    head: str | None,
+    trust_remote_code: bool,
+) -> tuple[transformers.PreTrainedModel, tuple[str, ...]]:
+    """Build the model of ``directory`` and fill it from its safetensors files.
+
+    Args:
+        directory: holds ``config.json`` and the weights, sharded or not.
+        dtype: None keeps the checkpoint's own.
+        device: where the weights go; None is the CPU.
+        head: another class than the saved one, see `classes.HEADS`.
+        trust_remote_code: allow code that the directory brings.
+
+    Returns:
+        The model in evaluation mode, and the names of stored tensors it has no place for.
+
+    Raises:
+        CheckpointError: something is missing, damaged, quantized or does not fit.
+    """
+    _read_config_json(directory)
+    stored = read_headers(directory)
+    config = _config(directory, trust_remote_code)
+    own = remote_class(config, head) if trust_remote_code else None
+    cls: Any = own or model_class(config, head)
+    if device is None:
+        require_memory(_needed(stored, dtype), f"opening {directory.name or directory}")
+    remote = {"trust_remote_code": True} if own is not None else {}
+    try:
+        with quiet_transformers():
+            model, info = cls.from_pretrained(
+                str(directory),
+                config=config,
+                dtype=dtype or "auto",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **placement(device),
+                **remote,
+            )
+    except ModwrightError:
+        raise
+    except Exception as error:
+        raise CheckpointError(
+            f"{directory} cannot be loaded as {cls.__name__}: {first_line(error)}"
+        ) from error
+    check_loading(info, str(directory), cls.__name__)
+    return model.eval(), tuple(sorted(info["unexpected_keys"]))
+
+
+def check_loading(info: dict[str, Any], where: str, cls: str) -> None:
+    """Raise when a load left a parameter without its stored value.
+
+    transformers would fill it at random and go on; a workbench must not.
+
+    Raises:
+        CheckpointError: names the tensors that are missing or have another shape.
+    """
+    mismatched = sorted((str(name), tuple(a), tuple(b)) for name, a, b in info["mismatched_keys"])
+    if mismatched:
+        name, in_file, in_config = mismatched[0]
+        raise CheckpointError(
+            f"{where}: the weights do not fit the config: {name} is {in_file} in the file and "
+            f"{in_config} by the config{_and_more(len(mismatched))}"
+        )
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise CheckpointError(
+            f"{where}: {len(missing)} tensors of {cls} are not in the weights: "
+            f"{', '.join(missing[:5])}{_and_more(len(missing), 5)}"
+        )
+
+
+def placement(device: torch.device | None) -> dict[str, Any]:
+    """What from_pretrained has to hear to put all weights on one device as it reads them."""
+    return {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
+
+
+def _and_more(count: int, shown: int = 1) -> str:
+    return f" (and {count - shown} more)" if count > shown else ""
+
+
+def _read_config_json(directory: Path) -> None:
+    """Refuse what the config alone tells is no plain checkpoint."""
+    file = directory / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{directory} is no checkpoint: {_without_config(directory)}")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict) or "model_type" not in config:
+        raise CheckpointError(f"{file} names no model_type, so it is no transformers config")
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for key in _QUANTIZED:
+            if part.get(key):
+                method = part[key].get("quant_method", "unknown method")
+                raise CheckpointError(
+                    f"{directory}: the weights are stored quantized ({method}); dequantize them "
+                    "first, edits need plain floating-point weights"
+                )
+    if (directory / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{directory} holds a PEFT adapter; merge it (merge_and_unload) and save that model"
+        )
+
+
+def _without_config(directory: Path) -> str:
+    names = sorted(entry.name for entry in directory.iterdir())
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    if ggufs:
+        return f"it holds GGUF files; give one of them: {directory / ggufs[0]}"
+    if "adapter_config.json" in names:
+        return "it holds a PEFT adapter; merge it into its base model first (merge_and_unload)"
+    below = [
+        name
+        for name in names
+        if (directory / name / "config.json").is_file()
+        and any((directory / name).glob("*.safetensors"))
+    ]
+    if below:
+        return f"it has no config.json; did you mean {str(directory / below[0])!r}?"
+    return f"it has no config.json (it holds {', '.join(names[:4]) or 'nothing'})"
+
+
+def _config(directory: Path, trust_remote_code: bool) -> transformers.PreTrainedConfig:
+    try:
+        with quiet_transformers():
+            return transformers.AutoConfig.from_pretrained(
+                str(directory), local_files_only=True, trust_remote_code=trust_remote_code
+            )
+    except Exception as error:
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        kind = config["model_type"]
+        if kind in transformers.CONFIG_MAPPING:
+            raise CheckpointError(
+                f"{directory / 'config.json'} is no valid {kind} config: {first_line(error)}"
+            ) from error
+        hint = (
+            "it brings its own code: pass trust_remote_code=True if you trust it"
+            if config.get("auto_map")
+            else "import the package that registers it first"
+        )
+        raise CheckpointError(
+            f"{directory}: model type {kind!r} is not known to transformers "
+            f"{transformers.__version__}; {hint}"
+        ) from error
+
+
+def _needed(stored: dict[str, StoredTensor], dtype: torch.dtype | None) -> int:
+    if dtype is None:
+        return sum(tensor.nbytes for tensor in stored.values())
+    return sum(tensor.numel for tensor in stored.values()) * dtype.itemsize

@@ -1,0 +1,245 @@
+"""Loads a GGUF file into a plain model, holding one copy of the weights and a small window.
+
+transformers knows how each architecture's names and layouts map (its config parser, its name map
+and its tensor processors are used here); it collects all tensors before it fills the model, which
+takes one and a half times the weights. Here each tensor is read when the model asks for it, a few
+rows at a time, and goes straight into its final type.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+from types import EllipsisType
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+import transformers
+from transformers import modeling_gguf_pytorch_utils as reference
+from transformers.integrations.gguf import is_gguf_arch_supported
+
+from modwright.checkpoint.classes import model_class
+from modwright.checkpoint.directory import check_loading, placement
+from modwright.checkpoint.gguf_header import Header, StoredTensor, read_header
+from modwright.checkpoint.memory import require_memory
+from modwright.checkpoint.quiet import quiet_transformers
+from modwright.checkpoint.wording import first_line
+from modwright.errors import CheckpointError, ModwrightError
+from modwright.progress import Progress, Task
+
+__all__ = ["load_gguf"]
+
+# Values dequantized at a time: the window that is held beside the weights, 1 MB in float32.
+_WINDOW = 2**18
+
+
+def load_gguf(
+    file: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | None,
+    head: str | None,
+    progress: Progress,
+) -> tuple[transformers.PreTrainedModel, tuple[str, ...]]:
+    """Build the model of a GGUF file with dequantized weights.
+
+    Args:
+        file: the GGUF file.
+        dtype: type of the weights; values are dequantized in float32 and rounded once.
+        device: where the weights go; None is the CPU.
+        head: another class than the causal language model, see `classes.HEADS`.
+        progress: hears of each tensor.
+
+    Returns:
+        The model in evaluation mode, without any record of quantization, and the names of stored
+        tensors it has no place for.
+
+    Raises:
+        CheckpointError: the file is damaged, or of an architecture transformers cannot read.
+    """
+    try:
+        with quiet_transformers():
+            header = read_header(file)
+        cls = model_class(header.config, head)
+        if device is None:
+            needed = sum(math.prod(tensor.shape) for tensor in header.tensors) * dtype.itemsize
+            require_memory(needed, f"opening {file.name}")
+        # transformers reads the architectures it has conversion rules for lazily by itself.
+        by_rules = is_gguf_arch_supported(header.architecture)
+        load = _load_by_rules if by_rules else _load_streaming
+        phase = progress.phase(f"opening {file.name}", len(header.tensors))
+        with phase as task, quiet_transformers():
+            model, info = load(
+                file,
+                header,
+                cls,
+                task,
+                config=header.config,
+                dtype=dtype,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **placement(device),
+            )
+    except ModwrightError:
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{file} cannot be loaded: {first_line(error)}") from error
+    check_loading(info, str(file), cls.__name__)
+    _forget_origin(model)
+    return model.eval(), tuple(sorted(info["unexpected_keys"]))
+
+
+def _load_streaming(
+    file: Path, header: Header, cls: Any, task: Task, **arguments: Any
+) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+    """Let transformers fill the model from tensors that are read when it asks for them."""
+    processors = reference.TENSOR_PROCESSORS
+    make_processor = processors.get(header.architecture, reference.TensorProcessor)
+    processor = make_processor(config=header.config.to_dict())
+    names = _target_names(cls, header, processor)
+    parts: dict[str, list[StoredTensor]] = {}
+    unread: set[str] = set()
+    for tensor in header.tensors:
+        target = _target(tensor, names)
+        if target is None:
+            unread.add(tensor.name)
+            task.advance()
+        else:
+            parts.setdefault(target, []).append(tensor)
+    window = _Window(file, processor, names, arguments["dtype"], task)
+    state = {target: _OnDemand(window, target, tuple(parts[target])) for target in parts}
+    model, info = cls.from_pretrained(None, state_dict=state, **arguments)
+    return model, {**info, "unexpected_keys": unread | set(info["unexpected_keys"])}
+
+
+def _load_by_rules(
+    file: Path, header: Header, cls: Any, task: Task, **arguments: Any
+) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+    model, info = cls.from_pretrained(
+        str(file.parent),
+        gguf_file=file.name,
+        quantization_config=transformers.GgufConfig(dequantize=True),
+        **arguments,
+    )
+    task.advance(len(header.tensors))
+    return model, info
+
+
+class _Top:
+    """A model with its submodules seen one level deep: enough to map names, and a lot quicker."""
+
+    def __init__(self, module: torch.nn.Module, levels: int) -> None:
+        self.module, self.levels = module, levels
+        self.config = getattr(module, "config", None)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.module.state_dict()
+
+    def named_children(self) -> list[tuple[str, _Top]]:
+        if not self.levels:
+            return []
+        children = self.module.named_children()
+        return [(name, _Top(child, self.levels - 1)) for name, child in children]
+
+
+def _target_names(cls: Any, header: Header, processor: Any) -> dict[str, str]:
+    """The name map from the file to the model, by transformers' own rules."""
+    with torch.device("meta"):
+        skeleton = cls(copy.deepcopy(header.config))
+    names: dict[str, str] = reference.get_gguf_hf_weights_map(_Top(skeleton, 1), processor)
+    if any(_target(tensor, names) is None for tensor in header.tensors):
+        names = reference.get_gguf_hf_weights_map(skeleton, processor)
+    return names
+
+
+def _target(tensor: StoredTensor, names: dict[str, str]) -> str | None:
+    """What the model calls a tensor; experts stand in the map without their ending."""
+    return names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"))
+
+
+class _Window:
+    """Reads tensors of one file a few rows at a time."""
+
+    def __init__(
+        self, file: Path, processor: Any, names: dict[str, str], dtype: torch.dtype, task: Task
+    ) -> None:
+        self.file, self.processor, self.names = file, processor, names
+        self.dtype, self.task = dtype, task
+
+    def read(self, target: str, parts: tuple[StoredTensor, ...]) -> torch.Tensor:
+        """The tensor that the model knows as ``target``, from the file's ``parts``."""
+        if len(parts) == 1 and self._passes_through(parts[0].name):
+            weights = self._dequantize(parts[0], self.dtype)
+        else:
+            weights = self._process(target, parts)
+        self.task.advance(len(parts))
+        return weights
+
+    def _passes_through(self, name: str) -> bool:
+        """Whether the processor hands a tensor back untouched, without ever looking at it."""
+        untouched = object()
+        try:
+            result = self.processor.process(
+                weights=untouched,
+                name=name,
+                tensor_key_mapping={},
+                parsed_parameters={"tensors": {}},
+            )
+        except (AttributeError, TypeError):
+            return False
+        return result.weights is untouched and result.name == name
+
+    def _process(self, target: str, parts: tuple[StoredTensor, ...]) -> torch.Tensor:
+        """Whole tensors through the processor; experts are gathered on its side, under the name."""
+        gathered: dict[str, dict[str, torch.Tensor]] = {"tensors": {}}
+        for part in parts:
+            result = self.processor.process(
+                weights=self._dequantize(part, torch.float32).numpy(),
+                name=part.name,
+                tensor_key_mapping=self.names,
+                parsed_parameters=gathered,
+            )
+            if result.name is not None:
+                array = np.ascontiguousarray(result.weights, dtype=np.float32)
+                gathered["tensors"][target] = torch.from_numpy(array)
+        return gathered["tensors"][target].to(self.dtype)
+
+    def _dequantize(self, tensor: StoredTensor, dtype: torch.dtype) -> torch.Tensor:
+        weights = torch.empty(tensor.shape, dtype=dtype)
+        rows = weights.view(-1, tensor.shape[-1])  # (every axis but the last, last)
+        step = max(1, _WINDOW // tensor.shape[-1])
+        row_bytes = tensor.nbytes // rows.shape[0]
+        for start in range(0, rows.shape[0], step):
+            part = rows[start : start + step]
+            raw = np.fromfile(
+                self.file,
+                dtype=np.uint8,
+                count=part.shape[0] * row_bytes,
+                offset=tensor.offset + start * row_bytes,
+            )
+            values = gguf.dequantize(raw.reshape(part.shape[0], row_bytes), tensor.kind)
+            part.copy_(torch.from_numpy(values))
+        return weights
+
+
+class _OnDemand:
+    """Stands in a state dict for a tensor; indexing reads it, as with a slice of safetensors."""
+
+    def __init__(self, window: _Window, target: str, parts: tuple[StoredTensor, ...]) -> None:
+        self.window, self.target, self.parts = window, target, parts
+
+    def __getitem__(self, index: EllipsisType) -> torch.Tensor:
+        return self.window.read(self.target, self.parts)
+
+
+def _forget_origin(model: transformers.PreTrainedModel) -> None:
+    """Take off what would keep a now plain model from being saved as one."""
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        model.__dict__.pop(name, None)
+    for name in ("quantization_config", "_is_quantized"):
+        model.config.__dict__.pop(name, None)
+    model.config.name_or_path = ""
+    model.name_or_path = ""

@@ -1,0 +1,158 @@
+"""What a GGUF file says of itself: its tensors, and the config transformers makes of its metadata.
+
+transformers' parser turns every word of the vocabulary into numpy views and Python strings to
+find a dozen numbers, which takes seconds and more memory than the rest of the opening. It is given
+a copy of the header without the vocabulary.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import transformers
+from transformers.integrations.gguf import is_gguf_arch_supported
+
+from modwright.checkpoint.wording import first_line
+from modwright.errors import CheckpointError
+
+__all__ = ["Header", "StoredTensor", "read_header"]
+
+# No config holds a longer list: there are as many as layers or heads. Vocabularies are longer.
+_LONGEST_LIST = 4096
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of the file: its shape in torch's order, and where its bytes are."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: gguf.GGMLQuantizationType
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """A GGUF file without its values.
+
+    Attributes:
+        architecture: as llama.cpp calls it.
+        tensors: in the order of the file.
+        config: as transformers understands the metadata.
+    """
+
+    architecture: str
+    tensors: tuple[StoredTensor, ...]
+    config: transformers.PreTrainedConfig
+
+
+def read_header(file: Path) -> Header:
+    """Read the header of a GGUF file.
+
+    Raises:
+        CheckpointError: damaged, cut short, or of another byte order.
+        ValueError: transformers does not know the architecture.
+    """
+    try:
+        reader = _Reader(file)
+    except (ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{file} is damaged or cut short ({first_line(error)}); copy or download it again"
+        ) from error
+    architecture = reader.get_field("general.architecture")
+    if reader.byte_order != "I":
+        raise CheckpointError(f"{file} is written in the byte order of another kind of machine")
+    if architecture is None:
+        raise CheckpointError(f"{file} does not name its architecture (general.architecture)")
+    tensors = tuple(
+        StoredTensor(
+            tensor.name,
+            tuple(int(size) for size in reversed(tensor.shape)),
+            tensor.tensor_type,
+            int(tensor.data_offset),
+            int(tensor.n_bytes),
+        )
+        for tensor in reader.tensors
+    )
+    name = str(architecture.contents())
+    if is_gguf_arch_supported(name):
+        config = _parse(file)
+    else:
+        config = _parse_without_vocabulary(reader)
+    return Header(name, tensors, config)
+
+
+class _Reader(gguf.GGUFReader):
+    """A reader that steps over long lists: of those it keeps only how long they are."""
+
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
+        if raw_type != gguf.GGUFValueType.ARRAY or self.byte_order != "I":
+            return super()._get_field_parts(orig_offs, raw_type)
+        inner = gguf.GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
+        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        size = 12
+        if count <= _LONGEST_LIST:
+            return super()._get_field_parts(orig_offs, raw_type)
+        if inner in self.gguf_scalar_to_np:
+            size += count * np.dtype(self.gguf_scalar_to_np[inner]).itemsize
+        elif inner == gguf.GGUFValueType.STRING:
+            view = memoryview(self.data)[orig_offs:]
+            for _ in range(count):
+                size += 8 + int.from_bytes(view[size : size + 8], "little")
+        else:
+            return super()._get_field_parts(orig_offs, raw_type)
+        return size, [np.array([count])], [], [gguf.GGUFValueType.ARRAY, inner]
+
+
+def _parse(file: Path) -> transformers.PreTrainedConfig:
+    config = transformers.AutoConfig.from_pretrained(
+        str(file.parent), gguf_file=file.name, local_files_only=True
+    )
+    config.name_or_path = ""
+    return config
+
+
+def _parse_without_vocabulary(reader: _Reader) -> transformers.PreTrainedConfig:
+    with tempfile.TemporaryDirectory(prefix="modwright-") as folder:
+        header = Path(folder, "header.gguf")
+        _write_header(reader, header)
+        config = _parse(header)
+    words = reader.get_field("tokenizer.ggml.tokens")
+    stated = any(name.endswith(".vocab_size") for name in reader.fields)
+    if words is not None and not words.data and not stated:
+        config.vocab_size = int(words.parts[-1][0])
+    return config
+
+
+def _write_header(reader: _Reader, file: Path) -> None:
+    """The same header without the lists that were stepped over, as a file of the same length.
+
+    The length is a hole that takes no room on disk: a reader maps the tensors it never looks at.
+    """
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(file, architecture)
+    for field in reader.fields.values():
+        if not field.data or field.name.startswith("GGUF.") or not field.types:
+            continue
+        if field.name == "general.architecture":
+            continue
+        inner = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+    for tensor in reader.tensors:
+        shape = tuple(int(size) for size in reversed(tensor.shape))
+        writer.add_tensor_info(
+            tensor.name, shape, np.dtype(np.float32), int(tensor.n_bytes), tensor.tensor_type
+        )
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    room = sum(int(tensor.n_bytes) + reader.alignment for tensor in reader.tensors)
+    with file.open("r+b") as stream:
+        stream.truncate(file.stat().st_size + room + 2 * reader.alignment)

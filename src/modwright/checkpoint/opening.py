@@ -1,0 +1,224 @@
+"""Opens a model from anywhere: `open` returns a `Checkpoint`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modwright.checkpoint.presets import PREFIX, preset_config
+from modwright.checkpoint.source import Source, locate
+from modwright.checkpoint.tokenizer import load_tokenizer
+from modwright.errors import Refused, unknown_name
+from modwright.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from modwright.anatomy import Anatomy
+
+__all__ = ["DTYPES", "Checkpoint", "check_finite", "open"]
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """An opened model with all that belongs to it.
+
+    Attributes:
+        model: in evaluation mode.
+        source: where it came from, and the files that travel with it.
+        unread: stored tensors the model has no place for, which a saved copy will not hold.
+        trust_remote_code: whether code of the source may run, for the tokenizer too.
+    """
+
+    model: PreTrainedModel
+    source: Source
+    unread: tuple[str, ...] = ()
+    trust_remote_code: bool = field(default=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """A short name for titles and file names."""
+        return self.source.short_name
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, loaded when it is first asked for; None if the source has none."""
+        return load_tokenizer(self.source, trust_remote_code=self.trust_remote_code)
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """The model as typed parts."""
+        from modwright.anatomy import Anatomy
+
+        return Anatomy.of(self.model)
+
+    def save(self, out: str | os.PathLike[str], **options: Any) -> Path:
+        """Write the model with all its files; ``options`` as in `modwright.checkpoint.save`."""
+        from modwright.checkpoint.saving import save
+
+        options = {"source": self.source, "tokenizer": self.__dict__.get("tokenizer"), **options}
+        return save(self.model, out, **options)
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.model.parameters())
+        size = f"{count / 1e6:.1f}M" if count >= 1e6 else f"{count / 1e3:.1f}k"
+        return (
+            f"Checkpoint({self.source.name!r}, {type(self.model).__name__}, "
+            f"{size} parameters, {str(self.model.dtype).removeprefix('torch.')})"
+        )
+
+
+def open(
+    source: str | os.PathLike[str] | Source,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | torch.device | None = None,
+    head: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = SILENT,
+) -> Checkpoint:
+    """Open a model from anywhere, with at most a tenth more memory than its weights.
+
+    Args:
+        source: a directory with a ``config.json``, a ``.gguf`` file, a packaged name
+            (``smollm2-135m``, ``minilm``), ``preset:NAME`` or a hub id ``org/name``.
+        dtype: type of the weights, one of `DTYPES`; None keeps the checkpoint's own, and is
+            float32 for GGUF.
+        device: where the weights go; None is the CPU.
+        head: build another class than the checkpoint was saved from: ``base``, ``causal-lm`` and
+            so on. Its weights must all be there.
+        trust_remote_code: allow model code that a checkpoint brings.
+        progress: hears of long phases.
+
+    Raises:
+        CheckpointError: the source cannot be found, is damaged, quantized, or lacks tensors.
+        Refused: an argument is illegal, or memory is too short.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> from modwright.checkpoint import register_preset
+        >>> register_preset("doc-llama", lambda: LlamaConfig(
+        ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
+        ...     num_attention_heads=2))
+        >>> open("preset:doc-llama")
+        Checkpoint('preset:doc-llama', LlamaForCausalLM, 6.2k parameters, float32)
+    """
+    wanted = _dtype(dtype)
+    place = _device(device)
+    found = locate(source)
+    load = _LOADERS[_layout(found)]
+    model, unread = load(found, wanted, place, head, trust_remote_code, progress)
+    return Checkpoint(model, found, unread, trust_remote_code)
+
+
+def check_finite(model: torch.nn.Module) -> None:
+    """Refuse a model whose weights are not all finite, before a method computes with them.
+
+    Raises:
+        Refused: names the first tensor that holds NaN or infinity.
+    """
+    import torch
+
+    for name, tensor in model.state_dict().items():
+        if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
+            continue
+        # The extremes are finite exactly when all values are, and need no second tensor.
+        low, high = torch.aminmax(tensor)
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise Refused(
+                f"the weights of {name!r} hold NaN or infinity ({bad} of {tensor.numel()} values); "
+                "mend or replace the checkpoint first"
+            )
+
+
+_Loaded = tuple["PreTrainedModel", tuple[str, ...]]
+_Loader = Callable[[Source, Any, Any, "str | None", bool, Progress], _Loaded]
+
+
+def _open_directory(
+    source: Source, dtype: Any, device: Any, head: str | None, trust: bool, progress: Progress
+) -> _Loaded:
+    from modwright.checkpoint.directory import load_directory
+
+    assert source.path is not None
+    return load_directory(
+        source.path, dtype=dtype, device=device, head=head, trust_remote_code=trust
+    )
+
+
+def _open_gguf(
+    source: Source, dtype: Any, device: Any, head: str | None, trust: bool, progress: Progress
+) -> _Loaded:
+    import torch
+
+    from modwright.checkpoint.gguf import load_gguf
+
+    assert source.path is not None
+    return load_gguf(
+        source.path, dtype=dtype or torch.float32, device=device, head=head, progress=progress
+    )
+
+
+def _open_preset(
+    source: Source, dtype: Any, device: Any, head: str | None, trust: bool, progress: Progress
+) -> _Loaded:
+    import torch
+
+    from modwright.checkpoint.classes import model_class
+
+    config = preset_config(source.name.removeprefix(PREFIX))
+    cls: Any = model_class(config, head)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = cls._from_config(config)
+    return model.to(device=device, dtype=dtype).eval(), ()
+
+
+_LOADERS: dict[str, _Loader] = {
+    "directory": _open_directory,
+    "gguf": _open_gguf,
+    "preset": _open_preset,
+}
+
+
+def _layout(source: Source) -> str:
+    if source.path is None:
+        return "preset"
+    return "gguf" if source.is_gguf else "directory"
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    import torch
+
+    if dtype is None:
+        return None
+    name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+def _device(device: str | torch.device | None) -> torch.device | None:
+    """The device, tried out; None for the CPU."""
+    import torch
+
+    if device is None:
+        return None
+    try:
+        place = torch.device(device)
+        torch.empty(1, device=place)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        legal = "cpu, cuda, cuda:0" if torch.cuda.is_available() else "cpu (no GPU is usable here)"
+        raise Refused(f"device {str(device)!r} cannot be used; legal values: {legal}") from error
+    if place.type == "meta":
+        raise Refused("device 'meta' holds no weights; legal values: cpu, cuda, cuda:0")
+    return None if place.type == "cpu" else place

@@ -1,0 +1,154 @@
+"""Saves a model as a checkpoint directory: whole or not at all, with the source's other files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modwright.checkpoint.carry import carry
+from modwright.checkpoint.memory import weights_bytes
+from modwright.checkpoint.outputs import require_space, whole_directory
+from modwright.checkpoint.source import Source
+from modwright.checkpoint.tokenizer import has_tokenizer, load_tokenizer
+from modwright.checkpoint.wording import first_line
+from modwright.errors import CheckpointError, Refused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["save"]
+
+# Where transformers notes the place a model was opened from.
+_PLACE = "_name_or_path"
+
+
+def save(
+    model: PreTrainedModel,
+    out: str | os.PathLike[str],
+    *,
+    source: Source | None = None,
+    tokenizer: Any = None,
+    max_shard_size: int | str = "5GB",
+    force: bool = False,
+    files: Mapping[str, str | bytes] | None = None,
+    check: Callable[[Path], None] | None = None,
+) -> Path:
+    """Write a checkpoint that ``from_pretrained`` opens, beside its place, and rename at the end.
+
+    The weights go into safetensors files and are compared with the model by name and shape. The
+    non-weight files of ``source`` follow byte for byte and win over what the model would write,
+    its generation config included; ``files`` wins over both.
+
+    Args:
+        model: what to save; its values are streamed, so memory does not grow.
+        out: the directory to make.
+        source: where the model was opened from; its tokenizer, chat template and so on travel.
+        tokenizer: written where the source carries no files of it, as with GGUF.
+        max_shard_size: size of one weight file, ``"200MB"`` or bytes.
+        force: replace an ``out`` that is not empty.
+        files: more files, by path inside the output. With a ``README.md`` among them, the
+            source's becomes ``SOURCE_README.md``.
+        check: called with the finished directory before it is renamed; raising keeps it out.
+
+    Returns:
+        The directory.
+
+    Raises:
+        CheckpointError: ``out`` is in use or not empty, the disk is full, or the model cannot be
+            written.
+        VerificationError: the files do not hold what the model holds.
+    """
+    extra = dict(files or {})
+    _check_names(extra)
+    _check_model(model)
+    keep = (source.path,) if source is not None and source.path is not None else ()
+    with whole_directory(out, force=force, keep=keep) as folder:
+        require_space(folder, weights_bytes(model), f"saving to {os.fspath(out)!r}")
+        _write_weights(model, folder, max_shard_size)
+        _write_companions(folder, source, tokenizer, extra)
+        _forget_places(folder / "config.json")
+        from modwright.checkpoint.verify_files import verify_files
+
+        verify_files(model, folder)
+        if check is not None:
+            check(folder)
+    return Path(out)
+
+
+def _write_weights(model: PreTrainedModel, folder: Path, max_shard_size: int | str) -> None:
+    from safetensors import SafetensorError
+
+    from modwright.checkpoint.quiet import quiet_transformers
+
+    try:
+        with quiet_transformers():
+            model.save_pretrained(folder, max_shard_size=max_shard_size)
+    except OSError:
+        raise
+    except (SafetensorError, ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+        raise CheckpointError(
+            f"cannot write {type(model).__name__}: {first_line(error)}"
+        ) from error
+    # safetensors makes its files readable by their owner alone; they get the mode of the others.
+    mode = (folder / "config.json").stat().st_mode
+    for file in folder.glob("*.safetensors"):
+        file.chmod(mode)
+
+
+def _write_companions(
+    folder: Path, source: Source | None, tokenizer: Any, extra: Mapping[str, str | bytes]
+) -> None:
+    """Tokenizer, carried files, extra files; the later ones win."""
+    if source is not None and source.is_gguf and tokenizer is None:
+        tokenizer = load_tokenizer(source)
+    carried = source.files if source is not None else ()
+    if tokenizer is not None and not has_tokenizer(carried):
+        tokenizer.save_pretrained(folder)
+    if source is not None and source.path is not None:
+        carry(source.path, carried, folder, written=extra)
+    for name, content in extra.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        else:
+            target.write_text(content, encoding="utf-8")
+
+
+def _forget_places(file: Path) -> None:
+    """Take paths of this machine out of a config, those of nested configs too."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    cleaned = _without_places(config)
+    if cleaned != config:
+        file.write_text(json.dumps(cleaned, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_places(part) for key, part in value.items() if key != _PLACE}
+    if isinstance(value, list):
+        return [_without_places(part) for part in value]
+    return value
+
+
+def _check_names(files: Mapping[str, str | bytes]) -> None:
+    for name in files:
+        path = Path(name)
+        if not name or path.is_absolute() or ".." in path.parts:
+            raise Refused(f"{name!r} is no path inside the output")
+        if name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json")):
+            raise Refused(f"{name!r} is written from the model; give the file another name")
+
+
+def _check_model(model: PreTrainedModel) -> None:
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise Refused("the model carries PEFT adapters; merge them first (merge_and_unload)")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise CheckpointError(
+                f"{name} is on the meta device, its values are not in memory; load the model "
+                "without offloading before saving"
+            )

@@ -1,0 +1,5 @@
+"""The command line: argument parsing and printing only."""
+
+from modwright.cli.entry import main
+
+__all__ = ["main"]

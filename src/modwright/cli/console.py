@@ -1,0 +1,75 @@
+"""Progress and printing for people: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from modwright.progress import PlainProgress, Progress, Task
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["emit_json", "make_progress", "output", "say"]
+
+
+def output() -> Console:
+    """Where results go."""
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() else 100
+    return Console(file=sys.stdout, width=wide, highlight=False)
+
+
+def say(message: str) -> None:
+    """A sentence on what is done now, for people."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def emit_json(value: Any) -> None:
+    """Machine output on stdout."""
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+class _RichTask:
+    def __init__(self, bar: Any, task: Any) -> None:
+        self.bar, self.task = bar, task
+
+    def advance(self, steps: int = 1) -> None:
+        self.bar.advance(self.task, steps)
+
+
+class RichProgress:
+    """One bar with total and time left per phase."""
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator[Task]:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as Bar
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Bar(*columns, console=Console(stderr=True)) as bar:
+            yield _RichTask(bar, bar.add_task(name, total=total))
+
+
+def make_progress() -> Progress:
+    """Bars where there is a terminal, plain lines every few seconds where there is none."""
+    return RichProgress() if sys.stderr.isatty() else PlainProgress()

@@ -1,0 +1,30 @@
+"""What a model costs, part by part: parameters, bytes, multiply-accumulates, cache, speed."""
+
+from modwright.cost.counting import Cost, Row, cost, count
+from modwright.cost.human import human
+from modwright.cost.macs import Pass, part_macs
+from modwright.cost.memory import activation_bytes, kv_cache_bytes
+from modwright.cost.speed import Comparison, Speed, Spread, compare_speed, measure_speed
+from modwright.cost.tree import Node, Tree, anatomy_html, describe, inspect
+
+__all__ = [
+    "Comparison",
+    "Cost",
+    "Node",
+    "Pass",
+    "Row",
+    "Speed",
+    "Spread",
+    "Tree",
+    "activation_bytes",
+    "anatomy_html",
+    "compare_speed",
+    "cost",
+    "count",
+    "describe",
+    "human",
+    "inspect",
+    "kv_cache_bytes",
+    "measure_speed",
+    "part_macs",
+]

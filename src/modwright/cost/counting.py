@@ -1,0 +1,298 @@
+"""What each part of a model costs, counted: no forward pass, no weights needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from modwright.anatomy import Anatomy, Part
+from modwright.anatomy.parts import Sublayer
+from modwright.cost.checks import as_anatomy, at_least
+from modwright.cost.human import human
+from modwright.cost.macs import Pass, part_macs
+from modwright.cost.memory import activation_bytes, cached_positions, kv_cache_bytes
+from modwright.nn import FactorPair
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["Cost", "Row", "cost", "count"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one part costs.
+
+    Attributes:
+        address: of the part; "other" for all that belongs to no part (a pooler, a classifier).
+        kind: attention, mlp, norm, embedding, head or other.
+        parameters: numbers that it owns; a tied table belongs to the embedding.
+        bytes: what a checkpoint stores for it, index buffers included.
+        prefill_macs: multiply-accumulates when ``length`` tokens are read at once.
+        decode_macs: multiply-accumulates of the next token; 0 for encoders.
+    """
+
+    address: str
+    kind: str
+    parameters: int = 0
+    bytes: int = 0
+    prefill_macs: int = 0
+    decode_macs: int = 0
+
+    def plus(self, other: Row) -> Row:
+        """Both together, under this one's address and kind."""
+        return Row(
+            self.address,
+            self.kind,
+            self.parameters + other.parameters,
+            self.bytes + other.bytes,
+            self.prefill_macs + other.prefill_macs,
+            self.decode_macs + other.decode_macs,
+        )
+
+
+@dataclass(frozen=True, repr=False)
+class Cost:
+    """What a model costs, part by part. All totals are sums of the rows.
+
+    Attributes:
+        rows: one per part, in the order of the forward pass.
+        kv_bytes: key/value cache of one sequence of ``length`` tokens; 0 for encoders.
+        activation_bytes: of the whole batch, see :func:`modwright.cost.activation_bytes`.
+        recipe: under which conditions and by which rules was counted.
+    """
+
+    rows: tuple[Row, ...]
+    kv_bytes: int
+    activation_bytes: int
+    recipe: Mapping[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers stored as parameters; tied ones once."""
+        return sum(row.parameters for row in self.rows)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of all tensors in a checkpoint; tied ones once."""
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def prefill_macs(self) -> int:
+        """To read ``length`` tokens of every sequence of the batch, with logits for each token."""
+        return sum(row.prefill_macs for row in self.rows)
+
+    @property
+    def decode_macs(self) -> int:
+        """Of one more token for every sequence of the batch; 0 for encoders."""
+        return sum(row.decode_macs for row in self.rows)
+
+    def by_kind(self) -> dict[str, Row]:
+        """The rows summed over the parts of one kind."""
+        sums: dict[str, Row] = {}
+        for row in self.rows:
+            sums[row.kind] = sums.get(row.kind, Row(row.kind, row.kind)).plus(row)
+        return sums
+
+    def growth(self) -> dict[str, str]:
+        """How each cost grows with length, width and depth; only those that the model has."""
+        told = {
+            "attention": (
+                "parameters: quadratic in width, linear in depth; projections: linear in length, "
+                "quadratic in width, linear in depth; scores: quadratic in length (one decode "
+                "step: linear in context), linear in width and depth"
+            ),
+            "mlp": (
+                "parameters: quadratic in width, linear in depth; "
+                "MACs: linear in length, quadratic in width, linear in depth"
+            ),
+            "head": "MACs: linear in length, width and vocabulary, independent of depth",
+            "embedding": "parameters: linear in width and vocabulary; no MACs",
+        }
+        kinds = {row.kind for row in self.rows}
+        found = {kind: text for kind, text in told.items() if kind in kinds}
+        if self.kv_bytes:
+            found["kv_bytes"] = (
+                "linear in length (constant beyond a sliding window), width of the key/value "
+                "heads and depth"
+            )
+        found["activation_bytes"] = (
+            "linear in length (quadratic with eager attention) and width, independent of depth"
+        )
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: totals, recipe, rows."""
+        return {
+            "parameters": self.parameters,
+            "stored_bytes": self.stored_bytes,
+            "prefill_macs": self.prefill_macs,
+            "decode_macs": self.decode_macs,
+            "kv_bytes": self.kv_bytes,
+            "activation_bytes": self.activation_bytes,
+            "recipe": dict(self.recipe),
+            "growth": self.growth(),
+            "rows": [asdict(row) for row in self.rows],
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Cost({human(self.parameters)} parameters, {human(self.stored_bytes, 'B')}, "
+            f"{human(self.prefill_macs)} MACs for {self.recipe['length']} tokens)"
+        )
+
+    def __rich__(self) -> RenderableType:
+        from modwright.cost.render import cost_table
+
+        return cost_table(self)
+
+    def _repr_html_(self) -> str:
+        from modwright.cost.html import cost_html
+
+        return cost_html(self)
+
+
+def count(
+    model: nn.Module | Anatomy, *, length: int = 512, batch: int = 1, context: int | None = None
+) -> Cost:
+    """Counts parameters, bytes and multiply-accumulates of every part of a model.
+
+    It equals half of what ``torch.utils.flop_counter.FlopCounterMode`` reports for a forward pass
+    with the math attention kernel: matrix products only, attention over all T x T positions. The
+    model may be on the meta device and may carry edits.
+
+    Args:
+        model: a model or its anatomy.
+        length: tokens that the prefill reads, of each sequence.
+        batch: sequences side by side.
+        context: tokens in the cache when the decode step comes; it attends to them and to itself.
+            None for ``length``.
+
+    Raises:
+        Refused: ``length``, ``batch`` or ``context`` below 1.
+        UnsupportedArchitecture: unknown family, or a part without a formula.
+
+    Example:
+        >>> import modwright
+        >>> counted = count(modwright.open("preset:tiny-llama").model, length=10)
+        >>> counted
+        Cost(98.7 k parameters, 394.9 kB, 1 M MACs for 10 tokens)
+        >>> counted.prefill_macs, counted.by_kind()["attention"].prefill_macs
+        (1040640, 426240)
+    """
+    context = length if context is None else context
+    at_least(1, length=length, batch=batch, context=context)
+    anatomy = as_anatomy(model)
+    runs = [Pass(batch, length)]
+    if anatomy.family.is_causal():
+        runs.append(Pass(batch, 1, cached_positions(anatomy, context)))
+    return Cost(
+        rows=_rows(anatomy, runs),
+        kv_bytes=kv_cache_bytes(anatomy, length),
+        activation_bytes=activation_bytes(anatomy, length, batch),
+        recipe=_recipe(anatomy, length, batch, context),
+    )
+
+
+cost = count
+
+
+class _Ledger:
+    """The tensors of a checkpoint; each is taken once, by the first part that stores it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.left: dict[int, Tensor] = {
+            id(tensor): tensor
+            for tensor in model.state_dict(keep_vars=True).values()
+            if isinstance(tensor, Tensor)
+        }
+
+    def take(self, modules: Iterable[nn.Module]) -> tuple[int, int]:
+        """(parameters, bytes) of what the modules hold themselves and nobody took before."""
+        held = (
+            tensor
+            for module in modules
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        )
+        found = [self.left.pop(id(tensor)) for tensor in held if id(tensor) in self.left]
+        parameters = sum(t.numel() for t in found if isinstance(t, nn.Parameter))
+        return parameters, sum(t.numel() * t.element_size() for t in found)
+
+
+def _modules_of(part: Part) -> list[nn.Module]:
+    own: list[Any] = [getattr(part, "module", None)]
+    if isinstance(part, Sublayer):
+        own += [projection.module for projection in part.projections().values()]
+    return [module for root in own if root is not None for module in root.modules()]
+
+
+def _rows(anatomy: Anatomy, runs: list[Pass]) -> tuple[Row, ...]:
+    parts = list(anatomy.parts())
+    modules = {address: _modules_of(part) for address, part in parts}
+    ledger = _Ledger(anatomy.model)
+    # Norms and tables go first: the module of an attention may enclose a norm that is its own part.
+    leaves_first = sorted(parts, key=lambda named: isinstance(named[1], Sublayer))
+    owned = {address: ledger.take(modules[address]) for address, _ in leaves_first}
+    rows = [
+        Row(address, _kind(address, part), *owned[address], *(part_macs(part, r) for r in runs))
+        for address, part in parts
+    ]
+    known = {id(module) for found in modules.values() for module in found}
+    rest = [(p, m) for p, m in anatomy.model.named_modules() if id(m) not in known]
+    stored = ledger.take(module for _, module in rest)
+    macs = [_other_macs(anatomy, rest, run) for run in runs]
+    if any((*stored, *macs)):
+        rows.append(Row("other", "other", *stored, *macs))
+    return tuple(rows)
+
+
+def _kind(address: str, part: Part) -> str:
+    return "head" if address == "head" else type(part).__name__.lower()
+
+
+def _other_macs(anatomy: Anatomy, modules: list[tuple[str, nn.Module]], run: Pass) -> int:
+    """Linear maps outside the parts: once per sequence behind a pooler, else for every token."""
+    family, model = anatomy.family, anatomy.model
+    inside = family.prefix(model)
+    pooled = getattr(family.backbone(model), "pooler", None) is not None
+    total = 0
+    for path, module in modules:
+        if not isinstance(module, nn.Linear | Conv1D | FactorPair):
+            continue
+        names = path.split(".")
+        behind = pooled and bool(inside) and not path.startswith(inside)
+        once = "pooler" in names or (behind and "predictions" not in names)
+        weights = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
+        total += weights * (run.sequences if once else run.positions)
+    return total
+
+
+def _recipe(anatomy: Anatomy, length: int, batch: int, context: int) -> dict[str, Any]:
+    dtypes = {str(p.dtype).removeprefix("torch.") for p in anatomy.model.parameters()}
+    recipe: dict[str, Any] = {
+        "length": length,
+        "batch": batch,
+        "context": context,
+        "dtype": ", ".join(sorted(dtypes)),
+        "macs": (
+            "multiply-accumulates of matrix products, half of torch's FLOP count; norms, softmax, "
+            "activations, rotary angles and look-ups count 0"
+        ),
+        "attention": "scores over all T x T positions, masked ones included",
+        "head": "logits for every token of the prefill; generate() computes the last one only",
+        "decode": f"one token more for each sequence, after {context} in the cache",
+        "bytes": "tensors of the checkpoint, tied ones once; powers of 1000 when abbreviated",
+        "kv_bytes": f"one sequence of {length} tokens, all layers, dtype of the weights",
+        "activation_bytes": "floor for the batch without gradient: largest working set of one part",
+    }
+    if not anatomy.family.is_causal():
+        del recipe["decode"], recipe["context"]
+    limit = getattr(anatomy.config, "max_position_embeddings", None)
+    if limit is not None and max(length, context + 1) > limit:
+        recipe["positions"] = f"the model is made for {limit} positions, fewer than counted here"
+    return recipe

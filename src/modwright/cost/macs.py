@@ -1,0 +1,102 @@
+"""Multiply-accumulates of one part in closed form: matrix products only.
+
+Axes: T new positions of a sequence, S positions that they attend to, H query heads, d width.
+Norms, activations, softmax, rotary angles and table look-ups are not matrix products and count 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import singledispatch
+
+from torch import nn
+
+from modwright.anatomy import Attention, Embedding, FactoredProjection, Mlp, Norm, Part, Projection
+from modwright.errors import UnsupportedArchitecture
+
+__all__ = ["Pass", "map_macs", "part_macs", "score_macs"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass over a batch.
+
+    Attributes:
+        sequences: rows of the batch.
+        tokens: new positions T of each sequence.
+        cached: positions that an attention finds in its key/value cache, by its address.
+    """
+
+    sequences: int
+    tokens: int
+    cached: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def positions(self) -> int:
+        """New positions of the whole batch."""
+        return self.sequences * self.tokens
+
+    def attended(self, address: str) -> int:
+        """S: what the attention at ``address`` sees, the new positions included."""
+        return self.tokens + self.cached.get(address, 0)
+
+
+@singledispatch
+def map_macs(projection: Projection) -> int:
+    """Products of a linear map for one position: in x out."""
+    return projection.in_features * projection.out_features
+
+
+@map_macs.register
+def _(projection: FactoredProjection) -> int:
+    return projection.rank * (projection.in_features + projection.out_features)
+
+
+def score_macs(attention: Attention, run: Pass) -> int:
+    """Scores and the weighted sum, H T S (Dqk + Dv): masked positions count, as a kernel computes
+    them."""
+    shape = attention.shape
+    per_position = shape.num_heads * (shape.qk_head_dim + shape.v_head_dim)
+    return run.positions * run.attended(attention.address) * per_position
+
+
+@singledispatch
+def part_macs(part: Part, run: Pass) -> int:
+    """Multiply-accumulates of a part in one pass. Another kind of part registers its formula here.
+
+    Raises:
+        UnsupportedArchitecture: there is no formula for this kind of part.
+
+    Example:
+        >>> import torch
+        >>> part_macs(Embedding(torch.nn.Linear(8, 100), "head"), Pass(sequences=2, tokens=3))
+        4800
+    """
+    raise UnsupportedArchitecture(
+        f"{part.address}: no formula for the cost of a {type(part).__name__}; give one with "
+        "modwright.cost.part_macs.register"
+    )
+
+
+@part_macs.register
+def _(part: Attention, run: Pass) -> int:
+    maps = sum(map_macs(projection) for projection in part.projections().values())
+    return run.positions * maps + score_macs(part, run)
+
+
+@part_macs.register
+def _(part: Mlp, run: Pass) -> int:
+    return run.positions * sum(map_macs(projection) for projection in part.projections().values())
+
+
+@part_macs.register
+def _(part: Norm, run: Pass) -> int:
+    return 0
+
+
+@part_macs.register
+def _(part: Embedding, run: Pass) -> int:
+    # A table is looked up; a head holds the same kind of table and multiplies by it.
+    module = part.module
+    return run.positions * module.weight.numel() if isinstance(module, nn.Linear) else 0

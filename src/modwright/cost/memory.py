@@ -1,0 +1,115 @@
+"""Bytes that a run needs beside the weights: the key/value cache and the activations.
+
+Axes: T positions of a sequence, d width, H query heads, K key/value heads, I intermediate width,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from modwright.anatomy import Anatomy, Block, Embedding, Mlp
+from modwright.cost.checks import at_least, dtype_of
+from modwright.nn import AttentionShape
+
+__all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes"]
+
+
+def cached_positions(anatomy: Anatomy, length: int) -> dict[str, int]:
+    """How many of ``length`` positions each attention keeps in its cache, by its address.
+
+    An attention with a window of w positions keeps the last w - 1. Encoders and removed attentions
+    keep nothing and are not listed.
+    """
+    holders = [(b, b.attention) for b in anatomy.blocks if b.attention is not None]
+    holders = [(block, attention) for block, attention in holders if attention.shape.causal]
+    if not holders:
+        return {}
+    from transformers import DynamicCache
+
+    slots = DynamicCache(config=anatomy.config).layers
+    kept = {}
+    for block, attention in holders:
+        slot = getattr(anatomy.family.slot_owner(block.module), "layer_idx", None)
+        window = None if slot is None else getattr(slots[slot], "sliding_window", None)
+        kept[attention.address] = length if window is None else min(length, window - 1)
+    return kept
+
+
+def kv_cache_bytes(
+    anatomy: Anatomy, length: int, batch: int = 1, dtype: torch.dtype | str | None = None
+) -> int:
+    """Bytes of the key/value cache after ``length`` positions of ``batch`` sequences; exact.
+
+    Each attention holds K (Dqk + Dv) numbers per position. Encoders and removed attentions hold 0.
+
+    Args:
+        dtype: of the cached numbers; None for that of the weights.
+
+    Raises:
+        Refused: ``length`` or ``batch`` below 1, or an unknown dtype.
+
+    Example:
+        >>> import modwright
+        >>> anatomy = modwright.Anatomy.of(modwright.open("preset:tiny-llama").model)
+        >>> kv_cache_bytes(anatomy, length=100)  # 4 layers, 2 heads, 12 + 12 channels, float32
+        76800
+    """
+    at_least(1, length=length, batch=batch)
+    kept = cached_positions(anatomy, length)
+    size = 0
+    for block in anatomy.blocks:
+        attention = block.attention
+        if attention is None or attention.address not in kept:
+            continue
+        shape = attention.shape
+        per_position = shape.num_kv_heads * (shape.qk_head_dim + shape.v_head_dim)
+        stored = dtype_of(dtype, next(attention.k.module.parameters()).dtype)
+        size += batch * kept[attention.address] * per_position * stored.itemsize
+    return size
+
+
+def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1) -> int:
+    """Bytes of the activations that a forward pass without gradient cannot do without.
+
+    Numbers per position; the largest of these sets counts, times positions and bytes per number:
+
+    - while an attention runs: d (stream) + d (its normalized input; not in a post-norm block)
+      + H Dqk + K (Dqk + Dv) (queries, keys, values) + H Dv (the mix), and with eager attention
+      + 2 H T (scores and weights);
+    - while an MLP runs: d + d (as above) + 2 I, or 3 I when it is gated (gate, up, product), and
+      in a parallel block + d (what the attention returned);
+    - at the head: d + V (logits of every position).
+
+    It is a floor: temporaries of an implementation (rotated copies, the steps of a composite
+    activation, masks) come on top. The key/value cache and the weights count elsewhere.
+
+    Raises:
+        Refused: ``length`` or ``batch`` below 1.
+    """
+    at_least(1, length=length, batch=batch)
+    width = anatomy.hidden_size
+    eager = getattr(anatomy.config, "_attn_implementation", None) == "eager"
+    sets = [width]
+    for block in anatomy.blocks:
+        reads = width * (1 if block.layout == "post" else 2)
+        if block.attention is not None:
+            sets.append(reads + _attention_set(block.attention.shape, length if eager else 0))
+        if block.mlp is not None:
+            sets.append(reads + _mlp_set(block, block.mlp, width))
+    head = anatomy.stem.get("head")
+    if isinstance(head, Embedding):
+        sets.append(width + len(head.parameters()["weight"]))
+    dtype = next(anatomy.model.parameters()).dtype
+    return batch * length * max(sets) * dtype.itemsize
+
+
+def _attention_set(shape: AttentionShape, scores: int) -> int:
+    projected = shape.num_kv_heads * (shape.qk_head_dim + shape.v_head_dim)
+    return projected + shape.num_heads * (shape.qk_head_dim + shape.v_head_dim + 2 * scores)
+
+
+def _mlp_set(block: Block, mlp: Mlp, width: int) -> int:
+    inner = mlp.intermediate_size * (2 if mlp.gate is None else 3)
+    has_other = block.layout == "parallel" and block.attention is not None
+    return inner + (width if has_other else 0)

@@ -1,0 +1,293 @@
+"""How fast a model runs here, by the clock: prefill and decoding apart."""
+
+from __future__ import annotations
+
+import inspect
+import statistics
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from modwright.anatomy import Anatomy
+from modwright.cost.checks import at_least
+from modwright.errors import Refused
+from modwright.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["Comparison", "Speed", "Spread", "compare_speed", "measure_speed"]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds of one phase over the repeats."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Spread:
+        return cls(statistics.median(seconds), min(seconds), max(seconds))
+
+
+@dataclass(frozen=True, repr=False)
+class Speed:
+    """Measured speed, with all that is needed to measure it again.
+
+    Attributes:
+        prefill_tokens_per_second: prompt tokens of the whole batch over the median time.
+        decode_tokens_per_second: new tokens of the whole batch over the median time; None for
+            encoders.
+        prefill_seconds, decode_seconds: of one repeat, all its tokens.
+        method: how it was measured, in a sentence.
+    """
+
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float | None
+    prefill_seconds: Spread
+    decode_seconds: Spread | None
+    batch: int
+    prompt: int
+    new_tokens: int
+    repeats: int
+    threads: int
+    dtype: str
+    device: str
+    method: str
+
+    def phases(self) -> list[tuple[str, float, Spread]]:
+        """(name, tokens per second, seconds) of what was measured."""
+        found = [("prefill", self.prefill_tokens_per_second, self.prefill_seconds)]
+        if self.decode_tokens_per_second is not None and self.decode_seconds is not None:
+            found.append(("decode", self.decode_tokens_per_second, self.decode_seconds))
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __repr__(self) -> str:
+        told = ", ".join(f"{name} {rate:,.1f} tokens/s" for name, rate, _ in self.phases())
+        return f"Speed({told}; {self.device}, {self.dtype}, {self.threads} threads)"
+
+    def __rich__(self) -> RenderableType:
+        from modwright.cost.render import speed_table
+
+        return speed_table(self)
+
+    def _repr_html_(self) -> str:
+        from modwright.cost.html import speed_html
+
+        return speed_html(self)
+
+
+class Comparison(NamedTuple):
+    """Two speeds, and how many times faster the second is, by phase ("prefill", "decode").
+
+    A ratio is the median over the pairs of neighbouring runs, so drift of the machine cancels.
+    """
+
+    first: Speed
+    second: Speed
+    ratios: Mapping[str, float]
+
+
+def measure_speed(
+    model: nn.Module,
+    *,
+    batch: int = 1,
+    prompt: int = 128,
+    new_tokens: int = 32,
+    repeats: int = 3,
+    warmup: int = 1,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Speed:
+    """Times prefill and decoding of a model as it stands, on the device it is on.
+
+    Args:
+        batch: sequences side by side.
+        prompt: random tokens that the prefill reads, of each sequence.
+        new_tokens: tokens that are fed one by one afterwards; not used for encoders.
+        repeats: timed runs, of which the median counts.
+        warmup: runs before them that do not count.
+        threads: of torch on the CPU while measuring, restored afterwards; None for those set now.
+        seed: of the random tokens.
+
+    Raises:
+        Refused: a number out of range, more tokens than the model has positions, or a model
+            without weights.
+    """
+    runs = [_Run(model, batch, prompt, new_tokens, seed)]
+    return _measure(runs, repeats, warmup, threads, progress)[0]
+
+
+def compare_speed(
+    a: nn.Module,
+    b: nn.Module,
+    *,
+    batch: int = 1,
+    prompt: int = 128,
+    new_tokens: int = 32,
+    repeats: int = 3,
+    warmup: int = 1,
+    threads: int | None = None,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> Comparison:
+    """Times two models in turns (A B A B) in one process, so that the ratio survives drift.
+
+    Arguments and refusals are those of :func:`measure_speed`. ``ratios["decode"] == 1.5`` says that
+    ``b`` decodes one and a half times as fast as ``a``.
+    """
+    runs = [_Run(model, batch, prompt, new_tokens, seed) for model in (a, b)]
+    first, second = _measure(runs, repeats, warmup, threads, progress)
+    pairs = {
+        "prefill": zip(runs[0].prefill, runs[1].prefill, strict=True),
+        "decode": zip(runs[0].decode, runs[1].decode, strict=False),
+    }
+    ratios = {phase: [one / two for one, two in times] for phase, times in pairs.items()}
+    return Comparison(
+        first, second, {phase: statistics.median(r) for phase, r in ratios.items() if r}
+    )
+
+
+class _Run:
+    """One model with its tokens, and the seconds of its timed runs."""
+
+    def __init__(self, model: Any, batch: int, prompt: int, new_tokens: int, seed: int) -> None:
+        at_least(1, batch=batch, prompt=prompt, new_tokens=new_tokens)
+        self.model, self.batch, self.prompt, self.new_tokens = model, batch, prompt, new_tokens
+        anatomy = Anatomy.of(model)
+        self.decodes = anatomy.family.is_causal()
+        length = prompt + new_tokens if self.decodes else prompt
+        _refuse_unfit(anatomy, length)
+        self.device = next(model.parameters()).device
+        self.ids = _random_tokens(anatomy.config, (batch, length), seed).to(self.device)
+        # generate() asks for the logits of the last position only, and so does the measurement.
+        takes = inspect.signature(model.forward).parameters
+        self.options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.prefill: list[float] = []
+        self.decode: list[float] = []
+
+    def once(self, timed: bool) -> None:
+        cache = self._cache()
+        start = self._now()
+        self._forward(self.ids[:, : self.prompt], cache)
+        middle = self._now()
+        if timed:
+            self.prefill.append(middle - start)
+        if cache is None:
+            return
+        for position in range(self.prompt, self.prompt + self.new_tokens):
+            self._forward(self.ids[:, position : position + 1], cache)
+        if timed:
+            self.decode.append(self._now() - middle)
+
+    def _cache(self) -> Any:
+        if not self.decodes:
+            return None
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self.model.config)
+
+    def _forward(self, ids: Tensor, cache: Any) -> None:
+        held = {} if cache is None else {"cache": cache, "use_cache": True}
+        self.model(input_ids=ids, **held, **self.options)
+
+    def _now(self) -> float:
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return time.perf_counter()
+
+    def speed(self, threads: int, warmup: int) -> Speed:
+        prefill = Spread.of(self.prefill)
+        decode = Spread.of(self.decode) if self.decode else None
+        repeats = len(self.prefill)
+        return Speed(
+            prefill_tokens_per_second=self.batch * self.prompt / prefill.median,
+            decode_tokens_per_second=(
+                None if decode is None else self.batch * self.new_tokens / decode.median
+            ),
+            prefill_seconds=prefill,
+            decode_seconds=decode,
+            batch=self.batch,
+            prompt=self.prompt,
+            new_tokens=self.new_tokens if self.decodes else 0,
+            repeats=repeats,
+            threads=threads,
+            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            device=str(self.device),
+            method=self._method(repeats, warmup),
+        )
+
+    def _method(self, repeats: int, warmup: int) -> str:
+        logits = ", logits of the last one only" if self.options else ""
+        decoding = (
+            f"; then {self.new_tokens} tokens fed one by one with the key/value cache"
+            if self.decodes
+            else ""
+        )
+        return (
+            f"batch {self.batch}, {self.prompt} random tokens read at once{logits}{decoding}; "
+            f"median of {repeats} repeats after {warmup} to warm up"
+        )
+
+
+def _random_tokens(config: Any, shape: tuple[int, int], seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, config.vocab_size, shape, generator=generator)
+    # Padding would be taken for a mistake: nothing here is masked.
+    pad = getattr(config, "pad_token_id", None)
+    return ids if pad is None else ids.where(ids != pad, (pad + 1) % config.vocab_size)
+
+
+def _refuse_unfit(anatomy: Anatomy, length: int) -> None:
+    if any(parameter.is_meta for parameter in anatomy.model.parameters()):
+        raise Refused("the model has no weights (meta device); open it with weights to measure it")
+    limit = getattr(anatomy.config, "max_position_embeddings", None)
+    if "positions" in anatomy.stem and limit is not None and length > limit:
+        raise Refused(
+            f"prompt and new_tokens need {length} positions; the model has 1 to {limit}, so take "
+            "fewer tokens"
+        )
+
+
+def _measure(
+    runs: Sequence[_Run], repeats: int, warmup: int, threads: int | None, progress: Progress
+) -> list[Speed]:
+    at_least(1, repeats=repeats)
+    at_least(0, warmup=warmup)
+    if threads is not None:
+        at_least(1, threads=threads)
+    with _quiet(runs, threads), progress.phase("speed", (warmup + repeats) * len(runs)) as task:
+        for turn in range(warmup + repeats):
+            for run in runs:
+                run.once(timed=turn >= warmup)
+                task.advance()
+        return [run.speed(torch.get_num_threads(), warmup) for run in runs]
+
+
+@contextmanager
+def _quiet(runs: Sequence[_Run], threads: int | None) -> Iterator[None]:
+    """No gradients, evaluation mode, the wanted threads; everything is put back afterwards."""
+    modes = [(module, module.training) for run in runs for module in run.model.modules()]
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        for run in runs:
+            run.model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        torch.set_num_threads(before)
+        for module, mode in modes:
+            module.training = mode

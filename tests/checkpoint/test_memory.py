@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from modwright.checkpoint import (
+    available_bytes,
+    memory,
+    peak_rss_bytes,
+    require_memory,
+    weights_bytes,
+)
+from modwright.errors import Refused
+
+from .tiny import tiny_llama
+
+
+def test_weights_bytes_counts_ties_once_and_meta_too() -> None:
+    free, tied = tiny_llama(), tiny_llama(tie_word_embeddings=True)
+    table = 64 * 32 * 4
+    assert weights_bytes(free) - weights_bytes(tied) == table
+    assert weights_bytes(free) == sum(p.numel() * 4 for p in free.parameters())
+    assert weights_bytes(free.bfloat16()) * 2 == weights_bytes(tied) + table
+    with torch.device("meta"):
+        assert weights_bytes(tiny_llama(tie_word_embeddings=True)) == weights_bytes(tied)
+
+
+def test_peak_grows_with_use() -> None:
+    before = peak_rss_bytes()
+    block = torch.ones(100_000_000, dtype=torch.uint8)
+    assert peak_rss_bytes() >= before
+    assert peak_rss_bytes() >= block.numel()
+
+
+def test_require_memory_names_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_memory(1, "a byte")
+    monkeypatch.setattr(memory, "available_bytes", lambda: 2_500_000_000)
+    with pytest.raises(Refused, match=r"^the job needs about 3\.0 GB .* 2\.5 GB are available"):
+        require_memory(3_000_000_000, "the job")
+
+
+def test_a_container_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    free = available_bytes()
+    assert free > 1_000_000
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 400000\nactive_file 100000\ninactive_file 50000\n")
+    (tmp_path / "memory.max").write_text("1000000\n")
+    assert available_bytes() == 450_000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_bytes() > 1_000_000
