@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 from torch import Tensor, nn
@@ -112,6 +113,22 @@ class Anatomy:
         found = dict(self.parts())
         part, leaf = _split(address, found)
         found[part].write(leaf, value)
+
+    def _repr_html_(self) -> str:
+        """The parts as a collapsible tree, for notebooks; `modwright.cost.inspect` shows costs too."""
+
+        def line(part: object, size: int) -> str:
+            return f"<li><code>{escape(repr(part))}</code> {size:,} parameters</li>"
+
+        blocks = "".join(
+            f"<details><summary><code>{escape(repr(block))}</code> {block.num_parameters:,} "
+            "parameters</summary><ul>"
+            + "".join(line(part, part.num_parameters) for _, part in block.sublayers())
+            + "</ul></details>"
+            for block in self.blocks
+        )
+        stem = "".join(line(part, part.num_parameters) for part in self.stem.values())
+        return f"<div><b>{escape(repr(self))}</b><ul>{stem}</ul>{blocks}</div>"
 
     def __repr__(self) -> str:
         return (

@@ -154,25 +154,9 @@ def _walk(
     for index in range(start, len(source)):
         out = Stream.create(place / "stream.partial", shapes, dtype)
         with source.block(index) as block:
-            watches = [collector.watch(block) for collector in collectors]
-            with _tapped(watches) as seen:
-                for j, (args, kwargs) in enumerate(calls[index]):
-                    result = block.module(past[0][j].clone(), *args, **kwargs)
-                    out[j] = result[0] if isinstance(result, tuple) else result
-                    if not torch.isfinite(out[j]).all():
-                        raise Refused(
-                            f"the activations after block {index} are not finite; check the weights"
-                        )
-                    seen["stream_in"], seen["stream_out"] = past[0][j], out[j]
-                    flat = {name: _tokens(value, keep[j]) for name, value in seen.items()}
-                    earlier = [_tokens(stream[j], keep[j]) for stream in past]
-                    for watch in watches:
-                        watch.update(flat, earlier)
-                    task.advance()
-        results: dict[str, Tensor] = {}
-        for watch in watches:
-            results.update(watch.result())
+            results = _measure(block, calls[index], past, out, keep, collectors, task)
         statistics.store(index, results)
+        del results  # a Gram is large; the next block's must not stand beside it
         out.rename(_stream(place, index + 1))
         past.insert(0, out)
         for old in past[history:]:
@@ -180,6 +164,39 @@ def _walk(
         del past[history:]
     for stream in past:
         stream.delete()
+
+
+def _measure(
+    block: Block,
+    calls: list[Call],
+    past: list[Stream],
+    out: Stream,
+    keep: list[Tensor | None],
+    collectors: Sequence[Collector],
+    task: Any,
+) -> dict[str, Tensor]:
+    """Runs one block over all batches, from ``past[0]`` to ``out``; what the collectors saw."""
+    watches = [collector.watch(block) for collector in collectors]
+    with _tapped(watches) as seen:
+        for j, (args, kwargs) in enumerate(calls):
+            result = block.module(past[0][j].clone(), *args, **kwargs)
+            out[j] = result[0] if isinstance(result, tuple) else result
+            if not torch.isfinite(out[j]).all():
+                raise Refused(
+                    f"the activations after block {block.index} are not finite; check the weights"
+                )
+            earlier = [_tokens(stream[j], keep[j]) for stream in past]
+            for watch, mine in zip(watches, seen):
+                mine["stream_in"], mine["stream_out"] = past[0][j], out[j]
+                watch.update({name: _tokens(x, keep[j]) for name, x in mine.items()}, earlier)
+            task.advance()
+    results: dict[str, Tensor] = {}
+    for watch in watches:
+        for name, value in watch.result().items():
+            if name in results and not torch.equal(results[name], value):
+                raise Refused(f"two collectors both give {name!r}; collect them in walks apart")
+            results[name] = value
+    return results
 
 
 def _stream(place: Path, index: int) -> Path:
@@ -194,13 +211,13 @@ def _tokens(value: Tensor, keep: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def _tapped(watches: Sequence[Watch]) -> Iterator[dict[str, Tensor]]:
-    """Reads every tap of every watch while the block runs."""
-    seen: dict[str, Tensor] = {}
+def _tapped(watches: Sequence[Watch]) -> Iterator[list[dict[str, Tensor]]]:
+    """Reads every tap while the block runs, for each watch under its own names."""
+    seen: list[dict[str, Tensor]] = [{} for _ in watches]
     with ExitStack() as stack:
-        for watch in watches:
+        for watch, mine in zip(watches, seen):
             for name, tap in watch.taps.items():
-                stack.callback(_hook(tap, name, seen).remove)
+                stack.callback(_hook(tap, name, mine).remove)
         yield seen
 
 

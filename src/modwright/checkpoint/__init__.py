@@ -11,7 +11,7 @@ from modwright.checkpoint.memory import (
 from modwright.checkpoint.opening import Checkpoint, check_finite, open
 from modwright.checkpoint.outputs import whole_directory
 from modwright.checkpoint.presets import preset_names, register_preset
-from modwright.checkpoint.saving import save
+from modwright.checkpoint.saving import rehearse, save
 from modwright.checkpoint.source import Source, locate
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "peak_rss_bytes",
     "preset_names",
     "register_preset",
+    "rehearse",
     "require_memory",
     "save",
     "weights_bytes",

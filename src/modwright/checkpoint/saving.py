@@ -19,7 +19,7 @@ from modwright.errors import CheckpointError, Refused
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["save"]
+__all__ = ["rehearse", "save"]
 
 # Where transformers notes the place a model was opened from.
 _PLACE = "_name_or_path"
@@ -76,6 +76,40 @@ def save(
         if check is not None:
             check(folder)
     return Path(out)
+
+
+class _RehearsedError(Exception):
+    pass
+
+
+def rehearse(
+    model: PreTrainedModel,
+    out: str | os.PathLike[str],
+    *,
+    source: Source | None = None,
+    force: bool = False,
+) -> None:
+    """Go through a save without weights, before long work: would its result find its place?
+
+    Takes the same lock, makes the same directory and writes config and companions there; nothing is
+    left. What a save would refuse is refused now.
+
+    Raises:
+        CheckpointError: as in `save`.
+    """
+    from modwright.checkpoint.quiet import quiet_transformers
+
+    _check_model(model)
+    keep = (source.path,) if source is not None and source.path is not None else ()
+    try:
+        with whole_directory(out, force=force, keep=keep) as folder:
+            require_space(folder, weights_bytes(model), f"saving to {os.fspath(out)!r}")
+            with quiet_transformers():
+                model.save_pretrained(folder, state_dict={})
+            _forget_places(folder / "config.json")
+            raise _RehearsedError
+    except _RehearsedError:
+        return
 
 
 def _write_weights(model: PreTrainedModel, folder: Path, max_shard_size: int | str) -> None:

@@ -85,6 +85,10 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
     for address, value in plan.tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise Refused(f"the plan holds NaN or infinite values at {address}")
+    if anatomy.is_tied and "head.weight" in plan.tensors:
+        raise Refused(
+            "head.weight is tied to embed.weight; write embed.weight, or untie them first"
+        )
     target = target_of(anatomy, plan.edits)
     built = target.skeleton()
     paths = _source_paths(anatomy, built, target)
@@ -95,7 +99,10 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
     accounting = _account(model, built, paths)
     verification = None
     if check:
-        verification = verify(built)
+        try:
+            verification = verify(built)
+        except RuntimeError as error:
+            raise VerificationError(f"after {plan.method}: it does not run: {error}") from error
         if not verification.ok:
             raise VerificationError(f"after {plan.method}: {verification.failure}")
     return Applied(built, target.plain, accounting, verification)
@@ -152,11 +159,12 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> set[
                 module._buffers[name] = old
                 shared.add(id(old))
             else:
-                floating = slot.is_floating_point()
-                value: Any = torch.nan if floating else torch.iinfo(slot.dtype).min
-                dtype = near.dtype if floating else slot.dtype
+                blank = _blank(slot.dtype)
+                if blank is None:
+                    raise ModwrightError(f"no value reaches {path}.{name} {tuple(slot.shape)}")
+                dtype = near.dtype if slot.is_floating_point() else slot.dtype
                 module._buffers[name] = torch.full(
-                    slot.shape, value, dtype=dtype, device=near.device
+                    slot.shape, blank, dtype=dtype, device=near.device
                 )
     return shared
 
@@ -179,7 +187,7 @@ def _write(
     for address, part in edited.parts():
         origin = old_parts.get(_origin(address, target.blocks))
         old_values = origin.parameters() if origin is not None else {}
-        _own(part, address, given, shared)
+        _own(part, given, shared)
         current = part.parameters()
         for name, value in current.items():
             full = f"{address}.{name}"
@@ -209,35 +217,41 @@ def _origin(address: str, blocks: tuple[int, ...]) -> str:
     return f"blocks.{blocks[index]}.{role}"
 
 
-def _own(part: Any, address: str, given: Mapping[str, Tensor], shared: set[int]) -> None:
-    """Copies what a part shares with the source, before it is written."""
-    if not any(full.startswith(address + ".") for full in given):
-        return
-    holders = {id(m): m for m in _modules_of(part)}
-    for module in holders.values():
+def _own(part: Any, given: Mapping[str, Tensor], shared: set[int]) -> None:
+    """Copies what a part shares with the source and is about to be written, and nothing else."""
+    for holder in _holders(part):
+        module = holder.module
         for name, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in shared:
+            written = f"{holder.address}.{name}" in given
+            if written and parameter is not None and id(parameter) in shared:
                 copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
                 module._parameters[name] = copied
         for name, buffer in module._buffers.items():
-            if buffer is not None and id(buffer) in shared:
+            written = f"{holder.address}.{name}" in given
+            if written and buffer is not None and id(buffer) in shared:
                 module._buffers[name] = buffer.clone()
 
 
-def _modules_of(part: Any) -> list[nn.Module]:
+def _holders(part: Any) -> list[Any]:
+    """The part and what it consists of: each has an address and the module that stores it."""
     projections = part.projections().values() if hasattr(part, "projections") else ()
     norms = (getattr(part, "q_norm", None), getattr(part, "k_norm", None))
-    return [
-        part.module,
-        *(p.module for p in projections),
-        *(norm.module for norm in norms if norm is not None),
-    ]
+    return [part, *projections, *(norm for norm in norms if norm is not None)]
+
+
+def _blank(dtype: torch.dtype) -> Any:
+    """What stands for "not written yet"; None where every value of the dtype is a legal one."""
+    if dtype.is_floating_point:
+        return torch.nan
+    return None if dtype in (torch.bool, torch.uint8) else torch.iinfo(dtype).min
 
 
 def _missing(value: Tensor) -> bool:
-    if value.is_floating_point():
-        return bool(torch.isnan(value).any())
-    return bool((value == torch.iinfo(value.dtype).min).any())
+    blank = _blank(value.dtype)
+    if blank is None:
+        return False
+    found = torch.isnan(value) if value.is_floating_point() else value == blank
+    return bool(found.any())
 
 
 def _finish(source: PreTrainedModel, built: PreTrainedModel) -> None:

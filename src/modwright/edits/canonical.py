@@ -16,7 +16,8 @@ import torch
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy, Attention, Mlp
-from modwright.edits.edit import Edit, Remove, Replace, split_address
+from modwright.edits.autoclass import register_models
+from modwright.edits.edit import FORMAT, Edit, Remove, Replace, split_address
 from modwright.edits.remodelled import (
     base_class,
     base_config_class,
@@ -24,7 +25,7 @@ from modwright.edits.remodelled import (
     remodelled,
     remodelled_config,
 )
-from modwright.errors import Refused
+from modwright.errors import Refused, unknown_name
 from modwright.nn import AttentionShape
 
 __all__ = ["Target", "target_of"]
@@ -57,11 +58,8 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
     """
     merged = {edit.path: edit for edit in edits_of(anatomy.config)}
     gone: set[int] = set()
-    seen: set[str] = set()
-    for edit in edits:
-        if edit.path in seen:
-            raise Refused(f"{edit.path} is edited twice in one plan")
-        seen.add(edit.path)
+    _check_apart(edits)
+    for edit in sorted(edits, key=lambda e: e.path.count(".")):
         index, role = split_address(edit.path)
         _check_there(anatomy, index, role, edit)
         if not role:
@@ -77,13 +75,28 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
     renumbered = _renumber(merged.values(), kept)
     config = _stock_config(anatomy, kept)
     stock = base_class(type(anatomy.model))
+    renumbered += _bound_to_their_number(anatomy, stock, config, renumbered, kept)
     return _simplest(anatomy, stock, config, renumbered, kept)
+
+
+def _check_apart(edits: Sequence[Edit]) -> None:
+    """No place is edited twice, and nothing is edited inside what goes."""
+    paths = [edit.path for edit in edits]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise Refused(f"{twice} is edited twice in one plan")
+    for removed in (edit.path for edit in edits if isinstance(edit, Remove)):
+        inside = next((path for path in paths if path.startswith(removed + ".")), None)
+        if inside is not None:
+            raise Refused(f"{inside} is edited in a plan that removes {removed}")
 
 
 def _check_there(anatomy: Anatomy, index: int, role: str, edit: Edit) -> None:
     block = anatomy.block(index)
     outer = role.partition(".")[0]
-    if outer and getattr(block, outer, None) is None:
+    if outer not in ("", "attention", "mlp"):
+        raise unknown_name("part of a block", role, ("attention", "mlp"))
+    if outer and getattr(block, outer) is None:
         verb = "removed already" if isinstance(edit, Remove) else "removed, so it cannot be edited"
         raise Refused(f"{edit.path}: the {outer} of block {index} was {verb}")
 
@@ -103,6 +116,30 @@ def _renumber(edits: Iterable[Edit], kept: tuple[int, ...]) -> tuple[Edit, ...]:
     return tuple(sorted(moved, key=lambda e: (*split_address(e.path),)))
 
 
+def _bound_to_their_number(
+    anatomy: Anatomy,
+    stock: type[PreTrainedModel],
+    config: Any,
+    edits: tuple[Edit, ...],
+    kept: tuple[int, ...],
+) -> tuple[Edit, ...]:
+    """Edits for attentions that the stock class would build differently at their new number.
+
+    GPT-2, for one, may divide the scores by it. They become attentions with their old shape.
+    """
+    if kept == tuple(range(len(kept))):
+        return ()
+    replaced = {edit.path for edit in edits}
+    bound = []
+    for block, old in zip(Anatomy.of(_skeleton(stock, config)).blocks, kept):
+        path, before = f"{block.address}.attention", anatomy.blocks[old].attention
+        if before is None or path in replaced or block.attention is None:
+            continue
+        if block.attention.shape != before.shape:
+            bound.append(Replace(path, "attention", before.shape.to_json()))
+    return tuple(bound)
+
+
 def _stock_config(anatomy: Anatomy, kept: tuple[int, ...]) -> Any:
     """A copy of the model's config as its stock class, with the blocks that stay."""
     config = copy.deepcopy(anatomy.config)
@@ -117,16 +154,15 @@ def _stock_config(anatomy: Anatomy, kept: tuple[int, ...]) -> Any:
     return config
 
 
-def _edited(
-    stock: type[PreTrainedModel], config: Any, edits: tuple[Edit, ...]
-) -> tuple[type[PreTrainedModel], Any]:
+def _edited(stock: Any, config: Any, edits: tuple[Edit, ...]) -> tuple[type[PreTrainedModel], Any]:
     if not edits:
         return stock, config
     config = copy.deepcopy(config)
     stock_config: Any = config.__class__
     config.__class__ = remodelled_config(stock_config)
     config.edits = [edit.to_json() for edit in edits]
-    config.modwright_format = 1
+    config.modwright_format = FORMAT
+    register_models(type(config))
     return remodelled(stock), config
 
 

@@ -154,8 +154,13 @@ def replace_attention(
     Args:
         q: (H, D, d). k: (K, D, d). v: (K, E, d). o: (H, E, d).
         biases: role -> (H, D), (K, D), (K, E) or (d,); None takes a bias away.
-        rotary_index: (K, D) rotary channel of each kept channel, for models with rotary positions.
-        kv_index: (H,) key/value head of each query head, where groups have unequal sizes.
+        rotary_index: (K, D) rotary channel of each kept channel, for models with rotary positions:
+            channel j of a head and channel j + D / 2 are a pair that turns together.
+        kv_index: (H,) key/value head of each query head; where it is not given and the heads stay,
+            the map stays, else heads belong to key/value heads in groups of equal size.
+
+    Raises:
+        Refused: shapes that do not go together.
     """
     old = attention.shape
     weights = {
@@ -165,21 +170,30 @@ def replace_attention(
         "o": attention.read_o() if o is None else o,
     }
     new_biases = {role: p.bias for role, p in attention.projections().items()} | dict(biases or {})
+    here = attention.address
     num_heads, num_kv_heads = weights["q"].shape[0], weights["k"].shape[0]
+    if kv_index is None and (num_heads, num_kv_heads) == (old.num_heads, old.num_kv_heads):
+        kv_index = attention.kv_of_head()
+    if kv_index is not None and _is_grouped(kv_index, num_kv_heads):
+        kv_index = None
     index = attention.rotary_index() if rotary_index is None else rotary_index
     gather = index is not None and not _is_plain(index, old.rotary_dim, weights["q"].shape[1])
-    shape = replace(
-        old,
-        num_heads=num_heads,
-        num_kv_heads=num_kv_heads,
-        qk_head_dim=weights["q"].shape[1],
-        v_head_dim=weights["v"].shape[1],
-        rotary_gather=gather,
-        kv_map=kv_index is not None,
-        biases="".join(role for role in "qkvo" if new_biases[role] is not None),
-    )
-    _check_widths(attention.address, shape, weights)
-    here = attention.address
+    try:
+        shape = replace(
+            old,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            qk_head_dim=weights["q"].shape[1],
+            v_head_dim=weights["v"].shape[1],
+            rotary_gather=gather,
+            kv_map=kv_index is not None,
+            biases="".join(role for role in "qkvo" if new_biases[role] is not None),
+        )
+    except ValueError as error:
+        raise Refused(f"{here}: {error}") from None
+    _check_widths(here, shape, weights)
+    if gather and index is not None:
+        _check_pairs(here, shape, index)
     tensors = {
         f"{here}.{role}.weight": (
             w.reshape(-1, w.shape[-1]).T if role == "o" else w.reshape(-1, w.shape[-1])
@@ -204,6 +218,27 @@ def _is_plain(index: Tensor, rotary_dim: int, width: int) -> bool:
     return index.shape[1] == width and bool((index == own).all()) and width >= rotary_dim
 
 
+def _is_grouped(kv_index: Tensor, num_kv_heads: int) -> bool:
+    """Heads read key/value heads in order and in groups of equal size, so no map is needed."""
+    size, rest = divmod(len(kv_index), num_kv_heads)
+    return not rest and bool((kv_index == torch.arange(len(kv_index)) // size).all())
+
+
+def _check_pairs(address: str, shape: AttentionShape, index: Tensor) -> None:
+    if index.shape != (shape.num_kv_heads, shape.qk_head_dim):
+        wanted = (shape.num_kv_heads, shape.qk_head_dim)
+        raise Refused(f"{address}.rotary_index: shape {tuple(index.shape)}, needs {wanted}")
+    half = shape.rotary_dim // 2
+    first, second = index.chunk(2, dim=-1)
+    turned = (first >= 0) & (first < half) & (second == first + half)
+    still = (first == shape.rotary_dim) & (second == shape.rotary_dim)
+    if not bool((turned | still).all()):
+        raise Refused(
+            f"{address}.rotary_index: channels j and j + {shape.qk_head_dim // 2} of a head must "
+            f"be a rotary pair (r, r + {half}), or both {shape.rotary_dim} for no rotation"
+        )
+
+
 def _check_widths(address: str, shape: AttentionShape, weights: Mapping[str, Tensor]) -> None:
     wanted = {
         "q": (shape.num_heads, shape.qk_head_dim, shape.hidden_size),
@@ -225,9 +260,6 @@ def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
     kept = _checked(heads, attention.num_heads, f"{attention.address}: heads").sort().values
     owner = attention.kv_of_head()[kept]
     kv = owner.unique(sorted=True)
-    new_owner = torch.searchsorted(kv, owner)
-    counts = torch.bincount(new_owner)
-    even = bool((counts == counts[0]).all())
     index = attention.rotary_index()
 
     def rows(role: str, which: Tensor, size: int) -> Tensor | None:
@@ -246,5 +278,5 @@ def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
             "v": rows("v", kv, attention.num_kv_heads),
         },
         rotary_index=None if index is None else index[kv],
-        kv_index=None if even else new_owner,
+        kv_index=torch.searchsorted(kv, owner),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,15 @@ class Plan:
     def summary(self) -> list[tuple[str, str]]:
         """One line per edited address: what stood there and what will."""
         return [(edit.path, _describe(edit)) for edit in self.edits]
+
+    def _repr_html_(self) -> str:
+        """The edits as a table, for notebooks."""
+        rows = "".join(
+            f"<tr><td><code>{escape(path)}</code></td><td>{escape(what)}</td></tr>"
+            for path, what in self.summary()
+        )
+        head = "<tr><th>where</th><th>what will stand there</th></tr>"
+        return f"<div><b>{escape(repr(self))}</b><table>{head}{rows}</table></div>"
 
     def __repr__(self) -> str:
         return f"Plan({self.method}: {len(self.edits)} edits, {len(self.tensors)} new tensors)"

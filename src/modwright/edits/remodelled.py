@@ -103,7 +103,7 @@ def remodelled_config(base: Any) -> type[PreTrainedConfig]:
 
 
 @cache
-def remodelled(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def remodelled(base: Any) -> type[PreTrainedModel]:
     """The model class that replays its config's edits, for a stock model class.
 
     Example:
@@ -118,6 +118,9 @@ def remodelled(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
         replay(self, family_of(config), edits_from_json(config.edits))
         self.post_init()
 
+    def no_common_cache_shape(self: Any) -> None:
+        """A static cache takes its shapes from the first keys and values, not from the config."""
+
     cls: type[PreTrainedModel] = type(
         _PREFIX + base.__name__,
         (base,),
@@ -127,6 +130,7 @@ def remodelled(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             "__doc__": f"{base.__name__} with the edits of its config.",
             "config_class": config_class,
             "config": None,
+            "_get_static_cache_init_shape": no_common_cache_shape,
             "_base": base,
         },
     )

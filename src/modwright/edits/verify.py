@@ -147,11 +147,14 @@ def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
 
 
 def _padding_is_ignored(model: nn.Module) -> Check:
-    batch = probe_batch(model)
-    hidden = batch["attention_mask"] == 0
-    other = torch.where(hidden, 1, batch["input_ids"])
-    before = _outputs(model, **batch)
-    after = _outputs(model, input_ids=other, attention_mask=batch["attention_mask"])
+    """Hides the middle of a row: pooled heads read its first token or its last."""
+    ids = probe_batch(model)["input_ids"]
+    third = ids.shape[1] // 3
+    mask = torch.ones_like(ids)
+    mask[1, third : 2 * third] = 0
+    hidden = mask == 0
+    before = _outputs(model, input_ids=ids, attention_mask=mask)
+    after = _outputs(model, input_ids=torch.where(hidden, 1, ids), attention_mask=mask)
     if before.shape[:2] != hidden.shape:  # a pooled head: one vector per row
         moved = float((before - after).abs().max())
     else:

@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from modwright.anatomy import Anatomy
-from modwright.checkpoint import Checkpoint, check_finite, save
+from modwright.checkpoint import Checkpoint, check_finite, rehearse, require_memory, save
 from modwright.checkpoint import open as open_checkpoint
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
@@ -24,6 +24,7 @@ from modwright.edits.canonical import target_of
 from modwright.edits.reopen import Reopened, check_reopens
 from modwright.errors import CheckpointError, Refused
 from modwright.progress import SILENT, Progress
+from modwright.recipes.forecast import forecast
 from modwright.recipes.load import resolved
 from modwright.recipes.measure import calibration_windows, measure_stage, servable
 from modwright.recipes.schema import Recipe
@@ -136,6 +137,7 @@ class _Run:
         self.say(f"opening {self.recipe.model}")
         opened = open_checkpoint(self.recipe.model, dtype=self.recipe.dtype, progress=self.progress)
         check_finite(opened.model)
+        self._prepare(opened)
         dtype = opened.model.dtype
         model = self._resume(opened)
         for index in range(len(self.stages), len(self.recipe.steps) + 1):
@@ -144,6 +146,12 @@ class _Run:
         reopened = self._save(opened, model, report, dtype)
         self.work.remove()
         return Outcome(self.place, report, reopened)
+
+    def _prepare(self, opened: Checkpoint) -> None:
+        """Refuses now what would fail after hours: no place for the output, too little memory."""
+        rehearse(opened.model, self.place, source=opened.source, force=self.force)
+        expected = forecast(self.recipe, opened.model, opened.name)
+        require_memory(expected.peak - expected.weights, "this recipe, beside the weights,")
 
     def _resume(self, opened: Checkpoint) -> Any:
         """Takes over finished steps; returns the model that they led to."""

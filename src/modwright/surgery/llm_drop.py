@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import Collector, Similarity, StreamGaps, TokenWindows, calibrate
+from modwright.calibration import (
+    Collector,
+    Similarity,
+    Statistics,
+    StreamGaps,
+    TokenWindows,
+    calibrate,
+)
 from modwright.edits import Change, Plan, remove
 from modwright.edits.replay import preview
 from modwright.errors import CheckpointError, Refused
@@ -199,9 +206,29 @@ class LlmDrop:
             return self._decide(anatomy, [], {}, None)
         if self.mode == "iterative":
             picked, scores = self._one_by_one(anatomy, calibration, progress)
+            return self._decide(anatomy, picked, scores, calibration.recipe)
+        statistics = calibrate(
+            anatomy,
+            calibration,
+            self.collectors(),
+            directory=directory,
+            progress=progress,
+            label=f"score {self.target}",
+        )
+        return self.plan_from(anatomy, statistics)
+
+    def plan_from(self, anatomy: Anatomy, statistics: Statistics) -> Plan:
+        """Decides in one shot from scores that are there already."""
+        self._check_available(anatomy)
+        kinds = ("attention", "mlp", "block")
+        scores: dict[str, Any] = {kind: statistics.column(kind) for kind in kinds}
+        if self.consecutive and self.n:
+            table = gap_table([values["gaps"].tolist() for values in statistics])
+            scores["consecutive"] = [row[self.n - 1] for row in table]
+            picked = [("block", i) for i in consecutive_blocks(table, self.n)]
         else:
-            picked, scores = self._at_once(anatomy, calibration, directory, progress)
-        return self._decide(anatomy, picked, scores, calibration)
+            picked = self._rank(scores, self.n)
+        return self._decide(anatomy, picked, scores, statistics.recipe["data"])
 
     def _kinds(self) -> tuple[str, ...]:
         return ("attention", "mlp") if self.target == "joint" else (self.target,)
@@ -216,30 +243,6 @@ class LlmDrop:
         most = sum(there[kind] for kind in self._kinds())
         if self.n > most:
             raise Refused(f"llm_drop: n={self.n}, but only 0 to {most} {self.target} parts can go")
-
-    def _at_once(
-        self,
-        anatomy: Anatomy,
-        windows: TokenWindows,
-        directory: Path | None,
-        progress: Progress,
-    ) -> tuple[list[tuple[str, int]], dict[str, Any]]:
-        statistics = calibrate(
-            anatomy,
-            windows,
-            self.collectors(),
-            directory=directory,
-            progress=progress,
-            label=f"score {self.target}",
-        )
-        scores: dict[str, Any] = {
-            kind: statistics.column(kind) for kind in ("attention", "mlp", "block")
-        }
-        if self.consecutive and self.n:
-            table = gap_table([values["gaps"].tolist() for values in statistics])
-            scores["consecutive"] = [row[self.n - 1] for row in table]
-            return [("block", i) for i in consecutive_blocks(table, self.n)], scores
-        return self._rank(scores, self.n), scores
 
     def _rank(self, scores: Mapping[str, Sequence[float]], n: int) -> list[tuple[str, int]]:
         kinds = self._kinds()
@@ -274,7 +277,7 @@ class LlmDrop:
         anatomy: Anatomy,
         picked: list[tuple[str, int]],
         scores: Mapping[str, Any],
-        windows: TokenWindows | None,
+        data: Mapping[str, Any] | None,
     ) -> Plan:
         kinds = ("attention", "mlp", "block")
         removed = {kind: [i for k, i in picked if k == kind] for kind in kinds}
@@ -291,8 +294,12 @@ class LlmDrop:
                 tuple(removed["mlp"] + removed["block"]),
             ).to_config(),
         }
-        if windows is not None:
-            reasons["calibration"] = windows.recipe
+        if data is not None:
+            reasons["calibration"] = dict(data)
+            reasons["meaning"] = (
+                "a score is the mean cosine between the residual stream before and after a part: "
+                "the closer to one, the less the part does"
+            )
         change = _changes(anatomy, picked, self.drop_post_norm)
         return Plan.of(anatomy, "llm_drop", change, asdict(self), reasons, tuple(notes))
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, Mlp
-from modwright.calibration import Collector, Grams, TokenWindows, calibrate
+from modwright.calibration import Collector, Grams, Statistics, TokenWindows, calibrate
 from modwright.edits import Change, Plan, replace_attention, replace_mlp
 from modwright.errors import Refused
 from modwright.progress import SILENT, Progress
@@ -298,6 +298,12 @@ class MoDeGpt:
             progress=progress,
             label="second moments",
         )
+        return self.plan_from(anatomy, statistics, progress=progress)
+
+    def plan_from(
+        self, anatomy: Anatomy, statistics: Statistics, *, progress: Progress = SILENT
+    ) -> Plan:
+        """Decides from second moments that are there already (of these pairs, or of more)."""
         influence = statistics.column("influence")
         sparsity = (
             [self.sparsity] * len(influence)
@@ -312,13 +318,15 @@ class MoDeGpt:
                 change += part
                 told.append(reasons)
                 task.advance()
+        data = statistics.recipe["data"]
         reasons = {
             "influence": influence,
             "sparsity": sparsity,
             "blocks": told,
-            "calibration": calibration.recipe,
+            "calibration": data,
+            "meaning": "influence is one minus the mean cosine between a block's input and output",
         }
-        notes = self._notes(anatomy, calibration.num_tokens)
+        notes = self._notes(anatomy, int(data["tokens"]))
         return Plan.of(anatomy, "modegpt", change, self._options(), reasons, notes)
 
     def _options(self) -> dict[str, Any]:

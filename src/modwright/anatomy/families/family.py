@@ -91,8 +91,9 @@ class Family:
         return self.prefix(model) + self.stem["blocks"]
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
-        """The modules of the blocks, first to last."""
-        return list(model.get_submodule(self.blocks_path(model)).children())
+        """The modules of the blocks, first to last; one that is used twice is listed twice."""
+        container = model.get_submodule(self.blocks_path(model))
+        return [module for module in container._modules.values() if module is not None]
 
     def slot_owner(self, block: nn.Module) -> nn.Module | None:
         """The module of a block that holds ``layer_idx``, or None when it owns no cache slot."""

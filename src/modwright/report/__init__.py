@@ -1,0 +1,21 @@
+"""The before/after report: plain data in; JSON, Markdown, one HTML page and a model card out."""
+
+from __future__ import annotations
+
+from modwright.report.card import model_card
+from modwright.report.data import Report, Stage
+from modwright.report.html import render_html
+from modwright.report.markdown import render_markdown
+from modwright.report.words import verdicts
+from modwright.report.writing import read_report, write_report
+
+__all__ = [
+    "Report",
+    "Stage",
+    "model_card",
+    "read_report",
+    "render_html",
+    "render_markdown",
+    "verdicts",
+    "write_report",
+]

@@ -1,0 +1,135 @@
+"""The report as one self-contained HTML page: no network, readable on a phone, printable."""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from modwright.report.data import Report, Stage
+from modwright.report.metrics import METRICS, Metric, shown_metrics
+from modwright.report.numerals import bytes_text, seconds_text, share_text
+from modwright.report.tables import (
+    flat,
+    measured,
+    per_layer,
+    recipe_yaml,
+    samples,
+    spoken,
+    subtitle,
+)
+from modwright.report.words import RULES, verdicts
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+__all__ = ["render_html"]
+
+# Metrics that stand at the top of the page, with "not measured" where they are missing.
+_HEADLINE = ("parameters", "stored_bytes", "perplexity", "decode_tokens_per_second")
+_MOST_CHARACTERS = 2_000
+
+
+def render_html(report: Report) -> str:
+    """The whole page. It depends on the report alone: equal reports give equal pages.
+
+    Example:
+        >>> page = render_html(Report("example", stages=[Stage("before")]))
+        >>> page.startswith("<!doctype html>"), "<link" in page
+        (True, False)
+    """
+    import jinja2
+
+    from modwright.report.plots import plots
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_read),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        bytes=bytes_text, seconds=seconds_text, share=share_text, spoken=spoken, code=_code
+    )
+    template = environment.get_template("template.html.j2")
+    return template.render(
+        report=report,
+        subtitle=subtitle(report),
+        metrics=shown_metrics(report),
+        cards=_cards(report),
+        verdicts=verdicts(report),
+        rules=RULES,
+        plots=plots(report),
+        steps=[_step(one, two) for one, two in zip(report.stages, report.stages[1:])],
+        samples=samples(report),
+        measured=measured(report),
+        environment=flat(report.environment),
+        model=flat(report.model),
+        recipe=recipe_yaml(report),
+    )
+
+
+def _read(name: str) -> str:
+    return (resources.files("modwright.report") / name).read_text(encoding="utf-8")
+
+
+def _code(text: str) -> Markup:
+    """Any text, escaped, with what stands between backticks set as code."""
+    from markupsafe import Markup, escape
+
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        return escape(text)
+    marked = (f"<code>{escape(p)}</code>" if i % 2 else escape(p) for i, p in enumerate(parts))
+    return Markup("").join(Markup(part) for part in marked)
+
+
+def _cards(report: Report) -> list[dict[str, str]]:
+    by_name = {metric.name: metric for metric in METRICS}
+    return [_card(by_name[name], report) for name in _HEADLINE]
+
+
+def _card(metric: Metric, report: Report) -> dict[str, str]:
+    before, after = report.before, report.after
+    return {
+        "label": metric.label,
+        "hint": metric.wanted if metric.group == "quality" else "",
+        "before": metric.brief(before),
+        "after": "" if before is after else metric.brief(after),
+        "change": metric.verdict(before, after),
+        "direction": metric.direction(before, after),
+    }
+
+
+def _step(before: Stage, stage: Stage) -> dict[str, Any]:
+    """What the page says of one step beside the table."""
+    layers = per_layer(stage.reasons, len(before.shape))
+    rest = flat(_without(stage.reasons, set(layers)))
+    return {
+        "stage": stage,
+        "options": flat(stage.options),
+        "layers": layers,
+        "layer_rows": list(zip(*layers.values())),
+        "reasons": {name: _cut(text) for name, text in rest.items()},
+        "seconds": sum(stage.seconds.values()),
+    }
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[:_MOST_CHARACTERS]} … (the rest stands in report.json)"
+
+
+def _without(values: dict[str, Any], shown: set[str], prefix: str = "") -> dict[str, Any]:
+    """The reasons that no per-layer table shows."""
+    rest: dict[str, Any] = {}
+    for name, value in values.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, dict):
+            inner = _without(value, shown, f"{label}, ")
+            if inner or not value:
+                rest[name] = inner
+        elif label not in shown and not any(name.startswith(f"{label}, ") for name in shown):
+            rest[name] = value
+    return rest

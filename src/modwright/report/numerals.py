@@ -1,0 +1,117 @@
+"""How numbers are written: one form per kind, with units, the same on every page."""
+
+from __future__ import annotations
+
+__all__ = [
+    "MISSING",
+    "bytes_text",
+    "count_text",
+    "factor_text",
+    "number_text",
+    "percent_text",
+    "scaled_text",
+    "seconds_text",
+    "share_text",
+]
+
+MISSING = "–"
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def count_text(value: float) -> str:
+    """A whole number with separators.
+
+    Example:
+        >>> count_text(134515008)
+        '134,515,008'
+    """
+    return f"{round(value):,}"
+
+
+def scaled_text(value: float) -> str:
+    """A large count with a decimal prefix.
+
+    Example:
+        >>> scaled_text(134515008), scaled_text(999)
+        ('134.5 M', '999')
+    """
+    for step, prefix in _STEPS:
+        if abs(value) >= 0.99995 * step:  # what would be rounded up to 1000 of the smaller unit
+            return f"{_scaled(value / step)} {prefix}"
+    return f"{value:,.4g}"
+
+
+def bytes_text(value: float) -> str:
+    """Bytes in decimal units: 1 MB is 1,000,000 bytes.
+
+    Example:
+        >>> bytes_text(269_030_016), bytes_text(512)
+        ('269.0 MB', '512 B')
+    """
+    text = scaled_text(value)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
+
+
+def number_text(value: float) -> str:
+    """A measured number: two decimals below 100, fewer above, whole from 1,000 on.
+
+    Example:
+        >>> number_text(30.917), number_text(233769.6), number_text(1.5e12)
+        ('30.92', '233,770', '1.5e+12')
+    """
+    size = abs(value)
+    if size >= 1e9:
+        return f"{value:.2g}"
+    if size >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if size >= 100 else f"{value:.2f}"
+
+
+def percent_text(ratio: float) -> str:
+    """The change that a ratio after / before means, signed.
+
+    Example:
+        >>> percent_text(0.893), percent_text(1.0), percent_text(1.05)
+        ('−10.7 %', '0.0 %', '+5.0 %')
+    """
+    amount = share_text(abs(ratio - 1))
+    if amount == "0.0 %":
+        return amount
+    return f"{'−' if ratio < 1 else '+'}{amount}"
+
+
+def share_text(share: float) -> str:
+    """A share as an unsigned percentage with one decimal.
+
+    Example:
+        >>> share_text(0.1071)
+        '10.7 %'
+    """
+    return f"{100 * share:,.1f} %"
+
+
+def factor_text(ratio: float) -> str:
+    """A ratio after / before as a factor.
+
+    Example:
+        >>> factor_text(1.1824)
+        '× 1.18'
+    """
+    return f"× {number_text(ratio)}"
+
+
+def seconds_text(value: float) -> str:
+    """Seconds, or minutes and seconds from two minutes on.
+
+    Example:
+        >>> seconds_text(8.24), seconds_text(200)
+        ('8.2 s', '3 min 20 s')
+    """
+    if value < 120:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    return f"{minutes} min {seconds} s"
+
+
+def _scaled(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"

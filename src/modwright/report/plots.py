@@ -1,0 +1,286 @@
+"""The figures of a report as inline SVG: quality against size, shapes, scores, sparsity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+from modwright.report.data import Report, Stage
+from modwright.report.numerals import number_text, scaled_text, share_text
+from modwright.report.placing import Box, place
+from modwright.report.svg import BASE, GONE, KEPT, LINE, WIDTH, canvas, inline_svg, style
+
+__all__ = ["Plot", "curve", "plots", "scores", "shapes", "sparsity"]
+
+_KINDS = ("attention", "mlp", "block")
+_HATCH = "/////"
+_LAYERS = "layer, counted from 0"
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure.
+
+    Attributes:
+        title: heading.
+        caption: how to read it.
+        svg: an ``<svg>`` element.
+    """
+
+    title: str
+    caption: str
+    svg: str
+
+
+def plots(report: Report) -> list[Plot]:
+    """Every figure for which the report has the numbers."""
+    found = [curve(report), shapes(report.before, report.after)]
+    for index, stage in enumerate(report.stages[1:], start=1):
+        found += [scores(stage, f"scores-{index}"), sparsity(stage, f"sparsity-{index}")]
+    return [plot for plot in found if plot is not None]
+
+
+def curve(report: Report) -> Plot | None:
+    """Perplexity against parameters, one point per stage; None with fewer than two points."""
+    points = [
+        (stage.name, float(stage.cost["parameters"]), float(stage.perplexity))
+        for stage in report.stages
+        if stage.cost.get("parameters") and stage.perplexity
+    ]
+    if len(points) < 2:
+        return None
+    drawn = {name for name, _, _ in points}
+    missing = [stage.name for stage in report.stages if stage.name not in drawn]
+    xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+    is_log = max(ys) > 10 * min(ys)
+    with style():
+        figure = canvas(280)
+        axes = figure.add_subplot()
+        axes.plot(xs, ys, color=BASE, linewidth=1.5, zorder=2)
+        axes.scatter(xs, ys, s=44, color=KEPT, zorder=3)
+        if is_log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.margins(x=0.12, y=0.2)
+        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: scaled_text(x)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.4g}"))
+        axes.grid(axis="y")
+        axes.set_xlabel("parameters")
+        axes.set_ylabel(f"perplexity{', log scale' if is_log else ''} (lower is better)")
+        figure.draw_without_rendering()
+        _label_points(axes, points)
+        told = "; ".join(
+            f"{name}: {number_text(y)} at {scaled_text(x)} parameters" for name, x, y in points
+        )
+        svg = inline_svg(figure, "curve", f"Perplexity against parameters. {told}.")
+    caption = (
+        "Each point is the model after a step; the line joins them in order. Further left is "
+        "smaller, further down is better."
+    )
+    if missing:
+        caption += f" Not drawn, for want of a finite perplexity or a count: {', '.join(missing)}."
+    return Plot("Quality against size", caption, svg)
+
+
+def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
+    spots = [tuple(spot) for spot in axes.transData.transform([(x, y) for _, x, y in points])]
+    texts = [f"{_short(name)}: {number_text(y)}" for name, _, y in points]
+    frame = axes.get_window_extent()
+    room = Box(frame.x0 + 2, frame.y0 + 2, WIDTH - 4, frame.y1)
+    for (_, x, y), text, spot in zip(points, texts, place(spots, texts, room)):
+        note = axes.annotate(
+            text,
+            (x, y),
+            xytext=(spot.dx, spot.dy),
+            textcoords="offset points",
+            ha=spot.ha,
+            va=spot.va,
+        )
+        note.set_in_layout(False)
+
+
+def shapes(before: Stage, after: Stage) -> Plot | None:
+    """Widths of attention and MLP in every block, before and after; None without shapes."""
+    if not before.shape or not after.shape or before is after:
+        return None
+    sources = after.source_blocks or list(range(len(after.shape)))
+    places = [place for place in sources if place is not None]
+    is_aligned = len(places) == len(sources) and places == sorted(set(places))
+    is_aligned = is_aligned and (not places or places[-1] < len(before.shape))
+    if not is_aligned:
+        places = list(range(len(after.shape)))
+    rows = (
+        ("Attention: rows of query, key and value", _attention_width),
+        ("MLP: inner width", _mlp_width),
+    )
+    told = []
+    with style():
+        figure = canvas(340)
+        for axes, (title, width_of) in zip(figure.subplots(len(rows), sharex=True), rows):
+            old = [width_of(block) for block in before.shape]
+            new = {at: width_of(block) for at, block in zip(places, after.shape)}
+            _shape_row(axes, old, new)
+            axes.set_title(title)
+            gone = [i for i, width in enumerate(old) if width and not new.get(i)]
+            told.append(
+                f"{title}: {sum(old):,} before, {sum(new.values()):,} after; removed in layers "
+                f"{', '.join(map(str, gone)) or 'none'}"
+            )
+        axes.set_xlabel(_LAYERS)
+        figure.legend(
+            handles=[
+                Patch(facecolor=KEPT, label="after"),
+                Patch(facecolor=LINE, edgecolor=BASE, label="before"),
+                Patch(facecolor="none", edgecolor=GONE, hatch=_HATCH, label="removed"),
+            ],
+            loc="outside upper center",
+            ncols=3,
+            frameon=False,
+        )
+        svg = inline_svg(figure, "shapes", f"Widths per layer. {'. '.join(told)}.")
+    caption = (
+        "The gray bar is the width before, the blue one in front of it the width after; a hatched "
+        "part is gone as a whole."
+    )
+    if is_aligned:
+        caption += " Layers keep the numbers they had before."
+    else:
+        caption += " Blocks were added or moved, so both are drawn by their own position."
+    return Plot("Widths of every layer", caption, svg)
+
+
+def _attention_width(block: dict[str, Any]) -> int:
+    shape = block["attention"]
+    if shape is None:
+        return 0
+    return int(shape["heads"] * shape["qk"] + shape["kv_heads"] * (shape["qk"] + shape["v"]))
+
+
+def _mlp_width(block: dict[str, Any]) -> int:
+    return int(block["mlp"] or 0)
+
+
+def _shape_row(axes: Axes, old: list[int], new: dict[int, int]) -> None:
+    outlined = [i for i, width in enumerate(old) if not width or new.get(i)]
+    gone = [i for i, width in enumerate(old) if width and not new.get(i)]
+    axes.bar(outlined, [old[i] for i in outlined], width=0.8, color=LINE)
+    axes.bar(list(new), list(new.values()), width=0.8, color=KEPT)
+    axes.bar(outlined, [old[i] for i in outlined], width=0.8, fill=False, edgecolor=BASE)
+    axes.bar(gone, [old[i] for i in gone], width=0.8, fill=False, edgecolor=GONE, hatch=_HATCH)
+    _layer_axis(axes, max(len(old), *(i + 1 for i in new), 1))
+    axes.yaxis.set_major_locator(MaxNLocator(3))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
+
+
+def scores(stage: Stage, name: str) -> Plot | None:
+    """What a method thought of every layer, one row per kind of part; None without scores."""
+    given = stage.reasons.get("scores") or {"block": stage.reasons.get("influence")}
+    removed = stage.reasons.get("removed")
+    rows = [
+        (kind, given[kind], _numbers_of(removed, kind))
+        for kind in _KINDS
+        if isinstance(given, dict) and _numbers_of(given, kind)
+    ]
+    if not rows:
+        return None
+    told = []
+    with style():
+        figure = canvas(60 + 120 * len(rows))
+        grid = figure.subplots(len(rows), squeeze=False)[:, 0]
+        for axes, (kind, values, gone) in zip(grid, rows):
+            _score_row(axes, values, [int(i) for i in gone])
+            axes.set_title(kind)
+            told.append(
+                f"{kind}: {', '.join('none' if v is None else f'{v:.3g}' for v in values)}; "
+                f"removed: {', '.join(map(str, gone)) or 'none'}"
+            )
+        grid[-1].set_xlabel(_LAYERS)
+        if any(gone for _, _, gone in rows):
+            figure.legend(
+                handles=[
+                    Patch(facecolor=KEPT, label="kept"),
+                    Patch(facecolor="none", edgecolor=GONE, hatch=_HATCH, label="removed"),
+                ],
+                loc="outside upper center",
+                ncols=2,
+                frameon=False,
+            )
+        svg = inline_svg(figure, name, f"Scores per layer in step {stage.name}. {'. '.join(told)}.")
+    caption = "One bar per layer; a gap is a layer without a score."
+    meaning = stage.reasons.get("meaning")
+    if isinstance(meaning, str):
+        caption = f"{meaning[:1].upper()}{meaning[1:].rstrip('.')}. {caption}"
+    if any(_floor(values) for _, values, _ in rows):
+        caption += " Where an axis does not start at 0, compare the tips, not the lengths."
+    return Plot(f"Scores of step {stage.name}", caption, svg)
+
+
+def _score_row(axes: Axes, values: list[float | None], gone: list[int]) -> None:
+    floor = _floor(values)
+    for layers, look in (
+        ([i for i in range(len(values)) if i not in gone], {"color": KEPT}),
+        (gone, {"fill": False, "edgecolor": GONE, "hatch": _HATCH}),
+    ):
+        scored = [
+            (i, value) for i in layers if i < len(values) and (value := values[i]) is not None
+        ]
+        axes.bar(
+            [i for i, _ in scored], [v - floor for _, v in scored], bottom=floor, width=0.8, **look
+        )
+    axes.axhline(floor, color=BASE, linewidth=0.8)
+    _layer_axis(axes, len(values))
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
+
+
+def _floor(values: Sequence[float | None]) -> float:
+    """Where bars start: at 0, or a little below the lowest where all values are close together."""
+    known = [value for value in values if value is not None]
+    low, high = min(known), max(known)
+    return low - 0.08 * (high - low) if 0 < high / 2 < low < high else 0.0
+
+
+def sparsity(stage: Stage, name: str) -> Plot | None:
+    """The share that a step takes from every layer; None without one."""
+    values = _numbers_of(stage.reasons, "sparsity")
+    if not values:
+        return None
+    with style():
+        figure = canvas(180)
+        axes = figure.add_subplot()
+        axes.bar(range(len(values)), [100 * (value or 0.0) for value in values], color=KEPT)
+        _layer_axis(axes, len(values))
+        axes.set_xlabel(_LAYERS)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} %"))
+        told = ", ".join("none" if value is None else share_text(value) for value in values)
+        svg = inline_svg(figure, name, f"Share removed per layer in step {stage.name}: {told}.")
+    caption = "The share of each layer's width that the step takes away."
+    return Plot(f"Share removed per layer, step {stage.name}", caption, svg)
+
+
+def _numbers_of(values: Any, key: str) -> list[Any]:
+    """The entry as a list of numbers and None with at least one number, else nothing."""
+    found = values.get(key) if isinstance(values, dict) else None
+    if not isinstance(found, list) or any(isinstance(v, str | list | dict | bool) for v in found):
+        return []
+    return found if any(value is not None for value in found) else []
+
+
+def _layer_axis(axes: Axes, layers: int) -> None:
+    axes.set_xlim(-0.7, layers - 0.3)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.grid(axis="y", color=LINE)
+
+
+def _short(name: str, limit: int = 24) -> str:
+    return name if len(name) <= limit else f"{name[: limit - 1]}…"

@@ -1,0 +1,60 @@
+"""Writing a report to disk: each file is complete or not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from modwright.errors import CheckpointError
+from modwright.report.data import Report
+from modwright.report.html import render_html
+from modwright.report.markdown import render_markdown
+
+__all__ = ["read_report", "write_report"]
+
+
+def write_report(report: Report, directory: Path) -> dict[str, Path]:
+    """Writes report.json, report.md and report.html, in place of those of an earlier run.
+
+    Everything is rendered before the first file is touched, and each file is renamed into place.
+
+    Returns:
+        ``"json"``, ``"markdown"`` and ``"html"`` -> the file written.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    directory = Path(directory)
+    stored = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    texts = {
+        "json": ("report.json", stored),
+        "markdown": ("report.md", render_markdown(report)),
+        "html": ("report.html", render_html(report)),
+    }
+    written = {}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for kind, (name, text) in texts.items():
+            beside = directory / f".{name}.part"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(directory / name)
+            written[kind] = directory / name
+    except OSError as error:
+        raise CheckpointError(f"cannot write the report to {directory}: {error.strerror}") from None
+    return written
+
+
+def read_report(path: Path) -> Report:
+    """Reads a report.json, or the one in a folder.
+
+    Raises:
+        CheckpointError: there is no readable report.
+        Refused: it holds what no report of this version has.
+    """
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} holds no readable report: {error}") from None
+    return Report.from_json(stored)

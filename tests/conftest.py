@@ -1,0 +1,206 @@
+"""Fixtures that every room shares: tiny models of every family, and a process to reload them in."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+RELOAD_WORKER = Path(__file__).parent / "edits" / "reload_worker.py"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--golden-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="another tree of golden vectors, laid out as tests/golden",
+    )
+
+
+@pytest.fixture(scope="session")
+def golden_dirs(pytestconfig: pytest.Config) -> list[Path]:
+    """The trees of golden vectors: our own and those of ``--golden-dir``."""
+    extra = pytestconfig.getoption("golden_dir")
+    return [Path(__file__).parent / "golden", *map(Path, extra)]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_per_worker() -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_transformers() -> None:
+    """No bars and load tables in captured output: a failing test shows what failed."""
+    if "transformers" in sys.modules:
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def _names_for_doctests(doctest_namespace: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    if type(request.node).__name__ == "DoctestItem":
+        import torch
+
+        doctest_namespace["torch"] = torch
+
+
+# Every family, by registering
+
+
+@cache
+def _presets() -> dict[str, str]:
+    """Preset name -> model type, one entry for each preset of each registered family."""
+    from modwright.anatomy.families import families
+
+    return {
+        name: family.model_types[0]
+        for family in dict.fromkeys(families().values())
+        if family.__module__.startswith("modwright.")
+        for name in family.presets
+    }
+
+
+def _config(preset: str, **changed: Any) -> Any:
+    from transformers import AutoConfig
+
+    from modwright.anatomy.families import families
+
+    model_type = _presets()[preset]
+    fields = {**families()[model_type].presets[preset], **changed}
+    return AutoConfig.for_model(model_type, **fields)
+
+
+@cache
+def _is_decoder(preset: str) -> bool:
+    from modwright.anatomy.families import family_of
+
+    return family_of(_config(preset)).is_causal()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``preset`` is every preset of every registered family; ``decoder`` those that generate."""
+    if "preset" in metafunc.fixturenames:
+        metafunc.parametrize("preset", sorted(_presets()))
+    if "decoder" in metafunc.fixturenames:
+        metafunc.parametrize("decoder", sorted(filter(_is_decoder, _presets())))
+
+
+@pytest.fixture(scope="session")
+def family_presets() -> dict[str, str]:
+    """Preset name -> model type of every registered family."""
+    return dict(_presets())
+
+
+class TinyModels:
+    """Builds presets with seed 0.
+
+    Norms and biases, which start as ones and zeros, get some noise, and weights are wider than
+    usual: a part that is forgotten or mixed up then shows in the outputs.
+    """
+
+    def __init__(self) -> None:
+        self._built: dict[str, Any] = {}
+
+    def __call__(self, preset: str, auto: str = "", dtype: Any = None, **changed: Any) -> Any:
+        """The model of a preset, in eval mode. It is shared: a test that changes it takes copy().
+
+        Args:
+            preset: name of a preset of any family.
+            auto: Auto class; by default the causal language model, or the bare model of an encoder.
+            dtype: of the weights; float32 by default.
+            changed: config fields in place of the preset's.
+        """
+        key = repr((preset, auto, dtype, sorted(changed.items())))
+        if key not in self._built:
+            self._built[key] = self._build(preset, auto, dtype, changed)
+        return self._built[key]
+
+    def copy(self, preset: str, auto: str = "", dtype: Any = None, **changed: Any) -> Any:
+        """A deep copy that the test may change."""
+        return copy.deepcopy(self(preset, auto, dtype, **changed))
+
+    def auto_class(self, preset: str) -> str:
+        return "AutoModelForCausalLM" if _is_decoder(preset) else "AutoModel"
+
+    def config(self, preset: str, **changed: Any) -> Any:
+        return _config(preset, **changed)
+
+    def _build(self, preset: str, auto: str, dtype: Any, changed: dict[str, Any]) -> Any:
+        import torch
+        import transformers
+
+        config = _config(preset, **changed)
+        if hasattr(config, "initializer_range"):
+            config.initializer_range = 0.1
+        kind = getattr(transformers, auto or self.auto_class(preset))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = kind.from_config(config, dtype=dtype or torch.float32).eval()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    if parameter.ndim == 1:
+                        parameter.add_(torch.randn_like(parameter) * 0.1)
+        return model
+
+
+@pytest.fixture(scope="session")
+def tiny() -> TinyModels:
+    """A factory of tiny models of every family; see :class:`TinyModels`."""
+    return TinyModels()
+
+
+# Another process
+
+
+class FreshProcess:
+    """One Python process that never saw the models of this one; it loads what was saved."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, str(RELOAD_WORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, directory: Path, auto: str, **wanted: Any) -> dict[str, Any]:
+        """What the worker says of the checkpoint in ``directory``; see reload_worker.py."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        request = {"directory": str(directory), "auto": auto, **wanted}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        line = self._process.stdout.readline()
+        assert line, "the process that reloads checkpoints died"
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+
+@pytest.fixture(scope="session")
+def fresh_process() -> Iterator[Callable[..., dict[str, Any]]]:
+    """Loads checkpoints in a new process, started once for a session."""
+    process = FreshProcess()
+    yield process
+    process.close()

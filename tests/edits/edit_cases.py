@@ -1,0 +1,254 @@
+"""Every kind of edit, as a change for any family, with the dense model that it must equal.
+
+A case says what is cut away (``change``) and how a dense model is made to do the same (``zero``):
+the weights that carry what is cut are set to zero through the anatomy's views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from modwright.anatomy import Anatomy, Attention, Mlp
+from modwright.edits import (
+    Change,
+    factorize,
+    keep_heads,
+    keep_neurons,
+    remove,
+    replace_attention,
+)
+
+__all__ = ["CASES", "Case", "attention_of", "mlp_of"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit.
+
+    Attributes:
+        change: the edit for an anatomy.
+        zero: makes a dense model compute the same, in place.
+        plain: stock transformers loads the result, in every family; None where families differ.
+    """
+
+    change: Callable[[Anatomy], Change]
+    zero: Callable[[Anatomy], None]
+    plain: bool | None = False
+
+
+CASES: dict[str, Case] = {}
+
+
+def attention_of(anatomy: Anatomy, index: int) -> Attention:
+    found = anatomy.blocks[index].attention
+    assert found is not None
+    return found
+
+
+def mlp_of(anatomy: Anatomy, index: int) -> Mlp:
+    found = anatomy.blocks[index].mlp
+    assert found is not None
+    return found
+
+
+# What a dense model must lose
+
+
+def _silence(anatomy: Anatomy, index: int, role: str) -> None:
+    """The sublayer adds nothing to the stream."""
+    out = attention_of(anatomy, index).o if role == "attention" else mlp_of(anatomy, index).down
+    for name, tensor in out.parameters().items():
+        out.write(name, torch.zeros_like(tensor))
+
+
+def _drop_heads(attention: Attention, kept: list[int]) -> None:
+    weight = attention.o.weight.clone()
+    width = attention.shape.v_head_dim
+    for head in set(range(attention.num_heads)) - set(kept):
+        weight[:, head * width : (head + 1) * width] = 0
+    attention.o.write("weight", weight)
+
+
+def _drop_neurons(mlp: Mlp, kept: list[int]) -> None:
+    weight = mlp.down.weight.clone()
+    weight[:, sorted(set(range(mlp.intermediate_size)) - set(kept))] = 0
+    mlp.down.write("weight", weight)
+
+
+def _nothing(anatomy: Anatomy) -> None:
+    """The edit changes no function."""
+
+
+# Which heads and channels are kept, for any number of heads and groups
+
+
+def half_the_groups(attention: Attention) -> list[int]:
+    """The heads of the first half of the key/value heads; of the query heads where there is one."""
+    owner = attention.kv_of_head()
+    if attention.num_kv_heads == 1:
+        return list(range((attention.num_heads + 1) // 2))
+    return torch.nonzero(owner < attention.num_kv_heads // 2).flatten().tolist()
+
+
+def thinner_groups(attention: Attention) -> list[int]:
+    """The same number of heads from every group; every other head where groups have one."""
+    size = attention.num_heads // attention.num_kv_heads
+    if size == 1:
+        return list(range(1, attention.num_heads, 2))
+    return [h for h in range(attention.num_heads) if h % size < size - 1]
+
+
+def all_but_first(attention: Attention) -> list[int]:
+    """Groups of unequal size, where there are groups."""
+    return list(range(1, attention.num_heads))
+
+
+def kept_pairs(attention: Attention) -> Tensor:
+    """Channels of a head that stay: rotary pair 1 and one unrotated pair of channels go."""
+    shape = attention.shape
+    turned = shape.rotary_dim // 2
+    plain = (shape.qk_head_dim - shape.rotary_dim) // 2
+    pairs = [(j, j + turned) for j in range(turned)]
+    pairs += [(shape.rotary_dim + j, shape.rotary_dim + plain + j) for j in range(plain)]
+    gone = {1, turned + 1} if turned else {1}
+    left = [pair for i, pair in enumerate(pairs) if i not in gone]
+    return torch.tensor([a for a, _ in left] + [b for _, b in left])
+
+
+def _rows(bias: Tensor | None, heads: int, kept: Tensor) -> Tensor | None:
+    return None if bias is None else bias.view(heads, -1)[:, kept]
+
+
+def narrow_heads(attention: Attention) -> Change:
+    """Queries and keys lose rotary pairs, values lose other channels: the two widths differ."""
+    shape = attention.shape
+    turning = attention.rotary_index()
+    qk = kept_pairs(attention) if attention.q_norm is None else torch.arange(shape.qk_head_dim)
+    v = torch.arange(shape.v_head_dim - 1)
+    return replace_attention(
+        attention,
+        q=attention.read_q()[:, qk],
+        k=attention.read_k()[:, qk],
+        v=attention.read_v()[:, v],
+        o=attention.read_o()[:, v],
+        biases={
+            "q": _rows(attention.q.bias, shape.num_heads, qk),
+            "k": _rows(attention.k.bias, shape.num_kv_heads, qk),
+            "v": _rows(attention.v.bias, shape.num_kv_heads, v),
+        },
+        rotary_index=None if turning is None else turning[:, qk],
+    )
+
+
+def _zero_channels(attention: Attention) -> None:
+    shape = attention.shape
+    qk = kept_pairs(attention) if attention.q_norm is None else torch.arange(shape.qk_head_dim)
+    for projection, heads in ((attention.q, shape.num_heads), (attention.k, shape.num_kv_heads)):
+        for name, tensor in projection.parameters().items():
+            cut = torch.zeros_like(tensor).view(heads, shape.qk_head_dim, -1)
+            cut[:, qk] = tensor.reshape(heads, shape.qk_head_dim, -1)[:, qk]
+            projection.write(name, cut.view_as(tensor))
+    weight = attention.o.weight.clone().view(-1, shape.num_heads, shape.v_head_dim)
+    weight[..., -1] = 0
+    attention.o.write("weight", weight.flatten(1))
+
+
+def _low_rank(mlp: Mlp) -> tuple[Tensor, Tensor]:
+    u, s, v = torch.linalg.svd(mlp.down.weight.double(), full_matrices=False)
+    return (u[:, :8] * s[:8]).float(), v[:8].float()
+
+
+# The table
+
+
+def _over(*roles: tuple[int, str]) -> Case:
+    def change(a: Anatomy) -> Change:
+        parts = (getattr(a.blocks[i], role) for i, role in roles)
+        return sum((remove(part) for part in parts), Change())
+
+    def zero(a: Anatomy) -> None:
+        for i, role in roles:
+            _silence(a, i, role)
+
+    return Case(change, zero)
+
+
+def _heads(choose: Callable[[Attention], list[int]], *indices: int, plain: bool | None) -> Case:
+    def change(a: Anatomy) -> Change:
+        chosen = [attention_of(a, i) for i in indices]
+        return sum((keep_heads(x, choose(x)) for x in chosen), Change())
+
+    def zero(a: Anatomy) -> None:
+        for i in indices:
+            _drop_heads(attention_of(a, i), choose(attention_of(a, i)))
+
+    return Case(change, zero, plain)
+
+
+def _neurons(*indices: int, plain: bool | None) -> Case:
+    def kept(mlp: Mlp) -> list[int]:
+        return list(range(mlp.intermediate_size))[::2]
+
+    def change(a: Anatomy) -> Change:
+        chosen = [mlp_of(a, i) for i in indices]
+        return sum((keep_neurons(m, kept(m)) for m in chosen), Change())
+
+    def zero(a: Anatomy) -> None:
+        for i in indices:
+            _drop_neurons(mlp_of(a, i), kept(mlp_of(a, i)))
+
+    return Case(change, zero, plain)
+
+
+def _several_change(a: Anatomy) -> Change:
+    return (
+        remove(attention_of(a, 0))
+        + keep_heads(attention_of(a, 1), all_but_first(attention_of(a, 1)))
+        + factorize(mlp_of(a, 1).down, *_low_rank(mlp_of(a, 1)))
+        + remove(mlp_of(a, 2))
+        + narrow_heads(attention_of(a, 2))
+        + keep_neurons(mlp_of(a, 3), range(5, 30))
+    )
+
+
+def _several_zero(a: Anatomy) -> None:
+    outer, inner = _low_rank(mlp_of(a, 1))
+    _silence(a, 0, "attention")
+    _drop_heads(attention_of(a, 1), all_but_first(attention_of(a, 1)))
+    mlp_of(a, 1).down.write("weight", outer @ inner)
+    _silence(a, 2, "mlp")
+    _zero_channels(attention_of(a, 2))
+    _drop_neurons(mlp_of(a, 3), list(range(5, 30)))
+
+
+def _low_rank_zero(a: Anatomy) -> None:
+    outer, inner = _low_rank(mlp_of(a, 1))
+    mlp_of(a, 1).down.write("weight", outer @ inner)
+
+
+ALL = range(4)
+CASES["identity"] = Case(lambda a: Change(), _nothing, plain=True)
+CASES["no-attention-0"] = _over((0, "attention"))
+CASES["no-attention-0-2"] = _over((0, "attention"), (2, "attention"))
+CASES["no-attention-last"] = _over((3, "attention"))
+CASES["no-attention-at-all"] = _over(*((i, "attention") for i in ALL))
+CASES["no-mlp-1"] = _over((1, "mlp"))
+CASES["empty-block-1"] = _over((1, "attention"), (1, "mlp"))
+CASES["half-the-groups"] = _heads(half_the_groups, 1, plain=False)
+CASES["half-the-groups-everywhere"] = _heads(half_the_groups, *ALL, plain=None)
+CASES["thinner-groups"] = _heads(thinner_groups, 2, plain=False)
+CASES["uneven-heads"] = _heads(all_but_first, 1, plain=False)
+CASES["same-attention"] = Case(lambda a: replace_attention(attention_of(a, 1)), _nothing, plain=None)
+CASES["narrow-heads"] = Case(
+    lambda a: narrow_heads(attention_of(a, 0)), lambda a: _zero_channels(attention_of(a, 0))
+)
+CASES["half-ffn-1"] = _neurons(1, plain=False)
+CASES["half-ffn-everywhere"] = _neurons(*ALL, plain=True)
+CASES["low-rank-down"] = Case(
+    lambda a: factorize(mlp_of(a, 1).down, *_low_rank(mlp_of(a, 1))), _low_rank_zero
+)
+CASES["several"] = Case(_several_change, _several_zero)

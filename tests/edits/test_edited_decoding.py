@@ -1,0 +1,163 @@
+"""Edited decoders generate what a loop without any cache generates, in every way of generating."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from edit_cases import CASES
+from helpers import batch_of, edit
+from torch import Tensor
+
+from modwright.anatomy import Anatomy
+from modwright.edits import Applied, remove
+
+NEW = 7
+
+
+def apply_case(model: Any, case: str) -> Applied:
+    return edit(model, CASES[case].change(Anatomy.of(model)), check=False)
+
+
+def endless(model: Any) -> Any:
+    """The model without end tokens, so that every row has the same length."""
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model
+
+
+@torch.no_grad()
+def greedy_without_cache(model: Any, batch: dict[str, Tensor], new: int = NEW) -> Tensor:
+    """Runs the whole sequence again for every token."""
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for _ in range(new):
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        logits = model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False
+        ).logits
+        ids = torch.cat((ids, logits[:, -1:].argmax(-1)), dim=1)
+        mask = torch.nn.functional.pad(mask, (0, 1), value=1)
+    return ids
+
+
+def generate(model: Any, batch: dict[str, Tensor], **options: Any) -> Tensor:
+    out: Tensor = model.generate(**batch, max_new_tokens=NEW, do_sample=False, **options)
+    return out
+
+
+def one_row(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor[:1] for name, tensor in batch.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_way_to_decode_gives_the_same_tokens(tiny: Any, decoder: str, case: str) -> None:
+    source = tiny(decoder)
+    model = endless(apply_case(source, case).model)
+    batch = batch_of(model)
+    greedy = greedy_without_cache(model, batch)
+    assert torch.equal(generate(model, batch), greedy)
+    assert torch.equal(generate(model, batch, cache_implementation="static"), greedy)
+    beams = generate(model, batch, num_beams=3, use_cache=False)
+    assert torch.equal(generate(model, batch, num_beams=3), beams)
+
+    dense = endless(tiny.copy(decoder))
+    row = one_row(batch)
+    as_target = generate(model, row, assistant_model=dense)
+    assert torch.equal(as_target, greedy_without_cache(model, row))
+    as_draft = generate(dense, row, assistant_model=model)
+    assert torch.equal(as_draft, greedy_without_cache(dense, row))
+
+
+@pytest.mark.parametrize("case", ["no-attention-0", "narrow-heads", "several"])
+def test_a_prompt_may_be_read_in_chunks(tiny: Any, decoder: str, case: str) -> None:
+    model = endless(apply_case(tiny(decoder), case).model)
+    batch = batch_of(model)
+    greedy = greedy_without_cache(model, batch)
+    for cache in ("dynamic", "static"):
+        chunked = generate(model, batch, prefill_chunk_size=5, cache_implementation=cache)
+        assert torch.equal(chunked, greedy)
+
+
+@pytest.mark.parametrize("case", ["no-attention-0", "uneven-heads", "several"])
+def test_two_chunks_by_hand_are_one_pass(tiny: Any, decoder: str, case: str) -> None:
+    """Positions continue by themselves: the first surviving attention fills the first slot."""
+    model = apply_case(tiny(decoder), case).model
+    ids = batch_of(model)["input_ids"]
+    with torch.no_grad():
+        whole = model(ids, use_cache=False).logits
+        first = model(ids[:, :5], use_cache=True)
+        second = model(ids[:, 5:], cache=first.cache, use_cache=True)
+    torch.testing.assert_close(torch.cat((first.logits, second.logits), dim=1), whole)
+
+
+@pytest.mark.parametrize("case", ["no-attention-0", "several"])
+def test_several_sequences_for_one_prompt(tiny: Any, decoder: str, case: str) -> None:
+    model = endless(apply_case(tiny(decoder), case).model)
+    batch = batch_of(model)
+    rows = [
+        generate(model, batch, num_beams=4, num_return_sequences=3, use_cache=cached)
+        for cached in (True, False)
+    ]
+    assert rows[0].shape == (6, batch["input_ids"].shape[1] + NEW)
+    assert torch.equal(rows[0], rows[1])
+    samples = []
+    for cached in (True, False):
+        torch.manual_seed(0)
+        samples.append(
+            model.generate(
+                **batch, max_new_tokens=NEW, do_sample=True, num_return_sequences=3, use_cache=cached
+            )
+        )
+    assert torch.equal(samples[0], samples[1])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_cache_bytes_are_those_of_the_heads_that_are_left(
+    tiny: Any, decoder: str, case: str
+) -> None:
+    source = tiny(decoder)
+    model = apply_case(source, case).model
+    batch = batch_of(model)
+
+    def cached(of: Any) -> int:
+        with torch.no_grad():
+            cache = of(**batch, use_cache=True).cache
+        held = (t for layer in cache.layers for t in (layer.keys, layer.values))
+        return sum(t.numel() for t in held if t is not None)
+
+    def per_token(of: Any) -> int:
+        shapes = [b.attention.shape for b in Anatomy.of(of).blocks if b.attention is not None]
+        return sum(s.num_kv_heads * (s.qk_head_dim + s.v_head_dim) for s in shapes)
+
+    assert cached(model) == per_token(model) * batch["input_ids"].numel()
+    assert cached(model) * per_token(source) == cached(source) * per_token(model)
+    gone = {"no-attention-0": 1, "no-attention-0-2": 2, "no-attention-at-all": 4}
+    if case in gone:
+        assert cached(model) * 4 == cached(source) * (4 - gone[case])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hidden_states_are_one_more_than_the_blocks(tiny: Any, preset: str, case: str) -> None:
+    model = apply_case(tiny(preset), case).model
+    with torch.no_grad():
+        found = model(**batch_of(model), output_hidden_states=True).hidden_states
+    assert len(found) == 1 + len(Anatomy.of(model).blocks)
+    assert all(h.shape[-1] == Anatomy.of(model).hidden_size for h in found)
+    for index, block in enumerate(Anatomy.of(model).blocks):
+        if block.attention is None and block.mlp is None and block.layout != "post":
+            assert torch.equal(found[index], found[index + 1])
+
+
+def test_an_end_token_list_survives_and_ends_generation(tiny: Any) -> None:
+    source = tiny.copy("tiny-llama")
+    assert source.generation_config.eos_token_id == [2, 5]
+    model = edit(source, remove(Anatomy.of(source).blocks[0].attention)).model
+    assert model.generation_config.eos_token_id == [2, 5]
+    assert model.generation_config is not source.generation_config
+    batch = one_row(batch_of(model))
+    third = int(greedy_without_cache(model, batch)[0, -NEW + 2])
+    model.generation_config.eos_token_id = [126, third]
+    out = generate(model, batch)
+    assert out[0, -1] == third
+    assert out.shape[1] <= batch["input_ids"].shape[1] + 3

@@ -1,0 +1,57 @@
+"""What several rooms' tests need to say about a model in one line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modwright.edits import Applied, Change, Plan, apply
+from modwright.edits.verify import probe_batch
+
+__all__ = ["batch_of", "edit", "outputs", "snapshot", "unchanged", "worst"]
+
+
+def batch_of(model: Any) -> dict[str, Tensor]:
+    """Inputs that a model takes: two rows of tokens, one left-padded, or two pictures."""
+    if getattr(model, "main_input_name", "input_ids") == "pixel_values":
+        size, channels = model.config.image_size, getattr(model.config, "num_channels", 3)
+        generator = torch.Generator().manual_seed(0)
+        return {"pixel_values": torch.randn(2, channels, size, size, generator=generator)}
+    return probe_batch(model)
+
+
+@torch.no_grad()
+def outputs(model: Any, batch: dict[str, Tensor] | None = None) -> Tensor:
+    """The first output (logits, or hidden states), with zeros where a token is padding."""
+    batch = batch_of(model) if batch is None else batch
+    out: Tensor = model(**batch, return_dict=True)[0]
+    mask = batch.get("attention_mask")
+    if mask is not None and out.shape[:2] == mask.shape:
+        out = out * mask.unsqueeze(-1)
+    return out
+
+
+def worst(a: Tensor, b: Tensor) -> float:
+    """The largest difference."""
+    return float((a.float() - b.float()).abs().max())
+
+
+def edit(model: Any, change: Change, check: bool = True) -> Applied:
+    """Applies a change to a model."""
+    from modwright.anatomy import Anatomy
+
+    return apply(model, Plan.of(Anatomy.of(model), "test", change), check=check)
+
+
+def snapshot(model: Any) -> dict[str, Tensor]:
+    """A copy of everything a model stores."""
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return {name: t.detach().clone() for name, t in tensors.items()}
+
+
+def unchanged(model: Any, before: dict[str, Tensor]) -> bool:
+    """The model stores, bit for bit, what it did when the snapshot was taken."""
+    now = snapshot(model)
+    return now.keys() == before.keys() and all(torch.equal(now[n], before[n]) for n in now)

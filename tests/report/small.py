@@ -1,0 +1,56 @@
+"""Small reports in which one thing at a time is set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from modwright.report import Report, Stage
+
+COST = {
+    "parameters": 1_000_000,
+    "stored_bytes": 4_000_000,
+    "prefill_macs": 512_000_000,
+    "decode_macs": 1_000_000,
+    "kv_bytes": 100_000,
+    "activation_bytes": 200_000,
+    "recipe": {"batch": 1, "prompt_tokens": 512},
+}
+RECIPE = {"data": "lee.cor", "length": 512}
+TIMING = {"threads": 2, "repeats": 5}
+
+
+def stage(
+    name: str = "before",
+    *,
+    perplexity: float | None = 30.0,
+    decode: float | None = None,
+    prefill: float | None = None,
+    repetition: float | None = None,
+    text: str = "Some words.",
+    recipe: dict[str, Any] | None = None,
+    timing: dict[str, Any] | None = None,
+    plain: bool = True,
+    **cost: float,
+) -> Stage:
+    """A stage with unit costs, changed by ``cost``; a perplexity of None is not measured."""
+    speed = {"decode_tokens_per_second": decode, "prefill_tokens_per_second": prefill}
+    return Stage(
+        name,
+        method=None if name == "before" else name.split()[-1],
+        cost={**COST, **cost},
+        quality=None
+        if perplexity is None
+        else {"perplexity": perplexity, "recipe": RECIPE if recipe is None else recipe},
+        speed=None
+        if decode is None and prefill is None
+        else {**speed, "recipe": TIMING if timing is None else timing},
+        sample=None
+        if repetition is None
+        else {"prompt": "Say.", "text": text, "repetition": repetition},
+        plain=plain,
+    )
+
+
+def report(*stages: Stage, **fields: Any) -> Report:
+    """A report of these stages."""
+    return Report("small", stages=list(stages), **fields)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modwright.errors import Refused
+from modwright.report import Report, Stage
+
+from .conftest import EXAMPLE
+
+BLOCK = {"attention": {"heads": 2, "kv_heads": 1, "qk": 8, "v": 8}, "mlp": 64}
+
+
+def test_the_example_says_that_it_is_one(example: Report) -> None:
+    assert example.title == "example"
+    assert "invented" in EXAMPLE.read_text(encoding="utf-8")
+
+
+def test_json_round_trip_of_the_example_keeps_every_field(example: Report) -> None:
+    text = json.dumps(example.to_json(), allow_nan=False)
+    assert Report.from_json(json.loads(text)) == example
+    assert json.loads(text) == json.loads(EXAMPLE.read_text(encoding="utf-8"))
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner),
+    max_leaves=8,
+)
+
+
+@given(options=st.dictionaries(st.text(max_size=4), PLAIN, max_size=3), title=st.text(max_size=9))
+def test_json_round_trip_of_anything_plain(options: dict[str, Any], title: str) -> None:
+    stages = [Stage("before"), Stage("1 x", "x", title, options, reasons={"extra": options})]
+    report = Report("r", recipe=options, stages=stages)
+    assert Report.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report
+
+
+def test_what_is_passed_in_is_copied() -> None:
+    options: dict[str, Any] = {"layers": [1, 2]}
+    stage = Stage("1 x", "x", options=options)
+    options["layers"].append(3)
+    assert stage.options == {"layers": [1, 2]}
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), float("-inf")])
+def test_a_perplexity_that_is_no_number_is_marked(value: float) -> None:
+    stage = Stage("before", quality={"perplexity": value, "recipe": {}})
+    assert stage.is_broken and stage.perplexity is None
+    assert stage.quality == {"perplexity": None, "recipe": {}, "finite": False}
+
+
+def test_a_number_marked_as_not_finite_is_not_used() -> None:
+    assert Stage("before", quality={"perplexity": 3.0, "finite": False}).is_broken
+
+
+REFUSED: list[tuple[Callable[[], object], str]] = [
+    (lambda: Report("r"), "at least one stage"),
+    (lambda: Report("r", stages=[Stage("1 x", "x")]), "has no method"),
+    (lambda: Report("r", stages=[Stage("before"), Stage("1 x")]), "needs the name of its method"),
+    (lambda: Report("r", stages=[Stage("a"), Stage("a", "x")]), "two stages are named 'a'"),
+    (lambda: Report("r", stages=[{"name": "before"}]), "must be Stage objects"),  # type: ignore[list-item]
+    (lambda: Stage("a", options={"where": Path("x")}), "options.where is a PosixPath"),
+    (lambda: Stage("a", options={None: 1}), "has the key None"),  # type: ignore[dict-item]
+    (lambda: Stage("a", notes="one"), "notes: list expected"),  # type: ignore[arg-type]
+    (lambda: Stage("a", plain=None), "plain: bool expected"),  # type: ignore[arg-type]
+    (lambda: Stage("a", cost={"parameters": "many"}), "cost.parameters: number expected"),
+    (lambda: Stage("a", sample={"text": 3}), "sample.text: text expected"),
+    (lambda: Stage("a", shape=[{"mlp": 3}]), "needs exactly attention and mlp"),
+    (lambda: Stage("a", shape=[{"mlp": 3, "attention": {"heads": 1}}]), "attention needs heads"),
+    (lambda: Stage("a", shape=[BLOCK], source_blocks=[0, 1]), "1 blocks in shape and 2"),
+    (lambda: Report.from_json({"title": "r", "stage": []}), "did you mean 'stages'"),
+    (lambda: Report.from_json({"format": 99, "title": "r"}), "format 99"),
+    (lambda: Report.from_json({"stages": []}), "needs the field 'title'"),
+    (lambda: Report.from_json({"title": "r", "stages": {}}), "must be a list"),
+    (lambda: Report.from_json([]), "a mapping of fields"),  # type: ignore[arg-type]
+    (lambda: Stage.from_json({"name": "a", "sampel": {}}), "did you mean 'sample'"),
+]
+
+
+@pytest.mark.parametrize(("build", "words"), REFUSED, ids=[words for _, words in REFUSED])
+def test_refusals_name_the_place_in_one_line(build: Callable[[], object], words: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        build()
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_reprs_are_short(example: Report) -> None:
+    assert repr(example) == "Report('example': before -> 1 llm_drop -> 2 modegpt)"
+    assert len(repr(example.after)) < 100

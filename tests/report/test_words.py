@@ -1,0 +1,246 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from modwright.report import Report, Stage, verdicts
+from modwright.report.words import FAR_OUTSIDE, MACS_FALL, NEARLY_FREE, REPEATS, SPEED_GAIN
+
+from .small import report, stage
+
+# name, stages, what one sentence must say, what no sentence may say
+CASES: list[tuple[str, list[Stage], str, str]] = [
+    (
+        "perplexity rose",
+        [stage(), stage("1 x", perplexity=36.0, parameters=900_000)],
+        r"Perplexity rose from 30\.00 to 36\.00 per token, by a factor of 1\.20, for a model with "
+        r"10\.0 % fewer parameters\.",
+        "nearly free|far outside",
+    ),
+    (
+        "nearly free at the threshold",
+        [
+            stage(),
+            stage("1 x", perplexity=30.0 * NEARLY_FREE, parameters=900_000, stored_bytes=3e6),
+        ],
+        r"by a factor of 1\.02, .*: nearly free\.",
+        "far outside|did not pay",
+    ),
+    (
+        "just above nearly free",
+        [stage(), stage("1 x", perplexity=30.0 * 1.021, parameters=900_000)],
+        r"by a factor of 1\.02, ",
+        "nearly free",
+    ),
+    (
+        "far outside",
+        [stage(), stage("1 x", perplexity=30.0 * 2.01)],
+        r"far outside the range where text stays usable; heal it by fine-tuning or choose less\.",
+        "nearly free",
+    ),
+    (
+        "twice is not yet far outside",
+        [stage(), stage("1 x", perplexity=30.0 * FAR_OUTSIDE, parameters=900_000)],
+        r"by a factor of 2\.00",
+        "far outside",
+    ),
+    (
+        "perplexity fell",
+        [stage(), stage("1 x", perplexity=27.0, parameters=1_100_000)],
+        r"Perplexity fell from 30\.00 to 27\.00 .*0\.90, for a model with 10\.0 % more parameters",
+        "nearly free|did not pay:",
+    ),
+    (
+        "perplexity stayed",
+        [stage(), stage("1 x", perplexity=30.001)],
+        r"Perplexity stayed at 30\.00 per token for a model with as many parameters\.",
+        "rose|fell from",
+    ),
+    (
+        "not finite",
+        [stage(), stage("1 x", perplexity=float("inf"))],
+        r"The result is broken: its perplexity is not a finite number",
+        "rose|stayed",
+    ),
+    (
+        "not finite before",
+        [stage(perplexity=float("nan")), stage("1 x")],
+        r"Perplexity before is not a finite number, so the change is not known\.",
+        "rose|stayed|broken",
+    ),
+    (
+        "not measured",
+        [stage(perplexity=None), stage("1 x", perplexity=None)],
+        r"Perplexity was not measured, so nothing is said about quality\.",
+        "rose|stayed",
+    ),
+    (
+        "measured differently",
+        [stage(), stage("1 x", perplexity=60.0, recipe={"data": "lee.cor", "length": 256})],
+        r"Perplexity before and after cannot be compared: it was measured differently \(length\)",
+        "rose|factor of|far outside",
+    ),
+    (
+        "batch size does not count",
+        [
+            stage(),
+            stage(
+                "1 x",
+                perplexity=36.0,
+                recipe={"data": "lee.cor", "length": 512, "batch_size": 4},
+            ),
+        ],
+        r"Perplexity rose",
+        "cannot be compared",
+    ),
+    (
+        "slower decoding with fewer MACs",
+        [stage(decode=20.0), stage("1 x", decode=19.0, decode_macs=880_000)],
+        r"did not pay in decoding: time per token rose although decode MACs fell 12\.0 % "
+        r"\(20\.00 tokens/s before, 19\.00 tokens/s after, factor 0\.95\)",
+        "in prefill:",
+    ),
+    (
+        "as fast with fewer MACs",
+        [stage(decode=20.0), stage("1 x", decode=20.0, decode_macs=880_000)],
+        r"did not pay in decoding: time per token did not fall although",
+        "in prefill:",
+    ),
+    (
+        "hardly faster with fewer MACs",
+        [stage(decode=20.0), stage("1 x", decode=20.3, decode_macs=880_000)],
+        r"did not pay in decoding: time per token hardly fell although",
+        "in prefill:",
+    ),
+    (
+        "faster by the threshold pays",
+        [stage(decode=20.0), stage("1 x", decode=20.0 * SPEED_GAIN, decode_macs=880_000)],
+        r"Decoding runs at 20\.40 tokens/s instead of 20\.00 \(× 1\.02\) on this machine\.",
+        "did not pay",
+    ),
+    (
+        "MACs hardly fell",
+        [stage(decode=20.0), stage("1 x", decode=19.0, decode_macs=1_000_000 * (1 - MACS_FALL))],
+        r"Decoding runs at 19\.00 tokens/s",
+        "did not pay in",
+    ),
+    (
+        "prefill",
+        [stage(prefill=100.0), stage("1 x", prefill=100.0, prefill_macs=256_000_000)],
+        r"did not pay in prefill: .* although prefill MACs fell 50\.0 %",
+        "in decoding:",
+    ),
+    (
+        "speed not timed",
+        [stage(), stage("1 x", decode_macs=500_000)],
+        r"Speed was not timed before and after; fewer MACs alone do not mean less time\.",
+        "did not pay in|tokens/s",
+    ),
+    (
+        "timed differently",
+        [stage(decode=20.0), stage("1 x", decode=40.0, timing={"threads": 8, "repeats": 5})],
+        r"Speeds before and after cannot be compared: they were timed differently \(threads\)\.",
+        "tokens/s",
+    ),
+    (
+        "cost without gain",
+        [stage(), stage("1 x", perplexity=31.0)],
+        r"did not pay: perplexity rose by a factor of 1\.03, and neither parameters, bytes on disk "
+        r"nor MACs fell\.",
+        "nearly free",
+    ),
+    (
+        "larger on disk",
+        [stage(), stage("1 x", stored_bytes=4_400_000)],
+        r"needs more bytes: weights on disk grew from 4\.00 MB to 4\.40 MB \(10\.0 % larger\)\.",
+        "KV cache grew|activations grew",
+    ),
+    (
+        "larger cache and activations",
+        [stage(), stage("1 x", kv_bytes=110_000)],
+        r"needs more bytes: KV cache grew from 100\.0 kB to 110\.0 kB",
+        "weights on disk grew",
+    ),
+    (
+        "fewer parameters in as many bytes",
+        [stage(), stage("1 x", parameters=500_000)],
+        r"did not pay on disk: it has 50\.0 % fewer parameters, and 4\.00 MB of weights are no "
+        r"smaller\.",
+        "grew",
+    ),
+    (
+        "repeats at the threshold",
+        [stage(repetition=0.0), stage("1 x", repetition=REPEATS)],
+        r"The sample repeats itself: 50\.0 % of the four-word runs written after step 1 x",
+        "written before",
+    ),
+    (
+        "does not repeat",
+        [stage(repetition=0.0), stage("1 x", repetition=0.49)],
+        r"The result",
+        "repeats itself",
+    ),
+    (
+        "writes nothing",
+        [stage(repetition=0.0), stage("1 x", repetition=0.0, text=" \n")],
+        r"The sample written after step 1 x is empty",
+        "repeats itself",
+    ),
+    (
+        "plain",
+        [stage(), stage("1 x")],
+        r"The result is plain: stock transformers loads it\.",
+        "import modwright",
+    ),
+    (
+        "not plain",
+        [stage(), stage("1 x", plain=False)],
+        r"not plain: .* loads after `import modwright`\.",
+        "stock transformers loads",
+    ),
+    (
+        "nothing was done",
+        [stage()],
+        r"Nothing was changed",
+        "The result|Perplexity",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("stages", "said", "unsaid"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
+def test_each_rule(stages: list[Stage], said: str, unsaid: str) -> None:
+    lines = verdicts(report(*stages))
+    assert any(re.search(said, line) for line in lines), lines
+    assert not any(re.search(unsaid, line) for line in lines), lines
+    assert all(line.endswith(".") and "\n" not in line for line in lines)
+
+
+def test_the_step_that_did_not_pay_is_named_and_the_other_is_not() -> None:
+    lines = verdicts(
+        report(
+            stage(decode=20.0),
+            stage("1 good", perplexity=31.0, decode=25.0, decode_macs=800_000, stored_bytes=3e6),
+            stage("2 bad", perplexity=33.0, decode=25.0, decode_macs=700_000, stored_bytes=2e6),
+        )
+    )
+    missed = [line for line in lines if "did not pay" in line]
+    assert len(missed) == 1 and missed[0].startswith("Step 2 bad did not pay in decoding")
+    assert "Step 1 good: perplexity rose from 30.00 to 31.00" in "\n".join(lines)
+    assert "Step 2 bad: perplexity rose from 31.00 to 33.00" in "\n".join(lines)
+
+
+def test_a_broken_step_in_the_middle_is_named() -> None:
+    lines = verdicts(report(stage(), stage("1 x", perplexity=float("nan")), stage("2 y")))
+    assert any(line.startswith("Step 1 x is broken") for line in lines)
+    assert (
+        "Step 2 y: perplexity before is not a finite number, so the change is not known." in lines
+    )
+
+
+def test_no_sentence_praises(example: Report) -> None:
+    said = " ".join(verdicts(example)).lower()
+    for word in ("great", "excellent", "impressive", "only", "amazing", "successful", "improve"):
+        assert word not in said.split()
