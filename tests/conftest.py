@@ -204,3 +204,22 @@ def fresh_process() -> Iterator[Callable[..., dict[str, Any]]]:
     process = FreshProcess()
     yield process
     process.close()
+
+
+# A model with words
+
+
+@pytest.fixture(scope="session")
+def wordy_model(tiny: TinyModels, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny Llama, a tokenizer of words and its files; leave it as it is."""
+    from wordy import write_checkpoint
+
+    return write_checkpoint(tiny("tiny-llama"), tmp_path_factory.mktemp("wordy") / "wordy-llama")
+
+
+@pytest.fixture(scope="session")
+def wordy_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of words that the tokenizer of ``wordy_model`` knows."""
+    from wordy import write_text
+
+    return write_text(tmp_path_factory.mktemp("text") / "words.txt")

@@ -1,12 +1,13 @@
 """Lets transformers' Auto classes find remodelled checkpoints after ``import modwright``.
 
 That import must be quick, without torch. So nothing is built here: once transformers' table of
-configs exists, its registered entries are given a look-up that makes "modwright_llama" out of "llama"
-when it is first asked for.
+configs exists, its registered entries are given a look-up that makes "modwright_llama" out of
+"llama" when it is first asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -66,6 +67,8 @@ class _Loader(importlib.abc.Loader):
 
 
 class _Watcher(importlib.abc.MetaPathFinder):
+    """Extends the table as soon as its module is run."""
+
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
@@ -78,9 +81,29 @@ class _Watcher(importlib.abc.MetaPathFinder):
         return spec
 
 
+class _LateWatcher(importlib.abc.MetaPathFinder):
+    """Extends the table at the first import after its module, whose run is under way, has ended."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if _is_ready():
+            sys.meta_path.remove(self)
+            _extend(sys.modules[_AWAITED])
+        return None
+
+
+def _is_ready() -> bool:
+    return hasattr(sys.modules.get(_AWAITED), "CONFIG_MAPPING")
+
+
 def watch() -> None:
     """Extends the table now if it is there, else when it comes."""
-    if _AWAITED in sys.modules:
+    if _AWAITED not in sys.modules:
+        sys.meta_path.insert(0, _Watcher())
+        return
+    importlib.import_module(_AWAITED)  # waits for another thread that is importing it
+    if _is_ready():
         _extend(sys.modules[_AWAITED])
     else:
-        sys.meta_path.insert(0, _Watcher())
+        sys.meta_path.insert(0, _LateWatcher())

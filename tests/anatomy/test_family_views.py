@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import batch_of, outputs, snapshot
 from torch import Tensor
 
+from helpers import batch_of, outputs, snapshot
 from modwright.anatomy import Anatomy, Attention, Norm, Part, Tap
 from modwright.anatomy.families import families, family_of
 from modwright.errors import ModwrightError, Refused, UnsupportedArchitecture
@@ -29,7 +29,9 @@ def seen_at(model: Any, *taps: Tap) -> list[Tensor]:
     hooks = []
     for i, tap in enumerate(taps):
 
-        def keep(module: Any, args: Any, kwargs: Any, out: Any, i: int = i, side: str = tap.side) -> None:
+        def keep(
+            module: Any, args: Any, kwargs: Any, out: Any, i: int = i, side: str = tap.side
+        ) -> None:
             value = out if side == "output" else (args[0] if args else kwargs["hidden_states"])
             found[i] = (value[0] if isinstance(value, tuple) else value).detach()
 
@@ -119,7 +121,10 @@ def check_attention_views(model: Any) -> None:
     for norm, tensor in ((attention.q_norm, "q"), (attention.k_norm, "k")):
         if norm is not None:
             scaled = torch.nn.functional.rms_norm(
-                q if tensor == "q" else k, (shape.qk_head_dim,), norm.parameters()["weight"], norm.eps
+                q if tensor == "q" else k,
+                (shape.qk_head_dim,),
+                norm.parameters()["weight"],
+                norm.eps,
             )
             q, k = (scaled, k) if tensor == "q" else (q, scaled)
     if shape.rotary_dim:
@@ -248,7 +253,9 @@ def test_wrong_addresses_and_shapes_are_refused(tiny: Any, preset: str) -> None:
     for index in (-1, last + 1):
         with pytest.raises(Refused, match=rf"no block {index}; the model has blocks 0 to {last}$"):
             anatomy.block(index)
-    with pytest.raises(Refused, match=r"unknown part 'blocks\.0\.mpl'.*did you mean 'blocks\.0\.mlp'"):
+    with pytest.raises(
+        Refused, match=r"unknown part 'blocks\.0\.mpl'.*did you mean 'blocks\.0\.mlp'"
+    ):
         anatomy.part("blocks.0.mpl")
     with pytest.raises(Refused, match="unknown parameter address"):
         anatomy.write("nowhere.weight", torch.zeros(1))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from safetensors.torch import load_file, save_file
 
 import modwright
+from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy, Family, family_names, register_family
 from modwright.edits import (
     Change,
@@ -75,7 +75,9 @@ def test_it_is_known_and_opens_as_typed_parts(model: Any) -> None:
     assert torch.equal(attention.read_v().flatten(0, 1), fused[:24])
     assert torch.equal(attention.read_q().flatten(0, 1), fused[48:])
     assert anatomy.is_tied
-    counted = {id_of(t): t.numel() for _, part in anatomy.parts() for t in part.parameters().values()}
+    counted = {
+        id_of(t): t.numel() for _, part in anatomy.parts() for t in part.parameters().values()
+    }
     assert sum(counted.values()) == anatomy.num_parameters
 
 
@@ -105,9 +107,10 @@ def test_edits_apply_verify_save_and_come_back(model: Any, name: str, tmp_path: 
     backbone = transformers.AutoModel.from_pretrained(tmp_path)
     assert type(backbone) is type(applied.model.house) or not applied.plain
     bare = outputs(backbone, batch_of(model))
-    assert torch.equal(bare @ back.speak.weight.T, outputs(back)) or worst(
-        bare @ back.speak.weight.T, outputs(back)
-    ) <= 1e-5
+    assert (
+        torch.equal(bare @ back.speak.weight.T, outputs(back))
+        or worst(bare @ back.speak.weight.T, outputs(back)) <= 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - PLAIN))

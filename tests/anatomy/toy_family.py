@@ -176,9 +176,7 @@ class ToyForCausalLM(ToyPreTrainedModel, GenerationMixin):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         found = self.house(input_ids, attention_mask, position_ids, cache, use_cache)
-        return CausalLMOutputWithPast(
-            logits=self.speak(found.last_hidden_state), cache=found.cache
-        )
+        return CausalLMOutputWithPast(logits=self.speak(found.last_hidden_state), cache=found.cache)
 
 
 AutoConfig.register("toy", ToyConfig)

@@ -123,12 +123,18 @@ def _rows(bias: Tensor | None, heads: int, kept: Tensor) -> Tensor | None:
     return None if bias is None else bias.view(heads, -1)[:, kept]
 
 
-def narrow_heads(attention: Attention) -> Change:
-    """Queries and keys lose rotary pairs, values lose other channels: the two widths differ."""
+def _kept_channels(attention: Attention, equal: bool) -> tuple[Tensor, Tensor]:
+    """Of queries and keys, and of values: as many, or one less than there were."""
+    shape = attention.shape
+    qk = kept_pairs(attention) if attention.q_norm is None else torch.arange(shape.qk_head_dim)
+    return qk, torch.arange(len(qk) if equal else shape.v_head_dim - 1)
+
+
+def narrow_heads(attention: Attention, equal: bool = False) -> Change:
+    """Queries and keys lose rotary pairs, values lose other channels, to equal widths or not."""
     shape = attention.shape
     turning = attention.rotary_index()
-    qk = kept_pairs(attention) if attention.q_norm is None else torch.arange(shape.qk_head_dim)
-    v = torch.arange(shape.v_head_dim - 1)
+    qk, v = _kept_channels(attention, equal)
     return replace_attention(
         attention,
         q=attention.read_q()[:, qk],
@@ -144,16 +150,16 @@ def narrow_heads(attention: Attention) -> Change:
     )
 
 
-def _zero_channels(attention: Attention) -> None:
+def _zero_channels(attention: Attention, equal: bool = False) -> None:
     shape = attention.shape
-    qk = kept_pairs(attention) if attention.q_norm is None else torch.arange(shape.qk_head_dim)
+    qk, v = _kept_channels(attention, equal)
     for projection, heads in ((attention.q, shape.num_heads), (attention.k, shape.num_kv_heads)):
         for name, tensor in projection.parameters().items():
             cut = torch.zeros_like(tensor).view(heads, shape.qk_head_dim, -1)
             cut[:, qk] = tensor.reshape(heads, shape.qk_head_dim, -1)[:, qk]
             projection.write(name, cut.view_as(tensor))
     weight = attention.o.weight.clone().view(-1, shape.num_heads, shape.v_head_dim)
-    weight[..., -1] = 0
+    weight[..., len(v) :] = 0
     attention.o.write("weight", weight.flatten(1))
 
 
@@ -163,6 +169,8 @@ def _low_rank(mlp: Mlp) -> tuple[Tensor, Tensor]:
 
 
 # The table
+
+ALL = range(4)
 
 
 def _over(*roles: tuple[int, str]) -> Case:
@@ -204,6 +212,18 @@ def _neurons(*indices: int, plain: bool | None) -> Case:
     return Case(change, zero, plain)
 
 
+def _narrow_change(a: Anatomy) -> Change:
+    """Every layer alike: the config can say it of the MLPs, and must not say it of the heads."""
+    heads = sum((narrow_heads(attention_of(a, i), equal=True) for i in ALL), Change())
+    return heads + sum((keep_neurons(mlp_of(a, i), range(40)) for i in ALL), Change())
+
+
+def _narrow_zero(a: Anatomy) -> None:
+    for i in ALL:
+        _zero_channels(attention_of(a, i), equal=True)
+        _drop_neurons(mlp_of(a, i), list(range(40)))
+
+
 def _several_change(a: Anatomy) -> Change:
     return (
         remove(attention_of(a, 0))
@@ -230,7 +250,6 @@ def _low_rank_zero(a: Anatomy) -> None:
     mlp_of(a, 1).down.write("weight", outer @ inner)
 
 
-ALL = range(4)
 CASES["identity"] = Case(lambda a: Change(), _nothing, plain=True)
 CASES["no-attention-0"] = _over((0, "attention"))
 CASES["no-attention-0-2"] = _over((0, "attention"), (2, "attention"))
@@ -242,10 +261,13 @@ CASES["half-the-groups"] = _heads(half_the_groups, 1, plain=False)
 CASES["half-the-groups-everywhere"] = _heads(half_the_groups, *ALL, plain=None)
 CASES["thinner-groups"] = _heads(thinner_groups, 2, plain=False)
 CASES["uneven-heads"] = _heads(all_but_first, 1, plain=False)
-CASES["same-attention"] = Case(lambda a: replace_attention(attention_of(a, 1)), _nothing, plain=None)
+CASES["same-attention"] = Case(
+    lambda a: replace_attention(attention_of(a, 1)), _nothing, plain=None
+)
 CASES["narrow-heads"] = Case(
     lambda a: narrow_heads(attention_of(a, 0)), lambda a: _zero_channels(attention_of(a, 0))
 )
+CASES["narrow-everywhere"] = Case(_narrow_change, _narrow_zero, plain=None)
 CASES["half-ffn-1"] = _neurons(1, plain=False)
 CASES["half-ffn-everywhere"] = _neurons(*ALL, plain=True)
 CASES["low-rank-down"] = Case(

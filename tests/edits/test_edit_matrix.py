@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from edit_cases import CASES
-from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 
+from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
 from modwright.edits import Applied, Change, keep_neurons, remove, verify
 from modwright.edits.remodelled import is_remodelled
@@ -204,8 +204,10 @@ def test_a_block_keeps_its_scale_wherever_it_stands(tiny: Any) -> None:
     assert scales == [a.blocks[1].attention.shape.scaling, a.blocks[3].attention.shape.scaling]
     reference = tiny.copy("tiny-gpt2", scale_attn_by_inverse_layer_idx=True)
     for index in (0, 2):
-        for part in (Anatomy.of(reference).blocks[index].attention.o,
-                     Anatomy.of(reference).blocks[index].mlp.down):
+        for part in (
+            Anatomy.of(reference).blocks[index].attention.o,
+            Anatomy.of(reference).blocks[index].mlp.down,
+        ):
             for name, tensor in part.parameters().items():
                 part.write(name, torch.zeros_like(tensor))
     assert worst(outputs(applied.model), outputs(reference)) <= 1e-5

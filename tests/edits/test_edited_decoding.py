@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from edit_cases import CASES
-from helpers import batch_of, edit
 from torch import Tensor
 
+from helpers import batch_of, edit
 from modwright.anatomy import Anatomy
 from modwright.edits import Applied, remove
 
@@ -106,7 +108,11 @@ def test_several_sequences_for_one_prompt(tiny: Any, decoder: str, case: str) ->
         torch.manual_seed(0)
         samples.append(
             model.generate(
-                **batch, max_new_tokens=NEW, do_sample=True, num_return_sequences=3, use_cache=cached
+                **batch,
+                max_new_tokens=NEW,
+                do_sample=True,
+                num_return_sequences=3,
+                use_cache=cached,
             )
         )
     assert torch.equal(samples[0], samples[1])
@@ -149,12 +155,19 @@ def test_hidden_states_are_one_more_than_the_blocks(tiny: Any, preset: str, case
             assert torch.equal(found[index], found[index + 1])
 
 
-def test_an_end_token_list_survives_and_ends_generation(tiny: Any) -> None:
+def test_an_end_token_list_survives_and_ends_generation(tiny: Any, tmp_path: Path) -> None:
     source = tiny.copy("tiny-llama")
-    assert source.generation_config.eos_token_id == [2, 5]
+    assert source.config.eos_token_id == [2, 5]
+    source.generation_config.eos_token_id = [2, 5, 7]
+    source.generation_config.repetition_penalty = 1.5
     model = edit(source, remove(Anatomy.of(source).blocks[0].attention)).model
-    assert model.generation_config.eos_token_id == [2, 5]
+    assert model.generation_config == source.generation_config
     assert model.generation_config is not source.generation_config
+    model.save_pretrained(tmp_path)
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert back.generation_config.eos_token_id == [2, 5, 7]
+    assert back.generation_config.repetition_penalty == 1.5
+    model.generation_config.repetition_penalty = None
     batch = one_row(batch_of(model))
     third = int(greedy_without_cache(model, batch)[0, -NEW + 2])
     model.generation_config.eos_token_id = [126, third]

@@ -74,7 +74,13 @@ def masks(length: int = 6) -> dict[str, Tensor | None]:
     padded[1, :, range(2), range(2)] = True  # a row that sees nothing has no defined result
     floats = torch.zeros(padded.shape).masked_fill(~padded, torch.finfo(torch.float32).min)
     biased = floats + torch.randn(2, 1, length, length, generator=torch.Generator().manual_seed(3))
-    return {"none": None, "bool": visible, "left-padded": padded, "additive": floats, "bias": biased}
+    return {
+        "none": None,
+        "bool": visible,
+        "left-padded": padded,
+        "additive": floats,
+        "bias": biased,
+    }
 
 
 @pytest.mark.parametrize("mask", masks())
@@ -222,16 +228,20 @@ class ListCache:
 @pytest.mark.parametrize("word", ["cache", "past_key_values", "layer_past"])
 @pytest.mark.parametrize("name", ["narrow-values", "gathered-rotary", "uneven-groups"])
 @pytest.mark.parametrize("attend", [naive_attention, sdpa_attention])
-def test_decoding_in_chunks_through_a_cache_is_the_whole(
-    name: str, word: str, attend: Any
-) -> None:
+def test_decoding_in_chunks_through_a_cache_is_the_whole(name: str, word: str, attend: Any) -> None:
     part = attention(SHAPES[name], attend)
     part.layer_idx = 3
     x, cache, pieces = stream(), ListCache(), []
     for start, stop in ((0, 3), (3, 5), (5, 6)):
         positions = angles(part.shape.rotary_dim or 2, stop - start, start)
         pieces.append(
-            run(part, x[:, start:stop], position_embeddings=positions, **{word: cache}, use_cache=True)
+            run(
+                part,
+                x[:, start:stop],
+                position_embeddings=positions,
+                **{word: cache},
+                use_cache=True,
+            )
         )
     torch.testing.assert_close(torch.cat(pieces, dim=1), run(part, x), atol=1e-5, rtol=1e-5)
     keys, values = cache.seen[3]

@@ -115,7 +115,7 @@ class Anatomy:
         found[part].write(leaf, value)
 
     def _repr_html_(self) -> str:
-        """The parts as a collapsible tree, for notebooks; `modwright.cost.inspect` shows costs too."""
+        """The parts as a collapsible tree, for notebooks; `modwright.cost.inspect` has costs."""
 
         def line(part: object, size: int) -> str:
             return f"<li><code>{escape(repr(part))}</code> {size:,} parameters</li>"

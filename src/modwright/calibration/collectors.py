@@ -33,7 +33,7 @@ class Watch(Protocol):
         """
 
     def result(self) -> dict[str, Tensor]:
-        """The finished statistics."""
+        """The finished statistics; asked for once."""
 
 
 class Collector(Protocol):
@@ -50,7 +50,7 @@ class Collector(Protocol):
         """Name and settings, as JSON values."""
 
     def bytes(self, block: Block) -> int:
-        """Memory that a block's statistics take."""
+        """Of a block's finished statistics."""
 
 
 def _sublayer_taps(name: str, sublayer: Sublayer) -> dict[str, Tap]:
@@ -89,7 +89,7 @@ class Similarity:
         return {"collector": "similarity", "drop_norm": self.drop_norm}
 
     def bytes(self, block: Block) -> int:
-        return 64
+        return 8 * (len(list(block.sublayers())) + 2)
 
 
 class _SimilarityWatch:
@@ -182,8 +182,7 @@ class Grams:
     def bytes(self, block: Block) -> int:
         width = 0 if block.attention is None else block.attention.shape.hidden_size
         inner = 0 if block.mlp is None else block.mlp.intermediate_size
-        # The accumulator, and the product of one batch beside it.
-        return 12 * (self.attention * width**2 + self.mlp * inner**2)
+        return 8 * (self.attention * (width + 1) * width + self.mlp * inner**2 + 2)
 
 
 class _GramWatch:
@@ -214,7 +213,8 @@ class _GramWatch:
                 self._add("attention_mean", x.sum(0))
 
     def result(self) -> dict[str, Tensor]:
-        means = {name: total / self.tokens for name, total in self.sums.items()}
+        # In place: the sums are the largest thing in memory.
+        means = {name: total.div_(self.tokens) for name, total in self.sums.items()}
         return {
             **means,
             "influence": 1 - self.cosines / self.tokens,

@@ -8,6 +8,7 @@ while its statistics gather; what it returns is the next block's input.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -136,13 +137,15 @@ def _walk(
     shapes, dtype = [tuple(h.shape) for h in first], first[0].dtype
     keep = [None if b.attention_mask is None else b.attention_mask.bool() for b in batches]
     place = statistics.directory
-    while start and not _stream(place, start).exists():
+
+    def needed(at: int) -> list[Path]:
+        """Streams that block ``at`` looks back on, latest first."""
+        return [_stream(place, i) for i in range(at, max(-1, at - history), -1)]
+
+    while start and not all(path.exists() for path in needed(start)):
         start -= 1  # stopped between the two writes of a block, or streams were cleared
     if start:
-        oldest = max(0, start + 1 - history)
-        past = [
-            Stream.reopen(_stream(place, i), shapes, dtype) for i in range(start, oldest - 1, -1)
-        ]
+        past = [Stream.reopen(path, shapes, dtype) for path in needed(start)]
     else:
         entry = Stream.create(place / "stream.partial", shapes, dtype)
         for j, hidden in enumerate(first):
@@ -162,8 +165,8 @@ def _walk(
         for old in past[history:]:
             old.delete()
         del past[history:]
-    for stream in past:
-        stream.delete()
+    for path in place.glob("stream-*"):
+        path.unlink()
 
 
 def _measure(
@@ -255,27 +258,35 @@ def _record(anatomy: Anatomy, batches: list[Batch]) -> tuple[list[Tensor], list[
 
         return forward
 
+    own = [module.__dict__.get("forward") for module in modules]
     try:
         for index, module in enumerate(modules):
             module.forward = stand_in(index)
         for batch in batches:
-            inputs = {"input_ids": batch.input_ids.to(device)}
-            if batch.attention_mask is not None:
-                inputs["attention_mask"] = batch.attention_mask.to(device)
-            if _takes_cache(anatomy):
-                inputs["use_cache"] = False  # type: ignore[assignment]
             try:
-                backbone(**inputs)
+                backbone(**_inputs(backbone, batch, device))
             except _StopForwardError:
                 continue
     finally:
-        for module in modules:
-            module.__dict__.pop("forward", None)
+        for module, forward in zip(modules, own):
+            del module.forward
+            if forward is not None:  # a forward of its own, as accelerate's hooks give it
+                module.forward = forward
     return first, calls
 
 
-def _takes_cache(anatomy: Anatomy) -> bool:
-    return bool(getattr(anatomy.model, "can_generate", lambda: False)())
+def _inputs(backbone: nn.Module, batch: Batch, device: torch.device) -> dict[str, Any]:
+    """What the model is called with; a padded row counts positions from its first real token."""
+    takes = inspect.signature(backbone.forward).parameters
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids.to(device)}
+    if batch.attention_mask is not None:
+        mask = batch.attention_mask.to(device)
+        inputs["attention_mask"] = mask
+        if "position_ids" in takes:
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
+    if "use_cache" in takes:
+        inputs["use_cache"] = False
+    return inputs
 
 
 def _shared(call: Call, previous: Call) -> Call:
@@ -300,10 +311,12 @@ def _fingerprint(model: nn.Module) -> str:
     """Tells models apart by a few values of every parameter; reads little of each."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
-        flat = parameter.detach().reshape(-1)
-        step = max(1, flat.numel() // 16)
         digest.update(name.encode())
         digest.update(str(tuple(parameter.shape)).encode())
+        if parameter.is_meta:  # its values come with its block
+            continue
+        flat = parameter.detach().reshape(-1)
+        step = max(1, flat.numel() // 16)
         digest.update(flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 
@@ -316,9 +329,10 @@ def forecast_bytes(
     Returns:
         "statistics" (memory, largest block), "streams" (mapped from disk), "disk" (all files).
     """
-    largest = max((sum(c.bytes(block) for c in collectors) for block in anatomy.blocks), default=0)
-    stored = sum(sum(c.bytes(block) for c in collectors) for block in anatomy.blocks)
+    stored = [sum(c.bytes(block) for c in collectors) for block in anatomy.blocks]
     history = max((c.history for c in collectors), default=1)
     item = next(anatomy.model.parameters()).element_size()
     streams = tokens * anatomy.hidden_size * item * (history + 1)
-    return {"statistics": largest, "streams": streams, "disk": stored + streams}
+    # While sums gather in float64, one batch's addend stands beside them in float32.
+    gathering = max(stored, default=0) * 3 // 2
+    return {"statistics": gathering, "streams": streams, "disk": sum(stored) + streams}

@@ -17,7 +17,7 @@ from pathlib import Path
 from modwright.checkpoint.wording import format_bytes
 from modwright.errors import CheckpointError
 
-__all__ = ["require_space", "whole_directory"]
+__all__ = ["alone_at", "require_space", "whole_directory"]
 
 _CLOCK_SLACK = 2.0  # seconds by which a process's start time may be reported differently
 _YOUNG = 60.0  # seconds a lock without readable content is taken for one that is being written
@@ -51,10 +51,9 @@ def whole_directory(
     """
     place = Path(out).expanduser().resolve()
     _refuse_danger(place, str(out), keep)
-    made = _make_parents(place)
     partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
     try:
-        with _locked(place, str(out)):
+        with alone_at(place, str(out)):
             _tidy_after_killed(place)
             _refuse_existing(place, str(out), force)
             partial.mkdir()
@@ -65,6 +64,23 @@ def whole_directory(
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"cannot write {str(out)!r}: {error.strerror or error}") from error
+
+
+@contextmanager
+def alone_at(place: Path, given: str) -> Iterator[None]:
+    """Keep other runs from ``place`` while the block runs; missing parents are made.
+
+    Args:
+        place: need not exist; the lock stands beside it.
+        given: the output as the user named it, for the message to the other run.
+
+    Raises:
+        CheckpointError: another run holds the place.
+    """
+    made = _make_parents(place)
+    try:
+        with _locked(place, given):
+            yield
     finally:
         for parent in made:
             # Only those that stayed empty go.

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from modwright.cli.console import emit_json, make_progress, output, say
+from modwright.cli.parameters import TEXTS, Dtype, Force, Json, Length, Model, Set
 
 __all__ = ["build"]
 
-Model = Annotated[
-    str,
-    typer.Argument(
-        help="A directory, a .gguf file, a packaged name (smollm2-135m, minilm), preset:NAME, "
-        "or a hub id."
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Machine output on stdout.")]
-Length = Annotated[int, typer.Option(help="Tokens of a sequence.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that stands there.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change the recipe: --set steps.0.n=6"),
-]
-Dtype = Annotated[
-    str | None, typer.Option(help="float32, bfloat16 or float16; the source's by default.")
+Recipe = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A YAML file that says model, steps and output.")
 ]
 
 
@@ -47,34 +34,37 @@ def build(arguments: Sequence[str] = ()) -> Any:
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
-        help="Open a Transformer as typed parts; measure, edit, verify, save; load it again.\n\n"
-        "Try: modwright inspect smollm2-135m",
-        epilog="Every command has --help. --debug shows a traceback when something fails.",
+        help="Open a Transformer as typed parts; measure, edit, verify, save; load it again.",
+        epilog="Begin with: modwright inspect smollm2-135m. Every command has --help and an "
+        "example there; --debug shows a traceback when something fails.",
     )
 
     @app.callback()
     def _root(
         version: Annotated[
-            bool, typer.Option("--version", callback=_version, is_eager=True, help="And stop.")
+            bool,
+            typer.Option(
+                "--version", callback=_version, is_eager=True, help="Print the version and stop."
+            ),
         ] = False,
     ) -> None:
         pass
 
-    for command in (inspect, cost, plan, apply, run):
-        app.command()(command)
+    for name, command, example in _COMMANDS:
+        words = (command.__doc__ or "").split("\n\n")[0]
+        app.command(name=name, short_help=words, epilog=f"Example: modwright {example}")(command)
     edit = typer.Typer(
         no_args_is_help=True,
         rich_markup_mode=None,
-        help="One method on one model: modwright edit llm_drop smollm2-135m -o OUT --n 4",
+        short_help="Use one method on one model, without a recipe.",
+        help="Use one method on one model, without a recipe. A method's --help lists its options.",
+        epilog="Example: modwright edit llm_drop smollm2-135m -o out/shorter --n 4",
     )
     if next((a for a in arguments if not a.startswith("-")), None) == "edit":
         from modwright.cli.edit import add_methods
 
         add_methods(edit)
     app.add_typer(edit, name="edit")
-    app.command(name="eval")(evaluate)
-    app.command()(papers)
-    app.command()(schema)
     return typer.main.get_command(app)
 
 
@@ -82,10 +72,12 @@ def inspect(
     model: Model,
     length: Length = 512,
     dtype: Dtype = None,
-    html: Annotated[Path | None, typer.Option(help="Also write the tree as a page.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write the tree as an HTML page.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Show a model's parts: parameters, multiplications and bytes of each."""
+    """Show a model's parts with their parameters, MACs and bytes."""
     from modwright.anatomy import Anatomy
     from modwright.checkpoint import open as open_checkpoint
     from modwright.cost import inspect as inspect_parts
@@ -93,7 +85,7 @@ def inspect(
     opened = open_checkpoint(model, dtype=dtype, progress=make_progress())
     tree = inspect_parts(Anatomy.of(opened.model), length=length)
     if html is not None:
-        html.write_text(tree._repr_html_(), encoding="utf-8")
+        _write_page(html, tree._repr_html_())
     if json:
         emit_json(tree.to_json())
     else:
@@ -109,10 +101,15 @@ def cost(
         bool, typer.Option("--measure", help="Also time prefill and decode.")
     ] = False,
     new_tokens: Annotated[int, typer.Option(help="Tokens to decode when timing.")] = 32,
-    threads: Annotated[int | None, typer.Option(help="CPU threads when timing.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads when timing; torch's choice by default.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Count parameters, bytes, multiplications, key/value cache and activations; time if asked."""
+    """Count parameters, bytes, MACs and memory of a whole model.
+
+    Bytes are of the weights, the key/value cache and the activations; --measure times it too.
+    """
     from modwright.checkpoint import open as open_checkpoint
     from modwright.cost import count, measure_speed
 
@@ -139,21 +136,28 @@ def cost(
 
 
 def plan(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
+    recipe: Recipe,
     changes: Set = None,
     save: Annotated[
         Path | None,
-        typer.Option(help="Compute the plan with data and write it here, for `modwright apply`."),
+        typer.Option(
+            metavar="DIR", help="Compute the plan from data and keep it here for `modwright apply`."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Say what a recipe would do: sizes, memory and disk. Writes nothing unless --save is given."""
+    """Say what a recipe would do and need, and write nothing.
+
+    The forecast is made before any data is read. With --save the plan itself is computed and kept.
+    """
     from modwright.checkpoint import open as open_checkpoint
     from modwright.cli.show import forecast_table, plan_lines
     from modwright.recipes import load_recipe
     from modwright.recipes.forecast import forecast
-    from modwright.recipes.plans import make_plans, save_plans
+    from modwright.recipes.plans import make_plans, require_new, save_plans
 
+    if save is not None:
+        require_new(save)
     asked = load_recipe(recipe, changes or ())
     progress = make_progress()
     opened = open_checkpoint(asked.model, dtype=asked.dtype, progress=progress)
@@ -172,10 +176,14 @@ def plan(
 
 
 def apply(
-    plan: Annotated[Path, typer.Argument(help="A directory that `modwright plan --save` wrote.")],
-    out: Annotated[Path, typer.Option("-o", "--output", help="Directory to write.")],
+    plan: Annotated[
+        Path,
+        typer.Argument(metavar="PLAN", help="A directory that `modwright plan --save` wrote."),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to write.")],
     model: Annotated[
-        str | None, typer.Option(help="The model; the one it was planned for by default.")
+        str | None,
+        typer.Option(metavar="MODEL", help="The one that was planned for by default."),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -209,8 +217,13 @@ def apply(
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file.")],
-    out: Annotated[Path | None, typer.Option("-o", "--output", help="Directory to write.")] = None,
+    recipe: Recipe,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Directory to write; else the recipe's `output`."
+        ),
+    ] = None,
     changes: Set = None,
     force: Force = False,
     no_check: Annotated[
@@ -218,7 +231,10 @@ def run(
     ] = False,
     json: Json = False,
 ) -> None:
-    """Run a recipe: every step planned, applied, verified and measured; checkpoint and report."""
+    """Run a recipe: plan, apply, verify, measure, save and report.
+
+    A run that was stopped goes on where it was when the same command is given again.
+    """
     from modwright.cli.show import show_outcome
     from modwright.recipes import load_recipe
     from modwright.recipes.run import run as run_recipe
@@ -239,17 +255,20 @@ def run(
 
 def evaluate(
     model: Model,
-    data: Annotated[str, typer.Option(help="Text: lee, lee-background, a file, ...")] = "lee",
+    data: Annotated[str, typer.Option(help=f"Text: {TEXTS}.")] = "lee",
     windows: Annotated[int, typer.Option(help="Windows of text.")] = 6,
     length: Length = 512,
-    stride: Annotated[int | None, typer.Option(help="Default: windows do not overlap.")] = None,
+    stride: Annotated[
+        int | None,
+        typer.Option(help="Tokens between starts of windows; by default they do not overlap."),
+    ] = None,
     bos: Annotated[bool, typer.Option("--bos", help="Begin every window with BOS.")] = False,
     dtype: Dtype = None,
     prompt: Annotated[str | None, typer.Option(help="Also write after this prompt.")] = None,
     new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 40,
     json: Json = False,
 ) -> None:
-    """Measure perplexity, with the recipe of the number beside it; and write a sample if asked."""
+    """Measure perplexity on a text, with the recipe of the number."""
     from dataclasses import asdict
 
     from modwright.checkpoint import open as open_checkpoint
@@ -279,10 +298,12 @@ def evaluate(
 
 
 def papers(
-    slug: Annotated[str | None, typer.Argument(help="One paper, in full.")] = None,
+    slug: Annotated[
+        str | None, typer.Argument(metavar="SLUG", help="Show this paper in full.")
+    ] = None,
     json: Json = False,
 ) -> None:
-    """List the papers behind the methods, with an honest status and the figure measured here."""
+    """List the papers: what works, and the figure measured here."""
     from modwright.cli.show import paper_lines, papers_table
     from modwright.papers import paper, papers
 
@@ -296,14 +317,29 @@ def papers(
 
 
 def schema() -> None:
-    """Print the JSON Schema of recipes, with every method's options, for editors."""
-    from pydantic import TypeAdapter
+    """Print the JSON Schema of recipes, for editors."""
+    from modwright.recipes.json_schema import recipe_schema
 
-    from modwright.recipes import Recipe
-    from modwright.surgery import method_names, method_type
+    emit_json(recipe_schema())
 
-    whole = Recipe.model_json_schema()
-    whole["methods"] = {
-        name: TypeAdapter(method_type(name)).json_schema() for name in method_names()
-    }
-    emit_json(whole)
+
+def _write_page(file: Path, text: str) -> None:
+    from modwright.errors import CheckpointError
+
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"cannot write {str(file)!r}: {error.strerror or error}") from error
+
+
+# Name, function, example.
+_COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("inspect", inspect, "inspect smollm2-135m --html parts.html"),
+    ("cost", cost, "cost smollm2-135m --length 1024 --measure"),
+    ("plan", plan, "plan examples/demo.yaml --set steps.0.n=6"),
+    ("apply", apply, "apply out/plan -o out/smaller"),
+    ("run", run, "run examples/demo.yaml -o out/demo"),
+    ("eval", evaluate, 'eval smollm2-135m --prompt "What is a llama?"'),
+    ("papers", papers, "papers llm-drop"),
+    ("schema", schema, "schema > recipe.schema.json"),
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -13,18 +12,27 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import typer
 
 from modwright.cli.console import make_progress, output, say
+from modwright.cli.parameters import TEXTS, Dtype, Force, Model
+from modwright.recipes.load import parse_recipe
+from modwright.recipes.options import option_help, summary
+from modwright.recipes.schema import Data
+from modwright.surgery import make_method, method_names, method_type
 
 __all__ = ["add_methods"]
+
+_DATA = Data()
 
 
 def add_methods(group: typer.Typer) -> None:
     """Adds a subcommand per method."""
-    from modwright.surgery import method_names, method_type
-
     for name in method_names():
         kind = method_type(name)
-        summary = inspect.cleandoc(kind.__doc__ or "").split("\n\n")[0]
-        group.command(name=name, help=summary)(_command(name, kind))
+        group.command(
+            name=name,
+            help=summary(kind),
+            short_help=summary(kind),
+            epilog=f"The paper: modwright papers {kind.paper}",
+        )(_command(name, kind))
 
 
 def _command(name: str, kind: type[Any]) -> Callable[..., None]:
@@ -50,37 +58,57 @@ def _common() -> list[inspect.Parameter]:
     """What every method takes: model, output, calibration text, evaluation."""
     option = typer.Option
     return [
-        _parameter("model", Annotated[str, typer.Argument(help="The model to edit.")]),
-        _parameter("out", Annotated[Path, option("-o", "--output", help="Directory to write.")]),
-        _parameter("data", Annotated[str, option(help="Calibration text.")], "lee-background"),
-        _parameter("windows", Annotated[int, option(help="Windows of text.")], 32),
-        _parameter("length", Annotated[int, option(help="Tokens of a window.")], 512),
-        _parameter("seed", Annotated[int | None, option(help="Choose windows at random.")], None),
+        _parameter("model", Model),
         _parameter(
-            "dtype", Annotated[str | None, option(help="float32, bfloat16, float16.")], None
+            "out",
+            Annotated[Path, option("-o", "--output", metavar="DIR", help="Directory to write.")],
+        ),
+        _parameter("data", Annotated[str, option(help=f"Calibration text: {TEXTS}.")], _DATA.data),
+        _parameter(
+            "windows", Annotated[int, option(help="Windows of calibration text.")], _DATA.windows
         ),
         _parameter(
-            "no_eval", Annotated[bool, option("--no-eval", help="Measure only the cost.")], False
+            "length",
+            Annotated[int, option(help="Tokens of a window, in calibration and perplexity.")],
+            _DATA.length,
         ),
-        _parameter("force", Annotated[bool, option("--force", help="Replace the output.")], False),
+        _parameter(
+            "seed",
+            Annotated[int | None, option(help="Draw calibration windows at random with it.")],
+            None,
+        ),
+        _parameter("dtype", Dtype, None),
+        _parameter(
+            "no_eval",
+            Annotated[bool, option("--no-eval", help="Count the cost, measure nothing else.")],
+            False,
+        ),
+        _parameter("force", Force, False),
     ]
 
 
 def _options(kind: type[Any], fields: dict[str, Any]) -> list[inspect.Parameter]:
     hints = get_type_hints(kind)
-    told = _told(kind)
+    told = option_help(kind)
     made = []
     for name, field in fields.items():
         flag = f"--{name.replace('_', '-')}"
         annotation = _plain(hints[name])
         flags = [f"{flag}/--no-{flag[2:]}"] if annotation is bool else [flag]
-        default = field.default
-        help_text = told.get(name, "")
-        default = list(default) if isinstance(default, tuple) else default
-        made.append(
-            _parameter(name, Annotated[annotation, typer.Option(*flags, help=help_text)], default)
-        )
+        words = told.get(name, "")
+        if get_origin(annotation) is list:
+            words += f" Repeat {flag} for each."
+        option = typer.Option(*flags, help=words, metavar="|".join(_legal(hints[name])) or None)
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        made.append(_parameter(name, Annotated[annotation, option], default))
     return made
+
+
+def _legal(hint: Any) -> list[str]:
+    """The words that an option takes, where they are few."""
+    if get_origin(hint) is Literal:
+        return [str(word) for word in get_args(hint)]
+    return [word for inner in get_args(hint) for word in _legal(inner)]
 
 
 def _plain(hint: Any) -> Any:
@@ -94,14 +122,6 @@ def _plain(hint: Any) -> Any:
         inner = [_plain(arg) for arg in get_args(hint) if arg is not type(None)]
         return inner[0] | None
     return hint
-
-
-def _told(kind: type[Any]) -> dict[str, str]:
-    """Field -> its sentence in the ``Attributes:`` section of the docstring."""
-    text = inspect.cleandoc(kind.__doc__ or "")
-    section = text.partition("Attributes:\n")[2].partition("\n\n")[0]
-    found = re.split(r"^ {4}(\w+): ", section, flags=re.MULTILINE)
-    return {name: " ".join(said.split()) for name, said in zip(found[1::2], found[2::2])}
 
 
 def _edit(
@@ -118,9 +138,9 @@ def _edit(
     force: bool,
 ) -> None:
     from modwright.cli.show import show_outcome
-    from modwright.recipes.load import parse_recipe
     from modwright.recipes.run import run
 
+    make_method(method, options)  # refuses in the words of the command line, not of a recipe
     nothing = {"perplexity": None, "generate": None, "speed": None}
     recipe = parse_recipe(
         {
@@ -128,7 +148,7 @@ def _edit(
             "dtype": dtype,
             "calibration": {"data": data, "windows": windows, "length": length, "seed": seed},
             "steps": [{"method": method, "options": options}],
-            **({"evaluate": nothing} if no_eval else {}),
+            "evaluate": nothing if no_eval else {"perplexity": {"length": length}},
         },
         name=f"edit {method}",
     )

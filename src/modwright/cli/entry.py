@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from modwright.errors import ModwrightError
+from modwright.errors import ModwrightError, unknown_name
 
 __all__ = ["main", "run_command"]
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
+
+_GO_ON = "interrupted; finished steps of a run are kept, and the same command goes on from them"
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -27,16 +31,19 @@ def run_command(arguments: Sequence[str]) -> int:
 
     command = build(kept)
     try:
-        code = command.main(args=kept, prog_name="modwright", standalone_mode=False)
-        return int(code or 0)
+        code = int(command.main(args=kept, prog_name="modwright", standalone_mode=False) or 0)
+        return _say(_GO_ON, code) if code == INTERRUPTED else code
     except ModwrightError as error:
         return _say(str(error), error.exit_code, error, debug)
     except KeyboardInterrupt:
-        return _say("interrupted; finished steps are kept, the same command goes on", INTERRUPTED)
+        return _say(_GO_ON, INTERRUPTED)
     except BrokenPipeError:
         sys.stderr.close()
         return FAILED
     except Exception as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            print(error, file=sys.stderr)
+            return REFUSED
         if hasattr(error, "format_message"):  # wrong usage, found by the argument parser
             return _say(_usage(error), REFUSED, error, debug)
         if type(error).__name__ == "Abort":
@@ -47,20 +54,34 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _usage(error: Exception) -> str:
-    """The parser's message, with the commands or options that there are."""
-    message: str = error.format_message()  # type: ignore[attr-defined]
-    message = " ".join(message.split()).rstrip(".")
+    """The parser's message, with the commands, options or usage that there are."""
+    message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    message = message[:1].lower() + message[1:]
     context = getattr(error, "ctx", None)
-    command = getattr(context, "command", None)
-    commands = getattr(command, "commands", None)
-    if commands and "ommand" in message:
-        return f"{message}; legal commands: {', '.join(sorted(commands))}"
-    if command is not None and "ption" in message and "legal" not in message:
-        names = [max(p.opts, key=len) for p in command.params if p.opts[0].startswith("-")]
-        return f"{message}; legal options: {', '.join(sorted(names))}"
-    if context is not None and "rgument" in message:
-        return f"{message}; usage: {' '.join(context.get_usage().split()[1:])}"
-    return message
+    if context is None:
+        return message
+    command = context.command
+    unknown = re.match("no such command '(.*?)'", message)
+    if unknown:
+        return str(unknown_name("command", unknown[1], sorted(command.commands)))
+    option = getattr(error, "option_name", "")
+    options = sorted(max(p.opts, key=len) for p in command.params if p.opts[0].startswith("-"))
+    if type(error).__name__ == "NoSuchOption":
+        return str(unknown_name("option", option, [*options, "--debug", "--help"]))
+    message = message.replace("Input should be", "must be").partition(", unable to parse")[0]
+    return f"{message}; usage: {_shape(context)}"
+
+
+def _shape(context: Any) -> str:
+    """A command with its arguments and the options that must be there."""
+    parts = [context.command_path]
+    for parameter in context.command.params:
+        name = parameter.metavar or parameter.name.upper()
+        if parameter.param_type_name == "argument":
+            parts.append(name if parameter.required else f"[{name}]")
+        elif parameter.required:
+            parts.append(f"{parameter.opts[0]} {name}")
+    return " ".join([*parts, "[options]"])
 
 
 def _say(message: str, code: int, error: BaseException | None = None, debug: bool = False) -> int:
@@ -68,7 +89,7 @@ def _say(message: str, code: int, error: BaseException | None = None, debug: boo
         import traceback
 
         traceback.print_exception(error)
-    print(f"modwright: {message}", file=sys.stderr)
+    print(f"modwright: {' '.join(message.splitlines())}", file=sys.stderr)
     return code
 
 

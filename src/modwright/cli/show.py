@@ -40,11 +40,13 @@ def show_outcome(console: Console, outcome: Outcome) -> None:
         console.print(Text(f"checked: {outcome.reopened}"))
     console.print(Text(f"checkpoint and report.html: {outcome.output}"))
     first = "" if report.after.plain else "import modwright; "
+    auto = report.model.get("auto_class", "AutoModel")
     console.print(
         Text(
-            f"load: {first}from transformers import AutoModelForCausalLM; "
-            f"AutoModelForCausalLM.from_pretrained({str(outcome.output)!r})"
-        )
+            f"load: {first}from transformers import {auto}; "
+            f"{auto}.from_pretrained({str(outcome.output)!r})"
+        ),
+        soft_wrap=True,  # a line to copy
     )
 
 
@@ -97,10 +99,10 @@ def forecast_table(expected: Forecast) -> Group:
             human(step.disk, "B"),
         )
     words = (
-        f"Most memory: {human(expected.peak, 'B')} beside Python itself; "
-        f"{human(expected.available, 'B')} are free. Nothing was written."
+        f"Most memory: {human(expected.peak, 'B')} with the weights, beside Python itself; "
+        f"{human(expected.available, 'B')} are free beside the weights. Nothing was written."
     )
-    if expected.peak > expected.available:
+    if not expected.fits:
         words += " That does not fit."
     return Group(table, Text(words))
 

@@ -95,7 +95,7 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
     shared = _fill(model, built, paths)
     edited = Anatomy.of(built)
     _write(anatomy, edited, target, plan.tensors, shared)
-    _finish(model, built)
+    _finish(model, built, paths)
     accounting = _account(model, built, paths)
     verification = None
     if check:
@@ -180,9 +180,7 @@ def _write(
     new_index = {old: new for new, old in enumerate(target.blocks)}
     given = {}
     for address, value in tensors.items():
-        moved = _moved(address, new_index)
-        if moved is not None:
-            given[moved] = value
+        given[_moved(address, new_index)] = value
     old_parts = dict(source.parts())
     for address, part in edited.parts():
         origin = old_parts.get(_origin(address, target.blocks))
@@ -202,12 +200,14 @@ def _write(
         raise Refused(f"the plan has a value for {sorted(given)[0]}, which is not there")
 
 
-def _moved(address: str, new_index: Mapping[int, int]) -> str | None:
+def _moved(address: str, new_index: Mapping[int, int]) -> str:
     head, _, rest = address.partition(".")
     if head != "blocks":
         return address
     index, _, leaf = rest.partition(".")
-    return f"blocks.{new_index[int(index)]}.{leaf}" if int(index) in new_index else None
+    if not index.isdigit() or int(index) not in new_index:
+        raise Refused(f"the plan has a value for {address}, which is not there")
+    return f"blocks.{new_index[int(index)]}.{leaf}"
 
 
 def _origin(address: str, blocks: tuple[int, ...]) -> str:
@@ -254,18 +254,25 @@ def _missing(value: Tensor) -> bool:
     return bool(found.any())
 
 
-def _finish(source: PreTrainedModel, built: PreTrainedModel) -> None:
+def _finish(source: PreTrainedModel, built: PreTrainedModel, paths: Mapping[str, str]) -> None:
     built.tie_weights()
     for name, tensor in [*built.named_parameters(), *built.named_buffers()]:
         if tensor.is_meta or _missing(tensor):
-            original = dict(source.named_parameters()).get(name)
+            origin = _origin_name(name, paths)
+            original = dict(source.named_parameters()).get(origin)
             if original is not None and torch.isnan(original).any():
-                raise Refused(f"the source weights hold NaN at {name}")
+                raise Refused(f"the source weights hold NaN at {origin}")
             raise ModwrightError(f"no value reached {name} {tuple(tensor.shape)}")
     if getattr(source, "generation_config", None) is not None:
         built.generation_config = copy.deepcopy(source.generation_config)
     built.name_or_path = source.name_or_path
     built.train(source.training)
+
+
+def _origin_name(name: str, paths: Mapping[str, str]) -> str:
+    """Name in the source of a tensor of the result."""
+    module, _, leaf = name.rpartition(".")
+    return f"{paths[module]}.{leaf}" if module else leaf
 
 
 def _account(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> Accounting:
@@ -275,8 +282,7 @@ def _account(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> A
     added: list[str] = []
     continued: set[str] = set()
     for name, tensor in [*built.named_parameters(), *built.named_buffers()]:
-        module, _, leaf = name.rpartition(".")
-        origin = f"{paths[module]}.{leaf}" if module else leaf
+        origin = _origin_name(name, paths)
         if origin not in old:
             added.append(name)
             continue

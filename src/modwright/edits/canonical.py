@@ -159,10 +159,11 @@ def _edited(stock: Any, config: Any, edits: tuple[Edit, ...]) -> tuple[type[PreT
         return stock, config
     config = copy.deepcopy(config)
     stock_config: Any = config.__class__
-    config.__class__ = remodelled_config(stock_config)
+    config_class: Any = remodelled_config(stock_config)
+    config.__class__ = config_class
     config.edits = [edit.to_json() for edit in edits]
     config.modwright_format = FORMAT
-    register_models(type(config))
+    register_models(config_class)
     return remodelled(stock), config
 
 
@@ -201,7 +202,9 @@ def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | 
         wanted["intermediate_size"] = widths.pop() or 0
     shapes = {None if b.attention is None else b.attention.shape for b in whole.blocks}
     shape = next(iter(shapes)) if len(shapes) == 1 else None
-    if shape is not None and shape.qk_head_dim == shape.v_head_dim:
+    # Gathered rotary channels are taken from the angles of the width that the config names.
+    same = shape is not None and shape.qk_head_dim == shape.v_head_dim
+    if shape is not None and same and not shape.rotary_gather:
         words = {
             "num_heads": shape.num_heads,
             "num_kv_heads": shape.num_kv_heads,

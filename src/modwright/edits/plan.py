@@ -148,15 +148,18 @@ class Plan:
             raise CheckpointError(f"{path} holds no readable plan: {error}") from None
         if stored.get("format", 0) > FORMAT:
             raise CheckpointError(f"{path} has format {stored['format']}; known up to {FORMAT}")
-        return cls(
-            stored["method"],
-            stored["options"],
-            stored["structure"],
-            edits_from_json(stored["edits"]),
-            tensors,
-            stored["reasons"],
-            tuple(stored["notes"]),
-        )
+        try:
+            return cls(
+                stored["method"],
+                stored["options"],
+                stored["structure"],
+                edits_from_json(stored["edits"]),
+                tensors,
+                stored["reasons"],
+                tuple(stored["notes"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} holds no readable plan: {error!r}") from None
 
     def summary(self) -> list[tuple[str, str]]:
         """One line per edited address: what stood there and what will."""

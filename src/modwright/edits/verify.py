@@ -113,6 +113,8 @@ def _causal(model: Any) -> Check:
 def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
     batch = probe_batch(model)
     length = batch["input_ids"].shape[1]
+    limit = getattr(model.config, "max_position_embeddings", None) or length + new_tokens
+    new_tokens = max(1, min(new_tokens, limit - length))
     result = model.generate(
         **batch,
         max_new_tokens=new_tokens,

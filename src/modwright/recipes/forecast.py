@@ -8,6 +8,7 @@ from typing import Any
 from modwright.anatomy import Anatomy
 from modwright.calibration import forecast_bytes
 from modwright.checkpoint import available_bytes, weights_bytes
+from modwright.errors import ModwrightError, Refused
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Recipe
 from modwright.surgery import make_method
@@ -32,7 +33,7 @@ class Forecast:
     """All steps of a recipe.
 
     Sizes are bytes. ``memory`` of a step counts the weights, one block's statistics and the streams
-    at one boundary; ``available`` is what the machine has free.
+    at one boundary; ``available`` is what the machine has free beside the weights.
     """
 
     model: str
@@ -46,6 +47,11 @@ class Forecast:
     def peak(self) -> int:
         """Most memory that any step needs."""
         return max((step.memory for step in self.steps), default=self.weights)
+
+    @property
+    def fits(self) -> bool:
+        """Whether what is needed beside the weights is there."""
+        return self.peak - self.weights <= self.available
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -61,7 +67,9 @@ class Forecast:
 
 
 def forecast(recipe: Recipe, model: Any, name: str) -> Forecast:
-    """What each step will leave and need; later steps are reckoned on the model as it is now.
+    """What each step will leave and need.
+
+    Later steps are reckoned on the model as it is now, less what earlier ones may have taken.
 
     Raises:
         Refused: a step that cannot be done on this model.
@@ -71,10 +79,15 @@ def forecast(recipe: Recipe, model: Any, name: str) -> Forecast:
     item = weights / max(anatomy.num_parameters, 1)
     low = high = anatomy.num_parameters
     steps = []
-    for step in recipe.steps:
+    for index, step in enumerate(recipe.steps):
         method = make_method(step.method, step.options)
-        fewest, most = method.forecast(anatomy)
-        low, high = max(0, low - most), max(0, high - fewest)
+        try:
+            fewest, most = method.forecast(anatomy)
+        except ModwrightError as error:
+            raise Refused(f"steps.{index}: {error}") from error
+        # Of what earlier steps have taken nothing more can go.
+        fewest = max(0, fewest - (anatomy.num_parameters - low))
+        low, high = max(0, low - most), high - fewest
         data = step.calibration or recipe.calibration
         tokens = data.windows * data.length if method.wants_data() else 0
         needs = forecast_bytes(anatomy, tokens, method.collectors()) if tokens else {}

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
-from modwright.errors import CheckpointError, ModwrightError, Refused
+from modwright.errors import ModwrightError, Refused
+from modwright.recipes.reading import Location, override, read_tree
 from modwright.recipes.schema import Recipe
-from modwright.surgery import make_method
+from modwright.surgery import make_method, method_names
 
 __all__ = ["load_recipe", "parse_recipe", "resolved"]
-
-Location = tuple[str | int, ...]
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
@@ -31,42 +31,45 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         Refused: names file, line, value and the legal values.
     """
     file = Path(path)
-    tree, lines = _read(file)
-    for override in overrides:
-        _override(tree, override)
-    return parse_recipe(tree, lines, file.name)
+    tree, places = read_tree(file)
+    for text in overrides:
+        override(tree, places, text)
+    return parse_recipe(tree, places, file.name)
 
 
 def parse_recipe(
-    tree: Any, lines: Mapping[Location, int] | None = None, name: str = "recipe"
+    tree: Any, places: Mapping[Location, str] | None = None, name: str = "recipe"
 ) -> Recipe:
-    """A recipe from plain values."""
-    where = lines or {}
+    """A recipe from plain values.
+
+    Args:
+        tree: what the YAML file would hold.
+        places: where each value was written, for messages.
+        name: what messages call the recipe where no place is known.
+
+    Raises:
+        Refused: names the place, the value and what is legal.
+
+    Example:
+        >>> steps = [{"method": "llm_drop", "n": 1}]
+        >>> parse_recipe({"model": "smollm2-135m", "steps": steps}).steps[0].options
+        {'n': 1}
+    """
+    where = places or {}
     if not isinstance(tree, dict):
-        raise Refused(f"{name}: a recipe is a mapping with the keys model, steps and output")
+        given = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise Refused(f"{name} is {given}; a recipe is a mapping with the keys model and steps")
     try:
         recipe = Recipe.model_validate(tree)
     except ValidationError as error:
-        raise Refused(f"{name}{_explain(error, where)}") from None
+        raise Refused(_explain(error, where, name)) from None
     for index, step in enumerate(recipe.steps):
         try:
             make_method(step.method, step.options)
         except ModwrightError as error:
-            at = next(
-                (
-                    where[("steps", index, key)]
-                    for key in (*_mentioned(str(error), step.options), "method")
-                    if ("steps", index, key) in where
-                ),
-                None,
-            )
-            line = f" line {at}" if at is not None else ""
-            raise Refused(f"{name}{line}, steps.{index}: {error}") from None
+            at: Location = ("steps", index, _option_at_fault(str(error), step.options))
+            raise Refused(f"{_place(at, where, name)}, steps.{index}: {error}") from None
     return recipe
-
-
-def _mentioned(message: str, options: Mapping[str, Any]) -> list[str]:
-    return [key for key in options if key in message]
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
@@ -85,105 +88,114 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _read(file: Path) -> tuple[Any, dict[Location, int]]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"cannot read the recipe {str(file)!r}: {error}") from None
-    try:
-        tree = yaml.safe_load(text)
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise Refused(f"{file.name}{line}: not valid YAML: {problem}") from None
-    lines: dict[Location, int] = {}
-    if node is not None:
-        _note_lines(node, (), lines)
-    if isinstance(tree, dict) and "extends" in tree:
-        parent = file.parent / str(tree.pop("extends"))
-        base, _ = _read(parent)
-        tree = _merged(base, tree)
-    return tree, lines
+def _option_at_fault(message: str, options: Mapping[str, Any]) -> str:
+    """The option that a message speaks of first; ``method`` where it speaks of none."""
+    found = {key: re.search(rf"\b{re.escape(str(key))}\b", message) for key in options}
+    first = {key: match.start() for key, match in found.items() if match is not None}
+    return min(first, key=first.__getitem__, default="method")
 
 
-def _note_lines(node: yaml.Node, at: Location, lines: dict[Location, int]) -> None:
-    lines.setdefault(at, node.start_mark.line + 1)
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*at, str(key.value))
-            lines[here] = key.start_mark.line + 1
-            _note_lines(value, here, lines)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _note_lines(value, (*at, index), lines)
+def _place(at: Location, places: Mapping[Location, str], name: str) -> str:
+    """Where a value was written, or else the nearest mapping or list around it."""
+    return next((places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places), name)
 
 
-def _merged(base: Any, change: Any) -> Any:
-    if isinstance(base, dict) and isinstance(change, dict):
-        return {
-            key: _merged(base[key], change[key])
-            if key in base and key in change
-            else change.get(key, base.get(key))
-            for key in (*base, *(k for k in change if k not in base))
-        }
-    return change
+def _explain(error: ValidationError, places: Mapping[Location, str], name: str) -> str:
+    # A misspelt key is the likely cause of the one that is missing, so it goes first.
+    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    at: Location = tuple(piece for piece in first["loc"] if piece != "[key]")
+    if first["type"] == "invalid_key":  # a number as a key; places know keys as they are written
+        at = (*at[:-1], str(at[-1]))
+    problem = _PROBLEMS.get(first["type"], _other)(first, at)
+    if first["type"] not in ("missing", "extra_forbidden"):
+        problem += f", not {_shown(first['input'])}{_near(first)}"
+    return f"{_place(at, places, name)}, {'.'.join(map(_word, at))}: {problem}"
 
 
-def _override(tree: Any, text: str) -> None:
-    path, equals, value = text.partition("=")
-    if not equals:
-        raise Refused(f"--set {text!r}: write KEY=VALUE, for example steps.0.n=6")
-    *parents, last = path.split(".")
-    here = tree
-    for piece in parents:
-        try:
-            here = here[int(piece)] if isinstance(here, list) else here.setdefault(piece, {})
-        except (IndexError, ValueError, AttributeError):
-            raise Refused(f"--set {text!r}: the recipe has no {piece!r} there") from None
-    parsed = yaml.safe_load(value)
-    if isinstance(here, list):
-        try:
-            here[int(last)] = parsed
-        except (IndexError, ValueError):
-            raise Refused(f"--set {text!r}: the list has entries 0 to {len(here) - 1}") from None
-    else:
-        here[last] = parsed
+def _word(piece: str | int) -> str:
+    """A piece of a path, on one line."""
+    return str(piece) if str(piece).isprintable() else repr(piece)
 
 
-def _explain(error: ValidationError, lines: Mapping[Location, int]) -> str:
-    first = error.errors()[0]
-    at: Location = tuple(piece for piece in first["loc"] if piece != "options")
-    line = next((lines[at[:n]] for n in range(len(at), -1, -1) if at[:n] in lines), None)
-    path = ".".join(str(piece) for piece in at)
-    message = first["msg"][0].lower() + first["msg"][1:]
-    given = "" if first["type"] in ("missing", "extra_forbidden") else f", not {first['input']!r}"
-    legal = ""
-    if first["type"] == "extra_forbidden":
-        names = _fields_at(at[:-1])
-        near = difflib.get_close_matches(str(at[-1]), names, n=1)
-        message = "unknown key"
-        legal = f"; legal keys: {', '.join(names)}" if names else ""
-        legal += f" (did you mean {near[0]!r}?)" if near else ""
-    shown = f" line {line}" if line is not None else ""
-    return f"{shown}, {path}: {message}{given}{legal}"
+def _unknown_key(item: Mapping[str, Any], at: Location) -> str:
+    model, _ = _at(at[:-1])
+    names = model.legal_keys()
+    near = difflib.get_close_matches(str(at[-1]), names, n=1)
+    told = f"unknown key; legal keys: {', '.join(names)}"
+    return told + (f" (did you mean {near[0]!r}?)" if near else "")
 
 
-def _fields_at(at: Location) -> list[str]:
-    """The legal keys of the mapping at a place in the recipe."""
+def _missing(item: Mapping[str, Any], at: Location) -> str:
+    if at[-1] == "method":
+        return f"is missing; legal values: {', '.join(method_names())}"
+    model, _ = _at(at[:-1])
+    return f"is missing: {model.model_fields[str(at[-1])].description}"
+
+
+def _mapping(item: Mapping[str, Any], at: Location) -> str:
+    model, optional = _at(at)
+    told = f"must be a mapping with the keys {', '.join(model.legal_keys())}"
+    return told + (", or null to leave it out" if optional else "")
+
+
+def _expected(item: Mapping[str, Any], at: Location) -> str:
+    return f"must be {item['ctx']['expected']}"
+
+
+def _at_least(item: Mapping[str, Any], at: Location) -> str:
+    return f"must be {item['ctx']['ge']} or more"
+
+
+def _pattern(item: Mapping[str, Any], at: Location) -> str:
+    model, _ = _at(at[:-1])
+    return f"must be the {model.model_fields[str(at[-1])].description}"
+
+
+def _other(item: Mapping[str, Any], at: Location) -> str:
+    return str(item["msg"][0].lower() + item["msg"][1:])
+
+
+_PROBLEMS = {
+    "bool_type": lambda item, at: "must be true or false",
+    "dict_type": lambda item, at: "must be a mapping of names to values",
+    "extra_forbidden": _unknown_key,
+    "greater_than_equal": _at_least,
+    "int_type": lambda item, at: "must be a whole number",
+    "invalid_key": lambda item, at: "a key must be text",
+    "list_type": lambda item, at: "must be a list, whose entries begin with '- '",
+    "literal_error": _expected,
+    "missing": _missing,
+    "model_type": _mapping,
+    "string_pattern_mismatch": _pattern,
+    "string_type": lambda item, at: "must be text",
+    "too_short": lambda item, at: "must have at least one entry",
+}
+
+
+def _near(item: Mapping[str, Any]) -> str:
+    """The nearest legal value where there is a list of them."""
+    legal = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
+    near = difflib.get_close_matches(str(item["input"]), legal, n=1, cutoff=0.4)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as the recipe has it, shortened."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _at(at: Location) -> tuple[Any, bool]:
+    """What a place in the recipe holds: the model of its mapping, and whether null is legal."""
     model: Any = Recipe
+    optional = False
     for piece in at:
         if isinstance(piece, int):
             continue
-        field = model.model_fields.get(piece)
-        if field is None:
-            return []
-        found = _models_in(field.annotation)
-        if not found:
-            return []
-        model = found[0]
-    return list(model.model_fields)
+        annotation = model.model_fields[piece].annotation
+        optional = type(None) in getattr(annotation, "__args__", ())
+        model = next(iter(_models_in(annotation)))
+    return model, optional
 
 
 def _models_in(annotation: Any) -> list[type[BaseModel]]:

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import TextData
 from modwright.cost import count, measure_speed
 from modwright.errors import Refused
 from modwright.progress import Progress
-from modwright.recipes.schema import Evaluate
+from modwright.recipes.schema import Evaluate, PerplexityOf
+from modwright.recipes.texts import text_of, writes_text
 from modwright.report import Stage
 from modwright.tasks.generation import generate_sample, repetition
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
@@ -29,7 +29,7 @@ def measure_stage(
     """A stage of the report: everything that the recipe asks to measure, plus what is ``told``."""
     anatomy = Anatomy.of(model)
     seconds: dict[str, float] = dict(told.pop("seconds", {}))
-    generates = bool(getattr(model, "can_generate", lambda: False)())
+    writes = writes_text(model, tokenizer)
     counted = count(anatomy, length=evaluate.length)
     cost = {
         name: getattr(counted, name)
@@ -45,8 +45,8 @@ def measure_stage(
     }
     quality = speed = sample = None
     start = time.monotonic()
-    if generates and tokenizer is not None and evaluate.perplexity is not None:
-        quality = _quality(model, tokenizer, evaluate, progress)
+    if writes and evaluate.perplexity is not None:
+        quality = _quality(model, tokenizer, evaluate.perplexity, progress)
         seconds["perplexity"] = time.monotonic() - start
     if evaluate.speed is not None:
         start = time.monotonic()
@@ -61,7 +61,7 @@ def measure_stage(
             },
         }
         seconds["speed"] = time.monotonic() - start
-    if generates and tokenizer is not None and evaluate.generate is not None:
+    if writes and evaluate.generate is not None:
         start = time.monotonic()
         written = generate_sample(model, tokenizer, **evaluate.generate.model_dump())
         sample = {
@@ -82,15 +82,12 @@ def measure_stage(
     )
 
 
-def _quality(
-    model: Any, tokenizer: Any, evaluate: Evaluate, progress: Progress
-) -> dict[str, Any] | None:
-    asked = evaluate.perplexity
-    if asked is None:
-        return None
-    fields = asked.model_dump()
-    text = TextData(*(fields.pop(name) for name in ("data", "split", "column", "encoding")))
-    found = perplexity(model, tokenizer, PerplexityRecipe(data=text, **fields), progress)
+def _quality(model: Any, tokenizer: Any, asked: PerplexityOf, progress: Progress) -> dict[str, Any]:
+    text, fields = text_of(asked)
+    try:
+        found = perplexity(model, tokenizer, PerplexityRecipe(data=text, **fields), progress)
+    except Refused as error:
+        raise Refused(f"evaluate.perplexity: {error}") from error
     return {"perplexity": found.value, "finite": found.finite, "recipe": found.recipe}
 
 
@@ -130,14 +127,3 @@ def servable(plain: bool) -> Mapping[str, str]:
         "vLLM": "not yet: layers differ",
         "llama.cpp": "no: its format has one shape for all layers of this family",
     }
-
-
-def calibration_windows(tokenizer: Any, data: Any) -> Any:
-    """The token windows that a recipe's calibration entry describes."""
-    from modwright.calibration import token_windows
-
-    if tokenizer is None:
-        raise Refused("the model brings no tokenizer, so text cannot be used for calibration")
-    fields = data.model_dump()
-    text = TextData(*(fields.pop(name) for name in ("data", "split", "column", "encoding")))
-    return token_windows(tokenizer, text, **fields)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from modwright.edits import apply as apply_plan
 from modwright.errors import CheckpointError
 from modwright.progress import SILENT, Progress
 from modwright.recipes.load import resolved
-from modwright.recipes.measure import calibration_windows
 from modwright.recipes.schema import Recipe
+from modwright.recipes.settings import torch_as_asked
+from modwright.recipes.texts import step_windows
 from modwright.surgery import make_method
 
-__all__ = ["apply_plans", "load_plans", "make_plans", "save_plans"]
+__all__ = ["apply_plans", "load_plans", "make_plans", "require_new", "save_plans"]
 
 
 def make_plans(
@@ -28,14 +28,12 @@ def make_plans(
     """Plans every step, each on the model that the earlier ones lead to; returns that model too."""
     model = opened.model
     plans: list[Plan] = []
-    for step in recipe.steps:
+    for step, windows in zip(recipe.steps, step_windows(recipe, opened)):
         method = make_method(step.method, step.options)
-        windows = None
-        if method.needs.calibration and method.wants_data():
-            windows = calibration_windows(opened.tokenizer, step.calibration or recipe.calibration)
-        plan = method.plan(Anatomy.of(model), windows, progress=progress)
+        with torch_as_asked(recipe):
+            plan = method.plan(Anatomy.of(model), windows, progress=progress)
+            model = apply_plan(model, plan).model
         plans.append(plan)
-        model = apply_plan(model, plan).model
     return plans, model
 
 
@@ -45,12 +43,24 @@ def save_plans(plans: list[Plan], recipe: Recipe, directory: Path) -> Path:
     Raises:
         CheckpointError: something stands there already.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise CheckpointError(f"{directory} is not empty; choose a new directory for the plan")
+    require_new(directory)
     for index, plan in enumerate(plans, start=1):
         plan.save(directory / f"step-{index}")
-    (directory / "recipe.yaml").write_text(yaml.safe_dump(resolved(recipe), sort_keys=False))
+    stored = yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)
+    (directory / "recipe.yaml").write_text(stored, encoding="utf-8")
     return directory
+
+
+def require_new(directory: Path) -> None:
+    """Refuses a place for plans where something stands.
+
+    Raises:
+        CheckpointError: it is a file, or a directory that is not empty.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise CheckpointError(f"{directory} is a file; choose a new directory for the plan")
+    if directory.exists() and any(directory.iterdir()):
+        raise CheckpointError(f"{directory} is not empty; choose a new directory for the plan")
 
 
 def load_plans(directory: Path) -> tuple[list[Plan], dict[str, Any]]:
@@ -61,13 +71,16 @@ def load_plans(directory: Path) -> tuple[list[Plan], dict[str, Any]]:
     """
     if (directory / "plan.json").exists():
         return [Plan.load(directory)], {}
-    steps = sorted(directory.glob("step-*"), key=lambda p: int(p.name.partition("-")[2]))
-    if not steps:
+    steps = sorted(directory.glob("step-*"), key=lambda place: (len(place.name), place.name))
+    try:
+        recipe = yaml.safe_load((directory / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        recipe = None
+    if not steps or not isinstance(recipe, dict):
         raise CheckpointError(
             f"{str(directory)!r} holds no plan; `modwright plan RECIPE --save DIR` makes one"
         )
-    recipe = yaml.safe_load((directory / "recipe.yaml").read_text())
-    return [Plan.load(step) for step in steps], json.loads(json.dumps(recipe))
+    return [Plan.load(step) for step in steps], recipe
 
 
 def apply_plans(model: Any, plans: list[Plan]) -> Applied:

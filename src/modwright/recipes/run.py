@@ -8,6 +8,7 @@ import platform
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ import torch
 import yaml
 
 from modwright.anatomy import Anatomy
+from modwright.calibration import TokenWindows
 from modwright.checkpoint import Checkpoint, check_finite, rehearse, require_memory, save
 from modwright.checkpoint import open as open_checkpoint
+from modwright.checkpoint.classes import HEADS, model_class
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
@@ -26,10 +29,12 @@ from modwright.errors import CheckpointError, Refused
 from modwright.progress import SILENT, Progress
 from modwright.recipes.forecast import forecast
 from modwright.recipes.load import resolved
-from modwright.recipes.measure import calibration_windows, measure_stage, servable
+from modwright.recipes.measure import measure_stage, servable
 from modwright.recipes.schema import Recipe
-from modwright.recipes.work import WorkPlace, step_key
-from modwright.report import Report, Stage, model_card, write_report
+from modwright.recipes.settings import torch_as_asked
+from modwright.recipes.texts import evaluation_digest, step_windows
+from modwright.recipes.work import Inputs, WorkPlace, file_stamps, step_key
+from modwright.report import Report, Stage, model_card, read_report, write_report
 from modwright.surgery import make_method
 
 __all__ = ["Outcome", "environment", "run", "versions"]
@@ -72,6 +77,15 @@ def environment(model: Any) -> dict[str, Any]:
     }
 
 
+def auto_class(model: Any) -> str:
+    """The Auto class that opens a checkpoint of this model, head and all."""
+    for head, auto in HEADS.items():
+        with suppress(Refused):
+            if model_class(model.config, head) is type(model):
+                return auto
+    return "AutoModel"
+
+
 def run(
     recipe: Recipe,
     output: str | Path | None = None,
@@ -97,20 +111,24 @@ def run(
     Raises:
         ModwrightError: anything refused or failed; the output is not touched then.
     """
-    place = Path(output or recipe.output or "")
     if not str(output or recipe.output):
         raise Refused("no output: give `output:` in the recipe or -o on the command line")
+    place = Path(output or recipe.output).expanduser()
+    if not place.resolve().name:
+        raise CheckpointError(f"cannot write {str(place)!r}: name a directory below it")
     full = resolved(recipe)
     full["output"] = ""
     if place.is_dir() and any(place.iterdir()) and not force:
         if _is_result_of(place, full):
-            say(f"{place} holds the result of this recipe already")
-            return Outcome(place, _stored_report(place), None, done_before=True)
-        raise CheckpointError(f"{place} is not empty; --force replaces it")
-    if recipe.threads is not None:
-        torch.set_num_threads(recipe.threads)
-    torch.manual_seed(recipe.seed)
-    return _Run(recipe, full, place, force, check, progress, say).go()
+            say(f"{place} holds the result of this recipe already; --force makes it again")
+            return Outcome(place, read_report(place), None, done_before=True)
+        raise CheckpointError(
+            f"{str(place)!r} holds something else than the result of this recipe; name another "
+            "directory with -o, or replace it with --force"
+        )
+    work = WorkPlace(place)
+    with work.alone(), torch_as_asked(recipe):
+        return _Run(recipe, full, place, work, force, check, progress, say).go()
 
 
 class _Run:
@@ -119,19 +137,21 @@ class _Run:
         recipe: Recipe,
         full: dict[str, Any],
         place: Path,
+        work: WorkPlace,
         force: bool,
         check: bool,
         progress: Progress,
         say: Listener,
     ) -> None:
-        self.recipe, self.full, self.place = recipe, full, place
+        self.recipe, self.full, self.place, self.work = recipe, full, place, work
         self.force, self.check, self.progress, self.say = force, check, progress, say
-        self.work = WorkPlace(place)
         self.versions = versions()
         self.stages: list[Stage] = []
+        self.windows: list[TokenWindows | None] = []
+        self.inputs = Inputs()
 
     def key(self, steps: int) -> str:
-        return step_key(self.full, steps, self.versions)
+        return step_key(self.full, steps, self.versions, self.inputs)
 
     def go(self) -> Outcome:
         self.say(f"opening {self.recipe.model}")
@@ -141,15 +161,28 @@ class _Run:
         dtype = opened.model.dtype
         model = self._resume(opened)
         for index in range(len(self.stages), len(self.recipe.steps) + 1):
-            model = self._step(index, opened, model)
+            with torch_as_asked(self.recipe):
+                model = self._step(index, opened, model)
         report = self._report(opened, model)
         reopened = self._save(opened, model, report, dtype)
         self.work.remove()
         return Outcome(self.place, report, reopened)
 
     def _prepare(self, opened: Checkpoint) -> None:
-        """Refuses now what would fail after hours: no place for the output, too little memory."""
+        """Refuses now what would fail after hours: no place for the output, no text, no memory."""
+        source = opened.source.path
+        if source is not None and source.resolve() == self.place.resolve():
+            raise CheckpointError(
+                f"{str(self.place)!r} is the model that the recipe begins with; name another "
+                "directory, or it could not be run again"
+            )
         rehearse(opened.model, self.place, source=opened.source, force=self.force)
+        self.windows = step_windows(self.recipe, opened)
+        self.inputs = Inputs(
+            model=file_stamps(source),
+            calibration=[None if w is None else w.recipe["sha256"] for w in self.windows],
+            evaluation=evaluation_digest(opened, self.recipe.evaluate),
+        )
         expected = forecast(self.recipe, opened.model, opened.name)
         require_memory(expected.peak - expected.weights, "this recipe, beside the weights,")
 
@@ -160,6 +193,9 @@ class _Run:
             if stage is None:
                 break
             self.stages.append(stage)
+        # Only the model of the last state is kept; a changed later step sends back to the source.
+        while len(self.stages) > 1 and not self.work.holds_model(len(self.stages) - 1):
+            self.stages.pop()
         if len(self.stages) <= 1:
             return opened.model
         self.say(f"{len(self.stages) - 1} finished steps are taken over")
@@ -186,7 +222,7 @@ class _Run:
         method = make_method(step.method, step.options)
         self.say(f"step {index} of {len(self.recipe.steps)}: {method.title()}")
         start = time.monotonic()
-        plan = self._plan(index, opened, model, method)
+        plan = self._plan(index, model, method)
         planned = time.monotonic()
         applied = apply_plan(model, plan)
         done = time.monotonic()
@@ -212,13 +248,9 @@ class _Run:
         self.work.forget_before(index)
         return applied.model
 
-    def _plan(self, index: int, opened: Checkpoint, model: Any, method: Any) -> Plan:
-        step = self.recipe.steps[index - 1]
-        windows = None
-        if method.needs.calibration and method.wants_data():
-            windows = calibration_windows(
-                opened.tokenizer, step.calibration or self.recipe.calibration
-            )
+    def _plan(self, index: int, model: Any, method: Any) -> Plan:
+        windows = self.windows[index - 1]
+        if windows is not None:
             self.say(f"calibration: {windows.describe()}")
         directory = self.work.statistics(index, self.key(index))
         plan: Plan = method.plan(
@@ -237,6 +269,7 @@ class _Run:
                 "name": opened.name,
                 "family": Anatomy.of(model).family.name,
                 "source": opened.source.description,
+                "auto_class": auto_class(model),
             },
             created=datetime.date.today().isoformat(),
             versions=self.versions,
@@ -292,13 +325,8 @@ def _counts(applied: Applied) -> dict[str, int]:
 
 def _is_result_of(place: Path, full: dict[str, Any]) -> bool:
     try:
-        stored = yaml.safe_load((place / "recipe.yaml").read_text())
-    except (OSError, yaml.YAMLError):
+        stored = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
         return False
-    return bool(stored == full)
-
-
-def _stored_report(place: Path) -> Report:
-    import json
-
-    return Report.from_json(json.loads((place / "report.json").read_text()))
+    whole = all((place / name).is_file() for name in ("config.json", "report.json"))
+    return whole and bool(stored == full)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -10,13 +10,22 @@ __all__ = ["Data", "Evaluate", "Generate", "PerplexityOf", "Recipe", "Speed", "S
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Strict: `windows: true` and `windows: "4"` are slips of the pen, not one and four.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    @classmethod
+    def legal_keys(cls) -> list[str]:
+        """What may stand in this mapping, as messages name it."""
+        return list(cls.model_fields)
 
 
 class Data(_Strict):
     """Calibration text and how it is cut into windows."""
 
-    data: str = Field(default="lee-background", description="name, text file, directory, dataset")
+    data: str = Field(
+        default="lee-background",
+        description="lee, lee-background, a text file, a folder of text files, or datasets:NAME",
+    )
     split: str = "train"
     column: str = "text"
     encoding: str = "utf-8"
@@ -74,6 +83,10 @@ class Step(_Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     calibration: Data | None = None
 
+    @classmethod
+    def legal_keys(cls) -> list[str]:
+        return ["method", "calibration", "options (or each option by its own name)"]
+
     @model_validator(mode="before")
     @classmethod
     def _options_beside_method(cls, value: Any) -> Any:
@@ -91,12 +104,18 @@ class Recipe(_Strict):
     model: str = Field(description="directory, GGUF file, packaged name, preset:NAME or hub id")
     output: str = Field(default="", description="directory to write; the command line may give it")
     title: str = ""
-    dtype: str | None = Field(
-        default=None, description="float32, bfloat16, float16; null keeps the source's"
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
+        default=None, description="type of the weights; null keeps the source's"
     )
     seed: int = 0
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch chooses")
-    max_shard_size: str = "5GB"
+    max_shard_size: str = Field(
+        default="5GB",
+        pattern=r"^\d+(\.\d+)? ?([kK]|M|G|T)B$",
+        description="most of one weight file, such as 200MB or 5GB",
+    )
     calibration: Data = Data()
-    steps: list[Step] = Field(min_length=1)
+    steps: list[Step] = Field(
+        min_length=1, description="methods one after the other, such as {method: llm_drop, n: 4}"
+    )
     evaluate: Evaluate = Evaluate()

@@ -5,19 +5,57 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
+from modwright.checkpoint.outputs import alone_at
+from modwright.errors import Refused
 from modwright.report import Stage
 
-__all__ = ["WorkPlace", "step_key"]
+__all__ = ["Inputs", "WorkPlace", "file_stamps", "step_key"]
 
 
-def step_key(recipe: dict[str, Any], steps: int, versions: dict[str, str]) -> str:
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe reads, beyond the names that it gives: files change under the same name.
+
+    Attributes:
+        model: name, size and time of change of the model's files.
+        calibration: digest of the calibration tokens of each step.
+        evaluation: digest of the text that perplexity is measured on.
+    """
+
+    model: Sequence[Sequence[Any]] = ()
+    calibration: Sequence[str | None] = ()
+    evaluation: str | None = None
+
+
+def file_stamps(place: Path | None) -> list[list[Any]]:
+    """Name, size and time of change of a file, or of every file right in a directory.
+
+    Example:
+        >>> file_stamps(None)
+        []
+    """
+    if place is None:
+        return []
+    files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.is_file())
+    stats = [(file.name, file.stat()) for file in files if not file.name.startswith(".")]
+    return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+
+def step_key(
+    recipe: dict[str, Any], steps: int, versions: dict[str, str], inputs: Inputs | None = None
+) -> str:
     """Names the state after ``steps`` steps: the same key means the same result."""
+    given = inputs or Inputs()
     told = {
+        "inputs": asdict(replace(given, calibration=list(given.calibration[:steps]))),
         "model": recipe["model"],
         "dtype": recipe["dtype"],
         "seed": recipe["seed"],
@@ -33,7 +71,19 @@ class WorkPlace:
     """``<output>.work``: one directory per finished step, with its model and its measurements."""
 
     def __init__(self, output: Path) -> None:
-        self.root = output.with_name(output.name + ".work")
+        self.output = output
+        place = output.resolve()
+        self.root = place.with_name(place.name + ".work")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keeps other runs out for as long as the block runs.
+
+        Raises:
+            CheckpointError: another run is at work on this output.
+        """
+        with alone_at(self.root, str(self.output)):
+            yield
 
     def step(self, index: int) -> Path:
         return self.root / f"step-{index}"
@@ -42,9 +92,13 @@ class WorkPlace:
         """The stored measurements of a state, if they belong to this run."""
         try:
             stored = json.loads((self.step(index) / "stage.json").read_text())
-        except (OSError, ValueError):
+            return Stage.from_json(stored["stage"]) if stored["key"] == key else None
+        except (OSError, ValueError, KeyError, TypeError, Refused):
             return None
-        return Stage.from_json(stored["stage"]) if stored["key"] == key else None
+
+    def holds_model(self, index: int) -> bool:
+        """Whether the model of a state is there; that of an earlier state is not kept."""
+        return (self.step(index) / "model").is_dir()
 
     def model(self, index: int) -> Any:
         """The stored model of a state."""

@@ -10,7 +10,9 @@ from modwright.report.metrics import METRICS, Metric, shown_metrics
 from modwright.report.numerals import bytes_text, seconds_text, share_text
 from modwright.report.tables import (
     flat,
+    layer_cell,
     measured,
+    other_reasons,
     per_layer,
     recipe_yaml,
     samples,
@@ -26,7 +28,6 @@ __all__ = ["render_html"]
 
 # Metrics that stand at the top of the page, with "not measured" where they are missing.
 _HEADLINE = ("parameters", "stored_bytes", "perplexity", "decode_tokens_per_second")
-_MOST_CHARACTERS = 2_000
 
 
 def render_html(report: Report) -> str:
@@ -49,7 +50,7 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        bytes=bytes_text, seconds=seconds_text, share=share_text, spoken=spoken, code=_code
+        bytes=bytes_text, seconds=seconds_text, share=share_text, layer=layer_cell, code=_code
     )
     template = environment.get_template("template.html.j2")
     return template.render(
@@ -104,32 +105,11 @@ def _card(metric: Metric, report: Report) -> dict[str, str]:
 def _step(before: Stage, stage: Stage) -> dict[str, Any]:
     """What the page says of one step beside the table."""
     layers = per_layer(stage.reasons, len(before.shape))
-    rest = flat(_without(stage.reasons, set(layers)))
     return {
         "stage": stage,
-        "options": flat(stage.options),
+        "options": {name: spoken(value) for name, value in stage.options.items()},
         "layers": layers,
         "layer_rows": list(zip(*layers.values())),
-        "reasons": {name: _cut(text) for name, text in rest.items()},
+        "reasons": other_reasons(stage.reasons, layers),
         "seconds": sum(stage.seconds.values()),
     }
-
-
-def _cut(text: str) -> str:
-    if len(text) <= _MOST_CHARACTERS:
-        return text
-    return f"{text[:_MOST_CHARACTERS]} … (the rest stands in report.json)"
-
-
-def _without(values: dict[str, Any], shown: set[str], prefix: str = "") -> dict[str, Any]:
-    """The reasons that no per-layer table shows."""
-    rest: dict[str, Any] = {}
-    for name, value in values.items():
-        label = f"{prefix}{name}".replace("_", " ")
-        if isinstance(value, dict):
-            inner = _without(value, shown, f"{label}, ")
-            if inner or not value:
-                rest[name] = inner
-        elif label not in shown and not any(name.startswith(f"{label}, ") for name in shown):
-            rest[name] = value
-    return rest

@@ -10,7 +10,9 @@ from modwright.report.metrics import shown_metrics
 from modwright.report.numerals import bytes_text, seconds_text, share_text
 from modwright.report.tables import (
     flat,
+    layer_cell,
     measured,
+    other_reasons,
     per_layer,
     recipe_yaml,
     samples,
@@ -146,12 +148,17 @@ def _step(before: Stage, stage: Stage) -> list[str]:
         times = ", ".join(f"{phase} {seconds_text(s)}" for phase, s in stage.seconds.items())
         parts.append(f"Time: {inline(times)}.")
     if stage.options:
-        parts.append(_pairs(flat(stage.options), "Option"))
+        parts.append(
+            _pairs({name: spoken(value) for name, value in stage.options.items()}, "Option")
+        )
     layers = per_layer(stage.reasons, len(before.shape))
     if layers:
         rows = [
-            [str(at), *(inline(spoken(value)) for value in row)]
+            [str(at), *(inline(layer_cell(value)) for value in row)]
             for at, row in enumerate(zip(*layers.values()))
         ]
         parts.append(table(["Layer", *map(inline, layers)], rows))
+    rest = other_reasons(stage.reasons, layers)
+    if rest:
+        parts.append(_pairs(rest, "Reason"))
     return parts

@@ -12,6 +12,7 @@ __all__ = [
     "scaled_text",
     "seconds_text",
     "share_text",
+    "tick_text",
 ]
 
 MISSING = "–"
@@ -39,6 +40,17 @@ def scaled_text(value: float) -> str:
         if abs(value) >= 0.99995 * step:  # what would be rounded up to 1000 of the smaller unit
             return f"{_scaled(value / step)} {prefix}"
     return f"{value:,.4g}"
+
+
+def tick_text(value: float) -> str:
+    """A number beside an axis: no more digits than it needs.
+
+    Example:
+        >>> tick_text(120_000_000), tick_text(100_000), tick_text(32.5)
+        ('120 M', '100 k', '32.5')
+    """
+    step, prefix = next(((s, f" {p}") for s, p in _STEPS if abs(value) >= s), (1.0, ""))
+    return f"{value / step:.4g}{prefix}"
 
 
 def bytes_text(value: float) -> str:

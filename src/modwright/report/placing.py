@@ -43,6 +43,11 @@ class Spot:
     ha: str
     va: str
 
+    @property
+    def is_far(self) -> bool:
+        """Whether a line must lead from the text to its point."""
+        return abs(self.dy) > _HEIGHT
+
     def box(self, x: float, y: float, text: str) -> Box:
         """The room that a text takes here, beside a point."""
         width = _CHARACTER * len(text)
@@ -51,6 +56,7 @@ class Spot:
         return Box(left, bottom, left + width, bottom + _HEIGHT)
 
 
+# Beside the point first, then above and below, then further and further away.
 _SPOTS = (
     Spot(6, 5, "left", "bottom"),
     Spot(-6, -5, "right", "top"),
@@ -58,6 +64,12 @@ _SPOTS = (
     Spot(6, -5, "left", "top"),
     Spot(0, 9, "center", "bottom"),
     Spot(0, -9, "center", "top"),
+    *(
+        Spot(side * 8, way * far, "left" if side > 0 else "right", "bottom" if way > 0 else "top")
+        for far in (22, 38, 54, 70, 86)
+        for side in (1, -1)
+        for way in (1, -1)
+    ),
 )
 
 
@@ -95,4 +107,4 @@ def _cost(
         for (x0, y0), (x1, y1) in pairwise(points)
         for i in range(_SAMPLES + 1)
     )
-    return 100 * outside + 50 * texts + 10 * dots + line
+    return 100 * outside + 50 * texts + 20 * dots + 4 * line

@@ -11,8 +11,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from modwright.report.data import Report, Stage
-from modwright.report.numerals import number_text, scaled_text, share_text
-from modwright.report.placing import Box, place
+from modwright.report.numerals import number_text, scaled_text, share_text, tick_text
+from modwright.report.placing import Box, Spot, place
 from modwright.report.svg import BASE, GONE, KEPT, LINE, WIDTH, canvas, inline_svg, style
 
 __all__ = ["Plot", "curve", "plots", "scores", "shapes", "sparsity"]
@@ -65,14 +65,17 @@ def curve(report: Report) -> Plot | None:
         axes.scatter(xs, ys, s=44, color=KEPT, zorder=3)
         if is_log:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+            is_long = max(ys) > 300 * min(ys)
+            axes.yaxis.set_major_locator(
+                LogLocator(subs=(1,) if is_long else (1, 2, 5), numticks=12)
+            )
             axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.margins(x=0.12, y=0.2)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: scaled_text(x)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.4g}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick_text(x)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick_text(y)))
         axes.grid(axis="y")
         axes.set_xlabel("parameters")
         axes.set_ylabel(f"perplexity{', log scale' if is_log else ''} (lower is better)")
@@ -104,8 +107,16 @@ def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> Non
             textcoords="offset points",
             ha=spot.ha,
             va=spot.va,
+            arrowprops=_leader(spot) if spot.is_far else None,
         )
         note.set_in_layout(False)
+
+
+def _leader(spot: Spot) -> dict[str, Any]:
+    """A thin line from the near corner of the text."""
+    corner = (float(spot.ha == "right"), float(spot.va == "top"))
+    look = {"arrowstyle": "-", "color": BASE, "linewidth": 0.8}
+    return {**look, "relpos": corner, "shrinkA": 0, "shrinkB": 3}
 
 
 def shapes(before: Stage, after: Stage) -> Plot | None:

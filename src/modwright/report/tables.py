@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from modwright.report.data import Report
+from modwright.report.numerals import MISSING
 
 __all__ = [
     "Measured",
     "flat",
+    "layer_cell",
     "measured",
+    "other_reasons",
     "per_layer",
     "recipe_yaml",
     "samples",
     "spoken",
     "subtitle",
 ]
+
+_MOST_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True)
@@ -158,3 +163,39 @@ def _lists(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, l
             yield from _lists(columns, f"{label}, ")
         elif isinstance(value, list) and not any(isinstance(v, list | dict) for v in value):
             yield label, value
+
+
+def layer_cell(value: Any) -> str:
+    """An entry of a per-layer list; a layer without one shows a dash."""
+    return MISSING if value is None else spoken(value)
+
+
+def other_reasons(reasons: Mapping[str, Any], layers: Iterable[str]) -> dict[str, str]:
+    """The reasons that no per-layer column shows, as text; very long ones are cut and say so.
+
+    Example:
+        >>> other_reasons({"scores": {"mlp": [0.5, 0.7]}, "removed": {"mlp": [1]}}, ["scores, mlp"])
+        {'removed, mlp': '1'}
+    """
+    rest = flat(_without(reasons, set(layers)))
+    return {name: _cut(text) for name, text in rest.items()}
+
+
+def _cut(text: str) -> str:
+    if len(text) <= _MOST_CHARACTERS:
+        return text
+    return f"{text[:_MOST_CHARACTERS]} … (the rest stands in report.json)"
+
+
+def _without(values: Mapping[str, Any], shown: set[str], prefix: str = "") -> dict[str, Any]:
+    """The reasons that no per-layer table shows."""
+    rest: dict[str, Any] = {}
+    for name, value in values.items():
+        label = f"{prefix}{name}".replace("_", " ")
+        if isinstance(value, dict):
+            inner = _without(value, shown, f"{label}, ")
+            if inner or not value:
+                rest[name] = inner
+        elif label not in shown and not any(name.startswith(f"{label}, ") for name in shown):
+            rest[name] = value
+    return rest

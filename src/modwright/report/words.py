@@ -55,6 +55,10 @@ RULES = (
         "nor MACs fell",
     ),
     (
+        "did not pay on disk",
+        "parameters fell and bytes on disk did not",
+    ),
+    (
         "repeats itself",
         f"at least {share_text(REPEATS)} of the sample's four-word runs occur earlier in it",
     ),

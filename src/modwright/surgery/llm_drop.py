@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import (
@@ -24,13 +24,16 @@ from modwright.calibration import (
 )
 from modwright.edits import Change, Plan, remove
 from modwright.edits.replay import preview
-from modwright.errors import CheckpointError, Refused
+from modwright.errors import CheckpointError, Refused, unknown_name
 from modwright.progress import SILENT, Progress
 from modwright.surgery.method import Needs, register_method
 
 __all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "most_similar", "sdr"]
 
 Target = Literal["attention", "mlp", "block", "joint"]
+Mode = Literal["one_shot", "iterative"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+MODES: tuple[Mode, ...] = get_args(Mode)
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,16 @@ class DropLists:
     mlp: tuple[int, ...] = ()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> DropLists:
+    def from_config(cls, config: Mapping[str, Any], layers: int | None = None) -> DropLists:
         """Reads ``drop_attn_list`` and ``drop_mlp_list``: indices, or one boolean per layer.
 
+        Args:
+            config: holds at least one of the two keys.
+            layers: of the model, where it is known: that many booleans must stand in a list.
+
         Raises:
-            Refused: neither key is there, or an entry is neither an index nor a boolean.
+            Refused: neither key is there, an entry is neither an index nor a boolean, or booleans
+                are not one per layer.
 
         Example:
             >>> DropLists.from_config({"drop_attn_list": [False, True], "drop_mlp_list": []})
@@ -57,17 +65,22 @@ class DropLists:
         keys = ("drop_attn_list", "drop_mlp_list")
         if not any(key in config for key in keys):
             raise Refused(f"no drop lists: the config has neither of {', '.join(keys)}")
-        return cls(*(_indices(key, config.get(key) or []) for key in keys))
+        return cls(*(_indices(key, config.get(key) or [], layers) for key in keys))
 
     def to_config(self) -> dict[str, list[int]]:
         """The two keys, as indices."""
         return {"drop_attn_list": sorted(self.attention), "drop_mlp_list": sorted(self.mlp)}
 
 
-def _indices(key: str, entries: Sequence[Any]) -> tuple[int, ...]:
-    if entries and all(isinstance(entry, bool) for entry in entries):
+def _indices(key: str, entries: Any, layers: int | None) -> tuple[int, ...]:
+    listed = isinstance(entries, list | tuple)
+    if listed and entries and all(isinstance(entry, bool) for entry in entries):
+        if layers not in (None, len(entries)):
+            raise Refused(f"{key} has {len(entries)} booleans; the model has {layers} layers")
         return tuple(i for i, gone in enumerate(entries) if gone)
-    if not all(isinstance(entry, int) and not isinstance(entry, bool) for entry in entries):
+    if not listed or not all(
+        isinstance(entry, int) and not isinstance(entry, bool) for entry in entries
+    ):
         raise Refused(f"{key} must hold layer indices, or one boolean per layer")
     return tuple(entries)
 
@@ -139,13 +152,16 @@ class LlmDrop:
 
     n: int = 0
     target: Target = "attention"
-    mode: Literal["one_shot", "iterative"] = "one_shot"
+    mode: Mode = "one_shot"
     consecutive: bool = False
     drop_norm: bool = True
     drop_post_norm: bool = False
     lists: str | None = None
 
     def __post_init__(self) -> None:
+        for name, legal in (("target", TARGETS), ("mode", MODES)):
+            if getattr(self, name) not in legal:
+                raise unknown_name(name, getattr(self, name), legal)
         if self.n < 0:
             raise Refused(f"n must be 0 or more, not {self.n}")
         if self.consecutive and (self.target != "block" or self.mode != "one_shot"):
@@ -205,7 +221,7 @@ class LlmDrop:
                 raise Refused("llm_drop needs calibration data")
             return self._decide(anatomy, [], {}, None)
         if self.mode == "iterative":
-            picked, scores = self._one_by_one(anatomy, calibration, progress)
+            picked, scores = self._one_by_one(anatomy, calibration, directory, progress)
             return self._decide(anatomy, picked, scores, calibration.recipe)
         statistics = calibrate(
             anatomy,
@@ -251,7 +267,7 @@ class LlmDrop:
         return [(kinds[i // size], i % size) for i in most_similar(joined, n)]
 
     def _one_by_one(
-        self, anatomy: Anatomy, windows: TokenWindows, progress: Progress
+        self, anatomy: Anatomy, windows: TokenWindows, directory: Path | None, progress: Progress
     ) -> tuple[list[tuple[str, int]], dict[str, Any]]:
         picked: list[tuple[str, int]] = []
         first: dict[str, Any] = {}
@@ -262,6 +278,7 @@ class LlmDrop:
                     reduced,
                     windows,
                     [Similarity(self.drop_norm)],
+                    directory=None if directory is None else directory / f"step-{step:04d}",
                     progress=progress,
                     label=f"score {self.target}, {step + 1} of {self.n}",
                 )
@@ -282,8 +299,8 @@ class LlmDrop:
         kinds = ("attention", "mlp", "block")
         removed = {kind: [i for k, i in picked if k == kind] for kind in kinds}
         notes = []
-        left = sum(b.attention is not None for b in anatomy.blocks) - len(removed["attention"])
-        if picked and left == 0:
+        gone = {*removed["attention"], *removed["block"]}
+        if picked and not any(b.attention and b.index not in gone for b in anatomy.blocks):
             notes.append("No attention is left: the model mixes no tokens any more.")
         reasons: dict[str, Any] = {
             "scores": {kind: _json_column(column) for kind, column in scores.items()},
@@ -337,9 +354,10 @@ def _changes(anatomy: Anatomy, picked: Iterable[tuple[str, int]], drop_post_norm
 
 def _read_lists(path: str, anatomy: Anatomy) -> list[tuple[str, int]]:
     try:
-        lists = DropLists.from_config(json.loads(Path(path).read_text()))
+        config = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: no readable config: {error}") from None
+    lists = DropLists.from_config(config, len(anatomy.blocks))
     for index in (*lists.attention, *lists.mlp):
         anatomy.block(index)
     for name, column in (("attention", lists.attention), ("mlp", lists.mlp)):

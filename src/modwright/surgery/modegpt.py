@@ -10,10 +10,11 @@ G = H / K, D channels of a head, k kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -21,13 +22,14 @@ from torch import Tensor
 from modwright.anatomy import Anatomy, Attention, Block, Mlp
 from modwright.calibration import Collector, Grams, Statistics, TokenWindows, calibrate
 from modwright.edits import Change, Plan, replace_attention, replace_mlp
-from modwright.errors import Refused
+from modwright.errors import Refused, unknown_name
 from modwright.progress import SILENT, Progress
 from modwright.surgery.method import Needs, register_method
 
 __all__ = [
     "MoDeGpt",
     "allocate_sparsity",
+    "moment_roots",
     "nystrom_mlp",
     "select_query_key",
     "select_rotary_pairs",
@@ -35,7 +37,9 @@ __all__ = [
 ]
 
 Pair = Literal["mlp", "query_key", "value_output"]
-PAIRS: tuple[Pair, ...] = ("mlp", "query_key", "value_output")
+Allocation = Literal["global", "uniform"]
+Sharing = Literal["joint", "two_step"]
+PAIRS: tuple[Pair, ...] = get_args(Pair)
 
 
 def allocate_sparsity(
@@ -87,6 +91,16 @@ def allocate_sparsity(
             break
         capped |= over
     return [float(s) for s in sparsity]
+
+
+def _spread(sizes: Sequence[int], budget: float, cap: float) -> float:
+    """What goes when the first sizes take as much of the budget as the cap allows."""
+    gone = 0.0
+    for size in sizes:
+        share = min(cap, budget)
+        gone += share * size
+        budget -= share
+    return gone
 
 
 def nystrom_mlp(
@@ -171,7 +185,7 @@ def value_output(
 
     Args:
         value: (D, d). output: (G, D, d) of the query heads that share it.
-        root, inverse_root: (d, d) square roots of the input's second moments.
+        root, inverse_root: (d, d) from :func:`moment_roots` of what the values read.
         keep: channels to keep.
         joint: one decomposition of the value and all outputs, which is optimal. False: of the value
             alone, as the paper has it for shared values.
@@ -195,7 +209,8 @@ def value_output(
     return new_value, new_output, float(error)
 
 
-def _roots(moments: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+def moment_roots(moments: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """Square root and inverse square root of second moments (d, d), ``ridge`` on eigenvalues."""
     values, vectors = torch.linalg.eigh(moments)
     root = (values.clamp(min=0) + ridge).sqrt()
     return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
@@ -227,10 +242,10 @@ class MoDeGpt:
 
     sparsity: float = 0.2
     pairs: tuple[Pair, ...] = PAIRS
-    allocation: Literal["global", "uniform"] = "global"
+    allocation: Allocation = "global"
     epsilon: float = 0.1
     max_sparsity: float = 0.8
-    shared_values: Literal["joint", "two_step"] = "joint"
+    shared_values: Sharing = "joint"
     ridge_mlp: float = 1e-2
     ridge_vo: float = 1e-4
     min_head_dim: int = 2
@@ -239,6 +254,13 @@ class MoDeGpt:
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise Refused(f"sparsity {self.sparsity} must lie in [0, 1)")
+        named = (("allocation", get_args(Allocation)), ("shared_values", get_args(Sharing)))
+        for name, legal in named:
+            if getattr(self, name) not in legal:
+                raise unknown_name(name, getattr(self, name), legal)
+        for pair in self.pairs:
+            if pair not in PAIRS:
+                raise unknown_name("pair", pair, PAIRS)
         if not self.pairs or len(set(self.pairs)) != len(self.pairs):
             raise Refused(
                 f"pairs must name each of {', '.join(PAIRS)} at most once, and at least one"
@@ -263,18 +285,43 @@ class MoDeGpt:
         return [Grams(attention=attention, mlp="mlp" in self.pairs)]
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
-        """The sparsity's share of the narrowed maps, give or take rounding."""
-        of_pair = {"mlp": "mlp", "query_key": "qk", "value_output": "vo"}
-        wanted = {of_pair[pair] for pair in self.pairs}
-        total = 0
-        for block in anatomy.blocks:
-            if block.mlp is not None and "mlp" in wanted:
-                total += sum(p.num_parameters for p in block.mlp.projections().values())
-            if block.attention is not None:
-                for role, projection in block.attention.projections().items():
-                    if any(role in letters for letters in wanted & {"qk", "vo"}):
-                        total += projection.num_parameters
-        return int(total * self.sparsity * 0.9), int(total * self.sparsity * 1.1)
+        """The sparsity's share of the narrowed maps, wherever it goes, give or take rounding."""
+        if not self.wants_data():
+            return 0, 0
+        layers = [self._narrowed(block) for block in anatomy.blocks]
+        sizes = sorted(total for total, _, _ in layers)
+        cap = self.sparsity if self.allocation == "uniform" else self.max_sparsity
+        budget = self.sparsity * len(sizes)
+        fewest = _spread(sizes, budget, cap) - sum(less for _, less, _ in layers)
+        most = _spread(sizes[::-1], budget, cap) + sum(more for _, _, more in layers)
+        return max(0, math.floor(fewest)), min(sum(sizes), math.ceil(most))
+
+    def _narrowed(self, block: Block) -> tuple[int, float, float]:
+        """Parameters of a block's narrowed maps; how many less or more than its share may go."""
+        total, less, more = 0, 0.0, 0.0
+        mlp, attention = block.mlp, block.attention
+        if mlp is not None and "mlp" in self.pairs:
+            size = sum(p.num_parameters for p in mlp.projections().values())
+            neuron = size / mlp.intermediate_size
+            total += size
+            less += neuron * self.round_to
+            more += neuron * (self.round_to / 2 + 1)
+        if attention is not None and "query_key" in self.pairs:
+            size = attention.q.num_parameters + attention.k.num_parameters
+            channel = size / attention.shape.qk_head_dim
+            total += size
+            less += channel * (self.min_head_dim + 1)
+            more += channel * 2
+        if attention is not None and "value_output" in self.pairs:
+            size = attention.v.num_parameters + attention.o.num_parameters
+            channel = size / attention.shape.v_head_dim
+            total += size
+            less += channel * self.min_head_dim
+            more += channel
+            if attention.v.bias is not None:  # it moves into the output's bias
+                less += attention.o.out_features
+                more += attention.v.bias.numel()
+        return total, less, more
 
     def plan(
         self,
@@ -304,6 +351,7 @@ class MoDeGpt:
         self, anatomy: Anatomy, statistics: Statistics, *, progress: Progress = SILENT
     ) -> Plan:
         """Decides from second moments that are there already (of these pairs, or of more)."""
+        self._refuse(anatomy)
         influence = statistics.column("influence")
         sparsity = (
             [self.sparsity] * len(influence)
@@ -444,7 +492,7 @@ class MoDeGpt:
     def _value_output(
         self, attention: Attention, moments: Tensor, keep: int
     ) -> tuple[Tensor, Tensor, float]:
-        root, inverse_root = _roots(moments, self.ridge_vo)
+        root, inverse_root = moment_roots(moments, self.ridge_vo)
         values, outputs = attention.read_v().double(), attention.read_o().double()
         owner = attention.kv_of_head()
         new_values = []

@@ -92,6 +92,7 @@ class Bert(Family):
 
     def place_absent(self, role: str, drop_norm: bool) -> list[Placement]:
         """A block normalizes h + sublayer(h); without the sublayer that is norm(h), or h itself."""
+        self.check_removable(role)
         out = self.block["attention.o" if role == "attention" else "mlp.down"]
         placed: list[Placement] = [
             (self.block[role], "pass_through", {"as_tuple": role == "attention"}),

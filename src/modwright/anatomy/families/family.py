@@ -273,12 +273,17 @@ class Family:
         whatever ``drop_norm`` says; it matters for post-norm blocks.
         """
         absent = {"attention": "absent_attention", "mlp": "absent"}
-        if role not in absent:
-            raise Refused(f"only attention, mlp and whole blocks can be removed, not {role!r}")
+        self.check_removable(role)
         return [
             (self.block[role], absent[role], {}),
             (self.block[f"{role}_norm"], "identity", {}),
         ]
+
+    @staticmethod
+    def check_removable(role: str) -> None:
+        """Refuses what is not a sublayer of a block."""
+        if role not in ("attention", "mlp"):
+            raise Refused(f"only attention, mlp and whole blocks can be removed, not {role!r}")
 
     def guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """A truthful entry about one layer that makes the stock class refuse the checkpoint.

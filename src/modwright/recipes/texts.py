@@ -1,0 +1,84 @@
+"""The texts that a recipe reads: tokens to calibrate on, and what perplexity is measured on.
+
+All of them are read before any long work, so that a text that is missing or too short is refused
+then.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from modwright.calibration import TextData, TokenWindows, token_windows
+from modwright.calibration.text import load_text
+from modwright.checkpoint import Checkpoint
+from modwright.errors import Refused
+from modwright.recipes.schema import Data, Evaluate, PerplexityOf, Recipe
+from modwright.surgery import make_method
+from modwright.tasks.perplexity import position_limit
+
+__all__ = ["evaluation_digest", "step_windows", "text_of", "writes_text"]
+
+
+def text_of(asked: Data | PerplexityOf) -> tuple[TextData, dict[str, Any]]:
+    """Where a text comes from, and the other fields of its entry in the recipe."""
+    fields = asked.model_dump()
+    places = ("data", "split", "column", "encoding")
+    return TextData(*(fields.pop(name) for name in places)), fields
+
+
+def writes_text(model: Any, tokenizer: Any) -> bool:
+    """Whether perplexity and samples can be had of a model."""
+    return tokenizer is not None and bool(getattr(model, "can_generate", lambda: False)())
+
+
+def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None]:
+    """For each step the tokens that it calibrates on, or None where it needs none.
+
+    Raises:
+        Refused: no tokenizer, no text, too little of it, or windows longer than the model takes.
+    """
+    made: dict[Data, TokenWindows] = {}
+    found: list[TokenWindows | None] = []
+    for index, step in enumerate(recipe.steps):
+        method = make_method(step.method, step.options)
+        if not (method.needs.calibration and method.wants_data()):
+            found.append(None)
+            continue
+        data = step.calibration or recipe.calibration
+        where = f"steps.{index}.calibration" if step.calibration else "calibration"
+        if data not in made:
+            try:
+                made[data] = _windows(opened, step.method, data)
+            except Refused as error:
+                raise Refused(f"{where}: {error}") from error
+        found.append(made[data])
+    return found
+
+
+def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
+    if opened.tokenizer is None:
+        raise Refused(
+            f"{method} calibrates on text, and {opened.source.name} brings no tokenizer; give a "
+            "model that has one"
+        )
+    limit = position_limit(opened.model)
+    if limit is not None and data.length > limit:
+        raise Refused(f"length is {data.length}; the model has positions for 2..{limit} tokens")
+    text, fields = text_of(data)
+    return token_windows(opened.tokenizer, text, **fields)
+
+
+def evaluation_digest(opened: Checkpoint, evaluate: Evaluate) -> str | None:
+    """Digest of the text that perplexity is measured on; None where it is not measured.
+
+    Raises:
+        Refused: the text cannot be read.
+    """
+    if evaluate.perplexity is None or not writes_text(opened.model, opened.tokenizer):
+        return None
+    try:
+        text = load_text(text_of(evaluate.perplexity)[0])
+    except Refused as error:
+        raise Refused(f"evaluate.perplexity: {error}") from error
+    return hashlib.sha256(text.encode()).hexdigest()

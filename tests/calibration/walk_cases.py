@@ -1,0 +1,95 @@
+"""Data and collectors with which the tests look at a walk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modwright.anatomy import Anatomy, Block, Tap
+from modwright.calibration import Collector, Statistics, TokenWindows, calibrate
+from modwright.calibration.text import from_sequences
+
+__all__ = ["Everything", "Interrupted", "StopsAfter", "equal_statistics", "rows", "walk"]
+
+
+def rows(lengths: Sequence[int] = (10, 10, 10), seed: int = 0, first: int = 3) -> list[Tensor]:
+    """Random tokens of a vocabulary of 128, without the padding token 0."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(first, 128, (length,), generator=generator) for length in lengths]
+
+
+def walk(model: Any, *collectors: Collector, data: TokenWindows | None = None, **how: Any) -> Any:
+    """Calibrates on three sequences in batches of two, unless other data is given."""
+    data = from_sequences(rows(), 0, batch_size=2) if data is None else data
+    anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
+    return calibrate(anatomy, data, collectors, **how)
+
+
+def equal_statistics(a: Statistics, b: Statistics) -> bool:
+    """Bit for bit."""
+    if len(a) != len(b):
+        return False
+    for one, two in zip(a, b):
+        if one.keys() != two.keys() or not all(torch.equal(one[n], two[n]) for n in one):
+            return False
+    return True
+
+
+@dataclass
+class Everything:
+    """A collector from outside: stores the streams at a block's boundary and what ``tap`` reads."""
+
+    role: str = ""
+    history: int = 1
+    watched: list[int] = field(default_factory=list)
+
+    def watch(self, block: Block) -> Any:
+        self.watched.append(block.index)
+        sublayer = getattr(block, self.role) if self.role else None
+        return _EverythingWatch({} if sublayer is None else {"core_in": sublayer.core_in})
+
+    def describe(self) -> dict[str, Any]:
+        return {"collector": "everything", "role": self.role}
+
+    def bytes(self, block: Block) -> int:
+        return 0
+
+
+class _EverythingWatch:
+    def __init__(self, taps: Mapping[str, Tap]) -> None:
+        self.taps = taps
+        self.seen: dict[str, list[Tensor]] = {}
+
+    def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
+        assert torch.equal(past[0], seen["stream_in"])
+        for name, value in seen.items():
+            self.seen.setdefault(name, []).append(value.clone())
+
+    def result(self) -> dict[str, Tensor]:
+        return {name: torch.cat(values) for name, values in self.seen.items()}
+
+
+class Interrupted(Exception):
+    """Stands for the user's Ctrl-C."""
+
+
+class StopsAfter:
+    """A progress that stops the run after some steps; it also remembers what it was told."""
+
+    def __init__(self, steps: int | None = None) -> None:
+        self.steps, self.done, self.total, self.label = steps, 0, 0, ""
+
+    @contextmanager
+    def phase(self, name: str, total: int) -> Iterator[StopsAfter]:
+        self.label, self.total = name, total
+        yield self
+
+    def advance(self, steps: int = 1) -> None:
+        self.done += steps
+        if self.steps is not None and self.done >= self.steps:
+            raise Interrupted

@@ -1,0 +1,261 @@
+"""``pytest tests/golden --golden-dir DIR`` checks any tree of the same shape, and can fail."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from golden_checks import GoldenCase, checker_of
+
+OWN = Path(__file__).parents[1] / "golden"
+LLM_DROP = OWN / "llm-drop" / "case0.safetensors"
+MODEGPT = OWN / "modegpt" / "case0.safetensors"
+
+
+def write(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = json.dumps({"config": config, "source": "formulas, step by step", "seed": 1})
+    save_file({n: t.contiguous().clone() for n, t in tensors.items()}, path, {"meta": meta})
+
+
+def rewrite(source: Path, path: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    with safe_open(source, "pt") as stored:
+        config = json.loads(stored.metadata()["meta"])["config"]
+    tensors = load_file(source)
+    change(tensors)
+    write(path, config, tensors)
+
+
+# Cases of other configurations, from the formulas alone
+
+
+def other_modegpt(path: Path) -> None:
+    """Three groups of one, no gate, other ridges and ratios; everything in loops and inverses."""
+    torch.manual_seed(1)
+    c: dict[str, Any] = {"d": 18, "I": 20, "H": 6, "K": 3, "D": 6, "keep_mlp": 0.55, "rank": 2}
+    c |= {"ridge_mlp": 3e-3, "ridge_inner": 1e-7, "ridge_vo": 2e-4, "ridge_qk_plain": 2e-4}
+    c |= {"ridge_qk_gqa_q": 3e-4, "ridge_qk_gqa_k": 5e-6}
+    c["alloc"] = {"eps": 0.2, "avg_sparsity": 0.25, "max_sparsity": 0.5}
+    double: Any = {"dtype": torch.float64}
+
+    def moments(size: int) -> Tensor:
+        x = torch.randn(60, size, **double) @ torch.randn(size, size, **double)
+        return x.T @ x / 60
+
+    t: dict[str, Tensor] = {"input.mlp.C": moments(20), "input.vo.C": moments(18)}
+    t["weight.mlp.up"], t["weight.mlp.down"] = (
+        torch.randn(*s, **double) for s in ((20, 18), (18, 20))
+    )
+    inverse = (t["input.mlp.C"] + c["ridge_mlp"] * torch.eye(20, **double)).inverse().diagonal()
+    index = inverse.topk(11, largest=False).indices.sort().values
+    kept = t["input.mlp.C"][index][:, index] + c["ridge_inner"] * torch.eye(11, **double)
+    t |= {"inter.mlp.inv_diag": inverse, "inter.mlp.index": index}
+    t["output.mlp.up"] = t["weight.mlp.up"][index]
+    mixing = kept.inverse() @ t["input.mlp.C"][index]
+    t["output.mlp.down"] = t["weight.mlp.down"] @ mixing.T
+
+    values, vectors = torch.linalg.eigh(t["input.vo.C"])
+    root = vectors @ (values + c["ridge_vo"]).sqrt().diag() @ vectors.T
+    t["weight.vo.v"], t["weight.vo_gqa.v"] = (
+        torch.randn(36, 18, **double),
+        torch.randn(18, 18, **double),
+    )
+    t["weight.vo.o"] = torch.randn(18, 36, **double)
+    single, shared = [], []
+    for head in range(6):
+        o = t["weight.vo.o"][:, head * 6 : head * 6 + 6]
+        whole = root @ (o @ t["weight.vo.v"][head * 6 : head * 6 + 6]).T
+        u, s, vh = torch.linalg.svd(whole)
+        single.append((root.inverse() @ (u[:, :2] * s[:2]) @ vh[:2]).T)
+        value = root @ t["weight.vo_gqa.v"][head // 2 * 6 : head // 2 * 6 + 6].T
+        u, s, vh = torch.linalg.svd(value)
+        shared.append((root.inverse() @ (u[:, :2] * s[:2]) @ vh[:2] @ o.T).T)
+    t["output.vo.product"], t["output.vo_gqa.product"] = torch.stack(single), torch.stack(shared)
+
+    t["input.qk.Cq"] = torch.stack([moments(6) for _ in range(6)])
+    t["input.qk.Ck"] = torch.stack([moments(6) for _ in range(6)])
+    t["input.qk_gqa.Ck"] = torch.stack([moments(6) for _ in range(3)])
+    plain, rotary, grouped = [], [], []
+    for head in range(6):
+        q, k = (t[f"input.qk.C{x}"][head].diagonal() + c["ridge_qk_plain"] for x in "qk")
+        plain.append((q * k).topk(2).indices)
+        best = int((q * k).view(2, 3).sum(0).argmax())
+        rotary.append(torch.tensor([best, best + 3]))
+    for head in range(3):
+        k = t["input.qk_gqa.Ck"][head].diagonal() + c["ridge_qk_gqa_k"]
+        q = sum(t["input.qk.Cq"][2 * head + g].diagonal() + c["ridge_qk_gqa_q"] for g in (0, 1))
+        best = int((q * k).view(2, 3).sum(0).argmax())
+        grouped.append(torch.tensor([best + 3, best]))
+    t["output.qk_plain.index"], t["output.qk_rope.index"] = torch.stack(plain), torch.stack(rotary)
+    t["output.qk_rope_gqa.index"] = torch.stack(grouped)
+
+    importance = torch.tensor([0.9, 0.02, 0.1, 0.2], **double)
+    t["input.alloc.bi"] = importance
+    even = 4 * 0.25 * (-importance / 3).softmax(0)
+    t["output.alloc.keep_eps3"] = 1 - even
+    write(path, c, t)
+
+
+@torch.no_grad()
+def other_llm_drop(path: Path) -> None:
+    """Other sizes, and streams taken from ``output_hidden_states`` and from a forward by hand."""
+    torch.manual_seed(2)
+    c = {"layers": 4, "d": 24, "H": 3, "K": 1, "I": 40, "vocab": 37, "drop_n": 2}
+    c |= {"rope_theta": 500.0, "rms_eps": 1e-5}
+    config = LlamaConfig(
+        vocab_size=37,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        initializer_range=0.2,
+    )
+    model = LlamaForCausalLM(config).eval()
+    ids = torch.randint(0, 37, (2, 9))
+    angles = model.model.rotary_emb(torch.zeros(1), torch.arange(9)[None])
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()[None, None]
+    streams = [model.model.embed_tokens(ids)]
+    sims: dict[str, list[Tensor]] = {}
+
+    def note(name: str, a: Tensor, b: Tensor) -> None:
+        sims.setdefault(name, []).append(torch.cosine_similarity(a, b, dim=-1).mean())
+
+    for layer in model.model.layers:
+        h = streams[-1]
+        for name, norm, part in (
+            ("attn", layer.input_layernorm, layer.self_attn),
+            ("mlp", layer.post_attention_layernorm, layer.mlp),
+        ):
+            kwargs = {"attention_mask": mask, "position_embeddings": angles}
+            out = part(norm(h), **kwargs)[0] if name == "attn" else part(norm(h))
+            note(f"output.sim.{name}.drop_norm_True", h, h + out)
+            note(f"output.sim.{name}.drop_norm_False", norm(h), out)
+            h = h + out
+        note("output.sim.block", streams[-1], h)
+        streams.append(h)
+    own = model.model(ids, output_hidden_states=True).hidden_states
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(own[:-1], streams))
+    t = {name: torch.stack(values) for name, values in sims.items()}
+    gaps = torch.full((4, 4), -torch.inf)
+    for i in range(4):
+        for g in range(1, 5 - i):
+            gaps[i, g - 1] = torch.cosine_similarity(streams[i], streams[i + g], dim=-1).mean()
+    t["output.sim.consecutive"] = gaps
+    joint = [t[f"output.sim.{name}.drop_norm_True"] for name in ("attn", "mlp")]
+    for name, scores in (("attn", joint[0]), ("mlp", joint[1]), ("all", torch.cat(joint))):
+        t[f"output.dropped.{name}"] = scores.argsort(descending=True)[:2]
+    weights = model.state_dict()
+    t |= {f"weight.{name}": weights[name] for name in weights if name != "lm_head.weight"}
+    write(path, c, {**t, "input.ids": ids})
+
+
+def run(tree: Path) -> tuple[int, dict[str, str], str]:
+    """Exit code, outcome by case of the other tree, and all that was printed."""
+    command = [sys.executable, "-m", "pytest", str(OWN), "--golden-dir", str(tree)]
+    command += ["-v", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=OWN.parents[1], check=False)
+    found = re.findall(r"\[other-(\S+)\] (PASSED|FAILED|ERROR)", done.stdout)
+    return done.returncode, dict(found), done.stdout + done.stderr
+
+
+def test_other_configurations_pass(tmp_path: Path) -> None:
+    other_modegpt(tmp_path / "modegpt" / "wider.safetensors")
+    other_llm_drop(tmp_path / "llm-drop" / "other.safetensors")
+    shutil.copy(MODEGPT, tmp_path / "modegpt" / "copy.safetensors")
+    code, outcomes, said = run(tmp_path)
+    assert code == 0, said
+    wanted = ("modegpt/wider", "modegpt/copy", "llm-drop/other")
+    assert outcomes == dict.fromkeys(wanted, "PASSED"), said
+    assert re.search(r"test_golden\[llm-drop/case0\] PASSED", said), "our own tree is checked too"
+
+
+def test_what_is_wrong_fails(tmp_path: Path) -> None:
+    def off_by_little(tensors: dict[str, Tensor]) -> None:
+        tensors["output.mlp.down"][3, 4] *= 1 + 1e-5
+
+    rewrite(MODEGPT, tmp_path / "modegpt" / "off.safetensors", off_by_little)
+    shutil.copytree(OWN / "llm-drop", tmp_path / "new-paper")
+    code, outcomes, said = run(tmp_path)
+    assert code == 1
+    assert outcomes == {"modegpt/off": "FAILED", "new-paper/case0": "FAILED"}, said
+    assert "output.mlp.down: off by up to" in said
+    assert "add tests/golden_checks/new_paper.py with a function check(case)" in said
+
+
+def test_a_tree_without_cases_fails(tmp_path: Path) -> None:
+    code, _, said = run(tmp_path)
+    assert code == 1 and "holds no SLUG/NAME.safetensors" in said
+
+
+# What a single case must not get away with
+
+
+def check(path: Path, slug: str) -> None:
+    case = GoldenCase.read(path)
+    checker_of(slug)(case)
+    case.assert_complete()
+
+
+def raise_entry(name: str, by: float) -> Callable[[dict[str, Tensor]], None]:
+    def change(tensors: dict[str, Tensor]) -> None:
+        flat = tensors[name].view(-1)
+        flat[0] = flat[0] + by if flat.is_floating_point() else (flat[0] + 1) % 5
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        (source, name)
+        for source in (LLM_DROP, MODEGPT)
+        for name in load_file(source)
+        if name.startswith(("output.", "inter."))
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.parent.name,
+)
+def test_every_output_is_looked_at(tmp_path: Path, source: Path, name: str) -> None:
+    rewrite(source, tmp_path / "a.safetensors", raise_entry(name, 1e-3))
+    with pytest.raises(AssertionError):
+        check(tmp_path / "a.safetensors", source.parent.name)
+
+
+def test_an_output_that_no_checker_knows_fails(tmp_path: Path) -> None:
+    def more(tensors: dict[str, Tensor]) -> None:
+        tensors["output.something.new"] = torch.zeros(1)
+
+    rewrite(MODEGPT, tmp_path / "a.safetensors", more)
+    with pytest.raises(AssertionError, match=r"nothing compares output\.something\.new"):
+        check(tmp_path / "a.safetensors", "modegpt")
+
+
+def test_a_case_without_outputs_fails(tmp_path: Path) -> None:
+    def fewer(tensors: dict[str, Tensor]) -> None:
+        for name in [n for n in tensors if n.startswith(("output.", "inter."))]:
+            del tensors[name]
+
+    rewrite(MODEGPT, tmp_path / "a.safetensors", fewer)
+    with pytest.raises(AssertionError, match="holds no output to compare with"):
+        check(tmp_path / "a.safetensors", "modegpt")
+
+
+def test_a_file_without_its_config_fails(tmp_path: Path) -> None:
+    save_file({"output.x": torch.zeros(1)}, tmp_path / "a.safetensors")
+    with pytest.raises(AssertionError, match="no metadata key 'meta'"):
+        GoldenCase.read(tmp_path / "a.safetensors")

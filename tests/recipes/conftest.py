@@ -1,0 +1,56 @@
+"""A recipe of two kinds of steps on the tiny model with words, and a run of it for all to read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modwright.recipes.load import parse_recipe
+from modwright.recipes.run import Outcome, run
+from modwright.recipes.schema import Recipe
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="session")
+def recipe(wordy_model: Path, wordy_text: Path) -> MakeRecipe:
+    """Makes recipes: the two-step one, with keys in place of its own."""
+
+    def make(**changed: Any) -> Recipe:
+        text = str(wordy_text)
+        tree: dict[str, Any] = {
+            "model": str(wordy_model),
+            "title": "two kinds of steps",
+            "threads": 1,
+            "calibration": {"data": text, "windows": 6, "length": 32, "batch_size": 2},
+            "steps": [
+                {"method": "llm_drop", "target": "attention", "n": 1},
+                {"method": "modegpt", "sparsity": 0.2},
+            ],
+            "evaluate": {
+                "perplexity": {"data": text, "windows": 3, "length": 24},
+                "generate": {"prompt": "w7 w8", "max_new_tokens": 3},
+                "speed": {"prompt": 4, "new_tokens": 2, "repeats": 1},
+                "length": 32,
+            },
+        }
+        return parse_recipe({**tree, **changed})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def said() -> list[str]:
+    """What the run that all tests read said while it was at work."""
+    return []
+
+
+@pytest.fixture(scope="session")
+def finished(
+    recipe: MakeRecipe, said: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Outcome:
+    """The two-step recipe, run once and reopened in a new process; do not change its output."""
+    return run(recipe(), tmp_path_factory.mktemp("finished") / "out", say=said.append)

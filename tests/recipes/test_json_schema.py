@@ -1,0 +1,84 @@
+"""The JSON Schema takes the recipes that load, and marks those with keys that do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+
+from modwright.recipes.json_schema import recipe_schema
+from modwright.recipes.load import parse_recipe, resolved
+from modwright.surgery import method_names, method_type
+
+from .json_checks import faults
+from .test_load import MISTAKES, RECIPES
+
+SCHEMA = recipe_schema()
+# What only the methods themselves, or YAML, can see.
+UNSEEN = {"option out of range", "key given twice", "key given twice deep inside"}
+UNSEEN |= {"recipe that holds itself", "extends itself", "key that is no text", "impossible date"}
+UNSEEN |= {"open bracket", "tab"}
+
+
+def found(tree: Any) -> list[str]:
+    return list(faults(tree, SCHEMA, SCHEMA))
+
+
+def parts(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict):
+        yield schema
+        for inner in schema.values():
+            yield from parts(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            yield from parts(inner)
+
+
+def test_it_is_json_and_says_which_dialect() -> None:
+    assert json.loads(json.dumps(SCHEMA, allow_nan=False)) == SCHEMA
+    assert SCHEMA["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+def test_every_reference_leads_somewhere() -> None:
+    references = {part["$ref"] for part in parts(SCHEMA) if isinstance(part.get("$ref"), str)}
+    assert references
+    assert {name.removeprefix("#/$defs/") for name in references} <= set(SCHEMA["$defs"])
+
+
+def test_every_option_of_every_method_is_there_with_its_sentence() -> None:
+    for name in method_names():
+        for form in SCHEMA["$defs"][name]["anyOf"]:
+            options = form["properties"].get("options", form)["properties"]
+            for field in dataclasses.fields(method_type(name)):
+                assert options[field.name]["description"]
+                assert "default" in options[field.name]
+
+
+def test_the_examples_fit() -> None:
+    examples = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
+    assert examples
+    for file in examples:
+        assert found(yaml.safe_load(file.read_text())) == [], file.name
+
+
+@settings(derandomize=True, deadline=None)
+@given(RECIPES)
+def test_what_loads_fits(tree: dict[str, Any]) -> None:
+    assert found(tree) == []
+    assert found(resolved(parse_recipe(tree))) == []
+
+
+def test_a_file_that_extends_another_may_leave_keys_out() -> None:
+    assert found({"extends": "base.yaml", "seed": 3}) == []
+    assert found({"seed": 3}) != []
+
+
+@pytest.mark.parametrize("name", sorted(set(MISTAKES) - UNSEEN))
+def test_mistakes_are_marked(name: str) -> None:
+    assert found(yaml.safe_load(MISTAKES[name][0])) != []

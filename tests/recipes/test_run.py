@@ -1,0 +1,482 @@
+"""A recipe leaves a whole checkpoint with its report, once, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from json import loads
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+import modwright.recipes.run as running
+from modwright.checkpoint import open as open_checkpoint
+from modwright.errors import CheckpointError, ModwrightError, Refused
+from modwright.recipes import Recipe, load_recipe
+from modwright.recipes.load import resolved
+from modwright.recipes.run import Outcome, auto_class, run
+from modwright.report import read_report
+from wordy import ENDS, write_checkpoint
+
+from .stored import config_of, same_weights, snapshot, weights
+
+MakeRecipe = Callable[..., Recipe]
+WORKER = Path(__file__).with_name("open_worker.py")
+NOTHING = {"perplexity": None, "generate": None, "speed": None, "length": 32}
+DROP = [{"method": "llm_drop", "target": "attention", "n": 1}]
+GONE = {"data": "gone.txt", "length": 8}
+BLOCK = [{"method": "llm_drop", "target": "block", "n": 1}]
+
+
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, measuring anything fails the test."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(running, "measure_stage", refuse)
+
+
+# What is left
+
+
+def test_the_output_is_whole_and_alone(finished: Outcome, wordy_model: Path) -> None:
+    out = finished.output
+    names = {file.name for file in out.iterdir()}
+    carried = {file.name for file in wordy_model.iterdir()} - {"config.json", "model.safetensors"}
+    written = {"config.json", "model.safetensors", "README.md", "recipe.yaml"}
+    assert names == carried | written | {"report.json", "report.md", "report.html"}
+    assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= carried
+    for name in carried:
+        assert (out / name).read_bytes() == (wordy_model / name).read_bytes(), name
+    assert [entry.name for entry in out.parent.iterdir()] == ["out"]
+
+
+def test_config_and_weights_say_what_was_done(finished: Outcome, wordy_model: Path) -> None:
+    config = config_of(finished.output)
+    assert config["model_type"] == "modwright_llama"
+    assert config["architectures"] == ["ModwrightLlamaForCausalLM"]
+    assert len(config["edits"]) > 4
+    before = sum(t.numel() for t in weights(wordy_model).values())
+    stored = weights(finished.output)
+    # Which channels turn together is stored too, but it is no parameter.
+    after = sum(t.numel() for name, t in stored.items() if not name.endswith("rotary_index"))
+    assert after == finished.report.after.cost["parameters"] < 0.85 * before
+    assert before == finished.report.before.cost["parameters"]
+
+
+def test_the_recipe_beside_the_weights_is_the_resolved_one(
+    finished: Outcome, recipe: MakeRecipe
+) -> None:
+    stored = yaml.safe_load((finished.output / "recipe.yaml").read_text())
+    assert stored == {**resolved(recipe()), "output": ""}
+    assert finished.report.recipe == stored
+
+
+def test_the_report_is_complete(finished: Outcome) -> None:
+    report = read_report(finished.output)
+    assert report == read_report(finished.output / "report.json")
+    assert [stage.name for stage in report.stages] == ["before", "1 llm_drop", "2 modegpt"]
+    for stage in report.stages:
+        assert stage.perplexity is not None
+        assert stage.cost["prefill_macs"] > 0
+        assert stage.speed is not None
+        assert stage.sample is not None
+        assert stage.sample["prompt"] == "w7 w8"
+        assert len(stage.shape) == len(stage.source_blocks) == 4
+        assert {"perplexity", "speed", "sample"} <= set(stage.seconds)
+    first, second = report.stages[1:]
+    assert len(first.reasons["removed"]["attention"]) == 1
+    gone = first.reasons["removed"]["attention"][0]
+    assert [block["attention"] is None for block in first.shape] == [i == gone for i in range(4)]
+    assert first.accounting["removed"] == 5
+    assert second.accounting["removed"] == 0
+    assert second.accounting["changed"] + second.accounting["added"] > 0
+    assert all(block["mlp"] <= 96 for block in second.shape)
+    assert sum(block["mlp"] for block in second.shape) < 0.9 * 4 * 96
+    assert (report.before.plain, report.after.plain) == (True, False)
+    assert report.model["auto_class"] == "AutoModelForCausalLM"
+    assert report.environment["threads"] == 1
+    assert report.reproduce == "modwright run recipe.yaml -o out"
+
+
+def test_the_report_lists_the_files_with_their_sizes(finished: Outcome) -> None:
+    files = read_report(finished.output).files
+    beside = {"report.json", "report.md", "report.html"}
+    there = {f.name: f.stat().st_size for f in finished.output.iterdir() if f.name not in beside}
+    assert files == there
+
+
+def test_pages_and_card_are_there_for_people(finished: Outcome) -> None:
+    page = (finished.output / "report.html").read_text()
+    assert page.lstrip().lower().startswith("<!doctype html")
+    assert "two kinds of steps" in page
+    assert "two kinds of steps" in (finished.output / "report.md").read_text()
+    card = (finished.output / "README.md").read_text()
+    _, front, body = card.split("---\n", 2)
+    told = yaml.safe_load(front)
+    assert told["library_name"] == "modwright"
+    assert {"modwright", "llm_drop", "modegpt"} <= set(told["tags"])
+    assert told["pipeline_tag"] == "text-generation"
+    assert "import modwright" in body
+    assert "AutoModelForCausalLM.from_pretrained(folder)" in body
+
+
+def test_no_path_of_this_machine_is_in_what_is_meant_to_be_shared(
+    finished: Outcome, wordy_model: Path
+) -> None:
+    """The recipe names the model as the user did; nothing else may know where it lay."""
+    for name in ("config.json", "generation_config.json"):
+        assert str(wordy_model.parent) not in (finished.output / name).read_text()
+    assert str(finished.output.parent) not in (finished.output / "report.json").read_text()
+
+
+def test_the_user_is_told_what_is_done(finished: Outcome, said: list[str]) -> None:
+    beginnings = ["opening", "measuring", "step 1 of 2", "calibration:", "step 2 of 2"]
+    beginnings += ["calibration:", "writing", "reopening"]
+    assert [line.startswith(start) for line, start in zip(said, beginnings)] == [True] * len(said)
+    assert len(said) == len(beginnings)
+    assert finished.reopened is not None
+    assert finished.reopened.model_class == "ModwrightLlamaForCausalLM"
+
+
+# The same and another recipe in the same place
+
+
+def test_a_second_run_does_nothing(
+    finished: Outcome, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_work(monkeypatch)
+    before, told = snapshot(finished.output), []
+    again = run(recipe(), finished.output, say=told.append)
+    assert again.done_before
+    assert again.report == read_report(finished.output)
+    assert len(told) == 1
+    assert "already" in told[0]
+    assert "--force" in told[0]
+    assert snapshot(finished.output) == before
+
+
+def test_the_stored_recipe_makes_the_same_result(
+    finished: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = load_recipe(finished.output / "recipe.yaml")
+    again = run(stored, tmp_path / "again", check=False)
+    assert same_weights(again.output, finished.output)
+    assert config_of(again.output) == config_of(finished.output)
+    no_work(monkeypatch)
+    assert run(stored, finished.output).done_before
+
+
+def test_another_recipe_does_not_replace_a_result(
+    finished: Outcome, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_work(monkeypatch)
+    before = snapshot(finished.output)
+    with pytest.raises(CheckpointError, match=r"holds something else .*-o.*--force"):
+        run(recipe(steps=DROP), finished.output)
+    assert snapshot(finished.output) == before
+
+
+@pytest.mark.parametrize("missing", ["config.json", "report.json", "recipe.yaml"])
+def test_half_a_result_is_not_taken_for_one(
+    missing: str, finished: Outcome, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    for name in {"config.json", "report.json", "recipe.yaml"} - {missing}:
+        (tmp_path / name).write_bytes((finished.output / name).read_bytes())
+    with pytest.raises(CheckpointError, match="something else"):
+        run(recipe(), tmp_path)
+
+
+def test_force_replaces(recipe: MakeRecipe, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.txt").write_text("old")
+    run(recipe(steps=DROP, evaluate=NOTHING), out, force=True, check=False)
+    assert not (out / "old.txt").exists()
+    assert (out / "model.safetensors").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_failure_leaves_the_old_output_alone(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.txt").write_text("old")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("the new process died")
+
+    monkeypatch.setattr(running, "check_reopens", fail)
+    with pytest.raises(RuntimeError, match="died"):
+        run(recipe(steps=DROP, evaluate=NOTHING), out, force=True)
+    assert snapshot(out) == {"old.txt": b"old"}
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.work"]
+
+
+def test_two_runs_into_one_place_at_once(recipe: MakeRecipe, tmp_path: Path) -> None:
+    """The second is refused in one line; the first is not disturbed."""
+    asked = recipe(steps=DROP, evaluate=NOTHING)
+    refused: list[ModwrightError] = []
+
+    def interfere(line: str) -> None:
+        if line.startswith("step 1"):
+            with pytest.raises(CheckpointError) as caught:
+                run(asked, tmp_path / "out", check=False)
+            refused.append(caught.value)
+
+    done = run(asked, tmp_path / "out", check=False, say=interfere)
+    assert len(refused) == 1
+    assert f"another run (process {os.getpid()})" in str(refused[0])
+    assert "out" in str(refused[0])
+    assert (done.output / "report.json").exists()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+# Other models
+
+
+def test_an_encoder_is_edited_without_perplexity(
+    recipe: MakeRecipe, tiny: Any, tmp_path: Path
+) -> None:
+    model = write_checkpoint(tiny("tiny-bert"), tmp_path / "bert")
+    steps = [{"method": "llm_drop", "target": "mlp", "n": 1}]
+    done = run(recipe(model=str(model), steps=steps), tmp_path / "out", check=False)
+    for stage in done.report.stages:
+        assert stage.quality is None
+        assert stage.sample is None
+        assert stage.speed is not None
+        assert stage.speed["decode_tokens_per_second"] is None
+    assert done.report.model["auto_class"] == "AutoModel"
+    assert "AutoModel.from_pretrained" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_auto_classes(tiny: Any) -> None:
+    assert auto_class(tiny("tiny-llama")) == "AutoModelForCausalLM"
+    assert auto_class(tiny("tiny-llama", auto="AutoModel")) == "AutoModel"
+    assert auto_class(tiny("tiny-bert")) == "AutoModel"
+    assert auto_class(tiny("tiny-bert", auto="AutoModelForMaskedLM")) == "AutoModelForMaskedLM"
+
+
+def test_a_causal_model_stays_one_on_its_card_when_nothing_is_measured(
+    recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    run(recipe(steps=BLOCK, evaluate=NOTHING), tmp_path / "out", check=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "AutoModelForCausalLM.from_pretrained(folder)" in card
+    assert "import modwright" not in card  # a block less is a plain Llama
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", None])
+def test_weights_have_the_wanted_dtype(
+    dtype: str | None, recipe: MakeRecipe, tiny: Any, tmp_path: Path
+) -> None:
+    model = write_checkpoint(tiny("tiny-llama", dtype=torch.float16), tmp_path / "half")
+    asked = recipe(model=str(model), dtype=dtype, steps=BLOCK, evaluate=NOTHING)
+    done = run(asked, tmp_path / "out", check=False)
+    wanted = torch.float16 if dtype is None else torch.bfloat16
+    assert {tensor.dtype for tensor in weights(done.output).values()} == {wanted}
+
+
+def test_shards(recipe: MakeRecipe, tmp_path: Path) -> None:
+    asked = recipe(steps=DROP, evaluate=NOTHING, max_shard_size="100KB")
+    done = run(asked, tmp_path / "out", check=False)
+    assert len(list(done.output.glob("model-*.safetensors"))) > 1
+    live = open_checkpoint(done.output).model
+    assert {n for n, _ in live.named_parameters()} == set(weights(done.output))
+
+
+# What is refused, before anything is measured
+
+
+def test_a_model_without_tokenizer_cannot_be_calibrated_on_text(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_work(monkeypatch)
+    with pytest.raises(Refused) as caught:
+        run(recipe(model="preset:tiny-llama"), tmp_path / "out")
+    assert str(caught.value).startswith("calibration: llm_drop calibrates on text, and preset:tiny")
+    assert "tokenizer" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_are_not_numbers(
+    recipe: MakeRecipe, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_work(monkeypatch)
+    model = write_checkpoint(tiny("tiny-llama"), tmp_path / "broken")
+    stored = weights(model)
+    stored["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(stored, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(Refused, match=r"model\.layers\.1\.mlp\.up_proj\.weight.* NaN"):
+        run(recipe(model=str(model)), tmp_path / "out")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["broken"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"calibration": GONE}, r"^calibration: unknown text"),
+        ({"calibration": {"length": 257}}, r"calibration: length is 257; .* 2\.\.256"),
+        (
+            {"steps": [*DROP, {"method": "modegpt", "calibration": GONE}]},
+            r"steps\.1\.calibration: unknown text 'gone\.txt'; legal values: lee, ",
+        ),
+        ({"evaluate": {"perplexity": {"data": "gone.txt"}}}, r"evaluate\.perplexity: unknown text"),
+        ({"steps": [{"method": "llm_drop", "n": 99}]}, r"steps\.0: llm_drop: n=99.* 0 to 4"),
+        ({"steps": [*DROP, {"method": "llm_drop", "n": 5}]}, r"steps\.1: llm_drop: n=5.* 0 to 4"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_work(
+    changed: dict[str, Any],
+    told: str,
+    recipe: MakeRecipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_work(monkeypatch)
+    with pytest.raises(Refused, match=told):
+        run(recipe(**changed), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_windows_longer_than_learned_positions(
+    recipe: MakeRecipe, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the refusal the table of positions is read past its end."""
+    no_work(monkeypatch)
+    model = write_checkpoint(tiny("tiny-gpt2", n_positions=16), tmp_path / "gpt2")
+    with pytest.raises(Refused, match=r"length is 32; the model has positions for 2\.\.16"):
+        run(recipe(model=str(model)), tmp_path / "out")
+
+
+def test_a_perplexity_window_that_does_not_fit_says_which_key(
+    recipe: MakeRecipe, wordy_text: Path, tmp_path: Path
+) -> None:
+    asked = recipe(evaluate={"perplexity": {"data": str(wordy_text), "windows": 9999, "length": 8}})
+    with pytest.raises(Refused, match=r"^evaluate\.perplexity: text .* legal values of windows"):
+        run(asked, tmp_path / "out")
+
+
+def test_places_that_are_no_output(
+    recipe: MakeRecipe,
+    wordy_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    no_work(monkeypatch)
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    source = snapshot(wordy_model)
+    for place, told in [
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "below", "cannot"),
+        (Path(), "working directory"),
+        (Path("/"), "below it"),
+        (wordy_model, "the model that the recipe begins with"),
+    ]:
+        with pytest.raises(CheckpointError, match=told):
+            run(recipe(), place, force=True)
+    assert snapshot(wordy_model) == source
+    assert snapshot(tmp_path) == {"file": b"x", "empty": b"(folder)"}
+
+
+def test_an_output_is_needed(recipe: MakeRecipe) -> None:
+    with pytest.raises(Refused, match="-o"):
+        run(recipe())
+
+
+def test_the_recipe_can_name_the_output(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    done = run(recipe(output="~/deep/out", steps=DROP, evaluate=NOTHING), check=False)
+    assert done.output == tmp_path / "deep" / "out"
+    assert (tmp_path / "deep" / "out" / "config.json").exists()
+    assert yaml.safe_load((done.output / "recipe.yaml").read_text())["output"] == ""
+
+
+def test_too_little_memory_is_found_before_work(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_work(monkeypatch)
+
+    def memory_runs_short(model: Any) -> None:
+        monkeypatch.setattr("modwright.checkpoint.memory.available_bytes", lambda: 1000)
+
+    monkeypatch.setattr(running, "check_finite", memory_runs_short)
+    with pytest.raises(Refused, match=r"needs about .* of memory"):
+        run(recipe(), tmp_path / "out")
+
+
+# Settings
+
+
+def test_threads_and_seed_are_those_of_the_recipe_and_put_back(
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every step begins with the seed, so that one which is run alone after a stop is the same."""
+    seen: list[tuple[int, float]] = []
+    measure = running.measure_stage
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        seen.append((torch.get_num_threads(), float(torch.rand(()))))
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(running, "measure_stage", watched)
+    torch.manual_seed(123)
+    drawn = float(torch.rand(()))
+    torch.manual_seed(123)
+    threads = torch.get_num_threads()
+    wanted = threads + 1
+    asked = recipe(threads=wanted, seed=7, evaluate=NOTHING)
+    done = run(asked, tmp_path / "out", check=False)
+    first = float(torch.rand((), generator=torch.Generator().manual_seed(7)))
+    assert seen == [(wanted, first)] * 3
+    assert done.report.environment["threads"] == wanted
+    assert torch.get_num_threads() == threads
+    assert float(torch.rand(())) == drawn
+
+
+# New processes
+
+
+def test_results_open_in_new_processes(
+    finished: Outcome, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    """The plain one in stock transformers; the edited one after ``import modwright`` alone."""
+    plain = run(recipe(steps=BLOCK, evaluate=NOTHING), tmp_path / "plain", check=False)
+    assert plain.report.after.plain
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    commands = [
+        [sys.executable, str(WORKER), str(plain.output), str(finished.output), which]
+        for which in ("nothing", "modwright")
+    ]
+    started = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        for command in commands
+    ]
+    stock, ours = (loads(process.communicate(timeout=120)[0]) for process in started)
+
+    assert not stock["modwright imported"]
+    assert stock["plain"]["class"] == "LlamaForCausalLM"
+    assert "modwright_llama" in stock["edited"]["error"]
+    assert stock["plain"] == ours["plain"]
+    assert ours["edited"]["class"] == "ModwrightLlamaForCausalLM"
+    ids = torch.arange(6, 18)[None]
+    for place, told in ((plain.output, stock["plain"]), (finished.output, ours["edited"])):
+        live = open_checkpoint(place).model
+        with torch.no_grad():
+            logits = live(ids).logits[0, -1]
+        assert torch.allclose(logits, torch.tensor(told["logits"]), atol=1e-5)
+        assert told["cached"] == told["plainly"]
+        assert len(told["cached"]) == 24
+        assert told["ends"] == ENDS

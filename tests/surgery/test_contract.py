@@ -1,0 +1,156 @@
+"""Every method on every family: planned, applied, verified, saved, loaded anew, decoded.
+
+New methods and families enter by registering. A method whose defaults change nothing, or that is to
+be tried in several ways, has its options in ``OPTIONS``; a combination that cannot be done stands
+in ``REFUSED`` with words of the reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from helpers import batch_of, outputs, snapshot, unchanged, worst
+from modwright.anatomy import Anatomy
+from modwright.calibration import TokenWindows
+from modwright.calibration.text import from_sequences
+from modwright.edits import Plan, verify
+from modwright.edits import apply as apply_plan
+from modwright.errors import Refused
+from modwright.surgery import apply, make_method, method_names, plan
+
+OPTIONS: dict[str, list[dict[str, Any]]] = {
+    "llm_drop": [
+        {"n": 1, "target": "attention"},
+        {"n": 2, "target": "mlp", "mode": "iterative"},
+        {"n": 1, "target": "block"},
+        {"n": 2, "target": "block", "consecutive": True},
+        {"n": 3, "target": "joint", "drop_post_norm": True},
+    ],
+    "modegpt": [
+        {"sparsity": 0.3, "round_to": 1},
+        {"sparsity": 0.3, "allocation": "uniform"},  # all layers alike, qk and v of one width
+        {"sparsity": 0.4, "pairs": ["query_key", "value_output"], "shared_values": "two_step"},
+    ],
+}
+REFUSED: dict[tuple[str, str], str] = {}
+"""(method, preset) -> words of the refusal."""
+
+CASES = [
+    pytest.param(name, options, id=f"{name}-{i}")
+    for name in method_names()
+    for i, options in enumerate(OPTIONS.get(name, [{}]))
+]
+
+
+def data() -> TokenWindows:
+    generator = torch.Generator().manual_seed(0)
+    sequences = [torch.randint(3, 128, (24,), generator=generator) for _ in range(8)]
+    return from_sequences(sequences, 0, batch_size=4)
+
+
+Reload = Callable[[Any, Path], dict[str, Any]]
+
+
+@pytest.fixture
+def reload(fresh_process: Callable[..., dict[str, Any]], tmp_path: Path) -> Iterator[Reload]:
+    """Saves a model and loads it in another process, which must compute the same, bit by bit."""
+    place = tmp_path / "reload"
+    place.mkdir()
+
+    def run(model: Any, saved: Path) -> dict[str, Any]:
+        model.save_pretrained(saved)
+        batch, out = place / "batch.safetensors", place / "out.safetensors"
+        save_file(batch_of(model), batch)
+        auto = "AutoModelForCausalLM" if Anatomy.of(model).family.is_causal() else "AutoModel"
+        answer = fresh_process(saved, auto, batch=str(batch), out=str(out))
+        assert "error" not in answer, answer
+        with torch.no_grad():
+            expected = model(**batch_of(model), return_dict=True)[0]
+        assert torch.equal(load_file(out)["out"], expected)
+        assert answer["class"] == type(model).__name__
+        assert answer["parameters"] == Anatomy.of(model).num_parameters
+        assert answer["bytes"] == Anatomy.of(model).num_bytes
+        assert answer["tied"] == Anatomy.of(model).is_tied
+        return answer
+
+    yield run
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_contract(
+    tiny: Any, preset: str, name: str, options: dict[str, Any], tmp_path: Path, reload: Reload
+) -> None:
+    model = tiny(preset)
+    method = make_method(name, options)
+    before, dense = snapshot(model), outputs(model)
+    if (name, preset) in REFUSED:
+        with pytest.raises(Refused, match=REFUSED[name, preset]) as refusal:
+            plan(model, method, data())
+        assert "\n" not in str(refusal.value)
+        return
+    decided = plan(model, method, data())
+    assert decided.method == name and decided.edits, "these options change nothing"
+    decided.save(tmp_path / "plan")
+    applied = apply_plan(model, Plan.load(tmp_path / "plan"))
+
+    assert unchanged(model, before)
+    assert torch.equal(outputs(model), dense)
+    assert applied.verification is not None and applied.verification.ok
+    promises = {check.name for check in applied.verification.checks}
+    if Anatomy.of(model).family.is_causal():
+        assert {"causality", "cached decoding = uncached"} <= promises
+    smaller = Anatomy.of(applied.model)
+    gone = Anatomy.of(model).num_parameters - smaller.num_parameters
+    low, high = method.forecast(Anatomy.of(model))
+    assert gone > 0 and 0.7 * low <= gone <= 1.3 * high
+    assert worst(outputs(applied.model), dense) > 1e-4 if len(smaller.blocks) == 4 else True
+
+    answer = reload(applied.model, tmp_path / "saved")
+    if Anatomy.of(model).family.is_causal():
+        assert answer["eos"] == model.generation_config.eos_token_id
+    auto = getattr(__import__("transformers"), tiny.auto_class(preset))
+    assert verify(auto.from_pretrained(tmp_path / "saved")).ok
+
+
+ORDERS = [
+    (("llm_drop", {"n": 1, "target": "attention"}), ("modegpt", {"sparsity": 0.3})),
+    (("llm_drop", {"n": 1, "target": "block"}), ("modegpt", {"sparsity": 0.3})),
+    (("llm_drop", {"n": 2, "target": "mlp"}), ("modegpt", {"sparsity": 0.3, "round_to": 1})),
+]
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["drop first", "narrow first"])
+@pytest.mark.parametrize("pair", ORDERS, ids=lambda pair: pair[0][1]["target"])
+def test_methods_compose_in_both_orders(
+    tiny: Any, preset: str, pair: Any, swapped: bool, tmp_path: Path, reload: Reload
+) -> None:
+    steps = list(reversed(pair)) if swapped else list(pair)
+    model = tiny(preset)
+    for index, (name, options) in enumerate(steps):
+        applied = apply(model, make_method(name, options), data())
+        assert applied.verification is not None and applied.verification.ok
+        fewer = Anatomy.of(applied.model).num_parameters
+        assert fewer < Anatomy.of(model).num_parameters
+        reload(applied.model, tmp_path / str(index))
+        # The next step starts from what a user would have: the saved checkpoint.
+        auto = getattr(__import__("transformers"), tiny.auto_class(preset))
+        model = auto.from_pretrained(tmp_path / str(index))
+    left = Anatomy.of(model)
+    target = pair[0][1]["target"]
+    if target == "block":
+        assert len(left.blocks) == 3
+    else:
+        missing = [getattr(block, target) for block in left.blocks].count(None)
+        assert missing == pair[0][1]["n"]
+    assert not applied.plain, "layers differ"
+
+
+def test_the_tables_name_registered_methods_only() -> None:
+    assert set(OPTIONS) <= set(method_names())
+    assert {name for name, _ in REFUSED} <= set(method_names())

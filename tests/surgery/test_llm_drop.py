@@ -1,0 +1,542 @@
+"""LLM-Drop on tiny models: what is scored, what is picked, what is left, what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
+from modwright.anatomy import Anatomy
+from modwright.calibration import Similarity, StreamGaps, TokenWindows, calibrate
+from modwright.calibration.text import from_sequences
+from modwright.cost import kv_cache_bytes
+from modwright.edits import Applied, keep_heads, remove
+from modwright.edits import apply as apply_plan
+from modwright.errors import CheckpointError, Refused
+from modwright.surgery import apply, make_method, plan
+from modwright.surgery.llm_drop import (
+    DropLists,
+    LlmDrop,
+    consecutive_blocks,
+    gap_table,
+    most_similar,
+    sdr,
+)
+
+PARTS = ("attention", "mlp")
+TARGETS = (*PARTS, "block", "joint")
+
+
+def data(seed: int = 0) -> TokenWindows:
+    generator = torch.Generator().manual_seed(seed)
+    sequences = [torch.randint(3, 128, (16,), generator=generator) for _ in range(4)]
+    return from_sequences(sequences, 0, batch_size=2)
+
+
+def method(**options: Any) -> LlmDrop:
+    found: LlmDrop = make_method("llm_drop", options)
+    return found
+
+
+def removed(model: Any) -> dict[str, list[int]]:
+    """Which blocks of a model have no attention and no MLP."""
+    blocks = Anatomy.of(model).blocks
+    return {part: [b.index for b in blocks if getattr(b, part) is None] for part in PARTS}
+
+
+def silence(model: Any, part: str, index: int) -> None:
+    """The sublayer adds nothing: weights and bias of its last map are zero."""
+    sublayer = getattr(Anatomy.of(model).blocks[index], part)
+    last = sublayer.o if part == "attention" else sublayer.down
+    for name, tensor in last.parameters().items():
+        last.write(name, torch.zeros_like(tensor))
+
+
+# A part that does nothing
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_that_does_nothing_goes_first_and_nothing_changes(
+    tiny: Any, preset: str, part: str
+) -> None:
+    model = tiny.copy(preset)
+    silence(model, part, 2)
+    anatomy = Anatomy.of(model)
+    decided = plan(model, method(n=1, target=part), data())
+    if anatomy.blocks[2].layout != "post":  # there the norm still changes the stream
+        assert abs(decided.reasons["scores"][part][2] - 1) <= 1e-6
+        assert decided.reasons["order"] == [f"{part} 2"]
+        assert plan(model, method(n=1, target="joint"), data()).reasons["order"] == [f"{part} 2"]
+    gone = edit(model, remove(getattr(anatomy.blocks[2], part))).model
+    assert worst(outputs(gone), outputs(model)) <= 1e-6
+    assert removed(gone)[part] == [2]
+
+
+# Which parts are picked
+
+
+def test_ties_go_to_the_lower_index_and_nan_is_nothing() -> None:
+    assert most_similar([0.5, 0.9, 0.9, 0.1], 3) == [1, 2, 0]
+    assert most_similar([math.nan, 0.1, math.nan, 0.2], 2) == [3, 1]
+    assert most_similar([0.5], 0) == []
+    for n in (-1, 3):
+        with pytest.raises(Refused, match="legal values are 0 to 2"):
+            most_similar([0.1, math.nan, 0.2], n)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_most_similar_parts_go(tiny: Any, preset: str, target: str) -> None:
+    model = tiny(preset)
+    anatomy = Anatomy.of(model)
+    scores = calibrate(anatomy, data(), [Similarity()])
+    kinds = PARTS if target == "joint" else (target,)
+    listed = [(s, kind, i) for kind in kinds for i, s in enumerate(scores.column(kind))]
+    best = sorted(listed, key=lambda entry: -entry[0])[:3]
+    decided = plan(model, method(n=3, target=target), data())
+    assert decided.reasons["order"] == [f"{kind} {i}" for _, kind, i in best]
+    for kind in ("attention", "mlp", "block"):
+        assert decided.reasons["removed"][kind] == [i for _, k, i in best if k == kind]
+        assert decided.reasons["scores"][kind] == scores.column(kind)
+    assert decided.reasons["calibration"] == data().recipe
+    json.dumps(decided.to_json(), allow_nan=False)
+
+
+def test_drop_norm_says_what_is_compared(tiny: Any) -> None:
+    model = tiny("tiny-llama")
+    bare = calibrate(Anatomy.of(model), data(), [Similarity(drop_norm=False)])
+    decided = plan(model, method(n=1, drop_norm=False), data())
+    assert decided.reasons["scores"]["attention"] == bare.column("attention")
+    assert (
+        decided.reasons["scores"]["attention"]
+        != plan(model, method(n=1), data()).reasons["scores"]["attention"]
+    )
+
+
+def test_blocks_in_a_row(tiny: Any, preset: str) -> None:
+    model = tiny(preset)
+    rows = [v["gaps"].tolist() for v in calibrate(Anatomy.of(model), data(), [StreamGaps(4)])]
+    for n in (1, 2, 3):
+        # Row b of the statistics ends at block b, so n blocks from b on end at b + n - 1.
+        starts = {b: rows[b + n - 1][n - 1] for b in range(4 - n + 1)}
+        best = max(starts, key=lambda b: starts[b])
+        decided = plan(model, method(n=n, target="block", consecutive=True), data())
+        assert decided.reasons["removed"]["block"] == list(range(best, best + n))
+        applied = apply_plan(model, decided)
+        assert applied.plain and len(Anatomy.of(applied.model).blocks) == 4 - n
+
+
+def test_blocks_in_a_row_from_a_table() -> None:
+    table = gap_table([[0.5, -math.inf], [0.7, 0.2], [0.7, 0.9]])
+    assert table == [[0.5, 0.2], [0.7, 0.9], [0.7, -math.inf]]
+    assert consecutive_blocks(table, 1) == [1], "a tie goes to the lower index"
+    assert consecutive_blocks(table, 2) == [1, 2]
+    assert consecutive_blocks(table, 0) == []
+    for n in (-1, 4):
+        with pytest.raises(Refused, match="legal values are 0 to 3"):
+            consecutive_blocks(table, n)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_iterating_once_is_one_shot(tiny: Any, preset: str, target: str) -> None:
+    model = tiny(preset)
+    once = plan(model, method(n=1, target=target, mode="iterative"), data())
+    assert once.edits == plan(model, method(n=1, target=target), data()).edits
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_iterating_scores_the_reduced_model_and_never_picks_twice(
+    tiny: Any, preset: str, target: str
+) -> None:
+    model = tiny.copy(preset)
+    before, modules = snapshot(model), list(model.modules())
+    decided = plan(model, method(n=3, target=target, mode="iterative"), data())
+    order = decided.reasons["order"]
+    assert len(set(order)) == 3
+    assert unchanged(model, before)
+    assert [id(m) for m in model.modules()] == [id(m) for m in modules]
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in modules)
+
+    # By hand: what was picked is really taken out before the next score.
+    reduced, names = model, {kind: list(range(4)) for kind in ("attention", "mlp", "block")}
+    for step, picked in enumerate(order):
+        anatomy = Anatomy.of(reduced)
+        scores = calibrate(anatomy, data(), [Similarity()])
+        kinds = PARTS if target == "joint" else (target,)
+        listed = [
+            (score, f"{kind} {names[kind][i]}")
+            for kind in kinds
+            for i, score in enumerate(scores.column(kind))
+            if not math.isnan(score)
+        ]
+        assert picked == max(listed, key=lambda entry: entry[0])[1], step
+        kind, index = picked.split()
+        here = names[kind].index(int(index))
+        block = anatomy.blocks[here]
+        part = block if kind == "block" else getattr(block, kind)
+        reduced = edit(reduced, remove(part), check=False).model
+        if kind == "block":
+            for left in names.values():
+                left.remove(int(index))
+
+
+def test_an_iteration_that_was_stopped_goes_on(tiny: Any, tmp_path: Path) -> None:
+    model = tiny("tiny-llama")
+    wanted = method(n=3, mode="iterative")
+    first = wanted.plan(Anatomy.of(model), data(), directory=tmp_path)
+    runs: list[int] = []
+    handle = model.model.embed_tokens.register_forward_hook(lambda *seen: runs.append(1))
+    again = wanted.plan(Anatomy.of(model), data(), directory=tmp_path)
+    handle.remove()
+    assert runs == [] and again.edits == first.edits and again.reasons == first.reasons
+
+
+def test_a_failure_while_iterating_leaves_the_model_as_it_was(tiny: Any) -> None:
+    class Stops:
+        def phase(self, name: str, total: int) -> Any:
+            if name.endswith("2 of 3"):
+                raise KeyboardInterrupt
+            from modwright.progress import SILENT
+
+            return SILENT.phase(name, total)
+
+    model = tiny.copy("tiny-llama")
+    before, dense = snapshot(model), outputs(model)
+    with pytest.raises(KeyboardInterrupt):
+        plan(model, method(n=3, mode="iterative"), data(), progress=Stops())
+    assert unchanged(model, before) and torch.equal(outputs(model), dense)
+
+
+def test_scores_that_are_there_already_serve_many_decisions(tiny: Any) -> None:
+    anatomy = Anatomy.of(tiny("tiny-llama"))
+    scores = calibrate(anatomy, data(), [Similarity(), StreamGaps(2)])
+    for options in (
+        {"n": 1},
+        {"n": 2, "target": "mlp"},
+        {"n": 4, "target": "joint"},
+        {"n": 2, "target": "block", "consecutive": True},
+    ):
+        wanted = method(**options)
+        found = wanted.plan_from(anatomy, scores)
+        assert found.edits == wanted.plan(anatomy, data()).edits
+
+
+def test_a_part_that_is_gone_already_is_not_counted(tiny: Any, preset: str) -> None:
+    model = tiny(preset)
+    reduced = edit(model, remove(Anatomy.of(model).blocks[1].attention)).model
+    decided = plan(reduced, method(n=3), data())
+    assert sorted(decided.reasons["removed"]["attention"]) == [0, 2, 3]
+    assert decided.reasons["scores"]["attention"][1] is None
+    with pytest.raises(Refused, match="n=4, but only 0 to 3 attention parts can go"):
+        plan(reduced, method(n=4), data())
+
+
+# What is left
+
+
+def test_nothing_dropped_is_the_same_model(tiny: Any, preset: str) -> None:
+    model = tiny(preset)
+    for windows in (None, data()):
+        applied = apply(model, method(n=0), windows)
+        assert applied.plain and type(applied.model) is type(model)
+        assert torch.equal(outputs(applied.model), outputs(model))
+        assert applied.accounting.removed == applied.accounting.changed == ()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_parameters_and_cache_shrink_by_the_formulas(tiny: Any, n: int) -> None:
+    model = tiny("tiny-llama")
+    c = model.config
+    d, heads, kv = c.hidden_size, c.num_attention_heads, c.num_key_value_heads
+    attention = 2 * d * heads * c.head_dim + 2 * d * kv * c.head_dim + d
+    mlp = 3 * d * c.intermediate_size + d
+    sizes = {"attention": attention, "mlp": mlp, "block": attention + mlp}
+    dense = Anatomy.of(model).num_parameters
+    for target, size in sizes.items():
+        gone = Anatomy.of(apply(model, method(n=n, target=target), data()).model)
+        assert gone.num_parameters == dense - n * size
+        assert method(n=n, target=target).forecast(Anatomy.of(model)) == (n * size, n * size)
+        left = 4 if target == "mlp" else 4 - n
+        assert kv_cache_bytes(gone, 100, batch=3) == 2 * left * kv * c.head_dim * 100 * 3 * 4
+        assert stored_in_cache(gone.model, 100, 3) == kv_cache_bytes(gone, 100, batch=3)
+
+
+@torch.no_grad()
+def stored_in_cache(model: Any, length: int, batch: int) -> int:
+    cache = model(torch.ones(batch, length, dtype=torch.long), use_cache=True).past_key_values
+    held = [t for layer in cache.layers for t in (layer.keys, layer.values) if t is not None]
+    return sum(t.numel() * t.element_size() for t in held)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_a_dropped_block_is_a_block_taken_out(tiny: Any, index: int) -> None:
+    model, by_hand = tiny("tiny-llama"), tiny.copy("tiny-llama")
+    del by_hand.model.layers[index]
+    by_hand.config.num_hidden_layers = 3
+    for slot, layer in enumerate(by_hand.model.layers):
+        layer.self_attn.layer_idx = slot
+    applied = edit(model, remove(Anatomy.of(model).blocks[index]))
+    assert applied.plain and torch.equal(outputs(applied.model), outputs(by_hand))
+    names = {name for name, _ in by_hand.named_parameters()}
+    assert {name for name, _ in applied.model.named_parameters()} == names
+
+
+DROPS = {
+    "first": {"drop_attn_list": [0]},
+    "first and third": {"drop_attn_list": [0, 2]},
+    "last": {"drop_attn_list": [3]},
+    "all": {"drop_attn_list": [0, 1, 2, 3]},
+    "mlps": {"drop_mlp_list": [1, 3]},
+    "a block": {"drop_attn_list": [2, 0], "drop_mlp_list": [3, 2]},
+}
+
+
+def drop(model: Any, config: dict[str, Any], place: Path, **options: Any) -> Applied:
+    path = place / "config.json"
+    path.write_text(json.dumps(config))
+    return apply(model, method(lists=str(path), **options))
+
+
+@pytest.mark.parametrize("drops", DROPS)
+def test_what_is_left_decodes_and_comes_back(
+    tiny: Any,
+    preset: str,
+    drops: str,
+    tmp_path: Path,
+    fresh_process: Callable[..., dict[str, Any]],
+) -> None:
+    """apply() compares cached with uncached decoding, one row of the batch padded on the left."""
+    model = tiny(preset)
+    applied = drop(model, DROPS[drops], tmp_path)
+    assert applied.verification is not None and applied.verification.ok
+    applied.model.save_pretrained(tmp_path / "saved")
+    batch, out = tmp_path / "batch.safetensors", tmp_path / "out.safetensors"
+    save_file(batch_of(model), batch)
+    auto = tiny.auto_class(preset)
+    answer = fresh_process(tmp_path / "saved", auto, batch=str(batch), out=str(out))
+    assert "error" not in answer, answer
+    with torch.no_grad():
+        expected: Tensor = applied.model(**batch_of(model), return_dict=True)[0]
+    assert torch.equal(load_file(out)["out"], expected)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_a_post_norm_may_go_with_its_part(tiny: Any, n: int) -> None:
+    model = tiny("tiny-bert")
+    kept = apply(model, method(n=n), data())
+    gone = apply(model, method(n=n, drop_post_norm=True), data())
+    sizes = [Anatomy.of(applied.model).num_parameters for applied in (kept, gone)]
+    assert sizes[0] - sizes[1] == n * 2 * model.config.hidden_size
+    assert worst(outputs(kept.model), outputs(gone.model)) > 1e-2
+
+
+def test_no_attention_left_is_said(tiny: Any) -> None:
+    model = tiny("tiny-llama")
+    said = "mixes no tokens"
+    assert said in plan(model, method(n=4), data()).notes[0]
+    assert plan(model, method(n=3), data()).notes == ()
+    assert plan(model, method(n=4, target="mlp"), data()).notes == ()
+    assert plan(model, method(n=3, target="block"), data()).notes == ()
+
+
+def test_no_attention_left_is_said_of_blocks_and_attentions_together(
+    tiny: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"drop_attn_list": [0, 1, 2, 3], "drop_mlp_list": [1]}))
+    decided = plan(tiny("tiny-llama"), method(lists=str(path)))
+    assert "mixes no tokens" in decided.notes[0]
+
+
+# The lists of the reference implementation
+
+
+def test_lists_come_as_indices_or_as_booleans() -> None:
+    indices = DropLists.from_config({"drop_attn_list": [3, 1], "drop_mlp_list": [1]})
+    assert indices == DropLists((3, 1), (1,))
+    assert indices.to_config() == {"drop_attn_list": [1, 3], "drop_mlp_list": [1]}
+    booleans = {"drop_attn_list": [False, True, False, True], "drop_mlp_list": [False] * 4}
+    assert DropLists.from_config(booleans, 4) == DropLists((1, 3), ())
+    assert DropLists.from_config({"drop_mlp_list": None, "drop_attn_list": []}) == DropLists()
+    assert DropLists.from_config({"drop_mlp_list": [2]}) == DropLists((), (2,))
+
+
+@pytest.mark.parametrize("target", [*TARGETS, "mixed"])
+def test_a_plan_written_as_lists_is_read_back_as_the_same_plan(
+    tiny: Any, preset: str, target: str, tmp_path: Path
+) -> None:
+    model = tiny(preset)
+    if target == "mixed":
+        lists = {"drop_attn_list": [0, 2], "drop_mlp_list": [2, 3]}
+        first = drop(model, lists, tmp_path).model
+        written = lists
+    else:
+        decided = plan(model, method(n=2, target=target), data())
+        first, written = apply_plan(model, decided).model, decided.reasons["drop_lists"]
+    second = drop(model, written, tmp_path)
+    assert torch.equal(outputs(second.model), outputs(first))
+    flags = {key: [i in indices for i in range(4)] for key, indices in written.items() if indices}
+    third = drop(model, {"num_hidden_layers": 4, **flags}, tmp_path)
+    assert torch.equal(outputs(third.model), outputs(first))
+    again = plan(model, method(lists=str(tmp_path / "config.json")))
+    assert again.reasons["drop_lists"] == {"drop_attn_list": [], "drop_mlp_list": []} | {
+        key: sorted(indices) for key, indices in written.items()
+    }
+
+
+def test_a_block_in_both_lists_goes_whole(tiny: Any, tmp_path: Path) -> None:
+    model = tiny("tiny-llama")
+    applied = drop(model, {"drop_attn_list": [1, 2], "drop_mlp_list": [2]}, tmp_path)
+    assert len(Anatomy.of(applied.model).blocks) == 3
+    assert removed(applied.model) == {"attention": [1], "mlp": []}
+    decided = plan(model, method(lists=str(tmp_path / "config.json")))
+    assert decided.reasons["removed"] == {"attention": [1], "mlp": [], "block": [2]}
+    assert method(lists=str(tmp_path / "config.json")).wants_data() is False
+
+
+LISTS = {
+    "out of range": ({"drop_attn_list": [4]}, "no block 4; the model has blocks 0 to 3"),
+    "negative": ({"drop_mlp_list": [-1]}, "no block -1; the model has blocks 0 to 3"),
+    "twice": ({"drop_attn_list": [1, 1]}, "the attention list names a layer twice"),
+    "words": ({"drop_attn_list": ["1"]}, "layer indices, or one boolean per layer"),
+    "mixed": ({"drop_attn_list": [True, 2]}, "layer indices, or one boolean per layer"),
+    "a number": ({"drop_attn_list": 3}, "layer indices, or one boolean per layer"),
+    "a word": ({"drop_attn_list": "12"}, "layer indices, or one boolean per layer"),
+    "too few": ({"drop_attn_list": [True]}, "has 1 booleans; the model has 4 layers"),
+    "too many": ({"drop_mlp_list": [False] * 5}, "has 5 booleans; the model has 4 layers"),
+    "none": ({"other": 1}, "neither of drop_attn_list, drop_mlp_list"),
+}
+
+
+@pytest.mark.parametrize("case", LISTS)
+def test_bad_lists_are_refused(tiny: Any, case: str, tmp_path: Path) -> None:
+    config, words = LISTS[case]
+    with pytest.raises(Refused, match=words):
+        drop(tiny("tiny-llama"), config, tmp_path)
+
+
+def test_a_list_of_what_is_gone_is_refused(tiny: Any, tmp_path: Path) -> None:
+    model = tiny("tiny-llama")
+    reduced = edit(model, remove(Anatomy.of(model).blocks[1].attention)).model
+    with pytest.raises(Refused, match="block 1 has no attention any more"):
+        drop(reduced, {"drop_attn_list": [1]}, tmp_path)
+
+
+def test_an_unreadable_list_is_refused(tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{")
+    for name in ("broken.json", "nowhere.json"):
+        with pytest.raises(CheckpointError, match="no readable config"):
+            plan(tiny("tiny-llama"), method(lists=str(tmp_path / name)))
+
+
+# What is refused
+
+OPTIONS = {
+    "negative": ({"n": -1}, "n must be 0 or more, not -1"),
+    "part of one": ({"n": 1.5}, "n: .*valid integer.*1.5"),
+    "a word": ({"n": "some"}, "n: .*valid integer.*'some'"),
+    "target": ({"target": "attn"}, "target.*'attention', 'mlp', 'block' or 'joint'.*'attn'"),
+    "mode": ({"mode": "twice"}, "mode.*'one_shot' or 'iterative'.*'twice'"),
+    "unknown": ({"targets": "mlp"}, "unknown option of llm_drop 'targets'.*mean 'target'"),
+    "in a row": ({"n": 2, "consecutive": True}, "consecutive needs target 'block' and mode"),
+    "in a row, one by one": (
+        {"n": 2, "target": "block", "mode": "iterative", "consecutive": True},
+        "consecutive needs target 'block' and mode 'one_shot'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_bad_options_are_refused(case: str) -> None:
+    options, words = OPTIONS[case]
+    with pytest.raises(Refused, match=words) as refusal:
+        make_method("llm_drop", options)
+    assert "\n" not in str(refusal.value)
+
+
+def test_bad_options_are_refused_in_python_too() -> None:
+    for options, words in (
+        ({"target": "attn"}, "legal values: attention, mlp, block, joint"),
+        ({"mode": "often"}, "legal values: one_shot, iterative"),
+    ):
+        with pytest.raises(Refused, match=words):
+            LlmDrop(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("target", "most"), [("attention", 4), ("mlp", 4), ("joint", 8), ("block", 3)]
+)
+@pytest.mark.parametrize("mode", ["one_shot", "iterative"])
+def test_more_than_there_are_is_refused_before_any_work(
+    tiny: Any, target: str, most: int, mode: str
+) -> None:
+    model = tiny("tiny-llama")
+    wanted = method(n=most + 1, target=target, mode=mode)
+    words = f"n={most + 1}, but only 0 to {most} {target} parts can go"
+    no_data = TokenWindows((), {})
+    for refused in (
+        lambda: plan(model, wanted, no_data),
+        lambda: wanted.forecast(Anatomy.of(model)),
+    ):
+        with pytest.raises(Refused, match=words):
+            refused()
+    assert len(plan(model, method(n=most, target=target), data()).edits) == most
+
+
+def test_without_data_it_is_refused(tiny: Any) -> None:
+    with pytest.raises(Refused, match="llm_drop needs calibration data"):
+        plan(tiny("tiny-llama"), method(n=1))
+    with pytest.raises(Refused, match="llm_drop needs calibration data"):
+        method(n=1).plan(Anatomy.of(tiny("tiny-llama")))
+    with pytest.raises(Refused, match="no calibration data"):
+        plan(tiny("tiny-llama"), method(n=1), TokenWindows((), {"tokens": 0}))
+
+
+def test_activations_that_are_not_finite_are_refused(tiny: Any) -> None:
+    model = tiny.copy("tiny-llama")
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
+    for mode in ("one_shot", "iterative"):
+        with pytest.raises(Refused, match="after block 1 are not finite"):
+            plan(model, method(n=1, mode=mode), data())
+
+
+def test_a_quantised_model_is_refused(tiny: Any) -> None:
+    model = tiny.copy("tiny-llama")
+    model.is_quantized = True
+    with pytest.raises(Refused, match="open it dequantised"):
+        plan(model, method(n=1, mode="iterative"), data())
+
+
+def test_narrowed_and_replaced_attentions_can_go(tiny: Any, preset: str) -> None:
+    model = tiny(preset)
+    anatomy = Anatomy.of(model)
+    uneven = range(1, anatomy.blocks[1].attention.num_heads)
+    narrowed = edit(model, keep_heads(anatomy.blocks[1].attention, uneven)).model
+    for mode in ("one_shot", "iterative"):
+        applied = apply(narrowed, method(n=4, mode=mode), data())
+        assert removed(applied.model)["attention"] == [0, 1, 2, 3]
+
+
+# Words and numbers for people
+
+
+def test_titles() -> None:
+    assert method(n=4).title() == "drop 4 attentions"
+    assert method(n=1, target="mlp").title() == "drop 1 MLP"
+    assert method(n=2, target="joint", mode="iterative").title().endswith("MLPs one by one")
+    assert method(n=3, target="block", consecutive=True).title() == "drop 3 blocks in a row"
+    assert method(lists="/some/where/config.json").title() == "drop by the lists of config.json"
+
+
+def test_sdr_is_points_lost_per_per_cent_of_speed() -> None:
+    assert sdr(73.9, 71.5, 1.484, 1.0) == pytest.approx(0.05, abs=5e-4)
+    assert sdr(70.0, 70.5, 2.0, 1.0) < 0
+    with pytest.raises(Refused, match="no speed-up"):
+        sdr(70.0, 69.0, 1.0, 1.0)
