@@ -2,8 +2,9 @@
 
 import sys
 
-import modwright  # noqa: F401 (registers the edited architectures with transformers)
 from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import modwright  # noqa: F401 (registers the edited architectures with transformers)
 
 directory = sys.argv[1]
 model = AutoModelForCausalLM.from_pretrained(directory)

@@ -54,14 +54,6 @@ def _quiet_transformers() -> None:
         logging.disable_progress_bar()
 
 
-@pytest.fixture(autouse=True)
-def _names_for_doctests(doctest_namespace: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    if type(request.node).__name__ == "DoctestItem":
-        import torch
-
-        doctest_namespace["torch"] = torch
-
-
 # Every family, by registering
 
 

@@ -32,11 +32,10 @@ class _Entries(dict[str, Any]):
     def __contains__(self, key: object) -> bool:
         if super().__contains__(key):
             return True
-        return (
-            isinstance(key, str)
-            and key.startswith(PREFIX)
-            and key.removeprefix(PREFIX) in self.stock
-        )
+        if not isinstance(key, str) or not key.startswith(PREFIX):
+            return False
+        name = key.removeprefix(PREFIX)
+        return not name.startswith(PREFIX) and name in self.stock
 
     def __missing__(self, key: str) -> Any:
         if key not in self:
@@ -47,7 +46,7 @@ class _Entries(dict[str, Any]):
         return self[key]
 
 
-def _extend(module: ModuleType) -> None:
+def _extend(module: Any) -> None:
     mapping = module.CONFIG_MAPPING
     mapping._extra_content = _Entries(mapping._extra_content, mapping)
 
@@ -81,20 +80,19 @@ class _Watcher(importlib.abc.MetaPathFinder):
         return spec
 
 
-class _LateWatcher(importlib.abc.MetaPathFinder):
-    """Extends the table at the first import after its module, whose run is under way, has ended."""
+class _SpecUnderWay(importlib.machinery.ModuleSpec):
+    """The spec of the awaited module while it runs: the import system marks there when it ends."""
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if _is_ready():
-            sys.meta_path.remove(self)
-            _extend(sys.modules[_AWAITED])
-        return None
+    @property
+    def _initializing(self) -> bool:
+        return bool(self.__dict__["_initializing"])
 
-
-def _is_ready() -> bool:
-    return hasattr(sys.modules.get(_AWAITED), "CONFIG_MAPPING")
+    @_initializing.setter
+    def _initializing(self, value: bool) -> None:
+        self.__dict__["_initializing"] = value
+        module = sys.modules.get(_AWAITED)
+        if not value and hasattr(module, "CONFIG_MAPPING"):
+            _extend(module)
 
 
 def watch() -> None:
@@ -102,8 +100,8 @@ def watch() -> None:
     if _AWAITED not in sys.modules:
         sys.meta_path.insert(0, _Watcher())
         return
-    importlib.import_module(_AWAITED)  # waits for another thread that is importing it
-    if _is_ready():
-        _extend(sys.modules[_AWAITED])
-    else:
-        sys.meta_path.insert(0, _LateWatcher())
+    module = importlib.import_module(_AWAITED)  # waits for another thread that is importing it
+    if hasattr(module, "CONFIG_MAPPING"):
+        _extend(module)
+    elif module.__spec__ is not None:  # this thread is in the midst of it
+        module.__spec__.__class__ = _SpecUnderWay

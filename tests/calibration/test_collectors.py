@@ -194,6 +194,7 @@ def test_only_what_is_asked_for_is_collected(tiny: Any, attention: bool, mlp: bo
     assert found.keys() == wanted | ({"attention", "attention_mean"} if attention else set())
 
 
+@pytest.mark.contract("F: statistics in fp32, Grams in fp64, whatever the weights are")
 def test_half_precision_is_measured_in_full(tiny: Any, preset: str) -> None:
     model = tiny(preset, dtype=torch.bfloat16)
     similarity, grams = walk(model, Similarity()), walk(model, Grams())

@@ -221,6 +221,7 @@ print(peak.most - start, forecast_bytes(anatomy, data.num_tokens, [collector])["
 """
 
 
+@pytest.mark.contract("G: one block's statistics in memory, peak forecast and held")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's process status")
 def test_peak_memory_is_one_blocks_and_as_forecast() -> None:
     """Eight blocks with a Gram of 13 MB each."""

@@ -114,6 +114,7 @@ def test_edited_models_walk(tiny: Any, preset: str, change: Callable[[Anatomy], 
         assert ("mlp" in grams[block.index]) == (block.mlp is not None)
 
 
+@pytest.mark.contract("D: recorded arguments are replayed, never a fixed list")
 @torch.no_grad()
 def test_every_argument_of_a_block_is_the_models_own(tiny: Any, preset: str) -> None:
     model = tiny(preset)
@@ -174,6 +175,7 @@ class WarmModel(LlamaModel):
         return super().forward(input_ids, use_cache=use_cache, warmth=warmth, **given)
 
 
+@pytest.mark.contract("D: recorded arguments are replayed, never a fixed list")
 def test_arguments_that_nobody_knows_of_are_passed_on(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.model.__class__ = WarmModel

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "matplotlib", "pydantic", "rich", "yaml")
+HEAVY = ("torch", "transformers", "numpy", "matplotlib", "rich", "yaml")
 
 
 def environment(**more: str) -> dict[str, str]:

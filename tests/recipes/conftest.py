@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from modwright.recipes.load import parse_recipe
 from modwright.recipes.run import Outcome, run
@@ -43,14 +44,15 @@ def recipe(wordy_model: Path, wordy_text: Path) -> MakeRecipe:
 
 
 @pytest.fixture(scope="session")
-def said() -> list[str]:
-    """What the run that all tests read said while it was at work."""
-    return []
+def finished(recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The two-step recipe, run once; do not change its output."""
+    return run(recipe(), tmp_path_factory.mktemp("finished") / "out", check=False)
 
 
-@pytest.fixture(scope="session")
-def finished(
-    recipe: MakeRecipe, said: list[str], tmp_path_factory: pytest.TempPathFactory
-) -> Outcome:
-    """The two-step recipe, run once and reopened in a new process; do not change its output."""
-    return run(recipe(), tmp_path_factory.mktemp("finished") / "out", say=said.append)
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Torch has two threads for one test, and its own number again afterwards."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)

@@ -137,13 +137,19 @@ def test_no_path_of_this_machine_is_in_what_is_meant_to_be_shared(
     assert str(finished.output.parent) not in (finished.output / "report.json").read_text()
 
 
-def test_the_user_is_told_what_is_done(finished: Outcome, said: list[str]) -> None:
+def test_the_user_is_told_what_is_done(
+    finished: Outcome, recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    done = run(recipe(), tmp_path / "out", say=said.append)
     beginnings = ["opening", "measuring", "step 1 of 2", "calibration:", "step 2 of 2"]
     beginnings += ["calibration:", "writing", "reopening"]
     assert [line.startswith(start) for line, start in zip(said, beginnings)] == [True] * len(said)
     assert len(said) == len(beginnings)
-    assert finished.reopened is not None
-    assert finished.reopened.model_class == "ModwrightLlamaForCausalLM"
+    assert done.reopened is not None
+    assert done.reopened.model_class == "ModwrightLlamaForCausalLM"
+    assert done.reopened.opened_with == "AutoModelForCausalLM"
+    assert same_weights(done.output, finished.output)
 
 
 # The same and another recipe in the same place
@@ -421,7 +427,7 @@ def test_too_little_memory_is_found_before_work(
 
 
 def test_threads_and_seed_are_those_of_the_recipe_and_put_back(
-    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, two_threads: None
 ) -> None:
     """Every step begins with the seed, so that one which is run alone after a stop is the same."""
     seen: list[tuple[int, float]] = []
@@ -435,15 +441,20 @@ def test_threads_and_seed_are_those_of_the_recipe_and_put_back(
     torch.manual_seed(123)
     drawn = float(torch.rand(()))
     torch.manual_seed(123)
-    threads = torch.get_num_threads()
-    wanted = threads + 1
-    asked = recipe(threads=wanted, seed=7, evaluate=NOTHING)
+    asked = recipe(threads=1, seed=7, evaluate=NOTHING)
     done = run(asked, tmp_path / "out", check=False)
     first = float(torch.rand((), generator=torch.Generator().manual_seed(7)))
-    assert seen == [(wanted, first)] * 3
-    assert done.report.environment["threads"] == wanted
-    assert torch.get_num_threads() == threads
+    assert seen == [(1, first)] * 3
+    assert done.report.environment["threads"] == 1
+    assert torch.get_num_threads() == 2
     assert float(torch.rand(())) == drawn
+
+
+def test_a_recipe_without_threads_takes_those_that_are_set(
+    recipe: MakeRecipe, tmp_path: Path, two_threads: None
+) -> None:
+    done = run(recipe(threads=None, steps=BLOCK, evaluate=NOTHING), tmp_path / "out", check=False)
+    assert done.report.environment["threads"] == 2
 
 
 # New processes

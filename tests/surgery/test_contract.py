@@ -82,6 +82,7 @@ def reload(fresh_process: Callable[..., dict[str, Any]], tmp_path: Path) -> Iter
     yield run
 
 
+@pytest.mark.contract("A: a plan that applies also saves and loads")
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_contract(
     tiny: Any, preset: str, name: str, options: dict[str, Any], tmp_path: Path, reload: Reload

@@ -226,6 +226,8 @@ def test_scores_that_are_there_already_serve_many_decisions(tiny: Any) -> None:
         wanted = method(**options)
         found = wanted.plan_from(anatomy, scores)
         assert found.edits == wanted.plan(anatomy, data()).edits
+    with pytest.raises(Refused, match="scores anew after each removal"):
+        method(n=2, mode="iterative").plan_from(anatomy, scores)
 
 
 def test_a_part_that_is_gone_already_is_not_counted(tiny: Any, preset: str) -> None:

@@ -235,6 +235,8 @@ class LlmDrop:
 
     def plan_from(self, anatomy: Anatomy, statistics: Statistics) -> Plan:
         """Decides in one shot from scores that are there already."""
+        if self.mode == "iterative":
+            raise Refused("iterative mode scores anew after each removal: it plans from data")
         self._check_available(anatomy)
         kinds = ("attention", "mlp", "block")
         scores: dict[str, Any] = {kind: statistics.column(kind) for kind in kinds}

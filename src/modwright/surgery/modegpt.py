@@ -11,7 +11,6 @@ G = H / K, D channels of a head, k kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +23,14 @@ from modwright.calibration import Collector, Grams, Statistics, TokenWindows, ca
 from modwright.edits import Change, Plan, replace_attention, replace_mlp
 from modwright.errors import Refused, unknown_name
 from modwright.progress import SILENT, Progress
+from modwright.surgery.allocation import allocate_sparsity, spread
+from modwright.surgery.decompositions import (
+    moment_roots,
+    nystrom_mlp,
+    select_query_key,
+    select_rotary_pairs,
+    value_output,
+)
 from modwright.surgery.method import Needs, register_method
 
 __all__ = [
@@ -40,180 +47,6 @@ Pair = Literal["mlp", "query_key", "value_output"]
 Allocation = Literal["global", "uniform"]
 Sharing = Literal["joint", "two_step"]
 PAIRS: tuple[Pair, ...] = get_args(Pair)
-
-
-def allocate_sparsity(
-    scores: Sequence[float], target: float, epsilon: float = 0.1, max_sparsity: float = 0.8
-) -> list[float]:
-    """Spreads an average sparsity over layers: much where a layer matters little.
-
-    Maximizes the kept importance plus ``epsilon`` times the entropy of the spread, under a cap:
-    layers over it are set to it, and their excess goes to the others in proportion to their weight.
-
-    Args:
-        scores: importance of each layer (1 - mean cosine of its input and output).
-        target: average sparsity.
-        epsilon: large values spread evenly.
-        max_sparsity: cap of one layer.
-
-    Raises:
-        Refused: a target that the cap does not allow.
-
-    Example:
-        >>> [round(s, 3) for s in allocate_sparsity([0.5, 0.1, 0.1], 0.2)]
-        [0.005, 0.297, 0.297]
-    """
-    if not 0 <= target < 1:
-        raise Refused(f"sparsity {target} must lie in [0, 1)")
-    if not 0 < max_sparsity < 1:
-        raise Refused(f"max_sparsity {max_sparsity} must lie between 0 and 1")
-    if target > max_sparsity:
-        raise Refused(f"sparsity {target} cannot be reached with at most {max_sparsity} a layer")
-    if epsilon <= 0:
-        raise Refused(f"epsilon {epsilon} must be positive")
-    weights = (-torch.tensor(scores, dtype=torch.float64) / epsilon).softmax(0)
-    total = len(scores) * target
-    capped = torch.zeros(len(scores), dtype=torch.bool)
-    sparsity = torch.zeros(len(scores), dtype=torch.float64)
-    # Every pass caps at least one more layer, so this ends.
-    for _ in range(len(scores) + 1):
-        free = ~capped
-        left = total - max_sparsity * int(capped.sum())
-        sparsity[capped] = max_sparsity
-        share = weights[free].sum()
-        if not bool(free.any()) or left <= 0:
-            sparsity[free] = 0.0
-            break
-        even = torch.full_like(weights[free], 1 / int(free.sum()))
-        sparsity[free] = left * (weights[free] / share if float(share) > 0 else even)
-        over = sparsity > max_sparsity
-        if not bool((over & free).any()):
-            break
-        capped |= over
-    return [float(s) for s in sparsity]
-
-
-def _spread(sizes: Sequence[int], budget: float, cap: float) -> float:
-    """What goes when the first sizes take as much of the budget as the cap allows."""
-    gone = 0.0
-    for size in sizes:
-        share = min(cap, budget)
-        gone += share * size
-        budget -= share
-    return gone
-
-
-def nystrom_mlp(
-    down: Tensor, moments: Tensor, keep: int, ridge: float = 1e-2, jitter: float = 1e-6
-) -> tuple[Tensor, Tensor]:
-    """Chooses neurons by ridge leverage and lets the kept ones stand in for the rest.
-
-    Args:
-        down: (d, I) weights of the down projection.
-        moments: (I, I) second moments of its input, float64.
-        keep: neurons to keep.
-        ridge: in the leverage scores.
-        jitter: on the diagonal of the kept moments; multiplied by 10 until they factorize.
-
-    Returns:
-        Kept neurons in order (k,), and the new down weights (d, k).
-    """
-    size = moments.shape[0]
-    eye = torch.eye(size, dtype=moments.dtype)
-    inverse = torch.cholesky_inverse(_cholesky(moments + ridge * eye, 0.0))
-    # Leverage is 1 - ridge * diag(inverse): the largest leverages are the smallest entries.
-    index = inverse.diagonal().argsort(stable=True)[:keep].sort().values
-    kept = moments[index][:, index]
-    mixing = torch.cholesky_solve(moments[index], _cholesky(kept, jitter))  # (k, I)
-    return index, down.to(moments.dtype) @ mixing.T
-
-
-def _cholesky(matrix: Tensor, jitter: float) -> Tensor:
-    """The Cholesky factor; more is added to the diagonal until there is one."""
-    eye = torch.eye(matrix.shape[0], dtype=matrix.dtype)
-    for _ in range(12):
-        factor, failed = torch.linalg.cholesky_ex(matrix + jitter * eye)
-        if not int(failed):
-            return factor
-        jitter = max(jitter * 10, 1e-12)
-    raise Refused(
-        "the activations' second moments are not positive; is the calibration text empty?"
-    )
-
-
-def select_query_key(q_moments: Tensor, k_moments: Tensor, keep: int) -> Tensor:
-    """Channels of queries and keys that carry the scores, for heads without rotary positions.
-
-    Args:
-        q_moments: (G, D) second moments of the queries that share a key.
-        k_moments: (D,) second moments of that key.
-        keep: channels to keep.
-
-    Returns:
-        (keep,) channels, most important first.
-    """
-    scores = (q_moments * k_moments).sum(0).sqrt()
-    return scores.argsort(descending=True, stable=True)[:keep]
-
-
-def select_rotary_pairs(q_moments: Tensor, k_moments: Tensor, keep: int, pairs: Tensor) -> Tensor:
-    """Pairs of channels to keep, for heads with rotary positions: a pair turns together.
-
-    Args:
-        q_moments: (G, D). k_moments: (D,), as in :func:`select_query_key`.
-        keep: channels to keep, an even number.
-        pairs: (D/2, 2) channels that belong together.
-
-    Returns:
-        (keep,) first members of the kept pairs, most important first, then their partners.
-    """
-    each = (q_moments * k_moments).sum(0)  # (D,)
-    scores = each[pairs].sum(1).sqrt()
-    best = pairs[scores.argsort(descending=True, stable=True)[: keep // 2]]
-    return torch.cat((best[:, 0], best[:, 1]))
-
-
-def value_output(
-    value: Tensor,
-    output: Tensor,
-    root: Tensor,
-    inverse_root: Tensor,
-    keep: int,
-    joint: bool = True,
-) -> tuple[Tensor, Tensor, float]:
-    """The best value and output maps of a lower rank, for one key/value head.
-
-    Args:
-        value: (D, d). output: (G, D, d) of the query heads that share it.
-        root, inverse_root: (d, d) from :func:`moment_roots` of what the values read.
-        keep: channels to keep.
-        joint: one decomposition of the value and all outputs, which is optimal. False: of the value
-            alone, as the paper has it for shared values.
-
-    Returns:
-        New value (keep, d), new outputs (G, keep, d), and the squared error.
-    """
-    groups, _, width = output.shape
-    u, s, vh = torch.linalg.svd(root @ value.T, full_matrices=False)  # (d, D), (D,), (D, D)
-    inner = s[:, None] * vh  # (D, D)
-    if joint:
-        mixed = inner @ output.transpose(0, 1).reshape(value.shape[0], -1)  # (D, G d)
-        u2, s2, vh2 = torch.linalg.svd(mixed, full_matrices=False)
-        new_value = (inverse_root @ u @ u2[:, :keep]).T
-        new_output = (s2[:keep, None] * vh2[:keep]).view(keep, groups, width).transpose(0, 1)
-        error = s2[keep:].square().sum()
-    else:
-        new_value = (inverse_root @ u[:, :keep]).T
-        new_output = inner[:keep] @ output
-        error = (inner[keep:] @ output).square().sum()
-    return new_value, new_output, float(error)
-
-
-def moment_roots(moments: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Square root and inverse square root of second moments (d, d), ``ridge`` on eigenvalues."""
-    values, vectors = torch.linalg.eigh(moments)
-    root = (values.clamp(min=0) + ridge).sqrt()
-    return (vectors * root) @ vectors.T, (vectors / root) @ vectors.T
 
 
 @register_method(
@@ -292,8 +125,8 @@ class MoDeGpt:
         sizes = sorted(total for total, _, _ in layers)
         cap = self.sparsity if self.allocation == "uniform" else self.max_sparsity
         budget = self.sparsity * len(sizes)
-        fewest = _spread(sizes, budget, cap) - sum(less for _, less, _ in layers)
-        most = _spread(sizes[::-1], budget, cap) + sum(more for _, _, more in layers)
+        fewest = spread(sizes, budget, cap) - sum(less for _, less, _ in layers)
+        most = spread(sizes[::-1], budget, cap) + sum(more for _, _, more in layers)
         return max(0, math.floor(fewest)), min(sum(sizes), math.ceil(most))
 
     def _narrowed(self, block: Block) -> tuple[int, float, float]:

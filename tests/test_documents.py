@@ -1,0 +1,213 @@
+"""What README and docs show can be typed as it stands there; what they link to is there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from documents import ROOT, Block, blocks_of, check_setup, pages, run_blocks, shell_lines
+from modwright.checkpoint import presets
+from modwright.cli.entry import run_command
+from modwright.edits import part_names, registry
+from modwright.recipes.load import parse_recipe
+from modwright.surgery import method, method_names
+
+PAGES = pages()
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.*)$", re.MULTILINE)
+
+
+def is_slow(block: Block) -> bool:
+    return "slow" in block.tags
+
+
+WITH_SLOW = [page for page in PAGES if any(is_slow(block) for block in blocks_of(page))]
+
+
+def name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A new directory with the examples, and a module for the blocks of one page.
+
+    What a page registers is forgotten afterwards.
+    """
+    import modwright.anatomy.families as families
+
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    assert method_names()
+    assert part_names()
+    assert families.families()
+    for holder, table in [
+        (method, "_METHODS"),
+        (families, "_REGISTERED"),
+        (registry, "_PARTS"),
+        (presets, "_PRESETS"),
+    ]:
+        monkeypatch.setattr(holder, table, dict(getattr(holder, table)))
+    module = ModuleType("page")
+    monkeypatch.setitem(sys.modules, "page", module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_blocks_run_as_they_stand(page: Path, desk: ModuleType) -> None:
+    run_blocks([block for block in blocks_of(page) if not is_slow(block)], desk, run_command)
+
+
+@pytest.mark.slow
+@pytest.mark.models
+@pytest.mark.parametrize("page", WITH_SLOW, ids=name)
+def test_slow_blocks_run_as_they_stand(page: Path, desk: ModuleType) -> None:
+    run_blocks(blocks_of(page), desk, run_command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_for_setting_up_are_there(page: Path) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for block in blocks_of(page):
+        if "setup" in block.tags:
+            check_setup(block, makefile)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_yaml_blocks_are_recipes(page: Path) -> None:
+    for block in blocks_of(page):
+        if block.language == "yaml":
+            tree = yaml.safe_load(block.text)
+            if isinstance(tree, dict) and "steps" in tree:
+                parse_recipe({"model": "smollm2-135m", **tree}, name=block.place)
+
+
+def anchors(page: Path) -> set[str]:
+    """Headings as links name them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    found = set()
+    for heading in HEADING.findall(text):
+        kept = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+        found.add(kept.replace(" ", "-"))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for link in LINK.findall(text):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name(page)} links to {link}"
+        assert target.is_relative_to(ROOT), f"{name(page)} links out of the project: {link}"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{name(page)} links to {link}"
+
+
+# The reader of pages itself
+
+PAGE = """\
+Text.
+
+```python
+x = 1
+```
+
+1. In a list:
+
+   ```bash slow
+   # a comment
+   modwright papers \\
+     llm-drop
+   ```
+
+````text
+```python
+not a block of its own
+```
+````
+
+~~~
+plain
+~~~
+
+```console
+$ modwright --version
+modwright 1
+```
+"""
+
+
+def read(text: str) -> list[Block]:
+    return blocks_of(Path("page.md"), text)
+
+
+def test_blocks_are_found() -> None:
+    found = read(PAGE)
+    assert [(b.line, b.language, sorted(b.tags)) for b in found] == [
+        (3, "python", []),
+        (9, "bash", ["slow"]),
+        (15, "text", []),
+        (21, "text", []),
+        (25, "console", []),
+    ]
+    assert found[0].text == "x = 1\n"
+    assert shell_lines(found[1]) == ["modwright papers    llm-drop"]
+    assert "```python" in found[2].text
+    assert shell_lines(found[4]) == ["modwright --version"]
+    assert read("") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("```python\nx\n", "page.md:1: the block does not end"),
+        ("\n```pyhton\n```\n", "page.md:2: language 'pyhton'"),
+        ("```bash sloww\n```\n", "page.md:1: tags"),
+    ],
+)
+def test_broken_pages_are_noticed(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        read(text)
+
+
+def test_blocks_share_a_namespace_and_a_directory(desk: ModuleType) -> None:
+    run_blocks(
+        read("```python\nx = 20\n```\n```bash\nmodwright schema > s.json\n```\n"), desk, run_command
+    )
+    run_blocks(read("```python\nx += 1\nassert open('s.json').read(1) == '{'\n```\n"), desk, list)
+    assert desk.x == 21
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("```bash\nmodwright papers nonesuch\n```\n", "page.md:1: .*exit code 2.*'nonesuch'"),
+        ("```bash\nls\n```\n", "only modwright can be run here"),
+        ("```python\nassert False, 'wrong'\n```\n", "wrong"),
+    ],
+)
+def test_blocks_that_fail_are_noticed(text: str, told: str, desk: ModuleType) -> None:
+    with pytest.raises(AssertionError, match=told):
+        run_blocks(read(text), desk, run_command)
+
+
+def test_setup_blocks_are_checked() -> None:
+    makefile = "PYTHON := x\n.PHONY: demo\ndemo: y\n\techo\n"
+    (block,) = read("```bash setup\ngit clone <this repository> && make demo # twice\n```\n")
+    check_setup(block, makefile)
+    (block,) = read("```bash setup\nmake demon\n```\n")
+    with pytest.raises(AssertionError, match="no demon"):
+        check_setup(block, makefile)
+
+
+def test_a_page_leaves_nothing_registered() -> None:
+    """CONTRIBUTING.md registers a method and a family; they must not be there for other tests."""
+    assert "drop_last_mlp" not in method_names()
