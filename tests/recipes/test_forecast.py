@@ -17,10 +17,9 @@ from modwright.recipes.forecast import forecast
 from modwright.recipes.load import resolved
 from modwright.recipes.run import Outcome, run
 
-from .stored import snapshot
+from .shared import NOTHING, snapshot
 
 MakeRecipe = Callable[..., Recipe]
-NOTHING = {"perplexity": None, "generate": None, "speed": None, "length": 32}
 
 
 def test_the_result_lies_within_the_forecast(

@@ -17,7 +17,8 @@ from modwright.recipes.load import parse_recipe, resolved
 from modwright.surgery import method_names, method_type
 
 from .json_checks import faults
-from .test_load import MISTAKES, RECIPES
+from .mistakes import MISTAKES
+from .recipe_values import RECIPES
 
 SCHEMA = recipe_schema()
 # What only the methods themselves, or YAML, can see.

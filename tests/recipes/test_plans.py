@@ -17,7 +17,7 @@ from modwright.recipes.load import resolved
 from modwright.recipes.plans import apply_plans, load_plans, make_plans, save_plans
 from modwright.recipes.run import Outcome
 
-from .stored import config_of, same_weights, snapshot
+from .shared import config_of, same_weights, snapshot
 
 MakeRecipe = Callable[..., Recipe]
 

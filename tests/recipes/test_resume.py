@@ -16,7 +16,7 @@ from modwright.recipes import Recipe
 from modwright.recipes.run import Outcome, run
 from wordy import write_checkpoint, write_text
 
-from .stored import config_of, same_weights
+from .shared import config_of, same_weights
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -196,11 +196,15 @@ class _GramWatch:
         self.cosines = torch.zeros((), dtype=torch.float64)
         self.tokens = 0
 
-    def _add(self, name: str, value: Tensor) -> None:
-        if name in self.sums:
-            self.sums[name] += value
-        else:
-            self.sums[name] = value.double()
+    def _add_product(self, name: str, x: Tensor) -> None:
+        """Adds x^T x, an eighth of the rows at a time: no second matrix of its size is needed."""
+        width = x.shape[1]
+        if name not in self.sums:
+            self.sums[name] = torch.zeros(width, width, dtype=torch.float64, device=x.device)
+        step = -(-width // 8)
+        for start in range(0, width, step):
+            rows = slice(start, start + step)
+            self.sums[name][rows] += x[:, rows].T @ x
 
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
         self.tokens += seen["stream_in"].shape[0]
@@ -208,9 +212,10 @@ class _GramWatch:
         for name in self.taps:
             x = seen[name]
             x = x if x.dtype == torch.float64 else x.float()
-            self._add(name, x.T @ x)
+            self._add_product(name, x)
             if name == "attention":
-                self._add("attention_mean", x.sum(0))
+                mean = x.sum(0).double()
+                self.sums["attention_mean"] = self.sums.get("attention_mean", 0) + mean
 
     def result(self) -> dict[str, Tensor]:
         # In place: the sums are the largest thing in memory.

@@ -333,6 +333,6 @@ def forecast_bytes(
     history = max((c.history for c in collectors), default=1)
     item = next(anatomy.model.parameters()).element_size()
     streams = tokens * anatomy.hidden_size * item * (history + 1)
-    # While sums gather in float64, one batch's addend stands beside them in float32.
+    # Beside the sums stand pieces of one batch's products, and what the block passes on.
     gathering = max(stored, default=0) * 3 // 2
     return {"statistics": gathering, "streams": streams, "disk": sum(stored) + streams}

@@ -91,8 +91,8 @@ def forecast(recipe: Recipe, model: Any, name: str) -> Forecast:
         data = step.calibration or recipe.calibration
         tokens = data.windows * data.length if method.wants_data() else 0
         needs = forecast_bytes(anatomy, tokens, method.collectors()) if tokens else {}
-        # The edited model stands beside the source until the step is done; it shares what it keeps.
-        new_weights = int((anatomy.num_parameters - low) * item)
+        # The edited model stands beside the source, at most whole: what it keeps is shared.
+        new_weights = int(high * item)
         steps.append(
             StepForecast(
                 title=method.title(),

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from modwright.anatomy import Anatomy
-from modwright.cost import count, measure_speed
+from modwright.cost import compare_speed, count, measure_speed
 from modwright.errors import Refused
 from modwright.progress import Progress
-from modwright.recipes.schema import Evaluate, PerplexityOf
+from modwright.recipes.schema import Evaluate, PerplexityOf, Speed
 from modwright.recipes.texts import text_of, writes_text
 from modwright.report import Stage
 from modwright.tasks.generation import generate_sample, repetition
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
-__all__ = ["measure_stage", "servable", "shape_of"]
+__all__ = ["Baseline", "measure_stage", "servable", "shape_of"]
 
 
 def measure_stage(
@@ -24,9 +27,13 @@ def measure_stage(
     tokenizer: Any,
     evaluate: Evaluate,
     progress: Progress,
+    baseline: Baseline | None = None,
     **told: Any,
 ) -> Stage:
-    """A stage of the report: everything that the recipe asks to measure, plus what is ``told``."""
+    """A stage of the report: everything that the recipe asks to measure, plus what is ``told``.
+
+    With a ``baseline`` speed is measured against it, in turns.
+    """
     anatomy = Anatomy.of(model)
     seconds: dict[str, float] = dict(told.pop("seconds", {}))
     writes = writes_text(model, tokenizer)
@@ -50,16 +57,7 @@ def measure_stage(
         seconds["perplexity"] = time.monotonic() - start
     if evaluate.speed is not None:
         start = time.monotonic()
-        timing = measure_speed(model, **evaluate.speed.model_dump(), progress=progress)
-        speed = {
-            "prefill_tokens_per_second": timing.prefill_tokens_per_second,
-            "decode_tokens_per_second": timing.decode_tokens_per_second,
-            "recipe": {
-                "method": timing.method,
-                "threads": timing.threads,
-                **evaluate.speed.model_dump(),
-            },
-        }
+        speed = _speed(model, evaluate.speed, baseline, progress)
         seconds["speed"] = time.monotonic() - start
     if writes and evaluate.generate is not None:
         start = time.monotonic()
@@ -80,6 +78,38 @@ def measure_stage(
         seconds=seconds,
         **told,
     )
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The model as it came and the speed that was measured on it."""
+
+    model: Any
+    speed: Mapping[str, Any] | None
+
+
+_TIMED = (
+    "tokens per second of the model as it came, by the median of several runs of random tokens; an "
+    "edited model's are these times the median ratio of runs of both in turns, so that they can be "
+    "compared although the machine's speed drifts"
+)
+_RATES = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
+
+
+def _speed(
+    model: Any, asked: Speed, baseline: Baseline | None, progress: Progress
+) -> dict[str, Any]:
+    conditions = asked.model_dump()
+    recipe = {"method": _TIMED, "threads": torch.get_num_threads(), **conditions}
+    if baseline is None or baseline.speed is None:
+        timing = measure_speed(model, **conditions, progress=progress)
+        return {**{name: getattr(timing, name) for name in _RATES.values()}, "recipe": recipe}
+    ratios = compare_speed(baseline.model, model, **conditions, progress=progress).ratios
+    rates: dict[str, Any] = {}
+    for phase, name in _RATES.items():
+        before = baseline.speed.get(name)
+        rates[name] = None if before is None or phase not in ratios else before * ratios[phase]
+    return {**rates, "recipe": recipe}
 
 
 def _quality(model: Any, tokenizer: Any, asked: PerplexityOf, progress: Progress) -> dict[str, Any]:

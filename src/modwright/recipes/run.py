@@ -24,12 +24,13 @@ from modwright.checkpoint.classes import HEADS, model_class
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
+from modwright.edits.remodelled import is_remodelled
 from modwright.edits.reopen import Reopened, check_reopens
 from modwright.errors import CheckpointError, Refused
 from modwright.progress import SILENT, Progress
 from modwright.recipes.forecast import forecast
 from modwright.recipes.load import resolved
-from modwright.recipes.measure import measure_stage, servable
+from modwright.recipes.measure import Baseline, measure_stage, servable
 from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_as_asked
 from modwright.recipes.texts import evaluation_digest, step_windows
@@ -211,8 +212,8 @@ class _Run:
                 self.progress,
                 name="before",
                 title="as it came",
-                plain=True,
-                servable=dict(servable(True)),
+                plain=not is_remodelled(model),
+                servable=dict(servable(not is_remodelled(model))),
                 source_blocks=list(range(len(Anatomy.of(model).blocks))),
             )
             self.stages.append(stage)
@@ -231,6 +232,7 @@ class _Run:
             opened.tokenizer,
             self.recipe.evaluate,
             self.progress,
+            Baseline(opened.model, self.stages[0].speed),
             name=f"{index} {step.method}",
             method=step.method,
             title=method.title(),

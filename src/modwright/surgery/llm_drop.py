@@ -300,7 +300,7 @@ class LlmDrop:
     ) -> Plan:
         kinds = ("attention", "mlp", "block")
         removed = {kind: [i for k, i in picked if k == kind] for kind in kinds}
-        notes = []
+        notes = [] if picked else ["Nothing was asked to go: n is 0, so the model is a copy."]
         gone = {*removed["attention"], *removed["block"]}
         if picked and not any(b.attention and b.index not in gone for b in anatomy.blocks):
             notes.append("No attention is left: the model mixes no tokens any more.")

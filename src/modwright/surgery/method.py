@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel
@@ -18,7 +18,7 @@ from modwright.anatomy import Anatomy
 from modwright.calibration import Collector, TokenWindows
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
-from modwright.errors import ModwrightError, Refused, unknown_name
+from modwright.errors import Refused, unknown_name
 from modwright.progress import SILENT, Progress
 
 __all__ = [
@@ -143,21 +143,34 @@ def make_method(name: str, options: Mapping[str, Any] | None = None) -> Any:
     for key in options or {}:
         if key not in names:
             raise unknown_name(f"option of {name}", key, names)
-    try:
-        return TypeAdapter(kind).validate_python(dict(options or {}))
-    except ValidationError as error:
-        raise Refused(f"{name}: {explain(error)}") from None
-    except ModwrightError:
-        raise
+    missing = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+        and field.name not in (options or {})
+    ]
+    if missing:
+        raise Refused(f"{name}: needs the option {', '.join(missing)}")
+    hints = get_type_hints(kind)
+    checked: dict[str, Any] = {}
+    for key, value in (options or {}).items():
+        given = tuple(value) if isinstance(value, list) else value
+        try:
+            checked[key] = TypeAdapter(hints[key]).validate_python(given, strict=True)
+        except ValidationError as error:
+            raise Refused(f"{name}: {_explain(key, error)}") from None
+    return kind(**checked)
 
 
-def explain(error: ValidationError) -> str:
+def _explain(option: str, error: ValidationError) -> str:
     """A validation error in one line: which option, what it was, what is legal."""
     parts = []
     for item in error.errors():
-        where = ".".join(str(piece) for piece in item["loc"])
-        given = "" if item["type"] == "missing" else f" (given: {item['input']!r})"
-        parts.append(f"{where}: {item['msg'][0].lower()}{item['msg'][1:]}{given}".lstrip(": "))
+        where = ".".join([option, *(str(piece) for piece in item["loc"])])
+        parts.append(
+            f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (given: {item['input']!r})"
+        )
     return "; ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""What checkpoints on disk hold."""
+"""What checkpoints on disk hold, and pieces of recipes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file
 from torch import Tensor, equal
 
-__all__ = ["config_of", "same_weights", "snapshot", "weights"]
+import modwright.recipes.run as running
+
+__all__ = ["BLOCK", "DROP", "NOTHING", "config_of", "no_work", "same_weights", "snapshot"]
+__all__ += ["weights"]
+
+NOTHING = {"perplexity": None, "generate": None, "speed": None, "length": 32}
+DROP = [{"method": "llm_drop", "target": "attention", "n": 1}]
+BLOCK = [{"method": "llm_drop", "target": "block", "n": 1}]
 
 
 def weights(place: Path) -> dict[str, Tensor]:
@@ -37,3 +45,12 @@ def snapshot(place: Path) -> dict[str, bytes]:
         str(path.relative_to(place)): path.read_bytes() if path.is_file() else b"(folder)"
         for path in sorted(place.rglob("*"))
     }
+
+
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on, measuring anything fails the test."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr(running, "measure_stage", refuse)
