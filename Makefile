@@ -29,6 +29,7 @@ demo: $(READY)
 	$(BIN)/python examples/reload.py out/demo
 
 test: lint
+	$(BIN)/python -m pytest -q --doctest-modules src/modwright
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 

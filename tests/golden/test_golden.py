@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from golden_checks import GoldenCase, checker_of, golden_files
+from modwright.papers import papers
 
 OWN = Path(__file__).parent
 
@@ -28,6 +29,9 @@ def test_every_tree_holds_cases(golden_dirs: list[Path]) -> None:
 
 
 def test_golden(golden_file: Path) -> None:
+    slug = golden_file.parent.name
+    if any(paper.slug == slug and paper.status == "planned" for paper in papers()):
+        pytest.skip(f"the paper {slug} is planned: nothing computes what its vectors hold yet")
     case = GoldenCase.read(golden_file)
-    checker_of(golden_file.parent.name)(case)
+    checker_of(slug)(case)
     case.assert_complete()

@@ -154,12 +154,15 @@ def make_method(name: str, options: Mapping[str, Any] | None = None) -> Any:
         raise Refused(f"{name}: needs the option {', '.join(missing)}")
     hints = get_type_hints(kind)
     checked: dict[str, Any] = {}
+    wrong: list[str] = []
     for key, value in (options or {}).items():
         given = tuple(value) if isinstance(value, list) else value
         try:
             checked[key] = TypeAdapter(hints[key]).validate_python(given, strict=True)
         except ValidationError as error:
-            raise Refused(f"{name}: {_explain(key, error)}") from None
+            wrong.append(_explain(key, error))
+    if wrong:
+        raise Refused(f"{name}: {'; '.join(wrong)}")
     return kind(**checked)
 
 
