@@ -61,7 +61,9 @@ def measure_stage(
         seconds["speed"] = time.monotonic() - start
     if writes and evaluate.generate is not None:
         start = time.monotonic()
-        written = generate_sample(model, tokenizer, **evaluate.generate.model_dump())
+        with progress.phase("sample", 1) as task:
+            written = generate_sample(model, tokenizer, **evaluate.generate.model_dump())
+            task.advance()
         sample = {
             "prompt": written.prompt,
             "text": written.text,

@@ -225,7 +225,9 @@ class _Run:
         start = time.monotonic()
         plan = self._plan(index, model, method)
         planned = time.monotonic()
-        applied = apply_plan(model, plan)
+        with self.progress.phase("apply and verify", 1) as task:
+            applied = apply_plan(model, plan)
+            task.advance()
         done = time.monotonic()
         stage = measure_stage(
             applied.model,
@@ -287,32 +289,38 @@ class _Run:
         self.say(f"writing {self.place}")
         seen: list[Reopened] = []
 
-        def finish(folder: Path) -> None:
-            if self.check:
-                self.say("reopening it in a new process")
-                seen.append(check_reopens(model, folder))
-            files = {
-                path.relative_to(folder).as_posix(): path.stat().st_size
-                for path in sorted(folder.rglob("*"))
-                if path.is_file()
-            }
-            write_report(_with_files(report, files), folder)
-
         if model.dtype != dtype:
             raise Refused(f"the weights came as {dtype} and would be written as {model.dtype}")
-        save(
-            model,
-            self.place,
-            source=opened.source,
-            tokenizer=opened.tokenizer,
-            max_shard_size=self.recipe.max_shard_size,
-            force=self.force,
-            files={
-                "README.md": model_card(report),
-                "recipe.yaml": yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True),
-            },
-            check=finish,
-        )
+        parts = "weights, new process, report" if self.check else "weights, report"
+        with self.progress.phase(f"write ({parts})", parts.count(",") + 1) as task:
+
+            def finish(folder: Path) -> None:
+                task.advance()
+                if self.check:
+                    self.say("reopening it in a new process")
+                    seen.append(check_reopens(model, folder))
+                    task.advance()
+                files = {
+                    path.relative_to(folder).as_posix(): path.stat().st_size
+                    for path in sorted(folder.rglob("*"))
+                    if path.is_file()
+                }
+                write_report(_with_files(report, files), folder)
+                task.advance()
+
+            save(
+                model,
+                self.place,
+                source=opened.source,
+                tokenizer=opened.tokenizer,
+                max_shard_size=self.recipe.max_shard_size,
+                force=self.force,
+                files={
+                    "README.md": model_card(report),
+                    "recipe.yaml": yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True),
+                },
+                check=finish,
+            )
         return seen[0] if seen else None
 
 
