@@ -10,46 +10,24 @@ from typing import Any
 
 import pytest
 import torch
+from drop_cases import PARTS, TARGETS, data, drop, method, removed
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
-from modwright.calibration import Similarity, StreamGaps, TokenWindows, calibrate
-from modwright.calibration.text import from_sequences
+from modwright.calibration import Similarity, StreamGaps, calibrate
 from modwright.cost import kv_cache_bytes
-from modwright.edits import Applied, keep_heads, remove
 from modwright.edits import apply as apply_plan
-from modwright.errors import CheckpointError, Refused
-from modwright.surgery import apply, make_method, plan
+from modwright.edits import remove
+from modwright.errors import Refused
+from modwright.surgery import apply, plan
 from modwright.surgery.llm_drop import (
-    DropLists,
-    LlmDrop,
     consecutive_blocks,
     gap_table,
     most_similar,
     sdr,
 )
-
-PARTS = ("attention", "mlp")
-TARGETS = (*PARTS, "block", "joint")
-
-
-def data(seed: int = 0) -> TokenWindows:
-    generator = torch.Generator().manual_seed(seed)
-    sequences = [torch.randint(3, 128, (16,), generator=generator) for _ in range(4)]
-    return from_sequences(sequences, 0, batch_size=2)
-
-
-def method(**options: Any) -> LlmDrop:
-    found: LlmDrop = make_method("llm_drop", options)
-    return found
-
-
-def removed(model: Any) -> dict[str, list[int]]:
-    """Which blocks of a model have no attention and no MLP."""
-    blocks = Anatomy.of(model).blocks
-    return {part: [b.index for b in blocks if getattr(b, part) is None] for part in PARTS}
 
 
 def silence(model: Any, part: str, index: int) -> None:
@@ -300,12 +278,6 @@ DROPS = {
 }
 
 
-def drop(model: Any, config: dict[str, Any], place: Path, **options: Any) -> Applied:
-    path = place / "config.json"
-    path.write_text(json.dumps(config))
-    return apply(model, method(lists=str(path), **options))
-
-
 @pytest.mark.parametrize("drops", DROPS)
 def test_what_is_left_decodes_and_comes_back(
     tiny: Any,
@@ -355,175 +327,6 @@ def test_no_attention_left_is_said_of_blocks_and_attentions_together(
     path.write_text(json.dumps({"drop_attn_list": [0, 1, 2, 3], "drop_mlp_list": [1]}))
     decided = plan(tiny("tiny-llama"), method(lists=str(path)))
     assert "mixes no tokens" in decided.notes[0]
-
-
-# The lists of the reference implementation
-
-
-def test_lists_come_as_indices_or_as_booleans() -> None:
-    indices = DropLists.from_config({"drop_attn_list": [3, 1], "drop_mlp_list": [1]})
-    assert indices == DropLists((3, 1), (1,))
-    assert indices.to_config() == {"drop_attn_list": [1, 3], "drop_mlp_list": [1]}
-    booleans = {"drop_attn_list": [False, True, False, True], "drop_mlp_list": [False] * 4}
-    assert DropLists.from_config(booleans, 4) == DropLists((1, 3), ())
-    assert DropLists.from_config({"drop_mlp_list": None, "drop_attn_list": []}) == DropLists()
-    assert DropLists.from_config({"drop_mlp_list": [2]}) == DropLists((), (2,))
-
-
-@pytest.mark.parametrize("target", [*TARGETS, "mixed"])
-def test_a_plan_written_as_lists_is_read_back_as_the_same_plan(
-    tiny: Any, preset: str, target: str, tmp_path: Path
-) -> None:
-    model = tiny(preset)
-    if target == "mixed":
-        lists = {"drop_attn_list": [0, 2], "drop_mlp_list": [2, 3]}
-        first = drop(model, lists, tmp_path).model
-        written = lists
-    else:
-        decided = plan(model, method(n=2, target=target), data())
-        first, written = apply_plan(model, decided).model, decided.reasons["drop_lists"]
-    second = drop(model, written, tmp_path)
-    assert torch.equal(outputs(second.model), outputs(first))
-    flags = {key: [i in indices for i in range(4)] for key, indices in written.items() if indices}
-    third = drop(model, {"num_hidden_layers": 4, **flags}, tmp_path)
-    assert torch.equal(outputs(third.model), outputs(first))
-    again = plan(model, method(lists=str(tmp_path / "config.json")))
-    assert again.reasons["drop_lists"] == {"drop_attn_list": [], "drop_mlp_list": []} | {
-        key: sorted(indices) for key, indices in written.items()
-    }
-
-
-def test_a_block_in_both_lists_goes_whole(tiny: Any, tmp_path: Path) -> None:
-    model = tiny("tiny-llama")
-    applied = drop(model, {"drop_attn_list": [1, 2], "drop_mlp_list": [2]}, tmp_path)
-    assert len(Anatomy.of(applied.model).blocks) == 3
-    assert removed(applied.model) == {"attention": [1], "mlp": []}
-    decided = plan(model, method(lists=str(tmp_path / "config.json")))
-    assert decided.reasons["removed"] == {"attention": [1], "mlp": [], "block": [2]}
-    assert method(lists=str(tmp_path / "config.json")).wants_data() is False
-
-
-LISTS = {
-    "out of range": ({"drop_attn_list": [4]}, "no block 4; the model has blocks 0 to 3"),
-    "negative": ({"drop_mlp_list": [-1]}, "no block -1; the model has blocks 0 to 3"),
-    "twice": ({"drop_attn_list": [1, 1]}, "the attention list names a layer twice"),
-    "words": ({"drop_attn_list": ["1"]}, "layer indices, or one boolean per layer"),
-    "mixed": ({"drop_attn_list": [True, 2]}, "layer indices, or one boolean per layer"),
-    "a number": ({"drop_attn_list": 3}, "layer indices, or one boolean per layer"),
-    "a word": ({"drop_attn_list": "12"}, "layer indices, or one boolean per layer"),
-    "too few": ({"drop_attn_list": [True]}, "has 1 booleans; the model has 4 layers"),
-    "too many": ({"drop_mlp_list": [False] * 5}, "has 5 booleans; the model has 4 layers"),
-    "none": ({"other": 1}, "neither of drop_attn_list, drop_mlp_list"),
-}
-
-
-@pytest.mark.parametrize("case", LISTS)
-def test_bad_lists_are_refused(tiny: Any, case: str, tmp_path: Path) -> None:
-    config, words = LISTS[case]
-    with pytest.raises(Refused, match=words):
-        drop(tiny("tiny-llama"), config, tmp_path)
-
-
-def test_a_list_of_what_is_gone_is_refused(tiny: Any, tmp_path: Path) -> None:
-    model = tiny("tiny-llama")
-    reduced = edit(model, remove(Anatomy.of(model).blocks[1].attention)).model
-    with pytest.raises(Refused, match="block 1 has no attention any more"):
-        drop(reduced, {"drop_attn_list": [1]}, tmp_path)
-
-
-def test_an_unreadable_list_is_refused(tiny: Any, tmp_path: Path) -> None:
-    (tmp_path / "broken.json").write_text("{")
-    for name in ("broken.json", "nowhere.json"):
-        with pytest.raises(CheckpointError, match="no readable config"):
-            plan(tiny("tiny-llama"), method(lists=str(tmp_path / name)))
-
-
-# What is refused
-
-OPTIONS = {
-    "negative": ({"n": -1}, "n must be 0 or more, not -1"),
-    "part of one": ({"n": 1.5}, "n: .*valid integer.*1.5"),
-    "a word": ({"n": "some"}, "n: .*valid integer.*'some'"),
-    "target": ({"target": "attn"}, "target.*'attention', 'mlp', 'block' or 'joint'.*'attn'"),
-    "mode": ({"mode": "twice"}, "mode.*'one_shot' or 'iterative'.*'twice'"),
-    "unknown": ({"targets": "mlp"}, "unknown option of llm_drop 'targets'.*mean 'target'"),
-    "in a row": ({"n": 2, "consecutive": True}, "consecutive needs target 'block' and mode"),
-    "in a row, one by one": (
-        {"n": 2, "target": "block", "mode": "iterative", "consecutive": True},
-        "consecutive needs target 'block' and mode 'one_shot'",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", OPTIONS)
-def test_bad_options_are_refused(case: str) -> None:
-    options, words = OPTIONS[case]
-    with pytest.raises(Refused, match=words) as refusal:
-        make_method("llm_drop", options)
-    assert "\n" not in str(refusal.value)
-
-
-def test_bad_options_are_refused_in_python_too() -> None:
-    for options, words in (
-        ({"target": "attn"}, "legal values: attention, mlp, block, joint"),
-        ({"mode": "often"}, "legal values: one_shot, iterative"),
-    ):
-        with pytest.raises(Refused, match=words):
-            LlmDrop(**options)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("target", "most"), [("attention", 4), ("mlp", 4), ("joint", 8), ("block", 3)]
-)
-@pytest.mark.parametrize("mode", ["one_shot", "iterative"])
-def test_more_than_there_are_is_refused_before_any_work(
-    tiny: Any, target: str, most: int, mode: str
-) -> None:
-    model = tiny("tiny-llama")
-    wanted = method(n=most + 1, target=target, mode=mode)
-    words = f"n={most + 1}, but only 0 to {most} {target} parts can go"
-    no_data = TokenWindows((), {})
-    for refused in (
-        lambda: plan(model, wanted, no_data),
-        lambda: wanted.forecast(Anatomy.of(model)),
-    ):
-        with pytest.raises(Refused, match=words):
-            refused()
-    assert len(plan(model, method(n=most, target=target), data()).edits) == most
-
-
-def test_without_data_it_is_refused(tiny: Any) -> None:
-    with pytest.raises(Refused, match="llm_drop needs calibration data"):
-        plan(tiny("tiny-llama"), method(n=1))
-    with pytest.raises(Refused, match="llm_drop needs calibration data"):
-        method(n=1).plan(Anatomy.of(tiny("tiny-llama")))
-    with pytest.raises(Refused, match="no calibration data"):
-        plan(tiny("tiny-llama"), method(n=1), TokenWindows((), {"tokens": 0}))
-
-
-def test_activations_that_are_not_finite_are_refused(tiny: Any) -> None:
-    model = tiny.copy("tiny-llama")
-    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
-    for mode in ("one_shot", "iterative"):
-        with pytest.raises(Refused, match="after block 1 are not finite"):
-            plan(model, method(n=1, mode=mode), data())
-
-
-def test_a_quantised_model_is_refused(tiny: Any) -> None:
-    model = tiny.copy("tiny-llama")
-    model.is_quantized = True
-    with pytest.raises(Refused, match="open it dequantised"):
-        plan(model, method(n=1, mode="iterative"), data())
-
-
-def test_narrowed_and_replaced_attentions_can_go(tiny: Any, preset: str) -> None:
-    model = tiny(preset)
-    anatomy = Anatomy.of(model)
-    uneven = range(1, anatomy.blocks[1].attention.num_heads)
-    narrowed = edit(model, keep_heads(anatomy.blocks[1].attention, uneven)).model
-    for mode in ("one_shot", "iterative"):
-        applied = apply(narrowed, method(n=4, mode=mode), data())
-        assert removed(applied.model)["attention"] == [0, 1, 2, 3]
 
 
 # Words and numbers for people
