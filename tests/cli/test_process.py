@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ def test_a_whole_run(recipe_file: Path) -> None:
     report = json.loads(done.stdout)
     assert [stage["name"] for stage in report["stages"]] == ["before", "1 llm_drop", "2 modegpt"]
     assert "\x1b" not in done.stdout + done.stderr
-    said = done.stderr.splitlines()
+    # How many lines of progress there are depends on the machine's speed; they count "n/m".
+    said = [line for line in done.stderr.splitlines() if not re.search(r": \d+/\d+", line)]
     assert [line.split()[0] for line in said] == [
         "opening",
         "measuring",
