@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from workbench import MODEL, Workbench, at_random, by_magnitude
+from workbench import Workbench, at_random, by_magnitude
 
 from modwright.anatomy import Anatomy
-from modwright.checkpoint import locate
 from modwright.cost import kv_cache_bytes
 from modwright.edits import Plan
 from modwright.edits import apply as apply_plan
-from modwright.errors import CheckpointError
 
 pytestmark = [pytest.mark.slow, pytest.mark.models]
 
@@ -28,10 +26,6 @@ DENSE = 134_515_008
 
 @pytest.fixture(scope="module")
 def bench() -> Iterator[Workbench]:
-    try:
-        locate(MODEL)
-    except CheckpointError as error:
-        pytest.skip(str(error))
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     yield Workbench()

@@ -106,7 +106,8 @@ def test_a_split_of_plain_text_is_refused_rather_than_ignored(counting):
 
 
 def test_saved_datasets_are_read_by_split_and_column(tmp_path):
-    datasets = pytest.importorskip("datasets")
+    import datasets
+
     rows = datasets.Dataset.from_dict({"body": ["w1 w2", "", "w3"], "number": [1, 2, 3]})
     rows.save_to_disk(str(tmp_path / "one"))
     datasets.DatasetDict(test=rows).save_to_disk(str(tmp_path / "many"))
@@ -131,7 +132,6 @@ def test_saved_datasets_are_read_by_split_and_column(tmp_path):
     ],
 )
 def test_local_files_are_read_through_datasets(tmp_path, name, content):
-    pytest.importorskip("datasets")
     (tmp_path / name).write_text(content)
     assert load_text(f"datasets:{tmp_path / name}") == "w1\n\nw2"
     with pytest.raises(Refused, match="legal values: train"):
@@ -139,7 +139,6 @@ def test_local_files_are_read_through_datasets(tmp_path, name, content):
 
 
 def test_what_datasets_cannot_read_is_one_line(tmp_path):
-    pytest.importorskip("datasets")
     (tmp_path / "rows.xml").write_text("<a/>")
     with pytest.raises(Refused, match=r"suffix '\.xml'; legal values: \.json"):
         load_text(f"datasets:{tmp_path / 'rows.xml'}")

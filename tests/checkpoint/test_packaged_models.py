@@ -21,20 +21,10 @@ import torch
 from transformers import AutoModelForCausalLM, BertModel
 
 from modwright import checkpoint
-from modwright.errors import CheckpointError
 
 from .test_gguf import assert_same_tensors, llama_file
 
 pytestmark = pytest.mark.models
-
-
-@pytest.fixture(autouse=True)
-def _packages() -> None:
-    try:
-        for name in checkpoint.alias_names():
-            checkpoint.locate(name)
-    except CheckpointError as error:
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

@@ -72,7 +72,8 @@ def test_gradients_reach_every_parameter_and_checkpointing_keeps_them(
 
 
 def test_a_lora_step_is_learned_merged_saved_and_reloaded(tiny: Any, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = remodelled_llama(tiny)
     before = snapshot(model)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"], lora_alpha=8)
@@ -99,7 +100,8 @@ def test_a_lora_step_is_learned_merged_saved_and_reloaded(tiny: Any, tmp_path: P
 
 
 def test_an_adapter_is_loaded_onto_a_reloaded_model(tiny: Any, tmp_path: Path) -> None:
-    peft = pytest.importorskip("peft")
+    import peft
+
     model = remodelled_llama(tiny)
     model.save_pretrained(tmp_path / "base")
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)

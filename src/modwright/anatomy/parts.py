@@ -7,6 +7,7 @@ Addresses name parts alike in every family: ``blocks.3.attention.q``, ``blocks.3
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -31,18 +32,18 @@ class Tap:
     side: Literal["input", "output"]
 
 
-class Part:
+class Part(ABC):
     """Anything with an address and parameters of its own."""
 
     address: str
 
+    @abstractmethod
     def parameters(self) -> dict[str, Tensor]:
         """Parameters (and buffers that belong to the structure) by the name that write() takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def write(self, name: str, value: Tensor) -> None:
         """Stores ``value`` under a name of :meth:`parameters`."""
-        raise NotImplementedError
 
     @property
     def num_parameters(self) -> int:
@@ -111,8 +112,9 @@ class Sublayer(Part):
     core_out: Tap
     stream_out: Tap | None
 
+    @abstractmethod
     def projections(self) -> dict[str, Projection]:
-        raise NotImplementedError
+        """Its linear maps by role: "q", "up" and the like."""
 
     def parameters(self) -> dict[str, Tensor]:
         return {
