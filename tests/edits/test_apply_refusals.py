@@ -283,7 +283,7 @@ def test_the_last_block_stays(tiny: Any, preset: str) -> None:
             "unknown part of a block 'middle'; legal values: attention, mlp",
         ),
         (
-            Replace("blocks.1.attention_norm", "identity"),
+            Remove("blocks.1.attention_norm"),
             "unknown part of a block 'attention_norm'",
         ),
         (Remove("blocks.1.attention.q"), "only attention, mlp and whole blocks can be removed"),

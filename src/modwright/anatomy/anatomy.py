@@ -66,6 +66,12 @@ class Anatomy:
 
     @property
     def hidden_size(self) -> int:
+        """Width of the residual stream, as the parts have it."""
+        for block in self.blocks:
+            if block.attention is not None:
+                return block.attention.shape.hidden_size
+            if block.mlp is not None:
+                return block.mlp.hidden_size
         return int(self.family.get("hidden_size"))
 
     @property

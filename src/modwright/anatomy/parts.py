@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from modwright.anatomy.projection import Projection
 from modwright.errors import Refused
-from modwright.nn import AttentionShape, GroupedAttention
+from modwright.nn import AttentionShape, FeedForward, FeedForwardShape, GroupedAttention
 
 __all__ = ["Attention", "Block", "Embedding", "Layout", "Mlp", "Norm", "Part", "Sublayer", "Tap"]
 
@@ -262,6 +262,29 @@ class Mlp(Sublayer):
     @property
     def intermediate_size(self) -> int:
         return self.down.in_features
+
+    @property
+    def hidden_size(self) -> int:
+        return self.up.in_features
+
+    @property
+    def is_generic(self) -> bool:
+        """The family's own MLP was replaced by modwright's."""
+        return isinstance(self.module, FeedForward)
+
+    @property
+    def shape(self) -> FeedForwardShape:
+        """Every number that fixes its structure."""
+        if isinstance(self.module, FeedForward):
+            return self.module.shape
+        maps = self.projections()
+        return FeedForwardShape(
+            self.hidden_size,
+            self.intermediate_size,
+            self.activation,
+            self.gate is not None,
+            "".join(role[0] for role, projection in maps.items() if projection.bias is not None),
+        )
 
     @property
     def inner(self) -> Tap:

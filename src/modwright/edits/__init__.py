@@ -3,14 +3,16 @@
 from modwright.edits.apply import Accounting, Applied, apply
 from modwright.edits.change import (
     Change,
+    arrange,
     factorize,
     keep_heads,
     keep_neurons,
     remove,
     replace_attention,
     replace_mlp,
+    untie,
 )
-from modwright.edits.edit import FORMAT, Edit, Remove, Replace, edits_from_json
+from modwright.edits.edit import FORMAT, Arrange, Edit, Remove, Replace, edits_from_json
 from modwright.edits.plan import Plan
 from modwright.edits.registry import part_names, register_part
 from modwright.edits.verify import Verification, verify
@@ -19,6 +21,7 @@ __all__ = [
     "FORMAT",
     "Accounting",
     "Applied",
+    "Arrange",
     "Change",
     "Edit",
     "Plan",
@@ -26,6 +29,7 @@ __all__ = [
     "Replace",
     "Verification",
     "apply",
+    "arrange",
     "edits_from_json",
     "factorize",
     "keep_heads",
@@ -35,5 +39,6 @@ __all__ = [
     "remove",
     "replace_attention",
     "replace_mlp",
+    "untie",
     "verify",
 ]

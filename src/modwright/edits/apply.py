@@ -85,11 +85,11 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
     for address, value in plan.tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise Refused(f"the plan holds NaN or infinite values at {address}")
-    if anatomy.is_tied and "head.weight" in plan.tensors:
+    target = target_of(anatomy, plan.edits)
+    if anatomy.is_tied and target.tied and "head.weight" in plan.tensors:
         raise Refused(
             "head.weight is tied to embed.weight; write embed.weight, or untie them first"
         )
-    target = target_of(anatomy, plan.edits)
     built = target.skeleton()
     paths = _source_paths(anatomy, built, target)
     shared = _fill(model, built, paths)
@@ -136,17 +136,20 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> set[
     """
     modules = dict(source.named_modules())
     shared: set[int] = set()
+    placed: set[str] = set()
     fallback = next(source.parameters())
     for path, module in built.named_modules():
         origin = modules.get(paths[path])
         same = origin is not None and type(origin) is type(module)
         near = next(origin.parameters(), fallback) if origin is not None else fallback
+        copied = paths[path] in placed  # a block that stands twice
+        placed.add(paths[path])
         for name, slot in list(module._parameters.items()):
             if slot is None:
                 continue
             old = origin._parameters.get(name) if same and origin is not None else None
             if old is not None and old.shape == slot.shape:
-                module._parameters[name] = old
+                module._parameters[name] = copy.deepcopy(old) if copied else old
                 shared.add(id(old))
             else:
                 room = torch.full(slot.shape, torch.nan, dtype=near.dtype, device=near.device)
@@ -156,7 +159,7 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> set[
                 continue
             old = origin._buffers.get(name) if same and origin is not None else None
             if old is not None and old.shape == slot.shape:
-                module._buffers[name] = old
+                module._buffers[name] = old.clone() if copied else old
                 shared.add(id(old))
             else:
                 blank = _blank(slot.dtype)
@@ -211,10 +214,8 @@ def _moved(address: str, new_index: Mapping[int, int]) -> str:
 
 
 def _origin(address: str, blocks: tuple[int, ...]) -> str:
-    if not address.startswith("blocks."):
-        return address
     index, role = split_address(address)
-    return f"blocks.{blocks[index]}.{role}"
+    return address if index is None else f"blocks.{blocks[index]}.{role}"
 
 
 def _own(part: Any, given: Mapping[str, Tensor], shared: set[int]) -> None:

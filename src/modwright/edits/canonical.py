@@ -8,6 +8,7 @@ not an edit, so a model that needs none is *plain*: stock transformers loads it.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy, Attention, Mlp
 from modwright.edits.autoclass import register_models
-from modwright.edits.edit import FORMAT, Edit, Remove, Replace, split_address
+from modwright.edits.edit import FORMAT, Arrange, Edit, Remove, Replace, State, split_address
 from modwright.edits.remodelled import (
     base_class,
     base_config_class,
@@ -26,7 +27,7 @@ from modwright.edits.remodelled import (
     remodelled_config,
 )
 from modwright.errors import Refused, unknown_name
-from modwright.nn import AttentionShape
+from modwright.nn import AttentionShape, FeedForwardShape
 
 __all__ = ["Target", "target_of"]
 
@@ -37,13 +38,18 @@ class Target:
 
     model_class: type[PreTrainedModel]
     config: Any
-    edits: tuple[Edit, ...]
+    edits: tuple[State, ...]
     blocks: tuple[int, ...]
     """Source index of each block that stays."""
 
     @property
     def plain(self) -> bool:
         return not self.edits
+
+    @property
+    def tied(self) -> bool:
+        """The head shares the token table."""
+        return bool(getattr(self.config, "tie_word_embeddings", False))
 
     def skeleton(self) -> PreTrainedModel:
         """The model on the meta device: its structure without weights."""
@@ -57,30 +63,56 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
         Refused: an edit of something that is not there, two edits of one place, or no block left.
     """
     merged = {edit.path: edit for edit in edits_of(anatomy.config)}
-    gone: set[int] = set()
     _check_apart(edits)
+    kept = _order(anatomy, edits)
     for edit in sorted(edits, key=lambda e: e.path.count(".")):
+        if isinstance(edit, Arrange):
+            continue
         index, role = split_address(edit.path)
         _check_there(anatomy, index, role, edit)
         if not role:
-            gone.add(index)
             continue
-        inside = [p for p in merged if p == edit.path or p.startswith(edit.path + ".")]
-        for path in inside:
+        for path in [p for p in merged if _overruled(anatomy, p, edit)]:
             del merged[path]
         merged[edit.path] = edit
-    kept = tuple(i for i in range(len(anatomy.blocks)) if i not in gone)
-    if not kept:
-        raise Refused("all blocks would go; at least one must stay")
     renumbered = _renumber(merged.values(), kept)
     config = _stock_config(anatomy, kept)
+    if any(edit.path == "head" for edit in renumbered):
+        config.tie_word_embeddings = False  # the head has a table of its own
     stock = base_class(type(anatomy.model))
     renumbered += _bound_to_their_number(anatomy, stock, config, renumbered, kept)
     return _simplest(anatomy, stock, config, renumbered, kept)
 
 
+def _order(anatomy: Anatomy, edits: Sequence[Edit]) -> tuple[int, ...]:
+    """Source index of each block of the result."""
+    for edit in edits:
+        if isinstance(edit, Arrange):
+            for index in edit.order:
+                anatomy.block(index)
+            return edit.order
+    gone = {index for index, role in (split_address(e.path) for e in edits) if not role}
+    kept = tuple(i for i in range(len(anatomy.blocks)) if i not in gone)
+    if not kept:
+        raise Refused("all blocks would go; at least one must stay")
+    return kept
+
+
+def _overruled(anatomy: Anatomy, path: str, edit: State) -> bool:
+    """An edit at ``path`` means nothing any more once ``edit`` is made."""
+    if path == edit.path or path.startswith(edit.path + "."):
+        return True
+    if not isinstance(edit, Remove) or path != f"{edit.path}_norm":
+        return False
+    placed = anatomy.family.place_absent(split_address(edit.path)[1], edit.drop_norm)
+    norm = anatomy.family.block.get(split_address(path)[1])
+    return norm in {where for where, _, _ in placed}
+
+
 def _check_apart(edits: Sequence[Edit]) -> None:
     """No place is edited twice, and nothing is edited inside what goes."""
+    if len(edits) > 1 and any(isinstance(edit, Arrange) for edit in edits):
+        raise Refused("an arrangement of blocks is a plan of its own; other edits go into another")
     paths = [edit.path for edit in edits]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
@@ -91,9 +123,15 @@ def _check_apart(edits: Sequence[Edit]) -> None:
             raise Refused(f"{inside} is edited in a plan that removes {removed}")
 
 
-def _check_there(anatomy: Anatomy, index: int, role: str, edit: Edit) -> None:
+def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State) -> None:
+    if index is None:
+        if role not in anatomy.stem:
+            raise unknown_name("part outside the blocks", role, anatomy.stem)
+        return
     block = anatomy.block(index)
     outer = role.partition(".")[0]
+    if role in block.norms and isinstance(edit, Replace):
+        return
     if outer not in ("", "attention", "mlp"):
         raise unknown_name("part of a block", role, ("attention", "mlp"))
     if outer and getattr(block, outer) is None:
@@ -101,28 +139,30 @@ def _check_there(anatomy: Anatomy, index: int, role: str, edit: Edit) -> None:
         raise Refused(f"{edit.path}: the {outer} of block {index} was {verb}")
 
 
-def _renumber(edits: Iterable[Edit], kept: tuple[int, ...]) -> tuple[Edit, ...]:
-    new_index = {old: new for new, old in enumerate(kept)}
-    moved: list[Edit] = []
+def _renumber(edits: Iterable[State], kept: tuple[int, ...]) -> tuple[State, ...]:
+    moved: list[State] = []
     for edit in edits:
         index, role = split_address(edit.path)
-        if index not in new_index:
+        if index is None:
+            moved.append(edit)
             continue
-        path = f"blocks.{new_index[index]}.{role}"
-        if isinstance(edit, Remove):
-            moved.append(Remove(path, edit.drop_norm))
-        else:
-            moved.append(Replace(path, edit.part, edit.kwargs))
-    return tuple(sorted(moved, key=lambda e: (*split_address(e.path),)))
+        for new in (new for new, old in enumerate(kept) if old == index):
+            moved.append(dataclasses.replace(edit, path=f"blocks.{new}.{role}"))
+    return tuple(sorted(moved, key=_place_in_model))
+
+
+def _place_in_model(edit: State) -> tuple[int, str]:
+    index, role = split_address(edit.path)
+    return (-1 if index is None else index, role)
 
 
 def _bound_to_their_number(
     anatomy: Anatomy,
     stock: type[PreTrainedModel],
     config: Any,
-    edits: tuple[Edit, ...],
+    edits: tuple[State, ...],
     kept: tuple[int, ...],
-) -> tuple[Edit, ...]:
+) -> tuple[State, ...]:
     """Edits for attentions that the stock class would build differently at their new number.
 
     GPT-2, for one, may divide the scores by it. They become attentions with their old shape.
@@ -154,7 +194,7 @@ def _stock_config(anatomy: Anatomy, kept: tuple[int, ...]) -> Any:
     return config
 
 
-def _edited(stock: Any, config: Any, edits: tuple[Edit, ...]) -> tuple[type[PreTrainedModel], Any]:
+def _edited(stock: Any, config: Any, edits: tuple[State, ...]) -> tuple[type[PreTrainedModel], Any]:
     if not edits:
         return stock, config
     config = copy.deepcopy(config)
@@ -176,7 +216,7 @@ def _simplest(
     anatomy: Anatomy,
     stock: type[PreTrainedModel],
     config: Any,
-    edits: tuple[Edit, ...],
+    edits: tuple[State, ...],
     kept: tuple[int, ...],
 ) -> Target:
     """Moves what all layers share from the edits into the stock config."""
@@ -221,8 +261,8 @@ def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | 
 
 
 def _needed(
-    stock: type[PreTrainedModel], config: Any, edits: tuple[Edit, ...]
-) -> tuple[Edit, ...] | None:
+    stock: type[PreTrainedModel], config: Any, edits: tuple[State, ...]
+) -> tuple[State, ...] | None:
     """The edits that a stock model of this config does not fulfil already; None if it cannot be."""
     try:
         config.validate()
@@ -232,18 +272,18 @@ def _needed(
     return tuple(edit for edit in edits if not _fulfilled(plain, edit))
 
 
-def _fulfilled(plain: Anatomy, edit: Edit) -> bool:
-    if isinstance(edit, Remove):
+def _fulfilled(plain: Anatomy, edit: State) -> bool:
+    if not isinstance(edit, Replace):
         return False
     index, role = split_address(edit.path)
-    block = plain.blocks[index]
+    holder = plain if index is None else plain.blocks[index]
     check = _SAME.get((role.partition(".")[0], edit.part))
-    return check is not None and check(block, role, edit.kwargs)
+    return check is not None and check(holder, role, edit.kwargs)
 
 
 def _same_linear(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
-    mlp: Mlp = block.mlp
-    projection = mlp.projections().get(role.partition(".")[2])
+    mlp: Mlp | None = block.mlp
+    projection = None if mlp is None else mlp.projections().get(role.partition(".")[2])
     return projection is not None and kwargs == {
         "in_features": projection.in_features,
         "out_features": projection.out_features,
@@ -251,12 +291,29 @@ def _same_linear(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
     }
 
 
+def _same_head(anatomy: Anatomy, role: str, kwargs: dict[str, Any]) -> bool:
+    head = anatomy.stem["head"].parameters()
+    out_features, in_features = head["weight"].shape
+    return kwargs == {
+        "in_features": in_features,
+        "out_features": out_features,
+        "bias": "bias" in head,
+    }
+
+
 def _same_attention(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
-    attention: Attention = block.attention
-    return attention.shape == AttentionShape(**kwargs)
+    attention: Attention | None = block.attention
+    return attention is not None and attention.shape == AttentionShape(**kwargs)
+
+
+def _same_feed_forward(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
+    mlp: Mlp | None = block.mlp
+    return mlp is not None and mlp.shape == FeedForwardShape(**kwargs)
 
 
 _SAME: dict[tuple[str, str], Callable[[Any, str, dict[str, Any]], bool]] = {
+    ("head", "linear"): _same_head,
+    ("mlp", "feed_forward"): _same_feed_forward,
     ("mlp", "linear"): _same_linear,
     ("attention", "attention"): _same_attention,
 }

@@ -12,19 +12,21 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from modwright.anatomy import Attention, Block, Mlp, Projection
-from modwright.edits.edit import Edit, Remove, Replace
+from modwright.anatomy import Anatomy, Attention, Block, Mlp, Projection
+from modwright.edits.edit import Arrange, Edit, Remove, Replace
 from modwright.errors import Refused
 from modwright.nn import AttentionShape
 
 __all__ = [
     "Change",
+    "arrange",
     "factorize",
     "keep_heads",
     "keep_neurons",
     "remove",
     "replace_attention",
     "replace_mlp",
+    "untie",
 ]
 
 
@@ -45,6 +47,36 @@ class Change:
 def remove(part: Block | Attention | Mlp, drop_norm: bool = False) -> Change:
     """Takes a block, an attention or an MLP out of the model."""
     return Change((Remove(part.address, drop_norm),))
+
+
+def arrange(order: Sequence[int]) -> Change:
+    """Lets the blocks stand in this order; a block may stand twice, one left out is gone."""
+    return Change((Arrange(tuple(order)),))
+
+
+def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = None) -> Change:
+    """Gives the head a table of its own.
+
+    Args:
+        weight: (vocabulary, d) of the new head; None for the one that it has.
+        bias: (vocabulary,), for a head that gets one.
+
+    Raises:
+        Refused: the model has no head.
+    """
+    head = anatomy.stem.get("head")
+    if head is None:
+        raise Refused("the model has no head over its vocabulary")
+    old = head.parameters()
+    weight = old["weight"] if weight is None else weight
+    bias = old.get("bias") if bias is None else bias
+    kwargs = {
+        "in_features": weight.shape[1],
+        "out_features": weight.shape[0],
+        "bias": bias is not None,
+    }
+    tensors = {"head.weight": weight} | ({} if bias is None else {"head.bias": bias})
+    return Change((Replace("head", "linear", kwargs),), tensors)
 
 
 def _checked(index: Sequence[int] | Tensor, size: int, what: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 Edits are plain JSON. They state structure only; values travel as ordinary tensors. Addresses are
 those of the anatomy, the same for every family: ``blocks.3``, ``blocks.3.attention``,
-``blocks.3.mlp.up``.
+``blocks.3.mlp.up``, and ``embed``, ``final_norm`` and the like outside the blocks.
 """
 
 from __future__ import annotations
@@ -14,25 +14,40 @@ from typing import Any, ClassVar
 
 from modwright.errors import Refused, unknown_name
 
-__all__ = ["FORMAT", "Edit", "Remove", "Replace", "edits_from_json", "split_address"]
+__all__ = [
+    "FORMAT",
+    "Arrange",
+    "Edit",
+    "Remove",
+    "Replace",
+    "State",
+    "edits_from_json",
+    "split_address",
+    "state_from_json",
+]
 
 FORMAT = 1
 """Version of the edits in a saved config."""
 
-_ADDRESS = re.compile(r"^blocks\.(\d+)(?:\.([a-z_]+(?:\.[a-z_]+)?))?$")
+_INSIDE = re.compile(r"^blocks\.(\d+)(?:\.([a-z_]+(?:\.[a-z_]+)?))?$")
+_OUTSIDE = re.compile(r"^(?!blocks$)[a-z_]+$")
 
 
-def split_address(path: str) -> tuple[int, str]:
+def split_address(path: str) -> tuple[int | None, str]:
     """("blocks.3.mlp.up") -> (3, "mlp.up"); the role is empty for a whole block.
 
+    What stands outside the blocks has no index: "final_norm" -> (None, "final_norm").
+
     Raises:
-        Refused: anything that is not an address inside the blocks.
+        Refused: anything that is not an address of a part.
     """
-    match = _ADDRESS.match(path)
+    if _OUTSIDE.match(path):
+        return None, path
+    match = _INSIDE.match(path)
     if match is None:
         raise Refused(
             f"{path!r} is no address of a part; legal: blocks.N, blocks.N.attention, blocks.N.mlp, "
-            "blocks.N.mlp.up and the like"
+            "blocks.N.mlp.up, blocks.N.mlp_norm, final_norm, embed and the like"
         )
     return int(match[1]), match[2] or ""
 
@@ -50,7 +65,8 @@ class Remove:
     op: ClassVar[str] = "remove"
 
     def __post_init__(self) -> None:
-        split_address(self.path)
+        if split_address(self.path)[0] is None:
+            raise Refused(f"{self.path} stands outside the blocks: it can be replaced, not removed")
 
     def to_json(self) -> dict[str, Any]:
         extra = {"drop_norm": True} if self.drop_norm else {}
@@ -74,8 +90,34 @@ class Replace:
         return {"op": self.op, "path": self.path, "part": self.part, "kwargs": dict(self.kwargs)}
 
 
-Edit = Remove | Replace
-_KINDS: dict[str, type[Remove] | type[Replace]] = {"remove": Remove, "replace": Replace}
+@dataclass(frozen=True)
+class Arrange:
+    """The blocks stand in this order; one may stand more than once, one left out is gone.
+
+    It moves blocks and says nothing of what is in them, so it leaves no trace in a config: the
+    result has as many layers as ``order`` has entries. Copies are copies, not shared weights.
+    """
+
+    order: tuple[int, ...]
+    op: ClassVar[str] = "arrange"
+    path: ClassVar[str] = "blocks"
+
+    def __post_init__(self) -> None:
+        if not self.order:
+            raise Refused("an arrangement without blocks; at least one must stay")
+        object.__setattr__(self, "order", tuple(self.order))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"op": self.op, "order": list(self.order)}
+
+
+State = Remove | Replace
+"""An edit that a config can carry: it says what stands at one address."""
+
+Edit = State | Arrange
+_KINDS: dict[str, type[Remove] | type[Replace] | type[Arrange]] = {
+    kind.op: kind for kind in (Remove, Replace, Arrange)
+}
 
 
 def edits_from_json(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
@@ -100,3 +142,17 @@ def edits_from_json(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
         except TypeError as error:
             raise Refused(f"edit {item}: {error}") from None
     return tuple(edits)
+
+
+def state_from_json(items: Iterable[dict[str, Any]]) -> tuple[State, ...]:
+    """Reads the edits of a config.
+
+    Raises:
+        Refused: as :func:`edits_from_json`, and an edit that only a plan can hold.
+    """
+    state: list[State] = []
+    for edit in edits_from_json(items):
+        if isinstance(edit, Arrange):
+            raise Refused("an arrangement of blocks belongs into a plan, not into a config")
+        state.append(edit)
+    return tuple(state)

@@ -1,16 +1,17 @@
-"""A plain-torch attention at home in a transformers model: its config, its attention functions."""
+"""Plain-torch parts at home in a transformers model: its config, its functions."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from torch import Tensor
+from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modwright.nn import AttentionShape, GroupedAttention
+from modwright.nn import AttentionShape, FeedForward, FeedForwardShape, GroupedAttention
 from modwright.nn.token_mixers.attention import naive_attention
 
-__all__ = ["attend_as_configured", "hosted_attention"]
+__all__ = ["attend_as_configured", "hosted_attention", "hosted_feed_forward"]
 
 
 def attend_as_configured(
@@ -33,3 +34,9 @@ def hosted_attention(config: Any, kwargs: dict[str, Any]) -> GroupedAttention:
     part = GroupedAttention(AttentionShape(**kwargs), attend=attend_as_configured)
     part.config = config
     return part
+
+
+def hosted_feed_forward(kwargs: dict[str, Any]) -> FeedForward:
+    """A feed-forward part with the activation that transformers has under the shape's name."""
+    shape = FeedForwardShape(**kwargs)
+    return FeedForward(shape, ACT2FN[shape.activation])

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from modwright.edits.hosting import hosted_attention
+from modwright.edits.hosting import hosted_attention, hosted_feed_forward
 from modwright.errors import Refused, unknown_name
 from modwright.nn import Absent, AbsentAttention, FactorPair, PassThrough
 
@@ -71,6 +71,11 @@ def _factors(
     config: Any, in_features: int, out_features: int, rank: int, bias: bool = True
 ) -> nn.Module:
     return FactorPair(in_features, out_features, rank, bias)
+
+
+@register_part("feed_forward")
+def _feed_forward(config: Any, **kwargs: Any) -> nn.Module:
+    return hosted_feed_forward(kwargs)
 
 
 @register_part("identity")

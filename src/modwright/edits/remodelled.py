@@ -16,7 +16,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.anatomy.families import family_of
-from modwright.edits.edit import FORMAT, Edit, edits_from_json, split_address
+from modwright.edits.edit import FORMAT, State, split_address, state_from_json
 from modwright.edits.replay import replay
 from modwright.errors import CheckpointError, Refused
 
@@ -51,9 +51,10 @@ class _RemodelledConfig:
         """Layer -> what differs there, in the field names of the stock config."""
         family = family_of(self)
         overrides: dict[int, dict[str, Any]] = {}
-        for edit in edits_from_json(self.edits):
+        for edit in state_from_json(self.edits):
             index, role = split_address(edit.path)
-            entry = overrides.setdefault(index, {})
+            # What is not in a layer is told of the first one; its own numbers go before.
+            entry = overrides.setdefault(index or 0, {})
             for name, value in family.guard(role, getattr(edit, "kwargs", None)).items():
                 if name == "skip":
                     value = sorted({*entry.get("skip", ()), *value})
@@ -115,7 +116,7 @@ def remodelled(base: Any) -> type[PreTrainedModel]:
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         super(cls, self).__init__(config, *args, **kwargs)
-        replay(self, family_of(config), edits_from_json(config.edits))
+        replay(self, family_of(config), state_from_json(config.edits))
         self.post_init()
 
     def no_common_cache_shape(self: Any) -> None:
@@ -155,9 +156,9 @@ def base_config_class(kind: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
     return found
 
 
-def edits_of(config: Any) -> tuple[Edit, ...]:
+def edits_of(config: Any) -> tuple[State, ...]:
     """The edits that a model's config carries; none for a stock model."""
-    return edits_from_json(getattr(config, "edits", None) or []) if is_remodelled(config) else ()
+    return state_from_json(getattr(config, "edits", None) or []) if is_remodelled(config) else ()
 
 
 def __getattr__(name: str) -> Any:

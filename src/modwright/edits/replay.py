@@ -10,7 +10,7 @@ from torch import nn
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.families.family import Family, Placement
-from modwright.edits.edit import Edit, Remove, split_address
+from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.registry import build_part
 from modwright.edits.slots import number_slots
 from modwright.errors import Refused
@@ -19,7 +19,7 @@ from modwright.nn import GroupedAttention
 __all__ = ["preview", "renumber", "replay"]
 
 
-def replay(model: nn.Module, family: Family, edits: Sequence[Edit]) -> None:
+def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
     """Places every edit's parts and numbers the cache slots.
 
     Outer parts come first, so an attention stands before a projection inside it is replaced. No
@@ -28,11 +28,11 @@ def replay(model: nn.Module, family: Family, edits: Sequence[Edit]) -> None:
     layers = family.layers(model)
     for edit in sorted(edits, key=lambda e: (e.path.count("."), e.path)):
         index, role = split_address(edit.path)
-        if not 0 <= index < len(layers):
+        if index is not None and not 0 <= index < len(layers):
             raise Refused(f"{edit.path}: the model has blocks 0 to {len(layers) - 1}")
-        block = layers[index]
-        for path, part, kwargs in _placements(family, block, role, edit):
-            _set(block, path, build_part(part, model.config, kwargs))
+        holder = model if index is None else layers[index]
+        for path, part, kwargs in _placements(family, holder, role, edit):
+            _set(holder, path, build_part(part, model.config, kwargs))
     renumber(model, family)
 
 
@@ -48,6 +48,7 @@ def preview(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[Anatomy]:
     try:
         for edit in edits:
             index, role = split_address(edit.path)
+            assert index is not None, "only blocks and what is in them can be removed"
             wanted = [role] if role else [r for r, _ in anatomy.blocks[index].sublayers()]
             for one in wanted:
                 drop_norm = getattr(edit, "drop_norm", False) or not role
@@ -68,15 +69,17 @@ def renumber(model: nn.Module, family: Family) -> None:
     number_slots([(i, owner) for i, owner in owners if owner is not None], model.config)
 
 
-def _placements(family: Family, block: nn.Module, role: str, edit: Edit) -> list[Placement]:
+def _placements(family: Family, holder: nn.Module, role: str, edit: State) -> list[Placement]:
     if isinstance(edit, Remove):
         return family.place_absent(role, edit.drop_norm)
-    return family.place(block, role, edit.part, edit.kwargs)
+    if split_address(edit.path)[0] is None:
+        return family.place_outside(holder, role, edit.part, edit.kwargs)
+    return family.place(holder, role, edit.part, edit.kwargs)
 
 
-def _set(block: nn.Module, path: str, part: nn.Module) -> None:
+def _set(root: nn.Module, path: str, part: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
-    holder: Any = block.get_submodule(parent) if parent else block
+    holder: Any = root.get_submodule(parent) if parent else root
     old = getattr(holder, name)
     if isinstance(part, GroupedAttention):
         part.layer_idx = getattr(old, "layer_idx", None)

@@ -1,6 +1,7 @@
 """Parts in plain torch: they take explicit numbers and other parts, never a config."""
 
 from modwright.nn.absent import Absent, AbsentAttention, PassThrough
+from modwright.nn.channel_mixers.feed_forward import FeedForward, FeedForwardShape
 from modwright.nn.factored import FactorPair
 from modwright.nn.token_mixers.attention import AttentionShape, GroupedAttention
 
@@ -9,6 +10,8 @@ __all__ = [
     "AbsentAttention",
     "AttentionShape",
     "FactorPair",
+    "FeedForward",
+    "FeedForwardShape",
     "GroupedAttention",
     "PassThrough",
 ]

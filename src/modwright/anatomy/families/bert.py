@@ -38,6 +38,7 @@ class Bert(Family):
         "mlp.down": "output.dense",
         "mlp_norm": "output.LayerNorm",
     }
+    beside = {"mlp": ("output.dense",)}
     presets = {
         "tiny-bert": {
             "vocab_size": 128,

@@ -10,7 +10,14 @@ from torch import nn
 from modwright.anatomy.parts import Attention, Block, Embedding, Layout, Mlp, Norm, Part, Tap
 from modwright.anatomy.projection import Projection, as_projection
 from modwright.errors import Refused, UnsupportedArchitecture
-from modwright.nn import Absent, AbsentAttention, AttentionShape, GroupedAttention, PassThrough
+from modwright.nn import (
+    Absent,
+    AbsentAttention,
+    AttentionShape,
+    FeedForward,
+    GroupedAttention,
+    PassThrough,
+)
 
 __all__ = ["Family", "Placement"]
 
@@ -27,6 +34,9 @@ class Family:
         stem: address -> module path, relative to the backbone, for what stands outside the blocks;
             "blocks" is the list of layers.
         block: address inside a block -> module path relative to the block.
+        beside: role -> modules that belong to the part but lie outside its own module, such as the
+            output map of BERT's attention; they become pass-throughs where a part of modwright's
+            does their work.
         config_fields: modwright's word -> the config's field, where they differ from the usual.
         presets: name -> config arguments of a tiny random model, for trying things out.
         transposed: its linear maps store [in, out].
@@ -36,6 +46,7 @@ class Family:
     model_types: ClassVar[tuple[str, ...]]
     stem: ClassVar[Mapping[str, str]]
     block: ClassVar[Mapping[str, str]]
+    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     config_fields: ClassVar[Mapping[str, str]] = {}
     presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
     transposed: ClassVar[bool] = False
@@ -221,19 +232,35 @@ class Family:
         if isinstance(module, Absent | PassThrough):
             return None
         here = f"{address}.mlp"
-        gate = (
-            self.projection(block, "mlp.gate", f"{here}.gate") if "mlp.gate" in self.block else None
-        )
+        if isinstance(module, FeedForward):
+            maps = self._read_feed_forward(module, here)
+        else:
+            maps = self.read_mlp(block, here)
         return Mlp(
             address=here,
-            up=self.projection(block, "mlp.up", f"{here}.up"),
-            down=self.projection(block, "mlp.down", f"{here}.down"),
-            gate=gate,
-            activation=str(self.get("activation")),
             module=module,
             norm=norms.get("mlp_norm"),
+            **{"gate": None, **maps},
             **self._taps(block, "mlp", layout),
         )
+
+    def read_mlp(self, block: nn.Module, address: str) -> dict[str, Any]:
+        """up, down, perhaps gate, and the activation's name, of the family's own MLP."""
+        roles = [role for role in ("gate", "up", "down") if f"mlp.{role}" in self.block]
+        maps = {role: self.projection(block, f"mlp.{role}", f"{address}.{role}") for role in roles}
+        return {**maps, "activation": str(self.get("activation"))}
+
+    @staticmethod
+    def _read_feed_forward(module: FeedForward, address: str) -> dict[str, Any]:
+        named = {"gate": module.gate_proj, "up": module.up_proj, "down": module.down_proj}
+        return {
+            "activation": module.shape.activation,
+            **{
+                role: as_projection(linear, f"{address}.{role}")
+                for role, linear in named.items()
+                if linear is not None
+            },
+        }
 
     def read_stem(self, model: nn.Module) -> dict[str, Part]:
         """Embeddings, final norm and head, as far as the model has them."""
@@ -258,13 +285,29 @@ class Family:
         """Where a registered part goes when it replaces ``role`` ("attention", "mlp.up", ...)."""
         path = self.block.get(role)
         outer, _, inner = role.partition(".")
-        if outer == "attention" and inner in ("q", "k", "v", "o"):
-            core = block.get_submodule(self.block["attention"])
-            if isinstance(core, GroupedAttention) and (inner != "o" or core.o_proj is not None):
-                path = f"{self.block['attention']}.{inner}_proj"
+        if inner and outer in ("attention", "mlp"):
+            core = block.get_submodule(self.block[outer])
+            # An output map that the part leaves to the family is None there.
+            own = getattr(core, f"{inner}_proj", None)
+            if isinstance(core, GroupedAttention | FeedForward) and own is not None:
+                path = f"{self.block[outer]}.{inner}_proj"
         if path is None:
             raise Refused(f"{self.name} blocks have no {role!r}; they have {', '.join(self.block)}")
-        return [(path, part, kwargs)]
+        idle = self.beside.get(role, ())
+        return [(path, part, kwargs), *((other, "identity", {}) for other in idle)]
+
+    def place_outside(
+        self, model: nn.Module, role: str, part: str, kwargs: dict[str, Any]
+    ) -> list[Placement]:
+        """Where a registered part goes when it replaces what stands outside the blocks."""
+        if role == "head":
+            head = model.get_output_embeddings()  # type: ignore[operator]
+            path = next(name for name, module in model.named_modules() if module is head)
+            return [(path, part, kwargs)]
+        if role not in self.stem or role == "blocks":
+            known = ", ".join(word for word in self.stem if word != "blocks")
+            raise Refused(f"{self.name} has no {role!r}; outside its blocks it has {known}")
+        return [(self.prefix(model) + self.stem[role], part, kwargs)]
 
     def place_absent(self, role: str, drop_norm: bool) -> list[Placement]:
         """What stands in a block once its attention or MLP is removed.
@@ -297,7 +340,8 @@ class Family:
             kwargs: of the part that stands there now; None when nothing does.
         """
         outer = role.partition(".")[0]
-        told = self._attention_fields(kwargs) if outer == "attention" else self._mlp_fields(kwargs)
+        fields = {"attention": self._attention_fields, "mlp": self._mlp_fields}.get(outer)
+        told = fields(kwargs) if fields is not None else {}
         if any(value != getattr(self.config, name, None) for name, value in told.items()):
             return told
         # The numbers are those of the stock part, but it is not the stock part: say it is not
@@ -319,6 +363,7 @@ class Family:
         }
 
     def _mlp_fields(self, kwargs: dict[str, Any] | None) -> dict[str, Any]:
-        sizes = {(kwargs or {}).get(name) for name in ("in_features", "out_features")}
+        names = ("in_features", "out_features", "intermediate_size")
+        sizes = {(kwargs or {}).get(name) for name in names}
         width = sizes - {None, self.get("hidden_size")}
         return {self.field("intermediate_size"): width.pop()} if len(width) == 1 else {}

@@ -1,0 +1,1 @@
+"""Parts that mix channels at each position: one mechanism per file."""

@@ -1,0 +1,82 @@
+"""A feed-forward part that can stand in for the MLP of any family.
+
+Axes: b batch, t positions, d hidden_size, I intermediate_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["FeedForward", "FeedForwardShape"]
+
+
+@dataclass(frozen=True)
+class FeedForwardShape:
+    """Everything that fixes the structure of a :class:`FeedForward`; plain JSON values.
+
+    Attributes:
+        hidden_size: width of the residual stream.
+        intermediate_size: neurons.
+        activation: its name, as configs of transformers have it ("silu", "gelu_new").
+        gated: down(act(gate x) * up x) rather than down(act(up x)).
+        biases: which of gate "g", up "u" and down "d" have a bias.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    activation: str
+    gated: bool = False
+    biases: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_size", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if set(self.biases) - set("gud" if self.gated else "ud"):
+            raise ValueError(f"biases {self.biases!r} name a map that is not there")
+
+    def to_json(self) -> dict[str, Any]:
+        """Only what differs from the defaults, so that stored configs stay short."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+
+class FeedForward(nn.Module):
+    """down(act(up x)), or down(act(gate x) * up x): the MLP of a Transformer, dense.
+
+    Args:
+        shape: its structure.
+        act: the activation that ``shape.activation`` names; a host gives its own.
+
+    Shapes:
+        x (b, t, d) -> (b, t, d); up and gate (I, d), down (d, I).
+
+    Example:
+        >>> import torch
+        >>> shape = FeedForwardShape(hidden_size=8, intermediate_size=32, activation="relu")
+        >>> FeedForward(shape, torch.relu)(torch.zeros(1, 5, 8)).shape
+        torch.Size([1, 5, 8])
+    """
+
+    def __init__(self, shape: FeedForwardShape, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.shape, self.act = shape, act
+        d, inner = shape.hidden_size, shape.intermediate_size
+        self.gate_proj = nn.Linear(d, inner, bias="g" in shape.biases) if shape.gated else None
+        self.up_proj = nn.Linear(d, inner, bias="u" in shape.biases)
+        self.down_proj = nn.Linear(inner, d, bias="d" in shape.biases)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        up = self.up_proj(hidden_states)
+        gate = self.gate_proj
+        inner = self.act(up) if gate is None else self.act(gate(hidden_states)) * up
+        mixed: Tensor = self.down_proj(inner)
+        return mixed
+
+    def extra_repr(self) -> str:
+        s = self.shape
+        return f"{'gated, ' if s.gated else ''}intermediate_size={s.intermediate_size}"
