@@ -5,6 +5,7 @@ from modwright.anatomy.families import family_names, register_family
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.parts import Attention, Block, Embedding, Mlp, Norm, Part, Tap
 from modwright.anatomy.projection import FactoredProjection, Projection
+from modwright.anatomy.selectors import pick_layers, select
 
 __all__ = [
     "Anatomy",
@@ -19,5 +20,7 @@ __all__ = [
     "Projection",
     "Tap",
     "family_names",
+    "pick_layers",
     "register_family",
+    "select",
 ]

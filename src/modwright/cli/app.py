@@ -57,7 +57,9 @@ def build(arguments: Sequence[str] = ()) -> Any:
         no_args_is_help=True,
         rich_markup_mode=None,
         short_help="Use one method on one model, without a recipe.",
-        help="Use one method on one model, without a recipe. A method's --help lists its options.",
+        help="Use one method on one model, without a recipe. A method's --help lists its options. "
+        "To drop parts of your own choice: modwright edit MODEL -o DIR --drop "
+        "'attention[3,7]; mlp[2]; block[28:30]'.",
         epilog="Example: modwright edit llm_drop smollm2-135m -o out/shorter --n 4",
     )
     if next((a for a in arguments if not a.startswith("-")), None) == "edit":

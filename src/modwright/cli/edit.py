@@ -31,7 +31,7 @@ def add_methods(group: typer.Typer) -> None:
             name=name,
             help=summary(kind),
             short_help=summary(kind),
-            epilog=f"The paper: modwright papers {kind.paper}",
+            epilog=None if kind.paper is None else f"The paper: modwright papers {kind.paper}",
         )(_command(name, kind))
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from modwright.cli.shorthand import spelled_out
 from modwright.errors import ModwrightError, unknown_name
 
 __all__ = ["main", "run_command"]
@@ -26,7 +27,7 @@ def run_command(arguments: Sequence[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     debug = "--debug" in arguments or bool(os.environ.get("MODWRIGHT_DEBUG"))
-    kept = [argument for argument in arguments if argument != "--debug"]
+    kept = spelled_out([argument for argument in arguments if argument != "--debug"])
     from modwright.cli.app import build
 
     command = build(kept)

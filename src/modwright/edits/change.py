@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, Mlp, Projection
+from modwright.anatomy.parts import Sublayer
 from modwright.edits.edit import Arrange, Edit, Remove, Replace
 from modwright.errors import Refused
 from modwright.nn import AttentionShape
@@ -44,7 +45,7 @@ class Change:
         return Change((*self.edits, *other.edits), {**self.tensors, **other.tensors})
 
 
-def remove(part: Block | Attention | Mlp, drop_norm: bool = False) -> Change:
+def remove(part: Block | Sublayer, drop_norm: bool = False) -> Change:
     """Takes a block, an attention or an MLP out of the model."""
     return Change((Remove(part.address, drop_norm),))
 

@@ -46,7 +46,7 @@ class Method(Protocol):
     """A frozen dataclass of options that can plan. It names no family's modules."""
 
     name: ClassVar[str]
-    paper: ClassVar[str]
+    paper: ClassVar[str | None]
     needs: ClassVar[Needs]
 
     def plan(
@@ -79,12 +79,14 @@ _M = TypeVar("_M")
 _METHODS: dict[str, type[Any]] = {}
 
 
-def register_method(name: str, *, paper: str, needs: Needs) -> Callable[[type[_M]], type[_M]]:
+def register_method(
+    name: str, *, needs: Needs, paper: str | None = None
+) -> Callable[[type[_M]], type[_M]]:
     """Class decorator that makes a method known under ``name``.
 
     Args:
         name: as recipes and the command line call it.
-        paper: slug in the catalogue.
+        paper: slug in the catalogue; None for what no paper is needed for.
         needs: what it asks for.
     """
 

@@ -1,0 +1,79 @@
+"""Repeats, reorders and leaves out whole blocks, as frankenmerges do; nothing is trained.
+
+Nothing promises that the result computes anything like the model it came from: measure it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from modwright.anatomy import Anatomy, pick_layers
+from modwright.calibration import Collector, TokenWindows
+from modwright.edits import Plan, arrange
+from modwright.errors import Refused
+from modwright.progress import SILENT, Progress
+from modwright.surgery.method import Needs, register_method
+
+__all__ = ["ArrangeBlocks"]
+
+
+@register_method("arrange", needs=Needs(parts=("block",)))
+@dataclass(frozen=True)
+class ArrangeBlocks:
+    """Lets the blocks stand in an order of the user's choice; a block may stand more than once.
+
+    Attributes:
+        blocks: the new order, as in "0:20, 10:30": single layers, slices as in Python and *,
+            apart by commas.
+
+    Example:
+        >>> import modwright
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> modwright.apply(model, ArrangeBlocks("0:3, 1:4")).model.config.num_hidden_layers
+        6
+    """
+
+    blocks: str
+
+    def title(self) -> str:
+        return f"blocks {self.blocks}"
+
+    def wants_data(self) -> bool:
+        return False
+
+    def collectors(self) -> Sequence[Collector]:
+        return ()
+
+    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+        """Exactly what goes, less than nothing where the model grows."""
+        sizes = [block.num_parameters for block in anatomy.blocks]
+        gone = sum(sizes) - sum(sizes[i] for i in pick_layers(self.blocks, len(sizes)))
+        return gone, gone
+
+    def plan(
+        self,
+        anatomy: Anatomy,
+        calibration: TokenWindows | None = None,
+        *,
+        directory: Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Plan:
+        """Says the order, and which blocks are copied and which are left out."""
+        layers = len(anatomy.blocks)
+        order = pick_layers(self.blocks, layers)
+        if order == list(range(layers)):
+            raise Refused(f"arrange: {self.blocks!r} is the order that the blocks have already")
+        times = Counter(order)
+        reasons = {
+            "order": order,
+            "repeated": sorted(i for i, n in times.items() if n > 1),
+            "left_out": [i for i in range(layers) if i not in times],
+        }
+        note = (
+            f"{len(order)} blocks in place of {layers}, in an order that the model was not "
+            "trained for: the function is not kept."
+        )
+        return Plan.of(anatomy, "arrange", arrange(order), asdict(self), reasons, (note,))

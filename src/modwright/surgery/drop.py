@@ -1,0 +1,68 @@
+"""Removes the parts that the user names. No data, no scores: the choice is the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from modwright.anatomy import Anatomy, Block, select
+from modwright.calibration import Collector, TokenWindows
+from modwright.edits import Change, Plan, remove
+from modwright.edits.canonical import target_of
+from modwright.progress import SILENT, Progress
+from modwright.surgery.method import Needs, register_method
+
+__all__ = ["Drop"]
+
+
+@register_method("drop", needs=Needs(parts=("attention", "mlp", "block")))
+@dataclass(frozen=True)
+class Drop:
+    """Removes the attentions, MLPs and blocks that a selector names.
+
+    Attributes:
+        parts: which, as in "attention[3,7]; mlp[2]; block[28:30]". Layers count from 0, negative
+            ones from the end, slices are Python's, * is every layer.
+        drop_post_norm: in post-norm models, the norm goes with an attention or MLP.
+
+    Example:
+        >>> import modwright
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> modwright.apply(model, Drop("attention[0]; block[-1]")).model.config.num_hidden_layers
+        3
+    """
+
+    parts: str
+    drop_post_norm: bool = False
+
+    def title(self) -> str:
+        return f"drop {self.parts}"
+
+    def wants_data(self) -> bool:
+        return False
+
+    def collectors(self) -> Sequence[Collector]:
+        return ()
+
+    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+        """Exactly what the named parts hold."""
+        gone = sum(part.num_parameters for part in select(anatomy, self.parts))
+        return gone, gone
+
+    def plan(
+        self,
+        anatomy: Anatomy,
+        calibration: TokenWindows | None = None,
+        *,
+        directory: Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Plan:
+        """Takes out what is named; what is not there is refused."""
+        change = Change()
+        chosen = select(anatomy, self.parts)
+        for part in chosen:
+            change += remove(part, self.drop_post_norm and not isinstance(part, Block))
+        target_of(anatomy, change.edits)  # what cannot be is refused here, not when it is applied
+        reasons = {"removed": [part.address for part in chosen], "chosen by": "the user"}
+        return Plan.of(anatomy, "drop", change, asdict(self), reasons)
