@@ -140,7 +140,7 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> set[
     fallback = next(source.parameters())
     for path, module in built.named_modules():
         origin = modules.get(paths[path])
-        same = origin is not None and type(origin) is type(module)
+        same = origin is not None and _continues(type(module), type(origin))
         near = next(origin.parameters(), fallback) if origin is not None else fallback
         copied = paths[path] in placed  # a block that stands twice
         placed.add(paths[path])
@@ -170,6 +170,11 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> set[
                     slot.shape, blank, dtype=dtype, device=near.device
                 )
     return shared
+
+
+def _continues(kind: type[nn.Module], old: type[nn.Module]) -> bool:
+    """One is the other with another forward, so both store their parameters alike."""
+    return issubclass(kind, old) or issubclass(old, kind)
 
 
 def _write(
@@ -251,8 +256,10 @@ def _missing(value: Tensor) -> bool:
     blank = _blank(value.dtype)
     if blank is None:
         return False
-    found = torch.isnan(value) if value.is_floating_point() else value == blank
-    return bool(found.any())
+    if not value.is_floating_point():
+        return bool((value == blank).any())
+    # One NaN makes the sum NaN: a finite sum spares a mask of the tensor's size.
+    return not bool(torch.isfinite(value.sum())) and bool(torch.isnan(value).any())
 
 
 def _finish(source: PreTrainedModel, built: PreTrainedModel, paths: Mapping[str, str]) -> None:
