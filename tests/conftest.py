@@ -87,12 +87,46 @@ def _is_decoder(preset: str) -> bool:
     return family_of(_config(preset)).is_causal()
 
 
+@cache
+def _reads_text(preset: str) -> bool:
+    from modwright.anatomy.families import family_of
+
+    return family_of(_config(preset)).inputs().is_text
+
+
+@cache
+def _has_plain_heads(preset: str) -> bool:
+    import torch
+    from transformers import AutoModel
+
+    from modwright.anatomy import Anatomy
+
+    with torch.device("meta"):
+        blocks = Anatomy.of(AutoModel.from_config(_config(preset))).blocks
+    return all(block.attention.q_norm is None for block in blocks)
+
+
+@cache
+def _has_dense_mlps(preset: str) -> bool:
+    return not hasattr(_config(preset), "num_local_experts")
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """``preset`` is every preset of every registered family; ``decoder`` those that generate."""
+    """``preset`` is every preset of every registered family; ``decoder`` those that generate.
+
+    ``reader`` is those that read text, ``plain_heads`` those that do not normalize their queries,
+    ``dense_mlps`` those that have MLPs and no mixtures of experts.
+    """
     if "preset" in metafunc.fixturenames:
         metafunc.parametrize("preset", sorted(_presets()))
     if "decoder" in metafunc.fixturenames:
         metafunc.parametrize("decoder", sorted(filter(_is_decoder, _presets())))
+    if "reader" in metafunc.fixturenames:
+        metafunc.parametrize("reader", sorted(filter(_reads_text, _presets())))
+    if "dense_mlps" in metafunc.fixturenames:
+        metafunc.parametrize("dense_mlps", sorted(filter(_has_dense_mlps, _presets())))
+    if "plain_heads" in metafunc.fixturenames:
+        metafunc.parametrize("plain_heads", sorted(filter(_has_plain_heads, _presets())))
 
 
 @pytest.fixture(scope="session")
@@ -132,6 +166,10 @@ class TinyModels:
     def auto_class(self, preset: str) -> str:
         return "AutoModelForCausalLM" if _is_decoder(preset) else "AutoModel"
 
+    def classifier(self, preset: str) -> str:
+        """The Auto class with a head for labels."""
+        return f"AutoModelFor{'Sequence' if _reads_text(preset) else 'Image'}Classification"
+
     def config(self, preset: str, **changed: Any) -> Any:
         return _config(preset, **changed)
 
@@ -140,8 +178,11 @@ class TinyModels:
         import transformers
 
         config = _config(preset, **changed)
-        if hasattr(config, "initializer_range"):
-            config.initializer_range = 0.1
+        for name in ("initializer_range", "init_std"):
+            if hasattr(config, name):
+                setattr(config, name, 0.1)
+        if dtype is torch.float64 and hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"  # grouped products know no doubles
         kind = getattr(transformers, auto or self.auto_class(preset))
         with torch.random.fork_rng():
             torch.manual_seed(0)

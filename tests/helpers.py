@@ -7,19 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modwright.calibration import CalibrationData, from_tensors
+from modwright.calibration.text import from_sequences
 from modwright.edits import Applied, Change, Plan, apply
 from modwright.edits.verify import probe_batch
 
-__all__ = ["batch_of", "edit", "outputs", "snapshot", "unchanged", "worst"]
+__all__ = ["batch_of", "edit", "outputs", "random_data", "snapshot", "unchanged", "worst"]
 
 
 def batch_of(model: Any) -> dict[str, Tensor]:
     """Inputs that a model takes: two rows of tokens, one left-padded, or two pictures."""
-    if getattr(model, "main_input_name", "input_ids") == "pixel_values":
-        size, channels = model.config.image_size, getattr(model.config, "num_channels", 3)
-        generator = torch.Generator().manual_seed(0)
-        return {"pixel_values": torch.randn(2, channels, size, size, generator=generator)}
     return probe_batch(model)
+
+
+def random_data(
+    model: Any, count: int = 8, length: int = 24, batch_size: int = 4, seed: int = 0
+) -> CalibrationData:
+    """Calibration data of what a model reads: rows of tokens without padding, or pictures."""
+    from modwright.anatomy import Anatomy
+
+    generator = torch.Generator().manual_seed(seed)
+    reads = Anatomy.of(model).family.inputs()
+    if reads.is_text:
+        rows = [torch.randint(3, 128, (length,), generator=generator) for _ in range(count)]
+        return from_sequences(rows, 0, batch_size=batch_size)
+    pictures = reads.random(count, length, generator)["pixel_values"].split(batch_size)
+    return from_tensors([{"pixel_values": part} for part in pictures], name="noise")
 
 
 @torch.no_grad()

@@ -8,9 +8,11 @@ from collections.abc import Iterable
 __all__ = [
     "CheckpointError",
     "ModwrightError",
+    "ProcessFailed",
     "Refused",
     "UnsupportedArchitecture",
     "VerificationError",
+    "WriteFailed",
     "unknown_name",
 ]
 
@@ -41,6 +43,27 @@ class VerificationError(ModwrightError):
     """An edited model broke one of the promises that every edit must keep."""
 
     exit_code = 1
+
+
+class WriteFailed(CheckpointError):
+    """A file cannot be written while work is under way, mostly because the disk is full."""
+
+    exit_code = 1
+
+
+class ProcessFailed(ModwrightError):
+    """Another process of the same run failed, or is gone.
+
+    Attributes:
+        trace: its traceback, for the log.
+        lost: it is gone without a word, so nobody else says what happened.
+    """
+
+    def __init__(
+        self, message: str, exit_code: int = 1, trace: str = "", lost: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.exit_code, self.trace, self.lost = exit_code, trace, lost
 
 
 def unknown_name(what: str, value: object, allowed: Iterable[str]) -> Refused:

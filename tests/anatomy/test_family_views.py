@@ -13,7 +13,7 @@ from modwright.anatomy import Anatomy, Attention, Norm, Part, Tap
 from modwright.anatomy.families import families, family_of
 from modwright.errors import ModwrightError, Refused, UnsupportedArchitecture
 
-OUTSIDE = {"bert": ("pooler.",)}
+OUTSIDE = {"bert": ("pooler.",), "vit": ("pooler.",)}
 """What no part stands for: heads on top that no edit concerns."""
 
 
@@ -23,7 +23,7 @@ def attention_of(model: Any, index: int = 1) -> Attention:
     return found
 
 
-def seen_at(model: Any, *taps: Tap) -> list[Tensor]:
+def tapped(model: Any, *taps: Tap) -> list[Tensor]:
     """What passes at some taps during one forward pass."""
     found: dict[int, Tensor] = {}
     hooks = []
@@ -96,6 +96,7 @@ def test_a_slice_is_written_alone(tiny: Any, preset: str, role: str) -> None:
     assert changed == written
 
 
+@pytest.mark.contract("B10")
 def test_the_views_compute_what_the_module_computes(tiny: Any, preset: str) -> None:
     check_attention_views(tiny(preset))
 
@@ -104,12 +105,18 @@ def check_attention_views(model: Any) -> None:
     """Attention from q, k, v, o and the shape alone, on the module's own input."""
     attention = attention_of(model)
     shape = attention.shape
-    x, out = seen_at(model, attention.core_in, attention.core_out)
+    x, out = tapped(model, attention.core_in, attention.core_out)
     batch = batch_of(model)
     visible = batch.get("attention_mask", torch.ones(x.shape[:2], dtype=torch.long)).bool()
     allowed = visible[:, None, None, :].expand(-1, 1, x.shape[1], -1)
     if shape.causal:
         allowed = allowed & torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril()
+    if shape.sliding_window is not None:
+        # Of itself and those before it, a position sees so many.
+        allowed = allowed & ~torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril(
+            -shape.sliding_window
+        )
+        assert shape.sliding_window < x.shape[1], "the window hides nothing"
 
     def project(weight: Tensor, bias: Tensor | None) -> Tensor:
         y = torch.einsum("btd,hcd->bhtc", x, weight)
@@ -149,13 +156,13 @@ def turn(model: Any, x: Tensor, heads: Tensor, rotary_dim: int) -> Tensor:
     return torch.cat((turned.real, turned.imag, heads[..., rotary_dim:]), dim=-1)
 
 
-def test_the_mlp_views_compute_what_the_module_computes(tiny: Any, preset: str) -> None:
+def test_the_mlp_views_compute_what_the_module_computes(tiny: Any, dense_mlps: str) -> None:
     from transformers.activations import ACT2FN
 
-    model = tiny(preset)
+    model = tiny(dense_mlps)
     mlp = Anatomy.of(model).blocks[1].mlp
     assert mlp is not None
-    x, inner, out = seen_at(model, mlp.core_in, mlp.inner, mlp.core_out)
+    x, inner, out = tapped(model, mlp.core_in, mlp.inner, mlp.core_out)
     linear = torch.nn.functional.linear
     up = linear(x, mlp.up.weight, mlp.up.bias)
     act = ACT2FN[mlp.activation]
@@ -171,7 +178,11 @@ def test_taps_follow_the_residual_stream(tiny: Any, preset: str) -> None:
 
 
 def check_taps(model: Any) -> None:
-    """h before a sublayer and what the sublayer adds make up h after it."""
+    """h before a sublayer and what the sublayer adds make up h after it, token by token."""
+
+    def seen_at(model: Any, *taps: Tap) -> list[Tensor]:
+        return [seen.flatten(0, -2) for seen in tapped(model, *taps)]
+
     block = Anatomy.of(model).blocks[1]
     assert block.attention is not None and block.mlp is not None
     start, end = seen_at(model, block.stream_in, block.stream_out)
@@ -193,6 +204,7 @@ def check_taps(model: Any) -> None:
         torch.testing.assert_close(norm(middle + more).detach(), end)
 
 
+@pytest.mark.contract("B2")
 def test_shapes_are_those_of_the_config(tiny: Any, preset: str) -> None:
     model = tiny(preset)
     anatomy = Anatomy.of(model)
@@ -234,9 +246,9 @@ def test_addresses_lead_to_their_parts(tiny: Any, preset: str) -> None:
     assert anatomy.block(0).address == "blocks.0"
 
 
-def test_a_bare_backbone_has_the_same_blocks(tiny: Any, preset: str) -> None:
-    whole = Anatomy.of(tiny(preset))
-    bare = Anatomy.of(tiny(preset).base_model)
+def test_a_bare_backbone_has_the_same_blocks(tiny: Any, dense_mlps: str) -> None:
+    whole = Anatomy.of(tiny(dense_mlps))
+    bare = Anatomy.of(tiny(dense_mlps).base_model)
     assert "head" not in bare.stem
     assert [repr(b.attention) for b in bare.blocks] == [repr(b.attention) for b in whole.blocks]
     assert torch.equal(bare.blocks[2].mlp.up.weight, whole.blocks[2].mlp.up.weight)
@@ -245,8 +257,8 @@ def test_a_bare_backbone_has_the_same_blocks(tiny: Any, preset: str) -> None:
 # Refusals
 
 
-def test_wrong_addresses_and_shapes_are_refused(tiny: Any, preset: str) -> None:
-    model = tiny(preset)
+def test_wrong_addresses_and_shapes_are_refused(tiny: Any, dense_mlps: str) -> None:
+    model = tiny(dense_mlps)
     before = snapshot(model)
     anatomy = Anatomy.of(model)
     last = len(anatomy.blocks) - 1
@@ -272,7 +284,7 @@ def test_wrong_addresses_and_shapes_are_refused(tiny: Any, preset: str) -> None:
 
 def test_layers_that_share_a_module_are_refused(tiny: Any, preset: str) -> None:
     model = tiny.copy(preset)
-    path = family_of(model.config).blocks_path(model)
+    path = family_of(model.config, model).blocks_path(model)
     layers = model.get_submodule(path)
     layers[2] = layers[0]
     with pytest.raises(UnsupportedArchitecture, match="shared layers are not supported"):
@@ -290,6 +302,7 @@ def test_a_quantised_model_is_refused(tiny: Any, preset: str) -> None:
         Anatomy.of(model)
 
 
+@pytest.mark.contract("B1", "H4")
 def test_an_unknown_family_is_named_with_what_was_recognised() -> None:
     from transformers import OpenAIGPTConfig, OpenAIGPTModel
 
@@ -328,6 +341,7 @@ def test_every_refusal_is_one_line_and_exits_with_two() -> None:
 # Layouts of the storage
 
 
+@pytest.mark.contract("B4")
 def test_gpt2_stores_the_three_maps_side_by_side(tiny: Any) -> None:
     model = tiny("tiny-gpt2")
     attention = attention_of(model)
@@ -339,6 +353,7 @@ def test_gpt2_stores_the_three_maps_side_by_side(tiny: Any) -> None:
         assert projection.weight.data_ptr() == stored.weight[:, 48 * i].data_ptr()
 
 
+@pytest.mark.contract("B4")
 def test_gpt_neox_stores_them_head_by_head(tiny: Any) -> None:
     model = tiny("tiny-gpt-neox")
     attention = attention_of(model)
@@ -357,6 +372,14 @@ def test_gpt_neox_stores_them_head_by_head(tiny: Any) -> None:
         ("tiny-gpt-neox", {"attention_bias": False, "tie_word_embeddings": True}),
         ("tiny-gpt2", {"n_inner": 40, "tie_word_embeddings": False}),
         ("tiny-gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+        ("tiny-mistral", {"sliding_window": None}),
+        ("tiny-qwen2-mixed", {"layer_types": None, "max_window_layers": 1}),
+        ("tiny-qwen3", {"attention_bias": True, "head_dim": 12, "tie_word_embeddings": False}),
+        ("tiny-gemma", {"num_key_value_heads": 4, "attention_bias": True}),
+        ("tiny-opt", {"enable_bias": False, "word_embed_proj_dim": 32}),
+        ("tiny-opt", {"_remove_final_layer_norm": True, "tie_word_embeddings": False}),
+        ("tiny-opt-post", {"word_embed_proj_dim": 48, "activation_function": "gelu"}),
+        ("tiny-vit", {"qkv_bias": False, "image_size": [16, 8], "num_channels": 1}),
     ],
 )
 def test_variants_of_a_family_hold_the_same_promises(

@@ -7,6 +7,7 @@ config class with a constructor of its own.
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -25,6 +26,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from modwright.anatomy import Family, Projection, register_family
 
 __all__ = ["Toy", "ToyConfig", "ToyForCausalLM", "ToyModel"]
+
+# Outputs and generation call the cache by one name or by the other, as transformers is old or new.
+CACHE = "cache"
+if CACHE not in {field.name for field in fields(BaseModelOutputWithPast)}:
+    CACHE = "past_key_values"
 
 
 class ToyConfig(PreTrainedConfig):
@@ -134,6 +140,7 @@ class ToyModel(ToyPreTrainedModel):
         use_cache: bool = False,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
+        cache = kwargs.get(CACHE, cache)
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         past, length = (0 if cache is None else cache.get_seq_length()), input_ids.shape[1]
@@ -145,7 +152,7 @@ class ToyModel(ToyPreTrainedModel):
             mask = mask & attention_mask[:, None, None, : past + length].bool()
         for floor in self.floors:
             x = floor(x, cache=cache, attention_mask=mask)
-        return BaseModelOutputWithPast(last_hidden_state=self.roof(x), cache=cache)
+        return BaseModelOutputWithPast(last_hidden_state=self.roof(x), **{CACHE: cache})
 
 
 class ToyForCausalLM(ToyPreTrainedModel, GenerationMixin):
@@ -175,8 +182,10 @@ class ToyForCausalLM(ToyPreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
+        cache = kwargs.get(CACHE, cache)
         found = self.house(input_ids, attention_mask, position_ids, cache, use_cache)
-        return CausalLMOutputWithPast(logits=self.speak(found.last_hidden_state), cache=found.cache)
+        logits = self.speak(found.last_hidden_state)
+        return CausalLMOutputWithPast(logits=logits, **{CACHE: getattr(found, CACHE)})
 
 
 AutoConfig.register("toy", ToyConfig)

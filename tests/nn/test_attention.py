@@ -259,12 +259,25 @@ def test_dropout_acts_in_training_only() -> None:
         assert not torch.equal(run(part, stream()), run(plain, stream()))
 
 
+@pytest.mark.contract("K3")
 def test_a_call_that_is_not_understood_is_refused() -> None:
     part = attention(SHAPES["rotary"])
     with pytest.raises(ValueError, match="position_embeddings"):
         part(stream())
     with pytest.raises(TypeError, match="by keyword"):
-        part(stream(), None)
+        part(stream(), None, None)
+    with pytest.raises(TypeError, match="by keyword"):
+        part(stream(), angles(part.shape.rotary_dim, 6))
+
+
+@pytest.mark.contract("K3")
+def test_the_mask_may_be_given_by_place() -> None:
+    """As ViT's blocks of transformers do."""
+    part = attention(SHAPES["plain"])
+    mask = masks()["bias"]
+    given, named = part(stream(), mask)[0], part(stream(), attention_mask=mask)[0]
+    assert torch.equal(given, named)
+    assert not torch.equal(given, part(stream())[0])
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,46 @@
 """A live model as typed parts that read and write their weights through one canonical view."""
 
 from modwright.anatomy.anatomy import Anatomy
+from modwright.anatomy.experts import Expert, MixtureOfExperts
 from modwright.anatomy.families import family_names, register_family
 from modwright.anatomy.families.family import Family
-from modwright.anatomy.parts import Attention, Block, Embedding, Mlp, Norm, Part, Tap
+from modwright.anatomy.inputs import Inputs, Pictures, Tokens
+from modwright.anatomy.parts import (
+    Attention,
+    Block,
+    Embedding,
+    Linear,
+    Mlp,
+    Norm,
+    Part,
+    Patches,
+    Tap,
+)
 from modwright.anatomy.projection import FactoredProjection, Projection
 from modwright.anatomy.selectors import pick_layers, select
+from modwright.anatomy.stream import Reader, Stream
 
 __all__ = [
     "Anatomy",
     "Attention",
     "Block",
     "Embedding",
+    "Expert",
     "FactoredProjection",
     "Family",
+    "Inputs",
+    "Linear",
+    "MixtureOfExperts",
     "Mlp",
     "Norm",
     "Part",
+    "Patches",
+    "Pictures",
     "Projection",
+    "Reader",
+    "Stream",
     "Tap",
+    "Tokens",
     "family_names",
     "pick_layers",
     "register_family",

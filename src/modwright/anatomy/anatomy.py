@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modwright.anatomy.families import family_of
+from modwright.anatomy.families import family_of, wrapped
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.parts import Block, Embedding, Part
+from modwright.anatomy.stream import Stream, stream_of
 from modwright.errors import Refused, UnsupportedArchitecture, unknown_name
 
 __all__ = ["Anatomy"]
@@ -50,15 +51,11 @@ class Anatomy:
             UnsupportedArchitecture: no family knows its ``config.model_type``.
             Refused: its weights are quantised.
         """
-        config = getattr(model, "config", None)
-        if config is None:
-            raise UnsupportedArchitecture(
-                f"{type(model).__name__} has no config, so its family is not known; "
-                "wrap it or register a family, see CONTRIBUTING.md"
-            )
+        model = wrapped(model)
+        config: Any = model.config
         if getattr(config, "quantization_config", None) or getattr(model, "is_quantized", False):
             raise Refused("the model is quantised; open it dequantised (dtype float32 or bfloat16)")
-        return cls(model, family_of(config))
+        return cls(model, family_of(config, model))
 
     @property
     def config(self) -> Any:
@@ -91,6 +88,18 @@ class Anatomy:
             return False
         return head.module.weight is embed.module.weight
 
+    @property
+    def after_blocks(self) -> tuple[str, ...]:
+        """Addresses outside the blocks that the stream reaches after them, in its order."""
+        table = list(self.family.stem)
+        later = [*table[table.index("blocks") + 1 :], "head"]
+        return tuple(address for address in later if address in self.stem)
+
+    @property
+    def stream(self) -> Stream:
+        """Who writes to the residual stream and who reads it."""
+        return stream_of(self)
+
     def block(self, index: int) -> Block:
         if not 0 <= index < len(self.blocks):
             raise Refused(f"no block {index}; the model has blocks 0 to {len(self.blocks) - 1}")
@@ -98,7 +107,7 @@ class Anatomy:
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Every part with parameters, by address, in the order of the forward pass."""
-        later = {"final_norm", "head"}
+        later = self.after_blocks
         yield from ((a, p) for a, p in self.stem.items() if a not in later)
         for block in self.blocks:
             for role, sublayer in block.sublayers():

@@ -8,18 +8,31 @@ Addresses name parts alike in every family: ``blocks.3.attention.q``, ``blocks.3
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from modwright.anatomy.projection import Projection
 from modwright.errors import Refused
-from modwright.nn import AttentionShape, FeedForward, FeedForwardShape, GroupedAttention
+from modwright.nn import (
+    AttentionShape,
+    CRMSNorm,
+    ExpertFeedForward,
+    ExpertShape,
+    FeedForward,
+    FeedForwardShape,
+    GroupedAttention,
+    RestoringCRMSNorm,
+)
 
-__all__ = ["Attention", "Block", "Embedding", "Layout", "Mlp", "Norm", "Part", "Sublayer", "Tap"]
+if TYPE_CHECKING:
+    from modwright.anatomy.experts import MixtureOfExperts
+
+__all__ = ["Attention", "Block", "Embedding", "Layout", "Linear", "Mlp", "Norm", "Part"]
+__all__ += ["Patches", "Sublayer", "Tap"]
 
 Layout = Literal["pre", "post", "parallel"]
 
@@ -73,14 +86,34 @@ class _ModulePart(Part):
         return f"{type(self).__name__}({self.address}, {self.num_parameters:,} parameters)"
 
 
+NormKind = Literal["layer", "rms", "crms", "other"]
+
+
 class Norm(_ModulePart):
-    """A normalization: ``kind`` is "layer" (centring) or "rms"; ``offset`` is 1 for (1 + w)."""
+    """A normalization.
+
+    Attributes:
+        kind: "layer" (centring), "rms", "crms" (of a zero-mean stream that is stored without one
+            coordinate), or "other".
+        offset: 1 for norms that multiply by (1 + w).
+    """
 
     def __init__(self, module: nn.Module, address: str) -> None:
         super().__init__(module, address)
         name = type(module).__name__
-        self.kind: Literal["layer", "rms"] = "rms" if "RMS" in name else "layer"
+        self.kind = _norm_kind(module)
         self.offset = 1.0 if name.startswith(("Gemma", "NemotronLayerNorm1P")) else 0.0
+
+    @property
+    def gain(self) -> Tensor | None:
+        """(d,): what it multiplies by; None where that is one."""
+        weight = self.parameters().get("weight")
+        return weight if weight is None or not self.offset else weight + self.offset
+
+    @property
+    def shift(self) -> Tensor | None:
+        """(d,): what it adds at the end, or None."""
+        return self.parameters().get("bias")
 
     @property
     def eps(self) -> float:
@@ -91,8 +124,42 @@ class Norm(_ModulePart):
         raise Refused(f"{self.address}: {type(self.module).__name__} shows no epsilon")
 
 
+def _norm_kind(module: nn.Module) -> NormKind:
+    if isinstance(module, CRMSNorm | RestoringCRMSNorm):
+        return "crms"
+    name = type(module).__name__
+    return "rms" if "RMSNorm" in name else "layer" if "LayerNorm" in name else "other"
+
+
 class Embedding(_ModulePart):
-    """A table of vectors, one per token or per position: weight [entries, d]."""
+    """A table of vectors, one per token or per position: weight [entries, d].
+
+    Vision models hold learned tokens and positions as bare parameters (1, entries, d). A head over
+    the vocabulary is one too: it reads the stream where the others write to it.
+    """
+
+    input_axes: ClassVar[Mapping[str, int]] = {"weight": 1}
+
+    @property
+    def output_axes(self) -> dict[str, int]:
+        """As those of a :class:`Projection`."""
+        return dict.fromkeys(self.parameters(), -1)
+
+
+class Linear(_ModulePart):
+    """A linear map of the stream outside the blocks: weight [out, in], perhaps a bias."""
+
+    input_axes, output_axes = Projection.input_axes, Projection.output_axes
+
+
+class Patches(_ModulePart):
+    """Maps each of ``count`` patches of a picture: weight [d, channels, height, width]."""
+
+    output_axes = Projection.output_axes
+
+    def __init__(self, module: nn.Module, address: str, count: int) -> None:
+        super().__init__(module, address)
+        self.count = count
 
 
 class Sublayer(Part):
@@ -104,8 +171,10 @@ class Sublayer(Part):
         core_in: what the sublayer proper reads, norm(h) in a pre-norm block.
         core_out: what the sublayer proper returns.
         stream_out: the residual stream after it; None where that is h plus ``core_out``.
+        writing: roles of the maps that write to the stream; the others read it.
     """
 
+    writing: ClassVar[tuple[str, ...]]
     norm: Norm | None
     stream_in: Tap
     core_in: Tap
@@ -116,14 +185,25 @@ class Sublayer(Part):
     def projections(self) -> dict[str, Projection]:
         """Its linear maps by role: "q", "up" and the like."""
 
+    def buffers(self) -> dict[str, Tensor]:
+        """What a part of modwright's stores beside its weights, by name: index tables and such."""
+        return {}
+
     def parameters(self) -> dict[str, Tensor]:
-        return {
+        weights = {
             f"{role}.{name}": tensor
             for role, projection in self.projections().items()
             for name, tensor in projection.parameters().items()
         }
+        return weights | {name: buffer.detach() for name, buffer in self.buffers().items()}
 
     def write(self, name: str, value: Tensor) -> None:
+        buffer = self.buffers().get(name)
+        if buffer is not None:
+            if buffer.shape != value.shape:
+                raise Refused(f"{self.address}.{name}: shape {tuple(value.shape)} does not fit")
+            buffer.copy_(value)
+            return
         role, _, leaf = name.rpartition(".")
         projections = self.projections()
         if role not in projections:
@@ -142,6 +222,8 @@ class Sublayer(Part):
 @dataclass
 class Attention(Sublayer):
     """Multi-head attention. ``shape`` holds every number that fixes its structure."""
+
+    writing = ("o",)
 
     address: str
     q: Projection
@@ -174,6 +256,9 @@ class Attention(Sublayer):
     def projections(self) -> dict[str, Projection]:
         return {"q": self.q, "k": self.k, "v": self.v, "o": self.o}
 
+    def buffers(self) -> dict[str, Tensor]:
+        return dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
+
     def _norms(self) -> dict[str, Norm]:
         named = {"q_norm": self.q_norm, "k_norm": self.k_norm}
         return {name: norm for name, norm in named.items() if norm is not None}
@@ -182,18 +267,11 @@ class Attention(Sublayer):
         found = super().parameters()
         for role, norm in self._norms().items():
             found.update({f"{role}.{name}": p for name, p in norm.parameters().items()})
-        if self.is_generic:
-            found.update({n: b.detach() for n, b in self.module.named_buffers(recurse=False)})
         return found
 
     def write(self, name: str, value: Tensor) -> None:
-        buffers = dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
         role, _, leaf = name.rpartition(".")
-        if name in buffers:
-            if buffers[name].shape != value.shape:
-                raise Refused(f"{self.address}.{name}: shape {tuple(value.shape)} does not fit")
-            buffers[name].copy_(value)
-        elif role in self._norms():
+        if role in self._norms():
             self._norms()[role].write(leaf, value)
         else:
             super().write(name, value)
@@ -247,6 +325,8 @@ class Attention(Sublayer):
 class Mlp(Sublayer):
     """A feed-forward part: down(act(up x)), or down(act(gate x) * up x) when it is gated."""
 
+    writing = ("down",)
+
     address: str
     up: Projection
     down: Projection
@@ -287,9 +367,27 @@ class Mlp(Sublayer):
         )
 
     @property
+    def experts(self) -> ExpertShape | None:
+        """How its neurons are split into experts; None where they are not."""
+        return self.module.shape if isinstance(self.module, ExpertFeedForward) else None
+
+    @property
+    def num_experts(self) -> int:
+        """1 where the neurons are not split into experts."""
+        return 1 if self.experts is None else self.experts.num_experts
+
+    @property
+    def top_k(self) -> int:
+        """Experts by whose rank those of a token are chosen; 1 where there are none."""
+        return 1 if self.experts is None else self.experts.top_k
+
+    @property
     def inner(self) -> Tap:
         """What the down projection reads: (b, t, I)."""
         return Tap(self.down.module, "input")
+
+    def buffers(self) -> dict[str, Tensor]:
+        return dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
 
     def projections(self) -> dict[str, Projection]:
         gate = {} if self.gate is None else {"gate": self.gate}
@@ -297,7 +395,9 @@ class Mlp(Sublayer):
 
     def __repr__(self) -> str:
         gated = "gated, " if self.gate is not None else ""
-        return f"Mlp({self.address}: {gated}{self.intermediate_size} wide, {self.activation})"
+        split = "" if self.experts is None else f", {self.experts.describe()}"
+        wide = f"{gated}{self.intermediate_size} wide, {self.activation}"
+        return f"Mlp({self.address}: {wide}{split})"
 
 
 @dataclass
@@ -308,7 +408,7 @@ class Block:
     module: nn.Module
     layout: Layout
     attention: Attention | None
-    mlp: Mlp | None
+    mlp: Mlp | MixtureOfExperts | None
     norms: dict[str, Norm] = field(default_factory=dict)
 
     @property
@@ -322,6 +422,12 @@ class Block:
     @property
     def stream_out(self) -> Tap:
         return Tap(self.module, "output")
+
+    @property
+    def gains(self) -> dict[str, Norm]:
+        """What multiplies the result of a sublayer, channel by channel, by the sublayer's role."""
+        end = "_gain"
+        return {r.removesuffix(end): norm for r, norm in self.norms.items() if r.endswith(end)}
 
     def sublayers(self) -> Iterator[tuple[str, Sublayer]]:
         if self.attention is not None:

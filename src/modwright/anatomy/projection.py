@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import Tensor, nn
 
 from modwright.errors import Refused
-from modwright.nn import FactorPair
+from modwright.nn import FactorPair, ZeroMean
+from modwright.nn.zero_mean import recentred
 
-__all__ = ["FactoredProjection", "Projection", "as_projection"]
+__all__ = ["FactoredProjection", "Projection", "ZeroMeanProjection", "as_projection"]
 
 
 class Projection:
@@ -22,7 +26,13 @@ class Projection:
 
     ``weight`` and ``bias`` are detached: reading never touches the gradient graph. Rows given by a
     slice are read as a view; rows given by an index tensor, as a copy.
+
+    ``input_axes`` and ``output_axes`` name the parameters that hold the channels of what is read
+    and of what is returned, and along which axis.
     """
+
+    input_axes: ClassVar[Mapping[str, int]] = {"weight": 1}
+    output_axes: ClassVar[Mapping[str, int]] = {"weight": 0, "bias": 0}
 
     def __init__(
         self,
@@ -33,8 +43,18 @@ class Projection:
     ) -> None:
         self.module, self.address, self.rows, self.transposed = module, address, rows, transposed
 
+    @property
+    def stored_names(self) -> Mapping[str, str]:
+        """What the module calls the parameters, where it has other words for them."""
+        return {}
+
+    def _storage(self, name: str) -> Tensor | None:
+        """What the module stores under a name, rows of other maps included."""
+        found: Tensor | None = getattr(self.module, name, None)
+        return found
+
     def _stored(self, name: str) -> Tensor | None:
-        tensor = getattr(self.module, name, None)
+        tensor = self._storage(name)
         return None if tensor is None else tensor.detach()
 
     def _full_weight(self) -> Tensor:
@@ -89,8 +109,8 @@ class Projection:
                 f"{self.address}.{name}: shape {tuple(value.shape)} where "
                 f"{tuple(current.shape)} stands"
             )
-        stored = getattr(self.module, name)
         with torch.no_grad():
+            stored: Any = self._storage(name)
             if name == "weight" and self.transposed:
                 value = value.T
                 target = stored if self.rows is None else stored[:, self.rows]
@@ -111,6 +131,8 @@ class Projection:
 
 class FactoredProjection(Projection):
     """A linear map stored as two factors. ``weight`` is their product; the factors are written."""
+
+    input_axes = {"reduce": 1}
 
     module: FactorPair
 
@@ -138,8 +160,30 @@ class FactoredProjection(Projection):
         return {name: p.detach() for name, p in self.module.named_parameters()}
 
 
+class ZeroMeanProjection(Projection):
+    """A linear map that recentres what it returns: ``weight`` and ``bias`` are those that act.
+
+    What is stored is not recentred; :meth:`parameters` and :meth:`write` deal with that.
+    """
+
+    @property
+    def weight(self) -> Tensor:
+        return recentred(super().weight, 0)
+
+    @property
+    def bias(self) -> Tensor | None:
+        bias = super().bias
+        return None if bias is None else recentred(bias)
+
+    def parameters(self) -> dict[str, Tensor]:
+        named = {"weight": super().weight, "bias": super().bias}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
 def as_projection(module: nn.Module, address: str, transposed: bool = False) -> Projection:
     """The view of a whole module."""
+    if isinstance(module, ZeroMean):
+        return ZeroMeanProjection(module, address, transposed=transposed)
     if isinstance(module, FactorPair):
         return FactoredProjection(module, address)
     return Projection(module, address, transposed=transposed)

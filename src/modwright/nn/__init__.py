@@ -1,17 +1,37 @@
 """Parts in plain torch: they take explicit numbers and other parts, never a config."""
 
 from modwright.nn.absent import Absent, AbsentAttention, PassThrough
+from modwright.nn.channel_mixers.expert_feed_forward import ExpertFeedForward
+from modwright.nn.channel_mixers.expert_shape import ExpertShape
 from modwright.nn.channel_mixers.feed_forward import FeedForward, FeedForwardShape
+from modwright.nn.channel_mixers.mixture import Mixture, MixtureShape, route
 from modwright.nn.factored import FactorPair
-from modwright.nn.token_mixers.attention import AttentionShape, GroupedAttention
+from modwright.nn.narrow import narrow_
+from modwright.nn.norms import CRMSNorm, RestoringCRMSNorm, RMSNorm
+from modwright.nn.token_mixers.attention import AttentionShape, BareAttention, GroupedAttention
+from modwright.nn.zero_mean import ZeroMean, ZeroMeanEmbedding, ZeroMeanLinear, zero_mean_
 
 __all__ = [
     "Absent",
     "AbsentAttention",
     "AttentionShape",
+    "BareAttention",
+    "CRMSNorm",
+    "ExpertFeedForward",
+    "ExpertShape",
     "FactorPair",
     "FeedForward",
     "FeedForwardShape",
     "GroupedAttention",
+    "Mixture",
+    "MixtureShape",
     "PassThrough",
+    "RMSNorm",
+    "RestoringCRMSNorm",
+    "ZeroMean",
+    "ZeroMeanEmbedding",
+    "ZeroMeanLinear",
+    "narrow_",
+    "route",
+    "zero_mean_",
 ]

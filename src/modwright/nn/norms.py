@@ -1,30 +1,161 @@
-"""Normalizations over the last axis."""
+"""Normalizations over the last axis.
+
+Axes: d is the width of what is normalized. A stream whose coordinates sum to zero needs only d - 1
+of them: the one left out is minus the sum of the others.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-__all__ = ["RMSNorm"]
+__all__ = ["CRMSNorm", "RMSNorm", "RestoringCRMSNorm", "naive_rms_norm", "restore_coordinate"]
+
+
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: squares and means of narrower numbers lose too much."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def naive_rms_norm(
+    x: Tensor,
+    eps: float,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    cast_first: bool = True,
+) -> Tensor:
+    """The truth behind :class:`RMSNorm`, every step a tensor of its own: (..., d) -> (..., d)."""
+    wide = _wide(x)
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    if cast_first:
+        wide = wide.to(x.dtype)
+    if weight is not None:
+        wide = weight * wide
+    if bias is not None:
+        wide = wide + bias
+    return wide if cast_first else wide.to(x.dtype)
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight; the mean is taken in float32, the weight multiplies last.
+    """x / sqrt(mean(x^2) + eps) * weight + bias; the mean is taken in float32 or wider.
+
+    Args:
+        hidden_size: width d.
+        eps: under the root.
+        weight: has a gain per channel.
+        bias: has a shift per channel.
+        cast_first: the result is cast back before the weight multiplies, as in Llama's norm. False:
+            after it, as in torch's LayerNorm. It matters in half precision only.
 
     Example:
         >>> RMSNorm(4)(torch.tensor([[2.0, 2.0, 2.0, 2.0]])).round(decimals=3)
         tensor([[1., 1., 1., 1.]], grad_fn=<RoundBackward1>)
     """
 
-    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        eps: float = 1e-6,
+        weight: bool = True,
+        bias: bool = False,
+        cast_first: bool = True,
+    ) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(hidden_size))
-        self.eps = eps
+        if hidden_size < 1:
+            raise ValueError(f"hidden_size must be at least 1, not {hidden_size}")
+        self.hidden_size, self.eps, self.cast_first = hidden_size, eps, cast_first
+        self.weight = nn.Parameter(torch.ones(hidden_size)) if weight else None
+        self.bias = nn.Parameter(torch.zeros(hidden_size)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        weight, bias = self.weight, self.bias
+        if self.cast_first or bias is not None:
+            return naive_rms_norm(x, self.eps, weight, bias, self.cast_first)
+        return F.rms_norm(x, (self.hidden_size,), weight, self.eps)
 
     def extra_repr(self) -> str:
-        return f"{self.weight.shape[0]}, eps={self.eps}"
+        held = [name for name in ("weight", "bias") if getattr(self, name) is not None]
+        return ", ".join([f"{self.hidden_size}", f"eps={self.eps}", *held])
+
+
+class CRMSNorm(nn.Module):
+    """The RMS norm of a zero-mean vector of width d that is stored without one coordinate.
+
+    z / sqrt((sum(z^2) + sum(z)^2) / d + eps) for z of width d - 1: the coordinate left out is
+    -sum(z), whichever it was. arXiv 2305.14858.
+
+    Args:
+        hidden_size: width of z, d - 1.
+        eps: under the root, that of the RMS norm.
+
+    Example:
+        >>> CRMSNorm(2)(torch.tensor([[3.0, -1.0]])).round(decimals=3)
+        tensor([[ 1.3890, -0.4630]])
+        >>> RMSNorm(3, weight=False)(torch.tensor([[3.0, -1.0, -2.0]])).round(decimals=3)
+        tensor([[ 1.3890, -0.4630, -0.9260]])
+    """
+
+    def __init__(self, hidden_size: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        if hidden_size < 1:
+            raise ValueError(f"hidden_size must be at least 1, not {hidden_size}")
+        self.hidden_size, self.eps = hidden_size, eps
+
+    def forward(self, z: Tensor) -> Tensor:
+        wide = _wide(z)
+        energy = wide.pow(2).sum(-1, keepdim=True) + wide.sum(-1, keepdim=True).pow(2)
+        return (wide * torch.rsqrt(energy / (self.hidden_size + 1) + self.eps)).to(z.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.hidden_size} of {self.hidden_size + 1}, eps={self.eps}"
+
+
+class RestoringCRMSNorm(RMSNorm):
+    """Puts back the coordinate that a zero-mean stream is stored without, then takes the RMS norm.
+
+    It stands before readers that want all d coordinates: (..., d - 1) -> (..., d).
+
+    Args:
+        hidden_size: width d of what it returns.
+        index: place of the coordinate, from 0 to d - 1.
+
+    Example:
+        >>> RestoringCRMSNorm(3, index=0)(torch.tensor([[-1.0, -2.0]])).round(decimals=3)
+        tensor([[ 1.3890, -0.4630, -0.9260]], grad_fn=<RoundBackward1>)
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        eps: float = 1e-6,
+        weight: bool = True,
+        bias: bool = False,
+        cast_first: bool = True,
+        index: int = -1,
+    ) -> None:
+        super().__init__(hidden_size, eps, weight, bias, cast_first)
+        self.index = index
+
+    def forward(self, z: Tensor) -> Tensor:
+        return super().forward(restore_coordinate(z, self.index))
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, index={self.index}"
+
+
+def restore_coordinate(z: Tensor, index: int = -1) -> Tensor:
+    """(..., d - 1) -> (..., d): puts minus the sum of the others at place ``index``.
+
+    The sum is taken in float32 or wider.
+
+    Example:
+        >>> restore_coordinate(torch.tensor([1.0, 2.0]), index=0)
+        tensor([-3.,  1.,  2.])
+    """
+    width = z.shape[-1] + 1
+    if not -width <= index < width:
+        raise ValueError(f"index {index} must lie between {-width} and {width - 1}")
+    left_out = -_wide(z).sum(-1, keepdim=True).to(z.dtype)
+    at = index % width
+    return torch.cat((z[..., :at], left_out, z[..., at:]), dim=-1)

@@ -7,12 +7,13 @@ import pkgutil
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from modwright.anatomy.families.refused import reason_against
 from modwright.errors import Refused, UnsupportedArchitecture
 
 if TYPE_CHECKING:
     from modwright.anatomy.families.family import Family
 
-__all__ = ["families", "family_names", "family_of", "register_family"]
+__all__ = ["families", "family_names", "family_of", "register_family", "wrapped"]
 
 _REGISTERED: dict[str, type[Family]] = {}
 
@@ -49,8 +50,31 @@ def family_names() -> list[str]:
     return sorted(families())
 
 
-def family_of(config: Any) -> Family:
+def wrapped(model: Any) -> Any:
+    """A model with a transformers config: itself, or around a model of another library.
+
+    Raises:
+        UnsupportedArchitecture: no family knows it.
+    """
+    if getattr(model, "config", None) is not None:
+        return model
+    for family in dict.fromkeys(families().values()):
+        found = family.wrap(model)
+        if found is not None:
+            return found
+    raise UnsupportedArchitecture(
+        f"{type(model).__name__} has no config, so its family is not known; wrap it or register a "
+        "family, see CONTRIBUTING.md"
+    )
+
+
+def family_of(config: Any, model: Any = None) -> Family:
     """The family of a config, for stock models and for remodelled ones.
+
+    Args:
+        config: of the model.
+        model: the model itself, if it is there: versions of one architecture may name their
+            modules differently.
 
     Raises:
         UnsupportedArchitecture: names what was recognised, and how a family is added.
@@ -65,10 +89,12 @@ def family_of(config: Any) -> Family:
             if getattr(config, name, None) is not None
         }
         seen = ", ".join(f"{name} {value}" for name, value in shown.items()) or "no known fields"
+        reason = reason_against(base, config)
         raise UnsupportedArchitecture(
-            f"no family for model type {model_type!r} (recognised: {seen}); known: "
-            f"{', '.join(family_names())}; one file adds a family, see CONTRIBUTING.md"
+            f"no family for model type {model_type!r} (recognised: {seen}"
+            f"{f'): {reason}' if reason else ')'}; known: {', '.join(family_names())}; one file "
+            "adds a family, see CONTRIBUTING.md"
         )
     instance = family(config)
     instance.check()
-    return instance
+    return instance if model is None else instance.fitting(model)

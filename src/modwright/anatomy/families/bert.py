@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
-
 from modwright.anatomy.families import register_family
-from modwright.anatomy.families.family import Family, Placement
-from modwright.anatomy.parts import Layout
+from modwright.anatomy.families.family import Family
 from modwright.anatomy.projection import Projection
 from modwright.errors import UnsupportedArchitecture
 from modwright.nn import AttentionShape
@@ -57,8 +54,8 @@ class Bert(Family):
                 "bert with is_decoder=True is not supported, only encoders"
             )
 
-    def layout(self, block: nn.Module) -> Layout:
-        return "post"
+    def is_post_norm(self) -> bool:
+        return True
 
     def is_causal(self) -> bool:
         return False
@@ -74,31 +71,4 @@ class Bert(Family):
             projections,
             head_dim=module.attention_head_size,
             dropout=float(module.dropout.p),
-            project_out=False,
         )
-
-    def place(
-        self, block: nn.Module, role: str, part: str, kwargs: dict[str, Any]
-    ) -> list[Placement]:
-        placed = super().place(block, role, part, kwargs)
-        if part == "attention":
-            width = kwargs["num_heads"] * kwargs["v_head_dim"]
-            linear = {
-                "in_features": width,
-                "out_features": kwargs["hidden_size"],
-                "bias": "o" in kwargs.get("biases", ""),
-            }
-            placed.append((self.block["attention.o"], "linear", linear))
-        return placed
-
-    def place_absent(self, role: str, drop_norm: bool) -> list[Placement]:
-        """A block normalizes h + sublayer(h); without the sublayer that is norm(h), or h itself."""
-        self.check_removable(role)
-        out = self.block["attention.o" if role == "attention" else "mlp.down"]
-        placed: list[Placement] = [
-            (self.block[role], "pass_through", {"as_tuple": role == "attention"}),
-            (out, "absent", {}),
-        ]
-        if drop_norm:
-            placed.append((self.block[f"{role}_norm"], "identity", {}))
-        return placed

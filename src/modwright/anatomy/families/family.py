@@ -7,13 +7,26 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from modwright.anatomy.parts import Attention, Block, Embedding, Layout, Mlp, Norm, Part, Tap
+from modwright.anatomy.experts import MixtureOfExperts
+from modwright.anatomy.inputs import Inputs, Tokens
+from modwright.anatomy.parts import (
+    Attention,
+    Block,
+    Embedding,
+    Layout,
+    Linear,
+    Mlp,
+    Norm,
+    Part,
+    Tap,
+)
 from modwright.anatomy.projection import Projection, as_projection
 from modwright.errors import Refused, UnsupportedArchitecture
 from modwright.nn import (
     Absent,
     AbsentAttention,
     AttentionShape,
+    ExpertFeedForward,
     FeedForward,
     GroupedAttention,
     PassThrough,
@@ -31,8 +44,8 @@ class Family:
     Class attributes:
         name: how the family is called in messages.
         model_types: the ``config.model_type`` values that it serves.
-        stem: address -> module path, relative to the backbone, for what stands outside the blocks;
-            "blocks" is the list of layers.
+        stem: address -> module path, relative to the backbone, for what stands outside the blocks,
+            in the order of the forward pass; "blocks" is the list of layers.
         block: address inside a block -> module path relative to the block.
         beside: role -> modules that belong to the part but lie outside its own module, such as the
             output map of BERT's attention; they become pass-throughs where a part of modwright's
@@ -40,16 +53,19 @@ class Family:
         config_fields: modwright's word -> the config's field, where they differ from the usual.
         presets: name -> config arguments of a tiny random model, for trying things out.
         transposed: its linear maps store [in, out].
+        last_norm_keeps_width: its forward takes what the norm behind the blocks returns for as wide
+            as what entered the blocks.
     """
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    stem: ClassVar[Mapping[str, str]]
+    stem: Mapping[str, str]
     block: ClassVar[Mapping[str, str]]
     beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     config_fields: ClassVar[Mapping[str, str]] = {}
     presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
     transposed: ClassVar[bool] = False
+    last_norm_keeps_width: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -70,6 +86,20 @@ class Family:
     def get(self, word: str, default: Any = None) -> Any:
         return getattr(self.config, self.field(word), default)
 
+    def put(self, config: Any, word: str, value: Any) -> None:
+        """Sets in a config what :meth:`get` reads from it."""
+        setattr(config, self.field(word), value)
+
+    @classmethod
+    def wrap(cls, model: nn.Module) -> nn.Module | None:
+        """A transformers model around one of another library, with the same weights; None where
+        the family does not know it.
+
+        Raises:
+            UnsupportedArchitecture: it knows the library, and not this model.
+        """
+        return None
+
     def check(self) -> None:
         """Refuses variants of the family that are not supported, before any work."""
         for flag in ("add_cross_attention", "is_encoder_decoder"):
@@ -80,10 +110,31 @@ class Family:
                 )
 
     def layout(self, block: nn.Module) -> Layout:
-        return "pre"
+        return "post" if self.is_post_norm() else "pre"
+
+    def is_post_norm(self) -> bool:
+        """Blocks normalize h + sublayer(h), so a norm has work to do without its sublayer."""
+        return False
 
     def is_causal(self) -> bool:
         return True
+
+    def fitting(self, model: nn.Module) -> Family:
+        """The family whose names are those of this model; other versions may name modules
+        differently."""
+        return self
+
+    def inputs(self) -> Inputs:
+        """What the model reads."""
+        return Tokens(self.config.vocab_size)
+
+    def pools(self, model: nn.Module) -> bool:
+        """Heads on top of the backbone read one vector of each sequence, not every position."""
+        return getattr(self.backbone(model), "pooler", None) is not None
+
+    def returns_stream(self, model: nn.Module) -> bool:
+        """The first output is the residual stream itself, which no norm read."""
+        return False
 
     # Paths
 
@@ -133,32 +184,26 @@ class Family:
         )
 
     def _taps(self, block: nn.Module, role: str, layout: Layout) -> dict[str, Any]:
-        core = block.get_submodule(self.block[role])
-        inputs = Tap(core, "input")
-        if layout == "post":
-            norm = block.get_submodule(self.block[f"{role}_norm"])
-            out = block.get_submodule(
-                self.block["attention.o" if role == "attention" else "mlp.down"]
-            )
-            return {
-                "stream_in": inputs,
-                "core_in": inputs,
-                "core_out": Tap(out, "output"),
-                "stream_out": Tap(norm, "output"),
-            }
+        inputs = Tap(block.get_submodule(self.block[role]), "input")
         norm = block.get_submodule(self.block[f"{role}_norm"])
         return {
-            "stream_in": Tap(norm, "input"),
+            "stream_in": inputs if layout == "post" else Tap(norm, "input"),
             "core_in": inputs,
-            "core_out": Tap(core, "output"),
-            "stream_out": None,
+            "core_out": Tap(block.get_submodule(self._last_of(role)), "output"),
+            "stream_out": Tap(norm, "output") if layout == "post" else None,
         }
+
+    def _last_of(self, role: str) -> str:
+        """Path of the module that returns what a sublayer adds: its own, or one beside it."""
+        own = self.block[role]
+        last = self.block.get("attention.o" if role == "attention" else "mlp.down", own)
+        return own if last.startswith(f"{own}.") else last
 
     def _read_attention(
         self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
     ) -> Attention | None:
         module = block.get_submodule(self.block["attention"])
-        if isinstance(module, AbsentAttention | PassThrough):
+        if isinstance(module, Absent | AbsentAttention | PassThrough):
             return None
         here = f"{address}.attention"
         parts: dict[str, Any]
@@ -203,7 +248,7 @@ class Family:
     def projection(self, block: nn.Module, role: str, address: str) -> Projection:
         module = block.get_submodule(self.block[role])
         # A linear map that was put in place by an edit stores [out, in] whatever the family does.
-        stock = self.transposed and type(module) is not nn.Linear
+        stock = self.transposed and not isinstance(module, nn.Linear)
         return as_projection(module, address, transposed=stock)
 
     def attention_shape(
@@ -221,13 +266,16 @@ class Family:
             scaling=float(module.scaling),
             biases="".join(role for role, p in projections.items() if p.bias is not None),
             causal=self.is_causal(),
-            sliding_window=getattr(module, "sliding_window", None),
-            **given,
+            **{
+                "sliding_window": getattr(module, "sliding_window", None),
+                "project_out": self._last_of("attention") == self.block["attention"],
+                **given,
+            },
         )
 
     def _read_mlp(
         self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
-    ) -> Mlp | None:
+    ) -> Mlp | MixtureOfExperts | None:
         module = block.get_submodule(self.block["mlp"])
         if isinstance(module, Absent | PassThrough):
             return None
@@ -271,7 +319,7 @@ class Family:
                 continue
             module = backbone.get_submodule(path)
             make: Callable[[nn.Module, str], Part] = Norm if address.endswith("norm") else Embedding
-            parts[address] = make(module, address)
+            parts[address] = (Linear if isinstance(module, nn.Linear) else make)(module, address)
         head = getattr(model, "get_output_embeddings", lambda: None)()
         if head is not None:
             parts["head"] = Embedding(head, "head")
@@ -287,23 +335,41 @@ class Family:
         outer, _, inner = role.partition(".")
         if inner and outer in ("attention", "mlp"):
             core = block.get_submodule(self.block[outer])
+            if isinstance(core, ExpertFeedForward):
+                raise Refused(f"{role}: experts share their maps; merge the experts first")
             # An output map that the part leaves to the family is None there.
             own = getattr(core, f"{inner}_proj", None)
             if isinstance(core, GroupedAttention | FeedForward) and own is not None:
                 path = f"{self.block[outer]}.{inner}_proj"
         if path is None:
             raise Refused(f"{self.name} blocks have no {role!r}; they have {', '.join(self.block)}")
+        if part == "attention":
+            return self._place_attention(path, kwargs)
         idle = self.beside.get(role, ())
         return [(path, part, kwargs), *((other, "identity", {}) for other in idle)]
+
+    def _place_attention(self, path: str, kwargs: dict[str, Any]) -> list[Placement]:
+        """The output map goes where this model's tree has it, wherever the edit was planned."""
+        last = self._last_of("attention")
+        placed: list[Placement] = [(path, "attention", {**kwargs, "project_out": last == path})]
+        if last != path:
+            width = kwargs["num_heads"] * kwargs["v_head_dim"]
+            bias = "o" in kwargs.get("biases", "")
+            sizes = {"in_features": width, "out_features": kwargs["hidden_size"], "bias": bias}
+            placed.append((last, "linear", sizes))
+        return placed
 
     def place_outside(
         self, model: nn.Module, role: str, part: str, kwargs: dict[str, Any]
     ) -> list[Placement]:
-        """Where a registered part goes when it replaces what stands outside the blocks."""
+        """Where a registered part goes when it replaces what stands outside the blocks.
+
+        The bare backbone of a model with another head has no head, so nothing goes there.
+        """
         if role == "head":
-            head = model.get_output_embeddings()  # type: ignore[operator]
-            path = next(name for name, module in model.named_modules() if module is head)
-            return [(path, part, kwargs)]
+            head = getattr(model, "get_output_embeddings", lambda: None)()
+            paths = [name for name, module in model.named_modules() if module is head]
+            return [(path, part, kwargs) for path in paths]
         if role not in self.stem or role == "blocks":
             known = ", ".join(word for word in self.stem if word != "blocks")
             raise Refused(f"{self.name} has no {role!r}; outside its blocks it has {known}")
@@ -313,14 +379,18 @@ class Family:
         """What stands in a block once its attention or MLP is removed.
 
         A pre-norm block adds nothing to the stream and its norm is dead weight, so both go,
-        whatever ``drop_norm`` says; it matters for post-norm blocks.
+        whatever ``drop_norm`` says. A post-norm block is left with norm(h), or with h itself if the
+        norm goes too.
         """
         absent = {"attention": "absent_attention", "mlp": "absent"}
         self.check_removable(role)
-        return [
-            (self.block[role], absent[role], {}),
-            (self.block[f"{role}_norm"], "identity", {}),
-        ]
+        own, last = self.block[role], self._last_of(role)
+        placed: list[Placement] = [(own, absent[role], {})]
+        if last != own:
+            placed.append((last, "absent", {}))
+        if drop_norm or not self.is_post_norm():
+            placed.append((self.block[f"{role}_norm"], "identity", {}))
+        return placed
 
     @staticmethod
     def check_removable(role: str) -> None:

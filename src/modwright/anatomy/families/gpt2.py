@@ -16,6 +16,7 @@ class Gpt2(Family):
     name = "gpt2"
     model_types = ("gpt2",)
     transposed = True
+    last_norm_keeps_width = True
     stem = {"embed": "wte", "positions": "wpe", "blocks": "h", "final_norm": "ln_f"}
     block = {
         "attention": "attn",

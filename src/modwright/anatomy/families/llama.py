@@ -54,4 +54,5 @@ class Llama(Family):
             head_dim=module.head_dim,
             rotary_dim=module.head_dim,
             dropout=float(module.attention_dropout),
+            **given,
         )

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from modwright.nn.norms import RMSNorm
 from modwright.nn.positions import gather_rotary, rotate
 
-__all__ = ["AttentionShape", "GroupedAttention", "naive_attention", "sdpa_attention"]
+__all__ = ["AttentionShape", "BareAttention", "GroupedAttention"]
+__all__ += ["naive_attention", "sdpa_attention"]
 
 
 @dataclass(frozen=True)
@@ -220,14 +221,14 @@ class GroupedAttention(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
         *args: Any,
         position_embeddings: tuple[Tensor, Tensor] | None = None,
-        attention_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         cache = _take_cache(kwargs)
-        if args:
-            raise TypeError("this attention takes everything after hidden_states by keyword")
+        if args or isinstance(attention_mask, tuple):
+            raise TypeError("this attention takes everything after the mask by keyword")
         shape, lead = self.shape, hidden_states.shape[:-1]
         q = self.q_proj(hidden_states).view(*lead, shape.num_heads, shape.qk_head_dim)
         k = self.k_proj(hidden_states).view(*lead, shape.num_kv_heads, shape.qk_head_dim)
@@ -267,6 +268,28 @@ class GroupedAttention(nn.Module):
             f"heads={s.num_heads}, kv_heads={s.num_kv_heads}, qk_head_dim={s.qk_head_dim}, "
             f"v_head_dim={s.v_head_dim}"
         )
+
+
+class BareAttention(GroupedAttention):
+    """A grouped attention in the calling convention of timm's blocks: a tensor in, a tensor out.
+
+    Example:
+        >>> shape = AttentionShape(8, 2, 2, 4, 4, scaling=0.5, causal=False)
+        >>> BareAttention(shape)(torch.zeros(1, 5, 8)).shape
+        torch.Size([1, 5, 8])
+    """
+
+    def forward(  # type: ignore[override]
+        self,
+        hidden_states: Tensor,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+        **kwargs: Any,
+    ) -> Tensor:
+        if is_causal:
+            length = hidden_states.shape[1]
+            attn_mask = hidden_states.new_ones(length, length, dtype=torch.bool).tril()
+        return super().forward(hidden_states, attn_mask, **kwargs)[0]
 
 
 def _take_cache(kwargs: dict[str, Any]) -> Any:

@@ -1,0 +1,143 @@
+"""A mixture of experts as parts: a router, and experts whose maps lie in three-dimensional tensors.
+
+Axes: n positions, d hidden_size, E experts, I neurons of one expert.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modwright.anatomy.parts import Norm, Sublayer, Tap
+from modwright.anatomy.projection import Projection
+from modwright.nn import Mixture, MixtureShape, route
+
+__all__ = ["Expert", "ExpertProjection", "MixtureOfExperts"]
+
+
+class ExpertProjection(Projection):
+    """One expert's linear map: some rows of one slice of a parameter (E, out, in)."""
+
+    def __init__(
+        self, module: nn.Module, name: str, expert: int, address: str, rows: slice | None = None
+    ) -> None:
+        super().__init__(module, address, rows)
+        self.name, self.expert = name, expert
+
+    @property
+    def stored_names(self) -> dict[str, str]:
+        return {"weight": self.name}
+
+    def _storage(self, name: str) -> Tensor | None:
+        if name != "weight":
+            return None
+        whole: Tensor = getattr(self.module, self.name)
+        return whole[self.expert]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """One expert: down(act(gate x) * up x)."""
+
+    gate: Projection
+    up: Projection
+    down: Projection
+
+    def projections(self) -> dict[str, Projection]:
+        return {"gate": self.gate, "up": self.up, "down": self.down}
+
+
+@dataclass
+class MixtureOfExperts(Sublayer):
+    """What stands in the place of an MLP: ``top_k`` of its experts work on each position.
+
+    Attributes:
+        router: map to one score per expert, weight (E, d).
+        stack: the module that holds all experts.
+        top_k: experts of a position.
+        act: the activation, and ``activation`` its name.
+    """
+
+    address: str
+    router: Projection
+    stack: nn.Module
+    top_k: int
+    activation: str
+    act: Callable[[Tensor], Tensor]
+    module: nn.Module
+    norm: Norm | None
+    stream_in: Tap
+    core_in: Tap
+    core_out: Tap
+    stream_out: Tap | None = None
+
+    @property
+    def writing(self) -> tuple[str, ...]:  # type: ignore[override]
+        return tuple(f"experts.{index}.down" for index in range(self.num_experts))
+
+    @property
+    def num_experts(self) -> int:
+        return self.router.out_features
+
+    @property
+    def hidden_size(self) -> int:
+        return self.router.in_features
+
+    @property
+    def intermediate_size(self) -> int:
+        """Neurons of each expert."""
+        return int(self.stack.get_parameter("down_proj").shape[-1])
+
+    @property
+    def is_generic(self) -> bool:
+        """The family's own mixture was replaced by modwright's."""
+        return isinstance(self.module, Mixture)
+
+    @property
+    def shape(self) -> MixtureShape:
+        """Every number that fixes its structure."""
+        return MixtureShape(
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_experts,
+            self.top_k,
+            self.activation,
+        )
+
+    @cached_property
+    def experts(self) -> tuple[Expert, ...]:
+        return tuple(self._expert(index) for index in range(self.num_experts))
+
+    def _expert(self, index: int) -> Expert:
+        here, inner = f"{self.address}.experts.{index}", self.intermediate_size
+        rows = {"gate": slice(0, inner), "up": slice(inner, 2 * inner)}
+        maps = {
+            role: ExpertProjection(self.stack, "gate_up_proj", index, f"{here}.{role}", which)
+            for role, which in rows.items()
+        }
+        return Expert(**maps, down=ExpertProjection(self.stack, "down_proj", index, f"{here}.down"))
+
+    def projections(self) -> dict[str, Projection]:
+        maps = {"router": self.router}
+        for index, expert in enumerate(self.experts):
+            maps |= {f"experts.{index}.{role}": p for role, p in expert.projections().items()}
+        return maps
+
+    def choose(self, x: Tensor) -> Tensor:
+        """The experts that work on each position: x (n, d) -> (n, top_k)."""
+        return route(F.linear(x, self.router.weight), self.top_k)[0]
+
+    def inner_of(self, index: int, x: Tensor) -> Tensor:
+        """What the down projection of an expert reads: x (n, d) -> (n, I)."""
+        expert = self.experts[index]
+        return self.act(F.linear(x, expert.gate.weight)) * F.linear(x, expert.up.weight)
+
+    def __repr__(self) -> str:
+        return (
+            f"MixtureOfExperts({self.address}: {self.top_k} of {self.num_experts} experts, "
+            f"{self.intermediate_size} wide, {self.activation})"
+        )

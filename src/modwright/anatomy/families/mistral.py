@@ -1,0 +1,39 @@
+"""Mistral: a Llama whose attentions may look back over a window only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from modwright.anatomy.families import register_family
+from modwright.anatomy.families.llama import Llama
+from modwright.anatomy.projection import Projection
+from modwright.nn import AttentionShape
+
+
+@register_family
+class Mistral(Llama):
+    name = "mistral"
+    model_types = ("mistral",)
+    presets = {
+        "tiny-mistral": {
+            "vocab_size": 128,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 256,
+            "sliding_window": 5,
+            "eos_token_id": 2,
+            "bos_token_id": 1,
+            "pad_token_id": 0,
+        }
+    }
+
+    def attention_shape(
+        self, module: Any, projections: Mapping[str, Projection], **given: Any
+    ) -> AttentionShape:
+        window = self.get("sliding_window")
+        return super().attention_shape(module, projections, sliding_window=window, **given)

@@ -1,0 +1,42 @@
+"""Qwen3: a Llama whose queries and keys are normalized, with a width of heads of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from modwright.anatomy.families import register_family
+from modwright.anatomy.families.llama import Llama
+from modwright.anatomy.parts import Norm
+
+
+@register_family
+class Qwen3(Llama):
+    name = "qwen3"
+    model_types = ("qwen3",)
+    presets = {
+        "tiny-qwen3": {
+            "vocab_size": 128,
+            "hidden_size": 48,
+            "intermediate_size": 96,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+            "eos_token_id": [2, 5],
+            "bos_token_id": 1,
+            "pad_token_id": 0,
+        }
+    }
+
+    def read_attention(self, block: nn.Module, module: Any, address: str) -> dict[str, Any]:
+        found = super().read_attention(block, module, address)
+        norms = {
+            role: Norm(getattr(module, role), f"{address}.{role}") for role in ("q_norm", "k_norm")
+        }
+        shape = replace(found["shape"], qk_norm_eps=norms["q_norm"].eps)
+        return {**found, **norms, "shape": shape}

@@ -1,0 +1,127 @@
+"""What a model reads: tokens or pictures. Probes, costs and timings are made of these.
+
+Axes: b sequences or pictures, t tokens, C channels, h height, w width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from modwright.errors import Refused
+
+__all__ = ["Inputs", "Pictures", "Tokens"]
+
+
+class Inputs(Protocol):
+    """One kind of input.
+
+    Attributes:
+        is_text: tokenizers and texts go with it.
+        noun: what one position of a sequence is called.
+    """
+
+    is_text: ClassVar[bool]
+    noun: ClassVar[str]
+
+    def random(self, rows: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Keyword arguments of a forward pass over ``rows`` sequences of ``length`` positions."""
+
+    def positions(self, length: int) -> int:
+        """Positions of a sequence for which ``length`` were asked; pictures fix their own."""
+
+    def check(self, given: Mapping[str, Tensor]) -> None:
+        """Refuses the arguments of a forward pass that the model cannot read."""
+
+    def describe(self) -> str:
+        """One sequence in words, where the model fixes it; empty where it does not."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Token ids (b, t), any number of them.
+
+    Example:
+        >>> Tokens(128).random(2, 5, torch.Generator())["input_ids"].shape
+        torch.Size([2, 5])
+    """
+
+    vocab_size: int
+    is_text: ClassVar[bool] = True
+    noun: ClassVar[str] = "tokens"
+
+    def random(self, rows: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
+        ids = torch.randint(0, self.vocab_size, (rows, length), generator=generator)
+        return {"input_ids": ids}
+
+    def positions(self, length: int) -> int:
+        return length
+
+    def check(self, given: Mapping[str, Tensor]) -> None:
+        ids = given.get("input_ids")
+        if ids is None and "inputs_embeds" not in given:
+            raise Refused(f"the model reads input_ids; the data gives {', '.join(given)}")
+        if ids is not None and ids.numel() and not 0 <= int(ids.max()) < self.vocab_size:
+            raise Refused(
+                f"the data has token id {int(ids.max())} and the model a vocabulary of "
+                f"{self.vocab_size}; give the model's own tokenizer"
+            )
+
+    def describe(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures (b, C, h, w) of one size, cut into patches.
+
+    Attributes:
+        patch: height and width of a patch.
+        extra: tokens beside the patches, such as a class token.
+
+    Example:
+        >>> pictures = Pictures(channels=3, size=(224, 224), patch=(16, 16), extra=1)
+        >>> pictures.patches, pictures.positions(512)
+        (196, 197)
+    """
+
+    channels: int
+    size: tuple[int, int]
+    patch: tuple[int, int]
+    extra: int = 0
+    is_text: ClassVar[bool] = False
+    noun: ClassVar[str] = "positions"
+
+    @property
+    def patches(self) -> int:
+        return (self.size[0] // self.patch[0]) * (self.size[1] // self.patch[1])
+
+    def random(self, rows: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
+        shape = (rows, self.channels, *self.size)
+        return {"pixel_values": torch.randn(shape, generator=generator)}
+
+    def positions(self, length: int) -> int:
+        return self.patches + self.extra
+
+    def check(self, given: Mapping[str, Tensor]) -> None:
+        pictures = given.get("pixel_values")
+        if pictures is None:
+            raise Refused(f"the model reads pixel_values; the data gives {', '.join(given)}")
+        wanted = (self.channels, *self.size)
+        if pictures.shape[1:] != wanted:
+            raise Refused(
+                f"the model reads pictures of shape {wanted} (channels, height, width); the data "
+                f"gives {tuple(pictures.shape[1:])}"
+            )
+
+    def describe(self) -> str:
+        height, width = self.size
+        beside = f" and {self.extra} token{'s' * (self.extra > 1)} beside them" * bool(self.extra)
+        return (
+            f"a picture of {height} x {width} pixels and {self.channels} channels is "
+            f"{self.patches} patches{beside}"
+        )

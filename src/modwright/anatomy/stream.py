@@ -1,0 +1,143 @@
+"""The residual stream of a model: what writes to it, and what reads it through which norm."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from modwright.anatomy.parts import Embedding, Linear, Norm, Part, Patches
+from modwright.anatomy.projection import Projection
+
+if TYPE_CHECKING:
+    from modwright.anatomy.anatomy import Anatomy
+
+__all__ = ["Reader", "Stream", "Writer", "stream_of"]
+
+Writer = Projection | Embedding | Linear | Patches
+"""``output_axes`` says along which axis of which parameter its channels of the stream lie."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A linear map that reads the stream. ``input_axes`` of it says where its channels lie.
+
+    Attributes:
+        part: the map.
+        norm: what it reads the stream through; None where it reads the stream itself.
+    """
+
+    part: Projection | Embedding | Linear
+    norm: Norm | None
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Everything that touches the residual stream, in the order of the forward pass.
+
+    Attributes:
+        writers: maps and tables whose results are added to it.
+        gains: address of a writer -> what multiplies its result on the way, channel by channel.
+        readers: maps that read it, with the norm before each.
+        norms: norms that read it and do not write to it.
+        norms_within: norms that write to it: those of post-norm blocks and those before the blocks.
+        last_norm: the norm behind the blocks, or None.
+        is_complete: all parameters of the model belong to its parts, so no reader is missing here.
+    """
+
+    writers: tuple[Writer, ...]
+    gains: Mapping[str, Norm]
+    readers: tuple[Reader, ...]
+    norms: tuple[Norm, ...]
+    norms_within: tuple[Norm, ...]
+    last_norm: Norm | None
+    is_complete: bool
+
+    def written(self, writer: Writer) -> dict[str, Tensor]:
+        """What holds a writer's channels of the stream, its gain included: name -> float64."""
+        stored, part = writer.parameters(), self.gains.get(writer.address)
+        found = {n: stored[n].double() for n in writer.output_axes if n in stored}
+        if part is None or part.gain is None:
+            return found
+        gain = part.gain.double()
+        return {n: t * gain.view(-1, *[1] * (t.ndim - 1)) for n, t in found.items()}
+
+    @property
+    def last_reader(self) -> Reader | None:
+        """What reads the stream through the last norm, if all that does is known.
+
+        A bare model returns what the last norm gives, and labels may be read from it too.
+        """
+        if self.last_norm is None or not self.is_complete:
+            return None
+        return next((r for r in self.readers if r.norm is self.last_norm), None)
+
+
+def stream_of(anatomy: Anatomy) -> Stream:
+    """Follows the stream through the parts of a model.
+
+    Outside the blocks the width tells: a table of narrower vectors is read by the map after it.
+
+    Example:
+        >>> import modwright
+        >>> stream = modwright.open("preset:tiny-gpt2").anatomy.stream
+        >>> [writer.address for writer in stream.writers][:4]
+        ['embed', 'positions', 'blocks.0.attention.o', 'blocks.0.mlp.down']
+        >>> [reader.part.address for reader in stream.readers][-2:]
+        ['blocks.3.mlp.up', 'head']
+    """
+    width = anatomy.hidden_size
+    writers: list[Writer] = []
+    gains: dict[str, Norm] = {}
+    readers: list[Reader] = []
+    norms: list[Norm] = []
+    within: list[Norm] = []
+    after = anatomy.after_blocks
+    for address, part in anatomy.stem.items():
+        if address in after:
+            continue
+        if isinstance(part, Norm):
+            within.append(part)
+        elif isinstance(part, Writer) and width in _sizes(part, part.output_axes):
+            writers.append(part)
+    for block in anatomy.blocks:
+        own = [norm for norm in block.norms.values() if norm not in block.gains.values()]
+        (within if block.layout == "post" else norms).extend(own)
+        for name, sublayer in block.sublayers():
+            norm = None if block.layout == "post" else sublayer.norm
+            for role, projection in sublayer.projections().items():
+                if role in sublayer.writing:
+                    writers.append(projection)
+                    if name in block.gains:
+                        gains[projection.address] = block.gains[name]
+                else:
+                    readers.append(Reader(projection, norm))
+    last: Norm | None = None
+    for part in (anatomy.stem[address] for address in after):
+        if isinstance(part, Norm):
+            last = part
+            norms.append(part)
+        elif isinstance(part, Embedding | Linear) and width in _sizes(part, part.input_axes):
+            readers.append(Reader(part, last))
+    complete = {id(p) for p in anatomy.model.parameters()} <= {id(p) for p in _held(anatomy)}
+    return Stream(
+        tuple(writers), gains, tuple(readers), tuple(norms), tuple(within), last, complete
+    )
+
+
+def _sizes(part: Part, axes: Mapping[str, int]) -> set[int]:
+    found = part.parameters()
+    return {found[name].shape[axis] for name, axis in axes.items() if name in found}
+
+
+def _held(anatomy: Anatomy) -> Iterator[Tensor]:
+    """The parameters that belong to parts, as the modules hold them."""
+    for _, part in anatomy.parts():
+        modules = [getattr(part, "module", None)]
+        if hasattr(part, "projections"):
+            modules += [projection.module for projection in part.projections().values()]
+        for module in modules:
+            if module is not None:
+                yield from module.parameters(recurse=hasattr(part, "projections"))

@@ -1,0 +1,228 @@
+"""A feed-forward part whose neurons are grouped into experts, of which each token uses a few.
+
+EMoE (arXiv 2310.10908): an expert is a run of neighbouring neurons of an ordinary feed-forward
+part. Every chosen expert counts with weight one, so with all of them chosen the part is the
+ordinary one. A token's experts are chosen by a mean over each expert's neurons, without parameters
+of a router; no gradient flows through the choice.
+
+Axes: b batch, t positions, d hidden_size, I neurons, N experts, k of them for each token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modwright.nn.channel_mixers.expert_shape import STORED, ExpertShape
+from modwright.nn.channel_mixers.feed_forward import FeedForward
+from modwright.nn.routing import choose_experts
+
+__all__ = ["ExpertFeedForward", "mean_keys"]
+
+
+@torch.no_grad()
+def mean_keys(shape: ExpertShape, keys: Tensor, down: Tensor) -> Tensor:
+    """(N, d): the mean of each expert's keys (I, d), weighted and scaled as the shape says."""
+    n = shape.num_experts
+    grouped = keys.detach().unflatten(0, (n, -1))
+    if shape.weigh_keys:
+        lengths = down.detach().norm(dim=0).view(n, -1, 1)
+        means = (grouped * (lengths / lengths.sum(1, keepdim=True))).sum(1)
+    else:
+        means = grouped.mean(1)
+    return F.normalize(means, dim=-1) if shape.normalize_keys else means
+
+
+class _Inner(NamedTuple):
+    """Pre-activations (..., I), and what the down map reads."""
+
+    gate: Tensor
+    up: Tensor
+    product: Tensor
+
+
+class ExpertFeedForward(FeedForward):
+    """down(act(up x)), or down(act(gate x) * up x), over the neurons of each token's experts.
+
+    Args:
+        shape: its structure.
+        act: the activation that ``shape.activation`` names; a host gives its own.
+
+    Shapes:
+        x (b, t, d) -> (b, t, d); up and gate (I, d), down (d, I); the buffers ``order`` (I,), the
+        number that each neuron had before neurons were grouped, and ``avg_key`` (N, d) for that
+        score.
+
+    The mask form is the plain truth. The dispatch form reads weights by expert, so a map that is
+    not a plain linear one (an adapter, a hook that watches it) makes it run as a mask.
+
+    Example:
+        >>> import torch
+        >>> from modwright.nn import ExpertShape
+        >>> shape = ExpertShape(8, 32, "relu", num_experts=4, top_k=2)
+        >>> part = ExpertFeedForward(shape, torch.relu)
+        >>> part(torch.zeros(1, 5, 8)).shape, part.route(torch.zeros(1, 5, 8)).sum(-1).tolist()
+        (torch.Size([1, 5, 8]), [[2, 2, 2, 2, 2]])
+    """
+
+    shape: ExpertShape
+
+    def __init__(self, shape: ExpertShape, act: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(shape, act)
+        self.register_buffer("order", torch.arange(shape.intermediate_size))
+        self.avg_key: Tensor | None
+        self.register_buffer("avg_key", self.mean_keys() if shape.score == STORED else None)
+
+    @property
+    def keys(self) -> nn.Linear:
+        """The map whose rows are the neurons' keys."""
+        return self.up_proj if self.gate_proj is None else self.gate_proj
+
+    def forward(self, hidden_states: Tensor, *args: object, **kwargs: object) -> Tensor:
+        if self.shape.mode == "dispatch" and self._is_plain():
+            flat = hidden_states.reshape(-1, hidden_states.shape[-1])
+            return self._dispatch(flat).reshape(hidden_states.shape)
+        seen = self._inner(hidden_states)
+        chosen = self._choose(self._scores(hidden_states, seen))
+        silent = ~chosen.unsqueeze(-1).expand(*chosen.shape, self.shape.expert_size).flatten(-2)
+        mixed: Tensor = self.down_proj(seen.product.masked_fill(silent, 0.0))
+        return mixed
+
+    @torch.no_grad()
+    def route(self, hidden_states: Tensor) -> Tensor:
+        """Which experts each token uses: (b, t, d) -> (b, t, N), true where chosen."""
+        return self._choose(self._scores(hidden_states))
+
+    def mean_keys(self) -> Tensor:
+        """(N, d): each expert's mean key, from the weights as they are."""
+        return mean_keys(self.shape, self.keys.weight, self.down_proj.weight)
+
+    @torch.no_grad()
+    def tie_keys(self, momentum: float = 0.0) -> None:
+        """Moves ``avg_key`` to the present mean keys; with momentum m, to m old + (1 - m) mean."""
+        if self.avg_key is not None:
+            self.avg_key.lerp_(self.mean_keys().to(self.avg_key), 1 - momentum)
+
+    def reroute(self, shape: ExpertShape) -> None:
+        """Chooses experts in another way from here on; what they are stays."""
+        old, self.shape = self.shape, shape
+        how = ("score", "normalize_keys", "weigh_keys")
+        if any(getattr(old, name) != getattr(shape, name) for name in how):
+            self.register_buffer("avg_key", self.mean_keys() if shape.score == STORED else None)
+
+    def _inner(self, x: Tensor) -> _Inner:
+        up = self.up_proj(x)
+        gate = up if self.gate_proj is None else self.gate_proj(x)
+        product = self.act(gate) if self.gate_proj is None else self.act(gate) * up
+        return _Inner(gate, up, product)
+
+    @torch.no_grad()
+    def _scores(self, x: Tensor, seen: _Inner | None = None) -> Tensor:
+        """(..., d) -> (..., N), from neurons that are computed already, where they are."""
+        short = _FROM_KEYS.get(self.shape.score)
+        if seen is None and short is not None and self._is_plain():
+            return short(self, x)
+        return _SCORES[self.shape.score](self, x, self._inner(x) if seen is None else seen)
+
+    @torch.no_grad()
+    def _choose(self, scores: Tensor) -> Tensor:
+        shape = self.shape
+        capacity = shape.capacity if self.training else None
+        return choose_experts(scores, shape.top_k, shape.selection, capacity)
+
+    def _is_plain(self) -> bool:
+        """Every map is a plain linear one, and the graph may depend on the data."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return False
+        maps = [m for m in (self.gate_proj, self.up_proj, self.down_proj) if m is not None]
+        return not any(
+            type(m) is not nn.Linear
+            or type(m.weight) not in (Tensor, nn.Parameter)  # quantised, or shared out
+            or m._forward_hooks
+            or m._forward_pre_hooks
+            # An offloading library hooks in by replacing the method.
+            or "forward" in m.__dict__
+            for m in maps
+        )
+
+    def _dispatch(self, x: Tensor) -> Tensor:
+        """(T, d) -> (T, d), each expert over its own tokens."""
+        chosen = self.route(x)
+        counts = chosen.sum(0).tolist()
+        tokens = chosen.T.nonzero()[:, 1].split(counts)
+        size, down = self.shape.expert_size, self.down_proj
+        key, up = _by_expert(self.keys, size), _by_expert(self.up_proj, size)
+        columns = _pieces(down.weight, size, dim=1)
+        out = torch.zeros_like(x)
+        for expert in (e for e, count in enumerate(counts) if count):
+            mine = tokens[expert]
+            read = x[mine] if len(x) > 1 else x
+            inner = self.act(key(read, expert))
+            if self.gate_proj is not None:
+                inner = inner * up(read, expert)
+            out.index_add_(0, mine, F.linear(inner, columns(expert)).to(out.dtype))
+        return out if down.bias is None else out + down.bias
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, {self.shape.describe()}"
+
+
+def _pieces(tensor: Tensor, size: int, dim: int = 0) -> Callable[[int], Tensor]:
+    """Views of ``size`` rows or columns each, by number."""
+    if tensor.requires_grad and torch.is_grad_enabled():
+        return tensor.split(size, dim).__getitem__  # one gradient goes back, not one per piece
+    return lambda i: tensor.narrow(dim, i * size, size)
+
+
+def _by_expert(linear: nn.Linear, size: int) -> Callable[[Tensor, int], Tensor]:
+    """The rows of a map that belong to one expert, applied."""
+    weight, bias = _pieces(linear.weight, size), None
+    if linear.bias is not None:
+        bias = _pieces(linear.bias, size)
+    return lambda x, i: F.linear(x, weight(i), None if bias is None else bias(i))
+
+
+def _mean(part: ExpertFeedForward, values: Tensor) -> Tensor:
+    """(..., I) -> (..., N), in float32 at least: rounding must not decide."""
+    wide = torch.promote_types(values.dtype, torch.float32)
+    return values.unflatten(-1, (part.shape.num_experts, -1)).mean(-1, dtype=wide)
+
+
+def _towards(x: Tensor, vectors: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        return F.linear(x.to(wide), vectors.to(wide))
+
+
+def _without_bias(values: Tensor, linear: nn.Linear) -> Tensor:
+    return values if linear.bias is None else values - linear.bias
+
+
+def _by_avg_key(part: ExpertFeedForward, x: Tensor) -> Tensor:
+    assert part.avg_key is not None
+    return _towards(x, part.avg_key)
+
+
+def _by_mean(linear: nn.Linear, n: int, x: Tensor) -> Tensor:
+    wide = torch.promote_types(x.dtype, torch.float32)
+    return _towards(x, linear.weight.unflatten(0, (n, -1)).mean(1, dtype=wide))
+
+
+_SCORES: dict[str, Callable[[ExpertFeedForward, Tensor, _Inner], Tensor]] = {
+    STORED: lambda part, x, seen: _by_avg_key(part, x),
+    "gate": lambda part, x, seen: _mean(part, _without_bias(seen.gate, part.keys)),
+    "up": lambda part, x, seen: _mean(part, _without_bias(seen.up, part.up_proj)),
+    "up_abs": lambda part, x, seen: _mean(part, _without_bias(seen.up, part.up_proj).abs()),
+    "inter": lambda part, x, seen: _mean(part, seen.product),
+    "inter_abs": lambda part, x, seen: _mean(part, seen.product.abs()),
+}
+_FROM_KEYS: dict[str, Callable[[ExpertFeedForward, Tensor], Tensor]] = {
+    STORED: _by_avg_key,
+    "gate": lambda part, x: _by_mean(part.keys, part.shape.num_experts, x),
+    "up": lambda part, x: _by_mean(part.up_proj, part.shape.num_experts, x),
+}
+"""Scores that are linear in x: they need no neuron."""
