@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from modwright.anatomy import Anatomy, Attention, Mlp
+from modwright.anatomy import Anatomy, Attention, Mlp, Projection
 from modwright.edits import (
     Change,
     factorize,
@@ -22,7 +23,7 @@ from modwright.edits import (
     replace_attention,
 )
 
-__all__ = ["CASES", "Case", "attention_of", "mlp_of"]
+__all__ = ["CASES", "KINDS", "Case", "attention_of", "drop_neurons", "mlp_of"]
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,17 @@ def attention_of(anatomy: Anatomy, index: int) -> Attention:
     return found
 
 
-def mlp_of(anatomy: Anatomy, index: int) -> Mlp:
+def mlp_of(anatomy: Anatomy, index: int) -> Any:
+    """An MLP, or the mixture of experts in its place."""
     found = anatomy.blocks[index].mlp
     assert found is not None
     return found
+
+
+def thin_map(anatomy: Anatomy) -> Projection:
+    """A linear map of its own that can become a factor pair."""
+    mlp = mlp_of(anatomy, 1)
+    return mlp.down if isinstance(mlp, Mlp) else attention_of(anatomy, 3).o
 
 
 # What a dense model must lose
@@ -60,9 +68,10 @@ def mlp_of(anatomy: Anatomy, index: int) -> Mlp:
 
 def _silence(anatomy: Anatomy, index: int, role: str) -> None:
     """The sublayer adds nothing to the stream."""
-    out = attention_of(anatomy, index).o if role == "attention" else mlp_of(anatomy, index).down
-    for name, tensor in out.parameters().items():
-        out.write(name, torch.zeros_like(tensor))
+    part = getattr(anatomy.blocks[index], role)
+    for out in (part.projections()[name] for name in part.writing):
+        for name, tensor in out.parameters().items():
+            out.write(name, torch.zeros_like(tensor))
 
 
 def _drop_heads(attention: Attention, kept: list[int]) -> None:
@@ -73,10 +82,11 @@ def _drop_heads(attention: Attention, kept: list[int]) -> None:
     attention.o.write("weight", weight)
 
 
-def _drop_neurons(mlp: Mlp, kept: list[int]) -> None:
-    weight = mlp.down.weight.clone()
-    weight[:, sorted(set(range(mlp.intermediate_size)) - set(kept))] = 0
-    mlp.down.write("weight", weight)
+def drop_neurons(mlp: Any, kept: list[int]) -> None:
+    for down in (mlp.projections()[name] for name in mlp.writing):
+        weight = down.weight.clone()
+        weight[:, sorted(set(range(mlp.intermediate_size)) - set(kept))] = 0
+        down.write("weight", weight)
 
 
 def _nothing(anatomy: Anatomy) -> None:
@@ -163,8 +173,8 @@ def _zero_channels(attention: Attention, equal: bool = False) -> None:
     attention.o.write("weight", weight.flatten(1))
 
 
-def _low_rank(mlp: Mlp) -> tuple[Tensor, Tensor]:
-    u, s, v = torch.linalg.svd(mlp.down.weight.double(), full_matrices=False)
+def _low_rank(linear: Projection) -> tuple[Tensor, Tensor]:
+    u, s, v = torch.linalg.svd(linear.weight.double(), full_matrices=False)
     return (u[:, :8] * s[:8]).float(), v[:8].float()
 
 
@@ -198,7 +208,7 @@ def _heads(choose: Callable[[Attention], list[int]], *indices: int, plain: bool 
 
 
 def _neurons(*indices: int, plain: bool | None) -> Case:
-    def kept(mlp: Mlp) -> list[int]:
+    def kept(mlp: Any) -> list[int]:
         return list(range(mlp.intermediate_size))[::2]
 
     def change(a: Anatomy) -> Change:
@@ -207,7 +217,7 @@ def _neurons(*indices: int, plain: bool | None) -> Case:
 
     def zero(a: Anatomy) -> None:
         for i in indices:
-            _drop_neurons(mlp_of(a, i), kept(mlp_of(a, i)))
+            drop_neurons(mlp_of(a, i), kept(mlp_of(a, i)))
 
     return Case(change, zero, plain)
 
@@ -221,14 +231,14 @@ def _narrow_change(a: Anatomy) -> Change:
 def _narrow_zero(a: Anatomy) -> None:
     for i in ALL:
         _zero_channels(attention_of(a, i), equal=True)
-        _drop_neurons(mlp_of(a, i), list(range(40)))
+        drop_neurons(mlp_of(a, i), list(range(40)))
 
 
 def _several_change(a: Anatomy) -> Change:
     return (
         remove(attention_of(a, 0))
         + keep_heads(attention_of(a, 1), all_but_first(attention_of(a, 1)))
-        + factorize(mlp_of(a, 1).down, *_low_rank(mlp_of(a, 1)))
+        + factorize(thin_map(a), *_low_rank(thin_map(a)))
         + remove(mlp_of(a, 2))
         + narrow_heads(attention_of(a, 2))
         + keep_neurons(mlp_of(a, 3), range(5, 30))
@@ -236,18 +246,18 @@ def _several_change(a: Anatomy) -> Change:
 
 
 def _several_zero(a: Anatomy) -> None:
-    outer, inner = _low_rank(mlp_of(a, 1))
+    outer, inner = _low_rank(thin_map(a))
     _silence(a, 0, "attention")
     _drop_heads(attention_of(a, 1), all_but_first(attention_of(a, 1)))
-    mlp_of(a, 1).down.write("weight", outer @ inner)
+    thin_map(a).write("weight", outer @ inner)
     _silence(a, 2, "mlp")
     _zero_channels(attention_of(a, 2))
-    _drop_neurons(mlp_of(a, 3), list(range(5, 30)))
+    drop_neurons(mlp_of(a, 3), list(range(5, 30)))
 
 
 def _low_rank_zero(a: Anatomy) -> None:
-    outer, inner = _low_rank(mlp_of(a, 1))
-    mlp_of(a, 1).down.write("weight", outer @ inner)
+    outer, inner = _low_rank(thin_map(a))
+    thin_map(a).write("weight", outer @ inner)
 
 
 CASES["identity"] = Case(lambda a: Change(), _nothing, plain=True)
@@ -271,6 +281,16 @@ CASES["narrow-everywhere"] = Case(_narrow_change, _narrow_zero, plain=None)
 CASES["half-ffn-1"] = _neurons(1, plain=False)
 CASES["half-ffn-everywhere"] = _neurons(*ALL, plain=True)
 CASES["low-rank-down"] = Case(
-    lambda a: factorize(mlp_of(a, 1).down, *_low_rank(mlp_of(a, 1))), _low_rank_zero
+    lambda a: factorize(thin_map(a), *_low_rank(thin_map(a))), _low_rank_zero
 )
 CASES["several"] = Case(_several_change, _several_zero)
+
+KINDS = (
+    "no-attention-at-all",
+    "half-the-groups-everywhere",
+    "half-ffn-everywhere",
+    "narrow-everywhere",
+    "several",
+)
+"""One case of each kind, for promises that do not depend on what exactly is cut: parts that go,
+widths that a config may say, widths that it may not, and every part of modwright's at once."""

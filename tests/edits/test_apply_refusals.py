@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from edit_cases import CASES, attention_of, mlp_of
+from edit_cases import CASES, KINDS, attention_of, mlp_of
 
 from helpers import edit, outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
@@ -44,7 +44,7 @@ def refused(model: Any, change: Change, said: str) -> None:
 # Saving
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", KINDS)
 def test_a_saved_plan_gives_the_same_model(
     tiny: Any, preset: str, case: str, tmp_path: Path
 ) -> None:
@@ -73,6 +73,7 @@ def test_a_saved_plan_gives_the_same_model(
     assert len(back.summary()) == len(plan.edits)
 
 
+@pytest.mark.contract("A11")
 def test_a_plan_can_be_read_by_people(tiny: Any) -> None:
     source = tiny("tiny-llama")
     a = Anatomy.of(source)
@@ -139,8 +140,8 @@ def test_a_plan_fits_any_model_of_its_structure(tiny: Any) -> None:
 # Values
 
 
-def test_values_that_are_no_numbers_are_refused(tiny: Any, preset: str) -> None:
-    source = tiny(preset)
+def test_values_that_are_no_numbers_are_refused(tiny: Any, dense_mlps: str) -> None:
+    source = tiny(dense_mlps)
     for bad in (torch.nan, torch.inf, -torch.inf):
         change = keep_neurons(mlp_of(Anatomy.of(source), 1), range(9))
         broken = dict(change.tensors)
@@ -150,8 +151,8 @@ def test_values_that_are_no_numbers_are_refused(tiny: Any, preset: str) -> None:
         refused(source, Change(change.edits, broken), f"NaN or infinite values at {name}")
 
 
-def test_values_that_are_missing_or_too_many_are_refused(tiny: Any, preset: str) -> None:
-    source = tiny(preset)
+def test_values_that_are_missing_or_too_many_are_refused(tiny: Any, dense_mlps: str) -> None:
+    source = tiny(dense_mlps)
     a = Anatomy.of(source)
     change = keep_neurons(mlp_of(a, 1), range(9))
     fewer = {n: t for n, t in change.tensors.items() if n != "blocks.1.mlp.up.weight"}
@@ -172,8 +173,8 @@ def test_values_that_are_missing_or_too_many_are_refused(tiny: Any, preset: str)
     )
 
 
-def test_a_value_for_a_removed_block_is_refused(tiny: Any, preset: str) -> None:
-    source = tiny(preset)
+def test_a_value_for_a_removed_block_is_refused(tiny: Any, dense_mlps: str) -> None:
+    source = tiny(dense_mlps)
     change = Change(
         (Remove("blocks.1"),), {"blocks.1.mlp.up.weight": mlp_of(Anatomy.of(source), 1).up.weight}
     )
@@ -209,6 +210,7 @@ def test_one_end_of_a_tie_is_not_written(tiny: Any) -> None:
     assert Anatomy.of(untied).stem["embed"].parameters()["weight"].any()
 
 
+@pytest.mark.contract("I2")
 def test_new_values_take_dtype_and_device_of_the_part(tiny: Any) -> None:
     source = tiny("tiny-llama", dtype=torch.bfloat16)
     a = Anatomy.of(source)
@@ -222,8 +224,8 @@ def test_new_values_take_dtype_and_device_of_the_part(tiny: Any) -> None:
 # Edits that do not go together
 
 
-def test_nothing_is_edited_twice(tiny: Any, preset: str) -> None:
-    source = tiny(preset)
+def test_nothing_is_edited_twice(tiny: Any, dense_mlps: str) -> None:
+    source = tiny(dense_mlps)
     a = Anatomy.of(source)
     twice = remove(a.blocks[1].attention) + remove(a.blocks[1].attention)
     refused(source, twice, r"blocks\.1\.attention is edited twice in one plan")
@@ -293,13 +295,13 @@ def test_the_last_block_stays(tiny: Any, preset: str) -> None:
     ],
 )
 def test_edits_of_what_is_not_there_are_refused(
-    tiny: Any, preset: str, bad: Remove | Replace, said: str
+    tiny: Any, dense_mlps: str, bad: Remove | Replace, said: str
 ) -> None:
-    refused(tiny(preset), Change((bad,)), said)
+    refused(tiny(dense_mlps), Change((bad,)), said)
 
 
-def test_a_structure_that_does_not_run_is_a_failed_verification(tiny: Any, preset: str) -> None:
-    source = tiny(preset)
+def test_a_structure_that_does_not_run_is_a_failed_verification(tiny: Any, dense_mlps: str) -> None:
+    source = tiny(dense_mlps)
     kwargs = {"in_features": 48, "out_features": 40, "bias": False}
     values = {"blocks.1.mlp.up.weight": torch.zeros(40, 48)}
     with pytest.raises(VerificationError, match="after test: it does not run: "):
@@ -309,6 +311,7 @@ def test_a_structure_that_does_not_run_is_a_failed_verification(tiny: Any, prese
 # Models that are not ready
 
 
+@pytest.mark.contract("I1")
 def test_models_that_are_not_on_one_device_are_refused(tiny: Any) -> None:
     source = tiny.copy("tiny-llama")
     plan = planned(source, Change())
@@ -321,8 +324,8 @@ def test_models_that_are_not_on_one_device_are_refused(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("where", ["blocks.2.mlp.up.weight", "embed.weight"])
-def test_a_source_that_holds_nan_is_refused_by_name(tiny: Any, preset: str, where: str) -> None:
-    source = tiny.copy(preset)
+def test_a_source_that_holds_nan_is_refused_by_name(tiny: Any, dense_mlps: str, where: str) -> None:
+    source = tiny.copy(dense_mlps)
     anatomy = Anatomy.of(source)
     part = anatomy.stem["embed"] if where == "embed.weight" else anatomy.blocks[2].mlp.up
     value = part.parameters()["weight"].clone()
@@ -332,6 +335,7 @@ def test_a_source_that_holds_nan_is_refused_by_name(tiny: Any, preset: str, wher
         apply(source, planned(source, remove(anatomy.blocks[0])))
 
 
+@pytest.mark.contract("A7")
 def test_a_failed_apply_leaves_no_trace(tiny: Any, preset: str) -> None:
     source = tiny(preset)
     before, out = snapshot(source), outputs(source)

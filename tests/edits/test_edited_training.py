@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from edit_cases import CASES, attention_of, mlp_of
+from edit_cases import CASES, KINDS, attention_of, mlp_of
 
 from helpers import edit, outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
@@ -35,14 +35,16 @@ def tokens() -> torch.Tensor:
 
 
 def loss_of(model: Any) -> torch.Tensor:
-    batch = tokens()
-    if Anatomy.of(model).family.is_causal():
+    family = Anatomy.of(model).family
+    if family.is_causal():
+        batch = tokens()
         loss: torch.Tensor = model(input_ids=batch, labels=batch).loss
         return loss
-    return model(input_ids=batch)[0].square().mean()
+    inputs = family.inputs().random(4, 16, torch.Generator().manual_seed(0))
+    return model(**inputs)[0].square().mean()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["identity", *KINDS])
 def test_gradients_reach_every_parameter_and_checkpointing_keeps_them(
     tiny: Any, preset: str, case: str
 ) -> None:

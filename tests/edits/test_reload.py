@@ -13,11 +13,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from edit_cases import CASES
+from edit_cases import CASES, KINDS
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
-from transformers.integrations.heterogeneity.configuration_utils import (
-    AmbiguousGlobalPerLayerAttributeError,
-)
 
 from helpers import batch_of, edit, outputs
 from modwright.anatomy import Anatomy
@@ -25,7 +23,7 @@ from modwright.edits import Applied, Change, Replace, keep_neurons, remove, repl
 from modwright.edits.remodelled import base_class, remodelled
 from modwright.errors import CheckpointError, ModwrightError, Refused
 
-REFUSALS = (AmbiguousGlobalPerLayerAttributeError, RuntimeError, ValueError)
+REFUSALS = (StrictDataclassError, RuntimeError)
 EDITED = [name for name, case in CASES.items() if not case.plain]
 
 
@@ -45,13 +43,14 @@ def _no_load_reports() -> Iterator[None]:
     logging.disable(logging.NOTSET)
 
 
-def test_a_new_process_loads_every_case_bit_by_bit_and_twice(
+@pytest.mark.contract("A2", "A4", "A6", "A14")
+def test_a_new_process_loads_every_kind_of_case_bit_by_bit_and_twice(
     tiny: Any, preset: str, fresh_process: Callable[..., dict[str, Any]], tmp_path: Path
 ) -> None:
     source = tiny(preset)
     auto, batch = tiny.auto_class(preset), tmp_path / "batch.safetensors"
     save_file(batch_of(source), batch)
-    results = {case: apply_case(source, case) for case in CASES} | {
+    results = {case: apply_case(source, case) for case in ("identity", *KINDS)} | {
         "no-block-0": block_gone(source)
     }
     for case, applied in results.items():
@@ -89,10 +88,12 @@ def assert_sharded_and_complete(directory: Path, model: Any) -> None:
     live = model.state_dict()
     assert all(torch.equal(stored[n], t) for n, t in live.items() if n in stored)
     unique = {t.data_ptr(): t.numel() for t in live.values()}  # a tied table is written once
-    assert sorted(t.numel() for t in stored.values()) == sorted(unique.values())
+    # Files of a stock model may hold each expert apart, so sizes are compared as a whole.
+    assert sum(t.numel() for t in stored.values()) == sum(unique.values())
 
 
-@pytest.mark.parametrize("case", [*CASES, "no-block-0"])
+@pytest.mark.contract("A8")
+@pytest.mark.parametrize("case", [*KINDS, "no-block-0"])
 def test_file_bytes_fall_with_the_parameters(
     tiny: Any, preset: str, case: str, tmp_path: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_file_bytes_fall_with_the_parameters(
     assert (tmp_path / "model.safetensors").stat().st_size - held < 20_000
 
 
+@pytest.mark.contract("A9")
 @pytest.mark.parametrize("case", EDITED)
 def test_the_base_class_refuses_what_it_cannot_hold(
     tiny: Any, preset: str, case: str, tmp_path: Path
@@ -129,6 +131,7 @@ def test_nothing_but_the_guard_keeps_the_base_class_out(
     apply_case(source, "no-attention-0").model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["per_layer_config"]
+    config.update(config.pop("modwright_stock"))
     (tmp_path / "config.json").write_text(json.dumps(config))
     filled = type(source).from_pretrained(tmp_path)
     assert Anatomy.of(filled).blocks[0].attention is not None
@@ -143,12 +146,14 @@ def test_the_base_class_loads_what_is_plain(
     applied.model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == source.config.model_type
-    assert not {"edits", "modwright_format", "per_layer_config"} & config.keys()
+    ours = {"edits", "modwright_format", "modwright_stock", "per_layer_config"}
+    assert not ours & config.keys()
     back = type(source).from_pretrained(tmp_path)
     assert torch.equal(outputs(back), outputs(applied.model))
 
 
-@pytest.mark.parametrize("case", EDITED)
+@pytest.mark.contract("A12")
+@pytest.mark.parametrize("case", ["no-attention-0", "half-ffn-1", "several"])
 def test_the_config_tells_the_edits_and_no_flag_that_silences_the_guard(
     tiny: Any, preset: str, case: str, tmp_path: Path
 ) -> None:
@@ -175,6 +180,7 @@ def test_the_config_tells_the_edits_and_no_flag_that_silences_the_guard(
     assert read.edits == model.config.edits
 
 
+@pytest.mark.contract("E2")
 def test_the_guard_tells_the_truth_about_widths(tiny: Any) -> None:
     source = tiny("tiny-llama")
     a = Anatomy.of(source)
@@ -197,6 +203,7 @@ def test_a_model_of_many_layers_is_guarded_too(tiny: Any, tmp_path: Path) -> Non
     assert torch.equal(outputs(back), outputs(model))
 
 
+@pytest.mark.contract("A5")
 def test_parameters_that_an_edit_adds_come_back(tiny: Any, tmp_path: Path) -> None:
     """Bias compensation on a model without biases."""
     source = tiny("tiny-llama")
@@ -241,13 +248,14 @@ def test_the_edited_class_itself_and_its_backbone_load(
 
 @pytest.mark.parametrize("case", ["several", "uneven-heads"])
 def test_a_classifier_on_top_comes_back(tiny: Any, preset: str, case: str, tmp_path: Path) -> None:
-    auto = "AutoModelForSequenceClassification"
+    auto = tiny.classifier(preset)
     model = apply_case(tiny(preset, auto=auto, pad_token_id=0), case).model
     model.save_pretrained(tmp_path)
     back = getattr(transformers, auto).from_pretrained(tmp_path)
     assert torch.equal(outputs(back), outputs(model))
 
 
+@pytest.mark.contract("I3")
 @pytest.mark.parametrize("case", ["several", "uneven-heads"])
 def test_the_config_alone_builds_the_edited_structure(tiny: Any, preset: str, case: str) -> None:
     """With random weights, as training from scratch needs it."""
@@ -317,6 +325,7 @@ def test_per_layer_entries_are_never_read_back(tiny: Any, tmp_path: Path) -> Non
         back.config.per_layer_config = lie
 
 
+@pytest.mark.contract("A12")
 def test_newer_formats_are_a_checkpoint_error() -> None:
     config = remodelled(transformers.LlamaForCausalLM).config_class
     with pytest.raises(CheckpointError):

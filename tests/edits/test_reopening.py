@@ -16,6 +16,7 @@ from modwright.edits.reopen import check_reopens
 from modwright.errors import VerificationError
 
 
+@pytest.mark.contract("A13")
 def test_a_checkpoint_is_reopened_and_compared(tiny: Any, tmp_path: Path) -> None:
     source = tiny("tiny-llama")
     applied = edit(source, CASES["several"].change(Anatomy.of(source)), check=False)

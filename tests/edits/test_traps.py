@@ -12,15 +12,21 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache, cache_utils
 
 import modwright.edits.replay
+import modwright.edits.slots
 from helpers import batch_of, edit, outputs, worst
 from modwright.anatomy import Anatomy
 from modwright.edits import Verification, apply, keep_heads, remove, verify
 from modwright.edits.plan import Plan
-from modwright.edits.slots import number_slots
+from modwright.edits.remodelled import _RemodelledConfig
+from modwright.edits.slots import number_slots, unfilled_slots
 from modwright.errors import Refused, VerificationError
 from modwright.nn import GroupedAttention
+
+TOLD = hasattr(cache_utils, "DummyLayer")
+"""This transformers can be told of slots that stay empty."""
 
 
 def without_first_attention(model: Any) -> Plan:
@@ -39,7 +45,15 @@ def test_survivors_take_the_first_slots(tiny: Any, decoder: str) -> None:
     model = apply(tiny(decoder), without_first_attention(tiny(decoder))).model
     blocks = Anatomy.of(model).blocks
     slots = [b.attention.module.layer_idx for b in blocks if b.attention is not None]
-    assert slots == [0, 1, 2]
+    if len(set(getattr(model.config, "layer_types", None) or [None])) == 1:
+        assert slots == [0, 1, 2]
+    # In a cache each kind of layer has slots of its own, and of each kind the first are filled.
+    cached = DynamicCache(config=model.config).layers
+    if TOLD:
+        kept = [i for i, layer in enumerate(cached) if type(layer) is not cache_utils.DummyLayer]
+        assert kept == sorted(slots)
+    windows = [getattr(cached[slot], "sliding_window", None) for slot in slots]
+    assert windows == [b.attention.shape.sliding_window for b in blocks if b.attention is not None]
 
 
 def test_without_new_slots_verify_sees_wrong_decoding(
@@ -47,6 +61,11 @@ def test_without_new_slots_verify_sees_wrong_decoding(
 ) -> None:
     plan = without_first_attention(tiny(decoder))
     monkeypatch.setattr(modwright.edits.replay, "number_slots", lambda layers, config: None)
+    if TOLD:  # the cache was told that the last slot stays empty
+        with pytest.raises(VerificationError, match="it does not run: Dummy layer"):
+            apply(tiny(decoder), plan)
+
+    monkeypatch.setattr(_RemodelledConfig, "kv_sharing_modes", None)
     model = apply(tiny(decoder), plan, check=False).model
     seen = held(verify(model))
     assert not seen["cached decoding = uncached"]
@@ -69,15 +88,32 @@ def numbered(kept: list[int], types: list[str] | None) -> list[int]:
     return [slot.layer_idx for _, slot in layers]
 
 
-def test_slots_are_numbered_within_each_type_of_layer() -> None:
+@pytest.mark.contract("D3")
+def test_slots_are_numbered_within_each_type_of_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = ["full", "sliding", "full", "sliding", "full", "sliding"]
     assert numbered([0, 1, 2], None) == [0, 1, 2]
     assert numbered([2, 4, 5], None) == [0, 1, 2]
     assert numbered([2, 4, 5], mixed) == [0, 2, 1]
     assert numbered([1, 3, 4], mixed) == [1, 3, 0]
     assert numbered([], mixed) == []
+    monkeypatch.setattr(modwright.edits.slots, "_KNOWS_EMPTY_SLOTS", True)
+    assert numbered([1, 3, 5], mixed) == [1, 3, 5]
+    monkeypatch.setattr(modwright.edits.slots, "_KNOWS_EMPTY_SLOTS", False)
     with pytest.raises(Refused, match=r"all full layers would go.*keep one of layers \[0, 2, 4\]"):
         numbered([1, 3, 5], mixed)
+
+
+def test_the_cache_is_told_which_slots_stay_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modwright.edits.slots, "_KNOWS_EMPTY_SLOTS", True)
+    mixed = ["full", "sliding", "full", "sliding"]
+    assert unfilled_slots([0, 1, 2, 3], None, 4) == []
+    assert unfilled_slots([1, 3], None, 4) == [2, 3]
+    assert unfilled_slots([1, 2, 3], mixed, 4) == [2]
+    assert unfilled_slots([1, 3], mixed, 4) == [0, 2]
+    # Without any attention a slot is left that can say "nothing was seen".
+    assert unfilled_slots([], mixed, 4) == [1, 3]
+    assert unfilled_slots([], None, 4) == []
+    assert unfilled_slots([], ["sliding"] * 4, 4) == []
 
 
 # (2)
@@ -143,8 +179,8 @@ def test_an_attention_that_runs_what_the_mask_was_not_made_for_is_caught(
 # What else verify() sees
 
 
-def test_verify_sees_numbers_that_are_not_finite(tiny: Any, preset: str) -> None:
-    model = tiny.copy(preset)
+def test_verify_sees_numbers_that_are_not_finite(tiny: Any, dense_mlps: str) -> None:
+    model = tiny.copy(dense_mlps)
     with torch.no_grad():
         Anatomy.of(model).blocks[3].mlp.down.module.weight[0, 0] = torch.inf
     report = verify(model)

@@ -12,7 +12,9 @@ from modwright.edits.change import (
     replace_mlp,
     untie,
 )
-from modwright.edits.edit import FORMAT, Arrange, Edit, Remove, Replace, edits_from_json
+from modwright.edits.edit import FORMAT, Arrange, Edit, Remove, Replace, Restore, edits_from_json
+from modwright.edits.experts import expert_shape, merge_experts, split_mlp
+from modwright.edits.mixtures import keep_expert_neurons, keep_experts, replace_mixture
 from modwright.edits.plan import Plan
 from modwright.edits.registry import part_names, register_part
 from modwright.edits.verify import Verification, verify
@@ -27,18 +29,25 @@ __all__ = [
     "Plan",
     "Remove",
     "Replace",
+    "Restore",
     "Verification",
     "apply",
     "arrange",
     "edits_from_json",
+    "expert_shape",
     "factorize",
+    "keep_expert_neurons",
+    "keep_experts",
     "keep_heads",
     "keep_neurons",
+    "merge_experts",
     "part_names",
     "register_part",
     "remove",
     "replace_attention",
+    "replace_mixture",
     "replace_mlp",
+    "split_mlp",
     "untie",
     "verify",
 ]

@@ -80,6 +80,7 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
         Block(0, pre-norm, holds mlp)
     """
     anatomy = Anatomy.of(model)
+    model = anatomy.model  # a model of another library is wrapped there
     _refuse_unready(model)
     plan.check_fits(anatomy)
     for address, value in plan.tensors.items():
@@ -227,8 +228,9 @@ def _own(part: Any, given: Mapping[str, Tensor], shared: set[int]) -> None:
     """Copies what a part shares with the source and is about to be written, and nothing else."""
     for holder in _holders(part):
         module = holder.module
+        words = {stored: name for name, stored in getattr(holder, "stored_names", {}).items()}
         for name, parameter in module._parameters.items():
-            written = f"{holder.address}.{name}" in given
+            written = f"{holder.address}.{words.get(name, name)}" in given
             if written and parameter is not None and id(parameter) in shared:
                 copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
                 module._parameters[name] = copied

@@ -28,5 +28,7 @@ def register_models(config_class: Any) -> None:
         if stock in mapping:
             found = mapping[stock]
             model_class = found[0] if isinstance(found, tuple | list) else found
+            if model_class.config_class is not stock:
+                continue  # another family's model that reads this config in part
             register = auto.register  # type: ignore[attr-defined]
             register(config_class, remodelled(model_class), exist_ok=True)

@@ -16,9 +16,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from modwright.anatomy import Anatomy, Attention, Mlp
+from modwright.anatomy import Anatomy, Attention, MixtureOfExperts, Mlp
 from modwright.edits.autoclass import register_models
-from modwright.edits.edit import FORMAT, Arrange, Edit, Remove, Replace, State, split_address
+from modwright.edits.edit import (
+    FORMAT,
+    Arrange,
+    Edit,
+    Remove,
+    Replace,
+    Restore,
+    State,
+    split_address,
+)
 from modwright.edits.remodelled import (
     base_class,
     base_config_class,
@@ -27,7 +36,7 @@ from modwright.edits.remodelled import (
     remodelled_config,
 )
 from modwright.errors import Refused, unknown_name
-from modwright.nn import AttentionShape, FeedForwardShape
+from modwright.nn import AttentionShape, FeedForwardShape, MixtureShape
 
 __all__ = ["Target", "target_of"]
 
@@ -74,7 +83,8 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
             continue
         for path in [p for p in merged if _overruled(anatomy, p, edit)]:
             del merged[path]
-        merged[edit.path] = edit
+        if not isinstance(edit, Restore):
+            merged[edit.path] = edit
     renumbered = _renumber(merged.values(), kept)
     config = _stock_config(anatomy, kept)
     if any(edit.path == "head" for edit in renumbered):
@@ -98,7 +108,7 @@ def _order(anatomy: Anatomy, edits: Sequence[Edit]) -> tuple[int, ...]:
     return kept
 
 
-def _overruled(anatomy: Anatomy, path: str, edit: State) -> bool:
+def _overruled(anatomy: Anatomy, path: str, edit: State | Restore) -> bool:
     """An edit at ``path`` means nothing any more once ``edit`` is made."""
     if path == edit.path or path.startswith(edit.path + "."):
         return True
@@ -123,14 +133,14 @@ def _check_apart(edits: Sequence[Edit]) -> None:
             raise Refused(f"{inside} is edited in a plan that removes {removed}")
 
 
-def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State) -> None:
+def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State | Restore) -> None:
     if index is None:
         if role not in anatomy.stem:
             raise unknown_name("part outside the blocks", role, anatomy.stem)
         return
     block = anatomy.block(index)
     outer = role.partition(".")[0]
-    if role in block.norms and isinstance(edit, Replace):
+    if role in block.norms and isinstance(edit, Replace | Restore):
         return
     if outer not in ("", "attention", "mlp"):
         raise unknown_name("part of a block", role, ("attention", "mlp"))
@@ -184,13 +194,14 @@ def _stock_config(anatomy: Anatomy, kept: tuple[int, ...]) -> Any:
     """A copy of the model's config as its stock class, with the blocks that stay."""
     config = copy.deepcopy(anatomy.config)
     stock = base_config_class(type(config))
-    for name in ("edits", "modwright_format"):
+    # What a config was loaded with, its type among it, would stand before what its class says.
+    for name in ("edits", "modwright_format", "model_type"):
         config.__dict__.pop(name, None)
     config.__class__ = stock
     types = getattr(config, "layer_types", None)
     if types is not None:
         config.__dict__["layer_types"] = [types[i] for i in kept]
-    setattr(config, anatomy.family.field("num_layers"), len(kept))
+    anatomy.family.put(config, "num_layers", len(kept))
     return config
 
 
@@ -223,12 +234,12 @@ def _simplest(
     model_class, edited_config = _edited(stock, config, edits)
     if edits:
         whole = Anatomy.of(_skeleton(model_class, edited_config))
-        candidate = _with_shared_widths(anatomy, config, whole)
-        if candidate is not None:
-            plainer = _needed(stock, candidate, edits)
+        for candidate in (_with_shared_widths(anatomy, config, whole), config):
+            plainer = None if candidate is None else _needed(stock, candidate, edits)
             if plainer is not None and len(plainer) < len(edits):
                 config, edits = candidate, plainer
                 model_class, edited_config = _edited(stock, config, edits)
+                break
     return Target(model_class, edited_config if edits else config, edits, kept)
 
 
@@ -238,8 +249,11 @@ def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | 
     wanted: dict[str, int] = {}
     mlps = [block.mlp for block in whole.blocks]
     widths = {mlp.intermediate_size if mlp is not None else None for mlp in mlps}
-    if len(widths) == 1 and None not in widths:
+    if len(widths) == 1 and None not in widths and all(map(_stock_multiplies, mlps)):
         wanted["intermediate_size"] = widths.pop() or 0
+    counts = {mlp.num_experts if isinstance(mlp, MixtureOfExperts) else 0 for mlp in mlps}
+    if len(counts) == 1 and 0 not in counts:
+        wanted["num_experts"] = counts.pop()
     shapes = {None if b.attention is None else b.attention.shape for b in whole.blocks}
     shape = next(iter(shapes)) if len(shapes) == 1 else None
     # Gathered rotary channels are taken from the angles of the width that the config names.
@@ -256,34 +270,52 @@ def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | 
         return None
     candidate = copy.deepcopy(config)
     for word, value in wanted.items():
-        setattr(candidate, family.field(word), value)
+        family.put(candidate, word, value)
     return candidate
+
+
+def _stock_multiplies(mlp: Mlp | MixtureOfExperts | None) -> bool:
+    """Grouped products over stacked experts want rows that start at multiples of 16 bytes."""
+    return not isinstance(mlp, MixtureOfExperts) or mlp.intermediate_size % 8 == 0
 
 
 def _needed(
     stock: type[PreTrainedModel], config: Any, edits: tuple[State, ...]
 ) -> tuple[State, ...] | None:
     """The edits that a stock model of this config does not fulfil already; None if it cannot be."""
+    if not any(_check_of(edit) for edit in edits):
+        return edits
     try:
         config.validate()
         plain = Anatomy.of(_skeleton(stock, config))
     except (ValueError, RuntimeError, AttributeError, TypeError):
         return None
-    return tuple(edit for edit in edits if not _fulfilled(plain, edit))
+    inside = {edit.path for edit in edits}  # what is edited in an edited part is not stock's
+    return tuple(
+        edit
+        for edit in edits
+        if edit.path.rpartition(".")[0] in inside or not _fulfilled(plain, edit)
+    )
+
+
+def _check_of(edit: State) -> Callable[[Any, str, dict[str, Any]], bool] | None:
+    """What compares an edit with the stock part at its place; None if none is like it."""
+    role = split_address(edit.path)[1]
+    return _SAME.get((role.partition(".")[0], getattr(edit, "part", "")))
 
 
 def _fulfilled(plain: Anatomy, edit: State) -> bool:
-    if not isinstance(edit, Replace):
+    check = _check_of(edit)
+    if check is None or not isinstance(edit, Replace):
         return False
     index, role = split_address(edit.path)
-    holder = plain if index is None else plain.blocks[index]
-    check = _SAME.get((role.partition(".")[0], edit.part))
-    return check is not None and check(holder, role, edit.kwargs)
+    return check(plain if index is None else plain.blocks[index], role, edit.kwargs)
 
 
 def _same_linear(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
-    mlp: Mlp | None = block.mlp
-    projection = None if mlp is None else mlp.projections().get(role.partition(".")[2])
+    outer, _, inner = role.partition(".")
+    sublayer: Attention | Mlp | None = getattr(block, outer)
+    projection = None if sublayer is None else sublayer.projections().get(inner)
     return projection is not None and kwargs == {
         "in_features": projection.in_features,
         "out_features": projection.out_features,
@@ -292,6 +324,8 @@ def _same_linear(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
 
 
 def _same_head(anatomy: Anatomy, role: str, kwargs: dict[str, Any]) -> bool:
+    if "head" not in anatomy.stem:
+        return False  # a bare backbone, which carries the edit along
     head = anatomy.stem["head"].parameters()
     out_features, in_features = head["weight"].shape
     return kwargs == {
@@ -307,13 +341,20 @@ def _same_attention(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
 
 
 def _same_feed_forward(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
-    mlp: Mlp | None = block.mlp
-    return mlp is not None and mlp.shape == FeedForwardShape(**kwargs)
+    mlp = block.mlp
+    return isinstance(mlp, Mlp) and mlp.shape == FeedForwardShape(**kwargs)
+
+
+def _same_mixture(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
+    mixture = block.mlp
+    return isinstance(mixture, MixtureOfExperts) and mixture.shape == MixtureShape(**kwargs)
 
 
 _SAME: dict[tuple[str, str], Callable[[Any, str, dict[str, Any]], bool]] = {
     ("head", "linear"): _same_head,
     ("mlp", "feed_forward"): _same_feed_forward,
     ("mlp", "linear"): _same_linear,
+    ("mlp", "mixture"): _same_mixture,
+    ("attention", "linear"): _same_linear,
     ("attention", "attention"): _same_attention,
 }

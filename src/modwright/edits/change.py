@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import singledispatch
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from modwright.nn import AttentionShape
 __all__ = [
     "Change",
     "arrange",
+    "checked_index",
     "factorize",
     "keep_heads",
     "keep_neurons",
@@ -80,7 +82,8 @@ def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = 
     return Change((Replace("head", "linear", kwargs),), tensors)
 
 
-def _checked(index: Sequence[int] | Tensor, size: int, what: str) -> Tensor:
+def checked_index(index: Sequence[int] | Tensor, size: int, what: str) -> Tensor:
+    """What is kept, as a tensor: at least one, each of them there, none twice."""
     kept = torch.as_tensor(index, dtype=torch.long).flatten()
     if not len(kept):
         raise Refused(f"{what}: nothing would be left; remove the part instead")
@@ -91,9 +94,21 @@ def _checked(index: Sequence[int] | Tensor, size: int, what: str) -> Tensor:
     return kept
 
 
-def keep_neurons(mlp: Mlp, index: Sequence[int] | Tensor) -> Change:
-    """Narrows an MLP to the neurons ``index``, in that order; nothing makes up for the others."""
-    kept = _checked(index, mlp.intermediate_size, f"{mlp.address}: neurons")
+@singledispatch
+def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
+    """Narrows an MLP to the neurons ``index``, in that order; nothing makes up for the others.
+
+    In a mixture of experts, every expert keeps its neurons of these numbers.
+
+    Raises:
+        Refused: what is narrowed has no neurons, or an index is not there.
+    """
+    raise Refused(f"{part.address}: a {type(part).__name__} has no neurons")
+
+
+@keep_neurons.register
+def _(mlp: Mlp, index: Sequence[int] | Tensor) -> Change:
+    kept = checked_index(index, mlp.intermediate_size, f"{mlp.address}: neurons")
     return replace_mlp(
         mlp,
         up=mlp.up.weight[kept],
@@ -119,6 +134,8 @@ def replace_mlp(
         down: (d, k). The bias of the down projection is kept.
         up_bias, gate_bias: (k,).
     """
+    if mlp.experts is not None:
+        raise Refused(f"{mlp.address} is split into {mlp.num_experts} experts; merge them first")
     width = up.shape[0]
     given = {"up": (up, up_bias), "gate": (gate, gate_bias), "down": (down, mlp.down.bias)}
     change = Change()
@@ -185,7 +202,7 @@ def replace_attention(
     """Puts modwright's attention in place, with new weights; what is not given stays as it is.
 
     Args:
-        q: (H, D, d). k: (K, D, d). v: (K, E, d). o: (H, E, d).
+        q: (H, D, d). k: (K, D, d). v: (K, E, d). o: (H, E, d). All four for a new width d.
         biases: role -> (H, D), (K, D), (K, E) or (d,); None takes a bias away.
         rotary_index: (K, D) rotary channel of each kept channel, for models with rotary positions:
             channel j of a head and channel j + D / 2 are a pair that turns together.
@@ -214,6 +231,7 @@ def replace_attention(
     try:
         shape = replace(
             old,
+            hidden_size=weights["q"].shape[2],
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             qk_head_dim=weights["q"].shape[1],
@@ -290,7 +308,7 @@ def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
     A key/value head goes when all its query heads go. Groups may end up with unequal sizes; then
     each query head carries an explicit index.
     """
-    kept = _checked(heads, attention.num_heads, f"{attention.address}: heads").sort().values
+    kept = checked_index(heads, attention.num_heads, f"{attention.address}: heads").sort().values
     owner = attention.kv_of_head()[kept]
     kv = owner.unique(sorted=True)
     index = attention.rotary_index()

@@ -20,6 +20,7 @@ __all__ = [
     "Edit",
     "Remove",
     "Replace",
+    "Restore",
     "State",
     "edits_from_json",
     "split_address",
@@ -91,6 +92,24 @@ class Replace:
 
 
 @dataclass(frozen=True)
+class Restore:
+    """At ``path`` stands what the family builds there, whatever an earlier edit put in its place.
+
+    It takes an edit back, so it leaves no trace in a config.
+    """
+
+    path: str
+    op: ClassVar[str] = "restore"
+
+    def __post_init__(self) -> None:
+        if not split_address(self.path)[1]:
+            raise Refused(f"{self.path}: a whole block that was removed cannot come back")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"op": self.op, "path": self.path}
+
+
+@dataclass(frozen=True)
 class Arrange:
     """The blocks stand in this order; one may stand more than once, one left out is gone.
 
@@ -114,9 +133,9 @@ class Arrange:
 State = Remove | Replace
 """An edit that a config can carry: it says what stands at one address."""
 
-Edit = State | Arrange
-_KINDS: dict[str, type[Remove] | type[Replace] | type[Arrange]] = {
-    kind.op: kind for kind in (Remove, Replace, Arrange)
+Edit = State | Restore | Arrange
+_KINDS: dict[str, type[Remove] | type[Replace] | type[Restore] | type[Arrange]] = {
+    kind.op: kind for kind in (Remove, Replace, Restore, Arrange)
 }
 
 
@@ -152,7 +171,8 @@ def state_from_json(items: Iterable[dict[str, Any]]) -> tuple[State, ...]:
     """
     state: list[State] = []
     for edit in edits_from_json(items):
-        if isinstance(edit, Arrange):
-            raise Refused("an arrangement of blocks belongs into a plan, not into a config")
+        if not isinstance(edit, State):
+            what = {"arrange": "an arrangement of blocks"}.get(edit.op, f"{edit.op!r}")
+            raise Refused(f"{what} belongs into a plan, not into a config")
         state.append(edit)
     return tuple(state)

@@ -8,10 +8,21 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modwright.nn import AttentionShape, FeedForward, FeedForwardShape, GroupedAttention
+from modwright.errors import Refused, unknown_name
+from modwright.nn import (
+    AttentionShape,
+    ExpertFeedForward,
+    ExpertShape,
+    FeedForward,
+    FeedForwardShape,
+    GroupedAttention,
+    Mixture,
+    MixtureShape,
+)
 from modwright.nn.token_mixers.attention import naive_attention
 
-__all__ = ["attend_as_configured", "hosted_attention", "hosted_feed_forward"]
+__all__ = ["attend_as_configured", "hosted_attention", "hosted_experts", "hosted_feed_forward"]
+__all__ += ["hosted_mixture"]
 
 
 def attend_as_configured(
@@ -24,14 +35,16 @@ def attend_as_configured(
     return result
 
 
-def hosted_attention(config: Any, kwargs: dict[str, Any]) -> GroupedAttention:
+def hosted_attention(
+    config: Any, kwargs: dict[str, Any], kind: type[GroupedAttention] = GroupedAttention
+) -> GroupedAttention:
     """A grouped attention that holds the model's own config object.
 
     The object matters: the model builds its masks for the implementation that its config names. An
     attention that asked another config could run a function that the mask was not made for, and
     would see the future without an error.
     """
-    part = GroupedAttention(AttentionShape(**kwargs), attend=attend_as_configured)
+    part = kind(AttentionShape(**kwargs), attend=attend_as_configured)
     part.config = config
     return part
 
@@ -39,4 +52,31 @@ def hosted_attention(config: Any, kwargs: dict[str, Any]) -> GroupedAttention:
 def hosted_feed_forward(kwargs: dict[str, Any]) -> FeedForward:
     """A feed-forward part with the activation that transformers has under the shape's name."""
     shape = FeedForwardShape(**kwargs)
-    return FeedForward(shape, ACT2FN[shape.activation])
+    return FeedForward(shape, _activation(shape.activation))
+
+
+def hosted_experts(kwargs: dict[str, Any]) -> ExpertFeedForward:
+    """A feed-forward part in experts, with the activation that transformers has by that name."""
+    shape = ExpertShape(**kwargs)
+    return ExpertFeedForward(shape, _activation(shape.activation))
+
+
+def _activation(name: str) -> Any:
+    if name not in ACT2FN:
+        raise unknown_name("activation", name, sorted(ACT2FN))
+    return ACT2FN[name]
+
+
+def hosted_mixture(config: Any, kwargs: dict[str, Any]) -> Mixture:
+    """A mixture of experts with the activation that transformers has by that name.
+
+    Raises:
+        Refused: the model returns router scores, whose loss stacks those of all layers as equals.
+    """
+    if getattr(config, "output_router_logits", False):
+        raise Refused(
+            "output_router_logits is on, and its loss needs the family's own routers in every "
+            "layer; set it to False in the config first"
+        )
+    shape = MixtureShape(**kwargs)
+    return Mixture(shape, _activation(shape.activation))

@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from modwright.anatomy import Anatomy
+from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
 from modwright.edits.change import Change
-from modwright.edits.edit import FORMAT, Edit, edits_from_json
+from modwright.edits.edit import FORMAT, Arrange, Edit, Replace, edits_from_json
 from modwright.errors import CheckpointError, Refused
+from modwright.nn import ExpertShape
 
 __all__ = ["Plan", "structure_of"]
 
@@ -27,10 +28,15 @@ def structure_of(anatomy: Anatomy) -> dict[str, Any]:
         blocks.append(
             {
                 "attention": None if attention is None else attention.shape.to_json(),
-                "mlp": None if mlp is None else mlp.intermediate_size,
+                "mlp": None if mlp is None else _mlp_structure(mlp),
             }
         )
     return {"family": anatomy.family.name, "hidden_size": anatomy.hidden_size, "blocks": blocks}
+
+
+def _mlp_structure(mlp: Mlp | MixtureOfExperts) -> Any:
+    width = mlp.intermediate_size
+    return width if not mlp.experts else {"width": width, "experts": mlp.num_experts}
 
 
 @dataclass(frozen=True)
@@ -180,9 +186,16 @@ class Plan:
 
 def _describe(edit: Edit) -> str:
     fields = edit.to_json()
-    if fields["op"] == "remove":
-        return "removed"
+    if isinstance(edit, Arrange):
+        return f"in the order {', '.join(map(str, edit.order))}"
+    if not isinstance(edit, Replace):
+        return {"remove": "removed", "restore": "the family's own again"}[edit.op]
     kwargs = fields["kwargs"]
+    if fields["part"] == "expert_feed_forward":
+        return ExpertShape(**kwargs).describe()
+    if fields["part"] == "mixture":
+        width, count = kwargs["intermediate_size"], kwargs["num_experts"]
+        return f"{count} experts, {width} wide, {kwargs['top_k']} at work"
     if "in_features" in kwargs:
         rank = f" through rank {kwargs['rank']}" if "rank" in kwargs else ""
         return f"{fields['part']} {kwargs['in_features']} -> {kwargs['out_features']}{rank}"

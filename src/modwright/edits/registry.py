@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
-from modwright.edits.hosting import hosted_attention, hosted_feed_forward
+from modwright.edits.hosting import (
+    hosted_attention,
+    hosted_experts,
+    hosted_feed_forward,
+    hosted_mixture,
+)
 from modwright.errors import Refused, unknown_name
-from modwright.nn import Absent, AbsentAttention, FactorPair, PassThrough
+from modwright.nn import (
+    Absent,
+    AbsentAttention,
+    BareAttention,
+    CRMSNorm,
+    FactorPair,
+    PassThrough,
+    RestoringCRMSNorm,
+    RMSNorm,
+    ZeroMeanLinear,
+    narrow_,
+    zero_mean_,
+)
 
 __all__ = ["build_part", "part_names", "register_part"]
 
 Builder = Callable[..., nn.Module]
-"""Called as ``builder(config, **kwargs)`` with the model's own config object."""
+"""Called as ``builder(config, **kwargs)`` with the model's own config object.
+
+One that has a parameter ``standing`` gets the module that stands at the place, and may alter it.
+"""
 
 _PARTS: dict[str, Builder] = {}
 
@@ -36,8 +57,16 @@ def part_names() -> list[str]:
     return sorted(_PARTS)
 
 
-def build_part(name: str, config: Any, kwargs: dict[str, Any]) -> nn.Module:
+def build_part(
+    name: str, config: Any, kwargs: dict[str, Any], standing: nn.Module | None = None
+) -> nn.Module:
     """A new module for a registered name.
+
+    Args:
+        name: of the part.
+        config: of the model.
+        kwargs: of the part.
+        standing: what stands where the part will.
 
     Raises:
         Refused: unknown name, or arguments that the part does not take.
@@ -45,8 +74,9 @@ def build_part(name: str, config: Any, kwargs: dict[str, Any]) -> nn.Module:
     builder = _PARTS.get(name)
     if builder is None:
         raise unknown_name("part", name, _PARTS)
+    given = {"standing": standing} if "standing" in inspect.signature(builder).parameters else {}
     try:
-        return builder(config, **kwargs)
+        return builder(config, **given, **kwargs)
     except (TypeError, ValueError) as error:
         raise Refused(f"part {name!r}: {error}") from error
 
@@ -64,6 +94,21 @@ def _absent_attention(config: Any) -> nn.Module:
 @register_part("attention")
 def _attention(config: Any, **kwargs: Any) -> nn.Module:
     return hosted_attention(config, kwargs)
+
+
+@register_part("bare_attention")
+def _bare_attention(config: Any, **kwargs: Any) -> nn.Module:
+    return hosted_attention(config, kwargs, BareAttention)
+
+
+@register_part("crms_norm")
+def _crms_norm(config: Any, hidden_size: int, eps: float) -> nn.Module:
+    return CRMSNorm(hidden_size, eps)
+
+
+@register_part("expert_feed_forward")
+def _expert_feed_forward(config: Any, **kwargs: Any) -> nn.Module:
+    return hosted_experts(kwargs)
 
 
 @register_part("factors")
@@ -88,6 +133,47 @@ def _linear(config: Any, in_features: int, out_features: int, bias: bool = True)
     return nn.Linear(in_features, out_features, bias)
 
 
+@register_part("mixture")
+def _mixture(config: Any, **kwargs: Any) -> nn.Module:
+    return hosted_mixture(config, kwargs)
+
+
+@register_part("narrowed")
+def _narrowed(config: Any, standing: nn.Module, axes: dict[str, int], size: int) -> nn.Module:
+    return narrow_(standing, axes, size)
+
+
 @register_part("pass_through")
 def _pass_through(config: Any, as_tuple: bool = False) -> nn.Module:
     return PassThrough(as_tuple)
+
+
+@register_part("restoring_crms_norm")
+def _restoring_crms_norm(
+    config: Any, hidden_size: int, eps: float, index: int, weight: bool = True, bias: bool = False
+) -> nn.Module:
+    return RestoringCRMSNorm(hidden_size, eps, weight, bias, cast_first=False, index=index)
+
+
+@register_part("rms_norm")
+def _rms_norm(
+    config: Any,
+    hidden_size: int,
+    eps: float,
+    weight: bool = True,
+    bias: bool = False,
+    cast_first: bool = True,
+) -> nn.Module:
+    return RMSNorm(hidden_size, eps, weight, bias, cast_first)
+
+
+@register_part("zero_mean")
+def _zero_mean(config: Any, standing: nn.Module) -> nn.Module:
+    return zero_mean_(standing)
+
+
+@register_part("zero_mean_linear")
+def _zero_mean_linear(
+    config: Any, in_features: int, out_features: int, bias: bool = True
+) -> nn.Module:
+    return ZeroMeanLinear(in_features, out_features, bias)

@@ -16,8 +16,10 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.anatomy.families import family_of
-from modwright.edits.edit import FORMAT, State, split_address, state_from_json
+from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_json
+from modwright.edits.guard import with_layers, with_lists, without_lists
 from modwright.edits.replay import replay
+from modwright.edits.slots import unfilled_slots
 from modwright.errors import CheckpointError, Refused
 
 __all__ = ["base_class", "base_config_class", "is_remodelled", "remodelled", "remodelled_config"]
@@ -61,14 +63,19 @@ class _RemodelledConfig:
                 entry[name] = value
         return dict(sorted(overrides.items()))
 
+    def _num_layers(self) -> int:
+        return int(family_of(self).get("num_layers"))
+
     @property
     def per_layer_config(self) -> Sequence[Any]:
         """One resolved config per layer, as cache construction and exporters read it."""
         overrides = self.layer_overrides()
+        # A cache of windows alone cannot be rolled back while nothing is in it.
+        windows = {} if self._with_attention() else {"sliding_window": None}
         resolved = []
-        for index in range(self.num_hidden_layers):  # type: ignore[attr-defined]
+        for index in range(self._num_layers()):
             layer = copy.copy(self)
-            layer.__dict__.update(overrides.get(index, {}))
+            layer.__dict__.update({**windows, **overrides.get(index, {})})
             resolved.append(layer)
         return resolved
 
@@ -77,20 +84,35 @@ class _RemodelledConfig:
         if value:
             raise Refused("per_layer_config of a remodelled model follows from its edits")
 
-    def _with_overrides(self, stored: dict[str, Any]) -> dict[str, Any]:
-        overrides = self.layer_overrides()
-        if overrides:
-            digits = len(str(max(overrides)))
-            stored["per_layer_config"] = {
-                str(index).zfill(digits): entry for index, entry in overrides.items()
-            }
-        return stored
+    def _with_attention(self) -> list[int]:
+        """The layers that have an attention."""
+        gone = {edit.path for edit in state_from_json(self.edits) if isinstance(edit, Remove)}
+        return [
+            index for index in range(self._num_layers()) if f"blocks.{index}.attention" not in gone
+        ]
+
+    @property
+    def kv_sharing_modes(self) -> list[str | None]:
+        """Tells the cache of slots that no attention fills: it keeps nothing for them.
+
+        transformers has these words for layers that use the keys of another layer.
+        """
+        count, types = self._num_layers(), getattr(self, "layer_types", None)
+        empty = unfilled_slots(self._with_attention(), types, count)
+        return ["reuse" if slot in empty else None for slot in range(count)]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        return super().from_dict(without_lists(config_dict), **kwargs)  # type: ignore[misc]
 
     def to_dict(self) -> dict[str, Any]:
-        return self._with_overrides(super().to_dict())  # type: ignore[misc]
+        return with_layers(super().to_dict(), self.layer_overrides())  # type: ignore[misc]
 
     def to_diff_dict(self) -> dict[str, Any]:
-        return self._with_overrides(super().to_diff_dict())  # type: ignore[misc]
+        """What is written to a file."""
+        overrides = self.layer_overrides()
+        told = with_layers(super().to_diff_dict(), overrides)  # type: ignore[misc]
+        return with_lists(told, overrides, self, self._num_layers())
 
 
 @cache
@@ -116,11 +138,15 @@ def remodelled(base: Any) -> type[PreTrainedModel]:
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         super(cls, self).__init__(config, *args, **kwargs)
-        replay(self, family_of(config), state_from_json(config.edits))
+        replay(self, family_of(config, self), state_from_json(config.edits))
         self.post_init()
 
     def no_common_cache_shape(self: Any) -> None:
         """A static cache takes its shapes from the first keys and values, not from the config."""
+
+    def can_set_experts(kind: Any) -> bool:
+        """transformers reads it off the source of a class's module: that of the stock one."""
+        return bool(base._can_set_experts_implementation())
 
     cls: type[PreTrainedModel] = type(
         _PREFIX + base.__name__,
@@ -132,6 +158,7 @@ def remodelled(base: Any) -> type[PreTrainedModel]:
             "config_class": config_class,
             "config": None,
             "_get_static_cache_init_shape": no_common_cache_shape,
+            "_can_set_experts_implementation": classmethod(can_set_experts),
             "_base": base,
         },
     )

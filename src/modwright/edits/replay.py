@@ -32,7 +32,8 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
             raise Refused(f"{edit.path}: the model has blocks 0 to {len(layers) - 1}")
         holder = model if index is None else layers[index]
         for path, part, kwargs in _placements(family, holder, role, edit):
-            _set(holder, path, build_part(part, model.config, kwargs))
+            standing = holder.get_submodule(path)
+            _set(holder, path, build_part(part, model.config, kwargs, standing))
     renumber(model, family)
 
 
@@ -78,6 +79,8 @@ def _placements(family: Family, holder: nn.Module, role: str, edit: State) -> li
 
 
 def _set(root: nn.Module, path: str, part: nn.Module) -> None:
+    if part is root.get_submodule(path):
+        return  # it was altered where it stands
     parent, _, name = path.rpartition(".")
     holder: Any = root.get_submodule(parent) if parent else root
     old = getattr(holder, name)

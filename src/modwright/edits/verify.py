@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modwright.anatomy.families import family_of
+
 __all__ = ["Check", "Verification", "probe_batch", "verify"]
 
 
@@ -43,16 +45,24 @@ class Verification:
 
 
 def probe_batch(model: nn.Module, length: int = 12, seed: int = 0) -> dict[str, Tensor]:
-    """Two rows of random tokens, the second left-padded by a third of its length."""
+    """Two rows of random tokens, the second left-padded by a third of its length; or two pictures.
+
+    Pictures come in the dtype of the weights, as no model needs to convert them then.
+    """
     config: Any = model.config
-    generator = torch.Generator().manual_seed(seed)
+    inputs = family_of(config, model).inputs()
     limit = getattr(config, "max_position_embeddings", None) or length
     length = max(2, min(length, limit // 2))
-    ids = torch.randint(0, config.vocab_size, (2, length), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, : length // 3] = 0
-    device = next(model.parameters()).device
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}
+    batch = inputs.random(2, length, torch.Generator().manual_seed(seed))
+    if inputs.is_text:
+        mask = torch.ones_like(batch["input_ids"])
+        mask[1, : length // 3] = 0
+        batch["attention_mask"] = mask
+    near = next(model.parameters())
+    return {
+        name: tensor.to(near.device, near.dtype if tensor.is_floating_point() else tensor.dtype)
+        for name, tensor in batch.items()
+    }
 
 
 @torch.no_grad()
@@ -61,7 +71,8 @@ def verify(model: nn.Module, new_tokens: int = 8) -> Verification:
 
     For models that generate: cached decoding of a batch with a left-padded row gives the logits of
     uncached decoding, and no position sees a later one. For encoders: what stands under the padding
-    has no influence. For all: outputs are finite.
+    has no influence. For models of pictures: a picture's outputs do not depend on what stands
+    beside it in a batch. For all: outputs are finite.
 
     Example:
         >>> import modwright
@@ -73,7 +84,9 @@ def verify(model: nn.Module, new_tokens: int = 8) -> Verification:
     try:
         generates = getattr(model, "can_generate", lambda: False)()
         checks: list[Callable[[nn.Module], Check]] = [_finite]
-        if generates:
+        if not family_of(model.config, model).inputs().is_text:
+            checks.append(_rows_are_apart)
+        elif generates:
             checks += [_causal, lambda m: _cached_is_uncached(m, new_tokens)]
         else:
             checks.append(_padding_is_ignored)
@@ -145,6 +158,18 @@ def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
         "cached decoding = uncached",
         off <= _tolerance(uncached, model),
         f"largest difference {off:.1e} over {new_tokens} tokens, one row left-padded",
+    )
+
+
+def _rows_are_apart(model: nn.Module) -> Check:
+    batch = probe_batch(model)
+    together = _outputs(model, **batch)
+    alone = _outputs(model, **{name: tensor[:1] for name, tensor in batch.items()})
+    moved = float((together[:1] - alone).abs().max())
+    return Check(
+        "each picture by itself",
+        moved <= _tolerance(together, model),
+        f"outputs moved by {moved:.1e} without the other picture",
     )
 
 
