@@ -10,11 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from walk_cases import rows, walk
+from walk_cases import three_rows, walk, without_mask
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, Similarity, StreamGaps
-from modwright.calibration.text import from_sequences
 
 
 @torch.no_grad()
@@ -26,7 +25,7 @@ def tensors_of(model: Any, places: dict[str, tuple[nn.Module, str]]) -> dict[str
         def listener(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             given = args[0] if args else kwargs["hidden_states"]
             value = given if side == "in" else out[0] if isinstance(out, tuple) else out
-            seen[name].append(value.flatten(0, 1).clone())
+            seen[name].append(value.flatten(0, -2).clone())
 
         return listener
 
@@ -34,8 +33,9 @@ def tensors_of(model: Any, places: dict[str, tuple[nn.Module, str]]) -> dict[str
         for name, (module, side) in places.items():
             hook = module.register_forward_hook(keep(name, side), with_kwargs=True)
             stack.callback(hook.remove)
-        for sequence in rows():
-            model.base_model(input_ids=sequence[None])
+        for batch in without_mask(three_rows(model)):
+            for row in range(len(next(iter(batch.values())))):
+                model.base_model(**{name: t[row : row + 1] for name, t in batch.items()})
     return {name: torch.cat(values) for name, values in seen.items()}
 
 
@@ -172,13 +172,14 @@ def moments_by_hand(model: Any, index: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.float64, 1e-12)])
 def test_grams_equal_the_naive_ones(
-    tiny: Any, preset: str, dtype: torch.dtype, rtol: float
+    tiny: Any, dense_mlps: str, dtype: torch.dtype, rtol: float
 ) -> None:
-    model = tiny(preset, dtype=dtype)
-    statistics = walk(model, Grams(), data=from_sequences(rows(), 0, batch_size=2))
+    model = tiny(dense_mlps, dtype=dtype)
+    statistics = walk(model, Grams())
+    tokens = 3 * Anatomy.of(model).family.inputs().positions(10)
     for index, found in enumerate(statistics):
         hand = moments_by_hand(model, index)
-        assert found.keys() == {*hand, "tokens"} and int(found["tokens"]) == 30
+        assert found.keys() == {*hand, "tokens"} and int(found["tokens"]) == tokens
         for name in ("attention", "attention_mean", "mlp"):
             assert found[name].dtype == torch.float64
             assert float((found[name] - hand[name]).norm() / hand[name].norm()) <= rtol, name
@@ -194,9 +195,9 @@ def test_only_what_is_asked_for_is_collected(tiny: Any, attention: bool, mlp: bo
     assert found.keys() == wanted | ({"attention", "attention_mean"} if attention else set())
 
 
-@pytest.mark.contract("F: statistics in fp32, Grams in fp64, whatever the weights are")
-def test_half_precision_is_measured_in_full(tiny: Any, preset: str) -> None:
-    model = tiny(preset, dtype=torch.bfloat16)
+@pytest.mark.contract("F3")
+def test_half_precision_is_measured_in_full(tiny: Any, dense_mlps: str) -> None:
+    model = tiny(dense_mlps, dtype=torch.bfloat16)
     similarity, grams = walk(model, Similarity()), walk(model, Grams())
     for index in range(len(grams)):
         hand = moments_by_hand(model, index)

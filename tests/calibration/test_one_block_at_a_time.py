@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from walk_cases import Everything, Interrupted, StopsAfter, equal_statistics, rows, walk
+from walk_cases import Everything, Interrupted, StopsAfter, equal_statistics, three_rows, walk
 
 from modwright.anatomy import Anatomy, Block
 from modwright.calibration import Grams, LiveBlocks, Similarity, StreamGaps, forecast_bytes
 from modwright.calibration.collectors import Collector
-from modwright.calibration.text import from_sequences
 
 
 class Alone:
@@ -55,6 +54,7 @@ class Alone:
         return self.inner.bytes(block)
 
 
+@pytest.mark.contract("G4")
 @pytest.mark.parametrize("collector", [Grams(), Similarity(), Everything("mlp")])
 def test_what_was_seen_of_a_block_is_gone_before_the_next(tiny: Any, collector: Collector) -> None:
     alone = Alone(collector)
@@ -142,8 +142,9 @@ def test_the_forecast_is_what_is_written(
     tiny: Any, preset: str, tmp_path: Path, collector: Collector, dtype: torch.dtype
 ) -> None:
     anatomy = Anatomy.of(tiny(preset, dtype=dtype))
-    data = from_sequences(rows((8, 8, 8)), 0, batch_size=2)
-    forecast = forecast_bytes(anatomy, data.num_tokens, [collector])
+    data = three_rows(anatomy.model)
+    tokens = 3 * anatomy.family.inputs().positions(10)
+    forecast = forecast_bytes(anatomy, tokens, [collector])
     sizes = StreamSizes(tmp_path)
     statistics = walk(anatomy, collector, data=data, directory=tmp_path, progress=sizes)
     stored = [sum(v.numel() * v.element_size() for v in values.values()) for values in statistics]
@@ -214,7 +215,7 @@ print(peak[0] - start, forecast_bytes(anatomy, data.num_tokens, [collector])["st
 """
 
 
-@pytest.mark.contract("G: one block's statistics in memory, peak forecast and held")
+@pytest.mark.contract("G1")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's process status")
 def test_peak_memory_is_one_blocks_and_as_forecast() -> None:
     """Eight blocks with a Gram of 13 MB each."""

@@ -45,7 +45,7 @@ def stream_files(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name.startswith("stream"))
 
 
-@pytest.mark.contract("L: a walk resumes per block")
+@pytest.mark.contract("L1")
 @pytest.mark.parametrize("collectors", COLLECTORS.values(), ids=COLLECTORS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 8])
 def test_it_goes_on_where_it_stopped(

@@ -10,12 +10,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
-from walk_cases import Everything, Interrupted, StopsAfter, equal_statistics, rows, walk
+from walk_cases import (
+    Everything,
+    Interrupted,
+    StopsAfter,
+    equal_statistics,
+    rows,
+    three_rows,
+    walk,
+    without_mask,
+)
 
 from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy, Block
-from modwright.calibration import Grams, Similarity, StreamGaps, TokenWindows
-from modwright.calibration import walk as walk_module
+from modwright.calibration import (
+    CalibrationData,
+    Grams,
+    Similarity,
+    StreamGaps,
+    TokenWindows,
+    from_tensors,
+    recording,
+)
 from modwright.calibration.text import Batch, from_sequences
 from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
 from modwright.errors import Refused
@@ -32,7 +48,7 @@ def listening(*places: tuple[nn.Module, Callable[..., None]]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def own_streams(model: Any, data: TokenWindows) -> tuple[list[Tensor], Tensor]:
+def own_streams(model: Any, data: CalibrationData) -> tuple[list[Tensor], Tensor]:
     """From the model's own forward: the output of every block, and what follows the last one."""
     anatomy = Anatomy.of(model)
     outputs: list[list[Tensor]] = [[] for _ in anatomy.blocks]
@@ -53,13 +69,12 @@ def own_streams(model: Any, data: TokenWindows) -> tuple[list[Tensor], Tensor]:
         places.append((norm.module, before_norm))
     with listening(*places):
         for batch in data:
-            out = model.base_model(input_ids=batch.input_ids)[0]
-            if norm is None:
-                final.append(out.flatten(0, 1))
-    return [torch.cat(parts) for parts in outputs], torch.cat(final)
+            model.base_model(**batch.tensors())
+    streams = [torch.cat(parts) for parts in outputs]
+    return streams, torch.cat(final) if final else streams[-1]
 
 
-def check_streams(model: Any, statistics: Any, data: TokenWindows) -> None:
+def check_streams(model: Any, statistics: Any, data: CalibrationData) -> None:
     outputs, final = own_streams(model, data)
     for index, stream in enumerate(outputs):
         assert torch.equal(statistics[index]["stream_out"], stream), index
@@ -68,8 +83,7 @@ def check_streams(model: Any, statistics: Any, data: TokenWindows) -> None:
 
 def test_every_stream_is_the_one_of_the_models_own_forward(tiny: Any, preset: str) -> None:
     model = tiny(preset)
-    data = from_sequences(rows(), 0, batch_size=2)
-    plain = TokenWindows(tuple(Batch(b.input_ids) for b in data), data.recipe)
+    plain = from_tensors(without_mask(three_rows(model)))
     before = snapshot(model)
     statistics = walk(model, Everything(), data=plain)
     check_streams(model, statistics, plain)
@@ -100,8 +114,7 @@ def _other_parts(anatomy: Anatomy) -> Change:
 def test_edited_models_walk(tiny: Any, preset: str, change: Callable[[Anatomy], Change]) -> None:
     source = tiny(preset)
     model = edit(source, change(Anatomy.of(source)), check=False).model
-    data = from_sequences(rows(), 0, batch_size=2)
-    plain = TokenWindows(tuple(Batch(b.input_ids) for b in data), data.recipe)
+    plain = from_tensors(without_mask(three_rows(model)))
     check_streams(model, walk(model, Everything(), data=plain), plain)
 
     similarity = walk(model, Similarity())
@@ -114,10 +127,10 @@ def test_edited_models_walk(tiny: Any, preset: str, change: Callable[[Anatomy], 
         assert ("mlp" in grams[block.index]) == (block.mlp is not None)
 
 
-@pytest.mark.contract("D: recorded arguments are replayed, never a fixed list")
+@pytest.mark.contract("D4")
 @torch.no_grad()
-def test_every_argument_of_a_block_is_the_models_own(tiny: Any, preset: str) -> None:
-    model = tiny(preset)
+def test_every_argument_of_a_block_is_the_models_own(tiny: Any, reader: str) -> None:
+    model = tiny(reader)
     data = from_sequences(rows((9, 6)), 0, side="left", batch_size=2)
     calls: list[dict[str, Any]] = []
 
@@ -175,7 +188,7 @@ class WarmModel(LlamaModel):
         return super().forward(input_ids, use_cache=use_cache, warmth=warmth, **given)
 
 
-@pytest.mark.contract("D: recorded arguments are replayed, never a fixed list")
+@pytest.mark.contract("D4")
 def test_arguments_that_nobody_knows_of_are_passed_on(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.model.__class__ = WarmModel
@@ -203,9 +216,9 @@ def test_a_bare_backbone_walks_without_a_cache(tiny: Any, decoder: str) -> None:
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("collector", [Similarity(), Similarity(drop_norm=False), Grams()])
 def test_padding_counts_for_nothing(
-    tiny: Any, preset: str, side: str, collector: Similarity | Grams
+    tiny: Any, reader: str, side: str, collector: Similarity | Grams
 ) -> None:
-    model, sequences = tiny(preset), rows((9, 4, 12))
+    model, sequences = tiny(reader), rows((9, 4, 12))
     alone = walk(model, collector, data=from_sequences(sequences, 0, batch_size=1))
     padded = walk(model, collector, data=from_sequences(sequences, 0, side=side, batch_size=3))
     for one, many in zip(alone, padded):
@@ -216,8 +229,8 @@ def test_padding_counts_for_nothing(
     assert int(padded[0]["tokens"]) == 25
 
 
-def test_gaps_count_no_padding(tiny: Any, preset: str) -> None:
-    model, sequences = tiny(preset), rows((9, 4, 12))
+def test_gaps_count_no_padding(tiny: Any, reader: str) -> None:
+    model, sequences = tiny(reader), rows((9, 4, 12))
     alone = walk(model, StreamGaps(3), data=from_sequences(sequences, 0, batch_size=1))
     padded = walk(model, StreamGaps(3), data=from_sequences(sequences, 0, batch_size=3))
     for one, many in zip(alone, padded):
@@ -248,8 +261,8 @@ def number_of_hooks(model: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
 
 
-def test_a_failure_leaves_the_model_as_it_was(tiny: Any, preset: str) -> None:
-    model = tiny.copy(preset)
+def test_a_failure_leaves_the_model_as_it_was(tiny: Any, dense_mlps: str) -> None:
+    model = tiny.copy(dense_mlps)
     model.train()
     blocks = Anatomy.of(model).blocks
     own = blocks[2].module.forward
@@ -272,7 +285,7 @@ def test_a_failure_while_arguments_are_recorded(tiny: Any, monkeypatch: pytest.M
     def fail(*args: Any, **kwargs: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(walk_module, "_shared", fail)
+    monkeypatch.setattr(recording, "_shared", fail)
     with pytest.raises(ZeroDivisionError):
         walk(model, Similarity())
     assert all("forward" not in block.module.__dict__ for block in Anatomy.of(model).blocks)
@@ -288,9 +301,9 @@ def test_no_gradients_are_kept(tiny: Any) -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_at_their_block(
-    tiny: Any, preset: str, bad: float
+    tiny: Any, dense_mlps: str, bad: float
 ) -> None:
-    model = tiny.copy(preset)
+    model = tiny.copy(dense_mlps)
     mlp = Anatomy.of(model).blocks[2].mlp
     assert mlp is not None
     next(mlp.down.module.parameters()).data[0, 0] = bad

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from helpers import random_data
 from modwright.anatomy import Anatomy, Block, Tap
-from modwright.calibration import Collector, Statistics, TokenWindows, calibrate
-from modwright.calibration.text import from_sequences
+from modwright.calibration import CalibrationData, Collector, Statistics, calibrate
 
-__all__ = ["Everything", "Interrupted", "StopsAfter", "equal_statistics", "rows", "walk"]
+__all__ = ["Everything", "Interrupted", "StopsAfter", "equal_statistics", "rows", "three_rows"]
+__all__ += ["walk", "without_mask"]
 
 
 def rows(lengths: Sequence[int] = (10, 10, 10), seed: int = 0, first: int = 3) -> list[Tensor]:
@@ -23,10 +24,23 @@ def rows(lengths: Sequence[int] = (10, 10, 10), seed: int = 0, first: int = 3) -
     return [torch.randint(first, 128, (length,), generator=generator) for length in lengths]
 
 
-def walk(model: Any, *collectors: Collector, data: TokenWindows | None = None, **how: Any) -> Any:
-    """Calibrates on three sequences in batches of two, unless other data is given."""
-    data = from_sequences(rows(), 0, batch_size=2) if data is None else data
+def three_rows(model: Any) -> CalibrationData:
+    """Three rows of tokens, or three pictures, in batches of two."""
+    return random_data(model, count=3, length=10, batch_size=2)
+
+
+def without_mask(data: CalibrationData) -> list[dict[str, Tensor]]:
+    """The batches as the model is called with, where nothing is padding."""
+    given = [batch.tensors() for batch in data]
+    return [{k: t for k, t in batch.items() if k != "attention_mask"} for batch in given]
+
+
+def walk(
+    model: Any, *collectors: Collector, data: CalibrationData | None = None, **how: Any
+) -> Any:
+    """Calibrates on three rows in batches of two, unless other data is given."""
     anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
+    data = three_rows(anatomy.model) if data is None else data
     return calibrate(anatomy, data, collectors, **how)
 
 

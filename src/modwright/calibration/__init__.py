@@ -1,23 +1,28 @@
 """Data in, statistics out: block by block, one block's statistics in memory, resumable."""
 
 from modwright.calibration.collectors import Collector, Grams, Similarity, StreamGaps
+from modwright.calibration.forecast import forecast_bytes
 from modwright.calibration.statistics import Statistics
+from modwright.calibration.tensors import CalibrationData, TensorBatches, from_tensors
 from modwright.calibration.text import Batch, TextData, TokenWindows, text_names, token_windows
-from modwright.calibration.walk import BlockSource, LiveBlocks, calibrate, forecast_bytes
+from modwright.calibration.walk import BlockSource, LiveBlocks, calibrate
 
 __all__ = [
     "Batch",
     "BlockSource",
+    "CalibrationData",
     "Collector",
     "Grams",
     "LiveBlocks",
     "Similarity",
     "Statistics",
     "StreamGaps",
+    "TensorBatches",
     "TextData",
     "TokenWindows",
     "calibrate",
     "forecast_bytes",
+    "from_tensors",
     "text_names",
     "token_windows",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.anatomy import Block, Tap
+from modwright.anatomy import Block, MixtureOfExperts, Mlp, Tap
 from modwright.anatomy.parts import Sublayer
 
 __all__ = ["Collector", "Grams", "Similarity", "StreamGaps", "Watch"]
@@ -26,6 +26,14 @@ class Watch(Protocol):
     def taps(self) -> Mapping[str, Tap]:
         """What to read inside the block, by name."""
 
+    @property
+    def sums(self) -> Mapping[str, Tensor]:
+        """What was added up so far: sums over tokens and counts, before any division.
+
+        Their names, shapes and types follow from the block alone, whatever was seen. Where several
+        processes share the data, the others' are added to these in place before ``result``.
+        """
+
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
         """Takes one batch: the tapped tensors and "stream_in", "stream_out", each (n, d).
 
@@ -33,7 +41,7 @@ class Watch(Protocol):
         """
 
     def result(self) -> dict[str, Tensor]:
-        """The finished statistics; asked for once."""
+        """The finished statistics, from the sums; asked for once."""
 
 
 class Collector(Protocol):
@@ -62,6 +70,16 @@ def _sublayer_taps(name: str, sublayer: Sublayer) -> dict[str, Tap]:
     if sublayer.stream_out is not None:
         taps[f"{name}.stream_out"] = sublayer.stream_out
     return taps
+
+
+def _zeros(block: Block, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Room for a sum, where the block computes."""
+    place = next((parameter.device for parameter in block.module.parameters()), None)
+    return torch.zeros(shape, dtype=dtype, device=place)
+
+
+def _count(block: Block, *shape: int) -> Tensor:
+    return _zeros(block, *shape, dtype=torch.int64)
 
 
 def _cosines(before: Tensor, after: Tensor) -> Tensor:
@@ -99,11 +117,11 @@ class _SimilarityWatch:
         self.taps: dict[str, Tap] = {}
         for name, sublayer in block.sublayers():
             self.taps.update(_sublayer_taps(name, sublayer))
-        self.sums = {name: torch.zeros((), dtype=torch.float64) for name in [*self.names, "block"]}
-        self.tokens = 0
+        self.sums = {name: _zeros(block) for name in [*self.names, "block"]}
+        self.sums["tokens"] = _count(block)
 
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        self.tokens += seen["stream_in"].shape[0]
+        self.sums["tokens"] += seen["stream_in"].shape[0]
         self.sums["block"] += _cosines(seen["stream_in"], seen["stream_out"])
         for name in self.names:
             before, after = self._pair(name, seen)
@@ -117,8 +135,9 @@ class _SimilarityWatch:
         return before, before + seen[f"{name}.core_out"] if after is None else after
 
     def result(self) -> dict[str, Tensor]:
-        means = {name: total / self.tokens for name, total in self.sums.items()}
-        return {**means, "tokens": torch.tensor(self.tokens)}
+        tokens = self.sums["tokens"]
+        means = {name: self.sums[name] / tokens for name in [*self.names, "block"]}
+        return {**means, "tokens": tokens}
 
 
 @dataclass(frozen=True)
@@ -136,7 +155,7 @@ class StreamGaps:
         return self.largest
 
     def watch(self, block: Block) -> Watch:
-        return _GapWatch(self.largest)
+        return _GapWatch(block, self.largest)
 
     def describe(self) -> dict[str, Any]:
         return {"collector": "stream gaps", "largest": self.largest}
@@ -146,19 +165,19 @@ class StreamGaps:
 
 
 class _GapWatch:
-    def __init__(self, largest: int) -> None:
+    def __init__(self, block: Block, largest: int) -> None:
         self.taps: dict[str, Tap] = {}
-        self.sums = torch.full((largest,), -torch.inf, dtype=torch.float64)
-        self.tokens = 0
+        self.sums = {"gaps": _zeros(block, largest), "tokens": _count(block, largest)}
 
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        self.tokens += seen["stream_out"].shape[0]
-        for gap, earlier in enumerate(past[: len(self.sums)]):
-            so_far = self.sums[gap] if torch.isfinite(self.sums[gap]) else 0.0
-            self.sums[gap] = so_far + _cosines(earlier, seen["stream_out"])
+        for gap, earlier in enumerate(past[: len(self.sums["gaps"])]):
+            self.sums["gaps"][gap] += _cosines(earlier, seen["stream_out"])
+            self.sums["tokens"][gap] += earlier.shape[0]
 
     def result(self) -> dict[str, Tensor]:
-        return {"gaps": self.sums / self.tokens}
+        tokens = self.sums["tokens"]
+        there = (self.sums["gaps"] / tokens.clamp(min=1)).where(tokens > 0, -torch.inf)
+        return {"gaps": there}
 
 
 @dataclass(frozen=True)
@@ -167,61 +186,98 @@ class Grams:
 
     Results: "attention" (d, d) and "attention_mean" (d,) of the attention's input, "mlp" (I, I) of
     the input of the down projection, and "influence" = 1 - mean cosine of block input and output.
+    In a mixture of E experts "mlp" is (E, I, I), each expert's over its own tokens, and
+    "expert_tokens" (E,) counts them.
+
+    Attributes:
+        attention: collect those of attentions.
+        mlp: collect those of MLPs and experts.
+        all_tokens: every token goes through every expert here, whatever the router says: for
+            experts that see too few.
+        history: residual streams that are looked back on.
     """
 
     attention: bool = True
     mlp: bool = True
+    all_tokens: bool = False
     history: int = 1
 
     def watch(self, block: Block) -> Watch:
-        return _GramWatch(block, self.attention, self.mlp)
+        return _GramWatch(block, self.attention, self.mlp, self.all_tokens)
 
     def describe(self) -> dict[str, Any]:
-        return {"collector": "grams", "attention": self.attention, "mlp": self.mlp}
+        told = {"collector": "grams", "attention": self.attention, "mlp": self.mlp}
+        return {**told, "all_tokens": True} if self.all_tokens else told
 
     def bytes(self, block: Block) -> int:
         width = 0 if block.attention is None else block.attention.shape.hidden_size
         inner = 0 if block.mlp is None else block.mlp.intermediate_size
-        return 8 * (self.attention * (width + 1) * width + self.mlp * inner**2 + 2)
+        square = inner**2
+        if isinstance(block.mlp, MixtureOfExperts):
+            square = block.mlp.num_experts * (square + 1)
+        return 8 * (self.attention * (width + 1) * width + self.mlp * square + 2)
 
 
 class _GramWatch:
-    def __init__(self, block: Block, attention: bool, mlp: bool) -> None:
+    def __init__(self, block: Block, attention: bool, mlp: bool, all_tokens: bool) -> None:
+        self.mixture, self.all_tokens = None, all_tokens
         self.taps: dict[str, Tap] = {}
+        self.sums: dict[str, Tensor] = {"cosines": _zeros(block), "tokens": _count(block)}
         if attention and block.attention is not None:
+            width = block.attention.shape.hidden_size
             self.taps["attention"] = block.attention.core_in
-        if mlp and block.mlp is not None:
+            self.sums["attention"] = _zeros(block, width, width)
+            self.sums["attention_mean"] = _zeros(block, width)
+        if mlp and isinstance(block.mlp, Mlp):
+            inner = block.mlp.intermediate_size
             self.taps["mlp"] = block.mlp.inner
-        self.sums: dict[str, Tensor] = {}
-        self.cosines = torch.zeros((), dtype=torch.float64)
-        self.tokens = 0
+            self.sums["mlp"] = _zeros(block, inner, inner)
+        if mlp and isinstance(block.mlp, MixtureOfExperts):
+            self.mixture = block.mlp
+            inner, experts = block.mlp.intermediate_size, block.mlp.num_experts
+            self.taps["mixture"] = block.mlp.core_in
+            self.sums["mlp"] = _zeros(block, experts, inner, inner)
+            self.sums["expert_tokens"] = _count(block, experts)
 
-    def _add_product(self, name: str, x: Tensor) -> None:
-        """Adds x^T x, an eighth of the rows at a time: no second matrix of its size is needed."""
-        width = x.shape[1]
-        if name not in self.sums:
-            self.sums[name] = torch.zeros(width, width, dtype=torch.float64, device=x.device)
-        step = -(-width // 8)
-        for start in range(0, width, step):
-            rows = slice(start, start + step)
-            self.sums[name][rows] += x[:, rows].T @ x
+    def _route(self, mixture: MixtureOfExperts, x: Tensor) -> None:
+        """Adds up each expert's moments over the tokens that it works on."""
+        chosen = mixture.choose(x)
+        for expert in range(mixture.num_experts):
+            here = x if self.all_tokens else x[(chosen == expert).any(-1)]
+            if len(here):
+                _add_product(self.sums["mlp"][expert], _wide(mixture.inner_of(expert, here)))
+                self.sums["expert_tokens"][expert] += len(here)
 
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        self.tokens += seen["stream_in"].shape[0]
-        self.cosines += _cosines(seen["stream_in"], seen["stream_out"])
+        self.sums["tokens"] += seen["stream_in"].shape[0]
+        self.sums["cosines"] += _cosines(seen["stream_in"], seen["stream_out"])
         for name in self.taps:
-            x = seen[name]
-            x = x if x.dtype == torch.float64 else x.float()
-            self._add_product(name, x)
+            if name == "mixture" and self.mixture is not None:
+                self._route(self.mixture, seen[name])
+                continue
+            x = _wide(seen[name])
+            _add_product(self.sums[name], x)
             if name == "attention":
-                mean = x.sum(0).double()
-                self.sums["attention_mean"] = self.sums.get("attention_mean", 0) + mean
+                self.sums["attention_mean"] += x.sum(0).double()
 
     def result(self) -> dict[str, Tensor]:
+        tokens, cosines = self.sums.pop("tokens"), self.sums.pop("cosines")
         # In place: the sums are the largest thing in memory.
-        means = {name: total.div_(self.tokens) for name, total in self.sums.items()}
-        return {
-            **means,
-            "influence": 1 - self.cosines / self.tokens,
-            "tokens": torch.tensor(self.tokens),
-        }
+        found = {"influence": 1 - cosines / tokens, "tokens": tokens}
+        if "expert_tokens" in self.sums:
+            own = found["expert_tokens"] = self.sums.pop("expert_tokens")
+            found["mlp"] = self.sums.pop("mlp").div_(own.clamp(min=1)[:, None, None])
+        return {**{name: total.div_(tokens) for name, total in self.sums.items()}, **found}
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _add_product(total: Tensor, x: Tensor) -> None:
+    """Adds x^T x, an eighth of the rows at a time: no second matrix of its size is needed."""
+    width = x.shape[1]
+    step = -(-width // 8)
+    for start in range(0, width, step):
+        rows = slice(start, start + step)
+        total[rows] += x[:, rows].T @ x

@@ -6,6 +6,7 @@ stopped run goes on.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from math import prod
 from pathlib import Path
@@ -13,11 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from modwright.calibration.disk import writing
+
 __all__ = ["Stream"]
 
 
 class Stream:
-    """One tensor per batch, one after the other in a file."""
+    """One tensor per batch, one after the other in a file; perhaps of no batch at all."""
 
     def __init__(
         self, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, fresh: bool
@@ -25,9 +28,17 @@ class Stream:
         self.path, self.shapes, self.dtype = path, [tuple(s) for s in shapes], dtype
         sizes = [prod(shape) for shape in self.shapes]
         self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
-        if fresh and path.exists():
-            path.unlink()
-        self._flat = torch.from_file(str(path), shared=True, size=self._starts[-1], dtype=dtype)
+        size = self._starts[-1]
+        if fresh:
+            with writing(path.parent):
+                path.unlink(missing_ok=True)
+                _reserve(path, size * dtype.itemsize)
+        # A file of nothing cannot be mapped.
+        self._flat = (
+            torch.from_file(str(path), shared=True, size=size, dtype=dtype)
+            if size
+            else torch.empty(0, dtype=dtype)
+        )
 
     @classmethod
     def create(cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Stream:
@@ -54,3 +65,19 @@ class Stream:
 
     def delete(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Takes the room on disk now: a full disk under a mapped file ends the process without a word.
+
+    Where the system cannot reserve, the file is written full of zeros.
+    """
+    with path.open("wb") as file:
+        if not size:
+            return
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        piece = bytes(1 << 20)
+        for start in range(0, size, len(piece)):
+            file.write(piece[: min(len(piece), size - start)])

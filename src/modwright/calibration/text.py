@@ -259,6 +259,11 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """What a model is called with, by keyword."""
+        mask = {} if self.attention_mask is None else {"attention_mask": self.attention_mask}
+        return {"input_ids": self.input_ids, **mask}
+
 
 @dataclass(frozen=True, eq=False)
 class TokenWindows:

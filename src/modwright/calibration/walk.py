@@ -2,14 +2,15 @@
 
 A block is called exactly as the model called it: the arguments are recorded from the model's own
 forward, with every block passing its input through. Then each block in turn runs over all batches
-while its statistics gather; what it returns is the next block's input.
+while its statistics gather; what it returns is the next block's input. Several processes walk side
+by side, each over its share of the batches, and add their sums up after every block.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Block, Tap
 from modwright.calibration.collectors import Collector, Watch
+from modwright.calibration.processes import Processes, processes
+from modwright.calibration.recording import Call, ModelInput, moved, on_device, record
 from modwright.calibration.statistics import Statistics
 from modwright.calibration.streams import Stream
-from modwright.calibration.text import Batch, TokenWindows
+from modwright.calibration.tensors import CalibrationData
 from modwright.errors import Refused
-from modwright.progress import SILENT, Progress
+from modwright.progress import SILENT, Progress, Task
 
-__all__ = ["BlockSource", "LiveBlocks", "calibrate", "forecast_bytes"]
+__all__ = ["BlockSource", "LiveBlocks", "calibrate", "compute_device", "measure_block"]
 
 
 class BlockSource(Protocol):
@@ -52,17 +55,10 @@ class LiveBlocks:
         yield self.anatomy.blocks[index]
 
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-class _StopForwardError(Exception):
-    pass
-
-
 @torch.no_grad()
 def calibrate(
     anatomy: Anatomy,
-    windows: TokenWindows,
+    windows: CalibrationData,
     collectors: Sequence[Collector],
     *,
     directory: Path | None = None,
@@ -74,19 +70,24 @@ def calibrate(
 
     Args:
         anatomy: of the model to run; its weights do not change.
-        windows: the data.
+        windows: the data: windows of text, or batches of other tensors.
         collectors: what to measure; the results of all are stored together.
         directory: where statistics are kept; a walk that was stopped goes on from there. None for
-            a temporary place.
+            a temporary place. Several processes need one that all of them see.
         blocks: where blocks come from; the model itself by default.
-        progress: told after every batch of every block.
+        progress: told after every batch of every block (of this process's share).
         label: what the phase is called.
 
     Time grows with tokens times parameters, plus tokens times the square of a Gram's width. Memory:
-    the weights, one boundary's streams (mapped from disk), one block's statistics.
+    the weights, one boundary's streams (mapped from disk), one block's statistics. A model on the
+    CPU is computed on a GPU where there is one, a block at a time; statistics come back to the CPU.
+
+    Where a launcher started several processes, every one calls this with the same arguments: each
+    walks its share of the batches, and all get the statistics of all of them.
 
     Raises:
         Refused: no data, or activations that are not finite.
+        ProcessFailed: another process failed or is gone.
 
     Example:
         >>> import modwright
@@ -98,119 +99,200 @@ def calibrate(
         4
     """
     source = blocks if blocks is not None else LiveBlocks(anatomy)
-    batches = list(windows)
-    if not batches:
-        raise Refused("there is no calibration data")
-    recipe = {
-        "data": windows.recipe,
-        "collectors": [collector.describe() for collector in collectors],
-        "model": _fingerprint(anatomy.model),
-    }
-    statistics = Statistics(len(source), recipe, directory)
-    history = max((collector.history for collector in collectors), default=1)
+    team = processes()
+    team.begin_walk()
+    with team.same_fate():
+        batches: list[ModelInput] = list(windows)
+        if not batches:
+            raise Refused("there is no calibration data")
+        if directory is None and team.size > 1:
+            raise Refused("several processes calibrate into one directory that all see; name it")
+        recipe = {
+            "data": windows.recipe,
+            "collectors": [collector.describe() for collector in collectors],
+            "model": _fingerprint(anatomy.model),
+        }
+        statistics = Statistics(
+            len(source),
+            recipe,
+            directory,
+            mine=team.is_main,
+            before_reading=team.before_reading,
+        )
+    mine = team.share(batches)
     was_training = anatomy.model.training
     anatomy.model.eval()
     try:
-        with progress.phase(label, len(source) * len(batches)) as task:
-            _walk(anatomy, source, batches, collectors, statistics, history, task)
+        with progress.phase(label, len(source) * len(mine)) as task:
+            _Walk(anatomy, source, mine, collectors, statistics, team, task).go()
     finally:
         anatomy.model.train(was_training)
     return statistics
 
 
-def _walk(
-    anatomy: Anatomy,
-    source: BlockSource,
-    batches: list[Batch],
-    collectors: Sequence[Collector],
-    statistics: Statistics,
-    history: int,
-    task: Any,
-) -> None:
-    start = 0
-    while start < len(source) and statistics.done(start):
-        start += 1
-    if start == len(source):
-        task.advance(start * len(batches))
-        return
-    first, calls = _record(anatomy, batches)
-    shapes, dtype = [tuple(h.shape) for h in first], first[0].dtype
-    keep = [None if b.attention_mask is None else b.attention_mask.bool() for b in batches]
-    place = statistics.directory
+class _Walk:
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        source: BlockSource,
+        batches: list[ModelInput],
+        collectors: Sequence[Collector],
+        statistics: Statistics,
+        team: Processes,
+        task: Task,
+    ) -> None:
+        self.anatomy, self.source, self.batches, self.task = anatomy, source, batches, task
+        self.collectors, self.statistics, self.team = collectors, statistics, team
+        self.history = max((collector.history for collector in collectors), default=1)
+        self.device = compute_device(anatomy, team)
+        # Streams are each process's own, and of no use to another number of processes.
+        root, name = statistics.directory, f"process-{team.index}-of-{team.size}"
+        self.place = root if team.size == 1 else root / name
 
-    def needed(at: int) -> list[Path]:
+    def go(self) -> None:
+        start = self._start()
+        self.task.advance(start * len(self.batches))
+        if start < len(self.source):
+            with self.team.same_fate():
+                self.place.mkdir(exist_ok=True)
+                first, calls = record(self.anatomy, self.batches)
+                past = self._past(start, first)
+                del first
+            for index in range(start, len(self.source)):
+                past = self._block(index, calls[index], past)
+        if self.team.is_main:
+            self._tidy()
+        self.team.agree(None)  # everything is there for everyone
+
+    def _start(self) -> int:
+        """The first block to walk: all processes have the streams that enter it, or it is 0."""
+        start = 0
+        while start < len(self.source) and self.statistics.done(start):
+            start += 1
+        start = min(self.team.agree(start))
+        while start < len(self.source):
+            mine = start
+            # Stopped between the two writes of a block, or streams were cleared.
+            while mine and not all(path.exists() for path in self._needed(mine)):
+                mine -= 1
+            agreed = min(self.team.agree(mine))
+            if agreed == start:
+                break
+            start = agreed
+        return start
+
+    def _needed(self, at: int) -> list[Path]:
         """Streams that block ``at`` looks back on, latest first."""
-        return [_stream(place, i) for i in range(at, max(-1, at - history), -1)]
+        return [self._stream(i) for i in range(at, max(-1, at - self.history), -1)]
 
-    while start and not all(path.exists() for path in needed(start)):
-        start -= 1  # stopped between the two writes of a block, or streams were cleared
-    if start:
-        past = [Stream.reopen(path, shapes, dtype) for path in needed(start)]
-    else:
-        entry = Stream.create(place / "stream.partial", shapes, dtype)
+    def _stream(self, index: int) -> Path:
+        return self.place / f"stream-{index:04d}.bin"
+
+    def _past(self, start: int, first: list[Tensor]) -> list[Stream]:
+        """The streams that block ``start`` looks back on; those that enter block 0 are written."""
+        self.shapes = [tuple(h.shape) for h in first]
+        self.dtype = first[0].dtype if first else next(self.anatomy.model.parameters()).dtype
+        if start:
+            return [Stream.reopen(p, self.shapes, self.dtype) for p in self._needed(start)]
+        entry = self._fresh()
         for j, hidden in enumerate(first):
             entry[j] = hidden
-        entry.rename(_stream(place, 0))
-        past = [entry]
-    del first
-    task.advance(start * len(batches))
-    for index in range(start, len(source)):
-        out = Stream.create(place / "stream.partial", shapes, dtype)
-        with source.block(index) as block:
-            results = _measure(block, calls[index], past, out, keep, collectors, task)
-        statistics.store(index, results)
-        del results  # a Gram is large; the next block's must not stand beside it
-        out.rename(_stream(place, index + 1))
-        past.insert(0, out)
-        for old in past[history:]:
+        entry.rename(self._stream(0))
+        return [entry]
+
+    def _fresh(self) -> Stream:
+        return Stream.create(self.place / "stream.partial", self.shapes, self.dtype)
+
+    def _block(self, index: int, calls: list[Call], past: list[Stream]) -> list[Stream]:
+        """Walks one block; returns the streams that the next one looks back on."""
+        with self.team.same_fate():
+            out = self._fresh()
+            with self.source.block(index) as block, on_device(block.module, self.device):
+                keep = [_real(batch, self.device) for batch in self.batches]
+                watches = measure_block(
+                    block, calls, past, out, keep, self.collectors, self.device, self.task
+                )
+        for watch in watches if self.team.size > 1 else ():
+            self.team.add_up(watch.sums)
+        with self.team.same_fate():
+            results = _results(watches)
+            watches.clear()
+            if self.team.is_main:
+                self.statistics.store(index, results)
+            del results  # a Gram is large; the next block's must not stand beside it
+            out.rename(self._stream(index + 1))
+        # Every process has what the next block needs: what only this one needed can go.
+        for old in past[self.history - 1 :]:
             old.delete()
-        del past[history:]
-    for path in place.glob("stream-*"):
-        path.unlink()
+        return [out, *past[: self.history - 1]]
+
+    def _tidy(self) -> None:
+        root = self.statistics.directory
+        for path in root.glob("stream-*"):
+            path.unlink()
+        for path in root.glob("process-*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
-def _measure(
+def compute_device(anatomy: Anatomy, team: Processes) -> torch.device:
+    """Where blocks run: where the model is, or on the process's accelerator for one on the CPU."""
+    own = next(anatomy.model.parameters()).device
+    return team.device if own.type in ("cpu", "meta") else own
+
+
+def measure_block(
     block: Block,
-    calls: list[Call],
-    past: list[Stream],
-    out: Stream,
-    keep: list[Tensor | None],
+    calls: Sequence[Call],
+    past: Sequence[Any],
+    out: Any,
+    keep: Sequence[Tensor | None],
     collectors: Sequence[Collector],
-    task: Any,
-) -> dict[str, Tensor]:
-    """Runs one block over all batches, from ``past[0]`` to ``out``; what the collectors saw."""
+    device: torch.device,
+    task: Task,
+) -> list[Watch]:
+    """Runs one block over all batches, from ``past[0]`` to ``out``; watches that saw it all.
+
+    ``past`` and ``out`` hold one tensor (b, t, d) per batch, on any device.
+    """
     watches = [collector.watch(block) for collector in collectors]
     with _tapped(watches) as seen:
-        for j, (args, kwargs) in enumerate(calls):
-            result = block.module(past[0][j].clone(), *args, **kwargs)
+        for j, call in enumerate(calls):
+            args, kwargs = moved(call, device)
+            before = past[0][j].to(device)
+            result = block.module(before.clone(), *args, **kwargs)
             out[j] = result[0] if isinstance(result, tuple) else result
-            if not torch.isfinite(out[j]).all():
+            after = out[j].to(device)
+            if not torch.isfinite(after).all():
                 raise Refused(
                     f"the activations after block {block.index} are not finite; check the weights"
                 )
-            earlier = [_tokens(stream[j], keep[j]) for stream in past]
+            earlier = [_tokens(stream[j].to(device), keep[j]) for stream in past]
             for watch, mine in zip(watches, seen):
-                mine["stream_in"], mine["stream_out"] = past[0][j], out[j]
+                mine["stream_in"], mine["stream_out"] = before, after
                 watch.update({name: _tokens(x, keep[j]) for name, x in mine.items()}, earlier)
             task.advance()
+    return watches
+
+
+def _results(watches: Sequence[Watch]) -> dict[str, Tensor]:
     results: dict[str, Tensor] = {}
     for watch in watches:
         for name, value in watch.result().items():
-            if name in results and not torch.equal(results[name], value):
+            if name in results and not torch.equal(results[name], value.cpu()):
                 raise Refused(f"two collectors both give {name!r}; collect them in walks apart")
-            results[name] = value
+            results[name] = value.cpu()
     return results
 
 
-def _stream(place: Path, index: int) -> Path:
-    return place / f"stream-{index:04d}.bin"
+def _real(batch: ModelInput, device: torch.device) -> Tensor | None:
+    mask = batch.attention_mask
+    return None if mask is None else mask.to(device).bool()
 
 
 def _tokens(value: Tensor, keep: Tensor | None) -> Tensor:
     """(b, t, d) -> (n, d), padding taken out. A part that returns one number adds nothing."""
-    if keep is None:
-        return value.reshape(-1, value.shape[-1])
-    return value[keep]
+    rows = value.reshape(-1, value.shape[-1])  # some blocks hand their MLP rows already
+    return rows if keep is None else rows[keep.reshape(-1)]
 
 
 @contextmanager
@@ -236,77 +318,6 @@ def _hook(tap: Tap, name: str, seen: dict[str, Tensor]) -> Any:
     return tap.module.register_forward_hook(on_output)
 
 
-def _record(anatomy: Anatomy, batches: list[Batch]) -> tuple[list[Tensor], list[list[Call]]]:
-    """The stream that enters block 0, and how each block is called, for every batch."""
-    modules = [block.module for block in anatomy.blocks]
-    backbone = anatomy.family.backbone(anatomy.model)
-    device = next(anatomy.model.parameters()).device
-    first: list[Tensor] = []
-    calls: list[list[Call]] = [[] for _ in modules]
-
-    def stand_in(index: int) -> Any:
-        def forward(*args: Any, **kwargs: Any) -> Tensor:
-            kwargs = dict(kwargs)
-            hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
-            if index == 0:
-                first.append(hidden)
-            previous = calls[index][-1] if calls[index] else ((), {})
-            calls[index].append(_shared((args[1:], kwargs), previous))
-            if index == len(modules) - 1:
-                raise _StopForwardError
-            return hidden
-
-        return forward
-
-    own = [module.__dict__.get("forward") for module in modules]
-    try:
-        for index, module in enumerate(modules):
-            module.forward = stand_in(index)
-        for batch in batches:
-            try:
-                backbone(**_inputs(backbone, batch, device))
-            except _StopForwardError:
-                continue
-    finally:
-        for module, forward in zip(modules, own):
-            del module.forward
-            if forward is not None:  # a forward of its own, as accelerate's hooks give it
-                module.forward = forward
-    return first, calls
-
-
-def _inputs(backbone: nn.Module, batch: Batch, device: torch.device) -> dict[str, Any]:
-    """What the model is called with; a padded row counts positions from its first real token."""
-    takes = inspect.signature(backbone.forward).parameters
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids.to(device)}
-    if batch.attention_mask is not None:
-        mask = batch.attention_mask.to(device)
-        inputs["attention_mask"] = mask
-        if "position_ids" in takes:
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
-    if "use_cache" in takes:
-        inputs["use_cache"] = False
-    return inputs
-
-
-def _shared(call: Call, previous: Call) -> Call:
-    """Tensors that are the same as in the batch before are held once."""
-
-    def one(value: Any, old: Any) -> Any:
-        if isinstance(value, Tensor) and isinstance(old, Tensor):
-            same = value.shape == old.shape and value.dtype == old.dtype and torch.equal(value, old)
-            return old if same else value
-        if isinstance(value, tuple) and isinstance(old, tuple) and len(value) == len(old):
-            return tuple(one(v, o) for v, o in zip(value, old))
-        return value
-
-    args, kwargs = call
-    old_args, old_kwargs = previous
-    if len(args) == len(old_args):
-        args = tuple(one(a, o) for a, o in zip(args, old_args))
-    return args, {name: one(value, old_kwargs.get(name)) for name, value in kwargs.items()}
-
-
 def _fingerprint(model: nn.Module) -> str:
     """Tells models apart by a few values of every parameter; reads little of each."""
     digest = hashlib.sha256()
@@ -319,20 +330,3 @@ def _fingerprint(model: nn.Module) -> str:
         step = max(1, flat.numel() // 16)
         digest.update(flat[::step].float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def forecast_bytes(
-    anatomy: Anatomy, tokens: int, collectors: Sequence[Collector]
-) -> Mapping[str, int]:
-    """What a walk will need beside the weights: memory for one block, and disk.
-
-    Returns:
-        "statistics" (memory, largest block), "streams" (mapped from disk), "disk" (all files).
-    """
-    stored = [sum(c.bytes(block) for c in collectors) for block in anatomy.blocks]
-    history = max((c.history for c in collectors), default=1)
-    item = next(anatomy.model.parameters()).element_size()
-    streams = tokens * anatomy.hidden_size * item * (history + 1)
-    # Beside the sums stand pieces of one batch's products, and what the block passes on.
-    gathering = max(stored, default=0) * 3 // 2
-    return {"statistics": gathering, "streams": streams, "disk": sum(stored) + streams}
