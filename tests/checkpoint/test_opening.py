@@ -58,6 +58,7 @@ def test_writing_to_the_weights_leaves_the_file_alone(llama_dir: Path) -> None:
     assert (llama_dir / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.contract("C5")
 def test_ties_hold(tmp_path: Path) -> None:
     tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path)
     model = checkpoint.open(tmp_path).model
@@ -265,6 +266,7 @@ def test_illegal_arguments(arguments: dict[str, Any], message: str, llama_dir: P
         checkpoint.open(llama_dir, **arguments)
 
 
+@pytest.mark.contract("G3")
 def test_too_little_memory_is_said_before_loading(
     llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -316,3 +318,14 @@ def test_own_code_needs_trust_and_travels(tmp_path: Path, monkeypatch: pytest.Mo
         assert (directory / "modeling_own.py").exists()
     reloaded = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
     assert torch.equal(reloaded.lm_head.weight, opened.model.lm_head.weight)
+
+
+def test_a_preset_in_half_precision_computes_what_a_saved_one_does(tmp_path: Path) -> None:
+    """Rotary frequencies are no weights: no checkpoint has them, and they keep their type."""
+    opened = checkpoint.open("preset:tiny-llama", dtype="bfloat16")
+    opened.save(tmp_path / "out")
+    again = checkpoint.open(tmp_path / "out")
+    assert again.model.dtype is torch.bfloat16
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        assert torch.equal(again.model(ids).logits, opened.model(ids).logits)

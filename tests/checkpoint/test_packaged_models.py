@@ -119,8 +119,8 @@ def measure(source: Any, warm: Path, dtype: str, out: Path) -> dict[str, int]:
     return figures
 
 
+@pytest.mark.contract("G2")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-@pytest.mark.contract("G: open() peak at most 1.1 times the weights")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gguf_opens_within_a_tenth_more_than_its_weights(dtype: str, tmp_path: Path) -> None:
     figures = measure("smollm2-135m", llama_file(tmp_path), dtype, tmp_path / "out")
@@ -129,8 +129,8 @@ def test_gguf_opens_within_a_tenth_more_than_its_weights(dtype: str, tmp_path: P
     assert figures["saving"] <= max(50_000_000, figures["largest"]) * 1.1, figures
 
 
+@pytest.mark.contract("G2")
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
-@pytest.mark.contract("G: open() peak at most 1.1 times the weights")
 @pytest.mark.parametrize("dtype", ["", "bfloat16"])
 def test_directory_opens_within_a_tenth_more_than_its_weights(
     dtype: str, smollm2_dir: Path, tmp_path: Path

@@ -53,7 +53,7 @@ def test_round_trip(kind: str, shard: str, tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out"]
 
 
-@pytest.mark.contract("J: every non-weight file carried over byte for byte")
+@pytest.mark.contract("J1")
 def test_open_save_open_keeps_every_file_twice(llama_dir: Path, tmp_path: Path) -> None:
     before = tree(llama_dir)
     first = checkpoint.open(llama_dir).save(tmp_path / "first")
@@ -73,7 +73,7 @@ def test_open_save_open_keeps_every_file_twice(llama_dir: Path, tmp_path: Path) 
         assert checkpoint.open(out).model.generation_config.eos_token_id == [2, 5, 7]
 
 
-@pytest.mark.contract("C: a tied model stays tied and does not grow")
+@pytest.mark.contract("C1")
 def test_ties_and_bytes(tmp_path: Path) -> None:
     tiny_llama(tie_word_embeddings=True).save_pretrained(tmp_path / "in")
     opened = checkpoint.open(tmp_path / "in")
@@ -178,7 +178,7 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(tmp_path: Path) -> No
     model = tiny_llama()
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
     try:
-        with pytest.raises(CheckpointError, match="cannot write LlamaForCausalLM") as refusal:
+        with pytest.raises(CheckpointError, match=r"cannot write .*File too large") as refusal:
             save(model, tmp_path / "out")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -228,6 +228,7 @@ def edit_index(out: Path, change: Any) -> None:
 NORM = "model.norm.weight"
 
 
+@pytest.mark.contract("A13")
 def test_verification_finds_what_is_wrong(written: tuple[Any, Path]) -> None:
     model, out = written
     verify_files(model, out)

@@ -2,6 +2,7 @@
 
 from modwright.checkpoint.aliases import ALIASES, alias_names
 from modwright.checkpoint.carry import carried_files, carry
+from modwright.checkpoint.export import Exported, export, target_names
 from modwright.checkpoint.memory import (
     available_bytes,
     peak_rss_bytes,
@@ -17,12 +18,14 @@ from modwright.checkpoint.source import Source, locate
 __all__ = [
     "ALIASES",
     "Checkpoint",
+    "Exported",
     "Source",
     "alias_names",
     "available_bytes",
     "carried_files",
     "carry",
     "check_finite",
+    "export",
     "locate",
     "open",
     "peak_rss_bytes",
@@ -31,6 +34,7 @@ __all__ = [
     "rehearse",
     "require_memory",
     "save",
+    "target_names",
     "weights_bytes",
     "whole_directory",
 ]

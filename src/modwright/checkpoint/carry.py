@@ -37,14 +37,17 @@ _README = "README.md"
 def carried_files(directory: Path) -> tuple[str, ...]:
     """The files of a checkpoint directory that travel with any output made from it.
 
-    All but weights, the top ``config.json`` and hidden files. A subfolder that is a checkpoint of
-    its own (a trainer's ``checkpoint-500``, say) stays behind, unless ``modules.json`` names it as
-    a module of a sentence encoder: then it travels whole, weights included.
+    All but weights, the top ``config.json``, the code of a standalone export, which is made anew,
+    and hidden files. A subfolder that is a checkpoint of its own (a trainer's ``checkpoint-500``,
+    say) stays behind, unless ``modules.json`` names it as a module of a sentence encoder: then it
+    travels whole, weights included.
 
     Returns:
         Paths relative to the directory, with forward slashes, sorted.
     """
-    modules = _module_folders(directory)
+    from modwright.checkpoint.export.reading import code_file
+
+    modules, generated = _module_folders(directory), code_file(directory)
     found: list[str] = []
     for folder, subfolders, names in os.walk(directory):
         here = Path(folder).relative_to(directory)
@@ -58,7 +61,7 @@ def carried_files(directory: Path) -> tuple[str, ...]:
         for name in names:
             if name.startswith(".") or (name.endswith(_WEIGHTS) and not whole):
                 continue
-            if name == "config.json" and not here.parts:
+            if name in ("config.json", generated) and not here.parts:
                 continue
             if (Path(folder) / name).is_file():
                 found.append((here / name).as_posix())

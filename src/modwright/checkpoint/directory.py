@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from modwright.checkpoint.classes import model_class, remote_class
+from modwright.checkpoint.export.reading import edited_config, is_standalone
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.shards import StoredTensor, read_headers
@@ -22,6 +23,8 @@ from modwright.errors import CheckpointError, ModwrightError
 
 __all__ = ["check_loading", "load_directory", "placement"]
 
+# As safetensors spells the types that edits compute with.
+_PLAIN = ("F64", "F32", "F16", "BF16")
 _QUANTIZED = ("quantization_config", "compression_config")
 
 
@@ -76,7 +79,22 @@ def load_directory(
             f"{directory} cannot be loaded as {cls.__name__}: {first_line(error)}"
         ) from error
     check_loading(info, str(directory), cls.__name__)
+    _check_types(model, stored, directory)
     return model.eval(), tuple(sorted(info["unexpected_keys"]))
+
+
+def _check_types(model: torch.nn.Module, stored: dict[str, StoredTensor], directory: Path) -> None:
+    """Refuses weights that were cast from numbers which mean nothing without their scales."""
+    odd = {name: tensor for name, tensor in stored.items() if tensor.dtype not in _PLAIN}
+    names = [name for name, p in model.named_parameters() if p.is_floating_point()] if odd else []
+    for name, tensor in sorted(odd.items()):
+        # A class with a head, or without one, knows the tensor under a longer or shorter name.
+        weight = any(f".{one}".endswith(f".{name}") or name.endswith(f".{one}") for one in names)
+        if weight or tensor.dtype.startswith("F"):
+            raise CheckpointError(
+                f"{directory}: {name} is stored as {tensor.dtype} in {tensor.file}, which is no "
+                f"plain weight; dequantize or convert it first: {', '.join(_PLAIN)}"
+            )
 
 
 def check_loading(info: dict[str, Any], where: str, cls: str) -> None:
@@ -157,21 +175,24 @@ def _without_config(directory: Path) -> str:
 
 
 def _config(directory: Path, trust_remote_code: bool) -> transformers.PreTrainedConfig:
+    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     try:
+        if is_standalone(stored):
+            edited: transformers.PreTrainedConfig = edited_config(stored)
+            return edited
         with quiet_transformers():
             return transformers.AutoConfig.from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=trust_remote_code
             )
     except Exception as error:
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        kind = config["model_type"]
+        kind = stored["model_type"]
         if kind in transformers.CONFIG_MAPPING:
             raise CheckpointError(
                 f"{directory / 'config.json'} is no valid {kind} config: {first_line(error)}"
             ) from error
         hint = (
             "it brings its own code: pass trust_remote_code=True if you trust it"
-            if config.get("auto_map")
+            if stored.get("auto_map")
             else "import the package that registers it first"
         )
         raise CheckpointError(

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 import transformers
 from transformers import modeling_gguf_pytorch_utils as reference
-from transformers.integrations.gguf import is_gguf_arch_supported
 
 from modwright.checkpoint.classes import model_class
 from modwright.checkpoint.directory import check_loading, placement
-from modwright.checkpoint.gguf_header import Header, StoredTensor, read_header
+from modwright.checkpoint.gguf_header import Header, StoredTensor, has_rules, read_header
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.wording import first_line
@@ -67,9 +66,7 @@ def load_gguf(
         if device is None:
             needed = sum(math.prod(tensor.shape) for tensor in header.tensors) * dtype.itemsize
             require_memory(needed, f"opening {file.name}")
-        # transformers reads the architectures it has conversion rules for lazily by itself.
-        by_rules = is_gguf_arch_supported(header.architecture)
-        load = _load_by_rules if by_rules else _load_streaming
+        load = _load_by_rules if has_rules(header.architecture) else _load_streaming
         phase = progress.phase(f"opening {file.name}", len(header.tensors))
         with phase as task, quiet_transformers():
             model, info = load(

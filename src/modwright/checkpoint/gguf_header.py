@@ -15,12 +15,11 @@ from typing import Any
 import gguf
 import numpy as np
 import transformers
-from transformers.integrations.gguf import is_gguf_arch_supported
 
 from modwright.checkpoint.wording import first_line
 from modwright.errors import CheckpointError
 
-__all__ = ["Header", "StoredTensor", "read_header"]
+__all__ = ["Header", "StoredTensor", "has_rules", "read_header"]
 
 # No config holds a longer list: there are as many as layers or heads. Vocabularies are longer.
 _LONGEST_LIST = 4096
@@ -81,11 +80,23 @@ def read_header(file: Path) -> Header:
         for tensor in reader.tensors
     )
     name = str(architecture.contents())
-    if is_gguf_arch_supported(name):
+    if has_rules(name):
         config = _parse(file)
     else:
         config = _parse_without_vocabulary(reader)
     return Header(name, tensors, config)
+
+
+def has_rules(architecture: str) -> bool:
+    """transformers has conversion rules for some architectures, and reads those lazily by itself.
+
+    Before 5.18 it had none.
+    """
+    try:
+        from transformers.integrations.gguf import is_gguf_arch_supported
+    except ImportError:
+        return False
+    return bool(is_gguf_arch_supported(architecture))
 
 
 class _Reader(gguf.GGUFReader):

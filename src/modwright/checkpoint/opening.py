@@ -76,7 +76,7 @@ class Checkpoint:
 
 
 def open(
-    source: str | os.PathLike[str] | Source,
+    source: str | os.PathLike[str] | Source | torch.nn.Module,
     *,
     dtype: str | torch.dtype | None = None,
     device: str | torch.device | None = None,
@@ -88,7 +88,8 @@ def open(
 
     Args:
         source: a directory with a ``config.json``, a ``.gguf`` file, a packaged name
-            (``smollm2-135m``, ``minilm``), ``preset:NAME`` or a hub id ``org/name``.
+            (``smollm2-135m``, ``minilm``), ``preset:NAME`` or a hub id ``org/name``; or a live
+            model, which is taken as it is. A ViT of timm is wrapped; its weights are shared.
         dtype: type of the weights, one of `DTYPES`; None keeps the checkpoint's own, and is
             float32 for GGUF.
         device: where the weights go; None is the CPU.
@@ -100,6 +101,7 @@ def open(
     Raises:
         CheckpointError: the source cannot be found, is damaged, quantized, or lacks tensors.
         Refused: an argument is illegal, or memory is too short.
+        UnsupportedArchitecture: no family knows a live model of another library.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -110,12 +112,28 @@ def open(
         >>> open("preset:doc-llama")
         Checkpoint('preset:doc-llama', LlamaForCausalLM, 6.2k parameters, float32)
     """
+    if not isinstance(source, str | os.PathLike | Source):
+        return _open_live(source, dtype=dtype, device=device, head=head)
     wanted = _dtype(dtype)
     place = _device(device)
     found = locate(source)
     load = _LOADERS[_layout(found)]
     model, unread = load(found, wanted, place, head, trust_remote_code, progress)
     return Checkpoint(model, found, unread, trust_remote_code)
+
+
+def _open_live(model: torch.nn.Module, **options: Any) -> Checkpoint:
+    import torch
+
+    from modwright.anatomy.families import wrapped
+
+    if not isinstance(model, torch.nn.Module):
+        raise Refused(f"open takes a path, a name or a model, not {type(model).__name__}")
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise Refused(f"a live model is taken as it is; {given[0]} is for checkpoints")
+    found = wrapped(model)
+    return Checkpoint(found, Source("live", type(model).__name__, description="a live model"))
 
 
 def check_finite(model: torch.nn.Module) -> None:
@@ -179,7 +197,12 @@ def _open_preset(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = cls._from_config(config)
-    return model.to(device=device, dtype=dtype).eval(), ()
+    # What no checkpoint stores, rotary frequencies above all, keeps its type, as in one that is
+    # loaded.
+    for tensor in model.state_dict(keep_vars=True).values():
+        if dtype is not None and tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return model.to(device=device).eval(), ()
 
 
 _LOADERS: dict[str, _Loader] = {

@@ -15,9 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from modwright.checkpoint.wording import format_bytes
-from modwright.errors import CheckpointError
+from modwright.errors import CheckpointError, WriteFailed
 
-__all__ = ["alone_at", "require_space", "whole_directory"]
+__all__ = ["alone_at", "require_space", "tidy_after_killed", "whole_directory"]
 
 _CLOCK_SLACK = 2.0  # seconds by which a process's start time may be reported differently
 _YOUNG = 60.0  # seconds a lock without readable content is taken for one that is being written
@@ -37,7 +37,8 @@ def whole_directory(
         keep: paths that replacing ``out`` must not remove, sources above all.
 
     Raises:
-        CheckpointError: ``out`` is in use, is not empty, is a file, or cannot be written.
+        CheckpointError: ``out`` is in use, is not empty, is a file, or cannot be made.
+        WriteFailed: it cannot be written on, mostly because the disk is full.
 
     Example:
         >>> import tempfile
@@ -52,18 +53,20 @@ def whole_directory(
     place = Path(out).expanduser().resolve()
     _refuse_danger(place, str(out), keep)
     partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
+    kind = CheckpointError
     try:
         with alone_at(place, str(out)):
-            _tidy_after_killed(place)
+            _tidy(place)
             _refuse_existing(place, str(out), force)
             partial.mkdir()
+            kind = WriteFailed
             try:
                 yield partial
                 _swap(partial, place)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise CheckpointError(f"cannot write {str(out)!r}: {error.strerror or error}") from error
+        raise kind(f"cannot write {str(out)!r}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -88,8 +91,26 @@ def alone_at(place: Path, given: str) -> Iterator[None]:
                 parent.rmdir()
 
 
-def require_space(folder: Path, needed: int, what: str) -> None:
+def tidy_after_killed(place: Path) -> None:
+    """Takes back what a killed run left beside an output; nothing while another run is at work.
+
+    Example:
+        >>> import tempfile
+        >>> place = Path(tempfile.mkdtemp(), "out")
+        >>> place.with_name(".out.partial-4194305").mkdir()
+        >>> tidy_after_killed(place)
+        >>> list(place.parent.iterdir())
+        []
+    """
+    with suppress(CheckpointError), alone_at(place, str(place)):
+        _tidy(place)
+
+
+def require_space(folder: Path, needed: int, what: str) -> int:
     """Refuse to start writing ``needed`` bytes where they do not fit.
+
+    Returns:
+        Bytes that are free there.
 
     Raises:
         CheckpointError: with both figures.
@@ -99,6 +120,7 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         raise CheckpointError(
             f"{what} needs {format_bytes(needed)} on disk and {format_bytes(free)} are free there"
         )
+    return free
 
 
 def _refuse_danger(place: Path, given: str, keep: tuple[Path, ...]) -> None:
@@ -155,7 +177,7 @@ def _swap(partial: Path, place: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _tidy_after_killed(place: Path) -> None:
+def _tidy(place: Path) -> None:
     """Take back what a run left that was killed while it held the lock, as we hold it now."""
     for left in place.parent.glob(f".{place.name}.old-*"):
         if place.exists():
@@ -169,7 +191,10 @@ def _tidy_after_killed(place: Path) -> None:
 @contextmanager
 def _locked(place: Path, given: str) -> Iterator[None]:
     lock = place.with_name(f".{place.name}.lock")
-    _acquire(lock, given)
+    try:
+        _acquire(lock, given)
+    except OSError as error:
+        raise CheckpointError(f"cannot write {given!r}: {error.strerror or error}") from error
     try:
         yield
     finally:

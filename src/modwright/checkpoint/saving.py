@@ -14,7 +14,7 @@ from modwright.checkpoint.outputs import require_space, whole_directory
 from modwright.checkpoint.source import Source
 from modwright.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from modwright.checkpoint.wording import first_line
-from modwright.errors import CheckpointError, Refused
+from modwright.errors import CheckpointError, Refused, WriteFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,8 +57,9 @@ def save(
         The directory.
 
     Raises:
-        CheckpointError: ``out`` is in use or not empty, the disk is full, or the model cannot be
-            written.
+        CheckpointError: ``out`` is in use or not empty, the disk is too small, or the model cannot
+            be written.
+        WriteFailed: the disk became full on the way.
         VerificationError: the files do not hold what the model holds.
     """
     extra = dict(files or {})
@@ -110,6 +111,8 @@ def rehearse(
             raise _RehearsedError
     except _RehearsedError:
         return
+    except WriteFailed as error:
+        raise CheckpointError(str(error)) from error  # no work is lost yet
 
 
 def _write_weights(model: PreTrainedModel, folder: Path, max_shard_size: int | str) -> None:
@@ -122,7 +125,9 @@ def _write_weights(model: PreTrainedModel, folder: Path, max_shard_size: int | s
             model.save_pretrained(folder, max_shard_size=max_shard_size)
     except OSError:
         raise
-    except (SafetensorError, ValueError, RuntimeError, TypeError, NotImplementedError) as error:
+    except SafetensorError as error:
+        raise WriteFailed(f"cannot write {str(folder)!r}: {first_line(error)}") from error
+    except (ValueError, RuntimeError, TypeError, NotImplementedError) as error:
         raise CheckpointError(
             f"cannot write {type(model).__name__}: {first_line(error)}"
         ) from error

@@ -87,6 +87,8 @@ def _file_header(file: Path) -> dict[str, StoredTensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
+        with file.open("rb"):  # a file that may not be read is said to be missing by safetensors
+            pass
         with safe_open(str(file), framework="numpy") as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
             return {

@@ -38,9 +38,9 @@ class Source:
     """Where a model was opened from, and what of it has to travel with the weights.
 
     Attributes:
-        kind: ``directory``, ``gguf``, ``alias``, ``hub`` or ``preset``.
+        kind: ``directory``, ``gguf``, ``alias``, ``hub``, ``preset`` or ``live``.
         name: as the user gave it.
-        path: the directory or the GGUF file; None for a preset.
+        path: the directory or the GGUF file; None for a preset and for a live model.
         files: the non-weight files of the directory, relative to it, that an output carries over.
         description: one line for people, without paths of this machine.
     """

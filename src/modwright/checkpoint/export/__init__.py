@@ -1,0 +1,25 @@
+"""A model as files for other programs: one module per target, discovered by its name ``to_*``."""
+
+from modwright.checkpoint.export.comparing import Compared
+from modwright.checkpoint.export.exporting import Exported, export
+from modwright.checkpoint.export.serving import Servable, serving_table
+from modwright.checkpoint.export.target import (
+    Target,
+    make_target,
+    register_target,
+    target_names,
+    target_type,
+)
+
+__all__ = [
+    "Compared",
+    "Exported",
+    "Servable",
+    "Target",
+    "export",
+    "make_target",
+    "register_target",
+    "serving_table",
+    "target_names",
+    "target_type",
+]

@@ -1,0 +1,156 @@
+"""Compares an exported file with the live model, on batches and lengths it was not made with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modwright.errors import VerificationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from modwright.checkpoint.export.work import Work
+
+__all__ = ["TRACED", "Compared", "compare", "positions_of", "probe", "probes", "rounding"]
+
+TRACED = (2, 12)
+"""Rows and tokens of the example that graphs are traced with."""
+
+_ASKED = ((3, 17), (1, 5), (2, 1))
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How an exported file computed beside the live model.
+
+    Attributes:
+        opened_with: program that ran it.
+        inputs: (rows, tokens) of each batch; tokens is 0 for pictures.
+        largest: largest difference of an output.
+        spread: standard deviation of the live outputs.
+        allowed: largest difference that is accepted.
+        same_choice: share of positions whose largest output is the same.
+        said: one more sentence on what was tried.
+    """
+
+    opened_with: str
+    inputs: tuple[tuple[int, int], ...]
+    largest: float
+    spread: float
+    allowed: float
+    same_choice: float
+    said: str = ""
+
+    @property
+    def held(self) -> bool:
+        return self.largest <= self.allowed
+
+    def __str__(self) -> str:
+        tried = ", ".join(f"{b} x {t}" if t else f"{b} pictures" for b, t in self.inputs)
+        words = (
+            f"opened with {self.opened_with}: largest difference {self.largest:.1e} of outputs "
+            f"with spread {self.spread:.2g}, same choice at {self.same_choice:.1%} of positions "
+            f"(batches of {tried})"
+        )
+        return f"{words}; {self.said}" if self.said else words
+
+
+def rounding(model: Any, floor: float = 1e-4) -> float:
+    """What may differ, in units of the outputs' spread: sixteen roundings of the weights' type."""
+    import torch
+
+    return max(floor, 16 * torch.finfo(model.dtype).eps)
+
+
+def probe(model: Any, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs for a model. Of several rows the last is left-padded by a third."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    if model.main_input_name == "pixel_values":
+        size = config.image_size
+        height, width = (size, size) if isinstance(size, int) else size
+        shape = (rows, getattr(config, "num_channels", 3), height, width)
+        return {"pixel_values": torch.randn(shape, generator=generator).to(model.dtype)}
+    limit = getattr(config, "max_position_embeddings", None) or tokens
+    tokens = min(tokens, limit)
+    ids = torch.randint(0, config.vocab_size, (rows, tokens), generator=generator)
+    mask = torch.ones_like(ids)
+    if rows > 1:
+        mask[-1, : tokens // 3] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def probes(model: Any) -> Iterator[dict[str, Tensor]]:
+    """The batches that outputs are compared on."""
+    for seed, (rows, tokens) in enumerate(_ASKED, start=1):
+        yield probe(model, rows, tokens, seed)
+
+
+def positions_of(batch: dict[str, Tensor]) -> Tensor:
+    """Positions as generation counts them: padding on the left has none."""
+    return (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+
+
+def compare(
+    work: Work,
+    run: Callable[[dict[str, Tensor]], Tensor],
+    *,
+    opened_with: str,
+    tolerance: float,
+    said: str = "",
+    positions: bool = False,
+) -> Compared:
+    """Runs both on the same batches; positions under padding are left out.
+
+    Args:
+        work: holds the live model.
+        run: gives the exported file's first output for some inputs.
+        opened_with: what runs it, for the message.
+        tolerance: largest difference that is accepted, in units of the live outputs' spread.
+        said: one more sentence.
+        positions: tell both the position of every token, counted without the padding.
+
+    Raises:
+        VerificationError: outputs differ more, have another shape, or are not finite.
+    """
+    import torch
+
+    inputs: list[tuple[int, int]] = []
+    largest, same, total = 0.0, 0, 0
+    expected: list[Tensor] = []
+    for batch in probes(work.model):
+        if positions:
+            batch["position_ids"] = positions_of(batch)
+        with torch.no_grad(), work.evaluating() as model:
+            live = model(**batch)[0].float()
+            found = run(batch).float()
+        if found.shape != live.shape:
+            raise VerificationError(
+                f"{opened_with} gives an output of shape {tuple(found.shape)}, the model of "
+                f"{tuple(live.shape)}"
+            )
+        mask = batch.get("attention_mask")
+        if mask is not None and live.shape[:2] == mask.shape:
+            live, found = live[mask.bool()], found[mask.bool()]
+        if not torch.isfinite(found).all():
+            raise VerificationError(f"{opened_with} gives outputs that are NaN or infinite")
+        largest = max(largest, float((found - live).abs().max()))
+        chosen = found.argmax(-1) == live.argmax(-1)
+        same, total = same + int(chosen.sum()), total + chosen.numel()
+        expected.append(live.flatten())
+        rows, *rest = next(iter(batch.values())).shape
+        inputs.append((rows, rest[0] if len(rest) == 1 else 0))
+    spread = float(torch.cat(expected).std())
+    made = Compared(
+        opened_with, tuple(inputs), largest, spread, tolerance * spread, same / total, said
+    )
+    if not made.held:
+        raise VerificationError(
+            f"{opened_with} computes something else: outputs differ by {largest:.1e}, "
+            f"{made.allowed:.1e} is allowed"
+        )
+    return made

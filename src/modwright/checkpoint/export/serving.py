@@ -1,0 +1,115 @@
+"""Which runtimes take a model, and why not: data for reports. Only what was run is claimed."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from modwright.checkpoint.export.differences import differences
+from modwright.checkpoint.export.target import make_target
+
+__all__ = ["Answer", "Servable", "serving_table"]
+
+Answer = Literal["yes", "after export", "no", "not tested"]
+
+
+@dataclass(frozen=True)
+class Servable:
+    """Whether one runtime takes a model.
+
+    Attributes:
+        runtime: the program.
+        answer: "yes" as the checkpoint is, "after export", "no", or "not tested": it was not run
+            on such a model, so nothing is claimed.
+        why: the reason, or how it is opened.
+        command: what makes the files for it; empty where none are needed or none can be made.
+    """
+
+    runtime: str
+    answer: Answer
+    why: str
+    command: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """Everything but the runtime, which is the key in a report."""
+        fields = asdict(self)
+        del fields["runtime"]
+        return fields
+
+
+def serving_table(model: Any) -> tuple[Servable, ...]:
+    """One entry per runtime, for a live model. Its weights are not looked at.
+
+    Example:
+        >>> import modwright
+        >>> for entry in serving_table(modwright.open("preset:tiny-gpt2").model):
+        ...     print(f"{entry.runtime}: {entry.answer}")
+        transformers: yes
+        transformers without modwright: yes
+        vLLM, transformers backend: not tested
+        llama.cpp: no
+        ONNX Runtime: after export
+    """
+    odd = differences(model)
+    told = f"layers differ: {'; '.join(odd)}" if odd else ""
+    return (
+        _transformers(odd),
+        _without_modwright(model, odd),
+        Servable(
+            "vLLM, transformers backend",
+            "not tested",
+            f"{told}; vLLM was not run" if odd else "a plain checkpoint; vLLM was not run",
+        ),
+        _llama_cpp(model),
+        _onnx(model),
+    )
+
+
+def _command(target: str) -> str:
+    return f"modwright export DIR -o OUT --to {target}"
+
+
+def _transformers(odd: list[str]) -> Servable:
+    why = "after `import modwright`" if odd else "the checkpoint is plain"
+    return Servable("transformers", "yes", why)
+
+
+def _without_modwright(model: Any, odd: list[str]) -> Servable:
+    runtime = "transformers without modwright"
+    if not odd:
+        return Servable(runtime, "yes", "the checkpoint is plain")
+    why = make_target("standalone").refusal(model)
+    if why is not None:
+        return Servable(runtime, "no", why)
+    return Servable(
+        runtime,
+        "after export",
+        "with one Python file beside the weights and `trust_remote_code=True`",
+        _command("standalone"),
+    )
+
+
+def _llama_cpp(model: Any) -> Servable:
+    why = make_target("gguf").refusal(model)
+    if why is not None:
+        return Servable("llama.cpp", "no", why)
+    return Servable(
+        "llama.cpp",
+        "after export",
+        "as a GGUF file, which the export reads back with transformers; llama.cpp itself was run "
+        "on small models of this family, not on this one",
+        _command("gguf"),
+    )
+
+
+def _onnx(model: Any) -> Servable:
+    why = make_target("onnx").refusal(model)
+    if why is not None:
+        return Servable("ONNX Runtime", "no", why)
+    return Servable(
+        "ONNX Runtime",
+        "after export",
+        "the export runs the graph there and compares its outputs; where the tracer does not take "
+        "the model it says so",
+        _command("onnx"),
+    )

@@ -1,0 +1,114 @@
+"""What a standalone checkpoint needs beside its parts: where they stand, and what puts them there.
+
+The source of this module goes, with that of the parts, into the one Python file of such a
+checkpoint. So it uses torch, transformers and what needs no more than these, and reads everything
+else from the config.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from modwright.edits.guard import with_layers, with_lists, without_lists
+
+__all__ = ["StandaloneConfig", "StandaloneModel"]
+
+
+class StandaloneConfig(PreTrainedConfig):
+    """A stock config that also says what stands where.
+
+    Attributes:
+        modwright_layout: ``parts``: [path, name of a part, its arguments] in the order in which
+            they are placed; ``slots``: path of an attention -> its key/value cache slot;
+            ``layers``: layer -> fields that differ there, told so that stock classes refuse the
+            checkpoint; ``resolved``: the same as caches read it; ``kv_sharing_modes``: which slots
+            stay empty.
+    """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        kwargs.pop("per_layer_config", None)  # follows from the layout
+        self.modwright_layout = kwargs.pop("modwright_layout", None) or {}
+        super().__post_init__(**kwargs)
+
+    def _by_layer(self, name: str) -> dict[int, dict[str, Any]]:
+        told = self.modwright_layout.get(name, {})
+        return {int(index): entry for index, entry in told.items()}
+
+    @property
+    def per_layer_config(self) -> list[Any]:
+        """One resolved config per layer, as cache construction reads it."""
+        overrides, resolved = self._by_layer("resolved"), []
+        for index in range(self.num_hidden_layers):
+            layer = copy.copy(self)
+            layer.__dict__.update(overrides.get(index, {}))
+            resolved.append(layer)
+        return resolved
+
+    @per_layer_config.setter
+    def per_layer_config(self, value: Any) -> None:
+        if value:
+            raise ValueError("per_layer_config of this checkpoint follows from modwright_layout")
+
+    @property
+    def kv_sharing_modes(self) -> list[str | None]:
+        """Tells the cache of slots that no attention fills."""
+        told = self.modwright_layout.get("kv_sharing_modes")
+        return list(told or [None] * self.num_hidden_layers)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        return super().from_dict(without_lists(config_dict), **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        return with_layers(super().to_dict(), self._by_layer("layers"))
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What is written to a file."""
+        overrides = self._by_layer("layers")
+        told = with_layers(super().to_diff_dict(), overrides)
+        return with_lists(told, overrides, self, self.num_hidden_layers)
+
+
+class StandaloneModel(PreTrainedModel):
+    """Mixed in before a stock class: builds it, then puts the parts of the layout in place."""
+
+    parts: ClassVar[dict[str, Callable[..., nn.Module]]] = {}
+    """Name -> builder, called as ``builder(config, **arguments)`` with the model's own config; one
+    with an argument ``standing`` is given what stood there."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        layout = config.modwright_layout
+        for path, name, arguments in layout.get("parts", ()):
+            here = self._inside(path)
+            if here is not None:
+                self._place(here, self.parts[name], arguments)
+        for path, slot in layout.get("slots", {}).items():
+            here = self._inside(path)
+            if here is not None:
+                self.get_submodule(here).layer_idx = slot
+        self.post_init()
+
+    def _place(self, path: str, builder: Any, arguments: dict[str, Any]) -> None:
+        standing = self.get_submodule(path)
+        takes = inspect.signature(builder).parameters
+        given = {"standing": standing} if "standing" in takes else {}
+        part = builder(self.config, **given, **arguments)
+        parent, _, leaf = path.rpartition(".")
+        setattr(self.get_submodule(parent), leaf, part.train(standing.training))
+
+    def _inside(self, path: str) -> str | None:
+        """A path of the layout in this model: a bare backbone has no prefix and no head."""
+        prefix = self.base_model_prefix
+        if hasattr(self, prefix):
+            return path
+        return path.removeprefix(f"{prefix}.") if path.startswith(f"{prefix}.") else None
+
+    def _get_static_cache_init_shape(self) -> None:
+        """A static cache takes its shapes from the first keys and values, not from the config."""

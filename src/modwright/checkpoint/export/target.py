@@ -1,0 +1,162 @@
+"""What an export target is, and how it registers: a file here, or a class of the user's."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from modwright.errors import Refused, unknown_name
+from modwright.progress import Progress
+
+if TYPE_CHECKING:
+    from modwright.checkpoint.export.comparing import Compared
+    from modwright.checkpoint.export.work import Work
+
+__all__ = ["Target", "make_target", "register_target", "target_names", "target_type"]
+
+
+class Target(ABC):
+    """One kind of file that a model can become. Subclasses are frozen dataclasses of options.
+
+    Class attributes:
+        name: as the command line calls it; set by :func:`register_target`.
+        packages: what must be importable; the extra ``export`` brings it.
+    """
+
+    name: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def refusal(self, model: Any) -> str | None:
+        """Why a model cannot become this; None where it can. Weights are not looked at."""
+
+    @abstractmethod
+    def write(self, work: Work, folder: Path, progress: Progress) -> None:
+        """Writes the files into an empty folder."""
+
+    @abstractmethod
+    def compare(self, work: Work, folder: Path) -> Compared:
+        """Opens what was written and compares its outputs with the live model's.
+
+        Raises:
+            VerificationError: it does not open, or computes something else.
+        """
+
+    @abstractmethod
+    def opening(self, work: Work) -> str:
+        """Python lines that open the result from its folder."""
+
+    def holds(self, name: str) -> bool:
+        """A file of the source that is not carried over, since the target has it inside."""
+        return False
+
+    def check(self, model: Any) -> None:
+        """Refuses, before any work, what would fail after it.
+
+        Raises:
+            Refused: a package is missing, or the model cannot become this.
+        """
+        self.check_installed()
+        why = self.refusal(model)
+        if why is not None:
+            raise Refused(f"cannot export to {self.name}: {why}")
+
+    @classmethod
+    def check_installed(cls) -> None:
+        """Refuses when a package is missing.
+
+        Raises:
+            Refused: names the package and the extra that brings it.
+        """
+        missing = [name for name in cls.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise Refused(
+                f"target {cls.name!r} needs {', '.join(missing)}, which is not installed here: "
+                "pip install 'modwright[export]'"
+            )
+
+
+_T = TypeVar("_T", bound=type[Target])
+_TARGETS: dict[str, type[Target]] = {}
+
+
+def register_target(name: str) -> Callable[[_T], _T]:
+    """Class decorator that makes a target known under ``name``."""
+
+    def register(kind: _T) -> _T:
+        if not dataclasses.is_dataclass(kind):
+            raise TypeError(f"{kind.__name__} must be a dataclass")
+        if name in _TARGETS:
+            raise Refused(f"a target called {name!r} is registered already")
+        kind.name = name
+        _TARGETS[name] = kind
+        return kind
+
+    return register
+
+
+@cache
+def _discover() -> None:
+    package = importlib.import_module(__package__ or "")
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.startswith("to_"):
+            importlib.import_module(f"{__package__}.{module.name}")
+
+
+def target_names() -> list[str]:
+    """All targets, from inside the package and registered outside.
+
+    Example:
+        >>> target_names()
+        ['gguf', 'onnx', 'plain', 'pt2', 'standalone']
+    """
+    _discover()
+    return sorted(_TARGETS)
+
+
+def target_type(name: str) -> type[Target]:
+    """The class of a target.
+
+    Raises:
+        Refused: unknown name; the message lists all and the nearest.
+    """
+    _discover()
+    if name not in _TARGETS:
+        raise unknown_name("target", name, target_names())
+    return _TARGETS[name]
+
+
+def make_target(name: str, options: Mapping[str, Any] | None = None) -> Target:
+    """A target with checked options; text stands for numbers and booleans.
+
+    Raises:
+        Refused: unknown target or option, or an illegal value; one line each.
+
+    Example:
+        >>> make_target("gguf", {"type": "q8_0"})
+        Gguf(type='q8_0')
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    kind: Any = target_type(name)
+    names = [field.name for field in dataclasses.fields(kind)]
+    for key in options or {}:
+        if key not in names:
+            raise unknown_name(f"option of {name}", key, names)
+    try:
+        made: Target = TypeAdapter(kind).validate_python(dict(options or {}))
+    except ValidationError as error:
+        wrong = [
+            f"{'.'.join(map(str, item['loc']))}: {item['msg'][0].lower()}{item['msg'][1:]} "
+            f"(given: {item['input']!r})"
+            for item in error.errors()
+        ]
+        raise Refused(f"{name}: {'; '.join(wrong)}") from None
+    return made

@@ -1,0 +1,50 @@
+"""A checkpoint of the stock architecture, where the model is one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from modwright.checkpoint.export.autoclasses import auto_classes
+from modwright.checkpoint.export.comparing import Compared
+from modwright.checkpoint.export.differences import differences
+from modwright.checkpoint.export.target import Target, register_target
+from modwright.checkpoint.export.work import Work
+from modwright.progress import Progress
+
+__all__ = ["Plain"]
+
+
+@register_target("plain")
+@dataclass(frozen=True)
+class Plain(Target):
+    """A stock checkpoint: every tool that takes the base family takes it.
+
+    Only for a model that needs no edits: whole blocks gone, widths that all layers share.
+    """
+
+    def refusal(self, model: Any) -> str | None:
+        if not auto_classes(model):
+            return f"no Auto class of transformers builds a {type(model).__name__}"
+        found = differences(model)
+        if not found:
+            return None
+        return (
+            f"layers differ from the stock architecture ({'; '.join(found)}); "
+            "--to standalone writes a checkpoint that loads without modwright"
+        )
+
+    def write(self, work: Work, folder: Path, progress: Progress) -> None:
+        from modwright.checkpoint.saving import save
+
+        save(work.model, folder)
+
+    def compare(self, work: Work, folder: Path) -> Compared:
+        from modwright.checkpoint.export.fresh import compare_in_new_process
+
+        return compare_in_new_process(work, folder, next(iter(auto_classes(work.model))))
+
+    def opening(self, work: Work) -> str:
+        auto = next(iter(auto_classes(work.model)))
+        return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained(".")'

@@ -1,0 +1,169 @@
+"""What traced targets share: transformers' exporters, asked for plain outputs and kept quiet."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from modwright.checkpoint.export.comparing import TRACED, Compared, compare, probe, rounding
+from modwright.checkpoint.export.decoding import decode_greedily, prefill
+from modwright.checkpoint.export.target import Target
+from modwright.checkpoint.export.work import Work
+from modwright.checkpoint.quiet import quiet_transformers
+from modwright.checkpoint.wording import first_line
+from modwright.errors import ModwrightError, Refused, VerificationError
+from modwright.progress import Progress
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Traced", "quiet"]
+
+
+@dataclass(frozen=True)
+class Traced(Target):
+    """A graph that transformers' exporter traces, with batch and length left open.
+
+    Attributes:
+        form: "outputs" writes one graph, ids and mask -> outputs, without a cache; "generation"
+            writes two, ``prefill`` and ``decode``, with the key/value cache going in and out. Each
+            of the two holds the weights.
+    """
+
+    form: Literal["outputs", "generation"] = "outputs"
+
+    exporter: ClassVar[str]
+    """Class in ``transformers.exporters``; ``settings`` is that of its options."""
+    settings: ClassVar[str]
+
+    def refusal(self, model: Any) -> str | None:
+        if self.form == "generation" and not model.can_generate():
+            return f"a {type(model).__name__} does not generate; the form 'outputs' takes it"
+        return None
+
+    def write(self, work: Work, folder: Path, progress: Progress) -> None:
+        trace = {"outputs": self._trace_outputs, "generation": self._trace_generation}[self.form]
+        try:
+            with quiet():
+                exported = trace(work)
+                # The config of an edited model would tell a stock class something else.
+                exported.config = work.model.config if work.plain else None
+                exported.generation_config = getattr(work.model, "generation_config", None)
+                exported.save_pretrained(folder)
+        except (ModwrightError, OSError):
+            raise
+        except Exception as error:
+            cause = error.__cause__ or error
+            raise Refused(
+                f"cannot export to {self.name}: transformers' {self.exporter} does not take this "
+                f"{type(work.model).__name__}: {type(cause).__name__}: {first_line(cause)}"
+            ) from error
+
+    def _tools(self) -> tuple[Any, Any]:
+        """The exporter, and its options with batch and length left open."""
+        from transformers import exporters
+
+        return getattr(exporters, self.exporter)(), getattr(exporters, self.settings)(dynamic=True)
+
+    def _trace_outputs(self, work: Work) -> Any:
+        exporter, settings = self._tools()
+        with _tensors_alone(work.model):
+            return exporter.export(work.model, probe(work.model, *TRACED), settings)
+
+    def _trace_generation(self, work: Work) -> Any:
+        exporter, settings = self._tools()
+        return exporter.export_for_generation(
+            work.model, probe(work.model, *TRACED), settings, multi_token_decode=True
+        )
+
+    @property
+    @abstractmethod
+    def runs_with(self) -> str:
+        """The program that opens the file, with its version."""
+
+    @abstractmethod
+    def run_outputs(self, folder: Path) -> Any:
+        """Opens the one graph: a function from inputs to the first output."""
+
+    def compare(self, work: Work, folder: Path) -> Compared:
+        ways = {"outputs": self._compare_outputs, "generation": self._compare_generation}
+        try:
+            with quiet():
+                return ways[self.form](work, folder)
+        except ModwrightError:
+            raise
+        except Exception as error:
+            raise VerificationError(
+                f"{self.runs_with} does not run the exported file: {type(error).__name__}: "
+                f"{first_line(error)}"
+            ) from error
+
+    def _compare_outputs(self, work: Work, folder: Path) -> Compared:
+        return compare(
+            work,
+            self.run_outputs(folder),
+            opened_with=self.runs_with,
+            tolerance=rounding(work.model),
+        )
+
+    def _compare_generation(self, work: Work, folder: Path) -> Compared:
+        from transformers.exporters import ExportedModel
+
+        graphs = ExportedModel.from_pretrained(folder, trust_remote_code=True).runners
+
+        def run(batch: dict[str, Tensor]) -> Tensor:
+            found: Tensor = prefill(work, graphs["prefill"], batch)["logits"]
+            return found.detach()
+
+        said = decode_greedily(work, graphs)
+        return compare(
+            work,
+            run,
+            opened_with=self.runs_with,
+            tolerance=rounding(work.model),
+            said=said,
+            positions=True,
+        )
+
+
+@contextlib.contextmanager
+def _tensors_alone(model: Any) -> Iterator[None]:
+    """The forward pass gives a dict of its tensors: no cache, no class that a reader must know."""
+    own = model.forward
+
+    def forward(**inputs: Any) -> dict[str, Any]:
+        import torch
+
+        caching = {"use_cache": False} if model.can_generate() else {}
+        result = own(**inputs, **caching, return_dict=True)
+        return {name: t for name, t in result.items() if isinstance(t, torch.Tensor)}
+
+    model.forward = forward
+    try:
+        yield
+    finally:
+        del model.forward
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Tracers print, warn and log at length; what matters of it is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with (
+            warnings.catch_warnings(),
+            quiet_transformers(),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

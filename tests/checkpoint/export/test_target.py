@@ -1,0 +1,75 @@
+"""Targets are found by registering; their options are checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import modwright
+from modwright.checkpoint.export import Compared, Target, make_target, register_target, target_names
+from modwright.checkpoint.export import target as registry
+from modwright.checkpoint.export.comparing import compare
+from modwright.errors import Refused
+
+from .edited import short
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("onxx", {}, "unknown target 'onxx'; legal values: gguf, onnx, plain, pt2, standalone"),
+        ("gguf", {"typ": "f16"}, "unknown option of gguf 'typ'; legal values: type"),
+        ("gguf", {"type": "q3"}, "type: input should be 'auto', 'f32', 'f16', 'bf16' or 'q8_0'"),
+        ("onnx", {"form": 3}, "form: input should be 'outputs' or 'generation' (given: 3)"),
+        ("plain", {"type": "f16"}, "unknown option of plain 'type'; legal values: none"),
+    ],
+)
+def test_names_and_options_are_refused_with_the_legal_ones(
+    name: str, options: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        make_target(name, options)
+    assert told in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_one_class_adds_a_target(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "pickle" not in target_names()
+    monkeypatch.setattr(registry, "_TARGETS", dict(registry._TARGETS))
+
+    @register_target("names")
+    @dataclass(frozen=True)
+    class Names(Target):
+        """The names of the parameters."""
+
+        upper: bool = False
+
+        def refusal(self, model: Any) -> str | None:
+            return None
+
+        def write(self, work: Any, folder: Path, progress: Any) -> None:
+            names = "\n".join(name for name, _ in work.model.named_parameters())
+            (folder / "names.txt").write_text(names.upper() if self.upper else names)
+
+        def compare(self, work: Any, folder: Path) -> Compared:
+            return compare(
+                work, lambda batch: work.model(**batch)[0], opened_with="itself", tolerance=0.0
+            )
+
+        def opening(self, work: Any) -> str:
+            return 'open("names.txt")'
+
+    assert "names" in target_names()
+    model = short(tiny, "tiny-gpt2")
+    done = modwright.export(model, tmp_path / "out", "names", upper="yes")
+    assert (done.output / "names.txt").read_text().startswith("TRANSFORMER.WTE.WEIGHT")
+    assert done.made == ("names.txt",)
+    with pytest.raises(Refused, match="'names' is registered already"):
+        register_target("names")(Names)
+    with pytest.raises(TypeError, match="must be a dataclass"):
+        register_target("other")(Target)
