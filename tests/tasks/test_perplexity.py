@@ -5,85 +5,34 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
-import random
 from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from small_models import (
+    BOS,
+    VOCABULARY,
+    gpt2,
+    llama,
+    tiny_bert,
+    tiny_t5,
+    tiny_vit,
+    word_tokenizer,
+)
+from tokenizers import pre_tokenizers
 from torch.nn import functional as F
 from transformers import (
-    BertConfig,
     BertForMaskedLM,
     BertForSequenceClassification,
     BertLMHeadModel,
     BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
     LlamaForTokenClassification,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-    ViTConfig,
-    ViTForImageClassification,
 )
 
 from modwright.errors import Refused
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
-
-BOS = 50
-VOCABULARY = 52
-
-
-def word_tokenizer(kind: type = PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
-    vocabulary = {f"w{index}": index for index in range(BOS)} | {"<bos>": BOS, "<unk>": 51}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return kind(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<bos>")
-
-
-def llama(**changed: object) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "max_position_embeddings": 32,
-        "initializer_range": 0.5,
-    }
-    return LlamaForCausalLM(LlamaConfig(**(sizes | changed))).eval()
-
-
-def gpt2() -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    sizes = {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
-    return GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.5)).eval()
-
-
-def tiny_bert(cls: type, **changed: object):
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 32,
-    }
-    return cls(BertConfig(**(sizes | changed))).eval()
-
-
-@pytest.fixture
-def text(tmp_path) -> str:
-    rng = random.Random(0)
-    path = tmp_path / "text.txt"
-    path.write_text(" ".join(f"w{rng.randrange(BOS)}" for _ in range(120)))
-    return str(path)
 
 
 def ids_of(path: str) -> torch.Tensor:
@@ -199,6 +148,7 @@ def test_a_tokenizer_without_offsets_decodes_and_says_so(text):
     assert slow.recipe["bytes_covered"] == fast.recipe["bytes_covered"] - 2
 
 
+@pytest.mark.contract("F4")
 def test_the_recipe_is_json_and_says_all_that_moves_the_number(text):
     recipe = perplexity(llama(), word_tokenizer(), PerplexityRecipe(text, 2, 8, bos=True)).recipe
     assert json.loads(json.dumps(recipe)) == recipe
@@ -281,28 +231,6 @@ def _without_mask(model: LlamaForCausalLM):
         return LlamaForCausalLM.forward(model, input_ids=input_ids, attention_mask=everything)
 
     return forward
-
-
-def tiny_t5() -> T5ForConditionalGeneration:
-    sizes = {
-        "vocab_size": VOCABULARY,
-        "d_model": 8,
-        "d_kv": 4,
-        "d_ff": 8,
-        "num_layers": 1,
-        "num_heads": 2,
-    }
-    return T5ForConditionalGeneration(T5Config(**sizes))
-
-
-def tiny_vit() -> ViTForImageClassification:
-    sizes = {
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-    }
-    return ViTForImageClassification(ViTConfig(**sizes, image_size=8, patch_size=4))
 
 
 @pytest.mark.parametrize(

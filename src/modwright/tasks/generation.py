@@ -13,7 +13,7 @@ import torch
 
 from modwright.calibration.text import require_count
 from modwright.errors import Refused
-from modwright.tasks.perplexity import evaluating, position_limit
+from modwright.tasks.forward import evaluating, position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -5,29 +5,26 @@ Axes: B windows of a batch, T tokens of a window, V vocabulary.
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.calibration.text import (
-    TextData,
-    TokenizedText,
-    bos_token,
-    require_count,
-    tokenize_text,
-)
-from modwright.errors import Refused
+from modwright.calibration.text import TokenizedText
 from modwright.progress import SILENT, Progress
+from modwright.tasks.forward import (
+    call,
+    evaluating,
+    position_limit,
+    require_causal,
+    require_vocabulary,
+)
+from modwright.tasks.windows import PerplexityRecipe, cut_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,30 +34,6 @@ __all__ = ["Perplexity", "PerplexityRecipe", "evaluating", "perplexity", "positi
 # The float32 copy of the logits is taken in slices of this many numbers (32 MiB).
 _SLICE = 1 << 23
 _NO_LM = "perplexity needs a causal language model"
-
-
-@dataclass(frozen=True)
-class PerplexityRecipe:
-    """What is measured, as a whole: two numbers are comparable when their recipes are equal.
-
-    Attributes:
-        data: the text; a string is a packaged name or a path.
-        windows: how many windows, from the start of the text.
-        length: tokens of a window, the BOS token included.
-        stride: text tokens from one window's start to the next one's. None is the text tokens of a
-            window, so that windows do not overlap; with a smaller one every window but the first
-            counts its last ``stride`` tokens only, the others being context.
-        bos: put the tokenizer's BOS token before each window. Without it the first token of a
-            window has nothing to be predicted from and is not counted.
-        batch_size: windows of a batch; changes speed and memory, not the number.
-    """
-
-    data: TextData | str
-    windows: int = 6
-    length: int = 512
-    stride: int | None = None
-    bos: bool = False
-    batch_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -118,31 +91,20 @@ def perplexity(
     Example:
         ``perplexity(model, tokenizer, PerplexityRecipe("lee")).value``
     """
-    _require_vocabulary(model)
-    content = recipe.length - recipe.bos
-    stride = content if recipe.stride is None else recipe.stride
-    require_count("windows", recipe.windows)
-    require_count("batch_size", recipe.batch_size)
-    require_count("length", recipe.length, least=2, most=position_limit(model))
-    require_count("stride", stride, most=content)
-    first = bos_token(tokenizer) if recipe.bos else None
-    tokenized = tokenize_text(tokenizer, recipe.data, offsets=True)
-    tokenized.require(recipe.windows, content, stride)
-
-    starts = [stride * index for index in range(recipe.windows)]
-    rows, facts = tokenized.cut(starts, content, first)
+    require_vocabulary(model, _NO_LM)
+    windows = cut_windows(model, tokenizer, recipe)
     # How many tokens at a window's end count: all that have something before them, or the new ones.
-    predicted = recipe.length - 1
-    counts = [predicted, *[min(stride, predicted)] * (recipe.windows - 1)]
+    counts = [min(new, recipe.length - 1) for new in windows.new]
 
     with evaluating(model):
-        _require_causal(model, rows)
+        require_causal(model, _NO_LM, windows.rows)
         begin = time.perf_counter()
-        nll = _total_nll(model, rows, counts, recipe.batch_size, progress)
+        nll = _total_nll(model, windows.rows, counts, recipe.batch_size, progress)
         seconds = time.perf_counter() - begin
 
-    spans = [(start + content - count, start + content) for start, count in zip(starts, counts)]
-    amounts, how = _text_amounts(tokenizer, tokenized, spans)
+    ends = [start + windows.content for start in windows.starts]
+    spans = [(end - count, end) for end, count in zip(ends, counts)]
+    amounts, how = _text_amounts(tokenizer, windows.text, spans)
     tokens = sum(counts)
     return Perplexity(
         value=_exp(nll / tokens),
@@ -151,11 +113,7 @@ def perplexity(
         bits_per_byte=nll / math.log(2) / amounts[0] if amounts[0] else math.nan,
         word_perplexity=_exp(nll / amounts[1]) if amounts[1] else math.nan,
         recipe={
-            **facts,
-            "windows": recipe.windows,
-            "length": recipe.length,
-            "stride": stride,
-            "batch_size": recipe.batch_size,
+            **windows.recipe,
             "unit": "per token",
             "tokens_counted": tokens,
             "bytes_covered": amounts[0],
@@ -165,75 +123,6 @@ def perplexity(
         },
         seconds=seconds,
     )
-
-
-def position_limit(model: PreTrainedModel) -> int | None:
-    """The longest input that the model has positions for; None where its config sets no limit."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        # Not inference_mode: a rope buffer that is renewed here must stay usable for training.
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _logits(model: PreTrainedModel, ids: Tensor, last: int) -> Tensor:
-    """Logits (B, L, V) of the last ``last`` positions; of all where fewer cannot be asked for."""
-    accepted = inspect.signature(model.forward).parameters
-    wanted = {"use_cache": False, "logits_to_keep": last}
-    given = {name: value for name, value in wanted.items() if name in accepted}
-    logits = getattr(model(input_ids=ids.to(model.device), **given), "logits", None)
-    if logits is None:
-        raise Refused(f"{_NO_LM}; {type(model).__name__} gives no logits")
-    return logits
-
-
-def _require_vocabulary(model: PreTrainedModel) -> None:
-    name = type(model).__name__
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise Refused(f"{_NO_LM}; {name} is an encoder with a decoder")
-    if getattr(model.config.get_text_config(), "vocab_size", None) is None:
-        raise Refused(f"{_NO_LM}; {name} has no vocabulary")
-
-
-def _require_causal(model: PreTrainedModel, rows: Tensor) -> None:
-    """Refuse a model without next-token logits, and one that looks ahead.
-
-    The class does not tell: an edit can make a decoder look ahead, and encoders have logits too. So
-    the later half of a few tokens is changed, and the logits of the earlier half must not notice.
-    """
-    name = type(model).__name__
-    largest, vocabulary = int(rows.max()), model.config.get_text_config().vocab_size
-    if largest >= vocabulary:
-        raise Refused(
-            f"the text has token id {largest} and {name} a vocabulary of {vocabulary}; give the "
-            "model's own tokenizer"
-        )
-    ids = rows[:1, :16]
-    kept = ids.shape[1] // 2
-    changed = ids.clone()
-    changed[:, kept:] = (changed[:, kept:] + 1) % vocabulary
-    before, after = (_logits(model, tokens, ids.shape[1]).float() for tokens in (ids, changed))
-    if before.shape[:2] != ids.shape or before.shape[-1] <= largest:
-        raise Refused(
-            f"{_NO_LM}; {name} gives logits of shape {tuple(before.shape)} for "
-            f"{tuple(ids.shape)} tokens of a vocabulary of {vocabulary}"
-        )
-    before, after = before[:, :kept], after[:, :kept]
-    if not (before.isfinite().all() and after.isfinite().all()):
-        return
-    tolerance = max(1e-5, 4 * torch.finfo(model.dtype).eps) * float(before.abs().max())
-    if float((before - after).abs().max()) > tolerance:
-        raise Refused(f"{_NO_LM}; in {name} the logits of a token depend on the tokens after it")
 
 
 def _total_nll(
@@ -248,7 +137,7 @@ def _total_nll(
     with progress.phase("perplexity", len(rows)) as task:
         for at in range(0, len(rows), batch_size):
             ids, counted = rows[at : at + batch_size], counts[at : at + batch_size]
-            logits = _logits(model, ids, max(counted) + 1)
+            logits = call(model, ids, logits_to_keep=max(counted) + 1).logits
             for row, tokens, count in zip(logits, ids.to(logits.device), counted):
                 total += _nll(row[-count - 1 : -1], tokens[-count:])
             task.advance(len(ids))

@@ -1,0 +1,230 @@
+"""Scores of the evaluation harness (lm-eval), each with the version and the recipe it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modwright.errors import Refused
+from modwright.progress import SILENT, Progress
+from modwright.tasks.forward import evaluating, require_causal, require_vocabulary
+from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
+from modwright.tasks.harness_tasks import (
+    HarnessRecipe,
+    HarnessTasks,
+    harness_version,
+    load_harness_tasks,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["Harness", "HarnessRecipe", "Score", "require_scorable", "run_harness"]
+
+_NO_LM = "the harness scores causal language models"
+_RESAMPLES = 1_000
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number of the harness.
+
+    Attributes:
+        task: the task or group.
+        metric: as the harness calls it: ``acc``, ``word_perplexity``.
+        filter: what was done to the answers first; ``none`` for most tasks.
+        value: the number as the harness gives it; None where the model's output is not finite.
+        stderr: its standard error over the documents; None where the harness has none.
+        higher_is_better: None where the task does not say.
+        documents: how many were scored.
+        num_fewshot: solved examples before each question; None for a group whose tasks differ.
+        version: of the task.
+        harness: of the harness.
+        asked: whether it was asked for by name, or else belongs to a group that was.
+    """
+
+    task: str
+    metric: str
+    filter: str
+    value: float | None
+    stderr: float | None
+    higher_is_better: bool | None
+    documents: int
+    num_fewshot: int | None
+    version: str
+    harness: str
+    asked: bool
+
+    @property
+    def name(self) -> str:
+        """Task and metric, with the filter where there is one."""
+        kept = "" if self.filter == "none" else f" ({self.filter})"
+        return f"{self.task} {self.metric}{kept}"
+
+
+@dataclass(frozen=True)
+class Harness:
+    """All scores of a run.
+
+    Attributes:
+        scores: in the order of the harness.
+        finite: False where a logit was NaN; then no score has a value.
+        recipe: JSON-able: harness, tasks with version, examples and documents, limit, batch size,
+            longest input, tokens before a text, how many inputs had to be cut, seeds, dtype, digest
+            of all requests.
+        seconds: of everything but loading the tasks.
+    """
+
+    scores: tuple[Score, ...]
+    finite: bool
+    recipe: dict[str, Any]
+    seconds: float
+
+
+def run_harness(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: HarnessRecipe | HarnessTasks,
+    progress: Progress = SILENT,
+) -> Harness:
+    """Score a model in memory on tasks of the harness, with the harness's own code.
+
+    The model and its tokenizer are left as they were, and so are the random numbers.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's own.
+        asked: which tasks; they can be loaded already, by `load_harness_tasks`.
+        progress: told of every request.
+
+    Raises:
+        Refused: not a causal language model, or what `load_harness_tasks` refuses.
+
+    Example:
+        ``run_harness(model, tokenizer, HarnessRecipe(("lambada_openai",), limit=100)).scores``
+    """
+    require_scorable(model, tokenizer)
+    tasks = asked if isinstance(asked, HarnessTasks) else load_harness_tasks(asked)
+    recipe = tasks.recipe
+    import lm_eval
+
+    from modwright.tasks.harness_model import CountedModel
+
+    with evaluating(model), quiet_harness() as heard, seeded(model):
+        begin = time.perf_counter()
+        lm = CountedModel(model, tokenizer, recipe.batch_size, progress)
+        for task in tasks.loaded["tasks"].values():
+            task.set_fewshot_seed(seed=SEEDS["fewshot"])
+        found = lm_eval.evaluate(
+            lm,
+            tasks.loaded,
+            limit=recipe.limit,
+            bootstrap_iters=_RESAMPLES,
+            log_samples=False,
+        )
+        seconds = time.perf_counter() - begin
+    scores = tuple(_scores(found, tasks, lm.finite))
+    return Harness(
+        scores=scores,
+        finite=lm.finite,
+        recipe={
+            "harness": harness_version(),
+            "tasks": {name: _task_facts(found, name) for name in tasks.loaded["tasks"]},
+            "include_path": recipe.include_path,
+            "limit": recipe.limit,
+            "num_fewshot": recipe.num_fewshot,
+            "batch_size": recipe.batch_size,
+            "longest_input": lm.max_length,
+            "inputs_cut": heard.truncated,
+            "before_a_text": tokenizer.decode([lm.prefix_token_id]),
+            "chat_template": False,
+            "seeds": dict(SEEDS),
+            "resamples": _RESAMPLES,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "sha256": _digest(tasks),
+        },
+        seconds=seconds,
+    )
+
+
+def require_scorable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Refuse what the harness cannot score, seen from a few tokens.
+
+    Raises:
+        Refused: no tokenizer, one without BOS and EOS, or no causal language model.
+    """
+    require_vocabulary(model, _NO_LM)
+    if tokenizer is None:
+        raise Refused(f"{_NO_LM} on text, and this model brings no tokenizer")
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise Refused(
+            "the harness puts the BOS or EOS token before a text, and this tokenizer has neither"
+        )
+    with evaluating(model):
+        require_causal(model, _NO_LM)
+
+
+def _scores(found: Mapping[str, Any], tasks: HarnessTasks, finite: bool) -> Iterator[Score]:
+    shown = set(_asked(found, tasks))
+    for name, numbers in found["results"].items():
+        for key, value in numbers.items():
+            metric, comma, kept = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            yield Score(
+                task=name,
+                metric=metric,
+                filter=kept,
+                value=_number(value) if finite else None,
+                stderr=_number(numbers.get(f"{metric}_stderr,{kept}")) if finite else None,
+                higher_is_better=(found["higher_is_better"].get(name) or {}).get(metric),
+                documents=int(numbers.get("sample_len") or numbers.get("sample_count") or 0),
+                num_fewshot=shots if isinstance(shots := found["n-shot"].get(name), int) else None,
+                version=str(found["versions"].get(name)),
+                harness=harness_version(),
+                asked=name in shown,
+            )
+
+
+def _asked(found: Mapping[str, Any], tasks: HarnessTasks) -> Iterator[str]:
+    """Names whose scores were asked for; a group that has none of its own stands for its tasks."""
+    groups = tasks.loaded.get("group_map") or {}
+    inside = {child for children in groups.values() for child in children}
+    waiting = [
+        name for name in found["results"] if name in tasks.recipe.tasks or name not in inside
+    ]
+    while waiting:
+        name = waiting.pop()
+        if any("," in key for key in found["results"].get(name, ())):
+            yield name
+        else:
+            waiting += groups.get(name, ())
+
+
+def _task_facts(found: Mapping[str, Any], name: str) -> dict[str, Any]:
+    counted = found["n-samples"][name]
+    return {
+        "version": str(found["versions"].get(name)),
+        "num_fewshot": found["n-shot"].get(name),
+        "documents": f"{counted['effective']} of {counted['original']}",
+    }
+
+
+def _digest(tasks: HarnessTasks) -> str:
+    """Of every request: two runs with the same one were asked the same."""
+    whole = hashlib.sha256()
+    for name, task in tasks.loaded["tasks"].items():
+        whole.update(name.encode())
+        for instance in task.instances:
+            whole.update(repr(instance.args).encode())
+    return whole.hexdigest()
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None  # "N/A", or a metric that is no number
+    return float(value) if math.isfinite(value) else None

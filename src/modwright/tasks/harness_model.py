@@ -1,0 +1,93 @@
+"""A live model as the evaluation harness sees it. Imports the harness: import it where needed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.models.huggingface import HFLM
+
+from modwright.progress import Progress, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["CountedModel"]
+
+
+class CountedModel(HFLM):
+    """HFLM over a model in memory, which tells its progress and whether its logits are numbers.
+
+    The tokenizer is copied: the harness may give it a padding token, and a checkpoint saved later
+    must not have that.
+
+    Attributes:
+        finite: False once a logit was NaN. The harness would take NaN for the first answer.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
+        super().__init__(
+            pretrained=model,
+            tokenizer=copy.deepcopy(tokenizer),
+            backend="causal",
+            batch_size=batch_size,
+        )
+        self.progress = progress
+        self.finite = True
+        self._windows: Task | None = None
+
+    def _model_call(self, inps: Tensor, *rest: Any, **more: Any) -> Tensor:
+        logits: Tensor = super()._model_call(inps, *rest, **more)
+        self.finite = self.finite and not bool(logits.isnan().any())
+        return logits
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        with self._counting("harness: answers", len(requests)):
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        with self._counting("harness: texts", len(requests)):
+            return super().generate_until(requests, disable_tqdm=True)
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> Any:
+        tokens = (len(self.tok_encode(request.args[0])) for request in requests)
+        windows = sum(math.ceil(count / self.max_length) for count in tokens)
+        with self.progress.phase("harness: windows of text", windows) as self._windows:
+            found = super().loglikelihood_rolling(requests, disable_tqdm=True)
+        self._windows = None
+        return found
+
+    def _loglikelihood_tokens(self, requests: Any, *rest: Any, **more: Any) -> Any:
+        found = super()._loglikelihood_tokens(requests, *rest, **more)
+        if self._windows is not None:
+            self._windows.advance(len(requests))
+        return found
+
+    @contextmanager
+    def _counting(self, name: str, total: int) -> Iterator[None]:
+        """A phase that goes on with every request that is answered."""
+        with self.progress.phase(name, total) as task:
+            self.set_cache_hook(_Answered(task))
+            yield
+        self.set_cache_hook(_Answered(None))
+
+
+class _Answered:
+    """Stands where the harness keeps answers in a cache, and hears of each."""
+
+    def __init__(self, task: Task | None) -> None:
+        self.task = task
+
+    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
+        if self.task is not None:
+            self.task.advance()

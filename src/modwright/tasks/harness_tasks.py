@@ -1,0 +1,248 @@
+"""Tasks of the evaluation harness (lm-eval): found, loaded and tried before any work."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from modwright.calibration.text import require_count
+from modwright.checkpoint.wording import first_line
+from modwright.errors import Refused
+from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
+
+__all__ = ["HarnessRecipe", "HarnessTasks", "harness_version", "load_harness_tasks"]
+
+_OLDEST = (0, 4, 13)
+_EXTRA = "pip install 'modwright[text]'"
+
+
+@dataclass(frozen=True)
+class HarnessRecipe:
+    """Which tasks of the harness, and how much of them.
+
+    Attributes:
+        tasks: names of tasks, groups or tags, or paths of task files (YAML).
+        include_path: a directory whose task files are known too, before the harness's own.
+        limit: documents of each task, from its beginning; None takes all.
+        num_fewshot: solved examples before each question; None leaves it to the task, and a task
+            that fixes 0 keeps it.
+        batch_size: requests at once; changes speed and memory, and with padding the last digits.
+    """
+
+    tasks: tuple[str, ...]
+    include_path: str | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    batch_size: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class HarnessTasks:
+    """Loaded tasks and groups as the harness holds them, and the recipe that asked for them."""
+
+    loaded: dict[str, Any]
+    recipe: HarnessRecipe
+
+    def digest(self) -> str:
+        """Changes with the harness, with a task's settings and with its data."""
+        told: list[Any] = [harness_version()]
+        for name, task in sorted(self.loaded["tasks"].items()):
+            data = getattr(task, "dataset", None) or {}
+            prints = {split: getattr(data[split], "_fingerprint", None) for split in data}
+            told.append([name, task.dump_config(), prints])
+        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+
+
+def harness_version() -> str:
+    """The harness with its version, as recipes name it: ``lm-eval 0.4.13``."""
+    return f"lm-eval {importlib.metadata.version('lm_eval')}"
+
+
+def load_harness_tasks(recipe: HarnessRecipe) -> HarnessTasks:
+    """The tasks of a recipe, each tried on its first document.
+
+    Task files may name Python functions beside them, which run here: include no file that you would
+    not run.
+
+    Raises:
+        Refused: no harness installed, a number outside its range, an unknown task (with the nearest
+            names), data that is not on this machine, a task that runs code or reads pictures.
+    """
+    _require_harness()
+    for name in ("limit", "batch_size"):
+        if getattr(recipe, name) is not None:
+            require_count(name, getattr(recipe, name))
+    if recipe.num_fewshot is not None:
+        require_count("num_fewshot", recipe.num_fewshot, least=0)
+    names = tuple(dict.fromkeys(recipe.tasks))
+    if not names:
+        raise Refused("no harness task is named; give at least one")
+    with quiet_harness(), seeded():
+        manager = _manager_of(names, recipe.include_path)
+        loaded = _load(manager, names)
+        for name, task in loaded["tasks"].items():
+            _set_fewshot(task, recipe.num_fewshot)
+            _try(name, task)
+    return HarnessTasks(loaded, recipe)
+
+
+def _require_harness() -> None:
+    try:
+        import lm_eval.models.huggingface
+        import lm_eval.tasks  # noqa: F401
+    except ImportError as error:
+        own = (error.name or "lm_eval").partition(".")[0] == "lm_eval"
+        missing = "" if own else f" ({error.name} is missing)"
+        raise Refused(f"harness tasks need lm-eval{missing}: {_EXTRA}") from None
+    numbers = harness_version().split()[1].split(".")
+    found = tuple(int(part) for part in numbers[:3] if part.isdecimal())
+    if found < _OLDEST:
+        least = ".".join(map(str, _OLDEST))
+        raise Refused(f"{harness_version()} is too old; {least} or newer is needed: {_EXTRA}")
+
+
+def _manager_of(names: Iterable[str], include_path: str | None) -> Any:
+    """A task manager that knows the names; the harness's own 14,000 are read only if needed."""
+    from lm_eval.tasks import TaskManager
+
+    place = None
+    if include_path is not None:
+        place = str(Path(include_path).expanduser())
+        if not Path(place).is_dir():
+            raise Refused(f"include_path {include_path!r} is no directory; give one of task files")
+    manager = TaskManager(include_path=place, include_defaults=False)
+    if not all(_is_complete(name, manager.task_index) for name in names):
+        manager = TaskManager(include_path=place) if place else _own_manager()
+    for name in names:
+        if name not in manager.task_index and not Path(name).expanduser().is_file():
+            raise _unknown(name, manager, include_path)
+    return manager
+
+
+def _is_complete(name: str, index: Mapping[str, Any]) -> bool:
+    """Whether a task, or a group or tag with all that it names, is known without the harness's."""
+    entry = index.get(name)
+    if entry is None:
+        return _is_task_file(name)
+    settings = entry.cfg or {}
+    members = [*entry.tags] if entry.cfg is None else []
+    members += _members(settings.get("task")) if "group" in settings else []
+    return all(_is_complete(member, index) for member in members)
+
+
+def _is_task_file(name: str) -> bool:
+    """Whether a name is the path of a file with one task, which needs no others."""
+    from lm_eval.tasks._index import Kind, TaskIndex
+
+    with contextlib.suppress(Exception):  # what is wrong with it is said when it is loaded
+        entry = TaskIndex.entry_from_path(Path(name))
+        return entry is not None and entry.kind in (Kind.TASK, Kind.PY_TASK)
+    return False
+
+
+def _members(listed: Any) -> Iterator[str]:
+    """The names in a group's list, which may hold groups that are written out in place."""
+    for item in listed if isinstance(listed, list) else []:
+        if isinstance(item, str):
+            yield item
+        elif isinstance(item.get("task"), list):
+            yield from _members(item["task"])
+        else:
+            yield str(item.get("task", item.get("group")))
+
+
+@cache
+def _own_manager() -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager()
+
+
+def _unknown(name: str, manager: Any, include_path: str | None) -> Refused:
+    near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.6)
+    told = f"unknown harness task {name!r}"
+    if near:
+        told += f"; the nearest of {len(manager.all_tasks):,}: {', '.join(near)}"
+    else:
+        told += f"; none of {len(manager.all_tasks):,} is near; `lm-eval ls tasks` lists them"
+    broken = _broken_file(include_path) if include_path else None
+    return Refused(f"{told}; {broken}" if broken else told)
+
+
+def _broken_file(include_path: str) -> str | None:
+    """The first task file that is no YAML: the harness passes over it without a word."""
+    import yaml
+
+    for file in sorted(Path(include_path).expanduser().glob("**/*.yaml")):
+        try:
+            yaml.compose(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, OSError) as error:
+            mark = getattr(error, "problem_mark", None)
+            line = f" line {mark.line + 1}" if mark is not None else ""
+            return f"{file.name}{line} is not valid YAML and was left out"
+    return None
+
+
+def _load(manager: Any, names: tuple[str, ...]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = manager.load(list(names))
+        return found
+    except Exception as error:
+        blamed, cause = _culprit(manager, names) or (", ".join(names), error)
+        raise Refused(_cannot_load(blamed, cause)) from cause
+
+
+def _culprit(manager: Any, names: tuple[str, ...]) -> tuple[str, Exception] | None:
+    """The first task that cannot be loaded alone, and why."""
+    for name in names:
+        try:
+            manager.load([name])
+        except Exception as error:
+            return name, error
+    return None
+
+
+def _cannot_load(name: str, error: Exception) -> str:
+    told, cause = f"harness task {name!r} cannot be loaded", first_line(error).rstrip(".")
+    if not isinstance(error, OSError):
+        return f"{told}: {type(error).__name__}: {cause}"
+    return (
+        f"{told}: {cause}; what it reads must be on this machine: load it once where there is a "
+        "network, or write a task that reads a file of your own and name its folder as include_path"
+    )
+
+
+def _set_fewshot(task: Any, wanted: int | None) -> None:
+    """As the harness's own command does it: a task that fixes 0 examples keeps them."""
+    fixed = task.get_config("num_fewshot")
+    if wanted is not None and fixed != 0:
+        task.set_config(key="num_fewshot", value=wanted)
+    elif fixed is None:
+        task.set_config(key="num_fewshot", value=0)
+    task.set_fewshot_seed(seed=SEEDS["fewshot"])
+
+
+def _try(name: str, task: Any) -> None:
+    """Refuse what would fail later: a template that does not fit the data, code, pictures."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise Refused(
+            f"harness task {name!r} runs code that the model writes, which is not done here; run "
+            "it with lm-eval itself in a place of its own"
+        )
+    if getattr(task, "MULTIMODAL", False):
+        raise Refused(f"harness task {name!r} reads pictures or sound; only text is scored here")
+    try:
+        task.build_all_requests(limit=1, rank=0, world_size=1)
+    except Exception as error:
+        raise Refused(
+            f"harness task {name!r} does not fit its data: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
