@@ -23,6 +23,8 @@ from golden_checks import GoldenCase, checker_of
 OWN = Path(__file__).parents[1] / "golden"
 LLM_DROP = OWN / "llm-drop" / "case0.safetensors"
 MODEGPT = OWN / "modegpt" / "case0.safetensors"
+PRE_LN_VIT = OWN / "pre-rmsnorm" / "vit_variants.safetensors"
+PRE_LN_GPT = OWN / "pre-rmsnorm" / "gpt_zero_mean_training.safetensors"
 
 
 def write(path: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -165,6 +167,91 @@ def other_llm_drop(path: Path) -> None:
     write(path, c, {**t, "input.ids": ids})
 
 
+def other_pre_rmsnorm(path: Path) -> None:
+    """One layer of three heads on nine patches; the norms from their definitions."""
+    torch.manual_seed(3)
+    c: dict[str, Any] = {"image_size": 6, "patch_size": 2, "dim": 9, "depth": 1, "heads": 3}
+    c |= {"mlp_dim": 14, "num_classes": 5, "batch": 2, "eps": 1e-3, "gelu": "exact erf"}
+    c |= {"dtype": "float64", "norm_affine": False}
+    d, inner, classes, entries = 9, 14, 5, 12
+    t: dict[str, Tensor] = {"input.patches": torch.randn(2, 9, entries, dtype=torch.float64)}
+
+    def draw(name: str, *shape: int) -> Tensor:
+        t[f"weight.{name}"] = torch.randn(*shape, dtype=torch.float64) + 0.5
+        return t[f"weight.{name}"]
+
+    w = {
+        name: (
+            draw(f"{name}_linear_weight", *layers, out, into),
+            draw(f"{name}_linear_bias", *layers, out),
+        )
+        for name, layers, out, into in (
+            ("patch", (), d, entries),
+            ("att_in", (1,), 3 * d, d),
+            ("att_out", (1,), d, d),
+            ("mlp_in", (1,), inner, d),
+            ("mlp_out", (1,), d, inner),
+            ("cls_head", (), classes, d),
+        )
+    }
+    tokens = draw("cls_token", 1, 1, d), draw("pos_embedding", 1, 9, d)
+    writers = ("patch", "att_out", "mlp_out")
+    centre = torch.eye(d, dtype=torch.float64) - 1 / d
+    zero = {n: (centre @ a, b @ centre) if n in writers else (a, b) for n, (a, b) in w.items()}
+    zero_tokens = tuple(token @ centre for token in tokens)
+    small = {
+        n: (a[..., :-1, :], b[..., :-1]) if n in writers else (a[..., :-1] - a[..., -1:], b)
+        for n, (a, b) in zero.items()
+    }
+    small_tokens = tuple(token[..., :-1] for token in zero_tokens)
+
+    def layer(x: Tensor) -> Tensor:
+        return (x - x.mean(-1, keepdim=True)) / (
+            x.var(-1, correction=0, keepdim=True) + 1e-3
+        ).sqrt()
+
+    def rms(x: Tensor) -> Tensor:
+        return x / (x.square().sum(-1, keepdim=True) / d + 1e-3).sqrt()
+
+    def crms(z: Tensor) -> Tensor:
+        return rms(torch.cat((z, -z.sum(-1, keepdim=True)), -1))[..., :-1]
+
+    def vit(w: Any, tokens: Any, norm: Any) -> Tensor:
+        def linear(name: str, x: Tensor) -> Tensor:
+            weight, bias = (
+                tensor.reshape(-1, *tensor.shape[-n:]) for n, tensor in zip((2, 1), w[name])
+            )
+            return x @ weight[0].T + bias[0]
+
+        h = linear("patch", t["input.patches"]) + tokens[1]
+        h = torch.cat((tokens[0].expand(2, -1, -1), h), 1)
+        q, k, v = linear("att_in", norm(h)).chunk(3, -1)
+        heads = []
+        for i in range(0, d, 3):
+            scores = q[..., i : i + 3] @ k[..., i : i + 3].transpose(1, 2) / 3**0.5
+            heads.append(scores.softmax(-1) @ v[..., i : i + 3])
+        h = h + linear("att_out", torch.cat(heads, -1))
+        h = h + linear("mlp_out", torch.nn.functional.gelu(linear("mlp_in", norm(h))))
+        return linear("cls_head", norm(h)[:, 0])
+
+    t["output.pre_ln"], t["output.zero_mean_pre_ln"] = (
+        vit(w, tokens, layer),
+        vit(zero, zero_tokens, layer),
+    )
+    t["output.pre_rms"], t["output.pre_crms"] = (
+        vit(zero, zero_tokens, rms),
+        vit(small, small_tokens, crms),
+    )
+    for start, found, named in (("zm", zero, zero_tokens), ("compressed", small, small_tokens)):
+        kept = writers if start == "zm" else tuple(found)
+        for name in kept:
+            t[f"inter.{start}_{name}_linear_weight"] = found[name][0]
+            if name in writers:
+                t[f"inter.{start}_{name}_linear_bias"] = found[name][1]
+        t[f"inter.{start}_cls_token"], t[f"inter.{start}_pos_embedding"] = named
+    write(path, c, t)
+
+
 def run(tree: Path) -> tuple[int, dict[str, str], str]:
     """Exit code, outcome by case of the other tree, and all that was printed."""
     command = [sys.executable, "-m", "pytest", str(OWN), "--golden-dir", str(tree)]
@@ -177,10 +264,11 @@ def run(tree: Path) -> tuple[int, dict[str, str], str]:
 def test_other_configurations_pass(tmp_path: Path) -> None:
     other_modegpt(tmp_path / "modegpt" / "wider.safetensors")
     other_llm_drop(tmp_path / "llm-drop" / "other.safetensors")
+    other_pre_rmsnorm(tmp_path / "pre-rmsnorm" / "other.safetensors")
     shutil.copy(MODEGPT, tmp_path / "modegpt" / "copy.safetensors")
     code, outcomes, said = run(tmp_path)
     assert code == 0, said
-    wanted = ("modegpt/wider", "modegpt/copy", "llm-drop/other")
+    wanted = ("modegpt/wider", "modegpt/copy", "llm-drop/other", "pre-rmsnorm/other")
     assert outcomes == dict.fromkeys(wanted, "PASSED"), said
     assert re.search(r"test_golden\[llm-drop/case0\] PASSED", said), "our own tree is checked too"
 
@@ -224,7 +312,7 @@ def raise_entry(name: str, by: float) -> Callable[[dict[str, Tensor]], None]:
     ("source", "name"),
     [
         (source, name)
-        for source in (LLM_DROP, MODEGPT)
+        for source in (LLM_DROP, MODEGPT, PRE_LN_VIT, PRE_LN_GPT)
         for name in load_file(source)
         if name.startswith(("output.", "inter."))
     ],

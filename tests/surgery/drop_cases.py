@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from helpers import random_data
 from modwright.anatomy import Anatomy
-from modwright.calibration import TokenWindows
+from modwright.calibration import CalibrationData
 from modwright.calibration.text import from_sequences
 from modwright.edits import Applied
 from modwright.surgery import apply, make_method
@@ -21,10 +23,16 @@ PARTS = ("attention", "mlp")
 TARGETS = (*PARTS, "block", "joint")
 
 
-def data(seed: int = 0) -> TokenWindows:
+def sequences(seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    sequences = [torch.randint(3, 128, (16,), generator=generator) for _ in range(4)]
-    return from_sequences(sequences, 0, batch_size=2)
+    return [torch.randint(3, 128, (16,), generator=generator) for _ in range(4)]
+
+
+def data(model: Any = None, seed: int = 0) -> CalibrationData:
+    """For a model that reads text, unless another one is given."""
+    if model is not None:
+        return random_data(model, count=4, length=16, batch_size=2, seed=seed)
+    return from_sequences(sequences(seed), 0, batch_size=2)
 
 
 def method(**options: Any) -> LlmDrop:

@@ -34,6 +34,7 @@ def test_a_plan_says_who_chose(tiny: Any) -> None:
     assert found.reasons == {"removed": ["blocks.1", "blocks.2"], "chosen by": "the user"}
 
 
+@pytest.mark.contract("A1")
 @pytest.mark.parametrize(
     ("parts", "said"),
     [

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from narrow_cases import data, even, method, sequences
+from narrow_cases import data, even, method, pairs_of
 from torch import Tensor
 
 from helpers import outputs, worst
 from modwright.anatomy import Anatomy, Attention, Tap
-from modwright.calibration import Grams, TokenWindows, calibrate
+from modwright.calibration import Grams, calibrate
 from modwright.edits import Change, Plan, Replace
 from modwright.edits import apply as apply_plan
 from modwright.errors import Refused
@@ -26,11 +26,11 @@ def tapped(model: Any, tap: Tap) -> Tensor:
     def hook(module: Any, args: Any, kwargs: Any, out: Any) -> None:
         given = args[0] if args else kwargs["hidden_states"]
         value = given if tap.side == "input" else out[0] if isinstance(out, tuple) else out
-        seen.append(value.flatten(0, 1).double())
+        seen.append(value.flatten(0, -2).double())
 
     handle = tap.module.register_forward_hook(hook, with_kwargs=True)
-    for ids in sequences():
-        model.base_model(input_ids=ids[None])
+    for batch in data(model):
+        model.base_model(**batch.tensors())
     handle.remove()
     return torch.cat(seen)
 
@@ -38,12 +38,11 @@ def tapped(model: Any, tap: Tap) -> Tensor:
 # Nothing to cut
 
 
-@pytest.mark.parametrize("given", [None, data()])
-def test_without_sparsity_nothing_changes(
-    tiny: Any, preset: str, given: TokenWindows | None
-) -> None:
+@pytest.mark.parametrize("given", [False, True])
+def test_without_sparsity_nothing_changes(tiny: Any, preset: str, given: bool) -> None:
     model = tiny(preset)
-    applied = apply(model, method(sparsity=0.0), given)
+    nothing = method(sparsity=0.0, pairs=pairs_of(model))
+    applied = apply(model, nothing, data(model) if given else None)
     assert applied.plain and worst(outputs(applied.model), outputs(model)) <= 1e-5
     assert not method(sparsity=0.0).wants_data()
 
@@ -59,9 +58,9 @@ def test_what_rounds_to_the_whole_is_left_alone(tiny: Any) -> None:
 # Type I
 
 
-def test_the_error_of_the_mlp_is_the_one_foretold(tiny: Any, preset: str) -> None:
-    model = tiny(preset, dtype=torch.float64)
-    decided = plan(model, even("mlp"), data())
+def test_the_error_of_the_mlp_is_the_one_foretold(tiny: Any, dense_mlps: str) -> None:
+    model = tiny(dense_mlps, dtype=torch.float64)
+    decided = plan(model, even("mlp"), data(model))
     result = apply_plan(model, decided).model
     old, new = Anatomy.of(model).blocks[0].mlp, Anatomy.of(result).blocks[0].mlp
     assert old is not None and new is not None
@@ -82,9 +81,9 @@ def kept_rows(old: Tensor, new: Tensor) -> list[int]:
     return [int((old == row).all(-1).nonzero()) for row in new]
 
 
-def test_gate_up_and_biases_keep_the_same_neurons(tiny: Any, preset: str) -> None:
-    model = tiny(preset)
-    result = apply(model, even("mlp"), data()).model
+def test_gate_up_and_biases_keep_the_same_neurons(tiny: Any, dense_mlps: str) -> None:
+    model = tiny(dense_mlps)
+    result = apply(model, even("mlp"), data(model)).model
     for before, after in zip(Anatomy.of(model).blocks, Anatomy.of(result).blocks):
         old, new = before.mlp, after.mlp
         assert old is not None and new is not None
@@ -131,10 +130,10 @@ def channels_by_hand(attention: Attention, x: Tensor, keep: int) -> list[list[in
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.8])
 def test_narrow_scores_are_dense_scores_without_the_dropped_channels(
-    tiny: Any, preset: str, sparsity: float
+    tiny: Any, plain_heads: str, sparsity: float
 ) -> None:
-    model, reference = tiny(preset), tiny.copy(preset)
-    applied = apply(model, even("query_key", sparsity=sparsity), data())
+    model, reference = tiny(plain_heads), tiny.copy(plain_heads)
+    applied = apply(model, even("query_key", sparsity=sparsity), data(model))
     for index, block in enumerate(Anatomy.of(reference).blocks):
         attention = block.attention
         assert attention is not None
@@ -222,7 +221,7 @@ def test_values_of_a_lower_rank_lose_nothing_and_biases_are_folded(
             attention.v.write("bias", attention.v.bias + 1)
     width = value.shape[1]
     applied = apply(
-        model, even("value_output", sparsity=0.5 / width, shared_values=shared_values), data()
+        model, even("value_output", sparsity=0.5 / width, shared_values=shared_values), data(model)
     )
     for block in Anatomy.of(applied.model).blocks:
         assert block.attention is not None
@@ -234,7 +233,7 @@ def test_values_of_a_lower_rank_lose_nothing_and_biases_are_folded(
 
 def test_the_error_of_values_is_the_discarded_spectrum(tiny: Any, preset: str) -> None:
     model = tiny(preset, dtype=torch.float64)
-    decided = plan(model, even("value_output", ridge_vo=1e-9), data())
+    decided = plan(model, even("value_output", ridge_vo=1e-9), data(model))
     new = Anatomy.of(apply_plan(model, decided).model).blocks[0].attention
     old = Anatomy.of(model).blocks[0].attention
     assert old is not None and new is not None
@@ -253,7 +252,7 @@ def test_jointly_is_better_only_where_values_are_shared(tiny: Any, preset: str) 
     errors = {
         how: [
             told["value_output_error"]
-            for told in plan(model, even("value_output", shared_values=how), data()).reasons[
+            for told in plan(model, even("value_output", shared_values=how), data(model)).reasons[
                 "blocks"
             ]
         ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from narrow_cases import data, even, method, sequences
+from narrow_cases import data, even, method, pairs_of, sequences
 
 from helpers import outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
@@ -39,11 +39,11 @@ def formula(before: tuple[int, int, int], share: float, rotary: bool) -> tuple[i
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_widths_follow_the_allocation(tiny: Any, preset: str, allocation: str) -> None:
-    model = tiny.copy(preset)
+def test_widths_follow_the_allocation(tiny: Any, plain_heads: str, allocation: str) -> None:
+    model = tiny.copy(plain_heads)
     before = snapshot(model)
     wanted = method(sparsity=0.25, allocation=allocation)
-    decided = plan(model, wanted, data())
+    decided = plan(model, wanted, data(model))
     applied = apply_plan(model, decided)
     assert applied.verification is not None and applied.verification.ok
     assert unchanged(model, before)
@@ -63,6 +63,7 @@ def test_widths_follow_the_allocation(tiny: Any, preset: str, allocation: str) -
         assert shares == [0.25] * 4
 
 
+@pytest.mark.contract("B7")
 def test_parameters_are_those_of_the_formula(tiny: Any) -> None:
     model = tiny("tiny-llama")
     c, dense = model.config, Anatomy.of(model).num_parameters
@@ -74,17 +75,18 @@ def test_parameters_are_those_of_the_formula(tiny: Any) -> None:
     assert Anatomy.of(applied.model).num_parameters == dense - 4 * block
 
 
-def test_each_pair_touches_only_its_own_maps(tiny: Any, preset: str) -> None:
-    model = tiny(preset)
+def test_each_pair_touches_only_its_own_maps(tiny: Any, plain_heads: str) -> None:
+    model = tiny(plain_heads)
     dense = sizes(model)[0]
     for position, pair in enumerate(PAIRS):
-        found = sizes(apply(model, even(pair), data()).model)[0]
+        found = sizes(apply(model, even(pair), data(model)).model)[0]
         changed = [old != new for old, new in zip(dense, found)]
         assert changed == [i == position for i in range(3)]
         collected = even(pair).collectors()
         assert collected == [Grams(attention=pair != "mlp", mlp=pair == "mlp")]
 
 
+@pytest.mark.contract("E5")
 def test_widths_are_rounded_and_heads_keep_their_least(tiny: Any) -> None:
     model = tiny("tiny-llama")
     rounded = sizes(apply(model, even(round_to=8), data()).model)
@@ -95,10 +97,10 @@ def test_widths_are_rounded_and_heads_keep_their_least(tiny: Any) -> None:
     assert set(sizes(apply(model, huge, data()).model)) == {(96, 12, 12)}
 
 
-def test_it_can_be_done_again_on_its_own_result(tiny: Any, preset: str) -> None:
-    model = tiny(preset)
-    first = apply(model, method(sparsity=0.25), data()).model
-    decided = plan(first, even(sparsity=0.3), data())
+def test_it_can_be_done_again_on_its_own_result(tiny: Any, plain_heads: str) -> None:
+    model = tiny(plain_heads)
+    first = apply(model, method(sparsity=0.25), data(model)).model
+    decided = plan(first, even(sparsity=0.3), data(model))
     second = apply_plan(first, decided)
     assert second.verification is not None and second.verification.ok
     rotary = Anatomy.of(model).blocks[0].attention.shape.rotary_dim > 0  # type: ignore[union-attr]
@@ -118,52 +120,51 @@ def test_narrowing_rotary_channels_twice_is_dropping_both_sets(tiny: Any) -> Non
     assert [sorted(row) for row in index[0].tolist()] == [sorted(row) for row in index[1].tolist()]
 
 
-def test_one_walk_serves_many_settings(tiny: Any, preset: str) -> None:
-    anatomy = Anatomy.of(tiny(preset))
-    moments = calibrate(anatomy, data(), [Grams()])
+def test_one_walk_serves_many_settings(tiny: Any, plain_heads: str) -> None:
+    model = tiny(plain_heads)
+    anatomy = Anatomy.of(model)
+    moments = calibrate(anatomy, data(model), [Grams()])
     for wanted in (even("mlp"), even("query_key"), method(sparsity=0.1), even("value_output")):
-        shared, own = wanted.plan_from(anatomy, moments), wanted.plan(anatomy, data())
+        shared, own = wanted.plan_from(anatomy, moments), wanted.plan(anatomy, data(model))
         assert shared.edits == own.edits and shared.reasons == own.reasons
         assert shared.tensors.keys() == own.tensors.keys()
         assert all(torch.equal(t, own.tensors[n]) for n, t in shared.tensors.items())
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_precisions_stay_as_they_are(tiny: Any, preset: str, dtype: torch.dtype) -> None:
-    model = tiny(preset, dtype=dtype)
-    applied = apply(model, even(), data())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_precisions_stay_as_they_are(tiny: Any, plain_heads: str, dtype: torch.dtype) -> None:
+    model = tiny(plain_heads, dtype=dtype)
+    applied = apply(model, even(), data(model))
     assert {p.dtype for p in applied.model.parameters()} == {dtype}
-    full = apply(tiny(preset), even(), data()).model
+    full = apply(tiny(plain_heads), even(), data(model)).model
     assert sizes(applied.model) == sizes(full)
 
 
-def test_plans_are_saved_with_their_reasons(tiny: Any, preset: str, tmp_path: Path) -> None:
-    model = tiny(preset)
-    decided = plan(model, method(), data())
+def test_plans_are_saved_with_their_reasons(tiny: Any, plain_heads: str, tmp_path: Path) -> None:
+    model = tiny(plain_heads)
+    decided = plan(model, method(), data(model))
     json.dumps(decided.to_json(), allow_nan=False)
     loaded = Plan.load(decided.save(tmp_path / "plan"))
     assert loaded.reasons == json.loads(json.dumps(decided.reasons))
     ours, theirs = apply_plan(model, decided).model, apply_plan(model, loaded).model
     assert torch.equal(outputs(ours), outputs(theirs))
-    assert decided.reasons["calibration"] == data().recipe
+    assert decided.reasons["calibration"] == data(model).recipe
 
 
-@pytest.mark.parametrize("pairs", [PAIRS, *((pair,) for pair in PAIRS)], ids=len)
 @pytest.mark.parametrize("allocation", ["uniform", "global"])
-def test_the_forecast_brackets_what_goes(
-    tiny: Any, preset: str, pairs: tuple[str, ...], allocation: str
-) -> None:
-    anatomy = Anatomy.of(tiny(preset))
-    moments = calibrate(anatomy, data(), [Grams()])
-    for sparsity in (0.02, 0.25, 0.6):
-        for round_to in (1, 8):
-            options = {"pairs": pairs, "allocation": allocation, "round_to": round_to}
-            wanted = method(sparsity=sparsity, **options)
-            low, high = wanted.forecast(anatomy)
-            applied = apply_plan(anatomy.model, wanted.plan_from(anatomy, moments), check=False)
-            gone = anatomy.num_parameters - Anatomy.of(applied.model).num_parameters
-            assert low <= gone <= high
-    assert method(sparsity=0.0).forecast(anatomy) == (0, 0)
+def test_the_forecast_brackets_what_goes(tiny: Any, preset: str, allocation: str) -> None:
+    model = tiny(preset)
+    anatomy, all_pairs = Anatomy.of(model), pairs_of(model)
+    moments = calibrate(anatomy, data(model), [Grams()])
+    settings = [(all_pairs, 0.02, 8), (all_pairs, 0.25, 1), (all_pairs, 0.6, 8)]
+    for pairs, sparsity, round_to in settings + [((pair,), 0.4, 1) for pair in all_pairs]:
+        options = {"pairs": pairs, "allocation": allocation, "round_to": round_to}
+        wanted = method(sparsity=sparsity, **options)
+        low, high = wanted.forecast(anatomy)
+        applied = apply_plan(model, wanted.plan_from(anatomy, moments), check=False)
+        gone = anatomy.num_parameters - Anatomy.of(applied.model).num_parameters
+        assert low <= gone <= high
+    assert method(sparsity=0.0, pairs=all_pairs).forecast(anatomy) == (0, 0)
 
 
 def test_few_tokens_are_said(tiny: Any) -> None:

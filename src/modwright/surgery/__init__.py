@@ -8,7 +8,9 @@ from modwright.surgery.method import (
     method_names,
     method_type,
     plan,
+    ready_for,
     register_method,
+    why_not,
 )
 
 __all__ = [
@@ -19,5 +21,7 @@ __all__ = [
     "method_names",
     "method_type",
     "plan",
+    "ready_for",
     "register_method",
+    "why_not",
 ]

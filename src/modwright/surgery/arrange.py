@@ -20,7 +20,11 @@ from modwright.surgery.method import Needs, register_method
 __all__ = ["ArrangeBlocks"]
 
 
-@register_method("arrange", needs=Needs(parts=("block",)))
+@register_method(
+    "arrange",
+    needs=Needs(parts=("block",)),
+    examples=({"blocks": "0:2, 1:4"}, {"blocks": "3, 0"}),
+)
 @dataclass(frozen=True)
 class ArrangeBlocks:
     """Lets the blocks stand in an order of the user's choice; a block may stand more than once.
@@ -50,7 +54,7 @@ class ArrangeBlocks:
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what goes, less than nothing where the model grows."""
         sizes = [block.num_parameters for block in anatomy.blocks]
-        gone = sum(sizes) - sum(sizes[i] for i in pick_layers(self.blocks, len(sizes)))
+        gone = sum(sizes) - sum(sizes[i] for i in self._order(len(sizes)))
         return gone, gone
 
     def plan(
@@ -63,9 +67,7 @@ class ArrangeBlocks:
     ) -> Plan:
         """Says the order, and which blocks are copied and which are left out."""
         layers = len(anatomy.blocks)
-        order = pick_layers(self.blocks, layers)
-        if order == list(range(layers)):
-            raise Refused(f"arrange: {self.blocks!r} is the order that the blocks have already")
+        order = self._order(layers)
         times = Counter(order)
         reasons = {
             "order": order,
@@ -77,3 +79,9 @@ class ArrangeBlocks:
             "trained for: the function is not kept."
         )
         return Plan.of(anatomy, "arrange", arrange(order), asdict(self), reasons, (note,))
+
+    def _order(self, layers: int) -> list[int]:
+        order = pick_layers(self.blocks, layers)
+        if order == list(range(layers)):
+            raise Refused(f"arrange: {self.blocks!r} is the order that the blocks have already")
+        return order

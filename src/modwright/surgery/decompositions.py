@@ -35,21 +35,21 @@ def nystrom_mlp(
     Returns:
         Kept neurons in order (k,), and the new down weights (d, k).
     """
-    size = moments.shape[0]
-    eye = torch.eye(size, dtype=moments.dtype)
-    inverse = torch.cholesky_inverse(_cholesky(moments + ridge * eye, 0.0))
+    inverse = torch.cholesky_inverse(_cholesky(moments, 0.0, ridge))
     # Leverage is 1 - ridge * diag(inverse): the largest leverages are the smallest entries.
     index = inverse.diagonal().argsort(stable=True)[:keep].sort().values
-    kept = moments[index][:, index]
-    mixing = torch.cholesky_solve(moments[index], _cholesky(kept, jitter))  # (k, I)
-    return index, down.to(moments.dtype) @ mixing.T
+    del inverse  # of the size of the moments, which are the largest thing in memory
+    factor = _cholesky(moments[index][:, index], jitter)
+    mixing = torch.cholesky_solve(moments[index], factor)  # (k, I)
+    return index, down.to(moments) @ mixing.T
 
 
-def _cholesky(matrix: Tensor, jitter: float) -> Tensor:
-    """The Cholesky factor; more is added to the diagonal until there is one."""
-    eye = torch.eye(matrix.shape[0], dtype=matrix.dtype)
+def _cholesky(matrix: Tensor, jitter: float, ridge: float = 0.0) -> Tensor:
+    """The Cholesky factor with ``ridge`` on the diagonal, and as much more as makes one exist."""
     for _ in range(12):
-        factor, failed = torch.linalg.cholesky_ex(matrix + jitter * eye)
+        raised = matrix.clone()
+        raised.diagonal().add_(ridge).add_(jitter)
+        factor, failed = torch.linalg.cholesky_ex(raised)
         if not int(failed):
             return factor
         jitter = max(jitter * 10, 1e-12)

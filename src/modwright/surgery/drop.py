@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from modwright.anatomy import Anatomy, Block, select
+from modwright.anatomy.parts import Sublayer
 from modwright.calibration import Collector, TokenWindows
 from modwright.edits import Change, Plan, remove
 from modwright.edits.canonical import target_of
@@ -16,7 +17,11 @@ from modwright.surgery.method import Needs, register_method
 __all__ = ["Drop"]
 
 
-@register_method("drop", needs=Needs(parts=("attention", "mlp", "block")))
+@register_method(
+    "drop",
+    needs=Needs(parts=("attention", "mlp", "block")),
+    examples=({"parts": "attention[0]; mlp[1]"}, {"parts": "block[1:3]; mlp[-1]"}),
+)
 @dataclass(frozen=True)
 class Drop:
     """Removes the attentions, MLPs and blocks that a selector names.
@@ -47,7 +52,7 @@ class Drop:
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what the named parts hold."""
-        gone = sum(part.num_parameters for part in select(anatomy, self.parts))
+        gone = sum(part.num_parameters for part in self._chosen(anatomy)[0])
         return gone, gone
 
     def plan(
@@ -59,10 +64,14 @@ class Drop:
         progress: Progress = SILENT,
     ) -> Plan:
         """Takes out what is named; what is not there is refused."""
+        chosen, change = self._chosen(anatomy)
+        reasons = {"removed": [part.address for part in chosen], "chosen by": "the user"}
+        return Plan.of(anatomy, "drop", change, asdict(self), reasons)
+
+    def _chosen(self, anatomy: Anatomy) -> tuple[list[Block | Sublayer], Change]:
         change = Change()
         chosen = select(anatomy, self.parts)
         for part in chosen:
             change += remove(part, self.drop_post_norm and not isinstance(part, Block))
         target_of(anatomy, change.edits)  # what cannot be is refused here, not when it is applied
-        reasons = {"removed": [part.address for part in chosen], "chosen by": "the user"}
-        return Plan.of(anatomy, "drop", change, asdict(self), reasons)
+        return chosen, change

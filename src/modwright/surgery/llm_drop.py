@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import (
+    CalibrationData,
     Collector,
     Similarity,
     Statistics,
     StreamGaps,
-    TokenWindows,
     calibrate,
 )
 from modwright.edits import Change, Plan, remove
@@ -135,6 +135,13 @@ def sdr(
     "llm_drop",
     paper="llm-drop",
     needs=Needs(calibration=True, parts=("attention", "mlp", "block")),
+    examples=(
+        {"n": 1, "target": "attention"},
+        {"n": 2, "target": "mlp", "mode": "iterative"},
+        {"n": 1, "target": "block"},
+        {"n": 2, "target": "block", "consecutive": True},
+        {"n": 3, "target": "joint", "drop_post_norm": True},
+    ),
 )
 @dataclass(frozen=True)
 class LlmDrop:
@@ -203,10 +210,14 @@ class LlmDrop:
         )
         return sum(sizes[: self.n]), sum(sizes[len(sizes) - self.n :])
 
+    def plan_bytes(self, anatomy: Anatomy) -> tuple[int, int]:
+        """Parts go and none is new."""
+        return 0, 0
+
     def plan(
         self,
         anatomy: Anatomy,
-        calibration: TokenWindows | None = None,
+        calibration: CalibrationData | None = None,
         *,
         directory: Path | None = None,
         progress: Progress = SILENT,
@@ -269,7 +280,7 @@ class LlmDrop:
         return [(kinds[i // size], i % size) for i in most_similar(joined, n)]
 
     def _one_by_one(
-        self, anatomy: Anatomy, windows: TokenWindows, directory: Path | None, progress: Progress
+        self, anatomy: Anatomy, windows: CalibrationData, directory: Path | None, progress: Progress
     ) -> tuple[list[tuple[str, int]], dict[str, Any]]:
         picked: list[tuple[str, int]] = []
         first: dict[str, Any] = {}

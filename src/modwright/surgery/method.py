@@ -15,10 +15,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import Collector, TokenWindows
+from modwright.calibration import CalibrationData, Collector
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
-from modwright.errors import Refused, unknown_name
+from modwright.errors import ModwrightError, Refused, unknown_name
 from modwright.progress import SILENT, Progress
 
 __all__ = [
@@ -29,7 +29,9 @@ __all__ = [
     "method_names",
     "method_type",
     "plan",
+    "ready_for",
     "register_method",
+    "why_not",
 ]
 
 
@@ -48,11 +50,14 @@ class Method(Protocol):
     name: ClassVar[str]
     paper: ClassVar[str | None]
     needs: ClassVar[Needs]
+    exact: ClassVar[bool]
+    examples: ClassVar[tuple[Mapping[str, Any], ...]]
+    after: ClassVar[tuple[str, Mapping[str, Any]] | None]
 
     def plan(
         self,
         anatomy: Anatomy,
-        calibration: TokenWindows | None = None,
+        calibration: CalibrationData | None = None,
         *,
         directory: Path | None = None,
         progress: Progress = SILENT,
@@ -72,7 +77,12 @@ class Method(Protocol):
         """What it collects from the data, for forecasts of memory and disk."""
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
-        """Between how many and how many parameters go, before any data is seen."""
+        """Between how many and how many parameters go, before any data is seen.
+
+        Raises:
+            Refused: these options cannot be used on this model. Whatever ``plan`` would refuse for
+                the model's sake is refused here already.
+        """
 
 
 _M = TypeVar("_M")
@@ -80,7 +90,13 @@ _METHODS: dict[str, type[Any]] = {}
 
 
 def register_method(
-    name: str, *, needs: Needs, paper: str | None = None
+    name: str,
+    *,
+    needs: Needs,
+    paper: str | None = None,
+    exact: bool = False,
+    examples: Sequence[Mapping[str, Any]] = ({},),
+    after: tuple[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[type[_M]], type[_M]]:
     """Class decorator that makes a method known under ``name``.
 
@@ -88,6 +104,12 @@ def register_method(
         name: as recipes and the command line call it.
         paper: slug in the catalogue; None for what no paper is needed for.
         needs: what it asks for.
+        exact: it keeps the function: outputs change by rounding alone.
+        examples: options that change a model of four blocks, one set for each way of use that may
+            work on some models and not on others. The table of what works where is made from them,
+            and tests try each on every family.
+        after: a method with its options that must have been used before, for one that undoes it or
+            goes on from it; the examples are tried on its result.
     """
 
     def register(kind: type[_M]) -> type[_M]:
@@ -96,6 +118,9 @@ def register_method(
         if name in _METHODS:
             raise Refused(f"a method called {name!r} is registered already")
         kind.name, kind.paper, kind.needs = name, paper, needs  # type: ignore[attr-defined]
+        kind.exact = exact  # type: ignore[attr-defined]
+        kind.examples = tuple(dict(options) for options in examples)  # type: ignore[attr-defined]
+        kind.after = after  # type: ignore[attr-defined]
         kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
         _METHODS[name] = kind
         return kind
@@ -179,10 +204,37 @@ def _explain(option: str, error: ValidationError) -> str:
     return "; ".join(parts)
 
 
+def why_not(method: Any, anatomy: Anatomy) -> str | None:
+    """Why a method cannot be used on a model, found before any data is read; None where it can.
+
+    Example:
+        >>> import modwright
+        >>> anatomy = modwright.open("preset:tiny-llama").anatomy
+        >>> why_not(make_method("llm_drop", {"n": 9}), anatomy)
+        'llm_drop: n=9, but only 0 to 4 attention parts can go'
+    """
+    try:
+        method.forecast(anatomy)
+    except ModwrightError as refusal:
+        return str(refusal)
+    return None
+
+
+def ready_for(name: str, model: PreTrainedModel) -> PreTrainedModel:
+    """The model as a method's examples want it: after the method that must come before, if any.
+
+    Where that one cannot be used the model is returned as it is.
+    """
+    before = method_type(name).after
+    if before is None or why_not(make_method(*before), Anatomy.of(model)) is not None:
+        return model
+    return apply(model, make_method(*before), check=False).model
+
+
 def plan(
     model: PreTrainedModel,
     method: Any,
-    calibration: TokenWindows | None = None,
+    calibration: CalibrationData | None = None,
     *,
     directory: Path | None = None,
     progress: Progress = SILENT,
@@ -192,18 +244,19 @@ def plan(
     Raises:
         Refused: the method needs calibration data and got none.
     """
+    anatomy = Anatomy.of(model)
     if method.needs.calibration and calibration is None and method.wants_data():
-        raise Refused(f"{method.name} needs calibration data: pass token windows")
-    found: Plan = method.plan(
-        Anatomy.of(model), calibration, directory=directory, progress=progress
-    )
+        reads_text = anatomy.family.inputs().is_text
+        what = "token windows" if reads_text else "pictures, as calibration.from_tensors takes them"
+        raise Refused(f"{method.name} needs calibration data: pass {what}")
+    found: Plan = method.plan(anatomy, calibration, directory=directory, progress=progress)
     return found
 
 
 def apply(
     model: PreTrainedModel,
     what: Any,
-    calibration: TokenWindows | None = None,
+    calibration: CalibrationData | None = None,
     *,
     check: bool = True,
     progress: Progress = SILENT,

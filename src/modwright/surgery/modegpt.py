@@ -18,8 +18,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from modwright.anatomy import Anatomy, Attention, Block, Mlp
-from modwright.calibration import Collector, Grams, Statistics, TokenWindows, calibrate
+from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
+from modwright.calibration import CalibrationData, Collector, Grams, Statistics, calibrate
 from modwright.edits import Change, Plan, replace_attention, replace_mlp
 from modwright.errors import Refused, unknown_name
 from modwright.progress import SILENT, Progress
@@ -32,6 +32,7 @@ from modwright.surgery.decompositions import (
     value_output,
 )
 from modwright.surgery.method import Needs, register_method
+from modwright.surgery.narrow_experts import narrow_experts, starved
 
 __all__ = [
     "MoDeGpt",
@@ -46,6 +47,7 @@ __all__ = [
 Pair = Literal["mlp", "query_key", "value_output"]
 Allocation = Literal["global", "uniform"]
 Sharing = Literal["joint", "two_step"]
+ExpertTokens = Literal["routed", "all"]
 PAIRS: tuple[Pair, ...] = get_args(Pair)
 
 
@@ -53,6 +55,12 @@ PAIRS: tuple[Pair, ...] = get_args(Pair)
     "modegpt",
     paper="modegpt",
     needs=Needs(calibration=True, parts=("attention", "mlp")),
+    examples=(
+        {"sparsity": 0.3, "round_to": 1},
+        {"sparsity": 0.3, "allocation": "uniform"},  # all layers alike, qk and v of one width
+        {"sparsity": 0.3, "pairs": ["mlp", "value_output"]},
+        {"sparsity": 0.4, "pairs": ["query_key", "value_output"], "shared_values": "two_step"},
+    ),
 )
 @dataclass(frozen=True)
 class MoDeGpt:
@@ -71,6 +79,8 @@ class MoDeGpt:
         ridge_vo: on the eigenvalues of the attention input's moments.
         min_head_dim: heads keep at least this many channels.
         round_to: MLP widths are multiples of this; odd widths are slow on most machines.
+        expert_tokens: in a mixture of experts, an expert learns from the tokens that are "routed"
+            to it, or from "all".
     """
 
     sparsity: float = 0.2
@@ -83,12 +93,13 @@ class MoDeGpt:
     ridge_vo: float = 1e-4
     min_head_dim: int = 2
     round_to: int = 8
+    expert_tokens: ExpertTokens = "routed"
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise Refused(f"sparsity {self.sparsity} must lie in [0, 1)")
-        named = (("allocation", get_args(Allocation)), ("shared_values", get_args(Sharing)))
-        for name, legal in named:
+        named = {"allocation": Allocation, "shared_values": Sharing, "expert_tokens": ExpertTokens}
+        for name, legal in ((name, get_args(kind)) for name, kind in named.items()):
             if getattr(self, name) not in legal:
                 raise unknown_name(name, getattr(self, name), legal)
         for pair in self.pairs:
@@ -115,10 +126,12 @@ class MoDeGpt:
     def collectors(self) -> list[Collector]:
         """Second moments of what the narrowed maps read."""
         attention = "query_key" in self.pairs or "value_output" in self.pairs
-        return [Grams(attention=attention, mlp="mlp" in self.pairs)]
+        every = self.expert_tokens == "all"
+        return [Grams(attention=attention, mlp="mlp" in self.pairs, all_tokens=every)]
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """The sparsity's share of the narrowed maps, wherever it goes, give or take rounding."""
+        self._refuse(anatomy)
         if not self.wants_data():
             return 0, 0
         layers = [self._narrowed(block) for block in anatomy.blocks]
@@ -156,10 +169,37 @@ class MoDeGpt:
                 more += attention.v.bias.numel()
         return total, less, more
 
+    def plan_bytes(self, anatomy: Anatomy) -> tuple[int, int]:
+        """Memory of the solve in the largest block, and of all new values; beside the weights.
+
+        A block's moments are loaded, and beside them stand up to 4 matrices of the MLP's size in
+        the Nyström approximation or 4.5 of the stream's in the roots. Solved factors are float64.
+        """
+        if not self.wants_data():
+            return 0, 0
+        (collector,) = self.collectors()
+        solve = values = 0
+        for block in anatomy.blocks:
+            mlp, attention = block.mlp, block.attention
+            square = 0.0
+            if mlp is not None and "mlp" in self.pairs:
+                square = 4.0 * mlp.intermediate_size**2
+                values += sum(
+                    _value_bytes(p, exact=role in mlp.writing)
+                    for role, p in mlp.projections().items()
+                )
+            if attention is not None and {"query_key", "value_output"} & set(self.pairs):
+                square = max(square, 4.5 * attention.shape.hidden_size**2)
+                exact = "value_output" in self.pairs
+                values += sum(_value_bytes(p, exact) for p in (attention.v, attention.o))
+                values += sum(_value_bytes(p) for p in (attention.q, attention.k))
+            solve = max(solve, collector.bytes(block) + int(8 * square))
+        return solve, values
+
     def plan(
         self,
         anatomy: Anatomy,
-        calibration: TokenWindows | None = None,
+        calibration: CalibrationData | None = None,
         *,
         directory: Path | None = None,
         progress: Progress = SILENT,
@@ -207,7 +247,8 @@ class MoDeGpt:
             "calibration": data,
             "meaning": "influence is one minus the mean cosine between a block's input and output",
         }
-        notes = self._notes(anatomy, int(data["tokens"]))
+        notes = self._notes(anatomy, int(statistics[0]["tokens"]))
+        notes += self._starved(anatomy, statistics)
         return Plan.of(anatomy, "modegpt", change, self._options(), reasons, notes)
 
     def _options(self) -> dict[str, Any]:
@@ -215,7 +256,12 @@ class MoDeGpt:
 
     def _refuse(self, anatomy: Anatomy) -> None:
         for block in anatomy.blocks:
-            attention = block.attention
+            attention, mlp = block.attention, block.mlp
+            if "mlp" in self.pairs and isinstance(mlp, Mlp) and mlp.experts is not None:
+                raise Refused(
+                    f"modegpt: {mlp.address} is split into {mlp.num_experts} experts; merge them "
+                    "first, or leave mlp out of pairs"
+                )
             if attention is None or "query_key" not in self.pairs:
                 continue
             if attention.q_norm is not None:
@@ -236,12 +282,25 @@ class MoDeGpt:
             )
         return ()
 
+    def _starved(self, anatomy: Anatomy, statistics: Statistics) -> tuple[str, ...]:
+        told: list[str] = []
+        for block in anatomy.blocks:
+            if "mlp" in self.pairs and isinstance(block.mlp, MixtureOfExperts):
+                told += starved(block.mlp, statistics[block.index]["expert_tokens"])
+        if not told:
+            return ()
+        more = f" and {len(told) - 8} more" if len(told) > 8 else ""
+        return (
+            f"Experts that saw fewer tokens than they have neurons: {', '.join(told[:8])}{more}. "
+            "Use more text, or expert_tokens='all'.",
+        )
+
     def _solve(
         self, block: Block, moments: dict[str, Tensor], share: float
     ) -> tuple[Change, dict[str, Any]]:
         change, reasons = Change(), {"sparsity": share}
         if block.mlp is not None and "mlp" in self.pairs:
-            part, told = self._mlp(block.mlp, moments["mlp"], share)
+            part, told = self._inner(block.mlp, moments, share)
             change += part
             reasons |= told
         if block.attention is not None and {"query_key", "value_output"} & set(self.pairs):
@@ -252,12 +311,30 @@ class MoDeGpt:
             reasons |= told
         return change, reasons
 
-    def _mlp(self, mlp: Mlp, moments: Tensor, share: float) -> tuple[Change, dict[str, Any]]:
-        size = mlp.intermediate_size
+    def _inner(
+        self, part: Mlp | MixtureOfExperts, moments: dict[str, Tensor], share: float
+    ) -> tuple[Change, dict[str, Any]]:
+        size = part.intermediate_size
         keep = int(size * (1 - share))
         keep = min(size, max(self.round_to, round(keep / self.round_to) * self.round_to))
         if keep == size:
             return Change(), {"intermediate_size": size}
+        if isinstance(part, Mlp):
+            return self._mlp(part, moments["mlp"], keep)
+        return self._experts(part, moments["mlp"], moments["expert_tokens"], keep)
+
+    def _experts(
+        self, mixture: MixtureOfExperts, moments: Tensor, tokens: Tensor, keep: int
+    ) -> tuple[Change, dict[str, Any]]:
+        change, index, down = narrow_experts(mixture, moments, tokens, keep, self.ridge_mlp)
+        errors = [
+            _nystrom_error(expert.down.weight.to(moments), moments[i], index[i], down[i])
+            for i, expert in enumerate(mixture.experts)
+        ]
+        told = {"intermediate_size": keep, "mlp_error": sum(errors) / len(errors)}
+        return change, {**told, "expert_errors": errors, "expert_tokens": tokens.tolist()}
+
+    def _mlp(self, mlp: Mlp, moments: Tensor, keep: int) -> tuple[Change, dict[str, Any]]:
         index, down = nystrom_mlp(mlp.down.weight, moments, keep, self.ridge_mlp)
         gate = mlp.gate
         change = replace_mlp(
@@ -268,7 +345,7 @@ class MoDeGpt:
             up_bias=None if mlp.up.bias is None else mlp.up.bias[index],
             gate_bias=None if gate is None or gate.bias is None else gate.bias[index],
         )
-        error = _nystrom_error(mlp.down.weight.double(), moments, index, down)
+        error = _nystrom_error(mlp.down.weight.to(moments), moments, index, down)
         return change, {"intermediate_size": keep, "mlp_error": error}
 
     def _head_dim(self, size: int, share: float, even: bool) -> int:
@@ -293,7 +370,7 @@ class MoDeGpt:
                 for role, which in (("q", attention.kv_of_head()), ("k", None)):
                     bias = attention.projections()[role].bias
                     if bias is not None:
-                        rows = index if which is None else index[which]
+                        rows = (index if which is None else index[which]).to(bias.device)
                         biases[role] = bias.view(-1, shape.qk_head_dim).gather(1, rows)
         if "value_output" in self.pairs:
             keep = self._head_dim(shape.v_head_dim, share, even=False)
@@ -311,7 +388,7 @@ class MoDeGpt:
         """(K, keep) channels for each key/value head."""
         q_moments = _channel_moments(attention.read_q(), attention.q.bias, moments, mean)
         k_moments = _channel_moments(attention.read_k(), attention.k.bias, moments, mean)
-        owner = attention.kv_of_head()
+        owner = attention.kv_of_head().cpu()
         picked = []
         for head in range(attention.num_kv_heads):
             q_here, k_here = q_moments[owner == head], k_moments[head]
@@ -326,8 +403,8 @@ class MoDeGpt:
         self, attention: Attention, moments: Tensor, keep: int
     ) -> tuple[Tensor, Tensor, float]:
         root, inverse_root = moment_roots(moments, self.ridge_vo)
-        values, outputs = attention.read_v().double(), attention.read_o().double()
-        owner = attention.kv_of_head()
+        values, outputs = attention.read_v().to(moments), attention.read_o().to(moments)
+        owner = attention.kv_of_head().cpu()
         new_values = []
         new_outputs = torch.empty(len(owner), keep, outputs.shape[-1], dtype=torch.float64)
         error = 0.0
@@ -344,6 +421,12 @@ class MoDeGpt:
         return torch.stack(new_values), new_outputs, error
 
 
+def _value_bytes(projection: Projection, exact: bool = False) -> int:
+    """Of a map's new values: ``exact`` ones are float64, others only picked from the old."""
+    item = 8 if exact else next(projection.module.parameters()).element_size()
+    return item * projection.num_parameters
+
+
 def _nystrom_error(down: Tensor, moments: Tensor, index: Tensor, new_down: Tensor) -> float:
     """Mean squared error of the MLP's output, from the moments alone."""
     wide = torch.zeros_like(down)
@@ -354,10 +437,10 @@ def _nystrom_error(down: Tensor, moments: Tensor, index: Tensor, new_down: Tenso
 
 def _channel_moments(weight: Tensor, bias: Tensor | None, moments: Tensor, mean: Tensor) -> Tensor:
     """(heads, D): mean square of every channel of x W^T + b, from the moments of x."""
-    w = weight.double()
+    w = weight.to(moments)
     square = ((w @ moments) * w).sum(-1)
     if bias is not None:
-        b = bias.double().view(w.shape[:2])
+        b = bias.to(moments).view(w.shape[:2])
         square = square + 2 * b * (w @ mean) + b.square()
     return square.clamp(min=0)
 
@@ -382,6 +465,7 @@ def _channel_pairs(attention: Attention, scores: Tensor) -> Tensor:
 def _take_channels(attention: Attention, index: Tensor) -> dict[str, Tensor]:
     """Queries and keys with the channels ``index`` (K, keep), and the rotary channel of each."""
     q, k = attention.read_q(), attention.read_k()
+    index = index.to(q.device)
     per_query = index[attention.kv_of_head()]
     new = {
         "q": q.gather(1, per_query[..., None].expand(-1, -1, q.shape[-1])),

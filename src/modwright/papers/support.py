@@ -1,0 +1,94 @@
+"""Which method works on which family, asked from the methods themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = ["Support", "Use", "support_table"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One way to use a method on one model.
+
+    Attributes:
+        title: the method with its options, in a few words.
+        options: of the method.
+        refusal: why it cannot be used so, in one line; None where it can.
+    """
+
+    title: str
+    options: dict[str, Any]
+    refusal: str | None
+
+
+@dataclass(frozen=True)
+class Support:
+    """A method on a family's tiny model.
+
+    Attributes:
+        family: name of the family.
+        preset: its tiny model that was asked about.
+        method: name of the method.
+        uses: the method's own examples, one by one.
+    """
+
+    family: str
+    preset: str
+    method: str
+    uses: tuple[Use, ...]
+
+    @property
+    def word(self) -> str:
+        """In a word: "yes" where every use works, "no" where none does, else "in part".
+
+        Example:
+            >>> fine, not_so = Use("a", {}, None), Use("b", {}, "too narrow")
+            >>> [Support("f", "p", "m", uses).word for uses in ((fine,), (fine, not_so), (not_so,))]
+            ['yes', 'in part', 'no']
+        """
+        refused = sum(use.refusal is not None for use in self.uses)
+        return "yes" if not refused else "no" if refused == len(self.uses) else "in part"
+
+
+def support_table() -> list[Support]:
+    """Every registered method on every preset of every registered family.
+
+    Each method is asked before any data is read, as `modwright plan` asks it; nothing is computed.
+
+    Example:
+        >>> table = support_table()
+        >>> next(s.word for s in table if (s.preset, s.method) == ("tiny-llama", "llm_drop"))
+        'yes'
+    """
+    from modwright.surgery import method_names
+
+    return [
+        Support(family, preset, name, tuple(_uses(name, model)))
+        for family, preset, model in _tiny_models()
+        for name in method_names()
+    ]
+
+
+def _tiny_models() -> Iterator[tuple[str, str, PreTrainedModel]]:
+    from modwright.anatomy.families import families
+    from modwright.checkpoint import open as open_checkpoint
+
+    for family in dict.fromkeys(families().values()):
+        for preset in family.presets:
+            yield family.name, preset, open_checkpoint(f"preset:{preset}").model
+
+
+def _uses(name: str, model: PreTrainedModel) -> Iterator[Use]:
+    from modwright.anatomy import Anatomy
+    from modwright.surgery import make_method, method_type, ready_for, why_not
+
+    anatomy = Anatomy.of(ready_for(name, model))
+    for options in method_type(name).examples:
+        method = make_method(name, options)
+        yield Use(method.title(), dict(options), why_not(method, anatomy))

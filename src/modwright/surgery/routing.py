@@ -1,0 +1,210 @@
+"""A live model whose MLPs are split into experts: how tokens are routed, and how that is changed.
+
+Nothing here makes a new model. What is set stands in the model's config too, so it is saved.
+
+Axes: N experts, I neurons, d hidden_size.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from modwright.anatomy import Anatomy, Mlp
+from modwright.calibration.text import Batch
+from modwright.errors import Refused
+from modwright.nn import ExpertFeedForward
+
+__all__ = ["ExpertUsage", "TieKeys", "expert_usage", "set_routing", "set_top_k", "tie_keys"]
+
+
+NONE_SPLIT = "no MLP of this model is split into experts; split some with emoe first"
+
+
+def _experts(model: nn.Module) -> Iterator[tuple[Mlp, ExpertFeedForward]]:
+    found = False
+    for block in Anatomy.of(model).blocks:
+        if isinstance(block.mlp, Mlp) and isinstance(block.mlp.module, ExpertFeedForward):
+            found = True
+            yield block.mlp, block.mlp.module
+    if not found:
+        raise Refused(NONE_SPLIT)
+
+
+def set_routing(model: nn.Module, **changes: Any) -> None:
+    """Changes, in place, how tokens are routed in every split MLP.
+
+    Args:
+        changes: fields of :class:`modwright.nn.ExpertShape` that say how experts are chosen and
+            run: top_k, score, selection, mode, normalize_keys, weigh_keys, capacity.
+
+    Raises:
+        Refused: no MLP is split, a field that is none of these, or a value that is not legal for
+            one of the MLPs; then nothing is changed.
+
+    Example:
+        >>> import modwright
+        >>> from modwright.surgery import make_method
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> method = make_method("emoe", {"num_experts": 8, "top_k": 2})
+        >>> model = modwright.apply(model, method).model
+        >>> set_routing(model, score="avg_key", mode="dispatch")
+        >>> modwright.Anatomy.of(model).blocks[2].mlp.experts.describe()
+        '8 experts of 12, top 2 by avg_key, dispatched'
+    """
+    fixed = {"hidden_size", "intermediate_size", "activation", "gated", "biases", "num_experts"}
+    parts = list(_experts(model))
+    legal = {field.name for field in dataclasses.fields(parts[0][1].shape)} - fixed
+    for name in changes:
+        if name not in legal:
+            raise Refused(f"routing has no {name!r}; it has {', '.join(sorted(legal))}")
+    shapes = []
+    for mlp, part in parts:
+        try:
+            shapes.append(dataclasses.replace(part.shape, **changes))
+        except ValueError as error:
+            raise Refused(f"{mlp.address}: {error}") from None
+    config: Any = model.config
+    for (mlp, part), shape in zip(parts, shapes):
+        part.reroute(shape)
+        for edit in config.edits:
+            if edit["path"] == mlp.address:
+                edit["kwargs"] = shape.to_json()
+
+
+def set_top_k(model: nn.Module, k: int, selection: str = "top") -> None:
+    """Sets, in place, how many experts a token uses, and by which end of the ranking.
+
+    Args:
+        k: how many rank first ("top"), last ("bottom"), or are left out ("not_top").
+        selection: "top", "bottom" or "not_top".
+    """
+    set_routing(model, top_k=k, selection=selection)
+
+
+def tie_keys(model: nn.Module, momentum: float = 0.0) -> None:
+    """Lets stored mean keys follow the weights, in place; to be called after an optimizer step.
+
+    Args:
+        momentum: m gives m times the old mean keys plus 1 - m times the present ones.
+
+    Raises:
+        Refused: no MLP is split into experts, or a momentum outside [0, 1).
+    """
+    if not 0 <= momentum < 1:
+        raise Refused(f"momentum {momentum} must lie in [0, 1)")
+    parts = _parts_in(model)
+    if not parts:
+        raise Refused(NONE_SPLIT)
+    for part in parts:
+        part.tie_keys(momentum)
+
+
+class TieKeys(TrainerCallback):
+    """Keeps stored mean keys tied to the weights under ``transformers.Trainer``.
+
+    Scores other than "avg_key" are tied by themselves.
+    """
+
+    def __init__(self, momentum: float = 0.0) -> None:
+        self.momentum = momentum
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for part in _parts_in(kwargs["model"]):
+            part.tie_keys(self.momentum)
+
+
+def _parts_in(model: nn.Module) -> list[ExpertFeedForward]:
+    """Also inside the wrappers that trainers and adapters put around a model."""
+    return [module for module in model.modules() if isinstance(module, ExpertFeedForward)]
+
+
+@dataclass(frozen=True)
+class ExpertUsage:
+    """How often each expert was used.
+
+    Attributes:
+        counts: address of an MLP -> (N,) tokens that used each of its experts.
+        tokens: how many there were, padding left out.
+    """
+
+    counts: Mapping[str, Tensor]
+    tokens: int
+
+    def share(self, address: str) -> Tensor:
+        """(N,): the share of tokens that used each expert of an MLP."""
+        return self.counts[address] / self.tokens
+
+    def below(self, minimum: int) -> dict[str, list[int]]:
+        """The experts that fewer than ``minimum`` tokens used, of MLPs that have any."""
+        found = {name: (n < minimum).nonzero().flatten() for name, n in self.counts.items()}
+        return {name: index.tolist() for name, index in found.items() if len(index)}
+
+    def __repr__(self) -> str:
+        told = ", ".join(
+            f"{name} {int(n.min())} to {int(n.max())}" for name, n in self.counts.items()
+        )
+        return f"ExpertUsage({self.tokens} tokens; tokens per expert: {told})"
+
+
+@torch.no_grad()
+def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batch]) -> ExpertUsage:
+    """Counts which experts the tokens of some batches use, in every split MLP.
+
+    Args:
+        batches: keyword arguments of a forward pass each, or batches of token windows. Where an
+            attention mask says 0, a token is not counted.
+
+    Raises:
+        Refused: no MLP is split into experts, or there is no batch.
+
+    Example:
+        >>> import modwright
+        >>> from modwright.surgery import make_method
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> method = make_method("emoe", {"num_experts": 4, "top_k": 1, "layers": [0]})
+        >>> model = modwright.apply(model, method).model
+        >>> usage = expert_usage(model, [{"input_ids": torch.arange(12).view(2, 6)}])
+        >>> usage.tokens, int(usage.counts["blocks.0.mlp"].sum())
+        (12, 12)
+    """
+    parts = list(_experts(model))
+    counts = {mlp.address: torch.zeros(mlp.num_experts, dtype=torch.long) for mlp, _ in parts}
+    tokens = 0
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in batches:
+            given = batch if isinstance(batch, Mapping) else batch.tensors()
+            mask = given.get("attention_mask")
+            seen: dict[str, Tensor] = {}
+            with ExitStack() as stack:
+                for mlp, part in parts:
+                    hook = part.register_forward_pre_hook(_note(seen, mlp.address))
+                    stack.callback(hook.remove)
+                model(**given)
+            for mlp, part in parts:
+                used = part.route(seen[mlp.address]).flatten(0, -2)
+                if mask is not None:
+                    used = used[mask.flatten().bool()]
+                counts[mlp.address] += used.sum(0).cpu()
+            tokens += len(used)
+    finally:
+        model.train(was_training)
+    if not tokens:
+        raise Refused("there is no token to count: give at least one batch")
+    return ExpertUsage(counts, tokens)
+
+
+def _note(seen: dict[str, Tensor], address: str) -> Any:
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[address] = args[0]
+
+    return hook

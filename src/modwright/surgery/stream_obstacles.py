@@ -1,0 +1,234 @@
+"""What stands in the way of taking the mean out of a residual stream."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import nn
+
+from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp, Stream
+from modwright.anatomy.stream import Writer
+from modwright.errors import Refused
+from modwright.nn import FactorPair, ZeroMean
+from modwright.surgery.centring import mean_share
+
+__all__ = ["Form", "covering", "obstacles", "refuse_obstacles", "runs_centred"]
+
+Form = Literal["rms", "crms"]
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SHARE = 16
+"""Units of rounding up to which a mean counts as none, see :func:`mean_share`."""
+
+
+def refuse_obstacles(anatomy: Anatomy, form: Form, **how: bool) -> None:
+    """Refuses a model that cannot be converted; arguments as those of :func:`obstacles`.
+
+    Raises:
+        Refused: names the first place and the number of others.
+    """
+    found = obstacles(anatomy, form, **how)
+    if found:
+        more = f" (and {len(found) - 1} more such places)" if len(found) > 1 else ""
+        raise Refused(f"pre_rmsnorm: {found[0]}{more}")
+
+
+def obstacles(
+    anatomy: Anatomy,
+    form: Form = "rms",
+    *,
+    training: bool = False,
+    fold: bool = False,
+    counting: bool = False,
+) -> list[str]:
+    """Every place that stands in the way, with the reason; empty where nothing does.
+
+    Args:
+        anatomy: of the model.
+        form: that is wanted.
+        training: the training form is wanted.
+        fold: the affine step of the norms is to go into the maps that read them.
+        counting: only shapes are wanted, so weights may be missing.
+
+    Example:
+        >>> import modwright
+        >>> obstacles(modwright.open("preset:tiny-gpt2").anatomy, "crms")
+        []
+    """
+    stream = anatomy.stream
+    found = list(_writing_norms(anatomy, stream))
+    found = found or [*_kinds(stream), *_bare_reads(anatomy, stream)]
+    if found:
+        return found
+    absent = [name for name, p in anatomy.model.named_parameters() if p.is_meta]
+    if absent and not counting:
+        found.append(f"{absent[0]} is on the meta device (offloaded or not loaded); load it first")
+    found += [*_dtypes(anatomy), *_shared(anatomy), *_split_mlps(anatomy)]
+    if form == "crms":
+        found += [*_narrow(anatomy, stream), *_unplaceable(anatomy, stream, "narrowed")]
+    if training:
+        found += [*_untrainable(anatomy, stream), *_unplaceable(anatomy, stream, "zero_mean")]
+    if training or fold or form == "crms":
+        found += _experts(anatomy)
+    if not found and not absent and any(norm.kind == "rms" for norm in stream.norms):
+        found += _means(stream)
+    return found
+
+
+def _writing_norms(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
+    for block in anatomy.blocks:
+        if block.layout == "post":
+            yield (
+                f"{block.address} is post-norm: its main branch itself passes the norms "
+                f"({', '.join(type(n.module).__name__ for n in block.norms.values())}), so the "
+                "mean of the stream is not free; only pre-norm and parallel blocks can be converted"
+            )
+    for norm in stream.norms_within:
+        if not norm.address.startswith("blocks."):
+            yield (
+                f"{norm.address} ({type(norm.module).__name__}) writes to the stream, and what a "
+                "norm with gain and shift returns cannot be recentred by its weights"
+            )
+
+
+def _kinds(stream: Stream) -> Iterator[str]:
+    kinds = {norm.kind for norm in stream.norms}
+    for norm in stream.norms:
+        name = type(norm.module).__name__
+        shape = getattr(norm.module, "normalized_shape", ())
+        if norm.kind == "crms":
+            yield f"{norm.address} is a {name}: the model is Pre-CRMSNorm already"
+        elif norm.kind == "other":
+            yield f"{norm.address} is a {name}; only LayerNorm can become an RMSNorm exactly"
+        elif len(shape) > 1:
+            yield f"{norm.address} normalizes over the axes {tuple(shape)}, not over the last alone"
+        elif norm.kind == "rms" and len(kinds) > 1:
+            yield f"{norm.address} is a {name} beside norms of another kind: the stream has a mean"
+
+
+def _bare_reads(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
+    for reader in stream.readers:
+        if reader.norm is None:
+            yield f"{reader.part.address} reads the stream without a norm, so it sees its mean"
+    if stream.last_norm is None:
+        yield "no norm stands behind the blocks, so the outputs are the stream with its mean"
+    elif anatomy.family.returns_stream(anatomy.model):
+        yield (
+            f"the model returns the stream as it is before {stream.last_norm.address}, with its "
+            "mean; convert it with its classifier"
+        )
+
+
+def _narrow(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
+    if anatomy.hidden_size < 2:
+        yield f"a stream {anatomy.hidden_size} wide has no coordinate to spare"
+    if stream.last_reader is None and anatomy.family.last_norm_keeps_width:
+        yield (
+            f"not all that reads {stream.last_norm.address if stream.last_norm else 'it'} is a "
+            f"known part, and {anatomy.family.name} leaves no room to give the dropped coordinate "
+            "back to it; convert the model with its head over the vocabulary, or use form 'rms'"
+        )
+
+
+def _split_mlps(anatomy: Anatomy) -> Iterator[str]:
+    """What experts store of their keys reads the stream too."""
+    for block in anatomy.blocks:
+        mlp = block.mlp
+        if isinstance(mlp, Mlp) and mlp.experts is not None:
+            yield (
+                f"{mlp.address} is split into {mlp.num_experts} experts; convert before splitting, "
+                "or merge the experts first"
+            )
+
+
+def _dtypes(anatomy: Anatomy) -> Iterator[str]:
+    for name, parameter in anatomy.model.named_parameters():
+        if parameter.dtype not in _FLOATS:
+            yield f"{name} is {parameter.dtype}; open the model in float32, bfloat16 or float16"
+
+
+def _shared(anatomy: Anatomy) -> Iterator[str]:
+    """A tensor that two modules store; the head may share the token table."""
+    tied = {id(getattr(anatomy.stem.get(role), "module", None)) for role in ("embed", "head")}
+    held: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
+    for path, module in anatomy.model.named_modules(remove_duplicate=False):
+        for name, parameter in module._parameters.items():
+            if parameter is not None and not parameter.is_meta and parameter.numel():
+                held[parameter.data_ptr()].append((f"{path}.{name}", module))
+    for places in held.values():
+        if len(places) > 1 and not {id(module) for _, module in places} <= tied:
+            yield (
+                f"{places[0][0]} and {places[1][0]} are one tensor; recentring it for one would "
+                "change the other"
+            )
+
+
+def covering(stream: Stream, writer: Writer) -> Writer:
+    """The writer itself, or one outside the blocks whose module holds it and returns the sum."""
+    outside = [w for w in stream.writers if not w.address.startswith("blocks.")]
+    for other in outside if writer in outside else ():
+        held = other.module.modules() if other is not writer else ()
+        if any(module is writer.module for module in held):
+            return other
+    return writer
+
+
+def runs_centred(stream: Stream, writer: Writer) -> bool:
+    """What it writes is recentred when the model runs."""
+    return isinstance(covering(stream, writer).module, ZeroMean)
+
+
+def _unplaceable(anatomy: Anatomy, stream: Stream, part: str) -> Iterator[str]:
+    """What stands outside the blocks and cannot be altered there."""
+    for writer in stream.writers:
+        if writer.address.startswith("blocks.") or covering(stream, writer) is not writer:
+            continue
+        try:
+            anatomy.family.place_outside(anatomy.model, writer.address, part, {})
+        except Refused as refusal:
+            yield f"{writer.address}: {refusal}"
+
+
+def _untrainable(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
+    for writer in stream.writers:
+        if isinstance(writer.module, FactorPair):
+            yield (
+                f"{writer.address} is a factor pair; the training form keeps all parameters, and "
+                "has no form for pairs: convert first, factorize after"
+            )
+        elif writer.address in stream.gains:
+            yield (
+                f"{writer.address} is multiplied by {stream.gains[writer.address].address} on its "
+                "way; the training form keeps all parameters, and has no form for gains"
+            )
+
+
+def _experts(anatomy: Anatomy) -> Iterator[str]:
+    for block in anatomy.blocks:
+        if isinstance(block.mlp, MixtureOfExperts) or (
+            block.mlp is not None and block.mlp.experts is not None
+        ):
+            yield (
+                f"{block.mlp.address} consists of experts, which are chosen by what its norm "
+                "returns, so its maps must stay as they are; merge the experts first, or use "
+                "form 'rms' without folding"
+            )
+
+
+def _means(stream: Stream) -> Iterator[str]:
+    """A stream that RMS norms read has a mean that counts, unless nobody writes one."""
+    for writer in stream.writers:
+        if runs_centred(stream, writer):
+            continue
+        stored = writer.parameters()
+        for name, value in stream.written(writer).items():
+            share = mean_share(value, writer.output_axes[name])
+            if share > _SHARE * torch.finfo(stored[name].dtype).eps:
+                yield (
+                    f"the norms are RMSNorm already, and {writer.address}.{name} does not write "
+                    f"with zero mean ({share:.2g} of what noise has): the mean of the stream counts"
+                )
+                break

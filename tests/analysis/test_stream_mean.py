@@ -1,0 +1,76 @@
+"""The share of the residual stream that is its mean: against the definition, and beside chance."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import batch_of, snapshot, unchanged
+from modwright.analysis import stream_mean
+from modwright.anatomy import Anatomy
+from modwright.calibration.text import from_sequences
+from modwright.errors import Refused
+from modwright.surgery import apply, make_method
+
+
+def test_it_is_the_mean_square_over_the_energy(tiny: Any, preset: str) -> None:
+    """From the hidden states that the model itself gives out, padding left out."""
+    model = tiny(preset)
+    before, batch = snapshot(model), batch_of(model)
+    found = stream_mean(model, batch)
+    with torch.no_grad():
+        states = model(**batch, output_hidden_states=True).hidden_states
+    blocks = len(Anatomy.of(model).blocks)
+    assert len(found.shares) == blocks + 1
+    mask = batch.get("attention_mask", torch.ones(states[0].shape[:2])).bool()
+    assert found.positions == int(mask.sum())
+    for share, state in zip(found.shares, states[:blocks]):
+        x = state[mask].double()
+        variance = x.var(-1, correction=0)
+        truth = (x.mean(-1).square() / (x.mean(-1).square() + variance)).mean()
+        assert share == pytest.approx(float(truth), rel=1e-9)
+    assert found.by_chance == 1 / Anatomy.of(model).hidden_size
+    assert unchanged(model, before) and not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_a_stream_of_noise_has_what_chance_gives(tiny: Any) -> None:
+    """The null: the ones are a direction like any other."""
+    model = tiny.copy("tiny-gpt2")
+    anatomy = Anatomy.of(model)
+    anatomy.write("embed.weight", torch.randn(128, 48))
+    anatomy.write("positions.weight", torch.randn(256, 48))
+    ids = torch.randint(0, 128, (20, 200), generator=torch.Generator().manual_seed(0))
+    share = stream_mean(model, {"input_ids": ids}).shares[0]
+    assert share == pytest.approx(1 / 48, rel=0.1)
+
+
+def test_a_stream_without_one_coordinate_gets_it_back(tiny: Any) -> None:
+    model = tiny("tiny-gpt2", dtype=torch.float64)
+    small = apply(model, make_method("pre_rmsnorm", {"form": "crms"})).model
+    found = stream_mean(small, batch_of(model))
+    assert max(found.shares) < 1e-25
+    assert found.by_chance == 1 / 48
+
+
+def test_windows_of_text_are_added_up(tiny: Any) -> None:
+    model = tiny("tiny-opt")
+    rows = [torch.arange(3, 19), torch.arange(30, 46), torch.arange(60, 76)]
+    together = stream_mean(model, from_sequences(rows, 1, batch_size=3))
+    apart = stream_mean(model, from_sequences(rows, 1, batch_size=1))
+    assert together.positions == apart.positions == 48
+    assert together.shares == pytest.approx(apart.shares, rel=1e-4)
+
+
+def test_it_is_told_in_numbers_and_words(tiny: Any) -> None:
+    found = stream_mean(Anatomy.of(tiny("tiny-vit")), batch_of(tiny("tiny-vit")))
+    assert json.loads(json.dumps(found.to_json()))["shares"] == list(found.shares)
+    lines = str(found).splitlines()
+    assert len(lines) == 6 and "34 positions" in lines[0] and "behind the blocks" in lines[-1]
+
+
+def test_without_a_batch_there_is_nothing_to_say(tiny: Any) -> None:
+    with pytest.raises(Refused, match="there is no batch"):
+        stream_mean(tiny("tiny-gpt2"), [])
