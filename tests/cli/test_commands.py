@@ -209,6 +209,36 @@ def test_run_as_json(command: Command, recipe_file: Path) -> None:
     assert "reopening" not in done.err
 
 
+def test_a_dry_run_says_what_it_tried_and_writes_nothing(
+    command: Command, recipe_file: Path
+) -> None:
+    done = command("run recipe.yaml -o out --dry-run")
+    assert done.code == 0, done.err
+    told = " ".join(done.out.split())
+    for words in (
+        "Nothing was written.",
+        "- drop 1 attention: ran block 0 (",
+        "on one batch of 4 x 32 in ",
+        "the whole calibration takes about",
+        "for the plan",
+        "- saving to out: rehearsed without weights",
+        "are free",
+        "- this process held ",
+    ):
+        assert words in told, words
+    assert done.err.splitlines() == [done.err.splitlines()[0], "rehearsing the save to out"]
+    found = value(command("run recipe.yaml -o out --dry-run --json"))
+    assert found["steps"][1]["calibration"]["block"] == 0
+    assert found["forecast"]["steps"][1]["phases"]["plan"] == found["steps"][1]["plan_bytes"]
+    assert [path.name for path in recipe_file.parent.iterdir()] == ["recipe.yaml"]
+
+
+def test_the_log_is_named_at_the_end(command: Command, recipe_file: Path, unchecked: None) -> None:
+    done = command("run recipe.yaml -o out --set evaluate.speed=null")
+    line = next(line for line in done.out.splitlines() if line.startswith("log: "))
+    assert Path(line.removeprefix("log: ")) == recipe_file.parent / "out.log"
+
+
 # edit
 
 

@@ -32,6 +32,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+@pytest.mark.contract("L2")
 def test_plain_progress_says_total_and_time_left(clock: Clock) -> None:
     stream = io.StringIO()
     with PlainProgress(every=5.0, stream=stream).phase("second moments", 10) as task:
@@ -94,6 +95,7 @@ def test_without_a_terminal_progress_is_plain_and_on_stderr(
     assert "copy: 1/2" in printed.err
 
 
+@pytest.mark.contract("L2")
 def test_on_a_terminal_there_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

@@ -51,7 +51,7 @@ def test_a_whole_run(recipe_file: Path) -> None:
         "writing",
         "reopening",
     ]
-    assert sorted(entry.name for entry in here.iterdir()) == ["out", "recipe.yaml"]
+    assert sorted(entry.name for entry in here.iterdir()) == ["out", "out.log", "recipe.yaml"]
 
 
 def test_a_refusal(tmp_path: Path) -> None:

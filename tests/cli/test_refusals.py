@@ -11,7 +11,10 @@ import pytest
 # Command, and what the line must say. Files in the working directory: recipe.yaml (a good one),
 # words.txt, full/ (a directory that holds something), model/ (a link to the tiny checkpoint).
 REFUSALS: list[tuple[str, tuple[str, ...]]] = [
-    ("inspekt model", ("'inspekt'", "apply, cost, edit, eval, inspect", "did you mean 'inspect'?")),
+    (
+        "inspekt model",
+        ("'inspekt'", "apply, cost, edit, eval, export, inspect", "did you mean 'inspect'?"),
+    ),
     ("--verbose", ("'--verbose'", "--version", "--debug", "--help")),
     ("inspect", ("MODEL", "usage: modwright inspect MODEL")),
     ("inspect model --lenght 3", ("'--lenght'", "--dtype", "did you mean '--length'?")),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from modwright.anatomy import Anatomy, Attention
+from modwright.anatomy import Anatomy, Attention, Mlp
 from modwright.anatomy.families import families
 from modwright.edits import (
     Change,
@@ -34,6 +34,8 @@ def build(name: str, **changes: Any) -> Any:
     model_type, kwargs = PRESETS[name]
     config = AutoConfig.for_model(model_type, **{**kwargs, **changes})
     causal = families()[model_type](config).is_causal()
+    if hasattr(config, "_experts_implementation"):
+        config._experts_implementation = "eager"  # whose products torch's counter sees one by one
     torch.manual_seed(0)
     return (AutoModelForCausalLM if causal else AutoModel).from_config(config).eval()
 
@@ -69,7 +71,9 @@ def _narrow(attention: Attention) -> Change:
 
 def _factors(anatomy: Anatomy) -> Change:
     change = Change()
-    for projection in (anatomy.blocks[1].mlp.up, anatomy.blocks[2].attention.o):  # type: ignore[union-attr]
+    blocks: Any = anatomy.blocks
+    dense = isinstance(blocks[1].mlp, Mlp)
+    for projection in (blocks[1].mlp.up if dense else blocks[3].attention.o, blocks[2].attention.o):
         outer = torch.ones(projection.out_features, 5)
         change += factorize(projection, outer, torch.ones(5, projection.in_features))
     return change

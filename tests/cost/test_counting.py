@@ -14,19 +14,20 @@ from transformers import DynamicCache
 
 from modwright import cost
 from modwright.anatomy import Anatomy, Embedding, Part
+from modwright.anatomy.calling import cache_keyword
 from modwright.cost import Cost, Pass, count, part_macs
 from modwright.errors import Refused, UnsupportedArchitecture
 
 LENGTH, BATCH = 10, 2
 
 
-def counted_by_torch(model: Any, ids: torch.Tensor, **kwargs: Any) -> int:
+def counted_by_torch(model: Any, inputs: Any, **kwargs: Any) -> int:
     with (
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        model(ids, **kwargs)
+        model(inputs, **kwargs)
     flops = counter.get_total_flops()
     assert flops % 2 == 0
     return flops // 2
@@ -36,13 +37,20 @@ def tokens(length: int = LENGTH, batch: int = BATCH) -> torch.Tensor:
     return torch.randint(3, 100, (batch, length), generator=torch.Generator().manual_seed(0))
 
 
+def read_by(model: Any) -> torch.Tensor:
+    """What a model of any family reads, ``LENGTH`` tokens of text or as much as a picture is."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = Anatomy.of(model).family.inputs().random(BATCH, LENGTH, generator)
+    return inputs[model.main_input_name]
+
+
 def tensors_of(model: Any) -> list[torch.Tensor]:
     return list({id(t): t for t in model.state_dict(keep_vars=True).values()}.values())
 
 
 def test_prefill_equals_the_counter_of_torch(model: Any) -> None:
     counted = count(model, length=LENGTH, batch=BATCH)
-    assert counted.prefill_macs == counted_by_torch(model, tokens())
+    assert counted.prefill_macs == counted_by_torch(model, read_by(model))
 
 
 def test_decoding_equals_the_counter_of_torch(model: Any) -> None:
@@ -52,8 +60,10 @@ def test_decoding_equals_the_counter_of_torch(model: Any) -> None:
         return
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(tokens(), cache=cache)
-    assert counted.decode_macs == counted_by_torch(model, tokens(1), cache=cache)
+        model(tokens(), **{cache_keyword(model): cache})
+    assert counted.decode_macs == counted_by_torch(
+        model, tokens(1), **{cache_keyword(model): cache}
+    )
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -69,10 +79,10 @@ def test_decoding_behind_a_sliding_window_equals_the_counter_of_torch(make: Any)
     model = make("tiny-llama", sliding_window=6)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(tokens(), cache=cache)
+        model(tokens(), **{cache_keyword(model): cache})
     assert cache.layers[0].keys.shape[2] == 5
     found = count(model, length=LENGTH, batch=BATCH)
-    assert found.decode_macs == counted_by_torch(model, tokens(1), cache=cache)
+    assert found.decode_macs == counted_by_torch(model, tokens(1), **{cache_keyword(model): cache})
     assert found.decode_macs == count(model, length=1, batch=BATCH, context=5).decode_macs
 
 
@@ -89,6 +99,8 @@ def test_decoding_behind_a_sliding_window_equals_the_counter_of_torch(make: Any)
         "LlamaForSequenceClassification",
         "LlamaForTokenClassification",
         "GPT2ForSequenceClassification",
+        "OPTForSequenceClassification",
+        "ViTForImageClassification",
     ],
 )
 def test_other_heads_equal_the_counter_of_torch(make: Any, name: str) -> None:
@@ -96,7 +108,7 @@ def test_other_heads_equal_the_counter_of_torch(make: Any, name: str) -> None:
     preset = f"tiny-{kind.config_class.model_type}"
     model = kind(make(preset).config).eval()
     counted = count(model, length=LENGTH, batch=BATCH)
-    assert counted.prefill_macs == counted_by_torch(model, tokens())
+    assert counted.prefill_macs == counted_by_torch(model, read_by(model))
     assert counted.parameters == sum(p.numel() for p in model.parameters())
 
 
@@ -140,6 +152,31 @@ def test_a_tied_head_has_no_parameters_of_its_own_but_its_products(make: Any, ti
     assert rows["head"].prefill_macs == LENGTH * 128 * 48
     assert rows["head"].decode_macs == 128 * 48
     assert rows["embed"].prefill_macs == 0
+
+
+def test_a_picture_has_a_length_of_its_own(make: Any) -> None:
+    model = make("tiny-vit")
+    counted = count(model, length=LENGTH, batch=3)
+    assert counted == count(model, length=500, batch=3)
+    assert counted.recipe["length"] == 17 and "context" not in counted.recipe
+    assert counted.recipe["input"] == (
+        "a picture of 16 x 16 pixels and 3 channels is 16 patches and 1 token beside them"
+    )
+    rows = {row.address: row for row in counted.rows}
+    assert rows["embed"].kind == "patches"
+    assert rows["embed"].prefill_macs == 3 * 16 * (48 * 3 * 4 * 4)
+    assert rows["positions"].parameters == 48 + 17 * 48 and rows["positions"].prefill_macs == 0
+    assert rows["other"].prefill_macs == 3 * 48 * 48, "the pooler reads the class token"
+    assert counted.kv_bytes == counted.decode_macs == 0
+
+
+def test_projections_of_the_stream_count_for_every_token(make: Any) -> None:
+    rows = {row.address: row for row in count(make("tiny-opt-post"), length=LENGTH).rows}
+    for name in ("project_in", "project_out"):
+        assert rows[name].kind == "linear" and rows[name].parameters == 24 * 48
+        assert rows[name].prefill_macs == LENGTH * 24 * 48 and rows[name].decode_macs == 24 * 48
+    assert list(rows)[:3] == ["embed", "positions", "project_in"]
+    assert list(rows)[-2:] == ["project_out", "head"]
 
 
 def test_the_pooler_stands_in_the_row_other(make: Any) -> None:
@@ -207,11 +244,21 @@ def test_numbers_out_of_range_are_refused_with_the_legal_range(
         count(make("tiny-gpt2"), **{name: value})  # type: ignore[arg-type]
 
 
+class Mystery(Part):
+    """A kind of part that the room of costs has not heard of."""
+
+    address = "blocks.0.mystery"
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def write(self, name: str, value: torch.Tensor) -> None:
+        pass
+
+
 def test_a_part_without_a_formula_is_refused() -> None:
-    part = Part()
-    part.address = "blocks.0.mystery"
     with pytest.raises(UnsupportedArchitecture, match=r"blocks\.0\.mystery.*part_macs\.register"):
-        part_macs(part, Pass(1, 1))
+        part_macs(Mystery(), Pass(1, 1))
     assert part_macs(Embedding(torch.nn.Embedding(9, 4), "embed"), Pass(2, 3)) == 0
 
 

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from modwright.anatomy import Anatomy
+from modwright.anatomy.calling import cache_keyword
 from modwright.cost import activation_bytes, count, kv_cache_bytes
 from modwright.errors import Refused
 
@@ -28,7 +29,7 @@ def held(cache: DynamicCache) -> int:
 def run(model: Any, length: int = LENGTH) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(torch.full((BATCH, length), 7), cache=cache)
+        model(torch.full((BATCH, length), 7), **{cache_keyword(model): cache})
     return cache
 
 
@@ -103,9 +104,10 @@ class Peak(TorchDispatchMode):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_activations_are_a_floor_of_what_is_alive(dense: Any, attention: str) -> None:
     dense.set_attn_implementation(attention)
-    ids = torch.full((BATCH, 64), 7)
+    generator = torch.Generator().manual_seed(0)
+    inputs = Anatomy.of(dense).family.inputs().random(BATCH, 64, generator)
     with torch.no_grad(), Peak(dense) as peak:
-        dense(ids, **({"use_cache": False} if dense.can_generate() else {}))
+        dense(**inputs, **({"use_cache": False} if dense.can_generate() else {}))
     dense.set_attn_implementation("sdpa")
     counted = activation_bytes(_like(dense, attention), 64, BATCH)
     assert counted <= peak.most <= 2.5 * counted

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from modwright.anatomy import Anatomy
 from modwright.cost import compare_speed, measure_speed
 from modwright.errors import Refused
 
@@ -30,10 +31,13 @@ class Recorder:
 
 def test_both_phases_are_timed_and_told(model: Any) -> None:
     speed = measure_speed(model, batch=2, **SMALL)
-    assert speed.prefill_tokens_per_second == 2 * 6 / speed.prefill_seconds.median
+    reads = Anatomy.of(model).family.inputs()
+    length = reads.positions(6)
+    assert speed.prefill_tokens_per_second == 2 * length / speed.prefill_seconds.median
     assert 0 < speed.prefill_seconds.least <= speed.prefill_seconds.median
     assert speed.prefill_seconds.median <= speed.prefill_seconds.most
-    assert (speed.batch, speed.prompt, speed.repeats) == (2, 6, 2)
+    assert (speed.batch, speed.prompt, speed.repeats) == (2, length, 2)
+    assert f"{length} random {reads.noun} read at once" in speed.method
     assert (speed.dtype, speed.device) == ("float32", "cpu")
     if speed.decode_seconds is None:
         assert speed.decode_tokens_per_second is None

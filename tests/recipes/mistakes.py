@@ -28,6 +28,30 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "model: m\nevaluate:\n  perplexity:\n    widows: 4\n" + STEP,
         ("r.yaml line 4, evaluate.perplexity.widows", "stride", "did you mean 'windows'?"),
     ),
+    "unknown key of the harness": (
+        "model: m\nevaluate:\n  harness:\n    task: [a]\n" + STEP,
+        ("r.yaml line 4, evaluate.harness.task", "tasks, include_path", "did you mean 'tasks'?"),
+    ),
+    "harness without tasks": (
+        "model: m\nevaluate:\n  harness: {limit: 3}\n" + STEP,
+        ("r.yaml line 3, evaluate.harness.tasks", "is missing: names of tasks"),
+    ),
+    "one task that is no list": (
+        "model: m\nevaluate:\n  harness: {tasks: hellaswag}\n" + STEP,
+        ("r.yaml line 3, evaluate.harness.tasks", "must be a list", "not 'hellaswag'"),
+    ),
+    "no tasks": (
+        "model: m\nevaluate:\n  harness: {tasks: []}\n" + STEP,
+        ("r.yaml line 3, evaluate.harness.tasks", "must have at least one entry"),
+    ),
+    "a limit of nothing": (
+        "model: m\nevaluate:\n  harness: {tasks: [a], limit: 0}\n" + STEP,
+        ("r.yaml line 3, evaluate.harness.limit", "must be 1 or more, not 0"),
+    ),
+    "agreement that is a mapping": (
+        "model: m\nevaluate:\n  agreement: {}\n" + STEP,
+        ("r.yaml line 3, evaluate.agreement", "must be true or false"),
+    ),
     "unknown key in a flow mapping": (
         "model: m\nevaluate: {speed: {promt: 4}}\n" + STEP,
         ("r.yaml line 2, evaluate.speed.promt", "new_tokens", "did you mean 'prompt'?"),

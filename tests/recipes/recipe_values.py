@@ -54,6 +54,17 @@ RECIPES = st.fixed_dictionaries(
             {},
             optional={
                 "perplexity": st.none() | st.fixed_dictionaries({}, optional={"windows": SIZES}),
+                "agreement": st.booleans(),
+                "harness": st.none()
+                | st.fixed_dictionaries(
+                    {"tasks": st.lists(WORDS, min_size=1, max_size=2)},
+                    optional={
+                        "include_path": st.none() | WORDS,
+                        "limit": st.none() | SIZES,
+                        "num_fewshot": st.none() | st.integers(0, 5),
+                        "batch_size": SIZES,
+                    },
+                ),
                 "speed": st.none(),
                 "generate": st.fixed_dictionaries({}, optional={"chat": st.none() | st.booleans()}),
             },

@@ -58,7 +58,9 @@ def test_every_option_of_every_method_is_there_with_its_sentence() -> None:
             options = form["properties"].get("options", form)["properties"]
             for field in dataclasses.fields(method_type(name)):
                 assert options[field.name]["description"]
-                assert "default" in options[field.name]
+                needed = field.default is dataclasses.MISSING
+                assert ("default" in options[field.name]) != needed
+                assert (field.name in form["properties"].get("options", form)["required"]) == needed
 
 
 def test_the_examples_fit() -> None:

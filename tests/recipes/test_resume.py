@@ -75,7 +75,7 @@ def test_stopped_between_steps(
     with pytest.raises(Stopped):
         run(recipe(), tmp_path / "out")
     assert watch.measured == ["before", "1 llm_drop"]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out.work"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.log", "out.work"]
 
     watch.start_again()
     told: list[str] = []
@@ -87,7 +87,7 @@ def test_stopped_between_steps(
     assert config_of(done.output) == config_of(finished.output)
     assert [s.name for s in done.report.stages] == [s.name for s in finished.report.stages]
     assert done.report.after.perplexity == finished.report.after.perplexity
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.log"]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_stopped_while_the_result_is_written(
     assert watch.measured == []
     assert watch.blocks == []
     assert same_weights(done.output, finished.output)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.log"]
 
 
 def stopped_at_the_end(recipe: Recipe, watch: Watch, out: Path) -> None:

@@ -18,8 +18,9 @@ import modwright.recipes.run as running
 from modwright.checkpoint import open as open_checkpoint
 from modwright.errors import CheckpointError, ModwrightError
 from modwright.recipes import Recipe, load_recipe
+from modwright.recipes.facts import auto_class
 from modwright.recipes.load import resolved
-from modwright.recipes.run import Outcome, auto_class, run
+from modwright.recipes.run import Outcome, run
 from modwright.report import read_report
 from wordy import ENDS, write_checkpoint
 
@@ -41,7 +42,7 @@ def test_the_output_is_whole_and_alone(finished: Outcome, wordy_model: Path) -> 
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= carried
     for name in carried:
         assert (out / name).read_bytes() == (wordy_model / name).read_bytes(), name
-    assert [entry.name for entry in out.parent.iterdir()] == ["out"]
+    assert sorted(entry.name for entry in out.parent.iterdir()) == ["out", "out.log"]
 
 
 def test_config_and_weights_say_what_was_done(finished: Outcome, wordy_model: Path) -> None:
@@ -65,6 +66,7 @@ def test_the_recipe_beside_the_weights_is_the_resolved_one(
     assert finished.report.recipe == stored
 
 
+@pytest.mark.contract("F4")
 def test_the_report_is_complete(finished: Outcome) -> None:
     report = read_report(finished.output)
     assert report == read_report(finished.output / "report.json")
@@ -92,6 +94,7 @@ def test_the_report_is_complete(finished: Outcome) -> None:
     assert report.reproduce == "modwright run recipe.yaml -o out"
 
 
+@pytest.mark.contract("A8")
 def test_the_report_lists_the_files_with_their_sizes(finished: Outcome) -> None:
     files = read_report(finished.output).files
     beside = {"report.json", "report.md", "report.html"}
@@ -193,7 +196,7 @@ def test_force_replaces(recipe: MakeRecipe, tmp_path: Path) -> None:
     run(recipe(steps=DROP, evaluate=NOTHING), out, force=True, check=False)
     assert not (out / "old.txt").exists()
     assert (out / "model.safetensors").exists()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.log"]
 
 
 def test_a_failure_leaves_the_old_output_alone(
@@ -210,7 +213,8 @@ def test_a_failure_leaves_the_old_output_alone(
     with pytest.raises(RuntimeError, match="died"):
         run(recipe(steps=DROP, evaluate=NOTHING), out, force=True)
     assert snapshot(out) == {"old.txt": b"old"}
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.work"]
+    left = sorted(entry.name for entry in tmp_path.iterdir())
+    assert left == ["out", "out.log", "out.work"]
 
 
 def test_two_runs_into_one_place_at_once(recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -229,7 +233,7 @@ def test_two_runs_into_one_place_at_once(recipe: MakeRecipe, tmp_path: Path) -> 
     assert f"another run (process {os.getpid()})" in str(refused[0])
     assert "out" in str(refused[0])
     assert (done.output / "report.json").exists()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.log"]
 
 
 # Other models
@@ -277,6 +281,7 @@ def test_weights_have_the_wanted_dtype(
     assert {tensor.dtype for tensor in weights(done.output).values()} == {wanted}
 
 
+@pytest.mark.contract("G3")
 def test_shards(recipe: MakeRecipe, tmp_path: Path) -> None:
     asked = recipe(steps=DROP, evaluate=NOTHING, max_shard_size="100KB")
     done = run(asked, tmp_path / "out", check=False)

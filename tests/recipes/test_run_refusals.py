@@ -91,6 +91,7 @@ def test_a_perplexity_window_that_does_not_fit_says_which_key(
         run(asked, tmp_path / "out")
 
 
+@pytest.mark.contract("C2")
 def test_places_that_are_no_output(
     recipe: MakeRecipe,
     wordy_model: Path,

@@ -16,6 +16,7 @@ COST = {
     "recipe": {"batch": 1, "prompt_tokens": 512},
 }
 RECIPE = {"data": "lee.cor", "length": 512}
+ASKED = {"harness": "lm-eval 0.4.13", "tasks": {"words": {}}}
 TIMING = {"threads": 2, "repeats": 5}
 
 
@@ -27,12 +28,18 @@ def stage(
     prefill: float | None = None,
     repetition: float | None = None,
     text: str = "Some words.",
+    agreement: dict[str, Any] | None = None,
+    scores: list[dict[str, Any]] | None = None,
+    asked: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
     timing: dict[str, Any] | None = None,
     plain: bool = True,
     **cost: float,
 ) -> Stage:
-    """A stage with unit costs, changed by ``cost``; a perplexity of None is not measured."""
+    """A stage with unit costs, changed by ``cost``; a perplexity of None is not measured.
+
+    ``recipe``, ``timing`` and ``asked`` are how perplexity, speed and scores were taken.
+    """
     speed = {"decode_tokens_per_second": decode, "prefill_tokens_per_second": prefill}
     return Stage(
         name,
@@ -41,6 +48,10 @@ def stage(
         quality=None
         if perplexity is None
         else {"perplexity": perplexity, "recipe": RECIPE if recipe is None else recipe},
+        agreement=agreement,
+        harness=None
+        if scores is None
+        else {"scores": scores, "recipe": ASKED if asked is None else asked},
         speed=None
         if decode is None and prefill is None
         else {**speed, "recipe": TIMING if timing is None else timing},
@@ -49,6 +60,30 @@ def stage(
         else {"prompt": "Say.", "text": text, "repetition": repetition},
         plain=plain,
     )
+
+
+def score(value: float | None, stderr: float | None = None, **changed: Any) -> dict[str, Any]:
+    """One score of the harness."""
+    return {
+        "name": "words acc",
+        "task": "words",
+        "metric": "acc",
+        "filter": "none",
+        "value": value,
+        "stderr": stderr,
+        "higher_is_better": True,
+        "documents": 100,
+        "num_fewshot": 0,
+        "version": "1.0",
+        "harness": "lm-eval 0.4.13",
+        "asked": True,
+        **changed,
+    }
+
+
+def near(kl: float, top1: float, **changed: Any) -> dict[str, Any]:
+    """An agreement with the model as it came."""
+    return {"kl": kl, "top1": top1, "tokens": 3066, "recipe": {"data": "lee.cor"}, **changed}
 
 
 def report(*stages: Stage, **fields: Any) -> Report:

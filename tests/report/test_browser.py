@@ -115,7 +115,7 @@ def test_a_click_sorts_by_number_with_missing_values_last(found: dict[str, Any])
 def test_the_sorted_column_says_so(found: dict[str, Any]) -> None:
     assert set(found["start"][1]) == {"none"}
     assert found["up"][1][3] == "ascending" and found["down"][1][3] == "descending"
-    assert found["back"][1] == ["ascending", *["none"] * 9]
+    assert found["back"][1] == ["ascending", *["none"] * (len(found["start"][1]) - 1)]
 
 
 def test_a_phone_does_not_scroll_sideways(found: dict[str, Any]) -> None:

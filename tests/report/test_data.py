@@ -60,6 +60,26 @@ def test_a_number_marked_as_not_finite_is_not_used() -> None:
     assert Stage("before", quality={"perplexity": 3.0, "finite": False}).is_broken
 
 
+def test_agreement_and_scores_that_are_no_numbers_are_marked() -> None:
+    found = Stage("before", agreement={"kl": float("inf"), "top1": 0.5}).agreement
+    assert found == {"kl": None, "top1": 0.5, "finite": False}
+    assert Stage("before", agreement={"cosine": 0.5}).agreement == {"cosine": 0.5, "finite": True}
+    assert Stage("before", harness={"scores": []}).harness == {"scores": [], "finite": True}
+    read = Stage.from_json(Stage("before", agreement={"kl": float("nan"), "top1": 0.5}).to_json())
+    assert read.agreement == {"kl": None, "top1": 0.5, "finite": False}
+
+
+def test_a_report_of_format_1_is_still_read() -> None:
+    stored = json.loads(EXAMPLE.with_name("report_format_1.json").read_text(encoding="utf-8"))
+    assert stored["format"] == 1
+    read = Report.from_json(stored)
+    assert [stage.perplexity for stage in read.stages] == [
+        stage["quality"]["perplexity"] for stage in stored["stages"]
+    ]
+    assert read.before.agreement is None and read.before.harness is None
+    assert read.to_json()["format"] == 2
+
+
 REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Report("r"), "at least one stage"),
     (lambda: Report("r", stages=[Stage("1 x", "x")]), "has no method"),
@@ -71,6 +91,12 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Stage("a", notes="one"), "notes: list expected"),  # type: ignore[arg-type]
     (lambda: Stage("a", plain=None), "plain: bool expected"),  # type: ignore[arg-type]
     (lambda: Stage("a", cost={"parameters": "many"}), "cost.parameters: number expected"),
+    (lambda: Stage("a", agreement={"top1": "most"}), "agreement.top1: number expected"),
+    (lambda: Stage("a", harness={"scores": [{}]}), "a score needs a name"),
+    (
+        lambda: Stage("a", harness={"scores": [{"name": "x acc", "value": "high"}]}),
+        "harness.value: number expected",
+    ),
     (lambda: Stage("a", sample={"text": 3}), "sample.text: text expected"),
     (lambda: Stage("a", shape=[{"mlp": 3}]), "needs exactly attention and mlp"),
     (lambda: Stage("a", shape=[{"mlp": 3, "attention": {"heads": 1}}]), "attention needs heads"),

@@ -6,8 +6,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from modwright.report import Report, Stage, render_markdown, verdicts
+from modwright.report.columns import shown_metrics
 from modwright.report.markdown import fenced, inline
-from modwright.report.metrics import shown_metrics
 from modwright.report.tables import measured
 
 from .small import report, stage

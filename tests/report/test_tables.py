@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from modwright.report import Report
-from modwright.report.metrics import METRICS, shown_metrics
+from modwright.report.columns import METRICS, shown_metrics
 from modwright.report.tables import measured, per_layer, samples
 
 from .small import report, stage
@@ -59,6 +59,8 @@ def test_a_recipe_that_holds_for_all_stages_stands_once(example: Report) -> None
     found = [(entry.title, entry.stages) for entry in measured(example)]
     assert found == [
         ("Perplexity", ()),
+        ("Agreement with the model as it came", ("1 llm_drop", "2 modegpt")),
+        ("Harness scores", ()),
         ("Cost (counted, not timed)", ()),
         ("Speed (timed)", ()),
         ("Sample", ()),

@@ -7,7 +7,7 @@ import pytest
 from modwright.report import Report, Stage, verdicts
 from modwright.report.words import FAR_OUTSIDE, MACS_FALL, NEARLY_FREE, REPEATS, SPEED_GAIN
 
-from .small import report, stage
+from .small import ASKED, near, report, score, stage
 
 # name, stages, what one sentence must say, what no sentence may say
 CASES: list[tuple[str, list[Stage], str, str]] = [
@@ -200,6 +200,84 @@ CASES: list[tuple[str, list[Stage], str, str]] = [
         "stock transformers loads",
     ),
     (
+        "agreement with the model as it came",
+        [stage(), stage("1 x", agreement=near(0.31214, 0.7834))],
+        r"The result's predictions are 0\.3121 nats from those of the model as it came "
+        r"\(mean KL at 3,066 tokens of text\), and both put the same token first at 78\.3 % of "
+        r"them\.",
+        "cannot be said",
+    ),
+    (
+        "agreement that is not finite",
+        [stage(), stage("1 x", agreement=near(float("nan"), 0.0))],
+        r"How far the result is from the model as it came cannot be said: at 3,066 tokens",
+        "nats",
+    ),
+    (
+        "cosine of a model without a head",
+        [
+            stage(perplexity=None),
+            stage(
+                "1 x",
+                perplexity=None,
+                agreement={"cosine": 0.98765, "tokens": 30, "recipe": {"data": "lee.cor"}},
+            ),
+        ],
+        r"have a mean cosine of 0\.9877 at 30 tokens of text\.",
+        "nothing is said about quality|nats",
+    ),
+    (
+        "a score fell beyond its error",
+        [stage(scores=[score(0.85, 0.03)]), stage("1 x", scores=[score(0.7, 0.04)])],
+        r"words acc fell from 0\.8500 to 0\.7000 \(words \(version 1\.0\), 100 documents, 0-shot, "
+        r"lm-eval 0\.4\.13\)\.",
+        "within the standard error",
+    ),
+    (
+        "a score rose within the error",
+        [stage(scores=[score(0.8, 0.03)]), stage("1 x", scores=[score(0.85, 0.04)])],
+        r"words acc rose from 0\.8000 to 0\.8500 .*: within the standard error of the difference, "
+        r"0\.0500\.",
+        "fell",
+    ),
+    (
+        "a score stayed",
+        [stage(scores=[score(0.8, 0.03)]), stage("1 x", scores=[score(0.8, 0.03)])],
+        r"words acc stayed at 0\.8000 ",
+        "rose|fell|within",
+    ),
+    (
+        "a score without an error",
+        [stage(scores=[score(0.8)]), stage("1 x", scores=[score(0.7)])],
+        r"words acc fell from 0\.8000 to 0\.7000",
+        "within",
+    ),
+    (
+        "a score of a model that gives NaN",
+        [
+            stage(scores=[score(0.8)]),
+            Stage("1 x", "x", harness={"scores": [score(None)], "finite": False, "recipe": ASKED}),
+        ],
+        r"words acc cannot be said: the model gives NaN \(words ",
+        "words acc rose|words acc fell|compared",
+    ),
+    (
+        "scores of different documents",
+        [
+            stage(scores=[score(0.8)]),
+            stage("1 x", scores=[score(0.7)], asked={"harness": "lm-eval 0.4.12", "tasks": {}}),
+        ],
+        r"Scores before and after cannot be compared: they were taken differently "
+        r"\(harness, tasks\)\.",
+        "rose|fell",
+    ),
+    (
+        "scores of a model that was not edited",
+        [stage(scores=[score(0.8)])],
+        r"words acc is 0\.8000 \(words \(version 1\.0\), 100 documents",
+        "rose|fell|compared",
+    ),
+    (
         "nothing was done",
         [stage()],
         r"Nothing was changed",
@@ -218,6 +296,7 @@ def test_each_rule(stages: list[Stage], said: str, unsaid: str) -> None:
     assert all(line.endswith(".") and "\n" not in line for line in lines)
 
 
+@pytest.mark.contract("E5")
 def test_the_step_that_did_not_pay_is_named_and_the_other_is_not() -> None:
     lines = verdicts(
         report(

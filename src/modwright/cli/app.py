@@ -9,13 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from modwright.cli.console import emit_json, make_progress, output, say
-from modwright.cli.parameters import TEXTS, Dtype, Force, Json, Length, Model, Set
+from modwright.cli.evaluate import evaluate
+from modwright.cli.export import export
+from modwright.cli.parameters import Dtype, Force, Json, Length, Model, Recipe, Set
+from modwright.cli.run import run
 
 __all__ = ["build"]
-
-Recipe = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A YAML file that says model, steps and output.")
-]
 
 
 def _version(shown: bool) -> None:
@@ -218,87 +217,6 @@ def apply(
     say(f"written: {out}" + (" (plain)" if applied.plain else " (needs `import modwright`)"))
 
 
-def run(
-    recipe: Recipe,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="DIR", help="Directory to write; else the recipe's `output`."
-        ),
-    ] = None,
-    changes: Set = None,
-    force: Force = False,
-    no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not reopen the result in a new process.")
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Run a recipe: plan, apply, verify, measure, save and report.
-
-    A run that was stopped goes on where it was when the same command is given again.
-    """
-    from modwright.cli.show import show_outcome
-    from modwright.recipes import load_recipe
-    from modwright.recipes.run import run as run_recipe
-
-    outcome = run_recipe(
-        load_recipe(recipe, changes or ()),
-        out,
-        force=force,
-        check=not no_check,
-        progress=make_progress(),
-        say=say,
-    )
-    if json:
-        emit_json(outcome.report.to_json())
-    else:
-        show_outcome(output(), outcome)
-
-
-def evaluate(
-    model: Model,
-    data: Annotated[str, typer.Option(help=f"Text: {TEXTS}.")] = "lee",
-    windows: Annotated[int, typer.Option(help="Windows of text.")] = 6,
-    length: Length = 512,
-    stride: Annotated[
-        int | None,
-        typer.Option(help="Tokens between starts of windows; by default they do not overlap."),
-    ] = None,
-    bos: Annotated[bool, typer.Option("--bos", help="Begin every window with BOS.")] = False,
-    dtype: Dtype = None,
-    prompt: Annotated[str | None, typer.Option(help="Also write after this prompt.")] = None,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to write.")] = 40,
-    json: Json = False,
-) -> None:
-    """Measure perplexity on a text, with the recipe of the number."""
-    from dataclasses import asdict
-
-    from modwright.checkpoint import open as open_checkpoint
-    from modwright.cli.show import perplexity_lines
-    from modwright.errors import Refused
-    from modwright.tasks.generation import generate_sample
-    from modwright.tasks.perplexity import PerplexityRecipe, perplexity
-
-    progress = make_progress()
-    opened = open_checkpoint(model, dtype=dtype, progress=progress)
-    if opened.tokenizer is None:
-        raise Refused(f"{model} brings no tokenizer, so it cannot be measured on text")
-    asked = PerplexityRecipe(data, windows=windows, length=length, stride=stride, bos=bos)
-    found = perplexity(opened.model, opened.tokenizer, asked, progress)
-    sample = None
-    if prompt is not None:
-        sample = generate_sample(opened.model, opened.tokenizer, prompt, max_new_tokens=new_tokens)
-    if json:
-        emit_json(
-            {
-                "perplexity": {**asdict(found), "finite": found.finite},
-                "sample": asdict(sample) if sample else None,
-            }
-        )
-    else:
-        output().print(perplexity_lines(found, sample))
-
-
 def papers(
     slug: Annotated[
         str | None, typer.Argument(metavar="SLUG", help="Show this paper in full.")
@@ -341,7 +259,8 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("plan", plan, "plan examples/demo.yaml --set steps.0.n=6"),
     ("apply", apply, "apply out/plan -o out/smaller"),
     ("run", run, "run examples/demo.yaml -o out/demo"),
-    ("eval", evaluate, 'eval smollm2-135m --prompt "What is a llama?"'),
+    ("eval", evaluate, "eval out/demo --against smollm2-135m"),
+    ("export", export, "export smollm2-135m -o out/smollm2-gguf --to gguf --set type=q8_0"),
     ("papers", papers, "papers llm-drop"),
     ("schema", schema, "schema > recipe.schema.json"),
 )

@@ -31,20 +31,33 @@ def add_methods(group: typer.Typer) -> None:
             name=name,
             help=summary(kind),
             short_help=summary(kind),
-            epilog=None if kind.paper is None else f"The paper: modwright papers {kind.paper}",
+            epilog=_last_words(name, kind),
         )(_command(name, kind))
+
+
+def _last_words(name: str, kind: type[Any]) -> str:
+    """Where to read on: the paper, or an example of a method that comes from none."""
+    if kind.paper is not None:
+        return f"The paper: modwright papers {kind.paper}"
+    tried = " ".join(f"--{key} '{value}'" for key, value in kind.examples[0].items())
+    return f"Example: modwright edit {name} smollm2-135m -o out/edited {tried}"
 
 
 def _command(name: str, kind: type[Any]) -> Callable[..., None]:
     fields = {field.name: field for field in dataclasses.fields(kind)}
+    # A method's own option stands in front of a common one of the same name.
+    common = [p for p in _common() if p.name not in fields]
+    hidden = {p.name: p.default for p in _common() if p.name in fields}
 
     def command(**given: Any) -> None:
         options = {key: given.pop(key) for key in fields if key in given}
         _edit(
-            name, {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}, **given
+            name,
+            {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
+            **{**hidden, **given},
         )
 
-    parameters = [*_common(), *_options(kind, fields)]
+    parameters = [*common, *_options(kind, fields)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
@@ -100,6 +113,8 @@ def _options(kind: type[Any], fields: dict[str, Any]) -> list[inspect.Parameter]
             words += f" Repeat {flag} for each."
         option = typer.Option(*flags, help=words, metavar="|".join(_legal(hints[name])) or None)
         default = list(field.default) if isinstance(field.default, tuple) else field.default
+        if field.default is dataclasses.MISSING:
+            default = inspect.Parameter.empty
         made.append(_parameter(name, Annotated[annotation, option], default))
     return made
 
@@ -153,4 +168,5 @@ def _edit(
         name=f"edit {method}",
     )
     outcome = run(recipe, out, force=force, progress=make_progress(), say=say)
-    show_outcome(output(), outcome)
+    if outcome.leading:
+        show_outcome(output(), outcome)

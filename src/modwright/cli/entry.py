@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modwright.cli.shorthand import spelled_out
-from modwright.errors import ModwrightError, unknown_name
+from modwright.errors import ModwrightError, ProcessFailed, unknown_name
 
 __all__ = ["main", "run_command"]
 
@@ -34,6 +34,11 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         code = int(command.main(args=kept, prog_name="modwright", standalone_mode=False) or 0)
         return _say(_GO_ON, code) if code == INTERRUPTED else code
+    except ProcessFailed as error:
+        # The main process has said it, unless it is gone.
+        if os.environ.get("RANK", "0") != "0" and not error.lost:
+            return error.exit_code
+        return _say(str(error), error.exit_code, error, debug)
     except ModwrightError as error:
         return _say(str(error), error.exit_code, error, debug)
     except KeyboardInterrupt:

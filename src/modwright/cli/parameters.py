@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-__all__ = ["TEXTS", "Dtype", "Force", "Json", "Length", "Model", "Set"]
+__all__ = ["TEXTS", "Dtype", "Force", "Json", "Length", "Model", "Recipe", "Set"]
 
 TEXTS = "lee, lee-background, a text file, a folder of them, or datasets:NAME"
 
@@ -17,6 +18,9 @@ Model = Annotated[
         help="A directory, a .gguf file, a packaged name (smollm2-135m, minilm), preset:NAME, "
         "or a hub id.",
     ),
+]
+Recipe = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A YAML file that says model, steps and output.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; all words go to stderr.")]
 Length = Annotated[int, typer.Option(help="Tokens of a sequence.")]

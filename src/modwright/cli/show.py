@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from modwright.edits import Plan
     from modwright.papers import Paper
     from modwright.recipes.forecast import Forecast
+    from modwright.recipes.rehearsal import Rehearsal
     from modwright.recipes.run import Outcome
 
 __all__ = [
     "forecast_table",
     "paper_lines",
     "papers_table",
-    "perplexity_lines",
     "plan_lines",
+    "rehearsal_lines",
     "show_outcome",
 ]
 
@@ -39,6 +40,8 @@ def show_outcome(console: Console, outcome: Outcome) -> None:
     if outcome.reopened is not None:
         console.print(Text(f"checked: {outcome.reopened}"))
     console.print(Text(f"checkpoint and report.html: {outcome.output}"))
+    if outcome.log is not None:
+        console.print(Text(f"log: {outcome.log}"), soft_wrap=True)
     first = "" if report.after.plain else "import modwright; "
     auto = report.model.get("auto_class", "AutoModel")
     console.print(
@@ -107,6 +110,43 @@ def forecast_table(expected: Forecast) -> Group:
     return Group(table, Text(words))
 
 
+def rehearsal_lines(tried: Rehearsal) -> Group:
+    """What a dry run foresees, and what it really did."""
+    from modwright.cost import human
+
+    lines: list[Table | Text | Group] = [forecast_table(tried.forecast)]
+    for step in tried.steps:
+        found = step.calibration
+        said = f"{step.title}: looks at no data"
+        if found is not None:
+            shape = " x ".join(map(str, found.batch))
+            said = (
+                f"{step.title}: ran block {found.block} ({human(found.weights, 'B')} of weights, "
+                f"{human(found.statistics, 'B')} of statistics) on one batch of {shape} in "
+                f"{found.seconds:.2f} s on {found.device}; the whole calibration takes about "
+                f"{_duration(found.walk_seconds)}"
+            )
+        if step.plan_bytes:
+            said += f"; allocated {human(step.plan_bytes, 'B')} for the plan"
+        lines.append(Text(f"- {said}"))
+    lines.append(
+        Text(
+            f"- saving to {tried.output}: rehearsed without weights, about "
+            f"{human(tried.forecast.output, 'B')}; the run takes up to "
+            f"{human(tried.forecast.disk, 'B')} of disk on the way, "
+            f"{human(tried.free_disk, 'B')} are free"
+        )
+    )
+    lines.append(Text(f"- this process held {human(tried.peak, 'B')} at most, Python included"))
+    return Group(*lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def plan_lines(made: Plan) -> Table:
     """What one plan edits."""
     table = Table(title=f"plan of {made.method}", title_justify="left")
@@ -115,19 +155,6 @@ def plan_lines(made: Plan) -> Table:
     for path, what in made.summary():
         table.add_row(path, what)
     return table
-
-
-def perplexity_lines(found: Any, sample: Any = None) -> Group:
-    """The number and its recipe."""
-    recipe = found.recipe
-    lines = [
-        Text(f"perplexity {found.value:.4f} per token over {found.tokens:,} tokens"),
-        Text(f"  {found.bits_per_byte:.4f} bits per byte; {found.word_perplexity:,.1f} per word"),
-        Text("  " + ", ".join(f"{name} {value}" for name, value in recipe.items())),
-    ]
-    if sample is not None:
-        lines.append(Text(f"after {sample.prompt!r}: {sample.text.strip()}"))
-    return Group(*lines)
 
 
 def papers_table(chosen: Sequence[Paper]) -> Table:

@@ -29,7 +29,7 @@ class Row:
 
     Attributes:
         address: of the part; "other" for all that belongs to no part (a pooler, a classifier).
-        kind: attention, mlp, norm, embedding, head or other.
+        kind: attention, mlp, norm, embedding, patches, linear, head or other.
         parameters: numbers that it owns; a tied table belongs to the embedding.
         bytes: what a checkpoint stores for it, index buffers included.
         prefill_macs: multiply-accumulates when ``length`` tokens are read at once.
@@ -167,7 +167,7 @@ def count(
 
     Args:
         model: a model or its anatomy.
-        length: tokens that the prefill reads, of each sequence.
+        length: tokens that the prefill reads, of each sequence; a model of pictures has its own.
         batch: sequences side by side.
         context: tokens in the cache when the decode step comes; it attends to them and to itself.
             None for ``length``.
@@ -187,6 +187,7 @@ def count(
     context = length if context is None else context
     at_least(1, length=length, batch=batch, context=context)
     anatomy = as_anatomy(model)
+    length = anatomy.family.inputs().positions(length)
     runs = [Pass(batch, length)]
     if anatomy.family.is_causal():
         runs.append(Pass(batch, 1, cached_positions(anatomy, context)))
@@ -259,7 +260,7 @@ def _other_macs(anatomy: Anatomy, modules: list[tuple[str, nn.Module]], run: Pas
     """Linear maps outside the parts: once per sequence behind a pooler, else for every token."""
     family, model = anatomy.family, anatomy.model
     inside = family.prefix(model)
-    pooled = getattr(family.backbone(model), "pooler", None) is not None
+    pooled = family.pools(model)
     total = 0
     for path, module in modules:
         if not isinstance(module, nn.Linear | Conv1D | FactorPair):
@@ -292,6 +293,9 @@ def _recipe(anatomy: Anatomy, length: int, batch: int, context: int) -> dict[str
     }
     if not anatomy.family.is_causal():
         del recipe["decode"], recipe["context"]
+    fixed = anatomy.family.inputs().describe()
+    if fixed:
+        recipe["input"] = fixed
     limit = getattr(anatomy.config, "max_position_embeddings", None)
     if limit is not None and max(length, context + 1) > limit:
         recipe["positions"] = f"the model is made for {limit} positions, fewer than counted here"

@@ -12,10 +12,23 @@ from functools import singledispatch
 
 from torch import nn
 
-from modwright.anatomy import Attention, Embedding, FactoredProjection, Mlp, Norm, Part, Projection
+from modwright.anatomy import (
+    Attention,
+    Embedding,
+    FactoredProjection,
+    Linear,
+    MixtureOfExperts,
+    Mlp,
+    Norm,
+    Part,
+    Patches,
+    Projection,
+)
+from modwright.anatomy.parts import Sublayer
 from modwright.errors import UnsupportedArchitecture
+from modwright.nn import ExpertShape
 
-__all__ = ["Pass", "map_macs", "part_macs", "score_macs"]
+__all__ = ["Pass", "line_macs", "map_macs", "part_macs", "score_macs"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,31 @@ def _(projection: FactoredProjection) -> int:
     return projection.rank * (projection.in_features + projection.out_features)
 
 
+@singledispatch
+def line_macs(part: Sublayer) -> dict[str, int]:
+    """Products for one position by role: of each linear map, and of what goes with them."""
+    return {role: map_macs(projection) for role, projection in part.projections().items()}
+
+
+@line_macs.register
+def _(part: Mlp) -> dict[str, int]:
+    maps = {role: map_macs(projection) for role, projection in part.projections().items()}
+    return maps if part.experts is None else _expert_macs(part.experts, maps)
+
+
+def _expert_macs(shape: ExpertShape, maps: dict[str, int]) -> dict[str, int]:
+    """Masked, all neurons are computed; dispatched, those of the chosen experts. "scores" chooses:
+    with mean keys, from neurons that are there anyway, or from neurons computed for it."""
+    keys = shape.num_experts * shape.hidden_size
+    if shape.mode == "mask":
+        return {**maps, "scores": keys if shape.score == "avg_key" else 0}
+    before = sum(macs for role, macs in maps.items() if role != "down")
+    share = {
+        role: macs * shape.experts_per_token // shape.num_experts for role, macs in maps.items()
+    }
+    return {**share, "scores": keys if shape.score in ("avg_key", "gate", "up") else before}
+
+
 def score_macs(attention: Attention, run: Pass) -> int:
     """Scores and the weighted sum, H T S (Dqk + Dv): masked positions count, as a kernel computes
     them."""
@@ -81,13 +119,19 @@ def part_macs(part: Part, run: Pass) -> int:
 
 @part_macs.register
 def _(part: Attention, run: Pass) -> int:
-    maps = sum(map_macs(projection) for projection in part.projections().values())
-    return run.positions * maps + score_macs(part, run)
+    return run.positions * sum(line_macs(part).values()) + score_macs(part, run)
 
 
 @part_macs.register
 def _(part: Mlp, run: Pass) -> int:
-    return run.positions * sum(map_macs(projection) for projection in part.projections().values())
+    return run.positions * sum(line_macs(part).values())
+
+
+@part_macs.register
+def _(part: MixtureOfExperts, run: Pass) -> int:
+    # Each position goes through the router and through top_k experts, all of one size.
+    expert = sum(map_macs(projection) for projection in part.experts[0].projections().values())
+    return run.positions * (map_macs(part.router) + part.top_k * expert)
 
 
 @part_macs.register
@@ -100,3 +144,14 @@ def _(part: Embedding, run: Pass) -> int:
     # A table is looked up; a head holds the same kind of table and multiplies by it.
     module = part.module
     return run.positions * module.weight.numel() if isinstance(module, nn.Linear) else 0
+
+
+@part_macs.register
+def _(part: Linear, run: Pass) -> int:
+    return run.positions * part.parameters()["weight"].numel()
+
+
+@part_macs.register
+def _(part: Patches, run: Pass) -> int:
+    # A picture is cut once; the tokens beside the patches cost nothing.
+    return run.sequences * part.count * part.parameters()["weight"].numel()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from modwright.anatomy import Anatomy, Block, Embedding, Mlp
+from modwright.anatomy import Anatomy, Block, Embedding, MixtureOfExperts, Mlp
 from modwright.cost.checks import at_least, dtype_of
 from modwright.nn import AttentionShape
 
@@ -78,7 +78,9 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1) -> int:
       + H Dqk + K (Dqk + Dv) (queries, keys, values) + H Dv (the mix), and with eager attention
       + 2 H T (scores and weights);
     - while an MLP runs: d + d (as above) + 2 I, or 3 I when it is gated (gate, up, product), and
-      in a parallel block + d (what the attention returned);
+      in a parallel block + d (what the attention returned); where only the chosen of N experts are
+      computed, one after the other, the mean part of that, k / N^2; in a mixture of E experts with
+      k at work, 3 I k / E + E;
     - at the head: d + V (logits of every position).
 
     It is a floor: temporaries of an implementation (rotated copies, the steps of a composite
@@ -88,6 +90,7 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1) -> int:
         Refused: ``length`` or ``batch`` below 1.
     """
     at_least(1, length=length, batch=batch)
+    length = anatomy.family.inputs().positions(length)
     width = anatomy.hidden_size
     eager = getattr(anatomy.config, "_attn_implementation", None) == "eager"
     sets = [width]
@@ -109,7 +112,11 @@ def _attention_set(shape: AttentionShape, scores: int) -> int:
     return projected + shape.num_heads * (shape.qk_head_dim + shape.v_head_dim + 2 * scores)
 
 
-def _mlp_set(block: Block, mlp: Mlp, width: int) -> int:
+def _mlp_set(block: Block, mlp: Mlp | MixtureOfExperts, width: int) -> int:
+    if isinstance(mlp, MixtureOfExperts):  # one expert after the other, on its share of positions
+        return mlp.intermediate_size * 3 * mlp.top_k // mlp.num_experts + mlp.num_experts
     inner = mlp.intermediate_size * (2 if mlp.gate is None else 3)
+    if mlp.experts is not None and mlp.experts.mode == "dispatch":
+        inner = inner * mlp.experts.experts_per_token // mlp.experts.num_experts**2
     has_other = block.layout == "parallel" and block.attention is not None
     return inner + (width if has_other else 0)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy
+from modwright.anatomy.calling import cache_keyword
 from modwright.cost.checks import at_least
 from modwright.errors import Refused
 from modwright.progress import SILENT, Progress
@@ -114,7 +115,7 @@ def measure_speed(
 
     Args:
         batch: sequences side by side.
-        prompt: random tokens that the prefill reads, of each sequence.
+        prompt: random tokens that the prefill reads, of each sequence; a picture has its own.
         new_tokens: tokens that are fed one by one afterwards; not used for encoders.
         repeats: timed runs, of which the median counts.
         warmup: runs before them that do not count.
@@ -167,27 +168,35 @@ class _Run:
         self.model, self.batch, self.prompt, self.new_tokens = model, batch, prompt, new_tokens
         anatomy = Anatomy.of(model)
         self.decodes = anatomy.family.is_causal()
+        self.reads = anatomy.family.inputs()
+        self.prompt = prompt = self.reads.positions(prompt)
         length = prompt + new_tokens if self.decodes else prompt
         _refuse_unfit(anatomy, length)
-        self.device = next(model.parameters()).device
-        self.ids = _random_tokens(anatomy.config, (batch, length), seed).to(self.device)
+        near = next(model.parameters())
+        self.device = near.device
+        self.inputs = _random_inputs(anatomy, batch, length, seed)
+        self.inputs = {
+            name: t.to(near.device, near.dtype if t.is_floating_point() else t.dtype)
+            for name, t in self.inputs.items()
+        }
         # generate() asks for the logits of the last position only, and so does the measurement.
         takes = inspect.signature(model.forward).parameters
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+        self.keyword = cache_keyword(model)
         self.prefill: list[float] = []
         self.decode: list[float] = []
 
     def once(self, timed: bool) -> None:
         cache = self._cache()
         start = self._now()
-        self._forward(self.ids[:, : self.prompt], cache)
+        self._forward(cache, 0, self.prompt)
         middle = self._now()
         if timed:
             self.prefill.append(middle - start)
         if cache is None:
             return
         for position in range(self.prompt, self.prompt + self.new_tokens):
-            self._forward(self.ids[:, position : position + 1], cache)
+            self._forward(cache, position, position + 1)
         if timed:
             self.decode.append(self._now() - middle)
 
@@ -198,9 +207,13 @@ class _Run:
 
         return DynamicCache(config=self.model.config)
 
-    def _forward(self, ids: Tensor, cache: Any) -> None:
-        held = {} if cache is None else {"cache": cache, "use_cache": True}
-        self.model(input_ids=ids, **held, **self.options)
+    def _forward(self, cache: Any, start: int, stop: int) -> None:
+        if cache is None:
+            self.model(**self.inputs, **self.options)
+            return
+        read = {name: tensor[:, start:stop] for name, tensor in self.inputs.items()}
+        held = {self.keyword: cache, "use_cache": True}
+        self.model(**read, **held, **self.options)
 
     def _now(self) -> float:
         if self.device.type != "cpu":
@@ -236,17 +249,19 @@ class _Run:
             else ""
         )
         return (
-            f"batch {self.batch}, {self.prompt} random tokens read at once{logits}{decoding}; "
-            f"median of {repeats} repeats after {warmup} to warm up"
+            f"batch {self.batch}, {self.prompt} random {self.reads.noun} read at once{logits}"
+            f"{decoding}; median of {repeats} repeats after {warmup} to warm up"
         )
 
 
-def _random_tokens(config: Any, shape: tuple[int, int], seed: int) -> Tensor:
+def _random_inputs(anatomy: Anatomy, batch: int, length: int, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(0, config.vocab_size, shape, generator=generator)
+    found = anatomy.family.inputs().random(batch, length, generator)
     # Padding would be taken for a mistake: nothing here is masked.
-    pad = getattr(config, "pad_token_id", None)
-    return ids if pad is None else ids.where(ids != pad, (pad + 1) % config.vocab_size)
+    pad, ids = getattr(anatomy.config, "pad_token_id", None), found.get("input_ids")
+    if pad is not None and ids is not None:
+        found["input_ids"] = ids.where(ids != pad, (pad + 1) % anatomy.config.vocab_size)
+    return found
 
 
 def _refuse_unfit(anatomy: Anatomy, length: int) -> None:

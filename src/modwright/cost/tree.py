@@ -15,16 +15,18 @@ from modwright.anatomy import (
     Block,
     Embedding,
     FactoredProjection,
+    Linear,
     Mlp,
     Norm,
     Part,
+    Patches,
     Projection,
 )
 from modwright.anatomy.parts import Sublayer
 from modwright.cost.checks import as_anatomy
 from modwright.cost.counting import Row, count
 from modwright.cost.human import human
-from modwright.cost.macs import Pass, map_macs, score_macs
+from modwright.cost.macs import Pass, line_macs, score_macs
 from modwright.errors import Refused
 
 if TYPE_CHECKING:
@@ -39,8 +41,8 @@ class Node:
 
     Attributes:
         address: "blocks.3.attention.q"; empty for the model.
-        kind: model, blocks, block, attention, mlp, norm, embedding, head, projection, scores or
-            other.
+        kind: model, blocks, block, attention, mlp, norm, embedding, patches, linear, head,
+            projection, scores or other.
         description: what it is, in words and sizes.
         parameters: numbers that it owns; a tied table belongs to the embedding.
         bytes: what a checkpoint stores for it.
@@ -160,7 +162,8 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
 
     Args:
         model: an anatomy or a model; weights are not read, so it may be on the meta device.
-        length: tokens of the sequence for which multiply-accumulates are counted.
+        length: tokens of the sequence for which multiply-accumulates are counted; a picture has
+            its own.
 
     Raises:
         Refused: ``length`` below 1.
@@ -173,9 +176,10 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
     """
     anatomy = as_anatomy(model)
     rows = {row.address: row for row in count(anatomy, length=length).rows}
+    length = anatomy.family.inputs().positions(length)
     run = Pass(1, length)
     stem = {address: _stem_node(anatomy, address, rows[address]) for address in anatomy.stem}
-    later = [stem.pop(address) for address in ("final_norm", "head") if address in stem]
+    later = [stem.pop(address) for address in anatomy.after_blocks]
     blocks = tuple(_block_node(block, rows, run) for block in anatomy.blocks)
     held = f"{len(blocks)} layers" if blocks else "none left"
     children = [*stem.values(), _sum("blocks", "blocks", held, blocks), *later]
@@ -211,7 +215,8 @@ def _(part: Attention) -> str:
 @describe.register
 def _(part: Mlp) -> str:
     gated = "" if part.gate is None else "gated, "
-    return f"{gated}{part.intermediate_size} wide, {part.activation}"
+    split = "" if part.experts is None else f", {part.experts.describe()}"
+    return f"{gated}{part.intermediate_size} wide, {part.activation}{split}"
 
 
 @describe.register
@@ -224,10 +229,28 @@ def _(part: Norm) -> str:
 
 @describe.register
 def _(part: Embedding) -> str:
-    sizes = part.parameters()["weight"].shape
+    stored = part.parameters()
     if isinstance(part.module, nn.Linear):
-        return f"{sizes[1]} -> {sizes[0]}"
-    return " x ".join(map(str, sizes))
+        return _in_and_out(part.module)
+    if "weight" in stored:
+        return " x ".join(map(str, stored["weight"].shape))
+    held = (f"{' x '.join(map(str, t.shape[1:]))} {name}" for name, t in stored.items())
+    return ", ".join(held)
+
+
+@describe.register
+def _(part: Linear) -> str:
+    return _in_and_out(part.module)
+
+
+@describe.register
+def _(part: Patches) -> str:
+    width, *patch = part.parameters()["weight"].shape
+    return f"{part.count} patches, {' x '.join(map(str, patch))} -> {width}"
+
+
+def _in_and_out(module: nn.Module) -> str:
+    return f"{module.in_features} -> {module.out_features}"
 
 
 def _describe_map(projection: Projection) -> str:
@@ -279,6 +302,7 @@ def _block_node(block: Block, rows: dict[str, Row], run: Pass) -> Node:
 
 def _lines(part: Sublayer, row: Row, run: Pass) -> list[Node]:
     """The linear maps of a part, its scores, and the rest, so that they add up to its row."""
+    macs = line_macs(part)
     lines = [
         Node(
             projection.address,
@@ -286,14 +310,11 @@ def _lines(part: Sublayer, row: Row, run: Pass) -> list[Node]:
             _describe_map(projection),
             projection.num_parameters,
             projection.num_parameters * _itemsize(projection.module),
-            run.positions * map_macs(projection),
+            run.positions * macs[role],
         )
-        for projection in part.projections().values()
+        for role, projection in part.projections().items()
     ]
-    if isinstance(part, Attention):
-        seen = f"{part.num_heads} heads x {run.tokens} x {run.attended(part.address)}"
-        macs = score_macs(part, run)
-        lines.append(Node(f"{part.address}.scores", "scores", seen, macs=macs))
+    lines += _scores(part, run)
     known = _sum("", "", "", lines)
     rest = Node(
         f"{part.address}.rest",
@@ -304,6 +325,19 @@ def _lines(part: Sublayer, row: Row, run: Pass) -> list[Node]:
         row.prefill_macs - known.macs,
     )
     return [*lines, rest] if any((rest.parameters, rest.bytes, rest.macs)) else lines
+
+
+def _scores(part: Sublayer, run: Pass) -> list[Node]:
+    """What an attention computes between positions, and what chooses the experts of a token."""
+    if isinstance(part, Attention):
+        seen = f"{part.num_heads} heads x {run.tokens} x {run.attended(part.address)}"
+        macs = score_macs(part, run)
+    elif isinstance(part, Mlp) and part.experts is not None:
+        seen = f"{run.positions} x {part.num_experts} experts"
+        macs = run.positions * line_macs(part)["scores"]
+    else:
+        return []
+    return [Node(f"{part.address}.scores", "scores", seen, macs=macs)]
 
 
 def _itemsize(module: nn.Module) -> int:

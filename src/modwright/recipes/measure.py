@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from modwright.anatomy import Anatomy
+from modwright.checkpoint.export import serving_table
 from modwright.cost import compare_speed, count, measure_speed
-from modwright.errors import Refused
 from modwright.progress import Progress
-from modwright.recipes.schema import Evaluate, PerplexityOf, Speed
-from modwright.recipes.texts import text_of, writes_text
+from modwright.recipes.quality import measure_quality
+from modwright.recipes.schema import Evaluate, Speed
+from modwright.recipes.texts import writes_text
 from modwright.report import Stage
 from modwright.tasks.generation import generate_sample, repetition
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
 __all__ = ["Baseline", "measure_stage", "servable", "shape_of"]
 
@@ -50,11 +50,10 @@ def measure_stage(
             "recipe",
         )
     }
-    quality = speed = sample = None
-    start = time.monotonic()
-    if writes and evaluate.perplexity is not None:
-        quality = _quality(model, tokenizer, evaluate.perplexity, progress)
-        seconds["perplexity"] = time.monotonic() - start
+    speed = sample = None
+    teacher = baseline.model if baseline is not None else None
+    quality, spent = measure_quality(model, tokenizer, evaluate, progress, teacher)
+    seconds.update(spent)
     if evaluate.speed is not None:
         start = time.monotonic()
         speed = _speed(model, evaluate.speed, baseline, progress)
@@ -73,10 +72,11 @@ def measure_stage(
         seconds["sample"] = time.monotonic() - start
     return Stage(
         cost=cost,
-        quality=quality,
+        **quality,
         speed=speed,
         sample=sample,
         shape=shape_of(anatomy),
+        servable=servable(model),
         seconds=seconds,
         **told,
     )
@@ -114,15 +114,6 @@ def _speed(
     return {**rates, "recipe": recipe}
 
 
-def _quality(model: Any, tokenizer: Any, asked: PerplexityOf, progress: Progress) -> dict[str, Any]:
-    text, fields = text_of(asked)
-    try:
-        found = perplexity(model, tokenizer, PerplexityRecipe(data=text, **fields), progress)
-    except Refused as error:
-        raise Refused(f"evaluate.perplexity: {error}") from error
-    return {"perplexity": found.value, "finite": found.finite, "recipe": found.recipe}
-
-
 def shape_of(anatomy: Anatomy) -> list[dict[str, Any]]:
     """Widths of every block, as the report draws them."""
     shapes: list[dict[str, Any]] = []
@@ -144,18 +135,6 @@ def shape_of(anatomy: Anatomy) -> list[dict[str, Any]]:
     return shapes
 
 
-def servable(plain: bool) -> Mapping[str, str]:
-    """Which runtimes take the checkpoint, and why not."""
-    if plain:
-        return {
-            "transformers": "yes: every layer has the same shape, so the config says it all",
-            "transformers without modwright": "yes: it is a plain checkpoint",
-            "vLLM": "plain checkpoints of this family are served; not tried here",
-            "llama.cpp": "its converter takes plain checkpoints of this family; not tried here",
-        }
-    return {
-        "transformers": "yes, after `import modwright`",
-        "transformers without modwright": "no: layers differ, and the stock class refuses it",
-        "vLLM": "not yet: layers differ",
-        "llama.cpp": "no: its format has one shape for all layers of this family",
-    }
+def servable(model: Any) -> dict[str, dict[str, str]]:
+    """Which runtimes take a model's checkpoint, and why not, as a report has it."""
+    return {entry.runtime: entry.to_json() for entry in serving_table(model)}

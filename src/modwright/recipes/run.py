@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
-import platform
+import os
 import shlex
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,73 +15,39 @@ import yaml
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
-from modwright.checkpoint import Checkpoint, check_finite, rehearse, require_memory, save
+from modwright.calibration.processes import Processes, joined
+from modwright.checkpoint import Checkpoint, check_finite, save
 from modwright.checkpoint import open as open_checkpoint
-from modwright.checkpoint.classes import HEADS, model_class
+from modwright.checkpoint.wording import format_bytes
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
 from modwright.edits.remodelled import is_remodelled
 from modwright.edits.reopen import Reopened, check_reopens
-from modwright.errors import CheckpointError, Refused
+from modwright.errors import Refused
 from modwright.progress import SILENT, Progress
-from modwright.recipes.forecast import forecast
+from modwright.recipes.facts import auto_class, environment, listed, versions
+from modwright.recipes.forecast import forecast, require_room
+from modwright.recipes.helping import Prepare, StepBegins, help_run
+from modwright.recipes.journal import Journal
 from modwright.recipes.load import resolved
-from modwright.recipes.measure import Baseline, measure_stage, servable
+from modwright.recipes.measure import Baseline, measure_stage
+from modwright.recipes.outcome import Outcome, output_place, require_place, stands_already
+from modwright.recipes.quality import evaluation_digest
 from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_as_asked
-from modwright.recipes.texts import evaluation_digest, step_windows
+from modwright.recipes.texts import step_windows
 from modwright.recipes.work import Inputs, WorkPlace, file_stamps, step_key
 from modwright.report import Report, Stage, model_card, read_report, write_report
 from modwright.surgery import make_method
 
-__all__ = ["Outcome", "environment", "run", "versions"]
+__all__ = ["Outcome", "run"]
 
 Listener = Callable[[str], None]
 
 
 def _unheard(message: str) -> None:
     pass
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run left."""
-
-    output: Path
-    report: Report
-    reopened: Reopened | None
-    done_before: bool = False
-
-
-def versions() -> dict[str, str]:
-    """The packages that decide about results."""
-    names = ("modwright", "torch", "transformers", "safetensors", "numpy", "scipy")
-    return {
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in names},
-    }
-
-
-def environment(model: Any) -> dict[str, Any]:
-    """What the numbers of a report were measured on."""
-    from modwright.checkpoint import peak_rss_bytes
-
-    return {
-        "threads": torch.get_num_threads(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": str(model.device),
-        "memory": f"{peak_rss_bytes() / 1e9:.2f} GB at most",
-    }
-
-
-def auto_class(model: Any) -> str:
-    """The Auto class that opens a checkpoint of this model, head and all."""
-    for head, auto in HEADS.items():
-        with suppress(Refused):
-            if model_class(model.config, head) is type(model):
-                return auto
-    return "AutoModel"
 
 
 def run(
@@ -99,7 +62,11 @@ def run(
     """Runs a recipe and writes the checkpoint with its report.
 
     The state after each step is kept in ``<output>.work`` until the output stands; a run that was
-    stopped goes on from there, and from the blocks whose statistics are there.
+    stopped goes on from there, and from the blocks whose statistics are there. ``<output>.log``
+    says what happened when, and stays.
+
+    Where ``torchrun`` or ``accelerate launch`` started several processes, every one calls this; the
+    others walk their share of the calibration data and do nothing else.
 
     Args:
         recipe: what to do.
@@ -112,24 +79,34 @@ def run(
     Raises:
         ModwrightError: anything refused or failed; the output is not touched then.
     """
-    if not str(output or recipe.output):
-        raise Refused("no output: give `output:` in the recipe or -o on the command line")
-    place = Path(output or recipe.output).expanduser()
-    if not place.resolve().name:
-        raise CheckpointError(f"cannot write {str(place)!r}: name a directory below it")
+    place = output_place(recipe, output)
+    with joined() as team:
+        if not team.is_main:
+            help_run(recipe, place, team)
+            return Outcome(place, read_report(place), None, leading=False)
+        with team.leading():
+            return _lead(recipe, place, team, force, check, progress, say)
+
+
+def _lead(
+    recipe: Recipe,
+    place: Path,
+    team: Processes,
+    force: bool,
+    check: bool,
+    progress: Progress,
+    say: Listener,
+) -> Outcome:
     full = resolved(recipe)
     full["output"] = ""
-    if place.is_dir() and any(place.iterdir()) and not force:
-        if _is_result_of(place, full):
-            say(f"{place} holds the result of this recipe already; --force makes it again")
-            return Outcome(place, read_report(place), None, done_before=True)
-        raise CheckpointError(
-            f"{str(place)!r} holds something else than the result of this recipe; name another "
-            "directory with -o, or replace it with --force"
-        )
-    work = WorkPlace(place)
-    with work.alone(), torch_as_asked(recipe):
-        return _Run(recipe, full, place, work, force, check, progress, say).go()
+    work, journal = WorkPlace(place), Journal(place)
+    if stands_already(place, full, force):
+        say(f"{place} holds the result of this recipe already; --force makes it again")
+        work.remove_leftovers(full)
+        return Outcome(place, read_report(place), None, done_before=True)
+    with work.alone(), journal.open(), torch_as_asked(recipe):
+        shown, told = journal.progress(progress), journal.listener(say)
+        return _Run(recipe, full, place, work, journal, team, force, check, shown, told).go()
 
 
 class _Run:
@@ -139,12 +116,15 @@ class _Run:
         full: dict[str, Any],
         place: Path,
         work: WorkPlace,
+        journal: Journal,
+        team: Processes,
         force: bool,
         check: bool,
         progress: Progress,
         say: Listener,
     ) -> None:
         self.recipe, self.full, self.place, self.work = recipe, full, place, work
+        self.journal, self.team = journal, team
         self.force, self.check, self.progress, self.say = force, check, progress, say
         self.versions = versions()
         self.stages: list[Stage] = []
@@ -155,10 +135,16 @@ class _Run:
         return step_key(self.full, steps, self.versions, self.inputs)
 
     def go(self) -> Outcome:
-        self.say(f"opening {self.recipe.model}")
-        opened = open_checkpoint(self.recipe.model, dtype=self.recipe.dtype, progress=self.progress)
-        check_finite(opened.model)
-        self._prepare(opened)
+        self.team.tell(Prepare())
+        with self.team.same_fate():
+            self.journal.write(f"modwright run into {self.place}, process {os.getpid()}")
+            self.say(f"opening {self.recipe.model}")
+            opened = open_checkpoint(
+                self.recipe.model, dtype=self.recipe.dtype, progress=self.progress
+            )
+            check_finite(opened.model)
+            self._prepare(opened)
+        self._begin(opened)
         dtype = opened.model.dtype
         model = self._resume(opened)
         for index in range(len(self.stages), len(self.recipe.steps) + 1):
@@ -167,25 +153,36 @@ class _Run:
         report = self._report(opened, model)
         reopened = self._save(opened, model, report, dtype)
         self.work.remove()
-        return Outcome(self.place, report, reopened)
+        self.journal.write("done")
+        return Outcome(self.place, report, reopened, log=self.journal.path)
+
+    def _begin(self, opened: Checkpoint) -> None:
+        """From here on the run leaves traces: the log, and the work directory."""
+        self.journal.begin(goes_on=self.work.root.is_dir())
+        self.journal.write(f"versions: {listed(self.versions)}")
+        self.journal.write(f"machine: {listed(environment(opened.model))}")
+        if self.team.size > 1:
+            self.journal.write(f"{self.team.size} processes calibrate together")
+        told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
+        self.journal.write("recipe, resolved:\n" + told)
+        self.work.claim(self.full)
 
     def _prepare(self, opened: Checkpoint) -> None:
         """Refuses now what would fail after hours: no place for the output, no text, no memory."""
         source = opened.source.path
-        if source is not None and source.resolve() == self.place.resolve():
-            raise CheckpointError(
-                f"{str(self.place)!r} is the model that the recipe begins with; name another "
-                "directory, or it could not be run again"
-            )
-        rehearse(opened.model, self.place, source=opened.source, force=self.force)
+        require_place(opened, self.place, self.force)
         self.windows = step_windows(self.recipe, opened)
         self.inputs = Inputs(
             model=file_stamps(source),
             calibration=[None if w is None else w.recipe["sha256"] for w in self.windows],
             evaluation=evaluation_digest(opened, self.recipe.evaluate),
         )
-        expected = forecast(self.recipe, opened.model, opened.name)
-        require_memory(expected.peak - expected.weights, "this recipe, beside the weights,")
+        expected = forecast(self.recipe, opened.model, opened.name, processes=self.team.local_size)
+        require_room(expected, self.place)
+        self.journal.write(
+            f"forecast: {format_bytes(expected.peak)} of memory with the weights, "
+            f"{format_bytes(expected.disk)} of disk"
+        )
 
     def _resume(self, opened: Checkpoint) -> Any:
         """Takes over finished steps; returns the model that they led to."""
@@ -213,10 +210,9 @@ class _Run:
                 name="before",
                 title="as it came",
                 plain=not is_remodelled(model),
-                servable=dict(servable(not is_remodelled(model))),
                 source_blocks=list(range(len(Anatomy.of(model).blocks))),
             )
-            self.stages.append(stage)
+            self._measured(stage)
             self.work.keep(0, self.key(0), stage, None)
             return model
         step = self.recipe.steps[index - 1]
@@ -245,22 +241,36 @@ class _Run:
             notes=list(plan.notes),
             accounting=_counts(applied),
             plain=applied.plain,
-            servable=dict(servable(applied.plain)),
         )
-        self.stages.append(stage)
+        self._measured(stage)
         self.work.keep(index, self.key(index), stage, applied.model)
         self.work.forget_before(index)
         return applied.model
 
+    def _measured(self, stage: Stage) -> None:
+        self.stages.append(stage)
+        facts = {"parameters": stage.cost["parameters"], "perplexity": stage.perplexity}
+        self.journal.write(f"measured {stage.name}: {listed(facts)}")
+        for note in stage.notes:
+            self.journal.write(f"note: {note}")
+
     def _plan(self, index: int, model: Any, method: Any) -> Plan:
         windows = self.windows[index - 1]
-        if windows is not None:
-            self.say(f"calibration: {windows.describe()}")
         directory = self.work.statistics(index, self.key(index))
-        plan: Plan = method.plan(
-            Anatomy.of(model), windows, directory=directory, progress=self.progress
-        )
-        return plan
+
+        def plan() -> Plan:
+            made: Plan = method.plan(
+                Anatomy.of(model), windows, directory=directory, progress=self.progress
+            )
+            return made
+
+        if windows is None:
+            return plan()
+        self.say(f"calibration: {windows.describe()}")
+        self.team.tell(StepBegins(index, index - 1, directory.resolve()))
+        made = self.team.decide(plan)
+        assert made is not None, "the main process decides"
+        return made
 
     def _source_blocks(self, model: Any, plan: Plan) -> list[int | None]:
         before = self.stages[-1].source_blocks
@@ -331,12 +341,3 @@ def _with_files(report: Report, files: dict[str, int]) -> Report:
 def _counts(applied: Applied) -> dict[str, int]:
     account = applied.accounting
     return {name: len(getattr(account, name)) for name in ("kept", "changed", "added", "removed")}
-
-
-def _is_result_of(place: Path, full: dict[str, Any]) -> bool:
-    try:
-        stored = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return False
-    whole = all((place / name).is_file() for name in ("config.json", "report.json"))
-    return whole and bool(stored == full)

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Data", "Evaluate", "Generate", "PerplexityOf", "Recipe", "Speed", "Step"]
+__all__ = ["Data", "Evaluate", "Generate", "HarnessTasksOf", "PerplexityOf", "Recipe", "Speed"]
+__all__ += ["Step"]
 
 
 class _Strict(BaseModel):
@@ -67,10 +68,32 @@ class Speed(_Strict):
     repeats: int = Field(default=3, ge=1)
 
 
+class HarnessTasksOf(_Strict):
+    """Tasks of the evaluation harness (lm-eval); needs the extra ``text``."""
+
+    tasks: list[str] = Field(
+        min_length=1, description="names of tasks, groups or tags, or paths of task files"
+    )
+    include_path: str | None = Field(default=None, description="a directory of one's own tasks")
+    limit: int | None = Field(
+        default=None, ge=1, description="documents of each task; null takes all"
+    )
+    num_fewshot: int | None = Field(
+        default=None, ge=0, description="examples before each question; null: as the task says"
+    )
+    batch_size: int = Field(default=1, ge=1)
+
+
 class Evaluate(_Strict):
     """What is measured before the first step and after each; null leaves a measurement out."""
 
     perplexity: PerplexityOf | None = PerplexityOf()
+    agreement: bool = Field(
+        default=False,
+        description="after each step also how far it is from the model as it came, on the windows "
+        "of perplexity",
+    )
+    harness: HarnessTasksOf | None = None
     generate: Generate | None = Generate()
     speed: Speed | None = Speed()
     length: int = Field(default=512, ge=1, description="tokens for MACs and key/value cache")

@@ -1,4 +1,4 @@
-"""The texts that a recipe reads: tokens to calibrate on, and what perplexity is measured on.
+"""The texts that a recipe reads to calibrate on.
 
 All of them are read before any long work, so that a text that is missing or too short is refused
 then.
@@ -6,18 +6,16 @@ then.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 from modwright.calibration import TextData, TokenWindows, token_windows
-from modwright.calibration.text import load_text
 from modwright.checkpoint import Checkpoint
 from modwright.errors import Refused
-from modwright.recipes.schema import Data, Evaluate, PerplexityOf, Recipe
+from modwright.recipes.schema import Data, PerplexityOf, Recipe
 from modwright.surgery import make_method
 from modwright.tasks.perplexity import position_limit
 
-__all__ = ["evaluation_digest", "step_windows", "text_of", "writes_text"]
+__all__ = ["step_windows", "text_of", "writes_text"]
 
 
 def text_of(asked: Data | PerplexityOf) -> tuple[TextData, dict[str, Any]]:
@@ -57,6 +55,11 @@ def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None
 
 
 def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
+    if not opened.anatomy.family.inputs().is_text:
+        raise Refused(
+            f"{method} calibrates on text here, and {opened.source.name} reads pictures; give it "
+            "pictures in Python: modwright.apply(model, method, calibration.from_tensors(batches))"
+        )
     if opened.tokenizer is None:
         raise Refused(
             f"{method} calibrates on text, and {opened.source.name} brings no tokenizer; give a "
@@ -67,18 +70,3 @@ def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
         raise Refused(f"length is {data.length}; the model has positions for 2..{limit} tokens")
     text, fields = text_of(data)
     return token_windows(opened.tokenizer, text, **fields)
-
-
-def evaluation_digest(opened: Checkpoint, evaluate: Evaluate) -> str | None:
-    """Digest of the text that perplexity is measured on; None where it is not measured.
-
-    Raises:
-        Refused: the text cannot be read.
-    """
-    if evaluate.perplexity is None or not writes_text(opened.model, opened.tokenizer):
-        return None
-    try:
-        text = load_text(text_of(evaluate.perplexity)[0])
-    except Refused as error:
-        raise Refused(f"evaluate.perplexity: {error}") from error
-    return hashlib.sha256(text.encode()).hexdigest()

@@ -6,15 +6,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from modwright.calibration.disk import writing
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
-from modwright.checkpoint.outputs import alone_at
-from modwright.errors import Refused
+from modwright.checkpoint.outputs import alone_at, tidy_after_killed
+from modwright.errors import CheckpointError, Refused
 from modwright.report import Stage
 
 __all__ = ["Inputs", "WorkPlace", "file_stamps", "step_key"]
@@ -85,6 +86,31 @@ class WorkPlace:
         with alone_at(self.root, str(self.output)):
             yield
 
+    def claim(self, recipe: dict[str, Any]) -> None:
+        """Notes which recipe the work is for.
+
+        Raises:
+            WriteFailed: the disk is full, or the place cannot be written.
+        """
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+        _write_whole(self.root / "recipe.json", recipe)
+
+    def belongs_to(self, recipe: dict[str, Any]) -> bool:
+        """Whether the work that stands there was begun for this recipe."""
+        try:
+            stored = json.loads((self.root / "recipe.json").read_text())
+        except (OSError, ValueError):
+            return False
+        return bool(stored == json.loads(json.dumps(recipe)))
+
+    def remove_leftovers(self, recipe: dict[str, Any]) -> None:
+        """Removes what a run left that was killed when its output stood already."""
+        tidy_after_killed(self.output.resolve())
+        if self.belongs_to(recipe):
+            with suppress(CheckpointError), self.alone():
+                self.remove()
+
     def step(self, index: int) -> Path:
         return self.root / f"step-{index}"
 
@@ -107,12 +133,11 @@ class WorkPlace:
     def keep(self, index: int, key: str, stage: Stage, model: Any | None) -> None:
         """Stores a state: the model first, so that measurements mean that it is whole."""
         place = self.step(index)
-        place.mkdir(parents=True, exist_ok=True)
+        with writing(self.root):
+            place.mkdir(parents=True, exist_ok=True)
         if model is not None:
             save(model, place / "model", force=True)
-        partial = place / "stage.partial"
-        partial.write_text(json.dumps({"key": key, "stage": stage.to_json()}))
-        partial.replace(place / "stage.json")
+        _write_whole(place / "stage.json", {"key": key, "stage": stage.to_json()})
 
     def statistics(self, index: int, key: str) -> Path:
         """Where the statistics of a step under way are kept."""
@@ -128,3 +153,10 @@ class WorkPlace:
 
     def remove(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
+
+
+def _write_whole(path: Path, value: Any) -> None:
+    partial = path.with_suffix(".partial")
+    with writing(path.parent):
+        partial.write_text(json.dumps(value))
+        partial.replace(path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import yaml
 
 from modwright.report.data import Report
-from modwright.report.markdown import bullets, fenced, inline, stage_table
-from modwright.report.tables import measured, recipe_yaml
+from modwright.report.markdown import bullets, fenced, inline, serving_table, stage_table
+from modwright.report.tables import recipe_yaml
 from modwright.report.words import verdicts
 
 __all__ = ["model_card"]
@@ -53,6 +54,8 @@ def model_card(report: Report, location: str = ".") -> str:
         parts.append(fenced(recipe_yaml(report), "yaml"))
     if report.reproduce:
         parts += ["To make it again:", fenced(report.reproduce, "bash")]
+    if report.after.servable:
+        parts += ["## Where it runs", serving_table(report.after)]
     parts += ["## Limits", bullets(_limits(report))]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -131,14 +134,13 @@ def _steps(report: Report) -> str:
 
 def _limits(report: Report) -> list[str]:
     lines = []
-    quality = next((m for m in measured(report) if m.title == "Perplexity"), None)
-    if quality is None:
+    measures = list(_measures(report))
+    if not measures:
         lines.append("Quality was not measured.")
     else:
-        data = quality.recipe.get("data")
         lines.append(
-            f"Quality was measured as perplexity on one text{f' ({data})' if data else ''} only; "
-            "other languages, tasks and longer contexts can have lost more."
+            f"Quality was measured as {' and as '.join(measures)} only; other languages, tasks and "
+            "longer contexts can have lost more."
         )
     if report.after.speed is None:
         lines.append("Speed was not timed.")
@@ -148,5 +150,23 @@ def _limits(report: Report) -> list[str]:
         "What the edits did to the model's knowledge, its refusals and its biases was not measured."
     )
     lines.append("The license of the base model holds for these weights too.")
-    lines += [f"{target}: {said}" for target, said in report.after.servable.items()]
     return lines
+
+
+def _measures(report: Report) -> Iterator[str]:
+    """What quality was measured as, and on what."""
+    for group, words in (("quality", "perplexity"), ("agreement", "agreement with the base model")):
+        recipes = [values["recipe"] for values in _groups(report, group) if "recipe" in values]
+        if recipes:
+            data = recipes[0].get("data")
+            yield f"{words} on one text{f' ({data})' if data else ''}"
+    for values in _groups(report, "harness"):
+        recipe = values.get("recipe") or {}
+        tasks = ", ".join(recipe.get("tasks") or ())
+        yield f"scores of {recipe.get('harness', 'the harness')} ({tasks})"
+        return
+
+
+def _groups(report: Report, group: str) -> list[dict[str, Any]]:
+    """The measurements of one kind, of every stage that has them."""
+    return [values for stage in report.stages if (values := getattr(stage, group)) is not None]

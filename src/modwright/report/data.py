@@ -12,8 +12,10 @@ from modwright.errors import Refused, unknown_name
 
 __all__ = ["FORMAT", "Report", "Stage"]
 
-FORMAT = 1
+FORMAT = 2  # since 2 a stage has agreement and harness
 
+# Of these groups: the numbers that must be finite for the whole to be.
+_FINITE = {"quality": ("perplexity",), "agreement": ("kl", "cosine"), "harness": ()}
 _ATTENTION = ("heads", "kv_heads", "qk", "v")
 _PARTS = ("attention", "mlp")
 
@@ -36,6 +38,11 @@ class Stage:
         cost: ``parameters``, ``stored_bytes``, ``prefill_macs``, ``decode_macs`` (per token),
             ``kv_bytes``, ``activation_bytes``, and ``recipe``: how they were counted.
         quality: ``perplexity``, ``finite`` and ``recipe``; None if not measured.
+        agreement: with the model as it came: ``kl`` (nats per token) and ``top1`` (a share), or
+            ``cosine`` for a model without a head; ``tokens``, ``finite`` and ``recipe``.
+        harness: ``scores``, ``finite`` and ``recipe``. A score has ``name``, ``task``, ``metric``,
+            ``filter``, ``value``, ``stderr``, ``higher_is_better``, ``documents``, ``num_fewshot``,
+            ``version``, ``harness``, and ``asked``: False for a task of a group that was asked for.
         speed: ``prefill_tokens_per_second``, ``decode_tokens_per_second`` and ``recipe``.
         sample: ``prompt``, ``text``, ``repetition`` (0 to 1) and ``settings``.
         shape: per block ``{"attention": {"heads", "kv_heads", "qk", "v"} or None, "mlp": width or
@@ -48,7 +55,9 @@ class Stage:
         notes: sentences of the method for the user.
         accounting: ``kept``, ``changed``, ``added``, ``removed`` -> number of tensors.
         plain: stock transformers loads the checkpoint.
-        servable: target -> sentence on whether it takes the model.
+        servable: runtime -> ``answer`` ("yes", "after export", "no", "not tested"), ``why`` and
+            ``command``: whether it takes the model, as `modwright.checkpoint.export` says it. One
+            sentence in place of the three is a reason.
 
     Raises:
         Refused: a value is not plain, or ``shape`` and ``source_blocks`` do not fit.
@@ -65,6 +74,8 @@ class Stage:
     seconds: dict[str, float] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
     quality: dict[str, Any] | None = None
+    agreement: dict[str, Any] | None = None
+    harness: dict[str, Any] | None = None
     speed: dict[str, Any] | None = None
     sample: dict[str, Any] | None = None
     shape: list[dict[str, Any]] = field(default_factory=list)
@@ -73,19 +84,16 @@ class Stage:
     notes: list[str] = field(default_factory=list)
     accounting: dict[str, int] = field(default_factory=dict)
     plain: bool = True
-    servable: dict[str, str] = field(default_factory=dict)
+    servable: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = self.quality
+        given = {group: getattr(self, group) for group in _FINITE}
         _make_plain(self, f"stage {self.name!r}")
-        if given is not None and self.quality is not None:
-            value = self.quality.get("perplexity")
-            finite = value is not None and bool(self.quality.get("finite", True))
-            object.__setattr__(
-                self,
-                "quality",
-                {**self.quality, "perplexity": value if finite else None, "finite": finite},
-            )
+        for group, names in _FINITE.items():
+            if given[group] is not None:
+                object.__setattr__(self, group, _finite(given[group], getattr(self, group), names))
+        told = {name: _told(entry, f"{self.name!r}") for name, entry in self.servable.items()}
+        object.__setattr__(self, "servable", told)
         _check_values(self)
         _check_shape(self)
 
@@ -257,6 +265,31 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
+def _finite(given: Any, stored: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """A group with ``finite`` set, and without the numbers of one that is not.
+
+    A number that was given and is gone was not finite; a group without any is not either.
+    """
+    lost = any(given.get(name) is not None and stored.get(name) is None for name in names)
+    empty = bool(names) and all(stored.get(name) is None for name in names)
+    finite = bool(stored.get("finite", True)) and not lost and not empty
+    missing = {} if finite else {name: None for name in names if name in stored}
+    return {**stored, **missing, "finite": finite}
+
+
+_TOLD = ("answer", "why", "command")
+
+
+def _told(entry: Any, stage: str) -> dict[str, str]:
+    """What is said of one runtime, with all three texts."""
+    given = {"why": entry} if isinstance(entry, str) else entry
+    if not isinstance(given, dict) or set(given) - set(_TOLD):
+        raise Refused(f"stage {stage}, servable: {', '.join(_TOLD)} expected, got {entry!r:.60}")
+    if not all(isinstance(text, str) for text in given.values()):
+        raise Refused(f"stage {stage}, servable: text expected, got {entry!r:.60}")
+    return {name: given.get(name, "") for name in _TOLD}
+
+
 def _key(key: Any, where: str) -> str:
     if isinstance(key, str):
         return key
@@ -275,6 +308,7 @@ _NUMBERS = {
         "activation_bytes",
     ),
     "quality": ("perplexity",),
+    "agreement": ("kl", "top1", "cosine"),
     "speed": ("prefill_tokens_per_second", "decode_tokens_per_second"),
     "sample": ("repetition",),
 }
@@ -284,19 +318,22 @@ _TEXTS = ("prompt", "text")
 def _check_values(stage: Stage) -> None:
     """What pages calculate with must be numbers, and what they quote must be text."""
     for group, names in _NUMBERS.items():
-        values = getattr(stage, group) or {}
-        for name in names:
-            value = values.get(name)
-            if value is not None and (
-                isinstance(value, bool) or not isinstance(value, int | float)
-            ):
-                raise Refused(
-                    f"stage {stage.name!r}, {group}.{name}: number expected, got {value!r}"
-                )
+        _check_numbers(getattr(stage, group) or {}, names, f"stage {stage.name!r}, {group}")
+    for score in (stage.harness or {}).get("scores") or ():
+        if not isinstance(score, dict) or not isinstance(score.get("name"), str):
+            raise Refused(f"stage {stage.name!r}, harness: a score needs a name, got {score!r:.60}")
+        _check_numbers(score, ("value", "stderr"), f"stage {stage.name!r}, harness")
     for name in _TEXTS:
         value = (stage.sample or {}).get(name, "")
         if not isinstance(value, str):
             raise Refused(f"stage {stage.name!r}, sample.{name}: text expected, got {value!r}")
+
+
+def _check_numbers(values: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
+    for name in names:
+        value = values.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise Refused(f"{where}.{name}: number expected, got {value!r}")
 
 
 def _check_shape(stage: Stage) -> None:

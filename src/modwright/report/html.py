@@ -5,9 +5,12 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from modwright.report.columns import METRICS, shown_metrics
 from modwright.report.data import Report, Stage
-from modwright.report.metrics import METRICS, Metric, shown_metrics
+from modwright.report.metrics import Metric
 from modwright.report.numerals import bytes_text, seconds_text, share_text
+from modwright.report.scores import score_table
+from modwright.report.serving import HEADS, serving_rows
 from modwright.report.tables import (
     flat,
     layer_cell,
@@ -28,6 +31,8 @@ __all__ = ["render_html"]
 
 # Metrics that stand at the top of the page, with "not measured" where they are missing.
 _HEADLINE = ("parameters", "stored_bytes", "perplexity", "decode_tokens_per_second")
+# These stand there where they were measured. The model as it came is what they compare with.
+_AGAINST = ("top1", "cosine")
 
 
 def render_html(report: Report) -> str:
@@ -63,6 +68,9 @@ def render_html(report: Report) -> str:
         plots=plots(report),
         steps=[_step(one, two) for one, two in zip(report.stages, report.stages[1:])],
         samples=samples(report),
+        scores=score_table(report),
+        serving=serving_rows(report.after),
+        serving_heads=HEADS,
         measured=measured(report),
         environment=flat(report.environment),
         model=flat(report.model),
@@ -87,7 +95,9 @@ def _code(text: str) -> Markup:
 
 def _cards(report: Report) -> list[dict[str, str]]:
     by_name = {metric.name: metric for metric in METRICS}
-    return [_card(by_name[name], report) for name in _HEADLINE]
+    cards = [_card(by_name[name], report) for name in _HEADLINE]
+    against = (by_name[name] for name in _AGAINST)
+    return [*cards, *(_card_against(m, report) for m in against if m in shown_metrics(report))]
 
 
 def _card(metric: Metric, report: Report) -> dict[str, str]:
@@ -99,6 +109,17 @@ def _card(metric: Metric, report: Report) -> dict[str, str]:
         "after": "" if before is after else metric.brief(after),
         "change": metric.verdict(before, after),
         "direction": metric.direction(before, after),
+    }
+
+
+def _card_against(metric: Metric, report: Report) -> dict[str, str]:
+    return {
+        "label": metric.label,
+        "hint": "with the model as it came",
+        "before": metric.brief(report.after),
+        "after": "",
+        "change": "",
+        "direction": "same",
     }
 
 

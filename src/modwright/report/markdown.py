@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from modwright.report.columns import shown_metrics
 from modwright.report.data import Report, Stage
-from modwright.report.metrics import shown_metrics
 from modwright.report.numerals import bytes_text, seconds_text, share_text
+from modwright.report.scores import score_table
+from modwright.report.serving import HEADS, serving_rows
 from modwright.report.tables import (
     flat,
     layer_cell,
@@ -21,7 +23,15 @@ from modwright.report.tables import (
 )
 from modwright.report.words import RULES, verdicts
 
-__all__ = ["bullets", "fenced", "inline", "render_markdown", "stage_table", "table"]
+__all__ = [
+    "bullets",
+    "fenced",
+    "inline",
+    "render_markdown",
+    "serving_table",
+    "stage_table",
+    "table",
+]
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
@@ -37,11 +47,12 @@ def render_markdown(report: Report) -> str:
     parts += ["## Before, after, and every step between", stage_table(report)]
     parts.append("In brackets: the change against the model as it came.")
     parts.append(bullets(f"{m.label}: {m.meaning}" for m in shown_metrics(report)))
+    parts += _scores(report)
     parts += _samples(report)
     for before, stage in zip(report.stages, report.stages[1:]):
         parts += _step(before, stage)
     if report.after.servable:
-        parts += ["## Where the result runs", _pairs(report.after.servable, "Target")]
+        parts += ["## Where the result runs", serving_table(report.after)]
     parts.append("## How it was measured")
     for entry in measured(report):
         only = f": {', '.join(entry.stages)}" if entry.stages else ""
@@ -72,7 +83,14 @@ def stage_table(report: Report, stages: Sequence[Stage] | None = None) -> str:
             change = metric.change_cell(report.before, stage)
             row.append(f"{metric.cell(stage)}{f' ({change})' if change else ''}")
         rows.append(row)
-    return table(["Stage", *(metric.label for metric in metrics)], rows)
+    return table(["Stage", *(inline(metric.label) for metric in metrics)], rows)
+
+
+def serving_table(stage: Stage) -> str:
+    """Where a model runs, one row per runtime."""
+    rows = [[inline(cell) for cell in row] for row in serving_rows(stage)]
+    lines = [HEADS, [":---"] * len(HEADS), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -119,6 +137,18 @@ def bullets(lines: Iterable[str]) -> str:
 def _pairs(values: Mapping[str, str], head: str, other: str = "Value") -> str:
     rows = [f"| {inline(name)} | {inline(text)} |" for name, text in values.items()]
     return "\n".join([f"| {head} | {other} |", "| :--- | :--- |", *rows])
+
+
+def _scores(report: Report) -> list[str]:
+    found = score_table(report)
+    if found is None:
+        return []
+    rows = [[inline(cell) for cell in row] for row in found.rows]
+    return [
+        "## Harness scores",
+        f"As {inline(found.harness)} gives them, with one standard error.",
+        table([inline(head) for head in found.heads], rows),
+    ]
 
 
 def _samples(report: Report) -> list[str]:

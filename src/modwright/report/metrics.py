@@ -1,4 +1,4 @@
-"""The columns of the before/after table: how each number is read, written and compared."""
+"""A column of the before/after table: how its number is read, written and compared."""
 
 from __future__ import annotations
 
@@ -6,18 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from modwright.report.data import Report, Stage
-from modwright.report.numerals import (
-    MISSING,
-    bytes_text,
-    count_text,
-    factor_text,
-    number_text,
-    percent_text,
-    scaled_text,
-)
+from modwright.report.data import Stage
+from modwright.report.numerals import MISSING, count_text, scaled_text
 
-__all__ = ["METRICS", "Metric", "comparable", "differing", "ratio", "shown_metrics"]
+__all__ = ["Metric", "comparable", "differing", "ratio"]
+
+_UNCHANGED = ("0.0 %", "× 1.00", "0.0000")
 
 
 @dataclass(frozen=True)
@@ -32,7 +26,7 @@ class Metric:
         change: writes the ratio after / before.
         less: word for a ratio below 1.
         more: word for a ratio above 1.
-        lower_is_better: which way a user wants it to go.
+        lower_is_better: which way a user wants it to go; None where nobody knows.
         meaning: what it is, in one sentence.
     """
 
@@ -43,7 +37,7 @@ class Metric:
     change: Callable[[float], str]
     less: str
     more: str
-    lower_is_better: bool
+    lower_is_better: bool | None
     meaning: str
 
     @property
@@ -58,11 +52,16 @@ class Metric:
         return value
 
     def cell(self, stage: Stage) -> str:
-        """The number in words, or a dash; a perplexity that is no number says so."""
+        """The number in words, or a dash; one that was measured and is no number says so."""
         value = self.of(stage)
         if value is not None:
             return self.text(value)
-        return "not finite" if self.name == "perplexity" and stage.is_broken else MISSING
+        return "not finite" if self.is_broken(stage) else MISSING
+
+    def is_broken(self, stage: Stage) -> bool:
+        """Whether it was measured and what came out is not a finite number."""
+        values = getattr(stage, self.group) or {}
+        return self.name in values and not values.get("finite", True)
 
     def brief(self, stage: Stage) -> str:
         """The number for a headline: large counts shortened, and words where it is missing."""
@@ -76,139 +75,32 @@ class Metric:
         """The change from one stage to another, or nothing where it cannot be said."""
         if before is stage or not comparable(before, stage, self.group):
             return ""
-        value = ratio(self.of(before), self.of(stage))
+        value = self.shift(before, stage)
         return "" if value is None else self.change(value)
+
+    def shift(self, before: Stage, stage: Stage) -> float | None:
+        """How far the number went: after / before; None where that cannot be said."""
+        return ratio(self.of(before), self.of(stage))
 
     def verdict(self, before: Stage, stage: Stage) -> str:
         """``"10.7 % smaller"``, ``"× 1.18 higher"``, ``"unchanged"``, or nothing."""
         change = self.change_cell(before, stage)
         if not change:
             return ""
-        value = ratio(self.of(before), self.of(stage)) or 1.0
-        if change in ("0.0 %", "× 1.00"):
+        if change in _UNCHANGED:
             return "unchanged"
-        return f"{change.lstrip('−+')} {self.less if value < 1 else self.more}"
+        return f"{change.lstrip('−+')} {self.less if self._fell(before, stage) else self.more}"
 
     def direction(self, before: Stage, stage: Stage) -> str:
         """``"better"``, ``"worse"`` or ``"same"``, by the change that is shown."""
         words = self.verdict(before, stage)
-        if not words or words == "unchanged":
+        if not words or words == "unchanged" or self.lower_is_better is None:
             return "same"
-        fell = (ratio(self.of(before), self.of(stage)) or 1.0) < 1
-        return "better" if fell == self.lower_is_better else "worse"
+        return "better" if self._fell(before, stage) == self.lower_is_better else "worse"
 
-
-METRICS = (
-    Metric(
-        "parameters",
-        "cost",
-        "Parameters",
-        count_text,
-        percent_text,
-        "fewer",
-        "more",
-        True,
-        "Numbers that the model has learned; a table used twice counts once.",
-    ),
-    Metric(
-        "stored_bytes",
-        "cost",
-        "Weights on disk",
-        bytes_text,
-        percent_text,
-        "smaller",
-        "larger",
-        True,
-        "Bytes of the weight files (1 MB is 1,000,000 bytes).",
-    ),
-    Metric(
-        "perplexity",
-        "quality",
-        "Perplexity",
-        number_text,
-        factor_text,
-        "lower",
-        "higher",
-        True,
-        "About how many equally likely tokens the model hesitates between at each token of a text. "
-        "Lower is better; only numbers measured the same way can be compared.",
-    ),
-    Metric(
-        "prefill_macs",
-        "cost",
-        "Prefill MACs",
-        scaled_text,
-        percent_text,
-        "fewer",
-        "more",
-        True,
-        "Multiplications with addition needed to read the prompt.",
-    ),
-    Metric(
-        "decode_macs",
-        "cost",
-        "Decode MACs/token",
-        scaled_text,
-        percent_text,
-        "fewer",
-        "more",
-        True,
-        "Multiplications with addition needed to write one more token.",
-    ),
-    Metric(
-        "kv_bytes",
-        "cost",
-        "KV cache",
-        bytes_text,
-        percent_text,
-        "smaller",
-        "larger",
-        True,
-        "Bytes that the attentions keep of the text read so far.",
-    ),
-    Metric(
-        "activation_bytes",
-        "cost",
-        "Activations",
-        bytes_text,
-        percent_text,
-        "smaller",
-        "larger",
-        True,
-        "Bytes of the largest set of intermediate values alive at once while reading the prompt.",
-    ),
-    Metric(
-        "prefill_tokens_per_second",
-        "speed",
-        "Prefill tokens/s",
-        number_text,
-        percent_text,
-        "slower",
-        "faster",
-        False,
-        "Measured tokens of the prompt read per second on the machine named below.",
-    ),
-    Metric(
-        "decode_tokens_per_second",
-        "speed",
-        "Decode tokens/s",
-        number_text,
-        percent_text,
-        "slower",
-        "faster",
-        False,
-        "Measured tokens written per second on the machine named below.",
-    ),
-)
-
-
-def shown_metrics(report: Report) -> list[Metric]:
-    """The metrics that at least one stage has, in the order of the columns."""
-    return [
-        metric
-        for metric in METRICS
-        if any(metric.cell(stage) != MISSING for stage in report.stages)
-    ]
+    def _fell(self, before: Stage, stage: Stage) -> bool:
+        one, two = self.of(before), self.of(stage)
+        return one is not None and two is not None and two < one
 
 
 def ratio(before: float | None, after: float | None) -> float | None:
@@ -222,7 +114,7 @@ def ratio(before: float | None, after: float | None) -> float | None:
 
 
 # These change the time that a measurement takes, not its number.
-_HARMLESS = {"quality": {"batch_size"}}
+_HARMLESS = {group: {"batch_size"} for group in ("quality", "agreement", "harness")}
 
 
 def comparable(before: Stage, after: Stage, group: str) -> bool:

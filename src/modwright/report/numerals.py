@@ -6,10 +6,13 @@ __all__ = [
     "MISSING",
     "bytes_text",
     "count_text",
+    "difference_text",
     "factor_text",
+    "nats_text",
     "number_text",
     "percent_text",
     "scaled_text",
+    "score_text",
     "seconds_text",
     "share_text",
     "tick_text",
@@ -77,6 +80,39 @@ def number_text(value: float) -> str:
     if size >= 1000:
         return f"{value:,.0f}"
     return f"{value:.1f}" if size >= 100 else f"{value:.2f}"
+
+
+def nats_text(value: float) -> str:
+    """A divergence: four digits, however small.
+
+    Example:
+        >>> nats_text(0.31214), nats_text(0.0), nats_text(0.000012345)
+        ('0.3121', '0', '1.234e-05')
+    """
+    return f"{value:.4g}"
+
+
+def score_text(value: float) -> str:
+    """A score as the evaluation harness writes it: four decimals, fewer from 1,000 on.
+
+    Example:
+        >>> score_text(0.83333), score_text(27.1), score_text(12345.6)
+        ('0.8333', '27.1000', '12,346')
+    """
+    return f"{value:.4f}" if abs(value) < 1000 else number_text(value)
+
+
+def difference_text(value: float) -> str:
+    """What a score went up or down by, signed.
+
+    Example:
+        >>> difference_text(-0.16667), difference_text(0.1), difference_text(0.00001)
+        ('−0.1667', '+0.1000', '0.0000')
+    """
+    amount = score_text(abs(value))
+    if amount == "0.0000":
+        return amount
+    return f"{'−' if value < 0 else '+'}{amount}"
 
 
 def percent_text(ratio: float) -> str:

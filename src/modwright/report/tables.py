@@ -44,6 +44,8 @@ class Measured:
 
 _MEASURED = (
     ("Perplexity", "quality", "recipe"),
+    ("Agreement with the model as it came", "agreement", "recipe"),
+    ("Harness scores", "harness", "recipe"),
     ("Cost (counted, not timed)", "cost", "recipe"),
     ("Speed (timed)", "speed", "recipe"),
     ("Sample", "sample", "settings"),

@@ -11,9 +11,12 @@ from modwright.report.numerals import (
     bytes_text,
     count_text,
     factor_text,
+    nats_text,
     number_text,
+    score_text,
     share_text,
 )
+from modwright.report.scores import score_sentences
 
 __all__ = [
     "FAR_OUTSIDE",
@@ -61,6 +64,10 @@ RULES = (
     (
         "repeats itself",
         f"at least {share_text(REPEATS)} of the sample's four-word runs occur earlier in it",
+    ),
+    (
+        "within the standard error of the difference",
+        "a score's change is at most the root of the sum of both squared standard errors",
     ),
     (
         "stayed the same",
@@ -113,7 +120,7 @@ def verdicts(report: Report) -> list[str]:
     if not steps:
         lines.append("Nothing was changed: these are the measurements of the model as it came.")
     lines += _say(whole, _size)
-    lines += _say(whole, _quality)
+    lines += _say(whole, _quality, _agreement, _scores)
     lines += _say(whole, *_PAY)
     lines += _say(whole, _speed)
     if len(steps) > 1:
@@ -158,7 +165,8 @@ def _size(pair: _Pair) -> Iterator[str]:
 
 def _quality(pair: _Pair) -> Iterator[str]:
     if pair.after.quality is None:
-        yield "Perplexity was not measured, so nothing is said about quality."
+        if pair.after.agreement is None and pair.after.harness is None:
+            yield "Perplexity was not measured, so nothing is said about quality."
         return
     if pair.before is pair.after and not pair.after.is_broken:
         return
@@ -207,6 +215,39 @@ def _perplexity(pair: _Pair) -> Iterator[str]:
             ": far outside the range where text stays usable; heal it by fine-tuning or choose less"
         )
     yield f"{line}."
+
+
+def _agreement(pair: _Pair) -> Iterator[str]:
+    near = pair.after.agreement
+    if near is None:
+        return
+    said = f"at {count_text(near.get('tokens') or 0)} tokens of text"
+    if not near["finite"]:
+        yield (
+            f"How far the result is from the model as it came cannot be said: {said} an output "
+            "is not finite, or gives no probability where the other gives some."
+        )
+        return
+    if near.get("cosine") is not None:
+        yield (
+            f"The result's last hidden states and those of the model as it came have a mean cosine "
+            f"of {score_text(near['cosine'])} {said}."
+        )
+    if near.get("kl") is not None:
+        same = near.get("top1")
+        first = (
+            ""
+            if same is None
+            else f", and both put the same token first at {share_text(same)} of them"
+        )
+        yield (
+            f"The result's predictions are {nats_text(near['kl'])} nats from those of the model as "
+            f"it came (mean KL {said}){first}."
+        )
+
+
+def _scores(pair: _Pair) -> Iterator[str]:
+    yield from score_sentences(pair.before, pair.after)
 
 
 def _for_size(pair: _Pair) -> str:

@@ -1,0 +1,68 @@
+"""``modwright run RECIPE``, and its rehearsal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modwright.cli.console import emit_json, make_progress, output, say
+from modwright.cli.parameters import Force, Json, Recipe, Set
+
+__all__ = ["run"]
+
+
+def run(
+    recipe: Recipe,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Directory to write; else the recipe's `output`."
+        ),
+    ] = None,
+    changes: Set = None,
+    force: Force = False,
+    no_check: Annotated[
+        bool, typer.Option("--no-check", help="Do not reopen the result in a new process.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Try what the run needs (memory, disk, texts, the save) and write nothing.",
+        ),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Run a recipe: plan, apply, verify, measure, save and report.
+
+    A run that was stopped goes on where it was when the same command is given again. Started by
+    torchrun or accelerate launch, several processes share the calibration.
+    """
+    import modwright.recipes.rehearsal as rehearsing
+    import modwright.recipes.run as running
+    from modwright.calibration.processes import joined
+    from modwright.cli.show import rehearsal_lines, show_outcome
+    from modwright.recipes import load_recipe
+
+    with joined() as team:
+        with team.same_fate():
+            asked = load_recipe(recipe, changes or ())
+        progress = make_progress()
+        if dry_run:
+            tried = rehearsing.dry_run(asked, out, force=force, progress=progress, say=say)
+            if tried is not None and json:
+                emit_json(tried.to_json())
+            elif tried is not None:
+                output().print(rehearsal_lines(tried))
+            return
+        outcome = running.run(
+            asked, out, force=force, check=not no_check, progress=progress, say=say
+        )
+    if not outcome.leading:
+        return
+    if json:
+        emit_json(outcome.report.to_json())
+    else:
+        show_outcome(output(), outcome)

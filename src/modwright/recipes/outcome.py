@@ -1,0 +1,95 @@
+"""Where a run writes, and what it left there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modwright.checkpoint import Checkpoint, rehearse
+from modwright.edits.reopen import Reopened
+from modwright.errors import CheckpointError, Refused
+from modwright.recipes.schema import Recipe
+from modwright.report import Report
+
+__all__ = ["Outcome", "is_result_of", "output_place", "require_place"]
+__all__ += ["stands_already"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run left.
+
+    Attributes:
+        output: the directory.
+        report: what was measured.
+        reopened: what the check in a new process saw, if it was asked for.
+        done_before: the result stood there already.
+        log: the file beside the output.
+        leading: False in a process that helped another: it has nothing to print.
+    """
+
+    output: Path
+    report: Report
+    reopened: Reopened | None
+    done_before: bool = False
+    log: Path | None = None
+    leading: bool = True
+
+
+def output_place(recipe: Recipe, output: str | Path | None) -> Path:
+    """The directory to write.
+
+    Raises:
+        Refused: neither the caller nor the recipe names one.
+        CheckpointError: it cannot be one.
+    """
+    if not str(output or recipe.output):
+        raise Refused("no output: give `output:` in the recipe or -o on the command line")
+    place = Path(output or recipe.output).expanduser()
+    if not place.resolve().name:
+        raise CheckpointError(f"cannot write {str(place)!r}: name a directory below it")
+    return place
+
+
+def require_place(opened: Checkpoint, place: Path, force: bool) -> None:
+    """Goes through the save without weights: would the result find its place?
+
+    Raises:
+        CheckpointError: as a save would; or the place is the model that the recipe begins with.
+    """
+    source = opened.source.path
+    if source is not None and source.resolve() == place.resolve():
+        raise CheckpointError(
+            f"{str(place)!r} is the model that the recipe begins with; name another directory, or "
+            "it could not be run again"
+        )
+    rehearse(opened.model, place, source=opened.source, force=force)
+
+
+def stands_already(place: Path, full: dict[str, Any], force: bool) -> bool:
+    """Whether the result of this resolved recipe is there, so that nothing is to be done.
+
+    Raises:
+        CheckpointError: something else is there, and ``force`` does not allow to replace it.
+    """
+    if force or not place.is_dir() or not any(place.iterdir()):
+        return False
+    if is_result_of(place, full):
+        return True
+    raise CheckpointError(
+        f"{str(place)!r} holds something else than the result of this recipe; name another "
+        "directory with -o, or replace it with --force"
+    )
+
+
+def is_result_of(place: Path, full: dict[str, Any]) -> bool:
+    """Whether a whole result of this resolved recipe stands there."""
+    try:
+        stored = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False
+    whole = all((place / name).is_file() for name in ("config.json", "report.json"))
+    return whole and bool(stored == full)

@@ -1,0 +1,143 @@
+"""A dry run: opens, reads, forecasts, allocates what is largest, rehearses the save. No files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modwright.anatomy import Anatomy
+from modwright.calibration.processes import joined
+from modwright.calibration.rehearsal import BlockRehearsal, rehearse_block
+from modwright.checkpoint import Checkpoint, check_finite, peak_rss_bytes
+from modwright.checkpoint import open as open_checkpoint
+from modwright.progress import SILENT, Progress
+from modwright.recipes.forecast import Forecast, forecast, require_room
+from modwright.recipes.load import resolved
+from modwright.recipes.outcome import output_place, require_place, stands_already
+from modwright.recipes.quality import evaluation_digest
+from modwright.recipes.schema import Recipe
+from modwright.recipes.settings import torch_as_asked
+from modwright.recipes.texts import step_windows
+from modwright.recipes.work import WorkPlace
+from modwright.surgery import make_method
+
+__all__ = ["Rehearsal", "StepRehearsal", "dry_run"]
+
+
+@dataclass(frozen=True)
+class StepRehearsal:
+    """One step.
+
+    Attributes:
+        title: the method with its options.
+        calibration: what was run of it; None where it looks at no data.
+        plan_bytes: what was allocated in place of the plan's work and values.
+    """
+
+    title: str
+    calibration: BlockRehearsal | None
+    plan_bytes: int
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What a dry run did and foresees.
+
+    Attributes:
+        output: where the result would go.
+        forecast: parameters, memory and disk of every step.
+        steps: what was tried of every step, all on the model as it came.
+        free_disk: bytes that are free where the output goes.
+        peak: the most memory that the process held, Python included.
+    """
+
+    output: Path
+    forecast: Forecast
+    steps: tuple[StepRehearsal, ...]
+    free_disk: int
+    peak: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "output": str(self.output),
+            "forecast": self.forecast.to_json(),
+            "steps": [asdict(step) for step in self.steps],
+            "free_disk_bytes": self.free_disk,
+            "peak_rss_bytes": self.peak,
+        }
+
+
+def dry_run(
+    recipe: Recipe,
+    output: str | Path | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
+    say: Callable[[str], None] = lambda message: None,
+) -> Rehearsal | None:
+    """Tries what a run would need, before the hours that it takes. Nothing is written.
+
+    Every refusal of a run before its work comes here, too. For every step that calibrates, the
+    largest block runs on one batch with its statistics, and what planning needs is allocated.
+
+    Returns:
+        What was done; None where the result stands already, and in a process that is not the main
+        one.
+
+    Raises:
+        ModwrightError: what a run would refuse.
+    """
+    place = output_place(recipe, output)
+    with joined() as team:
+        if not team.is_main:
+            team.hear()
+            return None
+        with team.leading():
+            full = {**resolved(recipe), "output": ""}
+            if stands_already(place, full, force):
+                say(f"{place} holds the result of this recipe already; there is nothing to do")
+                return None
+            with WorkPlace(place).alone(), torch_as_asked(recipe):
+                return _rehearse(recipe, place, force, team.local_size, progress, say)
+
+
+def _rehearse(
+    recipe: Recipe,
+    place: Path,
+    force: bool,
+    processes: int,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> Rehearsal:
+    say(f"opening {recipe.model}")
+    opened = open_checkpoint(recipe.model, dtype=recipe.dtype, progress=progress)
+    check_finite(opened.model)
+    say(f"rehearsing the save to {place}")
+    require_place(opened, place, force)
+    windows = step_windows(recipe, opened)
+    evaluation_digest(opened, recipe.evaluate)
+    expected = forecast(recipe, opened.model, opened.name, processes=processes)
+    free_disk = require_room(expected, place)
+    steps = []
+    with progress.phase("rehearse", len(recipe.steps)) as task:
+        for index, data in enumerate(windows):
+            steps.append(_step(recipe, index, opened, data))
+            task.advance()
+    return Rehearsal(place, expected, tuple(steps), free_disk, peak_rss_bytes())
+
+
+def _step(recipe: Recipe, index: int, opened: Checkpoint, data: Any) -> StepRehearsal:
+    asked = recipe.steps[index]
+    method = make_method(asked.method, asked.options)
+    anatomy = Anatomy.of(opened.model)
+    tried = None if data is None else rehearse_block(anatomy, data, method.collectors())
+    told = getattr(method, "plan_bytes", None)
+    needed = 0 if told is None else sum(told(anatomy))
+    # Ones, not zeros: memory that nobody has written to is not taken.
+    room = torch.ones(needed, dtype=torch.uint8)
+    return StepRehearsal(method.title(), tried, room.nbytes)

@@ -1,0 +1,124 @@
+"""Runs recipes in processes that are killed at a chosen moment; for the tests alone.
+
+Reads one request per line and answers with one. Each run is a fork of this process, which has run
+the first recipe once, so that everything is imported. The moment is a call of one function of the
+package; the process kills itself there as the system would, with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import modwright.checkpoint.outputs as outputs
+import modwright.checkpoint.saving as saving
+import modwright.recipes.run as running
+import modwright.recipes.work as working
+import modwright.report.writing as reporting
+from modwright.calibration import Statistics
+from modwright.calibration.streams import Stream
+from modwright.recipes.load import parse_recipe
+
+torch.set_num_threads(1)
+
+
+def _half(self: Any, index: int, values: Any) -> None:
+    (self.directory / f"block-{index:04d}.partial").write_bytes(b"half a file")
+
+
+# moment: object, name of its function, whether the call is made before the process dies.
+MOMENTS: dict[str, tuple[Any, str, bool]] = {
+    "calibration, a block is not written": (Statistics, "store", False),
+    "calibration, its statistics are written, its stream is not": (Statistics, "store", True),
+    "calibration, the stream is written": (Stream, "rename", True),
+    "calibration, the walk is noted": (Statistics, "_claim", True),
+    "apply begins": (running, "apply_plan", False),
+    "apply is done": (running, "apply_plan", True),
+    "measuring begins": (running, "measure_stage", False),
+    "measuring is done": (running, "measure_stage", True),
+    "a save has weights and nothing else": (saving, "_write_weights", True),
+    "a save is whole and has the wrong name": (outputs, "_swap", False),
+    "a save has its name": (outputs, "_swap", True),
+    "a state is not yet known": (working, "_write_whole", False),
+    "a state is known": (working, "_write_whole", True),
+    "the report is half written": (reporting, "render_html", True),
+    "work is not removed": (working.WorkPlace, "remove", False),
+}
+
+
+class Moments:
+    """Counts the calls of every moment's function, and kills the process at one of them."""
+
+    def __init__(self, moment: str = "", call: int = 0) -> None:
+        self.moment, self.call = moment, call
+        self.calls = dict.fromkeys(MOMENTS, 0)
+        for place, name in {(place, name) for place, name, _ in MOMENTS.values()}:
+            setattr(place, name, self._watched(place, name, getattr(place, name)))
+
+    def _watched(self, place: Any, name: str, function: Callable[..., Any]) -> Any:
+        mine = {m: after for m, (p, n, after) in MOMENTS.items() if p is place and n == name}
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            for moment in mine:
+                self.calls[moment] += 1
+            dies = self.moment in mine and self.calls[self.moment] == self.call
+            if dies and not mine[self.moment]:
+                if name == "store":
+                    _half(*args)
+                os.kill(os.getpid(), signal.SIGKILL)
+            found = function(*args, **kwargs)
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return found
+
+        return watched
+
+
+def work(request: dict[str, Any], answer: int) -> None:
+    moments = Moments(request.get("moment", ""), request.get("call", 0))
+    said: list[str] = []
+    outcome = running.run(
+        parse_recipe(request["recipe"]),
+        request["out"],
+        force=request.get("force", False),
+        check=False,
+        say=said.append,
+    )
+    told = {"calls": moments.calls, "said": said, "done_before": outcome.done_before}
+    os.write(answer, json.dumps(told).encode())
+
+
+def forked(request: dict[str, Any]) -> dict[str, Any]:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reading)
+        try:
+            work(request, writing)
+        except BaseException as error:
+            os.write(writing, json.dumps({"error": f"{type(error).__name__}: {error}"}).encode())
+            os._exit(1)
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        told = stream.read()
+    _, status = os.waitpid(child, 0)
+    return {**(json.loads(told) if told else {}), "code": os.waitstatus_to_exitcode(status)}
+
+
+def main() -> None:
+    first = json.loads(sys.stdin.readline())
+    running.run(parse_recipe(first["recipe"]), first["out"], check=False)
+    print("ready", flush=True)
+    for line in sys.stdin:
+        print(json.dumps(forked(json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""A run that was killed (SIGKILL) goes on with the same command, and ends bit for bit the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .shared import snapshot
+
+WORKER = Path(__file__).with_name("kill_worker.py")
+RECIPES: dict[str, list[dict[str, Any]]] = {
+    "llm_drop": [{"method": "llm_drop", "n": 2, "mode": "iterative"}],
+    "modegpt": [{"method": "modegpt", "sparsity": 0.3}],
+    "two steps": [{"method": "modegpt", "sparsity": 0.2}, {"method": "llm_drop", "n": 1}],
+}
+Runs = Callable[..., dict[str, Any]]
+Tree = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def tree(wordy_model: Path, wordy_text: Path) -> Tree:
+    def make(name: str) -> dict[str, Any]:
+        text = str(wordy_text)
+        return {
+            "model": str(wordy_model),
+            "threads": 1,
+            "calibration": {"data": text, "windows": 4, "length": 16, "batch_size": 2},
+            "steps": RECIPES[name],
+            "evaluate": {
+                "perplexity": {"data": text, "windows": 2, "length": 16},
+                "generate": {"prompt": "w7 w8", "max_new_tokens": 3},
+                "speed": None,
+                "length": 16,
+            },
+        }
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def runs(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Runs a recipe in a process of its own; its answer, and how it ended."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    with subprocess.Popen(
+        [sys.executable, str(WORKER)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    ) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        first = {"recipe": tree("two steps"), "out": str(tmp_path_factory.mktemp("first") / "out")}
+        worker.stdin.write(json.dumps(first) + "\n")
+        worker.stdin.flush()
+        assert worker.stdout.readline() == "ready\n"
+
+        def run(**request: Any) -> dict[str, Any]:
+            assert worker.stdin is not None and worker.stdout is not None
+            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.flush()
+            answer: dict[str, Any] = json.loads(worker.stdout.readline())
+            return answer
+
+        yield run
+        worker.stdin.close()
+
+
+def result(out: Path) -> dict[str, Any]:
+    """All that a run leaves and that does not depend on time."""
+    files: dict[str, Any] = snapshot(out)
+    report = json.loads(files["report.json"])
+    del report["environment"]["memory"]
+    for stage in report["stages"]:
+        del stage["seconds"]
+    for name in ("report.json", "report.html", "report.md"):
+        del files[name]
+    return {**files, "report": report}
+
+
+@pytest.mark.contract("L1")
+@pytest.mark.parametrize("name", RECIPES)
+def test_killed_anywhere_it_ends_the_same(
+    name: str, runs: Runs, tree: Tree, tmp_path: Path
+) -> None:
+    """At the last time that each moment comes."""
+    recipe = tree(name)
+    unbroken = runs(recipe=recipe, out=str(tmp_path / "unbroken" / "out"))
+    assert unbroken["code"] == 0, unbroken
+    wanted = result(tmp_path / "unbroken" / "out")
+    for number, (moment, call) in enumerate(unbroken["calls"].items()):
+        assert call, f"the moment never comes: {moment}"
+        place = tmp_path / str(number)
+        place.mkdir()
+        out = place / "out"
+        killed = runs(recipe=recipe, out=str(out), moment=moment, call=call)
+        assert killed["code"] == -signal.SIGKILL, (moment, call, killed)
+        assert "stopped" not in (place / "out.log").read_text(), "the process died in good order"
+        resumed = runs(recipe=recipe, out=str(out))
+        assert resumed["code"] == 0, (moment, call, resumed)
+        assert result(out) == wanted, (moment, call)
+        assert sorted(entry.name for entry in place.iterdir()) == ["out", "out.log"], moment
+
+
+def test_killed_again_and_again_it_ends_the_same(runs: Runs, tree: Tree, tmp_path: Path) -> None:
+    """Every time a little further."""
+    recipe = tree("two steps")
+    runs(recipe=recipe, out=str(tmp_path / "unbroken" / "out"))
+    order = [
+        ("measuring is done", 1),
+        ("calibration, a block is not written", 2),
+        ("calibration, the stream is written", 2),
+        ("apply begins", 1),
+        ("measuring begins", 1),
+        ("a save has weights and nothing else", 1),
+        ("calibration, its statistics are written, its stream is not", 3),
+        ("a state is not yet known", 2),
+        ("the report is half written", 1),
+    ]
+    for moment, call in order:
+        killed = runs(recipe=recipe, out=str(tmp_path / "out"), moment=moment, call=call)
+        assert killed["code"] == -signal.SIGKILL, (moment, killed)
+    done = runs(recipe=recipe, out=str(tmp_path / "out"))
+    assert done["code"] == 0
+    assert result(tmp_path / "out") == result(tmp_path / "unbroken" / "out")
+    # The log tells of all attempts: it is one file from the first to the last.
+    log = (tmp_path / "out.log").read_text()
+    assert log.count("modwright run into") == len(order) + 1
+    assert log.rstrip().endswith("done")
+
+
+@pytest.mark.parametrize(
+    "moment", ["a save is whole and has the wrong name", "work is not removed"]
+)
+def test_an_older_output_is_there_until_the_new_one_is(
+    moment: str, runs: Runs, tree: Tree, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.txt").write_text("old")
+    recipe = tree("llm_drop")
+    count = runs(recipe=recipe, out=str(tmp_path / "other" / "out"))["calls"][moment]
+    killed = runs(recipe=recipe, out=str(out), force=True, moment=moment, call=count)
+    assert killed["code"] == -signal.SIGKILL
+    if moment == "work is not removed":
+        assert result(out) == result(tmp_path / "other" / "out")
+    else:
+        assert snapshot(out) == {"old.txt": b"old"}
+    done = runs(recipe=recipe, out=str(out), force=moment != "work is not removed")
+    assert done["code"] == 0 and done["done_before"] == (moment == "work is not removed")
+    assert result(out) == result(tmp_path / "other" / "out")
+    left = sorted(entry.name for entry in tmp_path.iterdir())
+    assert left == ["other", "out", "out.log"]

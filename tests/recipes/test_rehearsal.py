@@ -1,0 +1,176 @@
+"""A dry run really allocates what is largest, refuses what a run refuses, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modwright.anatomy import Anatomy
+from modwright.calibration import Grams, Similarity, Statistics, StreamGaps
+from modwright.calibration.rehearsal import rehearse_block
+from modwright.calibration.streams import Stream
+from modwright.calibration.text import from_sequences
+from modwright.checkpoint import open as open_checkpoint
+from modwright.edits import keep_neurons
+from modwright.errors import CheckpointError, ModwrightError, Refused
+from modwright.recipes import Recipe
+from modwright.recipes.rehearsal import dry_run
+from modwright.recipes.run import Outcome, run
+from modwright.surgery import make_method
+
+from .shared import DROP, no_work, snapshot
+from .test_memory import allocated
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No stream, no statistics, no measuring."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("a file was begun")
+
+    no_work(monkeypatch)
+    monkeypatch.setattr(Stream, "create", refuse)
+    monkeypatch.setattr(Statistics, "store", refuse)
+
+
+def test_it_tries_everything_and_leaves_nothing(
+    recipe: MakeRecipe, wordy_model: Path, tmp_path: Path, nothing_is_written: None
+) -> None:
+    before = snapshot(wordy_model)
+    said: list[str] = []
+    tried = dry_run(recipe(), tmp_path / "deep" / "out", say=said.append)
+    assert tried is not None
+    assert list(tmp_path.iterdir()) == []
+    assert snapshot(wordy_model) == before
+    drop, narrow = tried.steps
+    anatomy = open_checkpoint(wordy_model).anatomy
+    assert drop.title == "drop 1 attention" and drop.plan_bytes == 0
+    for step in (drop, narrow):
+        found = step.calibration
+        assert found is not None
+        assert found.batch == (2, 32) and found.device == "cpu"
+        assert found.weights == sum(p.nbytes for p in anatomy.blocks[0].module.parameters())
+        # Three batches of two windows, four blocks.
+        assert found.walk_seconds == pytest.approx(12 * found.seconds) and found.seconds > 0
+    assert narrow.calibration.statistics == Grams().bytes(anatomy.blocks[0])
+    assert narrow.plan_bytes == sum(make_method("modegpt").plan_bytes(anatomy))
+    assert tried.free_disk > tried.forecast.disk > 0
+    assert tried.peak > tried.forecast.peak
+    assert len(said) == 2
+    told = json.loads(json.dumps(tried.to_json()))
+    assert told["steps"][1]["calibration"]["batch"] == [2, 32]
+
+
+def test_the_memory_is_really_taken(recipe: MakeRecipe, wordy_model: Path, tmp_path: Path) -> None:
+    asked = recipe(steps=[{"method": "modegpt"}])
+    found: list[Any] = []
+    held = allocated(lambda: found.append(dry_run(asked, tmp_path / "out")))
+    (step,) = found[0].steps
+    assert held >= max(step.plan_bytes, step.calibration.statistics) > 0
+    without = allocated(lambda: dry_run(recipe(steps=DROP), tmp_path / "out"))
+    assert held > without
+
+
+def test_only_the_largest_block_runs(tiny: Any) -> None:
+    from helpers import edit
+
+    source = tiny("tiny-llama")
+    blocks = Anatomy.of(source).blocks
+    narrow = keep_neurons(blocks[0].mlp, range(16)) + keep_neurons(blocks[1].mlp, range(16))
+    model = edit(source, narrow).model
+    runs = [0] * 4
+    handles = [
+        block.mlp.up.module.register_forward_hook(
+            lambda *seen, i=block.index: runs.__setitem__(i, runs[i] + 1)
+        )
+        for block in Anatomy.of(model).blocks
+    ]
+    windows = from_sequences([tokens(8), tokens(12), tokens(4)], 0, batch_size=1)
+    tried = rehearse_block(Anatomy.of(model), windows, [Grams(), StreamGaps(3)])
+    for handle in handles:
+        handle.remove()
+    assert tried.block == 2 and tried.batch == (1, 12)
+    assert runs == [0, 0, 2, 0]  # the second time nothing is new to the machine
+
+
+def tokens(length: int) -> Any:
+    import torch
+
+    return torch.arange(3, 3 + length)
+
+
+def test_no_data_is_refused(tiny: Any) -> None:
+    from modwright.calibration import TokenWindows
+
+    with pytest.raises(Refused, match="no calibration data"):
+        rehearse_block(Anatomy.of(tiny("tiny-llama")), TokenWindows((), {}), [Similarity()])
+
+
+def test_memory_that_cannot_be_had_is_one_line(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore lines")
+
+    monkeypatch.setattr("modwright.calibration.rehearsal.measure_block", fail)
+    windows = from_sequences([tokens(8)], 0)
+    with pytest.raises(Refused) as caught:
+        rehearse_block(Anatomy.of(tiny("tiny-llama")), windows, [Grams()])
+    line = str(caught.value)
+    assert "largest block does not fit" in line and "smaller calibration.batch_size" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"calibration": {"data": "gone.txt", "length": 8}},
+        {"calibration": {"length": 257}},
+        {"evaluate": {"perplexity": {"data": "gone.txt"}}},
+        {"steps": [{"method": "llm_drop", "n": 99}]},
+        {"model": "preset:tiny-llama"},
+    ],
+)
+def test_it_refuses_what_a_run_refuses_before_work(
+    changed: dict[str, Any], recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    told = []
+    for work in (dry_run, run):
+        with pytest.raises(ModwrightError) as caught:
+            work(recipe(**changed), tmp_path / "out")
+        told.append(str(caught.value))
+    assert told[0] == told[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_are_tried(recipe: MakeRecipe, wordy_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a").write_text("x")
+    for place, told, force in [
+        (tmp_path / "file", "is a file", True),
+        (tmp_path / "full", "something else", False),
+        (wordy_model, "begins with", True),
+    ]:
+        with pytest.raises(CheckpointError, match=told):
+            dry_run(recipe(), place, force=force)
+    assert dry_run(recipe(), tmp_path / "full", force=True) is not None
+    assert snapshot(tmp_path) == {"file": b"x", "full": b"(folder)", "full/a": b"x"}
+
+
+def test_a_result_that_stands_needs_no_rehearsal(recipe: MakeRecipe, finished: Outcome) -> None:
+    said: list[str] = []
+    before = snapshot(finished.output)
+    assert dry_run(recipe(), finished.output, say=said.append) is None
+    assert "holds the result of this recipe already" in said[0]
+    assert snapshot(finished.output) == before
+
+
+def test_steps_without_data_say_so(recipe: MakeRecipe, tmp_path: Path) -> None:
+    tried = dry_run(recipe(steps=[{"method": "llm_drop", "n": 0}]), tmp_path / "out")
+    assert tried is not None and tried.steps[0].calibration is None
