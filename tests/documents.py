@@ -1,23 +1,32 @@
-"""Reads the fenced blocks of Markdown pages and runs them."""
+"""Reads the fenced blocks of Markdown pages and runs them.
+
+What stands behind the language of a block says how it is run: ``slow`` blocks only with the slow
+tests, ``setup`` blocks never (their syntax is checked), and neither ``peer`` blocks, which are for
+another tool. ``title="NAME"`` makes a block a file of that name, for the blocks below it. In a
+``console`` block the lines that do not start with ``$`` are what the command prints; ``...`` stands
+for any text.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import doctest
 import io
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 __all__ = ["ROOT", "Block", "blocks_of", "check_setup", "pages", "run_blocks", "shell_lines"]
+__all__ += ["expected_output"]
 
 ROOT = Path(__file__).parents[1]
 LANGUAGES = {"python", "bash", "console", "yaml", "json", "toml", "text", "mermaid"}
-TAGS = {"slow", "setup"}
+TAGS = {"slow", "setup", "peer"}
 
 _FENCE = re.compile(r"^(?P<indent> *)(?P<marks>`{3,}|~{3,})(?P<info>.*)$")
 _TARGET = re.compile(r"^([A-Za-z][\w-]*):", re.MULTILINE)
@@ -32,6 +41,7 @@ class Block:
     language: str
     tags: frozenset[str]
     text: str
+    title: str = ""
 
     @property
     def place(self) -> str:
@@ -65,7 +75,9 @@ def _block(
 ) -> Block:
     indent, marks = len(opening["indent"]), opening["marks"]
     where = f"{page.name}:{number}"
-    language, *tags = opening["info"].split() or ["text"]
+    language, *rest_of_info = shlex.split(opening["info"]) or ["text"]
+    titles = [word[6:] for word in rest_of_info if word.startswith("title=")]
+    tags = [word for word in rest_of_info if not word.startswith("title=")]
     if language not in LANGUAGES:
         raise ValueError(f"{where}: language {language!r}; known: {sorted(LANGUAGES)}")
     if not TAGS.issuperset(tags):
@@ -73,7 +85,8 @@ def _block(
     body: list[str] = []
     for _, line in rest:
         if line.strip().startswith(marks) and not line.strip().strip(marks[0]):
-            return Block(page, number, language, frozenset(tags), "\n".join(body) + "\n")
+            text = "\n".join(body) + "\n"
+            return Block(page, number, language, frozenset(tags), text, "".join(titles))
         body.append(line[indent:] if line[:indent].isspace() else line)
     raise ValueError(f"{where}: the block does not end")
 
@@ -85,6 +98,18 @@ def shell_lines(block: Block) -> list[str]:
     if block.language == "console":
         lines = [line.removeprefix("$").strip() for line in lines if line.startswith("$")]
     return [line for line in lines if line and not line.startswith("#")]
+
+
+def expected_output(block: Block) -> dict[str, str]:
+    """Command of a ``console`` block -> what it prints; commands that show nothing are left out."""
+    told: dict[str, str] = {}
+    command = ""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if line.startswith("$"):
+            command = line.removeprefix("$").strip()
+        elif command:
+            told[command] = told.get(command, "") + line + "\n"
+    return {command: text for command, text in told.items() if text.strip()}
 
 
 def check_setup(block: Block, makefile: str) -> None:
@@ -110,43 +135,62 @@ def run_blocks(
 ) -> None:
     """Runs Python blocks in one namespace and ``modwright`` commands in the working directory."""
     for block in blocks:
-        if "setup" in block.tags:
+        if block.tags & {"setup", "peer"}:
+            if block.language == "python":
+                compile(block.text, str(block.page), "exec")
             continue
-        if block.language == "python":
+        if block.title:
+            Path(block.title).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
             # Empty lines in front make the line numbers of a traceback those of the page.
             code = compile("\n" * block.line + block.text, str(block.page), "exec")
             exec(code, module.__dict__)
         elif block.language in ("bash", "console"):
+            expected = expected_output(block) if block.language == "console" else {}
             for line in shell_lines(block):
-                _run_command(line, block, modwright)
+                printed = _run_command(line, block, modwright)
+                _compare(f"{block.place}: {line}", expected.get(line, ""), printed)
 
 
-def _run_command(line: str, block: Block, modwright: Callable[[Sequence[str]], int]) -> None:
+def _run_command(line: str, block: Block, modwright: Callable[[Sequence[str]], int]) -> str:
+    """What the command prints on stdout."""
     words = shlex.split(line, comments=True)
     place = f"{block.place}: {line}"
-    out: Any = contextlib.nullcontext()
+    file = None
     if ">" in words:
         at = words.index(">")
-        file = Path(words[at + 1])
-        words, out = words[:at], contextlib.redirect_stdout(_Kept(file))
+        words, file = words[:at], Path(words[at + 1])
     if words[:3] == ["python", "-m", "modwright"]:
         words = words[2:]
-    assert words and words[0] == "modwright", (
-        f"{place}: only modwright can be run here; tag `setup`"
+    if words[:1] == ["modwright"]:
+        code, printed, said = _run_modwright(words[1:], modwright)
+    else:
+        assert words[:1] == ["python"] and words[1:2] and words[1].endswith(".py"), (
+            f"{place}: only modwright and python files can be run here; tag `setup`"
+        )
+        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        code, printed, said = done.returncode, done.stdout, done.stderr
+    assert code == 0, f"{place}: exit code {code}: {said}"
+    if file is not None:
+        file.write_text(printed, encoding="utf-8")
+    return printed
+
+
+def _run_modwright(
+    arguments: Sequence[str], modwright: Callable[[Sequence[str]], int]
+) -> tuple[int, str, str]:
+    printed, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        code = modwright(arguments)
+    return code, printed.getvalue(), said.getvalue()
+
+
+def _compare(place: str, expected: str, printed: str) -> None:
+    """As doctest does it: runs of white space are alike, ``...`` is any text."""
+    if not expected:
+        return
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    wanted, got = expected.strip() + "\n", printed.strip() + "\n"
+    assert doctest.OutputChecker().check_output(wanted, got, flags), (
+        f"{place} does not print what the page shows, but:\n{printed}"
     )
-    said = io.StringIO()
-    with out, contextlib.redirect_stderr(said):
-        code = modwright(words[1:])
-    assert code == 0, f"{place}: exit code {code}: {said.getvalue()}"
-
-
-class _Kept(io.StringIO):
-    """A stream that lands in a file."""
-
-    def __init__(self, file: Path) -> None:
-        super().__init__()
-        self.file = file
-
-    def write(self, text: str) -> int:
-        with self.file.open("a", encoding="utf-8") as stream:
-            return stream.write(text)

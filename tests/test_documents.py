@@ -10,7 +10,16 @@ from types import ModuleType
 import pytest
 import yaml
 
-from documents import ROOT, Block, blocks_of, check_setup, pages, run_blocks, shell_lines
+from documents import (
+    ROOT,
+    Block,
+    blocks_of,
+    check_setup,
+    expected_output,
+    pages,
+    run_blocks,
+    shell_lines,
+)
 from modwright.checkpoint import presets
 from modwright.cli.entry import run_command
 from modwright.edits import part_names, registry
@@ -58,6 +67,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.contract("L3")
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_blocks_run_as_they_stand(page: Path, desk: ModuleType) -> None:
     run_blocks([block for block in blocks_of(page) if not is_slow(block)], desk, run_command)
@@ -74,7 +84,7 @@ def test_slow_blocks_run_as_they_stand(page: Path, desk: ModuleType) -> None:
 def test_commands_for_setting_up_are_there(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for block in blocks_of(page):
-        if "setup" in block.tags:
+        if "setup" in block.tags and block.language != "python":
             check_setup(block, makefile)
 
 
@@ -142,6 +152,10 @@ plain
 $ modwright --version
 modwright 1
 ```
+
+```yaml title="a.yaml" slow
+x: 1
+```
 """
 
 
@@ -157,11 +171,14 @@ def test_blocks_are_found() -> None:
         (15, "text", []),
         (21, "text", []),
         (25, "console", []),
+        (30, "yaml", ["slow"]),
     ]
     assert found[0].text == "x = 1\n"
     assert shell_lines(found[1]) == ["modwright papers    llm-drop"]
     assert "```python" in found[2].text
     assert shell_lines(found[4]) == ["modwright --version"]
+    assert expected_output(found[4]) == {"modwright --version": "modwright 1\n"}
+    assert [block.title for block in found] == ["", "", "", "", "", "a.yaml"]
     assert read("") == []
 
 
@@ -190,13 +207,33 @@ def test_blocks_share_a_namespace_and_a_directory(desk: ModuleType) -> None:
     ("text", "told"),
     [
         ("```bash\nmodwright papers nonesuch\n```\n", "page.md:1: .*exit code 2.*'nonesuch'"),
-        ("```bash\nls\n```\n", "only modwright can be run here"),
+        ("```bash\nls\n```\n", "only modwright and python files can be run here"),
+        ("```bash\npython -c 1\n```\n", "only modwright and python files can be run here"),
+        ('```python title="a.py"\n1 / 0\n```\n```bash\npython a.py\n```\n', "ZeroDivision"),
+        (
+            "```console\n$ modwright --version\nmodwright ...3\n```\n",
+            "does not print what the page shows, but:\nmodwright",
+        ),
         ("```python\nassert False, 'wrong'\n```\n", "wrong"),
     ],
 )
 def test_blocks_that_fail_are_noticed(text: str, told: str, desk: ModuleType) -> None:
     with pytest.raises(AssertionError, match=told):
         run_blocks(read(text), desk, run_command)
+
+
+def test_shown_output_is_compared_with_gaps(desk: ModuleType) -> None:
+    run_blocks(
+        read("```console\n$ modwright --version\nmodwright   0...\n```\n"), desk, run_command
+    )
+    page = '```python title="a.py"\nprint(1, 2)\n```\n```console\n$ python a.py\n1 2\n```\n'
+    run_blocks(read(page), desk, run_command)
+
+
+def test_blocks_for_other_tools_are_not_run(desk: ModuleType) -> None:
+    run_blocks(read("```bash peer\nothertool x\n```\n```python peer\n1 / 0\n```\n"), desk, list)
+    with pytest.raises(SyntaxError):
+        run_blocks(read("```python peer\n1 /\n```\n"), desk, list)
 
 
 def test_setup_blocks_are_checked() -> None:
@@ -209,5 +246,5 @@ def test_setup_blocks_are_checked() -> None:
 
 
 def test_a_page_leaves_nothing_registered() -> None:
-    """CONTRIBUTING.md registers a method and a family; they must not be there for other tests."""
+    """Pages register methods and families; they must not be there for other tests."""
     assert "drop_last_mlp" not in method_names()

@@ -1,0 +1,63 @@
+"""The pictures of the tutorial: there, small, self-contained, and made from the page's commands."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from documents import ROOT, pages
+
+PICTURES = ROOT / "docs" / "pictures"
+USED = re.compile(r"\((?:docs/)?(?:\.\./)*pictures/([\w.-]+)\)")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Any:
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their module up.
+    import sys
+
+    sys.modules["pictures"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_picture_is_used_and_they_are_small() -> None:
+    there = {file.name: file.stat().st_size for file in PICTURES.iterdir()}
+    used = {name for page in pages() for name in USED.findall(page.read_text(encoding="utf-8"))}
+    assert used == set(there)
+    assert sum(there.values()) < 1_500_000
+
+
+def test_each_picture_stands_below_a_command_of_its_own(pictures: Any) -> None:
+    shots = list(pictures.shots())
+    assert [shot.name for shot in shots] == ["inspect", "plan", "run", "report", "reload"]
+    assert len({shot.block.line for shot in shots}) == len(shots)
+    assert {f"{shot.name}.{shot.kind}" for shot in shots} == {f.name for f in PICTURES.iterdir()}
+
+
+def test_terminals_show_commands_and_ask_for_no_font(pictures: Any) -> None:
+    made = pictures.terminal("a-title", [("modwright x", "\x1b[1mbold\x1b[0m and plain\n")])
+    assert "modwright" in made and "bold" in made and "a-title" in made
+    assert "@font-face" not in made and "\x1b" not in made
+    assert made == pictures.terminal("a-title", [("modwright x", "\x1b[1mbold\x1b[0m and plain\n")])
+
+
+def test_terminals_fetch_nothing() -> None:
+    for file in PICTURES.glob("*.svg"):
+        text = file.read_text(encoding="utf-8")
+        addresses = set(re.findall(r"https?://[^\s\"'<)]+", text))
+        assert addresses <= {"http://www.w3.org/2000/svg", "https://www.textualize.io"}, file.name
+
+
+@pytest.mark.slow
+@pytest.mark.models
+def test_the_picture_of_the_parts_is_what_the_command_prints(pictures: Any, tmp_path: Path) -> None:
+    pictures.make(["inspect"], tmp_path)
+    assert (tmp_path / "inspect.svg").read_text() == (PICTURES / "inspect.svg").read_text()
