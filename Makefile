@@ -4,23 +4,32 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+MERGEKIT := .venv-mergekit/.ready
+OLDEST := .venv-oldest
+TIMM := .venv-timm
+OLDEST_TESTS := tests/anatomy tests/test_autoload.py tests/edits/test_traps.py tests/edits/test_reload.py \
+  tests/edits/test_edited_decoding.py tests/calibration/test_walk.py tests/checkpoint/test_saving.py \
+  tests/checkpoint/test_gguf.py tests/cost tests/surgery/test_modegpt.py tests/surgery/test_llm_drop.py
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test fast slow lint format figures bench clean help
+.PHONY: demo test fast slow test-oldest test-timm docs lint format figures bench clean help
 
 help:
 	@echo "make demo     cut a real model in two ways, report, reload it in a new process (minutes)"
 	@echo "make test     everything that must hold: style, types, layers, fast and slow tests"
 	@echo "make fast     the quick tests; make slow: those on the real model"
+	@echo "make test-oldest  on the oldest transformers supported; make test-timm: ViTs of timm"
+	@echo "make docs     the documentation site, in out/site"
 	@echo "make lint     style, types and the direction of imports"
 	@echo "make figures  measure again what docs/papers quote"
 	@echo "make bench    timings, as ratios"
 
-$(READY): requirements.lock requirements-data.lock pyproject.toml
+$(READY): requirements.lock requirements-data.lock requirements-docs.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
@@ -39,6 +48,9 @@ fast: $(READY)
 slow: $(READY)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
+
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -52,9 +64,33 @@ format: $(READY)
 figures: $(READY)
 	MODWRIGHT_FIGURES=$(CURDIR)/out/figures.jsonl $(BIN)/python -m pytest -q tests/acceptance -m slow
 
-bench: $(READY)
+bench: $(READY) $(MERGEKIT)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bench.lock
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/decode_speed.py
+	$(BIN)/python benchmarks/apply_save.py --threads 2
+	$(BIN)/python benchmarks/walker.py --threads 2
+	$(BIN)/python benchmarks/decode_speed.py --repeats 3 --threads 2
+	$(BIN)/python benchmarks/peers/depth_drop.py --mergekit .venv-mergekit/bin/mergekit-yaml --threads 2
+	$(BIN)/python benchmarks/peers/mlp_narrowing.py --threads 2
+
+$(MERGEKIT): requirements-mergekit.lock
+	$(PYTHON) -m venv .venv-mergekit
+	.venv-mergekit/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-mergekit.lock
+	@touch $(MERGEKIT)
+
+# The oldest transformers that is supported, in an environment of its own.
+test-oldest: $(OLDEST)/.ready
+	$(OLDEST)/bin/python -m pytest -q -n 2 -m "not slow" $(OLDEST_TESTS)
+
+# Vision models of timm. A plain `pytest` leaves these tests out: they need timm.
+test-timm: $(TIMM)/.ready
+	$(TIMM)/bin/python -m pytest -q -n 2 -o addopts="-ra --strict-markers" tests/with_timm
+
+$(OLDEST)/.ready $(TIMM)/.ready: .venv-%/.ready: requirements-%.lock pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-$*.lock
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
 clean:
 	rm -rf $(VENV) out

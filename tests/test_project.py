@@ -116,6 +116,26 @@ def test_the_script_is_the_command_line() -> None:
     assert scripts == {"modwright": "modwright.cli:main"}
 
 
+@pytest.mark.contract("D5")
+def test_both_ends_of_the_supported_transformers_have_an_environment() -> None:
+    """`make test` runs on the newer one, `make test-oldest` on the bound that users may have."""
+    lower = re.search(r'"transformers>=([\d.]+),', (ROOT / "pyproject.toml").read_text())
+    assert lower is not None
+
+    def locked(name: str) -> str:
+        found = re.search(r"^transformers==([\d.]+)$", (ROOT / name).read_text(), re.M)
+        assert found is not None, name
+        return found[1]
+
+    oldest = locked("requirements-oldest.lock")
+    assert oldest.startswith(lower[1])
+    assert tuple(map(int, oldest.split("."))) < tuple(
+        map(int, locked("requirements.lock").split("."))
+    )
+    assert "test-oldest:" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.contract("K2")
 def test_the_direction_of_imports_is_held() -> None:
     contracts = project()["tool"]["importlinter"]["contracts"]  # type: ignore[index]
     layers = next(contract for contract in contracts if contract["type"] == "layers")

@@ -14,6 +14,7 @@ from modwright import _autoload
 if TYPE_CHECKING:
     from modwright.anatomy import Anatomy as Anatomy
     from modwright.anatomy import register_family as register_family
+    from modwright.checkpoint import export as export
     from modwright.checkpoint import open as open
     from modwright.checkpoint import save as save
     from modwright.edits import Plan as Plan
@@ -26,6 +27,7 @@ _HOMES = {
     "Plan": "modwright.edits",
     "apply": "modwright.surgery",
     "calibrate": "modwright.calibration",
+    "export": "modwright.checkpoint",
     "open": "modwright.checkpoint",
     "plan": "modwright.surgery",
     "register_family": "modwright.anatomy",
