@@ -234,12 +234,14 @@ def _simplest(
     model_class, edited_config = _edited(stock, config, edits)
     if edits:
         whole = Anatomy.of(_skeleton(model_class, edited_config))
-        for candidate in (_with_shared_widths(anatomy, config, whole), config):
-            plainer = None if candidate is None else _needed(stock, candidate, edits)
-            if plainer is not None and len(plainer) < len(edits):
-                config, edits = candidate, plainer
-                model_class, edited_config = _edited(stock, config, edits)
-                break
+        best, fewest = config, edits
+        for candidate in (config, _with_shared_widths(anatomy, config, whole)):
+            needed = None if candidate is None else _needed(stock, candidate, edits)
+            if needed is not None and len(needed) < len(fewest):
+                best, fewest = candidate, needed
+        if len(fewest) < len(edits):
+            config, edits = best, fewest
+            model_class, edited_config = _edited(stock, config, edits)
     return Target(model_class, edited_config if edits else config, edits, kept)
 
 

@@ -22,7 +22,7 @@ from modwright.nn import (
 from modwright.nn.token_mixers.attention import naive_attention
 
 __all__ = ["attend_as_configured", "hosted_attention", "hosted_experts", "hosted_feed_forward"]
-__all__ += ["hosted_mixture"]
+__all__ += ["activation", "hosted_mixture"]
 
 
 def attend_as_configured(
@@ -52,16 +52,17 @@ def hosted_attention(
 def hosted_feed_forward(kwargs: dict[str, Any]) -> FeedForward:
     """A feed-forward part with the activation that transformers has under the shape's name."""
     shape = FeedForwardShape(**kwargs)
-    return FeedForward(shape, _activation(shape.activation))
+    return FeedForward(shape, activation(shape.activation))
 
 
 def hosted_experts(kwargs: dict[str, Any]) -> ExpertFeedForward:
     """A feed-forward part in experts, with the activation that transformers has by that name."""
     shape = ExpertShape(**kwargs)
-    return ExpertFeedForward(shape, _activation(shape.activation))
+    return ExpertFeedForward(shape, activation(shape.activation))
 
 
-def _activation(name: str) -> Any:
+def activation(name: str) -> Any:
+    """The function that transformers has under a name; another name is refused."""
     if name not in ACT2FN:
         raise unknown_name("activation", name, sorted(ACT2FN))
     return ACT2FN[name]
@@ -79,4 +80,4 @@ def hosted_mixture(config: Any, kwargs: dict[str, Any]) -> Mixture:
             "layer; set it to False in the config first"
         )
     shape = MixtureShape(**kwargs)
-    return Mixture(shape, _activation(shape.activation))
+    return Mixture(shape, activation(shape.activation))

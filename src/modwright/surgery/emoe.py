@@ -22,6 +22,7 @@ from modwright.anatomy import Anatomy, Mlp, pick_layers
 from modwright.calibration import Collector, TokenWindows
 from modwright.edits import Change, Plan, Replace, expert_shape, merge_experts, split_mlp
 from modwright.edits.canonical import target_of
+from modwright.edits.hosting import activation
 from modwright.errors import Refused, unknown_name
 from modwright.nn import ExpertShape
 from modwright.progress import SILENT, Progress
@@ -188,6 +189,7 @@ class Emoe:
     def _shape(self, mlp: Mlp) -> ExpertShape:
         names = ("score", "selection", "mode", "normalize_keys", "weigh_keys", "capacity")
         routing = {name: getattr(self, name) for name in names}
+        activation(mlp.activation)
         shape = expert_shape(mlp, self.num_experts, self.top_k, **routing)
         for name, value in mlp.parameters().items():
             if not value.is_meta and not bool(torch.isfinite(value).all()):

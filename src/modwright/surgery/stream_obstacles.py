@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp, Stream
+from modwright.anatomy import Anatomy, MixtureOfExperts, Stream
 from modwright.anatomy.stream import Writer
 from modwright.errors import Refused
 from modwright.nn import FactorPair, ZeroMean
@@ -66,7 +66,7 @@ def obstacles(
     absent = [name for name, p in anatomy.model.named_parameters() if p.is_meta]
     if absent and not counting:
         found.append(f"{absent[0]} is on the meta device (offloaded or not loaded); load it first")
-    found += [*_dtypes(anatomy), *_shared(anatomy), *_split_mlps(anatomy)]
+    found += [*_dtypes(anatomy), *_shared(anatomy)]
     if form == "crms":
         found += [*_narrow(anatomy, stream), *_unplaceable(anatomy, stream, "narrowed")]
     if training:
@@ -131,17 +131,6 @@ def _narrow(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
             f"known part, and {anatomy.family.name} leaves no room to give the dropped coordinate "
             "back to it; convert the model with its head over the vocabulary, or use form 'rms'"
         )
-
-
-def _split_mlps(anatomy: Anatomy) -> Iterator[str]:
-    """What experts store of their keys reads the stream too."""
-    for block in anatomy.blocks:
-        mlp = block.mlp
-        if isinstance(mlp, Mlp) and mlp.experts is not None:
-            yield (
-                f"{mlp.address} is split into {mlp.num_experts} experts; convert before splitting, "
-                "or merge the experts first"
-            )
 
 
 def _dtypes(anatomy: Anatomy) -> Iterator[str]:

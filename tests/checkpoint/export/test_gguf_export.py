@@ -80,7 +80,10 @@ def test_smaller_types_round_and_shrink(
 ) -> None:
     model = model_of("qwen2")
     done = modwright.export(model, tmp_path / "out", "gguf", type=asked)
-    assert 0 < done.compared.largest < off * done.compared.spread
+    # The file is the rounded model exactly; rounding moves outputs as far as the type is coarse.
+    assert done.compared.largest <= 1e-4 * done.compared.spread
+    assert 0 < done.compared.rounded < off * done.compared.spread
+    assert "rounding the weights moved the outputs" in str(done.compared)
     assert done.bytes < share * done.checkpoint_bytes
     stored = kinds(the_file(done))
     assert stored["blk.0.attn_q.weight"] == asked.upper()
@@ -121,8 +124,26 @@ def test_rows_that_fill_no_block_are_stored_as_float16(tmp_path: Path) -> None:
 def test_heads_left_unpermuted_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = dataclasses.replace(gguf_header.ARCHITECTURES["llama"], permuted=False)
     monkeypatch.setitem(gguf_header.ARCHITECTURES, "llama", plain)
-    with pytest.raises(VerificationError, match="computes something else"):
+    with pytest.raises(VerificationError, match=r"holds other values at blk\.0\.attn_q\.weight"):
         modwright.export(model_of("llama"), tmp_path / "out", "gguf")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_config_that_is_read_as_another_is_noticed_also_under_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights alone do not tell: rotary angles come from a number of the header."""
+    from modwright.checkpoint.export import to_gguf
+
+    add_config = gguf_header.add_config
+
+    def turned(writer: Any, config: Any) -> None:
+        add_config(writer, config)
+        writer.add_rope_freq_base(500.0)
+
+    monkeypatch.setattr(to_gguf, "add_config", turned)
+    with pytest.raises(VerificationError, match="computes something else"):
+        modwright.export(model_of("llama"), tmp_path / "out", "gguf", type="q8_0")
     assert list(tmp_path.iterdir()) == []
 
 

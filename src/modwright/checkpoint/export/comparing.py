@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +28,14 @@ class Compared:
     Attributes:
         opened_with: program that ran it.
         inputs: (rows, tokens) of each batch; tokens is 0 for pictures.
-        largest: largest difference of an output.
+        largest: largest difference of an output from the model's, with its weights as they are
+            stored.
         spread: standard deviation of the live outputs.
         allowed: largest difference that is accepted.
-        same_choice: share of positions whose largest output is the same.
+        same_choice: share of positions whose largest output is that of the live model.
         said: one more sentence on what was tried.
+        rounded: how far storing the weights in a smaller type moves the live model's outputs;
+            0 where they are stored as they are.
     """
 
     opened_with: str
@@ -42,6 +45,7 @@ class Compared:
     allowed: float
     same_choice: float
     said: str = ""
+    rounded: float = 0.0
 
     @property
     def held(self) -> bool:
@@ -54,6 +58,8 @@ class Compared:
             f"with spread {self.spread:.2g}, same choice at {self.same_choice:.1%} of positions "
             f"(batches of {tried})"
         )
+        if self.rounded:
+            words += f"; rounding the weights moved the outputs by at most {self.rounded:.1e}"
         return f"{words}; {self.said}" if self.said else words
 
 
@@ -103,6 +109,7 @@ def compare(
     tolerance: float,
     said: str = "",
     positions: bool = False,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> Compared:
     """Runs both on the same batches; positions under padding are left out.
 
@@ -113,6 +120,8 @@ def compare(
         tolerance: largest difference that is accepted, in units of the live outputs' spread.
         said: one more sentence.
         positions: tell both the position of every token, counted without the padding.
+        weights: the model's parameters as the file stores them, where it rounds; the file is held
+            to the model with these.
 
     Raises:
         VerificationError: outputs differ more, have another shape, or are not finite.
@@ -120,13 +129,14 @@ def compare(
     import torch
 
     inputs: list[tuple[int, int]] = []
-    largest, same, total = 0.0, 0, 0
+    largest, rounded, same, total = 0.0, 0.0, 0, 0
     expected: list[Tensor] = []
     for batch in probes(work.model):
         if positions:
             batch["position_ids"] = positions_of(batch)
         with torch.no_grad(), work.evaluating() as model:
             live = model(**batch)[0].float()
+            wanted = live if weights is None else _with_weights(model, weights, batch)
             found = run(batch).float()
         if found.shape != live.shape:
             raise VerificationError(
@@ -135,10 +145,11 @@ def compare(
             )
         mask = batch.get("attention_mask")
         if mask is not None and live.shape[:2] == mask.shape:
-            live, found = live[mask.bool()], found[mask.bool()]
+            live, wanted, found = (x[mask.bool()] for x in (live, wanted, found))
         if not torch.isfinite(found).all():
             raise VerificationError(f"{opened_with} gives outputs that are NaN or infinite")
-        largest = max(largest, float((found - live).abs().max()))
+        largest = max(largest, float((found - wanted).abs().max()))
+        rounded = max(rounded, float((wanted - live).abs().max()))
         chosen = found.argmax(-1) == live.argmax(-1)
         same, total = same + int(chosen.sum()), total + chosen.numel()
         expected.append(live.flatten())
@@ -146,7 +157,14 @@ def compare(
         inputs.append((rows, rest[0] if len(rest) == 1 else 0))
     spread = float(torch.cat(expected).std())
     made = Compared(
-        opened_with, tuple(inputs), largest, spread, tolerance * spread, same / total, said
+        opened_with,
+        tuple(inputs),
+        largest,
+        spread,
+        tolerance * spread,
+        same / total,
+        said,
+        rounded,
     )
     if not made.held:
         raise VerificationError(
@@ -154,3 +172,11 @@ def compare(
             f"{made.allowed:.1e} is allowed"
         )
     return made
+
+
+def _with_weights(model: Any, weights: Mapping[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+    """The model's first output with other values in its parameters, which it keeps."""
+    import torch
+
+    result: Tensor = torch.func.functional_call(model, dict(weights), (), batch)[0]
+    return result.float()

@@ -8,12 +8,13 @@ from typing import Any
 
 import gguf
 import numpy as np
+import torch
 
 from modwright.checkpoint.export.gguf_header import Architecture
-from modwright.errors import ModwrightError
+from modwright.errors import ModwrightError, VerificationError
 from modwright.progress import Progress
 
-__all__ = ["FILE_TYPES", "Stored", "plan_tensors", "write_tensors"]
+__all__ = ["FILE_TYPES", "Stored", "check_tensors", "plan_tensors", "write_tensors"]
 
 FILE_TYPES = {
     "f32": (gguf.GGMLQuantizationType.F32, gguf.LlamaFileType.ALL_F32),
@@ -93,6 +94,21 @@ def write_tensors(
             writer.write_tensor_data(_packed(state[stored.source], stored))
             task.advance()
     writer.close()
+
+
+def check_tensors(model: Any, read: Any, planned: list[Stored]) -> None:
+    """Holds every tensor that was read back to the model's own, rounded as the file stores it.
+
+    Raises:
+        VerificationError: names the first that holds something else.
+    """
+    own, found = model.state_dict(), read.state_dict()
+    for stored in planned:
+        tensor = own[stored.source]
+        packed = gguf.quantize(tensor.detach().float().numpy(), stored.kind)
+        wanted = torch.from_numpy(gguf.dequantize(packed, stored.kind)).to(tensor.dtype)
+        if not torch.equal(found[stored.source], wanted.view_as(tensor)):
+            raise VerificationError(f"the file holds other values at {stored.name}")
 
 
 def _packed(tensor: Any, stored: Stored) -> np.ndarray:

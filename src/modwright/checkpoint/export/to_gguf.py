@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Gguf"]
 
-# Rounding of the stored type against that of the model, in units of the outputs' spread.
-_ALLOWED = {"f32": 1e-4, "f16": 0.02, "bf16": 0.15, "q8_0": 0.15}
 _TEXTS = (
     "The capital of France is Paris, isn't it?",
     "In 1984 there were 12345 llamas;\n\n\tthey'd eaten 3.14 apples each.",
@@ -99,6 +97,8 @@ class Gguf(Target):
     def compare(self, work: Work, folder: Path) -> Compared:
         import torch
 
+        from modwright.checkpoint.export.gguf_tensors import check_tensors, plan_tensors
+
         again = open_checkpoint(folder / self.file_name(work), dtype=work.model.dtype)
 
         def run(batch: dict[str, Tensor]) -> Tensor:
@@ -106,12 +106,15 @@ class Gguf(Target):
                 found: Tensor = again.model(**batch)[0]
             return found
 
-        allowed = max(_ALLOWED[self.type_for(work.model)], rounding(work.model))
+        architecture = ARCHITECTURES[work.model.config.model_type]
+        planned = plan_tensors(work.model, architecture, self.type_for(work.model))
+        check_tensors(work.model, again.model, planned)
         return compare(
             work,
             run,
             opened_with="transformers' GGUF reader",
-            tolerance=allowed,
+            tolerance=rounding(work.model),
+            weights=dict(again.model.named_parameters()),
             said=_tokens_compared(work.tokenizer, again.tokenizer) if work.tokenizer else "",
         )
 
