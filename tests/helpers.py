@@ -68,3 +68,8 @@ def unchanged(model: Any, before: dict[str, Tensor]) -> bool:
     """The model stores, bit for bit, what it did when the snapshot was taken."""
     now = snapshot(model)
     return now.keys() == before.keys() and all(torch.equal(now[n], before[n]) for n in now)
+
+
+def number_of_hooks(model: Any) -> int:
+    """Compare it with an earlier count: transformers keeps hooks once hidden states were asked."""
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())

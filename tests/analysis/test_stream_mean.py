@@ -40,9 +40,10 @@ def test_a_stream_of_noise_has_what_chance_gives(tiny: Any) -> None:
     """The null: the ones are a direction like any other."""
     model = tiny.copy("tiny-gpt2")
     anatomy = Anatomy.of(model)
-    anatomy.write("embed.weight", torch.randn(128, 48))
-    anatomy.write("positions.weight", torch.randn(256, 48))
-    ids = torch.randint(0, 128, (20, 200), generator=torch.Generator().manual_seed(0))
+    drawn = torch.Generator().manual_seed(0)
+    anatomy.write("embed.weight", torch.randn(128, 48, generator=drawn))
+    anatomy.write("positions.weight", torch.randn(256, 48, generator=drawn))
+    ids = torch.randint(0, 128, (20, 200), generator=drawn)
     share = stream_mean(model, {"input_ids": ids}).shares[0]
     assert share == pytest.approx(1 / 48, rel=0.1)
 
