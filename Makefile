@@ -80,7 +80,7 @@ $(MERGEKIT): requirements-mergekit.lock
 
 # The oldest transformers that is supported, in an environment of its own.
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest -q -n 2 -m "not slow" $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest -q -n 2 -m "not models" $(OLDEST_TESTS)
 
 # Vision models of timm. A plain `pytest` leaves these tests out: they need timm.
 test-timm: $(TIMM)/.ready

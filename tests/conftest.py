@@ -54,6 +54,12 @@ def _quiet_transformers() -> None:
         logging.disable_progress_bar()
 
 
+@pytest.fixture(autouse=True)
+def _same_draws_every_time() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 # Every family, by registering
 
 

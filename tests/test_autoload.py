@@ -16,6 +16,7 @@ WORKER = Path(__file__).with_name("autoload_worker.py")
 MODEL, CONFIG = "ModwrightLlamaForCausalLM", "ModwrightLlamaConfig"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_edited_checkpoints_open_in_every_order_of_imports(tiny: Any, tmp_path: Path) -> None:
     from helpers import edit

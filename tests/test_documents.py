@@ -67,6 +67,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.contract("L3")
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_blocks_run_as_they_stand(page: Path, desk: ModuleType) -> None:

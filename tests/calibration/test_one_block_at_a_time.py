@@ -215,6 +215,7 @@ print(peak[0] - start, forecast_bytes(anatomy, data.num_tokens, [collector])["st
 """
 
 
+@pytest.mark.slow
 @pytest.mark.contract("G1")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's process status")
 def test_peak_memory_is_one_blocks_and_as_forecast() -> None:

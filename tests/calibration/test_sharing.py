@@ -15,6 +15,8 @@ from modwright.calibration import Statistics
 from modwright.calibration.processes import Processes, joined, processes
 from modwright.errors import Refused
 
+pytestmark = pytest.mark.slow
+
 WORKER = share_worker.__file__
 # Batches of two: 5 sequences are shares of 2 and 1 batches, 2 sequences shares of 1 and none.
 CASES = [

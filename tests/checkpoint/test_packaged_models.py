@@ -24,7 +24,7 @@ from modwright import checkpoint
 
 from .test_gguf import assert_same_tensors, llama_file
 
-pytestmark = pytest.mark.models
+pytestmark = [pytest.mark.slow, pytest.mark.models]
 
 
 @pytest.fixture(scope="module")

@@ -31,6 +31,7 @@ def modwright(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_whole_run(recipe_file: Path) -> None:
     """JSON alone on stdout, words on stderr, no colors, a checkpoint that was reopened."""
     here = recipe_file.parent

@@ -261,6 +261,7 @@ def run(tree: Path) -> tuple[int, dict[str, str], str]:
     return done.returncode, dict(found), done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_other_configurations_pass(tmp_path: Path) -> None:
     other_modegpt(tmp_path / "modegpt" / "wider.safetensors")
     other_llm_drop(tmp_path / "llm-drop" / "other.safetensors")
@@ -273,6 +274,7 @@ def test_other_configurations_pass(tmp_path: Path) -> None:
     assert re.search(r"test_golden\[llm-drop/case0\] PASSED", said), "our own tree is checked too"
 
 
+@pytest.mark.slow
 def test_what_is_wrong_fails(tmp_path: Path) -> None:
     def off_by_little(tensors: dict[str, Tensor]) -> None:
         tensors["output.mlp.down"][3, 4] *= 1 + 1e-5
@@ -286,6 +288,7 @@ def test_what_is_wrong_fails(tmp_path: Path) -> None:
     assert "add tests/golden_checks/new_paper.py with a function check(case)" in said
 
 
+@pytest.mark.slow
 def test_a_tree_without_cases_fails(tmp_path: Path) -> None:
     code, _, said = run(tmp_path)
     assert code == 1 and "holds no SLUG/NAME.safetensors" in said

@@ -15,6 +15,8 @@ import pytest
 
 from .shared import snapshot
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("kill_worker.py")
 RECIPES: dict[str, list[dict[str, Any]]] = {
     "llm_drop": [{"method": "llm_drop", "n": 2, "mode": "iterative"}],

@@ -40,6 +40,7 @@ ATTENTION = {"method": "modegpt", "sparsity": 0.1, "pairs": ["query_key", "value
 ALL = {"method": "modegpt", "sparsity": 0.3}
 
 
+@pytest.mark.slow
 @pytest.mark.contract("G1")
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's peaks")
 @pytest.mark.parametrize(

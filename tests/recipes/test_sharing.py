@@ -19,6 +19,8 @@ from modwright.report import read_report
 
 from .shared import NOTHING, config_of, weights
 
+pytestmark = pytest.mark.slow
+
 MakeRecipe = Callable[..., Recipe]
 WORKER = str(Path(__file__).with_name("share_worker.py"))
 # Batches of two, the last of one: each process walks two of the four.

@@ -16,6 +16,8 @@ import pytest
 
 from modwright.report import Report, render_html
 
+pytestmark = pytest.mark.slow
+
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )

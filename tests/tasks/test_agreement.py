@@ -123,6 +123,7 @@ def test_slices_do_not_change_the_numbers(text: str, monkeypatch: pytest.MonkeyP
     assert agreement(*given).kl == pytest.approx(whole.kl, rel=1e-12)
 
 
+@pytest.mark.slow
 def test_only_one_batch_of_logits_of_each_model_is_alive(text: str) -> None:
     """Whatever the number of windows: the outputs of earlier batches are gone."""
     import gc

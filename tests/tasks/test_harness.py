@@ -31,6 +31,8 @@ from modwright.tasks.harness import Harness, HarnessRecipe, run_harness
 from modwright.tasks.harness_tasks import load_harness_tasks
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from modwright.surgery.method import (
     Method,
     Needs,
+    WithoutData,
     apply,
     make_method,
     method_names,
@@ -16,6 +17,7 @@ from modwright.surgery.method import (
 __all__ = [
     "Method",
     "Needs",
+    "WithoutData",
     "apply",
     "make_method",
     "method_names",

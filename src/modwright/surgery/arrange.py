@@ -6,16 +6,15 @@ Nothing promises that the result computes anything like the model it came from: 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from modwright.anatomy import Anatomy, pick_layers
-from modwright.calibration import Collector, TokenWindows
+from modwright.calibration import TokenWindows
 from modwright.edits import Plan, arrange
 from modwright.errors import Refused
 from modwright.progress import SILENT, Progress
-from modwright.surgery.method import Needs, register_method
+from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["ArrangeBlocks"]
 
@@ -26,7 +25,7 @@ __all__ = ["ArrangeBlocks"]
     examples=({"blocks": "0:2, 1:4"}, {"blocks": "3, 0"}),
 )
 @dataclass(frozen=True)
-class ArrangeBlocks:
+class ArrangeBlocks(WithoutData):
     """Lets the blocks stand in an order of the user's choice; a block may stand more than once.
 
     Attributes:
@@ -44,12 +43,6 @@ class ArrangeBlocks:
 
     def title(self) -> str:
         return f"blocks {self.blocks}"
-
-    def wants_data(self) -> bool:
-        return False
-
-    def collectors(self) -> Sequence[Collector]:
-        return ()
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what goes, less than nothing where the model grows."""

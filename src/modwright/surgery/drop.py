@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from modwright.anatomy import Anatomy, Block, select
 from modwright.anatomy.parts import Sublayer
-from modwright.calibration import Collector, TokenWindows
+from modwright.calibration import TokenWindows
 from modwright.edits import Change, Plan, remove
 from modwright.edits.canonical import target_of
 from modwright.progress import SILENT, Progress
-from modwright.surgery.method import Needs, register_method
+from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["Drop"]
 
@@ -23,7 +22,7 @@ __all__ = ["Drop"]
     examples=({"parts": "attention[0]; mlp[1]"}, {"parts": "block[1:3]; mlp[-1]"}),
 )
 @dataclass(frozen=True)
-class Drop:
+class Drop(WithoutData):
     """Removes the attentions, MLPs and blocks that a selector names.
 
     Attributes:
@@ -43,12 +42,6 @@ class Drop:
 
     def title(self) -> str:
         return f"drop {self.parts}"
-
-    def wants_data(self) -> bool:
-        return False
-
-    def collectors(self) -> Sequence[Collector]:
-        return ()
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what the named parts hold."""

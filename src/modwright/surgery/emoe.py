@@ -9,7 +9,6 @@ Axes: d hidden_size, I neurons, N experts, k of them for each token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.anatomy import Anatomy, Mlp, pick_layers
-from modwright.calibration import Collector, TokenWindows
+from modwright.calibration import TokenWindows
 from modwright.edits import Change, Plan, Replace, expert_shape, merge_experts, split_mlp
 from modwright.edits.canonical import target_of
 from modwright.edits.hosting import activation
@@ -27,7 +26,7 @@ from modwright.errors import Refused, unknown_name
 from modwright.nn import ExpertShape
 from modwright.progress import SILENT, Progress
 from modwright.surgery.clustering import inertia, split_evenly
-from modwright.surgery.method import Needs, register_method
+from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["Emoe", "EmoeMerge"]
 
@@ -48,7 +47,7 @@ Cluster = Literal["kmeans", "contiguous", "random"]
     ),
 )
 @dataclass(frozen=True)
-class Emoe:
+class Emoe(WithoutData):
     """Splits MLPs into experts by clustering their neurons; a token uses the best k of them.
 
     Attributes:
@@ -108,12 +107,6 @@ class Emoe:
     def title(self) -> str:
         chosen = f"{self.selection.replace('_', ' ')} {self.top_k}"
         return f"split MLPs into {self.num_experts} experts, {chosen} by {self.score}"
-
-    def wants_data(self) -> bool:
-        return False
-
-    def collectors(self) -> Sequence[Collector]:
-        return ()
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """No parameter goes and none is new."""
@@ -223,7 +216,7 @@ class Emoe:
     after=("emoe", {"num_experts": 8, "top_k": 2}),
 )
 @dataclass(frozen=True)
-class EmoeMerge:
+class EmoeMerge(WithoutData):
     """Merges the experts of every split MLP back into an ordinary one that uses all neurons.
 
     Attributes:
@@ -235,12 +228,6 @@ class EmoeMerge:
 
     def title(self) -> str:
         return "merge experts"
-
-    def wants_data(self) -> bool:
-        return False
-
-    def collectors(self) -> Sequence[Collector]:
-        return ()
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """No parameter goes."""

@@ -24,6 +24,7 @@ from modwright.progress import SILENT, Progress
 __all__ = [
     "Method",
     "Needs",
+    "WithoutData",
     "apply",
     "make_method",
     "method_names",
@@ -83,6 +84,16 @@ class Method(Protocol):
             Refused: these options cannot be used on this model. Whatever ``plan`` would refuse for
                 the model's sake is refused here already.
         """
+
+
+class WithoutData:
+    """What methods share that decide from the model alone."""
+
+    def wants_data(self) -> bool:
+        return False
+
+    def collectors(self) -> Sequence[Collector]:
+        return ()
 
 
 _M = TypeVar("_M")

@@ -9,17 +9,16 @@ Axes: d hidden_size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import Collector, TokenWindows
+from modwright.calibration import TokenWindows
 from modwright.edits import Change, Plan
 from modwright.errors import Refused, unknown_name
 from modwright.progress import SILENT, Progress
-from modwright.surgery.method import Needs, register_method
+from modwright.surgery.method import Needs, WithoutData, register_method
 from modwright.surgery.stream_conversion import Conversion
 from modwright.surgery.stream_obstacles import Form, refuse_obstacles
 from modwright.surgery.stream_report import notes, reasons
@@ -40,7 +39,7 @@ __all__ = ["PreRmsNorm"]
     ),
 )
 @dataclass(frozen=True)
-class PreRmsNorm:
+class PreRmsNorm(WithoutData):
     """Turns every LayerNorm of a pre-norm model into an RMSNorm; the function is kept.
 
     Attributes:
@@ -82,12 +81,6 @@ class PreRmsNorm:
         name = {"rms": "Pre-RMSNorm", "crms": "Pre-CRMSNorm"}[self.form]
         how = [", training form"] * self.training + [", affine folded"] * self.fold_affine
         return "".join([name, *how])
-
-    def wants_data(self) -> bool:
-        return False
-
-    def collectors(self) -> Sequence[Collector]:
-        return ()
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what goes; less than nothing where a tied head gets a table of its own."""

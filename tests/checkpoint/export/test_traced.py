@@ -20,6 +20,8 @@ from modwright.errors import Refused, VerificationError
 
 from .edited import by_method, short
 
+pytestmark = pytest.mark.slow
+
 PRESETS = ["tiny-llama", "tiny-gpt2", "tiny-gpt-neox", "tiny-bert"]
 
 # A trace takes seconds. Here the families of PRESETS become pt2 and one becomes ONNX; all become
@@ -103,7 +105,7 @@ def test_a_result_of_modegpt(tiny: Any, tmp_path: Path) -> None:
     assert not done.plain and done.compared.held
 
 
-@pytest.mark.parametrize("target", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("target", ["pt2", "onnx"])
 def test_the_generation_form_decodes_with_a_cache(
     target: str, edited_model: Callable[[str], Any], tmp_path: Path
 ) -> None:
@@ -211,7 +213,6 @@ def test_bfloat16_has_no_kernels_in_onnx_runtime(tmp_path: Path) -> None:
         modwright.export(opened, tmp_path / "out", "onnx")
 
 
-@pytest.mark.slow
 def test_every_family_is_traced(
     preset: str, edited_model: Callable[[str], Any], tmp_path: Path
 ) -> None:
