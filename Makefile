@@ -70,6 +70,9 @@ bench: $(READY) $(MERGEKIT)
 	$(BIN)/python benchmarks/apply_save.py --threads 2
 	$(BIN)/python benchmarks/walker.py --threads 2
 	$(BIN)/python benchmarks/decode_speed.py --repeats 3 --threads 2
+	$(BIN)/python benchmarks/norm_error.py
+	$(BIN)/python benchmarks/norm_speed.py --repeats 50 --threads 1
+	$(BIN)/python benchmarks/emoe_speed.py --repeats 5 --threads 2
 	$(BIN)/python benchmarks/peers/depth_drop.py --mergekit .venv-mergekit/bin/mergekit-yaml --threads 2
 	$(BIN)/python benchmarks/peers/mlp_narrowing.py --threads 2
 

@@ -188,13 +188,12 @@ def test_every_expert_is_used_by_some_tokens(opened: Any) -> None:
 def test_fine_tuning_with_the_best_experts_beats_that_with_the_worst(tmp_path: Path) -> None:
     """Three seeds; no promise over dense."""
     source = modwright.open("minilm")
-    steps, test = (200, 600) if FULL else (40, 200)
+    steps, test = (120, 900) if FULL else (50, 300)
     task = Task(source.tokenizer, train=16 * steps, test=test)
-    layer = {**SPLIT, "layers": [4]}
-    arms = [Arm("top", layer), Arm("bottom", {**layer, "selection": "bottom"})]
+    arms = [Arm("top", SPLIT), Arm("bottom", {**SPLIT, "selection": "bottom"})]
     if FULL:
-        arms += [Arm("dense"), Arm("not top", {**layer, "selection": "not_top"})]
-        arms += [Arm("contiguous", {**layer, "cluster": "contiguous"})]
+        arms += [Arm("dense"), Arm("not top", {**SPLIT, "selection": "not_top"})]
+        arms += [Arm("contiguous", {**SPLIT, "cluster": "contiguous"})]
     means: dict[str, float] = {}
     for arm in arms:
         runs = [fine_tune(source.model, task, arm, seed, steps, str(tmp_path)) for seed in range(3)]
@@ -204,9 +203,10 @@ def test_fine_tuning_with_the_best_experts_beats_that_with_the_worst(tmp_path: P
             f"emoe fine-tuning {arm.name}",
             model="minilm",
             steps=steps,
-            pairs=test,
+            passages=test,
             seeds=3,
             **{name: round(value, 4) for name, value in found.items()},
             by_seed=[{name: round(value, 4) for name, value in one.items()} for one in runs],
         )
     assert means["top"] >= means["bottom"]
+    assert means["top"] > 0.6  # something was learned

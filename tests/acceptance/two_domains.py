@@ -1,7 +1,7 @@
-"""A classification of pairs of passages in two domains, and fine-tuning on one of them.
+"""A classification of passages in two domains, and fine-tuning on one of them.
 
-Do two passages come from one article? Training pairs are of news (the Lee corpus); pairs of other
-news are in-domain, pairs from Python's own manual, whose sections count as articles, are not.
+Do the words of a passage stand in the order in which they were written? Training passages are of
+news (the Lee corpus); passages of other news are in-domain, those of Python's own manual are not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from modwright.surgery.routing import TieKeys
 
 __all__ = ["Arm", "Task", "fine_tune"]
 
-WORDS = 14
+WORDS = 20
 Row = dict[str, Tensor]
 
 
@@ -35,48 +35,45 @@ class Arm:
 
 
 class Task:
-    """Token ids of training pairs, and of pairs in and out of their domain.
+    """Token ids of training passages, and of passages in and out of their domain.
 
     Args:
         tokenizer: of the model.
-        train, test: how many pairs; half of them are from one article.
+        train, test: how many passages; the words of every second one are shuffled.
     """
 
     def __init__(self, tokenizer: Any, train: int, test: int) -> None:
         news = [line for line in load_text("lee-background").splitlines() if line.strip()]
         manual = [text for _, text in sorted(topics.items())]
-        self.train = _encode(tokenizer, _pairs(news[:200], train, seed=0))
+        self.train = _encode(tokenizer, _examples(news[:200], train, seed=0))
         self.tests = {
-            "in domain": _encode(tokenizer, _pairs(news[200:], test, seed=1)),
-            "out of domain": _encode(tokenizer, _pairs(manual, test, seed=2)),
+            "in domain": _encode(tokenizer, _examples(news[200:], test, seed=1)),
+            "out of domain": _encode(tokenizer, _examples(manual, test, seed=2)),
         }
 
 
-def _pairs(articles: Sequence[str], count: int, seed: int) -> list[tuple[str, str, int]]:
+def _examples(articles: Sequence[str], count: int, seed: int) -> list[tuple[str, int]]:
+    """Passages drawn without repetition, with labels: 1 where the order is the author's."""
     drawn = random.Random(seed)
-    cut = [list(_passages(text)) for text in articles]
-    cut = [passages for passages in cut if len(passages) > 1]
+    passages = [words for text in articles for words in _passages(text)]
     found = []
-    for i in range(count):
-        here = drawn.randrange(len(cut))
-        one, other = drawn.sample(cut[here], 2)
+    for i, words in enumerate(drawn.sample(passages, count)):
         if i % 2:
-            there = drawn.choice([j for j in range(len(cut)) if j != here])
-            other = drawn.choice(cut[there])
-        found.append((one, other, 1 - i % 2))
+            drawn.shuffle(words)
+        found.append((" ".join(words), 1 - i % 2))
     return found
 
 
-def _passages(text: str) -> Iterator[str]:
+def _passages(text: str) -> Iterator[list[str]]:
     words = text.split()
     for start in range(0, len(words) - WORDS + 1, WORDS):
-        yield " ".join(words[start : start + WORDS])
+        yield words[start : start + WORDS]
 
 
-def _encode(tokenizer: Any, pairs: list[tuple[str, str, int]]) -> list[Row]:
-    ones, others, labels = zip(*pairs)
+def _encode(tokenizer: Any, examples: list[tuple[str, int]]) -> list[Row]:
+    texts, labels = zip(*examples)
     encoded = tokenizer(
-        list(ones), list(others), truncation=True, max_length=48, padding=True, return_tensors="pt"
+        list(texts), truncation=True, max_length=48, padding=True, return_tensors="pt"
     )
     return [
         {**{name: value[i] for name, value in encoded.items()}, "labels": torch.tensor(label)}
@@ -100,7 +97,7 @@ def classifier(encoder: Any, seed: int) -> Any:
 def fine_tune(
     encoder: Any, task: Task, arm: Arm, seed: int, steps: int, place: str
 ) -> dict[str, float]:
-    """Accuracy in and out of the domain after ``steps`` of 16 pairs.
+    """Accuracy in and out of the domain after ``steps`` of 16 passages.
 
     Experts are evaluated as they were trained, and once merged back ("..., merged").
     """

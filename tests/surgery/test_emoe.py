@@ -375,6 +375,13 @@ def test_an_mlp_that_was_removed_and_an_unknown_activation_are_refused(tiny: Any
         split(odd)
 
 
+@pytest.mark.parametrize("layers", [None, "all", (1,)])
+def test_a_model_of_experts_is_named_as_one(tiny: Any, layers: Any) -> None:
+    method = make_method("emoe", {"num_experts": 8, "top_k": 2, "layers": layers})
+    with pytest.raises(Refused, match=r"emoe: blocks\.\d\.mlp holds experts of its own"):
+        plan(tiny("tiny-mixtral"), method)
+
+
 def test_quantised_models_are_refused(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.config.quantization_config = {"quant_method": "awq"}

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.anatomy import Anatomy, Mlp, pick_layers
+from modwright.anatomy.parts import Sublayer
 from modwright.calibration import TokenWindows
 from modwright.edits import Change, Plan, Replace, expert_shape, merge_experts, split_mlp
 from modwright.edits.canonical import target_of
@@ -159,7 +160,7 @@ class Emoe(WithoutData):
             if mlp is None:
                 raise Refused(f"emoe: block {index} has no MLP, it was removed before")
             if not isinstance(mlp, Mlp):
-                raise Refused(f"emoe: {mlp.address} holds experts of its own: {mlp}")
+                raise _has_experts(mlp)
             found.append((mlp, self._shape(mlp)))
         edits = [Replace(m.address, "expert_feed_forward", s.to_json()) for m, s in found]
         target_of(anatomy, edits)  # what cannot be built is refused here
@@ -171,6 +172,9 @@ class Emoe(WithoutData):
         if self.layers is None or self.layers in named:
             layers = named[str(self.layers or "last_even")]
             if not layers:
+                for block in anatomy.blocks:
+                    if block.mlp is not None and not isinstance(block.mlp, Mlp):
+                        raise _has_experts(block.mlp)
                 raise Refused(f"emoe: no MLP stands in {self.layers or 'an even layer'}")
             return layers
         text = self.layers if isinstance(self.layers, str) else ", ".join(map(str, self.layers))
@@ -257,6 +261,10 @@ class EmoeMerge(WithoutData):
         if not split:
             raise Refused("emoe_merge: no MLP is split into experts; split some with emoe first")
         return split
+
+
+def _has_experts(mlp: Sublayer) -> Refused:
+    return Refused(f"emoe: {mlp.address} holds experts of its own: {mlp}")
 
 
 def _keys(mlp: Mlp) -> Tensor:
