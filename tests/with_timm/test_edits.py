@@ -244,11 +244,9 @@ def test_every_method_works_or_says_why_not(
     applied = apply(live, decided)
     assert applied.verification is not None and applied.verification.ok
     reload(applied.model, tmp_path / "out")
-    if chosen.exact:
-        expected = outputs(anatomy.model)
-        assert worst(outputs(applied.model), expected) < 1e-5 * float(expected.abs().max())
-    else:
-        assert Anatomy.of(applied.model).num_parameters != anatomy.num_parameters
+    before = outputs(anatomy.model)
+    moved = worst(outputs(applied.model), before) / float(before.abs().max())
+    assert moved < 1e-5 if chosen.exact else moved > 1e-4
 
 
 def test_a_plan_for_one_model_does_not_fit_another(dense: dict[str, Any], tmp_path: Path) -> None:

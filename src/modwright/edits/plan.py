@@ -25,12 +25,13 @@ def structure_of(anatomy: Anatomy) -> dict[str, Any]:
     blocks = []
     for block in anatomy.blocks:
         attention, mlp = block.attention, block.mlp
-        blocks.append(
-            {
-                "attention": None if attention is None else attention.shape.to_json(),
-                "mlp": None if mlp is None else _mlp_structure(mlp),
-            }
-        )
+        told = {
+            "attention": None if attention is None else attention.shape.to_json(),
+            "mlp": None if mlp is None else _mlp_structure(mlp),
+        }
+        if block.gains:
+            told["gains"] = sorted(block.gains)
+        blocks.append(told)
     return {"family": anatomy.family.name, "hidden_size": anatomy.hidden_size, "blocks": blocks}
 
 
