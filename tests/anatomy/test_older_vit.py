@@ -21,7 +21,10 @@ from modwright.edits.replay import replay
 
 @pytest.fixture
 def new(tiny: Any) -> Any:
-    return tiny("tiny-vit")
+    model = tiny("tiny-vit")
+    if not hasattr(model, "layers"):
+        pytest.skip("this transformers builds the older tree itself")
+    return model
 
 
 @pytest.fixture

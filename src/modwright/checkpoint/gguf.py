@@ -185,7 +185,7 @@ class _Window:
                 tensor_key_mapping={},
                 parsed_parameters={"tensors": {}},
             )
-        except (AttributeError, TypeError):
+        except (AttributeError, TypeError, ValueError):
             return False
         return result.weights is untouched and result.name == name
 
