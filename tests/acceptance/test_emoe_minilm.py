@@ -66,6 +66,13 @@ def test_the_dense_model_is_in_it_and_comes_back(opened: Any, tmp_path: Path) ->
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_every_layer_may_be_split() -> None:
+    """Here a cache moves logits by more than rounding, where experts tie: the check knows."""
+    options = {"num_experts": 16, "top_k": 4, "layers": "all", "cluster": "contiguous"}
+    result = apply(modwright.open("smollm2-135m").model, make_method("emoe", options))
+    assert result.verification is not None and result.verification.ok
+
+
 def test_a_split_model_is_saved_reloaded_and_generates(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -375,6 +375,17 @@ def test_an_mlp_that_was_removed_and_an_unknown_activation_are_refused(tiny: Any
         split(odd)
 
 
+def test_caching_is_checked_with_all_experts_and_routing_stays(tiny: Any) -> None:
+    """Near ties turn on rounding: they must not look like a fault of the cache."""
+    options = {"num_experts": 8, "top_k": 2, "selection": "bottom", "score": "avg_key"}
+    model = apply(tiny("tiny-llama"), make_method("emoe", options), check=False).model
+    before = outputs(model)
+    found = verify(model)
+    assert found.ok and "all experts at work" in str(found)
+    assert [p.mlp.experts.top_k for p in Anatomy.of(model).blocks if p.mlp.experts] == [2, 2]
+    assert torch.equal(outputs(model), before)
+
+
 @pytest.mark.parametrize("layers", [None, "all", (1,)])
 def test_a_model_of_experts_is_named_as_one(tiny: Any, layers: Any) -> None:
     method = make_method("emoe", {"num_experts": 8, "top_k": 2, "layers": layers})

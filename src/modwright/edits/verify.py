@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modwright.anatomy.families import family_of
+from modwright.nn import ExpertFeedForward
 
 __all__ = ["Check", "Verification", "probe_batch", "verify"]
 
@@ -123,11 +125,42 @@ def _causal(model: Any) -> Check:
     )
 
 
+@contextmanager
+def _every_expert(model: nn.Module) -> Iterator[bool]:
+    """Lets all experts of split MLPs work; says whether there are any.
+
+    Which experts come first at a near tie turns on rounding, and then outputs jump: no cache is to
+    blame for that.
+    """
+    parts = [part for part in model.modules() if isinstance(part, ExpertFeedForward)]
+    before = [part.shape for part in parts]
+    for part, shape in zip(parts, before):
+        part.reroute(replace(shape, top_k=shape.num_experts, selection="top"))
+    try:
+        yield bool(parts)
+    finally:
+        for part, shape in zip(parts, before):
+            part.reroute(shape)
+
+
 def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
-    batch = probe_batch(model)
-    length = batch["input_ids"].shape[1]
+    length = probe_batch(model)["input_ids"].shape[1]
     limit = getattr(model.config, "max_position_embeddings", None) or length + new_tokens
     new_tokens = max(1, min(new_tokens, limit - length))
+    with _every_expert(model) as has_experts:
+        off, tolerance = _off_by_caching(model, new_tokens)
+    how = ", all experts at work" if has_experts else ""
+    return Check(
+        "cached decoding = uncached",
+        off <= tolerance,
+        f"largest difference {off:.1e} over {new_tokens} tokens, one row left-padded{how}",
+    )
+
+
+def _off_by_caching(model: Any, new_tokens: int) -> tuple[float, float]:
+    """The largest difference of logits, and the largest that rounding explains."""
+    batch = probe_batch(model)
+    length = batch["input_ids"].shape[1]
     result = model.generate(
         **batch,
         max_new_tokens=new_tokens,
@@ -153,12 +186,7 @@ def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
         use_cache=False,
     )
     uncached = whole[:, length - 1 : -1]
-    off = float((cached - uncached).abs().max())
-    return Check(
-        "cached decoding = uncached",
-        off <= _tolerance(uncached, model),
-        f"largest difference {off:.1e} over {new_tokens} tokens, one row left-padded",
-    )
+    return float((cached - uncached).abs().max()), _tolerance(uncached, model)
 
 
 def _rows_are_apart(model: nn.Module) -> Check:
