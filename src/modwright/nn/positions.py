@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 __all__ = ["gather_rotary", "rotate", "rotate_half"]
 
@@ -18,10 +19,10 @@ def rotate_half(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns every pair (j, j + d/2) of ``x`` (b, h, t, d) by its angle.
+    """Turns every pair (j, j + d/2) of ``x`` (..., d) by its angle.
 
-    ``cos`` and ``sin`` broadcast to (b, h, t, r) with r <= d: channels from r on are left as they
-    are (partial rotary).
+    ``cos`` and ``sin`` broadcast to (..., r) with r <= d: channels from r on are left as they are
+    (partial rotary).
     """
     width = cos.shape[-1]
     if width == x.shape[-1]:
@@ -39,14 +40,8 @@ def gather_rotary(cos: Tensor, sin: Tensor, index: Tensor) -> tuple[Tensor, Tens
         index: (k, d) integers in [0, r]; the value r stands for "not rotated" (cos 1, sin 0).
 
     Returns:
-        cos and sin of shape (b, k, t, d).
+        cos and sin of shape (b, t, k, d).
     """
-    cos = torch.cat((cos, torch.ones_like(cos[..., :1])), dim=-1)
-    sin = torch.cat((sin, torch.zeros_like(sin[..., :1])), dim=-1)
-    heads, channels = index.shape
-    shape = (*cos.shape[:2], heads, channels)
-    flat = index.reshape(-1)
-    return (
-        cos.index_select(-1, flat).view(shape).transpose(1, 2),
-        sin.index_select(-1, flat).view(shape).transpose(1, 2),
-    )
+    flat, shape = index.reshape(-1), (*cos.shape[:2], *index.shape)
+    cos, sin = F.pad(cos, (0, 1), value=1.0), F.pad(sin, (0, 1), value=0.0)
+    return cos.index_select(-1, flat).view(shape), sin.index_select(-1, flat).view(shape)

@@ -200,23 +200,20 @@ class GroupedAttention(nn.Module):
         if shape.kv_map:
             self.register_buffer("kv_index", torch.arange(shape.num_heads) % shape.num_kv_heads)
 
-    def _angles(self, positions: tuple[Tensor, Tensor]) -> tuple[tuple[Tensor, Tensor], ...]:
-        """(cos, sin) for queries and for keys, broadcastable to (b, heads, t, d)."""
-        cos, sin = positions
+    def _rotate(self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """Queries (b, t, H, d) and keys (b, t, K, d) turned by their angles."""
+        cos, sin = positions  # (b, t, r)
         if not self.shape.rotary_gather:
-            plain = cos.unsqueeze(1), sin.unsqueeze(1)
-            return plain, plain
+            cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
+            return rotate(q, cos, sin), rotate(k, cos, sin)
         cos, sin = gather_rotary(cos, sin, self.rotary_index)
+        turned = rotate(k, cos, sin)
         if self.shape.kv_map:
-            for_queries = cos.index_select(1, self.kv_index), sin.index_select(1, self.kv_index)
-        else:
-            groups = self.num_key_value_groups
-            for_queries = (
-                (cos, sin)
-                if groups == 1
-                else (cos.repeat_interleave(groups, 1), sin.repeat_interleave(groups, 1))
-            )
-        return for_queries, (cos, sin)
+            cos, sin = cos.index_select(2, self.kv_index), sin.index_select(2, self.kv_index)
+            return rotate(q, cos, sin), turned
+        # Query heads of one group turn alike; they stand side by side.
+        grouped = q.unflatten(2, (self.shape.num_kv_heads, -1))
+        return rotate(grouped, cos.unsqueeze(3), sin.unsqueeze(3)).flatten(2, 3), turned
 
     def forward(
         self,
@@ -235,12 +232,11 @@ class GroupedAttention(nn.Module):
         v = self.v_proj(hidden_states).view(*lead, shape.num_kv_heads, shape.v_head_dim)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, t, d)
         if shape.rotary_dim:
             if position_embeddings is None:
                 raise ValueError("rotary positions are missing: no position_embeddings were passed")
-            for_queries, for_keys = self._angles(position_embeddings)
-            q, k = rotate(q, *for_queries), rotate(k, *for_keys)
+            q, k = self._rotate(q, k, position_embeddings)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (b, heads, t, d)
         if cache is not None:
             k, v = cache.update(k, v, self.layer_idx)
         if shape.kv_map:
