@@ -38,8 +38,8 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("llm_drop", {"n": 6, "target": "attention"}, batch=8, prompt=256, new_tokens=256),
-    Setting("llm_drop", {"n": 10, "target": "attention"}, batch=8, prompt=256, new_tokens=256),
+    Setting("llm_drop", {"n": 6, "target": "attention"}, batch=8, prompt=256, new_tokens=128),
+    Setting("llm_drop", {"n": 10, "target": "attention"}, batch=8, prompt=256, new_tokens=128),
     Setting("llm_drop", {"n": 10, "target": "attention"}, batch=1, prompt=256, new_tokens=64),
     Setting("modegpt", {"sparsity": 0.3}, batch=8, prompt=128, new_tokens=128),
     Setting("modegpt", {"sparsity": 0.3}, batch=1, prompt=256, new_tokens=64),

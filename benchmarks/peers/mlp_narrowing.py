@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-import multiprocessing
-import queue
+import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -90,29 +90,37 @@ def pruned(model: Any, how: Callable[[Any, float], None], sparsity: float) -> An
     return found
 
 
-def _in_a_process(how: Callable[[], Any], threads: int, told: Any) -> None:
-    torch.set_num_threads(threads)
+GROUPED: dict[str, Callable[[Any, float], Any]] = {
+    "MLPs narrower, cache off": lambda model, share: pruned(model, narrow_mlps, share),
+    "heads, cache off": lambda model, share: pruned(model, prune_heads, share),
+    "heads, cache on": lambda model, share: prune_heads(copy.deepcopy(model), share),
+}
+"""What the peer is asked to do with grouped queries."""
+
+
+def attempt(way: str, given: argparse.Namespace) -> None:
+    """In a process of its own: says when it begins, and what came of it."""
+    model = modwright.open(given.model).model
+    print("begin", flush=True)
     begin = time.perf_counter()
     try:
-        how()
-        told.put(f"done after {time.perf_counter() - begin:.1f} s")
+        GROUPED[way](model, given.sparsity)
+        print(f"done after {time.perf_counter() - begin:.1f} s")
     except Exception as error:
-        told.put(f"failed: {type(error).__name__}: {str(error).splitlines()[0]}")
+        print(f"failed: {type(error).__name__}: {str(error).splitlines()[0]}")
 
 
-def outcome(how: Callable[[], Any], limit: float, threads: int) -> str:
+def outcome(way: str, limit: float) -> str:
     """What became of a piece of the peer's work: done, failed, or ended after the limit."""
-    context = multiprocessing.get_context("fork")
-    told = context.Queue()
-    process = context.Process(target=_in_a_process, args=(how, threads, told))
-    process.start()
-    try:
-        return str(told.get(timeout=limit))
-    except queue.Empty:
-        return f"not done after {limit:.0f} s, ended"
-    finally:
-        process.terminate()
-        process.join()
+    command = [sys.executable, *sys.argv, "--way", way]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()  # the model is there; from here on the clock runs
+        try:
+            return process.communicate(timeout=limit)[0].strip()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return f"not done after {limit:.0f} s, ended"
 
 
 def parameters(model: Any) -> int:
@@ -125,9 +133,13 @@ def main() -> None:
     parser.add_argument("--sparsity", type=float, default=0.2)
     parser.add_argument("--limit", type=float, default=120, help="seconds for the peer")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--way", choices=GROUPED, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     warnings.filterwarnings("ignore", message="Unwrapped parameters")  # norms, hundreds of names
+    if given.way:
+        attempt(given.way, given)
+        return
 
     opened = modwright.open(given.model)
     tokenizer = opened.tokenizer
@@ -162,16 +174,10 @@ def main() -> None:
     print(f"modwright, modegpt: MLPs {width} wide, {parameters(ours):,} parameters, ", end="")
     print(f"perplexity {quality(ours):.2f}, {told}")
 
-    grouped = opened.model
-    kv_heads = grouped.config.num_key_value_heads
+    kv_heads = opened.model.config.num_key_value_heads
     print(f"Torch-Pruning on the model as it is, {kv_heads} key/value heads:")
-    ways = {
-        "MLPs narrower, cache off": lambda: pruned(grouped, narrow_mlps, given.sparsity),
-        "heads, cache off": lambda: pruned(grouped, prune_heads, given.sparsity),
-        "heads, cache on": lambda: prune_heads(copy.deepcopy(grouped), given.sparsity),
-    }
-    for name, how in ways.items():
-        print(f"  {name}: {outcome(how, given.limit, given.threads)}")
+    for way in GROUPED:
+        print(f"  {way}: {outcome(way, given.limit)}")
 
 
 if __name__ == "__main__":

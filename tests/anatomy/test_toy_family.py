@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,11 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    """Built after the Auto classes were imported, which is when a user registers a family."""
+def model() -> Iterator[Any]:
+    """Built after the Auto classes were imported, which is when a user registers a family.
+
+    Other tests list what is registered, so the toy is taken out again.
+    """
     assert transformers.AutoModelForCausalLM is not None
     from toy_family import ToyConfig, ToyForCausalLM
 
@@ -40,7 +44,8 @@ def model() -> Any:
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return built
+    yield built
+    sys.modules[Family.__module__.rpartition(".")[0]]._REGISTERED.pop("toy")  # type: ignore[attr-defined]
 
 
 def changes(a: Anatomy) -> dict[str, Change]:
