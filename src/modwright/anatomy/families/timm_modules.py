@@ -30,8 +30,8 @@ def reason_against(vit: Any) -> str:
         return "it has no list of Transformer blocks of one width"
     if not isinstance(getattr(embed, "proj", None), nn.Conv2d):
         return "it does not cut pictures into patches with one convolution"
-    own = {name for name, _ in embed.named_children()} <= {"proj", "norm"}
-    if not own or tuple(embed.proj.kernel_size) != tuple(embed.patch_size):
+    plain = {name for name, _ in embed.named_children()} <= {"proj", "norm"}
+    if not plain or tuple(embed.proj.kernel_size) != tuple(embed.patch_size):
         return "its patches come out of a network of their own"
     if not hasattr(embed, "img_size") or not hasattr(embed, "num_patches"):
         return "its patches do not say what size of picture they come from"
