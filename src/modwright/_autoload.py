@@ -2,7 +2,7 @@
 
 That import must be quick, without torch. So nothing is built here: once transformers' table of
 configs exists, its registered entries are given a look-up that makes "modwright_llama" out of
-"llama" when it is first asked for.
+"llama" when it is first asked for, and that imports an architecture of modwright's own by its type.
 """
 
 from __future__ import annotations
@@ -13,13 +13,21 @@ import importlib.machinery
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 __all__ = ["PREFIX", "watch"]
 
 PREFIX = "modwright_"
+_OWN = "modwright.models.architectures"
 _AWAITED = "transformers.models.auto.configuration_auto"
+
+
+def _is_own(model_type: str) -> bool:
+    """Whether it is an architecture of modwright's own: each has a file of that name."""
+    folder = Path(__file__).parent.joinpath(*_OWN.split(".")[1:])
+    return model_type.isidentifier() and (folder / f"{model_type}.py").is_file()
 
 
 class _Entries(dict[str, Any]):
@@ -32,14 +40,19 @@ class _Entries(dict[str, Any]):
     def __contains__(self, key: object) -> bool:
         if super().__contains__(key):
             return True
-        if not isinstance(key, str) or not key.startswith(PREFIX):
+        if not isinstance(key, str):
             return False
+        if not key.startswith(PREFIX):
+            return _is_own(key)
         name = key.removeprefix(PREFIX)
         return not name.startswith(PREFIX) and name in self.stock
 
     def __missing__(self, key: str) -> Any:
         if key not in self:
             raise KeyError(key)
+        if not key.startswith(PREFIX):
+            importlib.import_module(f"{_OWN}.{key}")  # it registers itself
+            return self.get(key)
         from modwright.edits.remodelled import remodelled_config
 
         self[key] = remodelled_config(self.stock[key.removeprefix(PREFIX)])

@@ -1,6 +1,7 @@
 """What a model costs, part by part: parameters, bytes, multiply-accumulates, cache, speed."""
 
 from modwright.cost.counting import Cost, Row, cost, count
+from modwright.cost.forward_macs import forward_macs
 from modwright.cost.human import human
 from modwright.cost.macs import Pass, part_macs
 from modwright.cost.memory import activation_bytes, kv_cache_bytes
@@ -22,6 +23,7 @@ __all__ = [
     "cost",
     "count",
     "describe",
+    "forward_macs",
     "human",
     "inspect",
     "kv_cache_bytes",

@@ -1,0 +1,311 @@
+"""What every classifier of pictures here has in common: config, vocabulary, initialization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+
+from modwright.errors import Refused
+from modwright.models.key_maps import KeyMap
+from modwright.nn.grid_positions import LearnedGrid, LearnedTable
+from modwright.nn.layouts import Grid, to_map
+from modwright.nn.residual import ScaledResidual
+
+__all__ = [
+    "ImageClassifier",
+    "ImageConfig",
+    "PyramidClassifier",
+    "TokenClassifier",
+    "chosen_indices",
+]
+
+
+@strict
+class ImageConfig(PreTrainedConfig):
+    """Fields that all of them have.
+
+    Attributes:
+        image_size: side of the picture, or [height, width]. Models without positions take others.
+        num_channels: of the picture.
+        drop_rate: dropout before the classifier and on what is added to the stream's start.
+        drop_path_rate: stochastic depth of the last block.
+        global_pool: "avg", "token" or "".
+    """
+
+    image_size: int | list[int] | tuple[int, ...] = 224
+    num_channels: int = 3
+    drop_rate: float | int = 0.0
+    drop_path_rate: float | int = 0.0
+    global_pool: str = "avg"
+
+    @property
+    def size(self) -> Grid:
+        """(height, width)."""
+        side = self.image_size
+        return (side, side) if isinstance(side, int) else (side[0], side[1])
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Names that its constructor takes and that mean something to a model of this kind."""
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        own = [field.name for field in fields(cls) if field.name not in inherited]
+        return sorted([*own, "num_labels", "id2label", "label2id", "dtype"])
+
+
+def chosen_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
+    """Which of ``count`` are meant: the last n, those listed (negative from the end), or all.
+
+    Raises:
+        Refused: one is not there.
+    """
+    if indices is None:
+        return list(range(count))
+    if isinstance(indices, int):
+        if not 1 <= indices <= count:
+            raise Refused(f"the last {indices} of {count} feature maps are not there")
+        return list(range(count - indices, count))
+    for index in indices:
+        if not -count <= index < count:
+            raise Refused(f"feature map {index} is not there: legal are 0 to {count - 1}")
+    return [index % count for index in indices]
+
+
+class ImageClassifier(PreTrainedModel):
+    """A classifier of pictures (B, C, H, W).
+
+    A subclass builds its parts and calls ``post_init()``. It has a ``head`` and gives
+    ``feature_info``, ``forward_features`` and ``forward_maps``.
+    """
+
+    config_class = ImageConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    min_size = 1
+    num_prefix_tokens = 0
+
+    head: Any
+    feature_info: list[dict[str, Any]]
+
+    @property
+    def num_features(self) -> int:
+        """Channels of the features."""
+        return int(self.head.dim)
+
+    @property
+    def head_hidden_size(self) -> int:
+        """Channels before the classifier."""
+        return int(self.head.dim)
+
+    def forward_features(self, pixel_values: Tensor) -> Tensor:
+        """Features before pooling, after the last norm where the model has it there."""
+        raise NotImplementedError
+
+    def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
+        """All feature maps in order, (B, C, H, W) each."""
+        raise NotImplementedError
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pooling and classifier; without the classifier's map if ``pre_logits``."""
+        out: Tensor = self.head(features, pre_logits)
+        return out
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **ignored: Any,
+    ) -> ImageClassifierOutputWithNoAttention:
+        """Logits, and the cross-entropy where labels are given.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            labels: (B,) indices of classes, or (B, classes) probabilities.
+            output_hidden_states: gives the feature maps, too.
+        """
+        self.check_pixels(pixel_values)
+        maps = tuple(self.forward_maps(pixel_values)) if output_hidden_states else None
+        logits = self.forward_head(self.forward_features(pixel_values))
+        loss = None if labels is None else F.cross_entropy(logits, labels)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=maps)
+
+    def forward_intermediates(
+        self,
+        pixel_values: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        output_fmt: str = "NCHW",
+    ) -> list[Tensor]:
+        """Feature maps: the last n, those listed, or all.
+
+        Args:
+            norm: the last norm is applied to each, where the model's kind allows it.
+            output_fmt: "NCHW" maps or "NLC" tokens.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise Refused(f"unknown output_fmt {output_fmt!r}; legal values: NCHW, NLC")
+        self.check_pixels(pixel_values)
+        wanted = chosen_indices(indices, len(self.feature_info))
+        maps = list(self.forward_maps(pixel_values, norm))
+        if output_fmt == "NLC":
+            maps = [found.flatten(2).transpose(1, 2) for found in maps]
+        return [maps[index] for index in wanted]
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        """Refuses what cannot be a batch of pictures for this model."""
+        if pixel_values.dim() != 4:
+            shape = tuple(pixel_values.shape)
+            raise Refused(f"pictures are (batch, channels, height, width), not {shape}")
+        channels, height, width = pixel_values.shape[1:]
+        if channels != self.config.num_channels:
+            raise Refused(
+                f"the model takes {self.config.num_channels} channels, the pictures have {channels}"
+            )
+        if min(height, width) < self.min_size:
+            raise Refused(
+                f"pictures must be at least {self.min_size} pixels high and wide, "
+                f"not {height} x {width}"
+            )
+
+    def get_classifier(self) -> nn.Module:
+        """The map to classes."""
+        found: nn.Module = self.head.fc
+        return found
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A fresh map for another number of classes; 0 leaves the pooled features."""
+        self.head.reset(num_classes, global_pool)
+        self._init_weights(self.head.fc)
+        self.head.fc.to(self.device, self.dtype)
+        self.config.num_labels = num_classes
+        self.config.global_pool = self.head.pool
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's word for ``gradient_checkpointing_enable``."""
+        if enable:
+            self.gradient_checkpointing_enable()
+        else:
+            self.gradient_checkpointing_disable()
+
+    @classmethod
+    def key_maps(cls, config: Any) -> dict[str, KeyMap]:
+        """Layouts of other libraries, by name."""
+        return {}
+
+    def resize_positions(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
+        """A tensor of another model of this kind, its positions resized to this one's grid.
+
+        Args:
+            name: of the tensor here.
+            table: as it is stored there.
+            old: the grid of a table of tokens; a square unless it is said.
+        """
+        module = self.get_submodule(name.rpartition(".")[0])
+        return module.fit(table, old) if isinstance(module, LearnedGrid | LearnedTable) else table
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that decay would only pull towards nothing: positions, tokens, scalars."""
+        places = (LearnedGrid, LearnedTable, ScaledResidual)
+        names = {
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            if isinstance(module, places)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        return names | {name for name, _ in self.named_parameters() if name.endswith("_token")}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            self.initialize_conv(module)
+        elif isinstance(getattr(module, "reset_parameters", None), type(self._init_weights)):
+            module.reset_parameters()  # type: ignore[operator]
+
+    def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
+        """torch's own rule; architectures with another one replace it."""
+        conv.reset_parameters()
+
+
+class PyramidClassifier(ImageClassifier):
+    """Stem, stages of maps, a norm over the last map, a head.
+
+    A subclass has ``stem``, ``stages`` and ``norm``.
+    """
+
+    min_size = 32
+    stem: nn.Module
+    stages: nn.ModuleList
+    norm: nn.Module | None
+
+    def describe_features(self, widths: Sequence[int], first_stride: int = 4) -> None:
+        """Writes ``feature_info`` for stages that halve the map each."""
+        self.feature_info = [
+            {"module": f"stages.{s}", "num_chs": width, "reduction": first_stride * 2**s}
+            for s, width in enumerate(widths)
+        ]
+
+    def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
+        x = self.stem(pixel_values)
+        last = len(self.stages) - 1
+        for s, stage in enumerate(self.stages):
+            x = stage(x)
+            yield self.norm(x) if norm and s == last and self.norm is not None else x
+
+    def forward_features(self, pixel_values: Tensor) -> Tensor:
+        self.check_pixels(pixel_values)
+        *_, features = self.forward_maps(pixel_values, norm=True)
+        return features
+
+
+class TokenClassifier(ImageClassifier):
+    """Tokens of one grid through all blocks, a norm, a head. Has ``blocks``, ``norm``.
+
+    A subclass gives ``embed``: pictures -> (the stream, its grid); where the stream is more than
+    one tensor, ``tokens`` picks the one that is classified.
+    """
+
+    blocks: Any
+    norm: nn.Module
+
+    def embed(self, pixel_values: Tensor) -> tuple[Any, Grid]:
+        """The stream before the first block, and its grid."""
+        raise NotImplementedError
+
+    def tokens(self, stream: Any) -> Tensor:
+        """The tokens (B, prefix + N, C) of a stream."""
+        found: Tensor = stream
+        return found
+
+    def describe_features(self, dim: int, stride: int, depth: int) -> None:
+        """Writes ``feature_info``: every block gives a map of the same grid."""
+        self.feature_info = [
+            {"module": f"blocks.{b}", "num_chs": dim, "reduction": stride} for b in range(depth)
+        ]
+
+    def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
+        stream, grid = self.embed(pixel_values)
+        for block in self.blocks:
+            stream = self.blocks.run(block, stream, grid)
+            found = self.tokens(stream)
+            found = self.norm(found) if norm else found
+            yield to_map(found[:, self.num_prefix_tokens :], grid)
+
+    def forward_features(self, pixel_values: Tensor) -> Tensor:
+        self.check_pixels(pixel_values)
+        stream, grid = self.embed(pixel_values)
+        features: Tensor = self.norm(self.tokens(self.blocks(stream, grid)))
+        return features

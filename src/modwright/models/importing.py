@@ -1,0 +1,158 @@
+"""Weights of a paper's authors, or of another library, into a model here, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modwright.errors import CheckpointError, Refused, unknown_name
+from modwright.models.classifier import ImageClassifier
+from modwright.models.key_maps import KeyMap
+
+__all__ = ["Imported", "import_weights", "layouts_of", "read_weights", "to_layout"]
+
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came in.
+
+    Attributes:
+        layout: name of the layout that the file has.
+        tensors: how many were taken.
+        fresh: tensors of the model that the file does not have and that were left as they were.
+    """
+
+    layout: str
+    tensors: int
+    fresh: tuple[str, ...]
+
+
+def layouts_of(model: ImageClassifier) -> dict[str, KeyMap]:
+    """The layouts that a model's weights can be read from and written to, by name."""
+    return model.key_maps(model.config)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors or torch file, out of the dicts that training scripts wrap them in.
+
+    Of several sets the averaged one is taken: published numbers come from it.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds no tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    for key in _WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no tensors by name")
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors by name")
+    if all(name.startswith("module.") for name in tensors):
+        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def import_weights(
+    model: ImageClassifier,
+    source: str | Path | Mapping[str, Tensor],
+    layout: str = "auto",
+    resize: bool | tuple[int, int] = False,
+    new_classifier: bool = False,
+) -> Imported:
+    """Fills a model from a file, or a state dict, of another layout. All or nothing.
+
+    Args:
+        model: of the same architecture and sizes.
+        source: a path, or tensors by name.
+        layout: name of the layout; "auto" finds the one that knows most of the names.
+        resize: positions of another grid are resized; they are refused otherwise. A pair (height,
+            width) says the grid of the file where it is no square.
+        new_classifier: a map to another number of classes is left as it is in the model.
+
+    Raises:
+        Refused: names that are missing, names that nothing knows, or shapes that differ; the first
+            of them is named.
+    """
+    tensors = dict(source) if isinstance(source, Mapping) else read_weights(source)
+    maps = layouts_of(model)
+    if layout == "auto":
+        layout = min(maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected))
+    if layout not in maps:
+        raise unknown_name("layout", layout, ["auto", *maps])
+    try:
+        converted = maps[layout].to_ours(tensors)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+    own = model.state_dict()
+    found = converted.tensors
+    if new_classifier:
+        for name in [n for n in found if n.startswith("head.fc.")]:
+            if name not in own or own[name].shape != found[name].shape:
+                del found[name]
+    if resize:
+        old = None if isinstance(resize, bool) else resize
+        known = [name for name in found if name in own]
+        found |= {name: model.resize_positions(name, found[name], old) for name in known}
+    unexpected = [*converted.unexpected, *sorted(set(found) - set(own))]
+    if unexpected:
+        raise Refused(
+            f"{len(unexpected)} names of the {layout} layout have no place in "
+            f"{type(model).__name__} of this config, {unexpected[0]} for one"
+        )
+    missing = [name for name in own if name not in found and not _may_miss(name, new_classifier)]
+    if missing:
+        raise Refused(f"{len(missing)} tensors are missing from the file, {missing[0]} for one")
+    for name, tensor in found.items():
+        if tensor.shape != own[name].shape:
+            more = "" if resize else "; resize=True would resize positions"
+            raise Refused(
+                f"{name} is {tuple(own[name].shape)} here and {tuple(tensor.shape)} in the file"
+                f"{more if 'position' in name else ''}"
+            )
+    with torch.no_grad():
+        for name, tensor in found.items():
+            own[name].copy_(tensor)
+    return Imported(layout, len(found), tuple(sorted(set(own) - set(found))))
+
+
+def _may_miss(name: str, new_classifier: bool) -> bool:
+    counter = name.endswith("num_batches_tracked")
+    return counter or (new_classifier and name.startswith("head.fc."))
+
+
+def to_layout(model: ImageClassifier, layout: str) -> dict[str, Tensor]:
+    """The model's tensors as another layout has them.
+
+    Raises:
+        Refused: an unknown layout, or tensors that it has no name for.
+    """
+    maps = layouts_of(model)
+    if layout not in maps:
+        raise unknown_name("layout", layout, maps)
+    converted = maps[layout].to_theirs(model.state_dict())
+    if converted.unexpected:
+        raise Refused(
+            f"the {layout} layout has no name for {len(converted.unexpected)} tensors, "
+            f"{converted.unexpected[0]} for one"
+        )
+    return converted.tensors

@@ -1,0 +1,131 @@
+"""Names and shapes of a model's tensors in the layouts of other libraries, both ways.
+
+A layout is a list of rules: this module there is that module here. A rule renames whole components
+of a name, never parts of words, and the most specific rule that fits is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["Converted", "KeyMap", "Rule", "as_conv1x1", "as_linear", "same"]
+
+Change = Callable[[Tensor], Tensor]
+
+
+def same(tensor: Tensor) -> Tensor:
+    """As it is."""
+    return tensor
+
+
+def as_linear(tensor: Tensor) -> Tensor:
+    """(out, in, 1, 1) -> (out, in); others stay."""
+    return tensor.flatten(1) if tensor.dim() == 4 else tensor
+
+
+def as_conv1x1(tensor: Tensor) -> Tensor:
+    """(out, in) -> (out, in, 1, 1); others stay."""
+    return tensor[:, :, None, None] if tensor.dim() == 2 else tensor
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A module or a tensor, under its two names.
+
+    Attributes:
+        theirs: path in the other layout.
+        ours: path here.
+        to_ours: what is done to each tensor on the way here.
+        to_theirs: what is done on the way back.
+    """
+
+    theirs: str
+    ours: str
+    to_ours: Change = same
+    to_theirs: Change = same
+
+
+@dataclass(frozen=True)
+class Converted:
+    """The outcome of a renaming.
+
+    Attributes:
+        tensors: under their new names.
+        unexpected: names that no rule knows.
+    """
+
+    tensors: dict[str, Tensor]
+    unexpected: list[str]
+
+
+@dataclass(frozen=True)
+class KeyMap:
+    """One layout of one model.
+
+    Attributes:
+        rules: all modules and tensors.
+        ignored: paths of the other layout that hold nothing a model here needs.
+        aliases: further names there of tensors that are shared: name -> the first name.
+    """
+
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
+    aliases: Mapping[str, str] | None = None
+
+    def to_ours(self, tensors: Mapping[str, Tensor]) -> Converted:
+        """Renames a state dict of the other layout.
+
+        Raises:
+            ValueError: two names of one shared tensor hold different numbers.
+        """
+        rules = {rule.theirs: rule for rule in self.rules}
+        found: dict[str, Tensor] = {}
+        unexpected = []
+        for name, tensor in tensors.items():
+            if _longest(name, self.ignored) is not None:
+                continue
+            first = self._first_name(name)
+            if first != name:
+                if first in tensors and not tensors[first].equal(tensor):
+                    raise ValueError(f"{name} and {first} are one tensor, but hold other numbers")
+                name = first
+            path = _longest(name, rules)
+            if path is None:
+                unexpected.append(name)
+                continue
+            rule = rules[path]
+            found[rule.ours + name[len(path) :]] = rule.to_ours(tensor)
+        return Converted(found, unexpected)
+
+    def to_theirs(self, tensors: Mapping[str, Tensor]) -> Converted:
+        """Renames a state dict of ours; shared tensors come under all of their names."""
+        rules = {rule.ours: rule for rule in self.rules}
+        found: dict[str, Tensor] = {}
+        unexpected = []
+        for name, tensor in tensors.items():
+            path = _longest(name, rules)
+            if path is None:
+                unexpected.append(name)
+                continue
+            rule = rules[path]
+            found[rule.theirs + name[len(path) :]] = rule.to_theirs(tensor).contiguous()
+        for alias, first in (self.aliases or {}).items():
+            for name in [n for n in found if n == first or n.startswith(f"{first}.")]:
+                found[alias + name[len(first) :]] = found[name]
+        return Converted(found, unexpected)
+
+    def _first_name(self, name: str) -> str:
+        path = _longest(name, self.aliases or {})
+        return name if path is None else (self.aliases or {})[path] + name[len(path) :]
+
+
+def _longest(name: str, paths: Mapping[str, object] | tuple[str, ...]) -> str | None:
+    """The longest path that is ``name`` or stands before one of its components."""
+    while name not in paths:
+        name, dot, _ = name.rpartition(".")
+        if not dot:
+            return None
+    return name

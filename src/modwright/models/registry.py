@@ -1,0 +1,188 @@
+"""Named models: what ``create_model`` makes and ``list_models`` lists."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
+
+from modwright.errors import Refused, unknown_name
+from modwright.models import architectures
+from modwright.models.classifier import ImageClassifier, ImageConfig
+from modwright.models.features import FeatureMaps
+
+__all__ = [
+    "create_model",
+    "list_models",
+    "model_class",
+    "register_architecture",
+    "register_model",
+    "variant_config",
+]
+
+
+@dataclass(frozen=True)
+class _Named:
+    """One name: makes its config from keyword arguments."""
+
+    make: Callable[..., PreTrainedConfig]
+    source: str
+
+
+_NAMED: dict[str, _Named] = {}
+_CLASSES: dict[type[PreTrainedConfig], type[ImageClassifier]] = {}
+
+
+def register_model(function: Callable[..., PreTrainedConfig]) -> Callable[..., PreTrainedConfig]:
+    """Registers a model under the name of a function that makes its config. A decorator.
+
+    Raises:
+        Refused: the name is taken.
+
+    Example:
+        >>> from modwright.models.architectures.metaformer import MetaFormerConfig
+        >>> @register_model
+        ... def poolformer_x4(**overrides):
+        ...     return MetaFormerConfig(depths=[1, 1], widths=[8, 16], **overrides)
+        >>> create_model("poolformer_x4", num_classes=10).num_features
+        16
+    """
+    _add(function.__name__, function)
+    return function
+
+
+def _add(name: str, make: Callable[..., PreTrainedConfig]) -> None:
+    source = make.__module__
+    taken = _NAMED.get(name)
+    if taken is not None:
+        raise Refused(f"a model named {name!r} is registered already, by {taken.source}")
+    _NAMED[name] = _Named(make, source)
+
+
+def register_architecture(
+    config_class: type[ImageConfig],
+    model: type[ImageClassifier],
+    variants: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Makes an architecture known to transformers' Auto classes, and its variants by name.
+
+    Args:
+        config_class: its ``model_type`` is the name of the file that it stands in.
+        model: the class that a config of this kind builds.
+        variants: name -> fields of the config that differ from its defaults.
+    """
+    AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+    AutoModelForImageClassification.register(config_class, model, exist_ok=True)
+    _CLASSES[config_class] = model
+    for name, fields in variants.items():
+        _add(name, _maker(config_class, fields))
+
+
+def _maker(config_class: type[ImageConfig], fields: Mapping[str, Any]) -> Callable[..., Any]:
+    def make(**overrides: Any) -> PreTrainedConfig:
+        unknown = sorted(set(overrides) - set(config_class.field_names()))
+        if unknown:
+            legal = config_class.field_names()
+            raise unknown_name(f"field of {config_class.__name__}", unknown[0], legal)
+        return config_class(**{**fields, **overrides})
+
+    make.__module__ = config_class.__module__
+    return make
+
+
+@cache
+def _load_all() -> None:
+    for found in pkgutil.iter_modules(architectures.__path__):
+        importlib.import_module(f"{architectures.__name__}.{found.name}")
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of models that match a pattern, sorted.
+
+    Example:
+        >>> list_models("poolformer_s*")
+        ['poolformer_s12', 'poolformer_s24', 'poolformer_s36']
+    """
+    _load_all()
+    return sorted(fnmatch.filter(_NAMED, pattern))
+
+
+def variant_config(name: str, **overrides: Any) -> PreTrainedConfig:
+    """The config of a named model, some of its fields replaced.
+
+    Raises:
+        Refused: no such model, or no such field.
+    """
+    _load_all()
+    if name not in _NAMED:
+        raise unknown_name("model", name, sorted(_NAMED))
+    return _NAMED[name].make(**overrides)
+
+
+def model_class(config: PreTrainedConfig) -> type[ImageClassifier]:
+    """The class that a config builds."""
+    return _CLASSES[type(config)]
+
+
+def create_model(
+    name: str,
+    pretrained: bool = False,
+    num_classes: int = 1000,
+    in_chans: int = 3,
+    drop_rate: float = 0.0,
+    drop_path_rate: float | None = None,
+    global_pool: str | None = None,
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    checkpoint_path: str | Path | None = None,
+    **fields: Any,
+) -> Any:
+    """Builds a named model with random weights, or with those of a checkpoint file.
+
+    Args:
+        name: see :func:`list_models`.
+        pretrained: refused: no weights come with this library; name a ``checkpoint_path``.
+        num_classes: 0 has no classifier: pooled features come out.
+        in_chans: channels of the picture.
+        drop_rate: dropout before the classifier.
+        drop_path_rate: of the last block; the variant's own unless it is said.
+        global_pool: "avg", "token" or ""; the variant's own unless it is said.
+        features_only: gives a :class:`FeatureMaps` instead: a list of maps.
+        out_indices: which maps: the last n, or those listed; all unless it is said.
+        checkpoint_path: a file of the paper's authors or of another library; its layout is found
+            from its names.
+        fields: of the architecture's config, ``image_size`` for one.
+
+    Raises:
+        Refused: an unknown name or field, a rate out of range, or a file that does not fit.
+
+    Example:
+        >>> import torch
+        >>> model = create_model("poolformer_s12", num_classes=10, depths=[1, 1, 1, 1])
+        >>> model(torch.zeros(1, 3, 64, 64)).logits.shape
+        torch.Size([1, 10])
+    """
+    if pretrained:
+        raise Refused("pretrained weights are not shipped; name a file with checkpoint_path=...")
+    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
+    for said, rate in rates.items():
+        if rate is not None and not 0 <= rate <= 1:
+            raise Refused(f"{said} lies between 0 and 1, not {rate}")
+    chosen = {"drop_path_rate": drop_path_rate, "global_pool": global_pool}
+    fields.update({key: value for key, value in chosen.items() if value is not None})
+    config = variant_config(
+        name, num_labels=num_classes, num_channels=in_chans, drop_rate=drop_rate, **fields
+    )
+    model = model_class(config)(config)
+    if checkpoint_path is not None:
+        from modwright.models.importing import import_weights
+
+        import_weights(model, checkpoint_path)
+    return FeatureMaps(model, out_indices) if features_only else model

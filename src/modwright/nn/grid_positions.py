@@ -1,0 +1,136 @@
+"""Positions on a grid that are added to a stream, and their resizing to another grid."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modwright.nn.layouts import Grid
+
+__all__ = ["LearnedGrid", "LearnedTable", "resize_grid", "resize_table", "sinusoids"]
+
+
+def resize_grid(grid: Tensor, size: Grid, antialias: bool = True) -> Tensor:
+    """(1, C, H, W) -> (1, C, *size), bicubic, in float32.
+
+    Example:
+        >>> resize_grid(torch.ones(1, 4, 7, 7), (8, 6)).shape
+        torch.Size([1, 4, 8, 6])
+    """
+    if grid.shape[-2:] == torch.Size(size):
+        return grid
+    kept = F.interpolate(
+        grid.float(), size=size, mode="bicubic", align_corners=False, antialias=antialias
+    )
+    return kept.to(grid.dtype)
+
+
+def resize_table(
+    table: Tensor, old: Grid, new: Grid, prefix: int = 0, antialias: bool = True
+) -> Tensor:
+    """(1, prefix + H W, C) for the grid ``old`` -> the same for ``new``; prefix rows stay.
+
+    Raises:
+        ValueError: the table is not one of ``old``.
+    """
+    if table.shape[1] != prefix + old[0] * old[1]:
+        raise ValueError(
+            f"a table of {table.shape[1]} rows is not one of {prefix} and {old[0]} x {old[1]}"
+        )
+    rows = table[:, prefix:].transpose(1, 2).unflatten(2, old)
+    resized = resize_grid(rows, new, antialias).flatten(2).transpose(1, 2)
+    return torch.cat((table[:, :prefix], resized), dim=1)
+
+
+def sinusoids(length: int, dim: int) -> Tensor:
+    """(1, length, dim): sines in even channels, cosines in odd ones, of pos / 10000^(2i / dim).
+
+    Computed in float64, given in float32.
+    """
+    position = torch.arange(length, dtype=torch.float64)[:, None]
+    channel = torch.arange(dim, dtype=torch.float64)[None]
+    angle = position / 10000 ** (2 * torch.div(channel, 2, rounding_mode="floor") / dim)
+    even = (torch.arange(dim) % 2 == 0)[None]
+    return torch.where(even, angle.sin(), angle.cos()).float()[None]
+
+
+class LearnedGrid(nn.Module):
+    """Adds a learned map of positions, resized where the grid is another one.
+
+    Args:
+        dim: channels.
+        grid: (H, W) that it is stored for.
+        antialias: of the resizing.
+
+    Shapes:
+        (B, C, H', W') -> the same.
+    """
+
+    def __init__(self, dim: int, grid: Grid, antialias: bool = True) -> None:
+        super().__init__()
+        self.grid, self.antialias = grid, antialias
+        self.table = nn.Parameter(torch.empty(1, dim, *grid))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + resize_grid(self.table, (x.shape[2], x.shape[3]), self.antialias)
+
+    def fit(self, table: Tensor, old: Grid | None = None) -> Tensor:
+        """A table of another grid, resized to this one's."""
+        return resize_grid(table, self.grid, self.antialias)
+
+
+class LearnedTable(nn.Module):
+    """Adds a learned row per token; rows of prefix tokens come first.
+
+    Args:
+        dim: channels.
+        grid: (H, W) that it is stored for.
+        prefix: tokens that stand for no place.
+        antialias: of the resizing where the grid is another one.
+        fixed: holds :func:`sinusoids` and is not trained.
+
+    Shapes:
+        (B, prefix + N, C) with the grid of its N tokens -> the same.
+    """
+
+    def __init__(
+        self, dim: int, grid: Grid, prefix: int = 0, antialias: bool = True, fixed: bool = False
+    ) -> None:
+        super().__init__()
+        self.grid, self.prefix, self.antialias, self.fixed = grid, prefix, antialias, fixed
+        length = prefix + grid[0] * grid[1]
+        self.table = nn.Parameter(torch.empty(1, length, dim), requires_grad=not fixed)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if not self.fixed:
+            nn.init.trunc_normal_(self.table, std=0.02)
+        elif not (self.table.is_meta or getattr(self.table, "_is_hf_initialized", False)):
+            with torch.no_grad():
+                self.table.copy_(sinusoids(*self.table.shape[1:]))
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        if grid == self.grid:
+            return x + self.table
+        return x + resize_table(self.table, self.grid, grid, self.prefix, self.antialias)
+
+    def fit(self, table: Tensor, old: Grid | None = None) -> Tensor:
+        """A table of another grid, a square one unless ``old`` says it, resized to this one's.
+
+        Raises:
+            ValueError: the places are no square, and no grid is given.
+        """
+        if old is None:
+            places = table.shape[1] - self.prefix
+            side = math.isqrt(places)
+            if side * side != places:
+                raise ValueError(f"{places} positions are no square grid: say which grid they are")
+            old = (side, side)
+        return resize_table(table, old, self.grid, self.prefix, self.antialias)

@@ -1,0 +1,52 @@
+"""The two layouts of a picture inside a model, and the way from one to the other.
+
+A map is (B, C, H, W); tokens are (B, N, C) with N = H W in row-major order, and go with their grid
+(H, W). Nothing here guesses a grid from N.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+__all__ = ["Grid", "Layout", "call_in_layout", "to_map", "to_tokens"]
+
+Grid = tuple[int, int]
+Layout = Literal["map", "tokens"]
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H W, C).
+
+    Example:
+        >>> import torch
+        >>> to_tokens(torch.zeros(2, 8, 3, 5)).shape
+        torch.Size([2, 15, 8])
+    """
+    return x.flatten(2).transpose(1, 2)
+
+
+def to_map(x: Tensor, grid: Grid) -> Tensor:
+    """(B, H W, C) -> (B, C, H, W).
+
+    Raises:
+        ValueError: there are not H W tokens; gives all three numbers.
+    """
+    if x.shape[1] != grid[0] * grid[1]:
+        raise ValueError(f"{x.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}")
+    return x.transpose(1, 2).unflatten(2, grid)
+
+
+def call_in_layout(part: nn.Module, x: Tensor, grid: Grid, layout: Layout, **extra: Any) -> Tensor:
+    """Runs a part on ``x``, which has ``layout``, in the layout that the part declares.
+
+    A part without a ``layout`` takes either.
+    """
+    wanted = getattr(part, "layout", layout)
+    if wanted == layout:
+        out: Tensor = part(x, grid, **extra)
+        return out
+    if wanted == "map":
+        return to_tokens(part(to_map(x, grid), grid, **extra))
+    return to_map(part(to_tokens(x), grid, **extra), grid)

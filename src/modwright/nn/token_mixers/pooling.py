@@ -1,0 +1,122 @@
+"""Token mixers without a product of tokens: pooling, nothing, one learned or random matrix.
+
+All take and give maps (B, C, H, W). arXiv 2111.11418.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from modwright.nn.layouts import Grid
+
+__all__ = ["DepthwiseConvMixer", "IdentityMixer", "Pooling", "RandomMixing", "SpatialFC"]
+
+
+class Pooling(nn.Module):
+    """The mean of the neighbourhood minus the place itself; border places have fewer neighbours.
+
+    Args:
+        pool_size: side of the neighbourhood, odd.
+
+    Example:
+        >>> Pooling(3)(torch.ones(1, 2, 4, 4)).abs().max()
+        tensor(0.)
+    """
+
+    layout = "map"
+
+    def __init__(self, pool_size: int = 3) -> None:
+        super().__init__()
+        if pool_size % 2 == 0 or pool_size < 1:
+            raise ValueError(f"pool_size must be odd, not {pool_size}")
+        self.pool = nn.AvgPool2d(pool_size, 1, pool_size // 2, count_include_pad=False)
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        pooled: Tensor = self.pool(x)
+        return pooled - x
+
+
+class IdentityMixer(nn.Module):
+    """Mixes nothing: the branch is the normed stream itself."""
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        return x
+
+
+class SpatialFC(nn.Module):
+    """One learned matrix over the places, shared by all channels; it fixes the grid.
+
+    Args:
+        num_tokens: places H W.
+    """
+
+    layout = "map"
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.fc = nn.Linear(num_tokens, num_tokens, bias=False)
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        _check_places(x, self.num_tokens)
+        mixed: Tensor = self.fc(x.flatten(2))
+        return mixed.view_as(x)
+
+
+class RandomMixing(nn.Module):
+    """One frozen random matrix over the places, a softmax along each of its rows.
+
+    Args:
+        num_tokens: places H W; the matrix holds their square.
+    """
+
+    layout = "map"
+
+    def __init__(self, num_tokens: int) -> None:
+        super().__init__()
+        self.num_tokens = num_tokens
+        self.matrix = nn.Parameter(torch.empty(num_tokens, num_tokens), requires_grad=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.matrix.is_meta or getattr(self.matrix, "_is_hf_initialized", False):
+            return
+        with torch.no_grad():
+            self.matrix.copy_(torch.softmax(torch.rand_like(self.matrix), dim=-1))
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        _check_places(x, self.num_tokens)
+        return (x.flatten(2) @ self.matrix.T).view_as(x)
+
+
+class DepthwiseConvMixer(nn.Module):
+    """A convolution per channel.
+
+    Args:
+        dim: channels.
+        kernel_size: odd.
+    """
+
+    layout = "map"
+
+    def __init__(self, dim: int, kernel_size: int = 3, bias: bool = True) -> None:
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, not {kernel_size}")
+        self.conv = nn.Conv2d(
+            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias
+        )
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+def _check_places(x: Tensor, num_tokens: int) -> None:
+    height, width = x.shape[2:]
+    if height * width != num_tokens:
+        raise ValueError(
+            f"built for {num_tokens} places, not for a grid of {height} x {width}: "
+            "this mixer takes one picture size"
+        )

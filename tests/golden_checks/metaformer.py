@@ -1,0 +1,65 @@
+"""MetaFormer: PoolFormers, and a pyramid with four kinds of mixers; values and gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from golden_checks import GoldenCase
+from golden_checks.pictures import fill, outputs_of
+from modwright.models.architectures.metaformer import (
+    MetaFormerConfig,
+    MetaFormerForImageClassification,
+)
+
+ALLOWED = 1e-5
+
+
+def check(case: GoldenCase) -> None:
+    model = fill(MetaFormerForImageClassification(_config(case.config)), case)
+    names: dict[str, nn.Module] = {"inter.stem": model.stem}
+    names |= {f"inter.stage{s}": stage for s, stage in enumerate(model.stages)}
+    names |= _network(model)
+    with outputs_of(names) as found:
+        logits = model(case["input.x"]).logits
+    for name, value in found.items():
+        if name in case:
+            case.close(name, value, atol=ALLOWED)
+    case.close("output.logits", logits.detach(), atol=ALLOWED)
+    if "grad.input_loss" in case:
+        loss = (logits**2).mean()
+        loss.backward()
+        case.close("grad.input_loss", loss.detach().view_as(case["grad.input_loss"]), atol=ALLOWED)
+        gradients = {
+            "grad.patch_embed.proj.weight": model.stem.conv0.weight.grad,
+            "grad.network.0.0.layer_scale_1": model.stages[0].blocks[0].ls1.gamma.grad,
+        }
+        for name, gradient in gradients.items():
+            case.close(name, gradient, atol=ALLOWED)
+
+
+def _config(c: dict[str, Any]) -> MetaFormerConfig:
+    norm = "ln" if c["norm"] == "LayerNormChannel" else "gn1"
+    stages = len(c["layers"])
+    return MetaFormerConfig(
+        image_size=list(c["img"]),
+        depths=c["layers"],
+        widths=c["embed_dims"],
+        mlp_ratios=c.get("mlp_ratios", [4] * stages),
+        token_mixers=c.get("token_mixers", ["pool"] * stages),
+        norm=norm,
+        positions=c.get("add_pos_embs", [False] * stages),
+        pool_size=c.get("pool_size", 3),
+        attention_head_dim=c.get("attention_head_dim", 32),
+        num_labels=c["num_classes"],
+    )
+
+
+def _network(model: Any) -> dict[str, nn.Module]:
+    """The parts in the order of the reference's one list."""
+    parts: list[nn.Module] = []
+    for stage in model.stages:
+        parts += [part for part in (stage.downsample, stage.positions) if part is not None]
+        parts.append(stage.blocks)
+    return {f"inter.network{i}": part for i, part in enumerate(parts)}
