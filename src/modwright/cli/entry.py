@@ -75,7 +75,9 @@ def _usage(error: Exception) -> str:
     if type(error).__name__ == "NoSuchOption":
         return str(unknown_name("option", option, [*options, "--debug", "--help"]))
     message = message.replace("Input should be", "must be").partition(", unable to parse")[0]
-    return f"{message}; usage: {_shape(context)}"
+    # A word too many is mostly the value of an option that was not named.
+    more = f"; options: {', '.join(options)}" if "extra argument" in message else ""
+    return f"{message}; usage: {_shape(context)}{more}"
 
 
 def _shape(context: Any) -> str:
