@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import Any
 
-import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from modwright.errors import Refused
-from modwright.models.key_maps import KeyMap
-from modwright.nn.grid_positions import LearnedGrid, LearnedTable
+from modwright.models.picture_model import PictureConfig, PictureModel
 from modwright.nn.layouts import Grid, to_map
-from modwright.nn.residual import ScaledResidual
 
 __all__ = [
     "ImageClassifier",
@@ -29,35 +24,23 @@ __all__ = [
 
 
 @strict
-class ImageConfig(PreTrainedConfig):
-    """Fields that all of them have.
+class ImageConfig(PictureConfig):
+    """Fields that classifiers have besides those of all models of pictures.
 
     Attributes:
-        image_size: side of the picture, or [height, width]. Models without positions take others.
-        num_channels: of the picture.
         drop_rate: dropout before the classifier and on what is added to the stream's start.
         drop_path_rate: stochastic depth of the last block.
         global_pool: "avg", "token" or "".
     """
 
-    image_size: int | list[int] | tuple[int, ...] = 224
-    num_channels: int = 3
     drop_rate: float | int = 0.0
     drop_path_rate: float | int = 0.0
     global_pool: str = "avg"
 
-    @property
-    def size(self) -> Grid:
-        """(height, width)."""
-        side = self.image_size
-        return (side, side) if isinstance(side, int) else (side[0], side[1])
-
     @classmethod
     def field_names(cls) -> list[str]:
         """Names that its constructor takes and that mean something to a model of this kind."""
-        inherited = {field.name for field in fields(PreTrainedConfig)}
-        own = [field.name for field in fields(cls) if field.name not in inherited]
-        return sorted([*own, "num_labels", "id2label", "label2id", "dtype"])
+        return sorted([*super().field_names(), "num_labels", "id2label", "label2id"])
 
 
 def chosen_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
@@ -78,7 +61,7 @@ def chosen_indices(indices: int | Sequence[int] | None, count: int) -> list[int]
     return [index % count for index in indices]
 
 
-class ImageClassifier(PreTrainedModel):
+class ImageClassifier(PictureModel):
     """A classifier of pictures (B, C, H, W).
 
     A subclass builds its parts and calls ``post_init()``. It has a ``head`` and gives
@@ -86,11 +69,6 @@ class ImageClassifier(PreTrainedModel):
     """
 
     config_class = ImageConfig
-    main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["Block"]
-    min_size = 1
     num_prefix_tokens = 0
 
     head: Any
@@ -161,22 +139,6 @@ class ImageClassifier(PreTrainedModel):
             maps = [found.flatten(2).transpose(1, 2) for found in maps]
         return [maps[index] for index in wanted]
 
-    def check_pixels(self, pixel_values: Tensor) -> None:
-        """Refuses what cannot be a batch of pictures for this model."""
-        if pixel_values.dim() != 4:
-            shape = tuple(pixel_values.shape)
-            raise Refused(f"pictures are (batch, channels, height, width), not {shape}")
-        channels, height, width = pixel_values.shape[1:]
-        if channels != self.config.num_channels:
-            raise Refused(
-                f"the model takes {self.config.num_channels} channels, the pictures have {channels}"
-            )
-        if min(height, width) < self.min_size:
-            raise Refused(
-                f"pictures must be at least {self.min_size} pixels high and wide, "
-                f"not {height} x {width}"
-            )
-
     def get_classifier(self) -> nn.Module:
         """The map to classes."""
         found: nn.Module = self.head.fc
@@ -185,59 +147,11 @@ class ImageClassifier(PreTrainedModel):
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh map for another number of classes; 0 leaves the pooled features."""
         self.head.reset(num_classes, global_pool)
-        self._init_weights(self.head.fc)
-        self.head.fc.to(self.device, self.dtype)
+        for classifier in self.head.classifiers():
+            self._init_weights(classifier)
+            classifier.to(self.device, self.dtype)
         self.config.num_labels = num_classes
         self.config.global_pool = self.head.pool
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """timm's word for ``gradient_checkpointing_enable``."""
-        if enable:
-            self.gradient_checkpointing_enable()
-        else:
-            self.gradient_checkpointing_disable()
-
-    @classmethod
-    def key_maps(cls, config: Any) -> dict[str, KeyMap]:
-        """Layouts of other libraries, by name."""
-        return {}
-
-    def resize_positions(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
-        """A tensor of another model of this kind, its positions resized to this one's grid.
-
-        Args:
-            name: of the tensor here.
-            table: as it is stored there.
-            old: the grid of a table of tokens; a square unless it is said.
-        """
-        module = self.get_submodule(name.rpartition(".")[0])
-        return module.fit(table, old) if isinstance(module, LearnedGrid | LearnedTable) else table
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that decay would only pull towards nothing: positions, tokens, scalars."""
-        places = (LearnedGrid, LearnedTable, ScaledResidual)
-        names = {
-            f"{path}.{name}"
-            for path, module in self.named_modules()
-            if isinstance(module, places)
-            for name, _ in module.named_parameters(recurse=False)
-        }
-        return names | {name for name, _ in self.named_parameters() if name.endswith("_token")}
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv1d | nn.Conv2d):
-            self.initialize_conv(module)
-        elif isinstance(getattr(module, "reset_parameters", None), type(self._init_weights)):
-            module.reset_parameters()  # type: ignore[operator]
-
-    def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
-        """torch's own rule; architectures with another one replace it."""
-        conv.reset_parameters()
 
 
 class PyramidClassifier(ImageClassifier):

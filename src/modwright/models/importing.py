@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from modwright.errors import CheckpointError, Refused, unknown_name
-from modwright.models.classifier import ImageClassifier
 from modwright.models.key_maps import KeyMap
+from modwright.models.picture_model import PictureModel
 
 __all__ = ["Imported", "import_weights", "layouts_of", "read_weights", "to_layout"]
 
+_CLASSIFIERS = ("head.fc.", "head.fc_distilled.")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
 
@@ -34,7 +35,7 @@ class Imported:
     fresh: tuple[str, ...]
 
 
-def layouts_of(model: ImageClassifier) -> dict[str, KeyMap]:
+def layouts_of(model: PictureModel) -> dict[str, KeyMap]:
     """The layouts that a model's weights can be read from and written to, by name."""
     return model.key_maps(model.config)
 
@@ -73,7 +74,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def import_weights(
-    model: ImageClassifier,
+    model: PictureModel,
     source: str | Path | Mapping[str, Tensor],
     layout: str = "auto",
     resize: bool | tuple[int, int] = False,
@@ -95,6 +96,8 @@ def import_weights(
     """
     tensors = dict(source) if isinstance(source, Mapping) else read_weights(source)
     maps = layouts_of(model)
+    if not maps:
+        raise Refused(f"{type(model).__name__} has no layout of another library")
     if layout == "auto":
         layout = min(maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected))
     if layout not in maps:
@@ -106,7 +109,7 @@ def import_weights(
     own = model.state_dict()
     found = converted.tensors
     if new_classifier:
-        for name in [n for n in found if n.startswith("head.fc.")]:
+        for name in [n for n in found if n.startswith(_CLASSIFIERS)]:
             if name not in own or own[name].shape != found[name].shape:
                 del found[name]
     if resize:
@@ -137,10 +140,10 @@ def import_weights(
 
 def _may_miss(name: str, new_classifier: bool) -> bool:
     counter = name.endswith("num_batches_tracked")
-    return counter or (new_classifier and name.startswith("head.fc."))
+    return counter or (new_classifier and name.startswith(_CLASSIFIERS))
 
 
-def to_layout(model: ImageClassifier, layout: str) -> dict[str, Tensor]:
+def to_layout(model: PictureModel, layout: str) -> dict[str, Tensor]:
     """The model's tensors as another layout has them.
 
     Raises:

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-__all__ = ["Converted", "KeyMap", "Rule", "as_conv1x1", "as_linear", "same"]
+__all__ = ["Converted", "KeyMap", "Rule", "Stack", "as_conv1x1", "as_linear", "same"]
 
 Change = Callable[[Tensor], Tensor]
 
@@ -49,6 +50,19 @@ class Rule:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Modules of equal size there whose tensors are the rows of one module's here.
+
+    Attributes:
+        theirs: paths in the other layout, in the order of the rows.
+        ours: path here.
+    """
+
+    theirs: tuple[str, ...]
+    ours: str
+
+
+@dataclass(frozen=True)
 class Converted:
     """The outcome of a renaming.
 
@@ -69,11 +83,13 @@ class KeyMap:
         rules: all modules and tensors.
         ignored: paths of the other layout that hold nothing a model here needs.
         aliases: further names there of tensors that are shared: name -> the first name.
+        stacks: modules there that are one here.
     """
 
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
     aliases: Mapping[str, str] | None = None
+    stacks: tuple[Stack, ...] = ()
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> Converted:
         """Renames a state dict of the other layout.
@@ -82,6 +98,8 @@ class KeyMap:
             ValueError: two names of one shared tensor hold different numbers.
         """
         rules = {rule.theirs: rule for rule in self.rules}
+        places = {path: stack for stack in self.stacks for path in stack.theirs}
+        rows: dict[str, dict[int, Tensor]] = {}
         found: dict[str, Tensor] = {}
         unexpected = []
         for name, tensor in tensors.items():
@@ -92,20 +110,37 @@ class KeyMap:
                 if first in tensors and not tensors[first].equal(tensor):
                     raise ValueError(f"{name} and {first} are one tensor, but hold other numbers")
                 name = first
+            path = _longest(name, places)
+            if path is not None:
+                stack = places[path]
+                whole = rows.setdefault(stack.ours + name[len(path) :], {})
+                whole[stack.theirs.index(path)] = tensor
+                continue
             path = _longest(name, rules)
             if path is None:
                 unexpected.append(name)
                 continue
             rule = rules[path]
             found[rule.ours + name[len(path) :]] = rule.to_ours(tensor)
+        counts = {stack.ours: len(stack.theirs) for stack in self.stacks}
+        for name, whole in rows.items():  # one that lacks a part is missing as a whole
+            if len(whole) == counts[_longest(name, counts) or ""]:
+                found[name] = torch.cat([whole[index] for index in sorted(whole)])
         return Converted(found, unexpected)
 
     def to_theirs(self, tensors: Mapping[str, Tensor]) -> Converted:
         """Renames a state dict of ours; shared tensors come under all of their names."""
         rules = {rule.ours: rule for rule in self.rules}
+        stacks = {stack.ours: stack.theirs for stack in self.stacks}
         found: dict[str, Tensor] = {}
         unexpected = []
         for name, tensor in tensors.items():
+            path = _longest(name, stacks)
+            if path is not None:
+                pieces = tensor.chunk(len(stacks[path]))
+                for theirs, rows in zip(stacks[path], pieces):
+                    found[theirs + name[len(path) :]] = rows.clone()
+                continue
             path = _longest(name, rules)
             if path is None:
                 unexpected.append(name)

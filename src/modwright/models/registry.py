@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModelForImageClassification, PreTrained
 
 from modwright.errors import Refused, unknown_name
 from modwright.models import architectures
-from modwright.models.classifier import ImageClassifier, ImageConfig
+from modwright.models.classifier import ImageClassifier
 from modwright.models.features import FeatureMaps
+from modwright.models.picture_model import PictureConfig, PictureModel
 
 __all__ = [
     "create_model",
@@ -34,10 +35,11 @@ class _Named:
 
     make: Callable[..., PreTrainedConfig]
     source: str
+    classifies: bool
 
 
 _NAMED: dict[str, _Named] = {}
-_CLASSES: dict[type[PreTrainedConfig], type[ImageClassifier]] = {}
+_CLASSES: dict[type[PreTrainedConfig], type[PictureModel]] = {}
 
 
 def register_model(function: Callable[..., PreTrainedConfig]) -> Callable[..., PreTrainedConfig]:
@@ -58,18 +60,19 @@ def register_model(function: Callable[..., PreTrainedConfig]) -> Callable[..., P
     return function
 
 
-def _add(name: str, make: Callable[..., PreTrainedConfig]) -> None:
+def _add(name: str, make: Callable[..., PreTrainedConfig], classifies: bool = True) -> None:
     source = make.__module__
     taken = _NAMED.get(name)
     if taken is not None:
         raise Refused(f"a model named {name!r} is registered already, by {taken.source}")
-    _NAMED[name] = _Named(make, source)
+    _NAMED[name] = _Named(make, source, classifies)
 
 
 def register_architecture(
-    config_class: type[ImageConfig],
-    model: type[ImageClassifier],
+    config_class: type[PictureConfig],
+    model: type[PictureModel],
     variants: Mapping[str, Mapping[str, Any]],
+    auto: Any = AutoModelForImageClassification,
 ) -> None:
     """Makes an architecture known to transformers' Auto classes, and its variants by name.
 
@@ -77,15 +80,16 @@ def register_architecture(
         config_class: its ``model_type`` is the name of the file that it stands in.
         model: the class that a config of this kind builds.
         variants: name -> fields of the config that differ from its defaults.
+        auto: transformers' Auto class for what the model does.
     """
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    AutoModelForImageClassification.register(config_class, model, exist_ok=True)
+    auto.register(config_class, model, exist_ok=True)
     _CLASSES[config_class] = model
     for name, fields in variants.items():
-        _add(name, _maker(config_class, fields))
+        _add(name, _maker(config_class, fields), issubclass(model, ImageClassifier))
 
 
-def _maker(config_class: type[ImageConfig], fields: Mapping[str, Any]) -> Callable[..., Any]:
+def _maker(config_class: type[PictureConfig], fields: Mapping[str, Any]) -> Callable[..., Any]:
     def make(**overrides: Any) -> PreTrainedConfig:
         unknown = sorted(set(overrides) - set(config_class.field_names()))
         if unknown:
@@ -126,7 +130,7 @@ def variant_config(name: str, **overrides: Any) -> PreTrainedConfig:
     return _NAMED[name].make(**overrides)
 
 
-def model_class(config: PreTrainedConfig) -> type[ImageClassifier]:
+def model_class(config: PreTrainedConfig) -> type[PictureModel]:
     """The class that a config builds."""
     return _CLASSES[type(config)]
 
@@ -149,7 +153,8 @@ def create_model(
     Args:
         name: see :func:`list_models`.
         pretrained: refused: no weights come with this library; name a ``checkpoint_path``.
-        num_classes: 0 has no classifier: pooled features come out.
+        num_classes: 0 has no classifier: pooled features come out. Models that do something else
+            than classify have no use for it.
         in_chans: channels of the picture.
         drop_rate: dropout before the classifier.
         drop_path_rate: of the last block; the variant's own unless it is said.
@@ -177,12 +182,24 @@ def create_model(
             raise Refused(f"{said} lies between 0 and 1, not {rate}")
     chosen = {"drop_path_rate": drop_path_rate, "global_pool": global_pool}
     fields.update({key: value for key, value in chosen.items() if value is not None})
-    config = variant_config(
-        name, num_labels=num_classes, num_channels=in_chans, drop_rate=drop_rate, **fields
-    )
-    model = model_class(config)(config)
-    if checkpoint_path is not None:
-        from modwright.models.importing import import_weights
+    _load_all()
+    classifies = name not in _NAMED or _NAMED[name].classifies
+    if classifies or drop_rate:
+        fields["drop_rate"] = drop_rate
+    if classifies:
+        fields["num_labels"] = num_classes
+    elif features_only:
+        raise Refused(f"{name} is no classifier: it has no feature maps to give")
+    config = variant_config(name, num_channels=in_chans, **fields)
+    if checkpoint_path is None:
+        model = model_class(config)(config)
+    else:
+        from modwright.models.importing import import_weights, read_weights
 
-        import_weights(model, checkpoint_path)
+        weights = read_weights(checkpoint_path)
+        told = model_class(config).fields_of(weights)
+        if not told.keys() & fields.keys():
+            config = variant_config(name, num_channels=in_chans, **fields, **told)
+        model = model_class(config)(config)
+        import_weights(model, weights)
     return FeatureMaps(model, out_indices) if features_only else model

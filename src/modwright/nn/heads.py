@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-__all__ = ["POOLS", "ClassifierHead"]
+__all__ = ["POOLS", "ClassifierHead", "DistilledHead"]
 
 
 def _average(x: Tensor, prefix: int) -> Tensor:
@@ -72,6 +72,10 @@ class ClassifierHead(nn.Module):
             raise ValueError(f"num_classes must be 0 or more, not {num_classes}")
         self.fc = nn.Linear(self.dim, num_classes) if num_classes else nn.Identity()
 
+    def classifiers(self) -> list[nn.Module]:
+        """The maps to classes."""
+        return [self.fc]
+
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         x = POOLS[self.pool](x, self.prefix)
         as_map = x.dim() == 4
@@ -83,3 +87,39 @@ class ClassifierHead(nn.Module):
         if not pre_logits:
             x = self.fc(x)
         return x.permute(0, 3, 1, 2) if as_map else x
+
+
+class DistilledHead(ClassifierHead):
+    """Two maps to classes whose mean is the answer (arXiv 2012.12877).
+
+    One is of the class token, one of the token behind it, which learns from a teacher's answers.
+    Other pools than "token" give both maps the same features. Arguments are those of
+    :class:`ClassifierHead`.
+
+    Shapes:
+        (B, N, C) -> (B, classes).
+
+    Example:
+        >>> import torch
+        >>> DistilledHead(8, 3, pool="token", prefix=2)(torch.zeros(1, 6, 8)).shape
+        torch.Size([1, 3])
+    """
+
+    def reset(self, num_classes: int, pool: str | None = None) -> None:
+        """New maps for another number of classes, and another pooling if one is named."""
+        super().reset(num_classes, pool)
+        self.fc_distilled = nn.Linear(self.dim, num_classes) if num_classes else nn.Identity()
+
+    def classifiers(self) -> list[nn.Module]:
+        """The maps to classes."""
+        return [self.fc, self.fc_distilled]
+
+    def both(self, x: Tensor, pre_logits: bool = False) -> tuple[Tensor, Tensor]:
+        """The answers of the two maps, for a loss of its own on each."""
+        first = super().forward(x, pre_logits=True)
+        second = super().forward(x[:, 1:] if self.pool == "token" else x, pre_logits=True)
+        return (first, second) if pre_logits else (self.fc(first), self.fc_distilled(second))
+
+    def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        first, second = self.both(x, pre_logits)
+        return (first + second) / 2

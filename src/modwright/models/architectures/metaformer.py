@@ -40,10 +40,10 @@ class MetaFormerConfig(ImageConfig):
     Attributes:
         depths: blocks per stage.
         widths: channels per stage.
-        token_mixers: one name of :data:`MIXERS` per stage.
-        mlp_ratios: neurons per channel, one number per stage.
+        token_mixers: one name of :data:`MIXERS` per stage, or one for all.
+        mlp_ratios: neurons per channel, one number per stage, or one for all.
         norm: "gn1" (over channels and places), "ln" (over channels), "bn2d" or "none".
-        positions: whether a stage adds learned positions, one per stage. They, "spatial_fc" and
+        positions: whether a stage adds learned positions, likewise. They, "spatial_fc" and
             "random" are built for ``image_size``; positions are resized to other sizes.
         pool_size: of the pooling mixer.
         attention_head_dim: channels of a head of the attention mixer.
@@ -55,10 +55,10 @@ class MetaFormerConfig(ImageConfig):
 
     depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
     widths: list[int] | tuple[int, ...] = (64, 128, 320, 512)
-    token_mixers: list[str] | tuple[str, ...] = ("pool", "pool", "pool", "pool")
-    mlp_ratios: list[Any] | tuple[Any, ...] = (4, 4, 4, 4)
+    token_mixers: Any = "pool"
+    mlp_ratios: Any = 4
     norm: str = "gn1"
-    positions: list[bool] | tuple[bool, ...] = (False, False, False, False)
+    positions: Any = False
     pool_size: int = 3
     attention_head_dim: int = 32
     layer_scale_init: float | None = 1e-5
@@ -67,6 +67,10 @@ class MetaFormerConfig(ImageConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         stages = len(self.depths)
+        self.token_mixers, self.mlp_ratios, self.positions = (
+            list(value) if isinstance(value, list | tuple) else [value] * stages
+            for value in (self.token_mixers, self.mlp_ratios, self.positions)
+        )
         for name in ("widths", "token_mixers", "mlp_ratios", "positions"):
             if len(getattr(self, name)) != stages:
                 raise Refused(
@@ -130,7 +134,10 @@ class MetaFormerForImageClassification(PyramidClassifier):
 
     @classmethod
     def key_maps(cls, config: MetaFormerConfig) -> dict[str, KeyMap]:
-        return {"official": _official(config), "transformers": _transformers(config)}
+        found = {"official": _official(config)}
+        if set(config.token_mixers) == {"pool"} and config.norm == "gn1":
+            found["transformers"] = _transformers(config)
+        return found
 
 
 def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:

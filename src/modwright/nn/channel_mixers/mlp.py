@@ -49,6 +49,7 @@ class Mlp(nn.Module):
         drop: dropout.
         layout: "tokens" has linear maps, "map" has 1 x 1 convolutions.
         inside: a part between fc1 and the activation, on ``hidden`` channels.
+        linear: makes a map from (in, out, bias); that of the layout unless it is said.
 
     Shapes:
         (B, N, C) or (B, C, H, W) by ``layout`` -> the same.
@@ -69,16 +70,17 @@ class Mlp(nn.Module):
         drop: float = 0.0,
         layout: Layout = "tokens",
         inside: nn.Module | None = None,
+        linear: Callable[[int, int, bool], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if hidden < 1:
             raise ValueError(f"hidden must be at least 1, not {hidden}")
         self.layout = layout
-        linear = LINEAR[layout]
-        self.fc1 = linear(dim, hidden, bias=bias)
+        linear = LINEAR[layout] if linear is None else linear
+        self.fc1 = linear(dim, hidden, bias)
         self.inside = inside
         self.act = make_activation(act)
-        self.fc2 = linear(hidden, dim, bias=bias)
+        self.fc2 = linear(hidden, dim, bias)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:

@@ -1,0 +1,265 @@
+"""CRAFT (arXiv 2308.05022): small pictures to large ones, detail asking for its surroundings."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForImageToImage
+from transformers.modeling_outputs import ImageSuperResolutionOutput
+
+from modwright.errors import Refused
+from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.picture_model import PictureConfig, PictureModel
+from modwright.models.registry import register_architecture
+from modwright.nn.block import Block, BlockSequence
+from modwright.nn.channel_mixers.gated_depthwise import GatedDepthwise
+from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.cross_refinement import CrossRefinementBlock, HybridFusion, ResidualGroup
+from modwright.nn.high_frequency import HighFrequencyBlock
+from modwright.nn.map_norms import make_norm
+from modwright.nn.stems.conv_stem import Conv, ConvStem
+from modwright.nn.stems.pixel_shuffle import PixelShuffleUp
+from modwright.nn.token_mixers.cross_channel_attention import CrossChannelAttention
+from modwright.nn.token_mixers.rectangle_window_attention import RectangleWindowAttention
+
+__all__ = ["VARIANTS", "CraftConfig", "CraftForImageSuperResolution"]
+
+SCALES = (2, 3, 4, 8)
+MEAN = (0.4488, 0.4371, 0.4040)  # of the training pictures' red, green and blue
+
+
+@strict
+class CraftConfig(PictureConfig):
+    """Structure of a CRAFT.
+
+    Attributes:
+        image_size: of training pieces before they are made larger; the model takes other sizes.
+        upscale: 2, 3, 4 or 8 pixels for one along each side.
+        dim: channels.
+        depths: blocks per group.
+        num_heads: heads per group, even numbers.
+        window: (height, width) of lying windows; standing ones are its transpose.
+        mlp_ratio: neurons per channel of the MLP behind window attention.
+        ffn_expansion: neurons per channel of the gated MLP behind channel attention.
+        img_range: what pictures are multiplied by on their way in.
+        position_dim: width of the network of position biases. None is that of the published
+            models: 1 at 48 channels, where it has no effect at all.
+        mask_shift: places that only wrapping brings into one window do not see each other.
+    """
+
+    model_type = "craft"
+
+    image_size: int | list[int] | tuple[int, ...] = 64
+    upscale: int = 4
+    dim: int = 48
+    depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
+    num_heads: list[int] | tuple[int, ...] = (6, 6, 6, 6)
+    window: list[int] | tuple[int, ...] = (4, 16)
+    mlp_ratio: float | int = 2.0
+    ffn_expansion: float | int = 2.66
+    img_range: float | int = 1.0
+    position_dim: int | None = None
+    mask_shift: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.upscale not in SCALES:
+            legal = ", ".join(map(str, SCALES))
+            raise Refused(f"upscale must be one of {legal}, not {self.upscale}")
+        if len(self.num_heads) != len(self.depths):
+            raise Refused(
+                f"num_heads has {len(self.num_heads)} entries for {len(self.depths)} groups"
+            )
+        for heads in self.num_heads:
+            if heads < 1 or heads % 2:
+                raise Refused(f"two kinds of windows share the heads: {heads} is no even number")
+            if self.dim % heads:
+                raise Refused(f"{heads} heads do not divide a width of {self.dim}")
+        if len(self.window) != 2 or min(self.window) < 1:
+            raise Refused(f"window is a height and a width, not {list(self.window)}")
+        if self.position_dim is None and self.dim < 32:
+            raise Refused(
+                f"a width of {self.dim} leaves no channel to the network of positions: "
+                "take at least 32, or say position_dim"
+            )
+
+    @property
+    def multiple(self) -> int:
+        """What both sides of a picture must be multiples of."""
+        return math.lcm(*self.window)
+
+
+class CraftForImageSuperResolution(PictureModel):
+    """Features, groups of blocks that refine them, and one step to the large picture.
+
+    Example:
+        >>> config = CraftConfig(upscale=2, dim=32, depths=[1], num_heads=[4], window=[2, 4])
+        >>> model = CraftForImageSuperResolution(config)
+        >>> model(torch.zeros(1, 3, 8, 12)).reconstruction.shape
+        torch.Size([1, 3, 16, 24])
+    """
+
+    config_class = CraftConfig
+
+    def __init__(self, config: CraftConfig) -> None:
+        super().__init__(config)
+        dim = config.dim
+        self.stem = ConvStem(config.num_channels, [Conv(dim, 3, 1, 1)])
+        self.groups = nn.ModuleList(_group(config, g) for g in range(len(config.depths)))
+        self.norm = make_norm("ln", dim, layout="map")
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.up = PixelShuffleUp(dim, config.num_channels, config.upscale)
+        self.post_init()
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        super().check_pixels(pixel_values)
+        if not pixel_values.is_floating_point():
+            raise Refused(
+                f"pixels are numbers from 0 to 1, not {pixel_values.dtype}; "
+                "upscale_image takes whole numbers from 0 to 255, too"
+            )
+        sides, multiple = pixel_values.shape[2:], self.config.multiple
+        if any(side % multiple for side in sides):
+            raise Refused(
+                f"sides must be multiples of {multiple}, not {sides[0]} x {sides[1]}; "
+                "modwright.models.upscaling.upscale_image takes any size"
+            )
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        **ignored: Any,
+    ) -> ImageSuperResolutionOutput:
+        """The large picture, and the mean absolute error where labels are given.
+
+        Args:
+            pixel_values: (B, C, H, W) from 0 to 1, H and W multiples of both sides of the window.
+            labels: (B, C, scale H, scale W).
+            output_hidden_states: gives the features before the first group and behind each, too.
+
+        Raises:
+            Refused: what is no picture of such a size.
+        """
+        self.check_pixels(pixel_values)
+        mean, range_ = self._mean(pixel_values), self.config.img_range
+        shallow = self.stem((pixel_values - mean) * range_)
+        features = [shallow]
+        for group in self.groups:
+            features.append(group(features[-1]))
+        deep = self.conv(self.norm(features[-1])) + shallow
+        large = self.up(deep) / range_ + mean
+        return ImageSuperResolutionOutput(
+            loss=None if labels is None else F.l1_loss(large, labels),
+            reconstruction=large,
+            hidden_states=tuple(features) if output_hidden_states else None,
+        )
+
+    def _mean(self, like: Tensor) -> Tensor:
+        channels = self.config.num_channels
+        numbers = MEAN if channels == len(MEAN) else (0.0,) * channels
+        return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
+
+    @classmethod
+    def key_maps(cls, config: CraftConfig) -> dict[str, KeyMap]:
+        return {"official": _official(config)}
+
+
+def _group(config: CraftConfig, g: int) -> ResidualGroup:
+    blocks: list[nn.Module] = [_block(config, g) for _ in range(config.depths[g])]
+    return ResidualGroup(config.dim, BlockSequence(blocks))
+
+
+def _block(config: CraftConfig, g: int) -> CrossRefinementBlock:
+    dim, heads = config.dim, config.num_heads[g]
+    fusion = HybridFusion(
+        dim,
+        CrossChannelAttention(dim, heads),
+        GatedDepthwise(dim, int(dim * config.ffn_expansion)),
+    )
+    low: list[nn.Module] = [_windows(config, heads, shift) for shift in (False, True)]
+    return CrossRefinementBlock(BlockSequence(low), HighFrequencyBlock(dim), fusion)
+
+
+def _windows(config: CraftConfig, heads: int, shift: bool) -> Block:
+    dim = config.dim
+    mixer = RectangleWindowAttention(
+        dim,
+        heads,
+        (config.window[0], config.window[1]),
+        shift=shift,
+        mask_shift=config.mask_shift,
+        position_dim=config.position_dim,
+    )
+    return Block(dim, mixer, Mlp(dim, int(dim * config.mlp_ratio)), partial(nn.LayerNorm, dim))
+
+
+# Names in the authors' files
+
+_WINDOWS = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "qkv": "mixer.qkv",
+    "proj": "mixer.proj",
+    "get_v": "mixer.local",
+    "mlp": "mlp",
+}
+_POSITIONS = {"pos_proj": "proj"} | {
+    f"pos{s + 1}.{part}": f"steps.{s}.{part}" for s in range(3) for part in (0, 2)
+}
+_HIGH = {"conv": "conv", "fc": "fc", "last_fc": "proj"}
+_FUSION = {
+    "norm1.body": "norm1",
+    "norm2.body": "norm2",
+    "attn.temperature": "mixer.temperature",
+    "attn.q": "mixer.q.0",
+    "attn.q_dwconv": "mixer.q.1",
+    "attn.kv": "mixer.kv.0",
+    "attn.kv_dwconv": "mixer.kv.1",
+    "attn.project_out": "mixer.proj",
+    "ffn.project_in": "mlp.fc1",
+    "ffn.dwconv": "mlp.conv",
+    "ffn.project_out": "mlp.fc2",
+}
+# Numbers that follow from the sides of the windows.
+_TABLES = ("relative_position_index_h", "relative_position_index_v", "biases_h", "biases_v")
+
+
+def _official(config: CraftConfig) -> KeyMap:
+    """AVC2-UESTC/CRAFT-SR: three lists per group, one for each kind of part."""
+    pairs = {"conv_first": "stem.conv0", "norm.body": "norm", "conv_after_body": "conv"}
+    pairs["upsample.0"] = "up.conv"
+    for g, depth in enumerate(config.depths):
+        pairs[f"layers.{g}.conv"] = f"groups.{g}.conv"
+        for b in range(depth):
+            theirs, ours = f"layers.{g}.residual_group", f"groups.{g}.blocks.{b}"
+            parts = {f"hfer_blocks.{b}": ("high", _HIGH), f"hf_blocks.{b}": ("fusion", _FUSION)}
+            for j in (0, 1):
+                block = f"srwa_blocks.{2 * b + j}"
+                parts[block] = (f"low.{j}", _WINDOWS)
+                for half in (0, 1):
+                    place = f"low.{j}.mixer.biases.{half}"
+                    parts[f"{block}.attns.{half}.pos"] = (place, _POSITIONS)
+            for path, (place, names) in parts.items():
+                for name, own in names.items():
+                    pairs[f"{theirs}.{path}.{name}"] = f"{ours}.{place}.{own}"
+    rules = tuple(Rule(theirs, ours) for theirs, ours in pairs.items())
+    return KeyMap(rules, ignored=_TABLES)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "craft_x2": {"upscale": 2},
+    "craft_x3": {"upscale": 3},
+    "craft_x4": {"upscale": 4},
+}
+
+register_architecture(
+    CraftConfig, CraftForImageSuperResolution, VARIANTS, auto=AutoModelForImageToImage
+)

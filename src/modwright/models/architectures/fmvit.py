@@ -1,0 +1,253 @@
+"""FMViT (arXiv 2311.05707): attention for low frequencies, grouped convolutions for high ones.
+
+The published ideas; the layout layer by layer and the variants are this library's own, in the line
+of Next-ViT (arXiv 2207.05501).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from modwright.errors import Refused
+from modwright.models.classifier import ImageConfig, PyramidClassifier
+from modwright.models.registry import register_architecture
+from modwright.nn.block import Block, BlockSequence
+from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.frequency_blocks import BranchedBlock, EmbeddedBlock, FrequencyPair
+from modwright.nn.heads import ClassifierHead
+from modwright.nn.inference_form import to_inference_form_
+from modwright.nn.multi_group_conv import MultiGroupConv
+from modwright.nn.pooled_projection import PooledProjection
+from modwright.nn.residual import drop_path_rates
+from modwright.nn.stage import Stage
+from modwright.nn.stems.conv_stem import Conv, ConvStem
+from modwright.nn.token_mixers.conv_mixer import ConvMixer
+from modwright.nn.token_mixers.reduced_attention import POOLS, ReducedAttention
+
+__all__ = ["VARIANTS", "FmvitConfig", "FmvitForImageClassification"]
+
+# Of a mixing block's stochastic depth: what its attention and its convolution have of it.
+LOW_SHARE, HIGH_SHARE = 0.75, 0.25
+
+
+@strict
+class FmvitConfig(ImageConfig):
+    """Structure of an FMViT.
+
+    Attributes:
+        depths: blocks per stage.
+        widths: channels of a stage's convolution blocks.
+        out_widths: channels of a stage's mixing blocks; the first stage has none.
+        stem_widths: of the stem's four convolutions.
+        mixing_every: from the second stage on, one block in so many mixes frequencies, and the
+            last of a stage always does.
+        low_share: what attention has of a mixing block's channels, rounded to ``head_dim``.
+        frequency_groups: pairs of attention and convolution side by side in a mixing block.
+        head_dim: channels of a head; channels of a group of the grouped convolutions.
+        reductions: per stage, the side of the square of places that share a key.
+        pool: "square", or "flat" for runs of places row by row.
+        groups: numbers of groups of the branches of the channel mixers.
+        branches: of the maps to queries, keys and values.
+        conv_ratio: neurons per channel in convolution blocks.
+        mixing_ratio: the same in mixing blocks.
+        fused: the form for inference: no norms, no branches. See ``modwright.models.fusing``.
+    """
+
+    model_type = "fmvit"
+
+    depths: list[int] | tuple[int, ...] = (1, 2, 5, 2)
+    widths: list[int] | tuple[int, ...] = (32, 64, 96, 160)
+    out_widths: list[int] | tuple[int, ...] = (32, 64, 128, 192)
+    stem_widths: list[int] | tuple[int, ...] = (64, 32, 64, 64)
+    mixing_every: int = 5
+    low_share: float = 0.75
+    frequency_groups: int = 1
+    head_dim: int = 32
+    reductions: list[int] | tuple[int, ...] = (8, 4, 2, 1)
+    pool: str = "square"
+    groups: list[int] | tuple[int, ...] = (1, 2, 4)
+    branches: int = 2
+    conv_ratio: float = 3.0
+    mixing_ratio: float = 2.0
+    fused: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        stages = len(self.depths)
+        for name in ("widths", "out_widths", "reductions"):
+            if len(getattr(self, name)) != stages:
+                raise Refused(
+                    f"{name} has {len(getattr(self, name))} entries for {stages} stages of depths"
+                )
+        if self.pool not in POOLS:
+            raise Refused(f"unknown pool {self.pool!r}; legal values: {', '.join(POOLS)}")
+        for width in self.widths:
+            if width % self.head_dim:
+                raise Refused(f"head_dim {self.head_dim} does not divide a width of {width}")
+        step = self.head_dim * self.frequency_groups
+        for width in self.out_widths[1:]:
+            if width % step or width < 2 * step:
+                raise Refused(
+                    f"a mixing block of {width} channels cannot be shared out to "
+                    f"{self.frequency_groups} pairs in steps of head_dim {self.head_dim}"
+                )
+
+    def mixes(self, stage: int, block: int) -> bool:
+        """Whether a block mixes frequencies; it is a convolution block otherwise."""
+        last = block == self.depths[stage] - 1
+        return stage > 0 and (last or (block + 1) % self.mixing_every == 0)
+
+    def low_width(self, width: int) -> int:
+        """Channels of attention in a pair of ``width`` channels; some are left to the other."""
+        steps = int(width * self.low_share / self.head_dim + 0.5)
+        return min(max(steps, 1) * self.head_dim, width - self.head_dim)
+
+
+class FmvitForImageClassification(PyramidClassifier):
+    """The pyramid with a classifier.
+
+    Example:
+        >>> import torch
+        >>> config = FmvitConfig(depths=[1, 1], widths=[8, 16], out_widths=[8, 16], head_dim=8,
+        ...     reductions=[2, 1], stem_widths=[8, 8, 8, 8], groups=[1, 2], num_labels=5)
+        >>> model = FmvitForImageClassification(config).eval()
+        >>> model(torch.zeros(1, 3, 32, 64)).logits.shape
+        torch.Size([1, 5])
+    """
+
+    config_class = FmvitConfig
+
+    def __init__(self, config: FmvitConfig) -> None:
+        super().__init__(config)
+        rows = [
+            Conv(width, 3, stride, 1, bias=False, norm="bn2d", act="relu")
+            for width, stride in zip(config.stem_widths, (2, 1, 1, 2))
+        ]
+        self.stem = ConvStem(config.num_channels, rows)
+        rates = drop_path_rates(config.drop_path_rate, config.depths)
+        stages, inputs, widths = [], config.stem_widths[-1], []
+        for s in range(len(config.depths)):
+            stage, inputs = _stage(config, s, inputs, rates[s])
+            stages.append(stage)
+            widths.append(inputs)
+        self.stages = nn.ModuleList(stages)
+        self.norm = nn.BatchNorm2d(inputs)
+        self.head = ClassifierHead(
+            inputs, config.num_labels, pool=config.global_pool, drop=config.drop_rate
+        )
+        self.describe_features(widths)
+        if config.fused:
+            to_inference_form_(self.eval()).train()
+        self.post_init()
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        super().check_pixels(pixel_values)
+        config = self.config
+        # pools of keys have no ragged border, wherever there is attention
+        step = math.lcm(*(4 * 2**s * r for s, r in enumerate(config.reductions) if s and r > 1))
+        if config.pool == "square" and any(side % step for side in pixel_values.shape[2:]):
+            height, width = pixel_values.shape[2:]
+            raise Refused(f"sides of pictures must be multiples of {step}, not {height} x {width}")
+
+    def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
+        nn.init.trunc_normal_(conv.weight, std=0.02)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+
+
+_Map = Callable[[int, int, bool], nn.Module]
+
+
+def _maps(groups: Any, identity: bool | None = None) -> _Map:
+    """Makes 1 x 1 maps of branches; the norms of the branches stand for a bias."""
+    branches = [(1, count) for count in groups]
+    return lambda inputs, outputs, bias: MultiGroupConv(
+        inputs, outputs, branches, identity=identity
+    )
+
+
+def _channel_block(config: FmvitConfig, dim: int, ratio: float, rate: float) -> Block:
+    hidden = max(1, int(dim * ratio / config.head_dim + 0.5)) * config.head_dim
+    mlp = Mlp(dim, hidden, act="relu", layout="map", linear=_maps(config.groups))
+    return Block(dim, None, mlp, partial(nn.BatchNorm2d, dim), layout="map", drop_path=rate)
+
+
+def _conv_block(config: FmvitConfig, dim: int, rate: float) -> Block:
+    few = dim // config.head_dim
+    conv = MultiGroupConv(dim, dim, [(3, few), (3, 2 * few), (1, few)])
+    return Block(dim, ConvMixer(dim, conv), None, nn.Identity, layout="map", drop_path=rate)
+
+
+def _attention_block(config: FmvitConfig, dim: int, stage: int, rate: float) -> Block:
+    one_each = [1] * config.branches
+    mixer = ReducedAttention(
+        dim,
+        config.head_dim,
+        reduction=config.reductions[stage],
+        pool=config.pool,
+        projection=_maps(one_each, identity=False),
+        value=_maps(one_each),
+    )
+    return Block(dim, mixer, None, partial(nn.BatchNorm2d, dim), layout="map", drop_path=rate)
+
+
+def _embed(inputs: int, outputs: int) -> nn.Module | None:
+    return None if inputs == outputs else PooledProjection(inputs, outputs)
+
+
+def _pair(config: FmvitConfig, s: int, inputs: int, width: int, rate: float) -> FrequencyPair:
+    low = config.low_width(width)
+    attention = _attention_block(config, low, s, rate * LOW_SHARE)
+    conv = _conv_block(config, width - low, rate * HIGH_SHARE)
+    return FrequencyPair(
+        EmbeddedBlock(_embed(inputs, low), [attention]),
+        EmbeddedBlock(PooledProjection(low, width - low), [conv]),
+    )
+
+
+def _mixing_block(config: FmvitConfig, s: int, inputs: int, rate: float) -> nn.Module:
+    width, count = config.out_widths[s], config.frequency_groups
+    pairs = [_pair(config, s, inputs, width // count, rate) for _ in range(count)]
+    return BranchedBlock(pairs, _channel_block(config, width, config.mixing_ratio, rate))
+
+
+def _plain_block(config: FmvitConfig, s: int, inputs: int, rate: float) -> nn.Module:
+    width = config.widths[s]
+    parts = [
+        _conv_block(config, width, rate),
+        _channel_block(config, width, config.conv_ratio, rate),
+    ]
+    return EmbeddedBlock(_embed(inputs, width), parts)
+
+
+def _stage(config: FmvitConfig, s: int, inputs: int, rates: list[float]) -> tuple[Stage, int]:
+    """A stage, and the channels that it gives."""
+    width = config.widths[s]
+    stride = 2 if s else 1
+    down = PooledProjection(inputs, width, stride) if s or inputs != width else None
+    inputs = width
+    blocks: list[nn.Module] = []
+    for b, rate in enumerate(rates):
+        mixes = config.mixes(s, b)
+        make = _mixing_block if mixes else _plain_block
+        blocks.append(make(config, s, inputs, rate))
+        inputs = config.out_widths[s] if mixes else width
+    return Stage(BlockSequence(blocks), downsample=down), inputs
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "fmvit_nano": {},
+    "fmvit_nextvit_s_like": {
+        "depths": (3, 4, 10, 3),
+        "widths": (96, 192, 384, 768),
+        "out_widths": (96, 256, 512, 1024),
+    },
+}
+
+register_architecture(FmvitConfig, FmvitForImageClassification, VARIANTS)

@@ -1,0 +1,439 @@
+"""T2T-ViT (arXiv 2101.11986): a stem of overlapping tokens, a deep and narrow backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from modwright.errors import Refused, unknown_name
+from modwright.models.classifier import ImageConfig, TokenClassifier
+from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.registry import register_architecture
+from modwright.nn.block import Block, BlockSequence
+from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.dense_block import DenseBlock, DenseTransition
+from modwright.nn.ghost import GhostLinear, GhostMlp
+from modwright.nn.grid_positions import LearnedTable
+from modwright.nn.heads import ClassifierHead
+from modwright.nn.layouts import Grid, to_tokens
+from modwright.nn.prefix_tokens import PrefixTokens
+from modwright.nn.residual import drop_path_rates
+from modwright.nn.squeeze_excite import SqueezeExcite
+from modwright.nn.stems.conv_stem import Conv, ConvStem
+from modwright.nn.stems.t2t import SPLITS, T2TStem, TokenLayer
+from modwright.nn.token_mixers.performer import PerformerAttention
+from modwright.nn.token_mixers.self_attention import SelfAttention
+
+__all__ = ["BLOCKS", "STEMS", "VARIANTS", "T2TViTConfig", "T2TViTForImageClassification"]
+
+STRIDE = 16
+
+
+@strict
+class T2TViTConfig(ImageConfig):
+    """Structure of a T2T-ViT.
+
+    Attributes:
+        stem: a name of :data:`STEMS`: tokens to token with "performer" or "transformer" layers,
+            "convolution" in three steps, or "patch": hard patches of 16 x 16 pixels.
+        token_dim: channels inside the stem.
+        kernel_ratio: random features per channel of a performer layer.
+        token_drop_rate: dropout of performer layers in training, whatever ``drop_rate`` says.
+        token_eps: added to the divisor of performer layers. The released models have 1e-8, which
+            silences tokens with large queries; 0 does not.
+        embed_dim: channels of the backbone, of its first block where blocks are dense.
+        depth: blocks. Where they are dense, ``dense_groups`` counts them, and ``depth`` only says
+            how fast stochastic depth grows from group to group.
+        num_heads: heads of each block.
+        mlp_ratio: neurons per channel.
+        qkv_bias: biases of the maps to queries, keys and values.
+        qk_scale: of the scores; the root of the channels of a head, inverted, unless it is said.
+        blocks: a name of :data:`BLOCKS`: "plain", "squeeze_excite", "ghost" or "dense".
+        reduction: of "squeeze_excite".
+        dense_groups: blocks of each group of "dense".
+        growth: channels that each block of "dense" adds.
+    """
+
+    model_type = "t2t_vit"
+
+    stem: str = "performer"
+    token_dim: int = 64
+    kernel_ratio: float | int = 0.5
+    token_drop_rate: float | int = 0.1
+    token_eps: float | int = 1e-8
+    embed_dim: int = 384
+    depth: int = 14
+    num_heads: int = 6
+    mlp_ratio: float | int = 3
+    qkv_bias: bool = False
+    qk_scale: float | None = None
+    blocks: str = "plain"
+    reduction: int = 16
+    dense_groups: list[int] | tuple[int, ...] = (3, 6, 6, 4)
+    growth: int = 64
+    global_pool: str = "token"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for what, name, known in (
+            ("stem", self.stem, STEMS),
+            ("kind of blocks", self.blocks, BLOCKS),
+        ):
+            if name not in known:
+                raise unknown_name(what, name, known)
+        _check_size(*self.size)
+        if int(self.token_dim * self.kernel_ratio) < 1:
+            raise Refused(
+                f"kernel_ratio {self.kernel_ratio} of token_dim {self.token_dim} "
+                "leaves no random feature"
+            )
+        if self.blocks == "dense" and self.depth < len(self.dense_groups):
+            raise Refused(f"a depth of {self.depth} is less than {len(self.dense_groups)} groups")
+        for width in self.widths:
+            if width % self.num_heads:
+                raise Refused(f"num_heads {self.num_heads} does not divide a width of {width}")
+        if self.blocks == "ghost" and (self.mlp_ratio != 3 or self.embed_dim % 2):
+            raise Refused(
+                "blocks 'ghost' need mlp_ratio 3 and an even embed_dim, "
+                f"not {self.mlp_ratio} and {self.embed_dim}"
+            )
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels before each block; "dense" ones have others than ``embed_dim``."""
+        if self.blocks != "dense":
+            return [self.embed_dim] * self.depth
+        found, width = [], self.embed_dim
+        for count in self.dense_groups:
+            found += [width + b * self.growth for b in range(count)]
+            width = (width + count * self.growth) // 2
+        return found
+
+    @property
+    def num_features(self) -> int:
+        """Channels behind the last block."""
+        return self.widths[-1] + (self.growth if self.blocks == "dense" else 0)
+
+
+def _check_size(height: int, width: int) -> None:
+    if height % STRIDE or width % STRIDE:
+        raise Refused(f"pictures must be multiples of {STRIDE} pixels, not {height} x {width}")
+
+
+# Stems
+
+
+def _performer(config: T2TViTConfig) -> nn.Module:
+    def layer(channels: int, width: int) -> nn.Module:
+        features, drop = int(width * config.kernel_ratio), config.token_drop_rate
+        attention = PerformerAttention(
+            channels, 1, features, out_dim=width, proj_drop=drop, eps=config.token_eps
+        )
+        return TokenLayer(channels, attention, drop)
+
+    return T2TStem(config.num_channels, config.embed_dim, config.token_dim, layer)
+
+
+def _transformer(config: T2TViTConfig) -> nn.Module:
+    def layer(channels: int, width: int) -> nn.Module:
+        # the scale is one of the channels that come in, not of those of the head
+        attention = SelfAttention(
+            channels, 1, out_dim=width, qkv_bias=config.qkv_bias, scale=channels**-0.5
+        )
+        return TokenLayer(channels, attention)
+
+    return T2TStem(config.num_channels, config.embed_dim, config.token_dim, layer)
+
+
+def _convolution(config: T2TViTConfig) -> nn.Module:
+    widths = (config.token_dim, config.token_dim, config.embed_dim)
+    rows = [Conv(out, *split) for out, split in zip(widths, SPLITS)]
+    return ConvStem(config.num_channels, rows)
+
+
+def _patch(config: T2TViTConfig) -> nn.Module:
+    return ConvStem(config.num_channels, [Conv(config.embed_dim, STRIDE, STRIDE)])
+
+
+STEMS: dict[str, Callable[[T2TViTConfig], nn.Module]] = {
+    "performer": _performer,
+    "transformer": _transformer,
+    "convolution": _convolution,
+    "patch": _patch,
+}
+
+
+# Blocks
+
+
+def _attention(config: T2TViTConfig, dim: int, **more: Any) -> nn.Module:
+    return SelfAttention(
+        dim, config.num_heads, qkv_bias=config.qkv_bias, scale=config.qk_scale, **more
+    )
+
+
+def _block(
+    config: T2TViTConfig, dim: int, rate: float, mlp: nn.Module | None = None, **mixing: Any
+) -> Block:
+    mlp = Mlp(dim, int(dim * config.mlp_ratio)) if mlp is None else mlp
+    mixer = _attention(config, dim, **mixing)
+    return Block(dim, mixer, mlp, lambda: nn.LayerNorm(dim), drop_path=rate)
+
+
+def _rates(config: T2TViTConfig) -> list[float]:
+    return drop_path_rates(config.drop_path_rate, [config.depth])[0]
+
+
+def _plain(config: T2TViTConfig) -> list[nn.Module]:
+    return [_block(config, config.embed_dim, rate) for rate in _rates(config)]
+
+
+def _squeeze_excite(config: T2TViTConfig) -> list[nn.Module]:
+    dim = config.embed_dim
+    return [
+        _block(config, dim, rate, gate=SqueezeExcite(dim, config.reduction))
+        for rate in _rates(config)
+    ]
+
+
+def _ghost(config: T2TViTConfig) -> list[nn.Module]:
+    dim = config.embed_dim
+    return [
+        _block(config, dim, rate, mlp=GhostMlp(dim), linear=GhostLinear, storage="separate")
+        for rate in _rates(config)
+    ]
+
+
+def _dense(config: T2TViTConfig) -> list[nn.Module]:
+    rates, width = _rates(config), config.embed_dim
+    found: list[nn.Module] = []
+    for group, count in enumerate(config.dense_groups):
+        if group:
+            found.append(DenseTransition(width, width // 2))
+            width //= 2
+        for _ in range(count):
+            # the rate grows from group to group, not from block to block
+            found.append(DenseBlock(_block(config, width, rates[group]), width, config.growth))
+            width += config.growth
+    return found
+
+
+BLOCKS: dict[str, Callable[[T2TViTConfig], list[nn.Module]]] = {
+    "plain": _plain,
+    "squeeze_excite": _squeeze_excite,
+    "ghost": _ghost,
+    "dense": _dense,
+}
+
+
+class T2TViTForImageClassification(TokenClassifier):
+    """A T2T-ViT with a classifier on its class token.
+
+    Pictures of another size than the config's get the positions resized; a config with another
+    ``image_size`` computes them anew, which does not give the same numbers.
+
+    Example:
+        >>> fields = {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        >>> config = T2TViTConfig(**fields, token_dim=8, num_labels=5)
+        >>> model = T2TViTForImageClassification(config)
+        >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
+        torch.Size([1, 5])
+    """
+
+    config_class = T2TViTConfig
+    num_prefix_tokens = 1
+
+    def __init__(self, config: T2TViTConfig) -> None:
+        super().__init__(config)
+        dim, features = config.embed_dim, config.num_features
+        height, width = config.size
+        self.stem = STEMS[config.stem](config)
+        self.prefix = PrefixTokens(dim)
+        self.positions = LearnedTable(
+            dim, (height // STRIDE, width // STRIDE), prefix=1, antialias=False, fixed=True
+        )
+        self.drop = nn.Dropout(config.drop_rate)
+        self.blocks = BlockSequence(BLOCKS[config.blocks](config))
+        self.norm = nn.LayerNorm(features)
+        self.head = ClassifierHead(
+            features, config.num_labels, pool=config.global_pool, prefix=1, drop=config.drop_rate
+        )
+        self.describe_features(features, STRIDE, len(self.blocks))
+        for entry, block in zip(self.feature_info, self.blocks):
+            entry["num_chs"] = _width_behind(block, dim)
+        self.post_init()
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        super().check_pixels(pixel_values)
+        _check_size(*pixel_values.shape[2:])
+
+    def embed(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+        x = self.stem(pixel_values)
+        grid = (x.shape[2], x.shape[3])
+        return self.drop(self.positions(self.prefix(to_tokens(x)), grid)), grid
+
+    def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
+        if norm and self.config.blocks == "dense":
+            raise Refused("the last norm of dense blocks fits the last feature map alone")
+        return super().forward_maps(pixel_values, norm)
+
+    @classmethod
+    def key_maps(cls, config: T2TViTConfig) -> dict[str, KeyMap]:
+        return {"official": _official(config)}
+
+
+def _width_behind(block: nn.Module, dim: int) -> int:
+    """Channels that a block gives; ``dim`` for one that keeps them."""
+    if isinstance(block, DenseBlock):
+        return block.grow.in_features + block.grow.out_features
+    return block.linear.out_features if isinstance(block, DenseTransition) else dim
+
+
+# Names in the authors' repository, yitu-opensource/T2T-ViT
+
+
+def _swap_thirds(tensor: Tensor) -> Tensor:
+    """Rows of keys, queries, values -> rows of queries, keys, values, and back."""
+    first, second, third = tensor.chunk(3)
+    return torch.cat((second, first, third))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor.flatten()
+
+
+def _one_tap(tensor: Tensor) -> Tensor:
+    return tensor[:, None, None]
+
+
+def _renamed(names: dict[str, str], theirs: str, ours: str) -> list[Rule]:
+    return [Rule(f"{theirs}.{there}", f"{ours}.{here}") for here, there in names.items()]
+
+
+_SAME = {name: name for name in ("norm1", "norm2")}
+_MLP = {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
+_PERFORMER = {
+    **_SAME,
+    "attention.proj": "proj",
+    "attention.features": "w",
+    "mlp.fc1": "mlp.0",
+    "mlp.fc2": "mlp.2",
+}
+_TRANSFORMER = {
+    **_SAME,
+    **_MLP,
+    "attention.qkv": "attn.qkv",
+    "attention.proj": "attn.proj",
+}
+
+
+def _performer_names() -> list[Rule]:
+    found = [Rule("tokens_to_token.project", "stem.project")]
+    for n in range(2):
+        theirs, ours = f"tokens_to_token.attention{n + 1}", f"stem.layers.{n}"
+        found += _renamed(_PERFORMER, theirs, ours)
+        swapped = (f"{theirs}.kqv", f"{ours}.attention.qkv")
+        found.append(Rule(*swapped, to_ours=_swap_thirds, to_theirs=_swap_thirds))
+    return found
+
+
+def _transformer_names() -> list[Rule]:
+    found = [Rule("tokens_to_token.project", "stem.project")]
+    for n in range(2):
+        found += _renamed(_TRANSFORMER, f"tokens_to_token.attention{n + 1}", f"stem.layers.{n}")
+    return found
+
+
+def _convolution_names() -> list[Rule]:
+    theirs = {"conv0": "soft_split0", "conv1": "soft_split1", "conv2": "project"}
+    return _renamed(theirs, "tokens_to_token", "stem")
+
+
+def _patch_names() -> list[Rule]:
+    return [Rule("patch_embed.proj", "stem.conv0")]
+
+
+_STEM_NAMES: dict[str, Callable[[], list[Rule]]] = {
+    "performer": _performer_names,
+    "transformer": _transformer_names,
+    "convolution": _convolution_names,
+    "patch": _patch_names,
+}
+
+_BLOCK = {**_SAME, **_MLP, "mixer.qkv": "attn.qkv", "mixer.proj": "attn.proj"}
+_BLOCK_NAMES: dict[str, dict[str, str]] = {
+    "plain": _BLOCK,
+    "squeeze_excite": {
+        **_BLOCK,
+        "mixer.gate.fc1": "attn.se_layer.fc.0",
+        "mixer.gate.fc2": "attn.se_layer.fc.2",
+    },
+    "ghost": {
+        **_SAME,
+        **_MLP,
+        "mixer.proj": "attn.proj",
+        **{f"mixer.{map_}.primary": f"attn.{map_}" for map_ in "qkv"},
+    },
+    "dense": {
+        **{f"block.{here}": there for here, there in _BLOCK.items()},
+        "grow": "dense_linear",
+        "linear": "linear",
+    },
+}
+_ONE_TAP = {
+    "ghost": {
+        **{f"mixer.{map_}.cheap": f"attn.cheap_operation_{map_}" for map_ in "qkv"},
+        "mlp.cheap1": "mlp.cheap_operation2",
+        "mlp.cheap2": "mlp.cheap_operation3",
+    }
+}
+
+
+def _official(config: T2TViTConfig) -> KeyMap:
+    rules = _STEM_NAMES[config.stem]()
+    rules += [Rule("cls_token", "prefix.cls_token"), Rule("pos_embed", "positions.table")]
+    count = config.depth
+    if config.blocks == "dense":
+        count = sum(config.dense_groups) + len(config.dense_groups) - 1
+    for b in range(count):
+        block = f"blocks.{b}"
+        rules += _renamed(_BLOCK_NAMES[config.blocks], block, block)
+        for here, there in _ONE_TAP.get(config.blocks, {}).items():
+            rules.append(Rule(f"{block}.{there}", f"{block}.{here}", _flat, _one_tap))
+    rules += [Rule("norm", "norm"), Rule("head", "head.fc")]
+    return KeyMap(tuple(rules))
+
+
+_DROP = {"drop_path_rate": 0.1}
+_LITE = {"embed_dim": 256, "num_heads": 4, "mlp_ratio": 2, **_DROP}
+_14 = {"embed_dim": 384, "depth": 14, "num_heads": 6, **_DROP}
+_19 = {"embed_dim": 448, "depth": 19, "num_heads": 7, **_DROP}
+_24 = {"embed_dim": 512, "depth": 24, "num_heads": 8, **_DROP}
+_WIDE = {"embed_dim": 768, "depth": 4, "num_heads": 12, **_DROP}
+_DENSE = {"embed_dim": 128, "depth": 12, "num_heads": 8, "mlp_ratio": 2, **_DROP}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "t2t_vit_7": {**_LITE, "depth": 7},
+    "t2t_vit_10": {**_LITE, "depth": 10},
+    "t2t_vit_12": {**_LITE, "depth": 12},
+    "t2t_vit_14": _14,
+    "t2t_vit_14_384": {**_14, "image_size": 384},
+    "t2t_vit_19": _19,
+    "t2t_vit_24": _24,
+    "t2t_vit_t_14": {**_14, "stem": "transformer"},
+    "t2t_vit_t_19": {**_19, "stem": "transformer"},
+    "t2t_vit_t_24": {**_24, "stem": "transformer"},
+    "t2t_vit_c_14": {**_14, "stem": "convolution"},
+    "t2t_vit_patch16_14": {**_14, "stem": "patch"},
+    "t2t_vit_14_resnext": {**_14, "num_heads": 32},
+    "t2t_vit_14_wide": _WIDE,
+    "t2t_vit_se": {**_14, "blocks": "squeeze_excite"},
+    "t2t_vit_ghost": {**_14, "depth": 16, "blocks": "ghost"},
+    "t2t_vit_dense": {**_DENSE, "blocks": "dense"},
+}
+
+register_architecture(T2TViTConfig, T2TViTForImageClassification, VARIANTS)

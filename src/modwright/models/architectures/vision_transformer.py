@@ -1,0 +1,204 @@
+"""The plain vision Transformer (arXiv 2010.11929) in the sizes of DeiT (arXiv 2012.12877)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from modwright.errors import Refused
+from modwright.models.classifier import ImageConfig, TokenClassifier
+from modwright.models.key_maps import KeyMap, Rule, Stack
+from modwright.models.registry import register_architecture
+from modwright.nn.block import Block, BlockSequence
+from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.grid_positions import LearnedTable
+from modwright.nn.heads import ClassifierHead, DistilledHead
+from modwright.nn.layouts import Grid, to_tokens
+from modwright.nn.prefix_tokens import PrefixTokens
+from modwright.nn.residual import drop_path_rates
+from modwright.nn.stems.conv_stem import Conv, ConvStem
+from modwright.nn.token_mixers.self_attention import SelfAttention
+
+__all__ = ["VARIANTS", "VisionTransformerConfig", "VisionTransformerForImageClassification"]
+
+
+@strict
+class VisionTransformerConfig(ImageConfig):
+    """Structure of a vision Transformer.
+
+    Attributes:
+        patch_size: side of a patch in pixels; it divides the picture's sides.
+        embed_dim: channels.
+        depth: blocks.
+        num_heads: heads of each block.
+        mlp_ratio: neurons per channel.
+        qkv_bias: biases of the maps to queries, keys and values.
+        layer_norm_eps: of all norms.
+        distilled: a second token, which learns from a teacher's answers, and a second classifier.
+    """
+
+    model_type = "vision_transformer"
+
+    patch_size: int = 16
+    embed_dim: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float | int = 4
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    distilled: bool = False
+    global_pool: str = "token"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        if self.embed_dim % self.num_heads:
+            raise Refused(
+                f"num_heads {self.num_heads} does not divide an embed_dim of {self.embed_dim}"
+            )
+        self.check_size(*self.size)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuses pictures that patches do not cut evenly."""
+        if height % self.patch_size or width % self.patch_size:
+            raise Refused(
+                f"pictures must be multiples of {self.patch_size} pixels, not {height} x {width}"
+            )
+
+    @property
+    def prefix_names(self) -> list[str]:
+        """Names of the tokens that stand for no patch."""
+        return ["cls_token", "dist_token"] if self.distilled else ["cls_token"]
+
+
+class VisionTransformerForImageClassification(TokenClassifier):
+    """A vision Transformer with a classifier on its class token, or on that and a second one.
+
+    The second classifier's answer counts as much as the first's;
+    :meth:`modwright.nn.heads.DistilledHead.both` gives them apart, as training with a teacher
+    needs them.
+
+    Example:
+        >>> import torch
+        >>> fields = {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        >>> config = VisionTransformerConfig(**fields, num_labels=5)
+        >>> model = VisionTransformerForImageClassification(config)
+        >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
+        torch.Size([1, 5])
+    """
+
+    config_class = VisionTransformerConfig
+
+    def __init__(self, config: VisionTransformerConfig) -> None:
+        super().__init__(config)
+        dim, patch = config.embed_dim, config.patch_size
+        height, width = config.size
+        names = config.prefix_names
+        self.num_prefix_tokens = len(names)
+        self.stem = ConvStem(config.num_channels, [Conv(dim, patch, patch)])
+        self.prefix = PrefixTokens(dim, names)
+        self.positions = LearnedTable(dim, (height // patch, width // patch), prefix=len(names))
+        self.drop = nn.Dropout(config.drop_rate)
+        rates = drop_path_rates(config.drop_path_rate, [config.depth])[0]
+        self.blocks = BlockSequence([_block(config, rate) for rate in rates])
+        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        head = DistilledHead if config.distilled else ClassifierHead
+        self.head = head(
+            dim,
+            config.num_labels,
+            pool=config.global_pool,
+            prefix=len(names),
+            drop=config.drop_rate,
+        )
+        self.describe_features(dim, patch, config.depth)
+        self.post_init()
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        super().check_pixels(pixel_values)
+        self.config.check_size(*pixel_values.shape[2:])
+
+    def embed(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+        patches = self.stem(pixel_values)
+        grid = (patches.shape[2], patches.shape[3])
+        tokens = self.prefix(to_tokens(patches))
+        return self.drop(self.positions(tokens, grid)), grid
+
+    @classmethod
+    def key_maps(cls, config: VisionTransformerConfig) -> dict[str, KeyMap]:
+        return {"official": _official(config), "transformers": _transformers(config)}
+
+
+def _block(config: VisionTransformerConfig, rate: float) -> Block:
+    dim = config.embed_dim
+    return Block(
+        dim,
+        SelfAttention(dim, config.num_heads, qkv_bias=config.qkv_bias),
+        Mlp(dim, int(dim * config.mlp_ratio)),
+        lambda: nn.LayerNorm(dim, eps=config.layer_norm_eps),
+        drop_path=rate,
+    )
+
+
+# Names in other libraries
+
+
+def _official(config: VisionTransformerConfig) -> KeyMap:
+    """facebookresearch/deit and timm."""
+    rules = [Rule("patch_embed.proj", "stem.conv0"), Rule("pos_embed", "positions.table")]
+    rules += [Rule(name, f"prefix.{name}") for name in config.prefix_names]
+    for b in range(config.depth):
+        block = f"blocks.{b}"
+        rules += [Rule(f"{block}.{part}", f"{block}.{part}") for part in ("norm1", "norm2", "mlp")]
+        rules.append(Rule(f"{block}.attn", f"{block}.mixer"))
+    rules += [Rule("norm", "norm"), Rule("head", "head.fc")]
+    if config.distilled:
+        rules.append(Rule("head_dist", "head.fc_distilled"))
+    return KeyMap(tuple(rules))
+
+
+def _transformers(config: VisionTransformerConfig) -> KeyMap:
+    """transformers' ViT, or its DeiT where there are two classifiers."""
+    start = "deit" if config.distilled else "vit"
+    rules = [
+        Rule(f"{start}.embeddings.patch_embeddings.projection", "stem.conv0"),
+        Rule(f"{start}.embeddings.position_embeddings", "positions.table"),
+        Rule(f"{start}.embeddings.cls_token", "prefix.cls_token"),
+        Rule(f"{start}.layernorm", "norm"),
+    ]
+    if config.distilled:
+        rules += [
+            Rule(f"{start}.embeddings.distillation_token", "prefix.dist_token"),
+            Rule("cls_classifier", "head.fc"),
+            Rule("distillation_classifier", "head.fc_distilled"),
+        ]
+    else:
+        rules.append(Rule("classifier", "head.fc"))
+    stacks = []
+    names = {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp": "mlp"}
+    names["mixer.proj"] = "attention.o_proj"
+    for b in range(config.depth):
+        layer, block = f"{start}.layers.{b}", f"blocks.{b}"
+        rules += [Rule(f"{layer}.{theirs}", f"{block}.{ours}") for ours, theirs in names.items()]
+        maps = tuple(f"{layer}.attention.{letter}_proj" for letter in "qkv")
+        stacks.append(Stack(maps, f"{block}.mixer.qkv"))
+    return KeyMap(tuple(rules), stacks=tuple(stacks))
+
+
+_DROP = {"drop_path_rate": 0.1}
+_TINY = {"embed_dim": 192, "num_heads": 3, **_DROP}
+_SMALL = {"embed_dim": 384, "num_heads": 6, **_DROP}
+_BASE = {"embed_dim": 768, "num_heads": 12, **_DROP}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "deit_tiny_patch16_224": _TINY,
+    "deit_small_patch16_224": _SMALL,
+    "deit_base_patch16_224": _BASE,
+    "deit_base_patch16_384": {**_BASE, "image_size": 384},
+    "deit_tiny_distilled_patch16_224": {**_TINY, "distilled": True},
+    "deit_small_distilled_patch16_224": {**_SMALL, "distilled": True},
+    "deit_base_distilled_patch16_224": {**_BASE, "distilled": True},
+    "deit_base_distilled_patch16_384": {**_BASE, "distilled": True, "image_size": 384},
+}
+
+register_architecture(VisionTransformerConfig, VisionTransformerForImageClassification, VARIANTS)

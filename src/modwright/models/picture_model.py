@@ -1,0 +1,147 @@
+"""What every model of pictures here has in common: config, checks, layouts, initialization."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from modwright.errors import Refused
+from modwright.models.key_maps import KeyMap
+from modwright.nn.grid_positions import LearnedGrid, LearnedTable
+from modwright.nn.layouts import Grid
+from modwright.nn.residual import ScaledResidual
+
+__all__ = ["PictureConfig", "PictureModel"]
+
+
+@strict
+class PictureConfig(PreTrainedConfig):
+    """Fields that all of them have.
+
+    Attributes:
+        image_size: side of the picture, or [height, width]. Models without positions take others.
+        num_channels: of the picture.
+    """
+
+    image_size: int | list[int] | tuple[int, ...] = 224
+    num_channels: int = 3
+
+    @property
+    def size(self) -> Grid:
+        """(height, width)."""
+        side = self.image_size
+        return (side, side) if isinstance(side, int) else (side[0], side[1])
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Names that its constructor takes and that mean something to a model of this kind."""
+        inherited = {field.name for field in fields(PreTrainedConfig)}
+        return sorted(["dtype", *(f.name for f in fields(cls) if f.name not in inherited)])
+
+
+class PictureModel(PreTrainedModel):
+    """A model that takes pictures (B, C, H, W).
+
+    A subclass builds its parts and calls ``post_init()``.
+    """
+
+    config_class = PictureConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    min_size = 1
+
+    def post_init(self) -> None:
+        """Ends the building: initializes, and notes which parameters are not trained."""
+        super().post_init()
+        self.frozen = tuple(n for n, p in self.named_parameters() if not p.requires_grad)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """transformers' own; fixed tables stay out of training."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name in model.frozen:  # loading makes all of them trainable
+            model.get_parameter(name).requires_grad_(False)
+        return loaded
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        """Refuses what cannot be a batch of pictures for this model."""
+        if pixel_values.dim() != 4:
+            shape = tuple(pixel_values.shape)
+            raise Refused(f"pictures are (batch, channels, height, width), not {shape}")
+        channels, height, width = pixel_values.shape[1:]
+        if channels != self.config.num_channels:
+            raise Refused(
+                f"the model takes {self.config.num_channels} channels, the pictures have {channels}"
+            )
+        if min(height, width) < self.min_size:
+            raise Refused(
+                f"pictures must be at least {self.min_size} pixels high and wide, "
+                f"not {height} x {width}"
+            )
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """timm's word for ``gradient_checkpointing_enable``."""
+        if enable:
+            self.gradient_checkpointing_enable()
+        else:
+            self.gradient_checkpointing_disable()
+
+    @classmethod
+    def key_maps(cls, config: Any) -> dict[str, KeyMap]:
+        """Layouts of other libraries, by name."""
+        return {}
+
+    @classmethod
+    def fields_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Fields of the config that a file of the paper's authors decides, not its name."""
+        return {}
+
+    def resize_positions(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
+        """A tensor of another model of this kind, its positions resized to this one's grid.
+
+        Args:
+            name: of the tensor here.
+            table: as it is stored there.
+            old: the grid of a table of tokens; a square unless it is said.
+        """
+        module = self.get_submodule(name.rpartition(".")[0])
+        return module.fit(table, old) if isinstance(module, LearnedGrid | LearnedTable) else table
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that decay would only pull towards nothing: positions, tokens, scalars."""
+        places = (LearnedGrid, LearnedTable, ScaledResidual)
+        names = {
+            f"{path}.{name}"
+            for path, module in self.named_modules()
+            if isinstance(module, places)
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        return names | {name for name, _ in self.named_parameters() if name.endswith("_token")}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            self.initialize_linear(module)
+        elif isinstance(module, nn.Conv1d | nn.Conv2d):
+            self.initialize_conv(module)
+        elif isinstance(getattr(module, "reset_parameters", None), type(self._init_weights)):
+            module.reset_parameters()  # type: ignore[operator]
+
+    def initialize_linear(self, linear: nn.Linear) -> None:
+        """A normal distribution cut at two; architectures with another rule replace it."""
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+
+    def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
+        """torch's own rule; architectures with another one replace it."""
+        conv.reset_parameters()

@@ -1,0 +1,199 @@
+"""Pictures of any size through a model that makes them larger: padding, and tiles if asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modwright.errors import Refused, unknown_name
+
+__all__ = ["PADS", "TileReport", "tile_report", "upscale_image"]
+
+
+def _inner(length: int, multiple: int) -> list[int]:
+    return [_folded(i, length, 2 * length - 2) for i in range(-(-length // multiple) * multiple)]
+
+
+def _whole(length: int, multiple: int) -> list[int]:
+    longer = (length // multiple + 1) * multiple
+    return [_folded(i, length, 2 * length) for i in range(longer)]
+
+
+def _folded(i: int, length: int, period: int) -> int:
+    """Where the mirror image of a row of ``length`` places has what belongs at place i."""
+    if length == 1:
+        return 0
+    i %= period
+    return i if i < length else period - i - (period == 2 * length)
+
+
+# Sources of the rows of a picture that is made longer below and to the right. "reflect" does not
+# repeat the last row and adds what is missing; "mirror-reference" repeats it and adds a multiple
+# even where nothing is missing, as the authors' test does.
+PADS: dict[str, Callable[[int, int], list[int]]] = {"reflect": _inner, "mirror-reference": _whole}
+
+
+@torch.no_grad()
+def upscale_image(
+    model: Any, image: Tensor, tile: int | None = None, overlap: int = 32, pad: str = "reflect"
+) -> Tensor:
+    """A picture of any size, made larger by the model's scale.
+
+    Tiles need less memory, but give other numbers where a model looks at the whole picture, as
+    CRAFT's channel attention does: :func:`tile_report` says how far off they are.
+
+    Args:
+        model: of super-resolution; ``config.multiple`` is what its sides must be multiples of.
+        image: (C, H, W) or (B, C, H, W); numbers from 0 to 1, or whole ones from 0 to 255.
+        tile: side of square tiles, before they are made larger; None takes the whole picture.
+        overlap: of neighbouring tiles, which fade into each other.
+        pad: a name of :data:`PADS`.
+
+    Returns:
+        (..., scale H, scale W): whole numbers for whole numbers, rounded and cut at 0 and 255;
+        otherwise what the model gives, which may lie a little outside 0 and 1.
+
+    Raises:
+        Refused: what is no picture for the model, whole numbers outside of 0 to 255, NaN, an
+            unknown padding, or tiles that do not fit.
+
+    Example:
+        >>> from modwright.models import create_model
+        >>> model = create_model("craft_x2", dim=32, depths=[1], num_heads=[4], window=[2, 4])
+        >>> upscale_image(model, torch.rand(3, 5, 7)).shape
+        torch.Size([3, 10, 14])
+    """
+    if image.dim() not in (3, 4):
+        shape = tuple(image.shape)
+        raise Refused(f"a picture is ([batch,] channels, height, width), not {shape}")
+    if 0 in image.shape:
+        raise Refused(f"the picture is empty: {tuple(image.shape)}")
+    channels, multiple = model.config.num_channels, model.config.multiple
+    if image.shape[-3] != channels:
+        more = "; drop the alpha channel" if image.shape[-3] == channels + 1 else ""
+        raise Refused(
+            f"the model takes {channels} channels, the picture has {image.shape[-3]}{more}"
+        )
+    if pad not in PADS:
+        raise unknown_name("padding", pad, PADS)
+    if tile is not None:
+        _check_tiles(tile, overlap, multiple)
+    pixels, whole = _as_numbers(image, model)
+    height, width = image.shape[-2:]
+    batch = pixels if image.dim() == 4 else pixels[None]
+    padded = _padded(_padded(batch, pad, multiple, 2), pad, multiple, 3)
+    large = _run(model, padded) if tile is None else _run_tiles(model, padded, tile, overlap)
+    scale = model.config.upscale
+    large = large[..., : scale * height, : scale * width]
+    large = large if image.dim() == 4 else large[0]
+    return (large * 255).round().clamp(0, 255).to(image.dtype) if whole else large
+
+
+def _check_tiles(tile: int, overlap: int, multiple: int) -> None:
+    if tile < 1 or tile % multiple:
+        raise Refused(f"tile must be a multiple of {multiple}, not {tile}")
+    if not 0 <= overlap < tile / 2:
+        raise Refused(f"overlap must be at least 0 and less than half a tile of {tile}: {overlap}")
+
+
+def _as_numbers(image: Tensor, model: Any) -> tuple[Tensor, bool]:
+    """The picture from 0 to 1 in the model's type, and whether it came in whole numbers."""
+    if image.is_floating_point():
+        if not bool(image.isfinite().all()):
+            raise Refused("the picture has pixels that are no finite numbers")
+        return image.to(model.device, model.dtype), False
+    if image.is_complex() or image.dtype == torch.bool:
+        raise Refused(f"pixels are numbers from 0 to 1, or whole ones to 255, not {image.dtype}")
+    low, high = int(image.min()), int(image.max())
+    if low < 0 or high > 255:
+        raise Refused(f"whole numbers of pixels lie between 0 and 255, not {low} and {high}")
+    return image.to(model.device, model.dtype) / 255, True
+
+
+def _padded(batch: Tensor, pad: str, multiple: int, axis: int) -> Tensor:
+    sources = PADS[pad](batch.shape[axis], multiple)
+    return batch.index_select(axis, torch.tensor(sources, device=batch.device))
+
+
+def _run(model: Any, batch: Tensor) -> Tensor:
+    found: Tensor = model(batch).reconstruction
+    return found
+
+
+def _run_tiles(model: Any, batch: Tensor, tile: int, overlap: int) -> Tensor:
+    """Tiles one after the other; where they overlap, each counts less towards its border."""
+    scale = model.config.upscale
+    height, width = batch.shape[2:]
+    total = batch.new_zeros(*batch.shape[:2], scale * height, scale * width)
+    weights = batch.new_zeros(scale * height, scale * width)
+    for top, bottom in _spans(height, tile, overlap):
+        for left, right in _spans(width, tile, overlap):
+            large = _run(model, batch[:, :, top:bottom, left:right])
+            weight = torch.outer(
+                _fade(bottom - top, overlap, scale, top > 0, bottom < height, batch),
+                _fade(right - left, overlap, scale, left > 0, right < width, batch),
+            )
+            rows, columns = slice(scale * top, scale * bottom), slice(scale * left, scale * right)
+            total[:, :, rows, columns] += large * weight
+            weights[rows, columns] += weight
+    return total / weights
+
+
+def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+    """Where tiles begin and end; the last is moved back so that it is whole."""
+    if length <= tile:
+        return [(0, length)]
+    count = math.ceil((length - overlap) / (tile - overlap))
+    starts = [min(index * (tile - overlap), length - tile) for index in range(count)]
+    return [(start, start + tile) for start in starts]
+
+
+def _fade(length: int, overlap: int, scale: int, before: bool, after: bool, like: Tensor) -> Tensor:
+    """Weights along one side of a tile: 1, falling linearly over the overlap to a neighbour."""
+    weights = like.new_ones(scale * length)
+    ramp = (torch.arange(scale * overlap, device=like.device) + 0.5).to(like.dtype)
+    ramp = ramp / max(scale * overlap, 1)
+    if before and overlap:
+        weights[: len(ramp)] = ramp
+    if after and overlap:
+        weights[-len(ramp) :] = ramp.flip(0)
+    return weights
+
+
+@dataclass(frozen=True)
+class TileReport:
+    """How far a picture made of tiles is from the one made as a whole.
+
+    Attributes:
+        largest: difference of a pixel, where 1 is the range of pixels.
+        mean: of the absolute differences.
+        psnr: in decibels, over all channels; infinite where nothing differs.
+    """
+
+    largest: float
+    mean: float
+    psnr: float
+
+
+def tile_report(
+    model: Any, image: Tensor, tile: int = 256, overlap: int = 32, pad: str = "reflect"
+) -> TileReport:
+    """Makes a picture larger both ways, so it needs the memory of the whole one.
+
+    Args:
+        model, image, tile, overlap, pad: see :func:`upscale_image`.
+    """
+    whole = upscale_image(model, image, None, overlap, pad)
+    unit = 1.0 if whole.is_floating_point() else 255.0
+    off = (upscale_image(model, image, tile, overlap, pad).double() - whole.double()) / unit
+    error = float(off.square().mean())
+    return TileReport(
+        float(off.abs().max()),
+        float(off.abs().mean()),
+        -10 * math.log10(error) if error else math.inf,
+    )

@@ -1,0 +1,132 @@
+"""Tokens to token: overlapping windows of a picture, mixed and cut again (arXiv 2101.11986)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.layouts import Grid, to_map
+from modwright.nn.token_mixers.self_attention import SelfAttention
+
+__all__ = ["SPLITS", "SoftSplit", "T2TStem", "TokenLayer"]
+
+# (kernel, stride, padding) of the paper's three splits: together one token per 16 x 16 pixels
+SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
+
+
+class SoftSplit(nn.Module):
+    """Every window of a map becomes one token: all channels of its first place, of its next, ...
+
+    The channels of a token are ordered by channel first and by place in the window second. A
+    linear map behind it is a convolution.
+
+    Args:
+        kernel: side of a window.
+        stride: from one window to the next.
+        padding: zeros around the map.
+
+    Shapes:
+        (B, C, H, W) -> (B, H' W', C kernel^2), with H' = (H + 2 padding - kernel) // stride + 1.
+
+    Example:
+        >>> import torch
+        >>> split = SoftSplit(7, 4, 2)
+        >>> split(torch.zeros(1, 3, 32, 48)).shape, split.grid((32, 48))
+        (torch.Size([1, 96, 147]), (8, 12))
+    """
+
+    def __init__(self, kernel: int, stride: int, padding: int = 0) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.unfold = nn.Unfold(kernel, padding=padding, stride=stride)
+
+    def grid(self, size: Grid) -> Grid:
+        """(H', W') of a map of ``size``."""
+        height, width = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in size)
+        return height, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        windows: Tensor = self.unfold(x)
+        return windows.transpose(1, 2)
+
+
+class TokenLayer(nn.Module):
+    """A Transformer layer that narrows tokens: y = v + attention, y + MLP(norm(y)).
+
+    The values stand in for the stream in the first residual, which has other widths at its ends.
+
+    Args:
+        dim: channels that come in.
+        attention: from ``dim`` to its own ``width``.
+        drop: dropout behind the MLP.
+
+    Shapes:
+        (B, N, C) -> (B, N, attention.width).
+
+    Example:
+        >>> import torch
+        >>> TokenLayer(27, SelfAttention(27, 1, out_dim=8))(torch.zeros(1, 5, 27)).shape
+        torch.Size([1, 5, 8])
+    """
+
+    layout = "tokens"
+
+    def __init__(self, dim: int, attention: SelfAttention, drop: float = 0.0) -> None:
+        super().__init__()
+        width = attention.width
+        self.norm1, self.attention = nn.LayerNorm(dim), attention
+        self.norm2, self.mlp = nn.LayerNorm(width), Mlp(width, width)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        q, k, v = self.attention.heads(self.norm1(x))
+        mixed = self.attention.finish(self.attention.attend(q, k, v, grid))
+        y = v.transpose(1, 2).flatten(2) + mixed
+        out: Tensor = y + self.drop(self.mlp(self.norm2(y)))
+        return out
+
+
+class T2TStem(nn.Module):
+    """Splits a map softly and narrows the tokens, again and again; a linear map ends it.
+
+    Args:
+        in_channels: of the picture.
+        dim: channels that go out.
+        token_dim: channels between the splits.
+        layer: makes the layer behind each split but the last, from (channels in, token_dim).
+        splits: (kernel, stride, padding) of each split.
+
+    Shapes:
+        (B, C, H, W) -> (B, dim, H / 16, W / 16) with the splits of the paper.
+
+    Example:
+        >>> import torch
+        >>> def layer(channels, width):
+        ...     return TokenLayer(channels, SelfAttention(channels, 1, out_dim=width))
+        >>> T2TStem(3, 16, 8, layer)(torch.zeros(1, 3, 32, 48)).shape
+        torch.Size([1, 16, 2, 3])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        dim: int,
+        token_dim: int,
+        layer: Callable[[int, int], nn.Module],
+        splits: Sequence[tuple[int, int, int]] = SPLITS,
+    ) -> None:
+        super().__init__()
+        self.splits = nn.ModuleList(SoftSplit(*split) for split in splits)
+        widths = [in_channels, *[token_dim] * (len(splits) - 1)]
+        widths = [width * kernel**2 for width, (kernel, _, _) in zip(widths, splits)]
+        self.layers = nn.ModuleList(layer(width, token_dim) for width in widths[:-1])
+        self.project = nn.Linear(widths[-1], dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for split, layer in zip(self.splits, (*self.layers, self.project)):
+            assert isinstance(split, SoftSplit)
+            grid = split.grid((x.shape[2], x.shape[3]))
+            x = to_map(layer(split(x)), grid)
+        return x

@@ -1,0 +1,167 @@
+"""Attention inside lying and standing windows, half of the heads each (arXiv 2308.05022)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modwright.nn.dynamic_position_bias import DynamicPositionBias
+from modwright.nn.layouts import Grid, to_map, to_tokens
+from modwright.nn.token_mixers.self_attention import SelfAttention
+
+__all__ = ["RectangleWindowAttention", "join_windows", "naive_windows", "split_windows"]
+
+
+def split_windows(x: Tensor, window: Grid) -> Tensor:
+    """(B, heads, H, W, d) -> (B, windows, heads, places of a window, d), all row by row.
+
+    Raises:
+        ValueError: the map is not made of whole windows.
+
+    Example:
+        >>> split_windows(torch.zeros(1, 2, 4, 8, 3), (2, 4)).shape
+        torch.Size([1, 4, 2, 8, 3])
+    """
+    batch, heads, height, width, dim = x.shape
+    high, wide = window
+    if height % high or width % wide:
+        raise ValueError(
+            f"a map of {height} x {width} is not made of whole windows of {high} x {wide}"
+        )
+    x = x.view(batch, heads, height // high, high, width // wide, wide, dim)
+    return x.permute(0, 2, 4, 1, 3, 5, 6).reshape(batch, -1, heads, high * wide, dim)
+
+
+def join_windows(x: Tensor, window: Grid, grid: Grid) -> Tensor:
+    """What :func:`split_windows` took apart, for a map of ``grid``."""
+    batch, _, heads, _, dim = x.shape
+    high, wide = window
+    x = x.view(batch, grid[0] // high, grid[1] // wide, heads, high, wide, dim)
+    return x.permute(0, 3, 1, 4, 2, 5, 6).reshape(batch, heads, *grid, dim)
+
+
+class RectangleWindowAttention(SelfAttention):
+    """The first half of the heads sees windows of ``window``, the second half of its transpose.
+
+    Values also pass a convolution per channel, which carries what lies across a border; it is
+    added before the last map.
+
+    Args:
+        dim: channels.
+        num_heads: heads, an even number.
+        window: (height, width) in places.
+        shift: windows are moved by half of their sides; those at the border wrap around.
+        mask_shift: in wrapped windows, places of opposite borders do not see each other. The
+            published models do without.
+        position_dim: width of the network of position biases; None is that of the published
+            models, dim / 32 rounded down.
+
+    Shapes:
+        (B, H W, C) with the grid (H, W), both multiples of both sides of the window -> the same.
+
+    Raises:
+        ValueError: an odd number of heads, a width of positions of 0, or a map that is not made of
+            whole windows.
+
+    Example:
+        >>> mixer = RectangleWindowAttention(32, 4, (2, 4), shift=True)
+        >>> mixer(torch.zeros(1, 32, 32), (4, 8)).shape
+        torch.Size([1, 32, 32])
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window: Grid,
+        *,
+        shift: bool = False,
+        mask_shift: bool = False,
+        position_dim: int | None = None,
+    ) -> None:
+        if num_heads % 2:
+            raise ValueError(f"two kinds of windows share the heads: {num_heads} is odd")
+        super().__init__(dim, num_heads)
+        high, wide = window
+        self.windows: tuple[Grid, Grid] = ((high, wide), (wide, high))
+        self.shift, self.mask_shift = shift, mask_shift
+        width = dim // 2 // 4 // 4 if position_dim is None else position_dim
+        if width < 1:
+            raise ValueError(
+                f"a width of {dim} leaves no channel to the network of positions: "
+                "take at least 32, or say position_dim"
+            )
+        self.biases = nn.ModuleList(
+            DynamicPositionBias(width, num_heads // 2, size) for size in self.windows
+        )
+        self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def steps(self, window: Grid) -> Grid:
+        """By how many places windows are moved."""
+        return (window[0] // 2, window[1] // 2) if self.shift else (0, 0)
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        if grid is None:
+            raise ValueError("windows need the grid of the tokens")
+        q, k, v = self.heads(x)
+        stacked = torch.stack((q, k, v)).unflatten(3, grid)
+        halves = zip(stacked.chunk(2, dim=2), self.biases, self.windows)
+        mixed = torch.cat(
+            [self._in_windows(half, bias(), window, grid) for half, bias, window in halves], dim=1
+        )
+        tokens = mixed.flatten(2, 3).transpose(1, 2).flatten(2)
+        near = to_tokens(self.local(to_map(v.transpose(1, 2).flatten(2), grid)))
+        return self.finish(tokens + near)
+
+    def _in_windows(self, qkv: Tensor, bias: Tensor, window: Grid, grid: Grid) -> Tensor:
+        """(3, B, heads, H, W, d) -> (B, heads, H, W, d)."""
+        down, along = self.steps(window)
+        if self.shift:
+            qkv = qkv.roll((-down, -along), (3, 4))
+        q, k, v = (split_windows(part, window) for part in qkv.unbind(0))
+        if self.shift and self.mask_shift:
+            bias = bias + self._apart(window, grid, bias)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+        joined = join_windows(mixed, window, grid)
+        return joined.roll((down, along), (2, 3)) if self.shift else joined
+
+    def _apart(self, window: Grid, grid: Grid, like: Tensor) -> Tensor:
+        """(windows, 1, T, T): minus infinity between places that only wrapping brings together."""
+        wrapped = [
+            torch.arange(side, device=like.device) >= side - step
+            for side, step in zip(grid, self.steps(window))
+        ]
+        kind = (2 * wrapped[0].long()[:, None] + wrapped[1].long()).view(1, 1, *grid, 1)
+        kind = split_windows(kind, window)[0, :, :, :, 0]
+        differ = kind[..., :, None] != kind[..., None, :]
+        return torch.zeros_like(differ, dtype=like.dtype).masked_fill(differ, float("-inf"))
+
+
+def naive_windows(part: RectangleWindowAttention, x: Tensor, grid: Grid) -> Tensor:
+    """What the part gives, head by head over all places at once: scores of other windows are cut.
+
+    Places are moved by their coordinates, not by moving the map.
+    """
+    q, k, v = part.heads(x)
+    rows = torch.arange(grid[0]).repeat_interleave(grid[1])
+    columns = torch.arange(grid[1]).repeat(grid[0])
+    out = []
+    for head in range(part.num_heads):
+        second = int(head >= part.num_heads // 2)
+        window, bias = part.windows[second], part.biases[second]
+        down, along = part.steps(window)
+        i, j = (rows - down) % grid[0], (columns - along) % grid[1]
+        block = i // window[0] * grid[1] + j // window[1]
+        cut = block[:, None] != block
+        if part.mask_shift:
+            kind = 2 * (rows < down).long() + (columns < along).long()
+            cut = cut | (kind[:, None] != kind)
+        i, j = i % window[0], j % window[1]
+        offsets = torch.stack((i[:, None] - i, j[:, None] - j), -1).to(x.dtype)
+        added = bias.of(offsets)[..., head % (part.num_heads // 2)]  # type: ignore[operator]
+        scores = q[:, head] @ k[:, head].transpose(1, 2) * part.scale + added
+        out.append(scores.masked_fill(cut, float("-inf")).softmax(-1) @ v[:, head])
+    stacked = v.transpose(1, 2).flatten(2).transpose(1, 2).reshape(len(x), -1, *grid)
+    near: Tensor = part.local(stacked).flatten(2).transpose(1, 2)
+    return part.finish(torch.cat(out, -1) + near)

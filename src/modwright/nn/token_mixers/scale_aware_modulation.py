@@ -1,0 +1,177 @@
+"""Scale-aware modulation: values times features of several kernel sizes (arXiv 2307.08579).
+
+No product of tokens with tokens stands in it, so its cost grows with the places and not with their
+square. Axes: B batch, N tokens, C channels, h heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from modwright.nn.fusing import fold_after
+from modwright.nn.layouts import Grid, to_map, to_tokens
+
+__all__ = [
+    "MultiHeadMixedConv",
+    "ScaleAwareAggregation",
+    "ScaleAwareModulation",
+    "naive_aggregation",
+]
+
+
+def _group_width(dim: int, num_heads: int) -> int:
+    if num_heads < 1 or dim % num_heads:
+        raise ValueError(f"{num_heads} heads do not divide a width of {dim}")
+    return dim // num_heads
+
+
+class MultiHeadMixedConv(nn.Module):
+    """A convolution per channel whose kernel grows from head to head: 3, 5, 7, and so on.
+
+    Args:
+        dim: channels; each head has its own run of them.
+        num_heads: heads.
+
+    Shapes:
+        (B, C, H, W) -> the same, head after head.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
+
+    Example:
+        >>> [conv.kernel_size[0] for conv in MultiHeadMixedConv(8, 4).heads]
+        [3, 5, 7, 9]
+    """
+
+    layout = "map"
+
+    def __init__(self, dim: int, num_heads: int = 4) -> None:
+        super().__init__()
+        width = _group_width(dim, num_heads)
+        self.heads = nn.ModuleList(
+            nn.Conv2d(width, width, 3 + 2 * head, padding=1 + head, groups=width)
+            for head in range(num_heads)
+        )
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        pieces = x.chunk(len(self.heads), dim=1)
+        return torch.cat([conv(piece) for conv, piece in zip(self.heads, pieces)], dim=1)
+
+
+class ScaleAwareAggregation(nn.Module):
+    """Brings the scales together: first one channel of every head, then all channels.
+
+    The first map mixes groups of h channels that hold the same channel of each head. So channels
+    that lie h groups apart have to be brought together before it.
+
+    Args:
+        dim: channels, head after head.
+        num_heads: heads.
+        ratio: channels between the two maps, per channel.
+
+    Shapes:
+        (B, C, H, W) -> the same.
+
+    Raises:
+        ValueError: the heads do not divide the channels, or the ratio is below 1.
+
+    Example:
+        >>> ScaleAwareAggregation(8, 4)(torch.zeros(1, 8, 5, 6)).shape
+        torch.Size([1, 8, 5, 6])
+    """
+
+    layout = "map"
+
+    def __init__(self, dim: int, num_heads: int = 4, ratio: int = 2) -> None:
+        super().__init__()
+        groups = _group_width(dim, num_heads)
+        if ratio < 1:
+            raise ValueError(f"ratio must be at least 1, not {ratio}")
+        self.num_heads = num_heads
+        self.expand = nn.Conv2d(dim, ratio * dim, 1, groups=groups)
+        self.norm: nn.Module | None = nn.BatchNorm2d(ratio * dim)
+        self.act = nn.GELU()
+        self.reduce = nn.Conv2d(ratio * dim, dim, 1)
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        by_channel = x.unflatten(1, (self.num_heads, -1)).transpose(1, 2).flatten(1, 2)
+        x = self.expand(by_channel)
+        x = self.act(x if self.norm is None else self.norm(x))
+        out: Tensor = self.reduce(x)
+        return out
+
+    def fuse(self) -> ScaleAwareAggregation:
+        """Folds the batch norm into the map before it, in place.
+
+        Raises:
+            ValueError: the norm is in training mode, or its statistics are not finite.
+        """
+        if isinstance(self.norm, nn.BatchNorm2d):
+            self.expand, self.norm = fold_after(self.expand, self.norm), None
+        return self
+
+
+def naive_aggregation(part: ScaleAwareAggregation, x: Tensor) -> Tensor:
+    """What the part gives, from a matrix of a permutation and one with blocks on its diagonal."""
+    dim, heads = x.shape[1], part.num_heads
+    groups = dim // heads
+    order = [head * groups + channel for channel in range(groups) for head in range(heads)]
+    permutation = torch.eye(dim, dtype=x.dtype, device=x.device)[order]
+    blocks = torch.block_diag(*part.expand.weight.flatten(1).chunk(groups))
+    x = _map_channels(blocks @ permutation, part.expand.bias, x)
+    x = part.act(x if part.norm is None else part.norm(x))
+    return _map_channels(part.reduce.weight.flatten(1), part.reduce.bias, x)
+
+
+def _map_channels(matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
+    assert bias is not None
+    return torch.einsum("oc,bchw->bohw", matrix, x) + bias[:, None, None]
+
+
+class ScaleAwareModulation(nn.Module):
+    """proj(modulator * v(x)), the modulator made of s(x) by convolutions of several sizes.
+
+    The modulator is not kept: a forward hook on ``aggregate`` sees it.
+
+    Args:
+        dim: channels.
+        num_heads: kernel sizes.
+        ratio: of :class:`ScaleAwareAggregation`.
+        bias: of the maps to values and to what is modulated with.
+        proj_drop: dropout on the result.
+
+    Shapes:
+        (B, N, C) with its grid (H, W) -> the same.
+
+    Raises:
+        ValueError: the heads do not divide the channels, or the tokens do not fill the grid.
+
+    Example:
+        >>> ScaleAwareModulation(8, 4)(torch.zeros(1, 15, 8), (3, 5)).shape
+        torch.Size([1, 15, 8])
+    """
+
+    layout = "tokens"
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 4,
+        ratio: int = 2,
+        *,
+        bias: bool = True,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.v = nn.Linear(dim, dim, bias=bias)
+        self.s = nn.Linear(dim, dim, bias=bias)
+        self.mix = MultiHeadMixedConv(dim, num_heads)
+        self.aggregate = ScaleAwareAggregation(dim, num_heads, ratio)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+        modulator = self.aggregate(self.mix(to_map(self.s(x), grid)))
+        out: Tensor = self.proj(to_tokens(modulator) * self.v(x))
+        return self.proj_drop(out)
