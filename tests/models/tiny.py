@@ -68,6 +68,24 @@ TINY: dict[str, dict[str, Any]] = {
         "permutation": "fixed",  # so that two passes in training are one function
         "image_size": 64,
     },
+    "tnt": {
+        "patch_size": 8,
+        "inner_stride": 2,
+        "inner_dim": 4,
+        "outer_dim": 16,
+        "depth": 2,
+        "inner_heads": 2,
+        "outer_heads": 2,
+        "image_size": [16, 24],
+    },
+    "duoformer": {
+        "backbone": "pyramid",
+        "backbone_fields": {"widths": [4, 4, 8, 8]},
+        "dim": 16,
+        "depth": 2,
+        "heads": 2,
+        "image_size": 16,
+    },
 }
 
 

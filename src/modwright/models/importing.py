@@ -98,11 +98,11 @@ def import_weights(
     maps = layouts_of(model)
     if not maps:
         raise Refused(f"{type(model).__name__} has no layout of another library")
-    if layout == "auto":
-        layout = min(maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected))
-    if layout not in maps:
+    if layout not in ("auto", *maps):
         raise unknown_name("layout", layout, ["auto", *maps])
     try:
+        if layout == "auto":
+            layout = min(maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected))
         converted = maps[layout].to_ours(tensors)
     except ValueError as error:
         raise Refused(str(error)) from None

@@ -95,23 +95,31 @@ class LearnedTable(nn.Module):
         prefix: tokens that stand for no place.
         antialias: of the resizing where the grid is another one.
         fixed: holds :func:`sinusoids` and is not trained.
+        std: of its start where it is learned.
 
     Shapes:
         (B, prefix + N, C) with the grid of its N tokens -> the same.
     """
 
     def __init__(
-        self, dim: int, grid: Grid, prefix: int = 0, antialias: bool = True, fixed: bool = False
+        self,
+        dim: int,
+        grid: Grid,
+        prefix: int = 0,
+        antialias: bool = True,
+        fixed: bool = False,
+        std: float = 0.02,
     ) -> None:
         super().__init__()
         self.grid, self.prefix, self.antialias, self.fixed = grid, prefix, antialias, fixed
+        self.std = std
         length = prefix + grid[0] * grid[1]
         self.table = nn.Parameter(torch.empty(1, length, dim), requires_grad=not fixed)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         if not self.fixed:
-            nn.init.trunc_normal_(self.table, std=0.02)
+            nn.init.trunc_normal_(self.table, std=self.std)
         elif not (self.table.is_meta or getattr(self.table, "_is_hf_initialized", False)):
             with torch.no_grad():
                 self.table.copy_(sinusoids(*self.table.shape[1:]))

@@ -16,6 +16,7 @@ class PrefixTokens(nn.Module):
     Args:
         dim: channels.
         names: of the tokens, in order. Names that end with ``_token`` are spared from decay.
+        std: of their start.
 
     Shapes:
         (B, N, C) -> (B, len(names) + N, C).
@@ -28,18 +29,18 @@ class PrefixTokens(nn.Module):
         torch.Size([2, 6, 8])
     """
 
-    def __init__(self, dim: int, names: Sequence[str] = ("cls_token",)) -> None:
+    def __init__(self, dim: int, names: Sequence[str] = ("cls_token",), std: float = 0.02) -> None:
         super().__init__()
         if len(set(names)) < len(names):
             raise ValueError(f"two prefix tokens have one name: {', '.join(names)}")
-        self.names = tuple(names)
+        self.names, self.std = tuple(names), std
         for name in self.names:
             self.register_parameter(name, nn.Parameter(torch.empty(1, 1, dim)))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         for token in self.parameters():
-            nn.init.trunc_normal_(token, std=0.02)
+            nn.init.trunc_normal_(token, std=self.std)
 
     def forward(self, x: Tensor) -> Tensor:
         prefix = [self.get_parameter(name).expand(len(x), -1, -1) for name in self.names]

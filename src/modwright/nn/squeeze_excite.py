@@ -25,6 +25,8 @@ class SqueezeExcite(nn.Module):
         gate: name of the activation behind them.
         bias: of both maps.
         layout: where the channels are.
+        norm: a norm of the means (B, C) before the first map.
+        residual: x is added to the result, so a factor of 0 changes nothing.
 
     Shapes:
         (B, N, C) or (B, C, H, W) by ``layout`` -> the same.
@@ -47,11 +49,14 @@ class SqueezeExcite(nn.Module):
         gate: str = "sigmoid",
         bias: bool = False,
         layout: Layout = "tokens",
+        norm: nn.Module | None = None,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if not 1 <= reduction <= dim:
             raise ValueError(f"a reduction by {reduction} leaves nothing of {dim} channels")
-        self.layout = layout
+        self.layout, self.residual = layout, residual
+        self.norm = norm
         self.fc1 = nn.Linear(dim, dim // reduction, bias=bias)
         self.act = make_activation(act)
         self.fc2 = nn.Linear(dim // reduction, dim, bias=bias)
@@ -60,9 +65,11 @@ class SqueezeExcite(nn.Module):
     def weights(self, x: Tensor) -> Tensor:
         """The factors (B, C)."""
         mean = x.mean((2, 3)) if self.layout == "map" else x.mean(1)
+        mean = mean if self.norm is None else self.norm(mean)
         found: Tensor = self.gate(self.fc2(self.act(self.fc1(mean))))
         return found
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
         weights = self.weights(x)
+        weights = weights + 1 if self.residual else weights
         return x * (weights[:, :, None, None] if self.layout == "map" else weights[:, None])

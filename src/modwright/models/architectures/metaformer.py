@@ -47,6 +47,7 @@ class MetaFormerConfig(ImageConfig):
             "random" are built for ``image_size``; positions are resized to other sizes.
         pool_size: of the pooling mixer.
         attention_head_dim: channels of a head of the attention mixer.
+        stem: kernel, stride and padding of the convolution that takes the picture in.
         layer_scale_init: start of the factor per channel; None has none.
         act: activation of the MLP.
     """
@@ -61,6 +62,7 @@ class MetaFormerConfig(ImageConfig):
     positions: Any = False
     pool_size: int = 3
     attention_head_dim: int = 32
+    stem: list[int] | tuple[int, ...] = (7, 4, 2)
     layer_scale_init: float | None = 1e-5
     act: str = "gelu"
 
@@ -115,14 +117,14 @@ class MetaFormerForImageClassification(PyramidClassifier):
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__(config)
         widths = config.widths
-        self.stem = ConvStem(config.num_channels, [Conv(widths[0], 7, 4, 2)])
+        self.stem = ConvStem(config.num_channels, [Conv(widths[0], *config.stem)])
         rates = drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nn.ModuleList(_stage(config, s, rates[s]) for s in range(len(widths)))
         self.norm = make_norm(config.norm, widths[-1], layout="map")
         self.head = ClassifierHead(
             widths[-1], config.num_labels, pool=config.global_pool, drop=config.drop_rate
         )
-        self.describe_features(widths)
+        self.describe_features(widths, config.stem[1])
         self.post_init()
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
@@ -164,7 +166,8 @@ def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
 
 def _grid(config: MetaFormerConfig, stage: int) -> Grid:
     """Places of a stage for the picture size of the config."""
-    sides = [(side + 4 - 7) // 4 + 1 for side in config.size]
+    kernel, stride, padding = config.stem
+    sides = [(side + 2 * padding - kernel) // stride + 1 for side in config.size]
     for _ in range(stage):
         sides = [(side - 1) // 2 + 1 for side in sides]
     return sides[0], sides[1]

@@ -50,6 +50,7 @@ class Mlp(nn.Module):
         layout: "tokens" has linear maps, "map" has 1 x 1 convolutions.
         inside: a part between fc1 and the activation, on ``hidden`` channels.
         linear: makes a map from (in, out, bias); that of the layout unless it is said.
+        gate: a part that the result passes through, in the layout.
 
     Shapes:
         (B, N, C) or (B, C, H, W) by ``layout`` -> the same.
@@ -71,6 +72,7 @@ class Mlp(nn.Module):
         layout: Layout = "tokens",
         inside: nn.Module | None = None,
         linear: Callable[[int, int, bool], nn.Module] | None = None,
+        gate: nn.Module | None = None,
     ) -> None:
         super().__init__()
         if hidden < 1:
@@ -82,6 +84,7 @@ class Mlp(nn.Module):
         self.act = make_activation(act)
         self.fc2 = linear(hidden, dim, bias)
         self.drop = nn.Dropout(drop)
+        self.gate = gate
 
     def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
         x = self.fc1(x)
@@ -91,4 +94,4 @@ class Mlp(nn.Module):
             x = call_in_layout(self.inside, x, grid, self.layout)
         x = self.drop(self.act(x))
         out: Tensor = self.drop(self.fc2(x))
-        return out
+        return out if self.gate is None else self.gate(out)

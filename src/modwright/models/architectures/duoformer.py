@@ -1,0 +1,387 @@
+"""DuoFormer (arXiv 2506.12982): attention inside each cell over scales, then over the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import ResNetConfig, ResNetModel
+
+from modwright.errors import Refused, unknown_name
+from modwright.models.classifier import ImageConfig, TokenClassifier
+from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.registry import register_architecture
+from modwright.nn.block import Block, BlockSequence
+from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.conv_pyramid import ConvPyramid
+from modwright.nn.grid_positions import LearnedTable
+from modwright.nn.heads import ClassifierHead
+from modwright.nn.layouts import Grid
+from modwright.nn.prefix_tokens import PrefixTokens
+from modwright.nn.residual import drop_path_rates
+from modwright.nn.stems.backbone_tokens import ChannelToken, MultiScalePatchTokens
+from modwright.nn.token_mixers.self_attention import SelfAttention
+
+__all__ = [
+    "ATTENTION_SCALES",
+    "BACKBONES",
+    "SCALE_TOKENS",
+    "VARIANTS",
+    "DuoFormerConfig",
+    "DuoFormerForImageClassification",
+]
+
+STAGES = 4
+STD = 0.036  # of tokens and positions at the start
+EPS = 1e-6
+
+SCALE_TOKENS = ("learned", "channel", "none")
+ATTENTION_SCALES: dict[str, Callable[[int, int], float]] = {
+    "1/sqrt(head_dim)": lambda dim, heads: (dim // heads) ** -0.5,
+    "2/sqrt(dim)": lambda dim, heads: 2 * dim**-0.5,
+}
+
+
+# Backbones
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A kind of backbone.
+
+    Attributes:
+        fields: what is built unless the config says otherwise.
+        build: makes it from the picture's channels and the fields.
+        read: its maps of a batch of pictures, the finest first.
+        widths: channels of each map, from the fields.
+        stride: pixels per cell of the coarsest map, from the fields.
+    """
+
+    fields: dict[str, Any]
+    build: Callable[[int, dict[str, Any]], nn.Module]
+    read: Callable[[nn.Module, Tensor], Sequence[Tensor]]
+    widths: Callable[[dict[str, Any]], list[int]]
+    stride: Callable[[dict[str, Any]], int]
+
+
+def _resnet(layer_type: str, depths: list[int]) -> Backbone:
+    first = 64 if layer_type == "basic" else 256
+    widths = [first * 2**s for s in range(STAGES)]
+    return Backbone(
+        {"layer_type": layer_type, "depths": depths, "hidden_sizes": widths},
+        lambda channels, fields: ResNetModel(ResNetConfig(num_channels=channels, **fields)),
+        lambda model, x: model(x, output_hidden_states=True).hidden_states[1:],
+        lambda fields: list(fields["hidden_sizes"]),
+        lambda fields: 32,
+    )
+
+
+BACKBONES: dict[str, Backbone] = {
+    "resnet18": _resnet("basic", [2, 2, 2, 2]),
+    "resnet34": _resnet("basic", [3, 4, 6, 3]),
+    "resnet50": _resnet("bottleneck", [3, 4, 6, 3]),
+    "resnet101": _resnet("bottleneck", [3, 4, 23, 3]),
+    "resnet152": _resnet("bottleneck", [3, 8, 36, 3]),
+    "pyramid": Backbone(
+        {"widths": [16, 32, 64, 128], "first_stride": 1},
+        lambda channels, fields: ConvPyramid(channels, **fields),
+        lambda model, x: model(x),
+        lambda fields: list(fields["widths"]),
+        lambda fields: 2 ** (STAGES - 1) * int(fields["first_stride"]),
+    ),
+}
+
+
+@strict
+class DuoFormerConfig(ImageConfig):
+    """Structure of a DuoFormer.
+
+    Attributes:
+        backbone: a name of :data:`BACKBONES`.
+        backbone_fields: what differs from the named backbone: fields of transformers'
+            ``ResNetConfig``, or those of :class:`modwright.nn.conv_pyramid.ConvPyramid`.
+        scales: how many of the backbone's four maps are used, the coarsest first: 2, 3 or 4.
+        dim: channels.
+        depth: blocks over the scales of a cell.
+        patch_depth: blocks over the cells; as many unless it is said.
+        heads: of both.
+        mlp_ratio: neurons per channel.
+        layer_scale: start of a factor per channel on the branches of the blocks over scales.
+        scale_token: what stands first in every cell and is read at the end: "learned", one for
+            all cells; "channel", one computed from all four maps; "none": the coarsest map's own.
+        attention_scale: of the scores: a name of :data:`ATTENTION_SCALES`. The second is that of
+            another model that the authors released.
+        patch_residual: blocks over cells are whole blocks with norms, residuals and an MLP. The
+            released ones are attention alone, one behind the other.
+        head_norm: the last norm is used. The released code computes it and drops the result.
+        freeze_backbone: it is not trained, and its batch norms keep their statistics.
+        interpolate_positions: pictures of other sizes get the cells' positions resized.
+        cells_at_once: cells that attend over scales at one time, to save memory; all unless it
+            is said.
+    """
+
+    model_type = "duoformer"
+
+    backbone: str = "resnet50"
+    backbone_fields: dict[str, Any] | None = None
+    scales: int = 2
+    dim: int = 768
+    depth: int = 12
+    patch_depth: int | None = None
+    heads: int = 12
+    mlp_ratio: float | int = 4
+    layer_scale: float | None = None
+    scale_token: str = "learned"
+    attention_scale: str = "1/sqrt(head_dim)"
+    patch_residual: bool = False
+    head_norm: bool = False
+    freeze_backbone: bool = False
+    interpolate_positions: bool = False
+    cells_at_once: int | None = None
+    global_pool: str = "token"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        for what, name, known in (
+            ("backbone", self.backbone, BACKBONES),
+            ("scale_token", self.scale_token, SCALE_TOKENS),
+            ("attention_scale", self.attention_scale, ATTENTION_SCALES),
+        ):
+            if name not in known:
+                raise unknown_name(what, name, known)
+        if not 2 <= self.scales <= STAGES:
+            raise Refused(f"scales lie between 2 and {STAGES}, not {self.scales}")
+        if self.dim % self.heads:
+            raise Refused(f"heads {self.heads} does not divide a dim of {self.dim}")
+        if self.cells_at_once is not None and self.cells_at_once < 1:
+            raise Refused(f"cells_at_once must be at least 1, not {self.cells_at_once}")
+        if len(self.widths) != STAGES:
+            raise Refused(f"a backbone must give {STAGES} maps, not {len(self.widths)}")
+        self.grid_of(*self.size)
+
+    @property
+    def backbone_structure(self) -> dict[str, Any]:
+        """All fields that the backbone is built from."""
+        return {**BACKBONES[self.backbone].fields, **(self.backbone_fields or {})}
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of the backbone's maps, the finest first."""
+        return BACKBONES[self.backbone].widths(self.backbone_structure)
+
+    @property
+    def stride(self) -> int:
+        """Pixels per cell along one side."""
+        return BACKBONES[self.backbone].stride(self.backbone_structure)
+
+    def grid_of(self, height: int, width: int) -> Grid:
+        """The cells of a picture; refuses one that they do not fill."""
+        if height % self.stride or width % self.stride:
+            raise Refused(
+                f"pictures must be multiples of {self.stride} pixels, not {height} x {width}"
+            )
+        return height // self.stride, width // self.stride
+
+
+class DuoFormerForImageClassification(TokenClassifier):
+    """A DuoFormer with a classifier on its class token.
+
+    Example:
+        >>> fields = {"image_size": 32, "dim": 16, "depth": 1, "heads": 2, "num_labels": 5}
+        >>> small = {"widths": [4, 4, 8, 8], "first_stride": 1}
+        >>> config = DuoFormerConfig(backbone="pyramid", backbone_fields=small, **fields)
+        >>> model = DuoFormerForImageClassification(config)
+        >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
+        torch.Size([1, 5])
+    """
+
+    config_class = DuoFormerConfig
+    num_prefix_tokens = 1
+
+    def __init__(self, config: DuoFormerConfig) -> None:
+        super().__init__(config)
+        dim, grid = config.dim, config.grid_of(*config.size)
+        kind = BACKBONES[config.backbone]
+        self.backbone = kind.build(config.num_channels, config.backbone_structure)
+        self.tokenise = MultiScalePatchTokens(config.widths[-config.scales :], dim)
+        self.scale_prefix = self.channel_token = None
+        if config.scale_token == "learned":
+            self.scale_prefix = PrefixTokens(dim, ["scale_token"], STD)
+        elif config.scale_token == "channel":
+            self.channel_token = ChannelToken(config.widths, dim)
+        first = int(config.scale_token != "none")
+        self.scale_positions = LearnedTable(dim, (1, self.tokenise.tokens), prefix=first, std=STD)
+        count = config.depth if config.patch_depth is None else config.patch_depth
+        rates = drop_path_rates(
+            config.drop_path_rate, [config.depth, count if config.patch_residual else 0]
+        )
+        self.scale_blocks = BlockSequence([_block(config, rate) for rate in rates[0]])
+        self.prefix = PrefixTokens(dim, std=STD)
+        self.positions = LearnedTable(dim, grid, prefix=1, std=STD)
+        self.drop = nn.Dropout(config.drop_rate)
+        self.blocks = BlockSequence(
+            [_block(config, rate) for rate in rates[1]]
+            if config.patch_residual
+            else [_attention(config) for _ in range(count)]
+        )
+        self.norm = nn.LayerNorm(dim, eps=EPS) if config.head_norm else nn.Identity()
+        if not config.head_norm:  # stands in released files, and nothing reads it
+            self.unused_norm = nn.LayerNorm(dim, eps=EPS).requires_grad_(False)
+        self.head = ClassifierHead(
+            dim, config.num_labels, pool=config.global_pool, prefix=1, drop=config.drop_rate
+        )
+        self.describe_features(dim, config.stride, count)
+        if config.freeze_backbone:
+            self.backbone.requires_grad_(False)
+        self.post_init()
+
+    def train(self, mode: bool = True) -> DuoFormerForImageClassification:
+        """Training mode; a frozen backbone stays as it is in use."""
+        super().train(mode)
+        if self.config.freeze_backbone:
+            self.backbone.eval()
+        return self
+
+    def initialize_linear(self, linear: nn.Linear) -> None:
+        if any(linear is classifier for classifier in self.head.classifiers()):
+            linear.reset_parameters()
+        else:
+            super().initialize_linear(linear)
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        super().check_pixels(pixel_values)
+        height, width = pixel_values.shape[2:]
+        self._check_grid(self.config.grid_of(height, width))
+
+    def _check_grid(self, grid: Grid) -> None:
+        own = self.positions.grid
+        if grid != own and not self.config.interpolate_positions:
+            raise Refused(
+                f"{grid[0]} x {grid[1]} cells where the config has {own[0]} x {own[1]}; "
+                "interpolate_positions=True would resize the positions"
+            )
+
+    def embed(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+        maps = BACKBONES[self.config.backbone].read(self.backbone, pixel_values)
+        return self.embed_features(list(maps))
+
+    def embed_features(self, features: Sequence[Tensor]) -> tuple[Tensor, Grid]:
+        """The stream before the first block over cells, from maps, the finest first.
+
+        The maps are all four; where no "channel" token is made, those that are used are enough.
+
+        Raises:
+            Refused: maps that are too few or do not fit each other, or another grid.
+        """
+        try:
+            tokens = self.tokenise(features[-self.config.scales :])
+            if self.channel_token is not None:
+                tokens = torch.cat((self.channel_token(features), tokens), dim=2)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+        if self.scale_prefix is not None:
+            tokens = self.scale_prefix(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
+        grid = (features[-1].shape[2], features[-1].shape[3])
+        self._check_grid(grid)
+        return self.join_cells(self.mix_scales(tokens), grid), grid
+
+    def mix_scales(self, tokens: Tensor) -> Tensor:
+        """Attention inside each cell: (B, P, T, D) -> the first token of each (B, P, D)."""
+        row = (1, self.tokenise.tokens)
+        cells = self.scale_positions(tokens.flatten(0, 1), row)
+        parts = cells.split(self.config.cells_at_once or len(cells))
+        mixed = [self.scale_blocks(part, row)[:, 0] for part in parts]
+        return torch.cat(mixed).unflatten(0, tokens.shape[:2])
+
+    def join_cells(self, cells: Tensor, grid: Grid) -> Tensor:
+        """Class token and positions: (B, P, D) -> (B, 1 + P, D)."""
+        joined: Tensor = self.drop(self.positions(self.prefix(cells), grid))
+        return joined
+
+    def forward_tokens(self, features: Sequence[Tensor]) -> Tensor:
+        """Features (B, 1 + P, D) for ``forward_head``, from the maps of any backbone."""
+        stream, grid = self.embed_features(features)
+        found: Tensor = self.norm(self.blocks(stream, grid))
+        return found
+
+    def resize_positions(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
+        """Those of cells; those inside a cell do not depend on the picture."""
+        fixed = name.startswith("scale_positions.")
+        return table if fixed else super().resize_positions(name, table, old)
+
+    @classmethod
+    def key_maps(cls, config: DuoFormerConfig) -> dict[str, KeyMap]:
+        return {"official": _official(config)}
+
+
+def _attention(config: DuoFormerConfig) -> SelfAttention:
+    scale = ATTENTION_SCALES[config.attention_scale](config.dim, config.heads)
+    return SelfAttention(config.dim, config.heads, scale=scale)
+
+
+def _block(config: DuoFormerConfig, rate: float) -> Block:
+    dim = config.dim
+    return Block(
+        dim,
+        _attention(config),
+        Mlp(dim, int(dim * config.mlp_ratio)),
+        lambda: nn.LayerNorm(dim, eps=EPS),
+        drop_path=rate,
+        layer_scale=config.layer_scale,
+    )
+
+
+# Names in the authors' repository, xiaoyatang/duoformer_TCGA. Those of backbones and of what makes
+# a "channel" token are not documented: they stay as they are here.
+
+_BLOCK = {
+    "norm1": "norm1",
+    "mixer": "attn",
+    "ls1": "ls1",
+    "norm2": "norm2",
+    "mlp": "mlp",
+    "ls2": "ls2",
+}
+
+
+def _official(config: DuoFormerConfig) -> KeyMap:
+    rules = [
+        Rule("backbone", "backbone"),
+        Rule("channel_token_maps", "channel_token"),
+        Rule("cls_token", "prefix.cls_token"),
+        Rule("pos_embed", "positions.table"),
+        Rule("fc_norm", "norm" if config.head_norm else "unused_norm"),
+        Rule("head", "head.fc"),
+    ]
+    for theirs, ours in (
+        ("pos_embed_for_scale", "scale_positions.table"),
+        ("channel_token", "scale_prefix.scale_token"),
+    ):
+        rules.append(Rule(theirs, ours, lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)))
+    for index in range(config.scales):
+        stage = STAGES - config.scales + index
+        rules.append(Rule(f"projection.proj_heads{stage}", f"tokenise.projections.{index}"))
+    for b in range(config.depth):
+        rules += [
+            Rule(f"scaleBlocks.{b}.{there}", f"scale_blocks.{b}.{here}")
+            for here, there in _BLOCK.items()
+        ]
+    for b in range(config.depth if config.patch_depth is None else config.patch_depth):
+        names = _BLOCK if config.patch_residual else {"qkv": "attn.qkv", "proj": "attn.proj"}
+        rules += [
+            Rule(f"blocks.{b}.{there}", f"blocks.{b}.{here}") for here, there in names.items()
+        ]
+    return KeyMap(tuple(rules))
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"duoformer_{backbone}_scales{scales}_224": {"backbone": backbone, "scales": scales}
+    for backbone in ("resnet18", "resnet50")
+    for scales in range(2, STAGES + 1)
+}
+
+register_architecture(DuoFormerConfig, DuoFormerForImageClassification, VARIANTS)

@@ -1,0 +1,315 @@
+"""SReT (arXiv 2111.05297): blocks that run twice with the same weights, attention in slices."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+
+from modwright.errors import Refused, unknown_name
+from modwright.models.classifier import ImageConfig, PyramidClassifier
+from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.registry import register_architecture
+from modwright.nn.block import Block
+from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.grid_positions import LearnedGrid
+from modwright.nn.heads import ClassifierHead
+from modwright.nn.layouts import Grid
+from modwright.nn.recursive import RecursiveStage, looping
+from modwright.nn.residual import drop_path_rates
+from modwright.nn.stage import Stage
+from modwright.nn.stems.conv_stem import Conv, ConvStem, Downsample
+from modwright.nn.token_mixers.sliced_attention import PERMUTATIONS, SlicedAttention
+
+__all__ = ["PROJECTIONS", "VARIANTS", "SReTConfig", "SReTForImageClassification"]
+
+EPS = 1e-6
+STEM_STEPS = 3
+
+# How many projection layers a stage has, for so many blocks and passes.
+PROJECTIONS = {
+    "per_pass": lambda blocks, passes: passes,
+    "per_block": lambda blocks, passes: blocks,
+    "none": lambda blocks, passes: 0,
+}
+
+
+@strict
+class SReTConfig(ImageConfig):
+    """Structure of an SReT.
+
+    Attributes:
+        head_dim: channels of a head, the same in all stages.
+        num_heads: heads per stage.
+        depths: passes per stage.
+        blocks: blocks with weights of their own per stage; each runs ``depths / blocks`` times.
+        groups_first: slices of the tokens on the first pass of each block, one number per stage.
+        groups_later: the same on all later passes, where tokens are shuffled.
+        permutation: how they are shuffled in training: a name of
+            :data:`modwright.nn.token_mixers.sliced_attention.PERMUTATIONS`.
+        eval_permutation: the same in eval mode. The authors' code has "random" there, too, so its
+            answers change from call to call.
+        permutation_seed: of "fixed"; every block has an order of its own.
+        mlp_ratio: neurons per channel.
+        projections: a name of :data:`PROJECTIONS`: layers behind each pass, or one per block that
+            its passes share, or none. With the last two any number of loops can be run.
+        projection_ratio: neurons per channel in them.
+    """
+
+    model_type = "sret"
+
+    head_dim: int = 32
+    num_heads: list[int] | tuple[int, ...] = (2, 4, 8)
+    depths: list[int] | tuple[int, ...] = (4, 10, 6)
+    blocks: list[int] | tuple[int, ...] = (2, 5, 3)
+    groups_first: list[int] | tuple[int, ...] = (8, 4, 1)
+    groups_later: list[int] | tuple[int, ...] = (2, 1, 1)
+    permutation: str = "random"
+    eval_permutation: str = "fixed"
+    permutation_seed: int = 0
+    mlp_ratio: float | int = 3.6
+    projections: str = "per_pass"
+    projection_ratio: float | int = 1
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        stages = len(self.depths)
+        for name in ("num_heads", "blocks", "groups_first", "groups_later"):
+            if len(getattr(self, name)) != stages:
+                raise Refused(
+                    f"{name} has {len(getattr(self, name))} entries for {stages} stages of depths"
+                )
+        for name in (self.permutation, self.eval_permutation):
+            if name not in PERMUTATIONS:
+                raise unknown_name("permutation", name, PERMUTATIONS)
+        if self.projections not in PROJECTIONS:
+            raise unknown_name("kind of projections", self.projections, PROJECTIONS)
+        for s, (depth, blocks) in enumerate(zip(self.depths, self.blocks)):
+            if blocks < 1 or depth < 1 or depth % blocks:
+                raise Refused(
+                    f"{depth} passes of stage {s} cannot be shared out evenly to {blocks} blocks"
+                )
+        widths = self.widths
+        if widths[0] % 2:
+            raise Refused(f"the stem halves the first width, so it must be even, not {widths[0]}")
+        for s in range(1, stages):
+            if widths[s] % widths[s - 1]:
+                raise Refused(
+                    f"the width {widths[s]} of stage {s} is no multiple of the {widths[s - 1]} "
+                    "before it"
+                )
+        self.check_groups(self.size)
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels per stage."""
+        return [self.head_dim * heads for heads in self.num_heads]
+
+    @property
+    def loops(self) -> list[int]:
+        """Passes of each block, per stage."""
+        return [depth // blocks for depth, blocks in zip(self.depths, self.blocks)]
+
+    def grids(self, size: Grid) -> list[Grid]:
+        """Places of each stage for pictures of a size."""
+        halved = [size]
+        for _ in range(STEM_STEPS + len(self.depths) - 1):
+            height, width = halved[-1]
+            halved.append(((height + 1) // 2, (width + 1) // 2))
+        return halved[STEM_STEPS:]
+
+    def check_groups(self, size: Grid) -> None:
+        """Refuses pictures whose tokens cannot be sliced evenly."""
+        for s, (height, width) in enumerate(self.grids(size)):
+            passes = (self.groups_first[s], self.groups_later[s])
+            for groups in passes[: self.loops[s]]:
+                if groups < 1 or height * width % groups:
+                    raise Refused(
+                        f"{groups} groups do not divide the {height * width} tokens of stage {s} "
+                        f"({height} x {width}) of pictures of {size[0]} x {size[1]}"
+                    )
+
+
+class SReTForImageClassification(PyramidClassifier):
+    """The SReT pyramid with a classifier.
+
+    Positions are resized to pictures of another size than the config's.
+
+    Example:
+        >>> import torch
+        >>> sizes = {"head_dim": 4, "num_heads": [2, 4], "depths": [2, 2], "blocks": [1, 1]}
+        >>> sizes |= {"groups_first": [4, 1], "groups_later": [2, 1], "image_size": 32}
+        >>> model = SReTForImageClassification(SReTConfig(**sizes, num_labels=5))
+        >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
+        torch.Size([1, 5])
+    """
+
+    config_class = SReTConfig
+
+    def __init__(self, config: SReTConfig) -> None:
+        super().__init__(config)
+        widths = config.widths
+        first = widths[0]
+        rows = [Conv(out, 3, 2, 1, norm="bn2d", act="relu") for out in (first // 2, first, first)]
+        self.stem = nn.Sequential(
+            OrderedDict(
+                convs=ConvStem(config.num_channels, rows),
+                positions=LearnedGrid(first, config.grids(config.size)[0]),
+                drop=nn.Dropout(config.drop_rate),
+            )
+        )
+        rates = drop_path_rates(config.drop_path_rate, config.depths, endpoint=False)
+        self.stages = nn.ModuleList(_stage(config, s, row) for s, row in enumerate(rates))
+        self.norm = None
+        self.head = ClassifierHead(
+            widths[-1],
+            config.num_labels,
+            pool=config.global_pool,
+            norm=nn.LayerNorm(widths[-1], eps=EPS),
+            drop=config.drop_rate,
+        )
+        self.describe_features(widths, first_stride=2**STEM_STEPS)
+        self.post_init()
+
+    def check_pixels(self, pixel_values: Tensor) -> None:
+        super().check_pixels(pixel_values)
+        self.config.check_groups((pixel_values.shape[2], pixel_values.shape[3]))
+
+    def forward(
+        self, pixel_values: Tensor, *args: Any, num_loops: int | None = None, **more: Any
+    ) -> Any:
+        """As of every classifier, with another number of passes if one is said.
+
+        Args:
+            pixel_values: (B, C, H, W).
+            args: labels, and whether hidden states are given.
+            num_loops: passes of each block in this call. Projections of passes that are left out
+                are left out, too.
+            more: the same by name.
+        """
+        if num_loops is not None:
+            self._check_loops(num_loops)
+        with looping(self, num_loops):
+            return super().forward(pixel_values, *args, **more)
+
+    def _check_loops(self, loops: int) -> None:
+        try:
+            for part in self.modules():
+                if isinstance(part, RecursiveStage):
+                    part.check_loops(loops)
+        except ValueError as error:
+            raise Refused(str(error)) from None
+
+    def initialize_linear(self, linear: nn.Linear) -> None:
+        linear.reset_parameters()
+
+    @classmethod
+    def key_maps(cls, config: SReTConfig) -> dict[str, KeyMap]:
+        return {"official": _official(config)} if config.projections == "per_pass" else {}
+
+
+def _stage(config: SReTConfig, s: int, rates: list[float]) -> Stage:
+    dim, count, loops = config.widths[s], config.blocks[s], config.loops[s]
+    groups = (config.groups_first[s], config.groups_later[s])
+
+    def layer(mixer: nn.Module | None, ratio: float, rate: float = 0.0) -> Block:
+        mlp = Mlp(dim, int(dim * ratio))
+        return Block(
+            dim, mixer, mlp, lambda: nn.LayerNorm(dim, eps=EPS), drop_path=rate, scaled=True
+        )
+
+    def attention(index: int) -> nn.Module:
+        return SlicedAttention(
+            dim,
+            config.num_heads[s],
+            groups,
+            permutation=config.permutation,
+            eval_permutation=config.eval_permutation,
+            seed=config.permutation_seed + sum(config.blocks[:s]) + index,
+        )
+
+    # a block has the rate of its own place in the stage, not one for each of its passes
+    blocks = [layer(attention(r), config.mlp_ratio, rates[r]) for r in range(count)]
+    behind = PROJECTIONS[config.projections](count, config.depths[s])
+    projections = [layer(None, config.projection_ratio) for _ in range(behind)]
+    before = config.widths[s - 1] if s else 0
+    return Stage(
+        RecursiveStage(blocks, projections, loops),
+        layout="tokens",
+        downsample=Downsample(before, dim, groups=before) if s else None,
+    )
+
+
+# Names in the authors' repository, szq0214/SReT
+
+_BLOCK = {
+    "norm1": "norm1",
+    "norm2": "norm2",
+    "attn.qkv": "mixer.qkv",
+    "attn.proj": "mixer.proj",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "coefficient1.bias": "res1.alpha",
+    "coefficient2.bias": "res1.beta",
+    "coefficient3.bias": "res2.alpha",
+    "coefficient4.bias": "res2.beta",
+}
+_PROJECTION = {
+    "norm1": "norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+    "coefficient1.bias": "res2.alpha",
+    "coefficient2.bias": "res2.beta",
+}
+
+
+def _official(config: SReTConfig) -> KeyMap:
+    """Passes and projections take turns in one list; a shared block has a name for each pass."""
+    rules = [Rule("pos_embed", "stem.positions.table")]
+    aliases: dict[str, str] = {}
+    for n in range(STEM_STEPS):
+        rules.append(Rule(f"patch_embed.conv{n + 1}", f"stem.convs.conv{n}"))
+        rules.append(Rule(f"patch_embed.bn{n + 1}", f"stem.convs.norm{n}"))
+    for s, loops in enumerate(config.loops):
+        theirs, ours = f"transformers.{s}.blocks", f"stages.{s}.blocks"
+        if s:
+            rules.append(Rule(f"pools.{s - 1}.conv", f"stages.{s}.downsample.conv"))
+        for p in range(config.depths[s]):
+            first = f"{theirs}.{2 * (p - p % loops)}"
+            if p % loops:
+                aliases[f"{theirs}.{2 * p}"] = first
+            else:
+                block = f"{ours}.shared.{p // loops}"
+                rules += [Rule(f"{first}.{there}", f"{block}.{o}") for there, o in _BLOCK.items()]
+            behind, layer = f"{theirs}.{2 * p + 1}", f"{ours}.projections.{p}"
+            rules += [Rule(f"{behind}.{there}", f"{layer}.{o}") for there, o in _PROJECTION.items()]
+    rules += [Rule("norm", "head.norm"), Rule("head", "head.fc")]
+    return KeyMap(tuple(rules), aliases=aliases)
+
+
+_WHOLE = {"groups_first": (1, 1, 1), "groups_later": (1, 1, 1), "drop_path_rate": 0.0}
+_SLICED = {"drop_path_rate": 0.1}
+_LT = {"mlp_ratio": 4.0}
+_S = {"head_dim": 42, "num_heads": (3, 6, 12), "mlp_ratio": 3.0, "projection_ratio": 2}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "sret_t": _SLICED,
+    "sret_t_wo_slice": _WHOLE,
+    "sret_t_wo_slice_384": {**_WHOLE, "image_size": 384},
+    "sret_lt": {**_LT, **_SLICED},
+    "sret_lt_wo_slice": {**_LT, **_WHOLE},
+    "sret_lt_fine_slice": {
+        **_LT,
+        **_SLICED,
+        "groups_first": (16, 14, 1),
+        "groups_later": (1, 1, 1),
+    },
+    "sret_s": {**_S, **_SLICED},
+    "sret_s_wo_slice": {**_S, **_WHOLE},
+    "sret_s_wo_slice_384": {**_S, **_WHOLE, "image_size": 384},
+    "sret_s_wo_slice_512": {**_S, **_WHOLE, "image_size": 512},
+}
+
+register_architecture(SReTConfig, SReTForImageClassification, VARIANTS)

@@ -1,0 +1,108 @@
+"""Two streams, one inside the other: words of each patch, and a sentence token per patch.
+
+Axes: B pictures, N patches of a picture, m words of a patch, c channels of a word, d of a sentence.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from modwright.nn.block import Block
+from modwright.nn.layouts import Grid
+
+__all__ = ["NestedBlock", "WordsToSentence"]
+
+Streams = tuple[Tensor, Tensor]
+
+
+class WordsToSentence(nn.Module):
+    """All words of a patch, one after the other, mapped to what is said to its sentence token.
+
+    Args:
+        inner_dim: c.
+        words: m.
+        outer_dim: d.
+        bias: of the map.
+        per_word: the norm before the map is over the channels of each word, not over all of them.
+        last_norm: there is a norm behind the map.
+        eps: of the norms.
+
+    Shapes:
+        (B N, m, c) with the number of pictures B -> (B, N, d).
+
+    Example:
+        >>> import torch
+        >>> WordsToSentence(4, 16, 24)(torch.zeros(6, 16, 4), pictures=2).shape
+        torch.Size([2, 3, 24])
+    """
+
+    def __init__(
+        self,
+        inner_dim: int,
+        words: int,
+        outer_dim: int,
+        *,
+        bias: bool = False,
+        per_word: bool = False,
+        last_norm: bool = True,
+        eps: float = 1e-5,
+    ) -> None:
+        super().__init__()
+        self.per_word = per_word
+        self.norm1 = nn.LayerNorm(inner_dim if per_word else words * inner_dim, eps=eps)
+        self.proj = nn.Linear(words * inner_dim, outer_dim, bias=bias)
+        self.norm2 = nn.LayerNorm(outer_dim, eps=eps) if last_norm else None
+
+    def forward(self, words: Tensor, pictures: int) -> Tensor:
+        x = self.norm1(words).flatten(1) if self.per_word else self.norm1(words.flatten(1))
+        x = self.proj(x)
+        x = x if self.norm2 is None else self.norm2(x)
+        return x.unflatten(0, (pictures, -1))
+
+
+class NestedBlock(nn.Module):
+    """A block over the words of each patch, and one over the sentences (arXiv 2103.00112).
+
+    In between, each patch's words are added to its sentence token. Prefix tokens get none.
+
+    Args:
+        inner: over words; None lets them pass and adds nothing to the sentences.
+        fuse: from words to what is added; None exactly where ``inner`` is None.
+        outer: over sentences, prefix tokens included.
+        prefix: tokens that stand for no patch.
+
+    Shapes:
+        words (B N, m, c) and sentences (B, prefix + N, d), with the grid of the patches -> the
+        same two.
+
+    Raises:
+        ValueError: one of ``inner`` and ``fuse`` without the other.
+
+    Example:
+        >>> import torch
+        >>> from modwright.nn.channel_mixers.mlp import Mlp
+        >>> inner, outer = (Block(d, None, Mlp(d, d), lambda: nn.Identity()) for d in (4, 8))
+        >>> block = NestedBlock(inner, WordsToSentence(4, 9, 8), outer)
+        >>> words, sentences = block((torch.zeros(2, 9, 4), torch.zeros(1, 3, 8)), (1, 2))
+        >>> sentences.shape
+        torch.Size([1, 3, 8])
+    """
+
+    def __init__(
+        self, inner: Block | None, fuse: WordsToSentence | None, outer: Block, prefix: int = 1
+    ) -> None:
+        super().__init__()
+        if (inner is None) != (fuse is None):
+            raise ValueError("a block over words and the way to the sentences come together")
+        self.inner, self.fuse, self.outer = inner, fuse, outer
+        self.prefix = prefix
+
+    def forward(self, streams: Streams, grid: Grid) -> Streams:
+        words, sentences = streams
+        if self.inner is not None and self.fuse is not None:
+            # each patch is a picture of its own to the inner block: one row of words
+            words = self.inner(words, (1, words.shape[1]))
+            said = self.fuse(words, len(sentences))
+            # not in place: the sentences may be needed again when activations are recomputed
+            sentences = sentences + nn.functional.pad(said, (0, 0, self.prefix, 0))
+        return words, self.outer(sentences, grid)

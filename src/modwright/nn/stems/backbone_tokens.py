@@ -1,0 +1,179 @@
+"""Maps of several scales as one small set of tokens per cell of the coarsest (arXiv 2506.12982).
+
+Axes: B pictures, P cells, T tokens of a cell, D channels. Maps come as a backbone gives them: the
+finest first, each twice as coarse as the one before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from modwright.nn.layouts import Grid, to_tokens
+from modwright.nn.stems.conv_stem import Conv, ConvStem
+
+__all__ = [
+    "ChannelToken",
+    "MultiScalePatchTokens",
+    "PointwiseProjection",
+    "cell_positions",
+    "gather_cells",
+    "naive_gather_cells",
+]
+
+
+def cell_positions(grid: Grid, factor: int, column_first: bool = False) -> Tensor:
+    """Places under each cell: (P, factor ** 2) indices of a row-major map.
+
+    Args:
+        grid: of the cells.
+        factor: places under a cell along one side.
+        column_first: they go down the columns instead of along the rows.
+
+    Example:
+        >>> cell_positions((1, 2), 2, column_first=True).tolist()
+        [[0, 4, 1, 5], [2, 6, 3, 7]]
+    """
+    height, width = grid
+    places = torch.arange(height * width * factor**2).reshape(1, 1, height * factor, width * factor)
+    return gather_cells(places, grid, column_first)[0, :, :, 0]
+
+
+def gather_cells(x: Tensor, grid: Grid, column_first: bool = False) -> Tensor:
+    """(B, C, H, W) -> (B, P, (H / grid height) ** 2, C): what lies under each cell.
+
+    Raises:
+        ValueError: the map is not the grid refined by one whole factor.
+    """
+    height, width = x.shape[2:]
+    factor = height // grid[0]
+    if factor < 1 or (height, width) != (factor * grid[0], factor * grid[1]):
+        raise ValueError(
+            f"a map of {height} x {width} is no whole refinement of {grid[0]} x {grid[1]} cells"
+        )
+    split = x.unflatten(3, (grid[1], factor)).unflatten(2, (grid[0], factor))
+    order = (0, 2, 4, 5, 3, 1) if column_first else (0, 2, 4, 3, 5, 1)
+    return split.permute(order).flatten(3, 4).flatten(1, 2)
+
+
+def naive_gather_cells(x: Tensor, grid: Grid, column_first: bool = False) -> Tensor:
+    """:func:`gather_cells` place by place."""
+    factor = x.shape[2] // grid[0]
+    places = [(i, j) for i in range(factor) for j in range(factor)]
+    if column_first:
+        places = [(j, i) for i, j in places]
+    cells = [
+        torch.stack([x[:, :, r * factor + i, c * factor + j] for i, j in places], dim=1)
+        for r in range(grid[0])
+        for c in range(grid[1])
+    ]
+    return torch.stack(cells, dim=1)
+
+
+class PointwiseProjection(nn.Conv2d):
+    """A 1 x 1 convolution that starts from Kaiming's normal distribution and almost no bias."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, 1)
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight)
+        if self.bias is not None:
+            nn.init.normal_(self.bias, std=1e-6)
+
+
+class MultiScalePatchTokens(nn.Module):
+    """Projects each map, and gathers under every cell of the last one, the coarsest map first.
+
+    The map next to the coarsest goes down its columns, all others go along their rows, as the
+    released code has it: positions that were learned for one order do not fit another.
+
+    Args:
+        channels: of each map.
+        dim: D.
+        grid: of the cells; any unless it is said.
+
+    Shapes:
+        One (B, C, H, W) per map -> (B, P, T, D), T = 1 + 4 + 16 + ...
+
+    Raises:
+        ValueError: another number of maps, a map that is not twice as fine as the next, or another
+            grid than the one that was said.
+
+    Example:
+        >>> maps = [torch.zeros(2, 4, 8, 8), torch.zeros(2, 6, 4, 4)]
+        >>> MultiScalePatchTokens([4, 6], 8)(maps).shape
+        torch.Size([2, 16, 5, 8])
+    """
+
+    def __init__(self, channels: Sequence[int], dim: int, grid: Grid | None = None) -> None:
+        super().__init__()
+        self.grid = grid
+        self.projections = nn.ModuleList(PointwiseProjection(width, dim) for width in channels)
+
+    @property
+    def tokens(self) -> int:
+        """T."""
+        return int(sum(4**step for step in range(len(self.projections))))
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        if len(features) != len(self.projections):
+            raise ValueError(f"{len(self.projections)} maps are wanted, not {len(features)}")
+        grid = (features[-1].shape[2], features[-1].shape[3])
+        if self.grid is not None and grid != self.grid:
+            raise ValueError(
+                f"the last map must be {self.grid[0]} x {self.grid[1]}, not {grid[0]} x {grid[1]}"
+            )
+        found = []
+        for step, (project, x) in enumerate(zip(reversed(self.projections), reversed(features))):
+            size, wanted = tuple(x.shape[2:]), (grid[0] * 2**step, grid[1] * 2**step)
+            if size != wanted:
+                raise ValueError(
+                    f"the map {step} before the last must be {wanted[0]} x {wanted[1]}, "
+                    f"not {size[0]} x {size[1]}"
+                )
+            found.append(gather_cells(project(x), grid, column_first=step == 1))
+        return torch.cat(found, dim=2)
+
+
+class ChannelToken(nn.Module):
+    """A token per cell, made of the channels of all maps brought to the coarsest one's size.
+
+    Each map passes as many strided convolutions as it takes, and a maximum over 2 x 2 places last;
+    the maps side by side then pass four convolutions with batch norm and ReLU.
+
+    Args:
+        channels: of each map, the finest first.
+        dim: D.
+
+    Shapes:
+        One (B, C, H, W) per map -> (B, P, 1, D).
+
+    Raises:
+        ValueError: another number of maps.
+
+    Example:
+        >>> maps = [torch.zeros(2, 4, 8, 8), torch.zeros(2, 6, 4, 4)]
+        >>> ChannelToken([4, 6], 8)(maps).shape
+        torch.Size([2, 16, 1, 8])
+    """
+
+    def __init__(self, channels: Sequence[int], dim: int) -> None:
+        super().__init__()
+        deepest = len(channels) - 1
+        self.shrink = nn.ModuleList(
+            ConvStem(width, [Conv(width, 3, 2, 1)] * max(deepest - index - 1, 0))
+            for index, width in enumerate(channels)
+        )
+        self.pool = nn.MaxPool2d(2)
+        row = Conv(dim, 3, 1, 1, norm="bn2d", act="relu")
+        self.merge = ConvStem(sum(channels), [row] * 4)
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        if len(features) != len(self.shrink):
+            raise ValueError(f"{len(self.shrink)} maps are wanted, not {len(features)}")
+        small = [self.pool(shrink(x)) for shrink, x in zip(self.shrink, features[:-1])]
+        merged = self.merge(torch.cat([*small, features[-1]], dim=1))
+        return to_tokens(merged)[:, :, None]

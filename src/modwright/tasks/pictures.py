@@ -1,0 +1,249 @@
+"""Labelled pictures for training and measuring classifiers: deterministic, offline.
+
+Axes: N pictures, C channels, H height, W width.
+"""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modwright.errors import CheckpointError, Refused
+
+__all__ = ["Pictures", "digits", "folder_pictures", "idx_pictures", "read_idx"]
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
+# Type codes of idx files; the numbers in them are big-endian.
+_IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_FASHION = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures in memory, ready for a model: a dataset as transformers' Trainer takes it.
+
+    Attributes:
+        name: what they are, with the split and the size.
+        pixels: (N, C, H, W), normalized.
+        labels: (N,) indices of classes.
+        classes: names, in the order of the indices.
+
+    Example:
+        >>> labels = torch.tensor([0, 1, 1, 0])
+        >>> pictures = Pictures("none", torch.zeros(4, 3, 8, 8), labels, ("a", "b"))
+        >>> len(pictures.take(2)), pictures[1]["labels"]
+        (2, tensor(1))
+    """
+
+    name: str
+    pixels: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
+
+    def take(self, count: int) -> Pictures:
+        """The first ``count`` of them.
+
+        Raises:
+            Refused: there are not as many.
+        """
+        if not 1 <= count <= len(self):
+            raise Refused(f"{self.name} has {len(self)} pictures, not {count}")
+        name = f"{self.name}, first {count}"
+        return Pictures(name, self.pixels[:count], self.labels[:count], self.classes)
+
+
+def _prepared(raw: Tensor, side: int, channels: int, mean: float, spread: float) -> Tensor:
+    """(N, C, H, W) from 0 to 1 -> resized, with as many channels as are wanted, normalized."""
+    if raw.shape[-2:] != (side, side):
+        raw = F.interpolate(raw, size=(side, side), mode="bilinear", align_corners=False)
+    if raw.shape[1] == 1:
+        raw = raw.expand(-1, channels, -1, -1)
+    return ((raw - mean) / spread).contiguous()
+
+
+def digits(
+    side: int = 32, channels: int = 3, train: int = 1297, seed: int = 0
+) -> tuple[Pictures, Pictures]:
+    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn brings, made larger.
+
+    Args:
+        side: of the pictures, in pixels.
+        channels: copies of the one channel.
+        train: how many of a permutation are for training; the others are for testing.
+        seed: of the permutation.
+
+    Raises:
+        Refused: scikit-learn is not installed, or nothing is left for one of the splits.
+
+    Example:
+        >>> train, test = digits(side=16)
+        >>> len(train), len(test), train.pixels.shape[1:]
+        (1297, 500, torch.Size([3, 16, 16]))
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise Refused("the digits come with scikit-learn: pip install scikit-learn") from None
+    found: Any = load_digits()
+    count = len(found.target)
+    if not 1 <= train < count:
+        raise Refused(f"of {count} digits 1 to {count - 1} can be for training, not {train}")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    raw = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16
+    pixels = _prepared(raw, side, channels, 0.3, 0.35)
+    labels = torch.tensor(found.target, dtype=torch.long)[order]
+    classes = tuple(str(digit) for digit in range(10))
+
+    def part(split: str, of: slice) -> Pictures:
+        name = f"digits, {split}, seed {seed}, {side} x {side}"
+        return Pictures(name, pixels[of], labels[of], classes)
+
+    return part("train", slice(train)), part("test", slice(train, None))
+
+
+def read_idx(path: str | Path) -> Tensor:
+    """The numbers of an idx file, the format of MNIST and Fashion-MNIST; gzipped or not.
+
+    Raises:
+        CheckpointError: there is no such file, or it is no idx file.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    try:
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        zero, kind, axes = struct.unpack(">HBB", data[:4])
+        shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
+        numbers = np.frombuffer(data, _IDX_TYPES[kind], offset=4 + 4 * axes).reshape(shape)
+    except (struct.error, KeyError, ValueError, EOFError, gzip.BadGzipFile):
+        raise CheckpointError(f"{path} is no whole idx file") from None
+    if zero:
+        raise CheckpointError(f"{path} is no whole idx file")
+    return torch.from_numpy(numbers.astype(numbers.dtype.newbyteorder("=")))
+
+
+def idx_pictures(
+    folder: str | Path,
+    side: int = 32,
+    channels: int = 3,
+    classes: Sequence[str] = _FASHION,
+) -> tuple[Pictures, Pictures]:
+    """Training and test pictures of a folder that holds the four files of (Fashion-)MNIST.
+
+    Debian's package ``dataset-fashion-mnist`` puts them into /usr/share/dataset-fashion-mnist.
+
+    Args:
+        folder: with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same beginning
+            with ``t10k``; each may end in ``.gz``.
+        side: of the pictures, in pixels.
+        channels: copies of the one channel.
+        classes: names of the labels; those of Fashion-MNIST unless they are said.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+        Refused: pictures and labels do not go together.
+    """
+    folder = Path(folder)
+
+    def part(split: str, start: str) -> Pictures:
+        images, labels = (
+            read_idx(_present(folder, f"{start}-{kind}"))
+            for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        )
+        if len(images) != len(labels):
+            raise Refused(f"{folder}: {len(images)} pictures, but {len(labels)} labels ({start})")
+        if int(labels.max()) >= len(classes):
+            raise Refused(f"{folder}: label {int(labels.max())}, but {len(classes)} classes")
+        pixels = _prepared(images[:, None].float() / 255, side, channels, 0.286, 0.353)
+        name = f"{folder.name}, {split}, {side} x {side}"
+        return Pictures(name, pixels, labels.long(), tuple(classes))
+
+    return part("train", "train"), part("test", "t10k")
+
+
+def _present(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise CheckpointError(f"{folder} has no {name} or {name}.gz")
+
+
+def folder_pictures(
+    folder: str | Path, side: int = 224, test: float = 0.2, seed: int = 0
+) -> tuple[Pictures, Pictures]:
+    """Pictures of a folder with one folder per class.
+
+    Each is resized so that its shorter side fits, and the middle is taken.
+
+    Args:
+        folder: its folders are the classes, by name; files in them are the pictures.
+        side: of the pictures, in pixels.
+        test: share that is for testing, of a permutation of all.
+        seed: of the permutation.
+
+    Raises:
+        Refused: there are fewer than two classes, or too few pictures for two splits.
+        CheckpointError: a file is no picture.
+    """
+    folder = Path(folder)
+    classes = sorted(path.name for path in folder.glob("*") if path.is_dir())
+    files = [
+        (path, index)
+        for index, name in enumerate(classes)
+        for path in sorted((folder / name).rglob("*"))
+        if path.suffix.lower() in _SUFFIXES
+    ]
+    held_out = round(len(files) * test)
+    if len(classes) < 2:
+        raise Refused(f"{folder} has {len(classes)} folders of pictures: classes are 2 or more")
+    if not 1 <= held_out < len(files):
+        raise Refused(f"{folder}: {len(files)} pictures cannot be split at {test:g}")
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
+    raw = torch.stack([_middle(files[i][0], side) for i in order])
+    pixels = _prepared(raw, side, 3, 0.45, 0.225)
+    labels = torch.tensor([files[i][1] for i in order])
+
+    def part(split: str, of: slice) -> Pictures:
+        name = f"{folder.name}, {split}, seed {seed}, {side} x {side}"
+        return Pictures(name, pixels[of], labels[of], tuple(classes))
+
+    return part("train", slice(held_out, None)), part("test", slice(held_out))
+
+
+def _middle(path: Path, side: int) -> Tensor:
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            fitted = ImageOps.fit(opened.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
+    except (UnidentifiedImageError, OSError):
+        raise CheckpointError(f"{path} is no picture that can be read") from None
+    return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255

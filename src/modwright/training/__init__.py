@@ -1,0 +1,18 @@
+"""How weights are learned: objectives on transformers' Trainer."""
+
+from modwright.training.fitting import Fitted, Settings, accuracy, fit
+from modwright.training.objectives import CrossEntropy, Distillation, Objective, soft_cross_entropy
+from modwright.training.trainer import AveragedWeights, ObjectiveTrainer
+
+__all__ = [
+    "AveragedWeights",
+    "CrossEntropy",
+    "Distillation",
+    "Fitted",
+    "Objective",
+    "ObjectiveTrainer",
+    "Settings",
+    "accuracy",
+    "fit",
+    "soft_cross_entropy",
+]

@@ -1,0 +1,175 @@
+"""Trains a classifier of pictures and measures it, in one call."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PrinterCallback, TrainingArguments
+
+from modwright.errors import Refused
+from modwright.tasks.pictures import Pictures
+from modwright.training.objectives import CrossEntropy, Objective
+from modwright.training.trainer import AveragedWeights, ObjectiveTrainer
+
+__all__ = ["Fitted", "Settings", "accuracy", "fit"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a model is trained.
+
+    Attributes:
+        epochs: passes over the pictures.
+        batch_size: pictures of a step.
+        learning_rate: its height.
+        weight_decay: of weights of more than one axis.
+        warmup: share of the steps in which the learning rate rises.
+        schedule: "one_cycle", or a name that transformers has: "cosine", "linear", "constant".
+        clip: the norm that gradients are cut at.
+        seed: of the order of pictures and of everything random in training.
+        average: decay of a running mean of the weights, which the result gets; None has none.
+        more: further arguments of ``transformers.TrainingArguments``, as ``bf16``, ``report_to``.
+    """
+
+    epochs: float = 10
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    schedule: str = "one_cycle"
+    clip: float = 1.0
+    seed: int = 0
+    average: float | None = None
+    more: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise Refused(f"{name} is above 0, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What came of a training.
+
+    Attributes:
+        accuracy: share of test pictures whose best class is right; None without test pictures.
+        losses: (step, mean loss since the last entry), as they were logged.
+        steps: optimizer steps.
+        seconds: of the training.
+        parameters: of the model, those that are trained.
+    """
+
+    accuracy: float | None
+    losses: tuple[tuple[int, float], ...]
+    steps: int
+    seconds: float
+    parameters: int
+
+
+def fit(
+    model: Any,
+    train: Pictures,
+    test: Pictures | None = None,
+    settings: Settings | None = None,
+    objective: Objective | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+) -> Fitted:
+    """Trains a classifier in place.
+
+    Args:
+        model: takes ``pixel_values`` and gives ``logits``.
+        train: what it learns from.
+        test: what it is measured on at the end.
+        settings: how long and how fast.
+        objective: cross-entropy unless it is said.
+        output: a directory for checkpoints and logs; nothing is kept without one.
+        resume: goes on from the newest checkpoint in ``output``.
+
+    Raises:
+        Refused: the model has fewer classes than the pictures, or there is nothing to resume.
+
+    Example:
+        >>> from modwright.models import create_model
+        >>> from modwright.tasks.pictures import digits
+        >>> train, test = digits()
+        >>> model = create_model("poolformer_s12", num_classes=10, depths=[1, 1], widths=[8, 16])
+        >>> fitted = fit(model, train.take(64), test.take(50), Settings(epochs=1))
+        >>> fitted.steps, 0 <= fitted.accuracy <= 1
+        (1, True)
+    """
+    settings = settings or Settings()
+    if model.config.num_labels < len(train.classes):
+        raise Refused(
+            f"the model has {model.config.num_labels} classes, the pictures {len(train.classes)}"
+        )
+    if resume and (output is None or not list(Path(output).glob("checkpoint-*"))):
+        raise Refused(f"{output} holds no checkpoint to resume from")
+    averaged = None if settings.average is None else AveragedWeights(settings.average)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = ObjectiveTrainer(
+            model,
+            _arguments(settings, str(output or scratch), keep=output is not None),
+            train_dataset=train,
+            objective=objective or CrossEntropy(),
+            one_cycle=settings.schedule == "one_cycle",
+            callbacks=[] if averaged is None else [averaged],
+        )
+        if output is None:  # what Trainer prints where it shows no bar
+            trainer.remove_callback(PrinterCallback)
+        began = time.perf_counter()
+        done = trainer.train(resume_from_checkpoint=resume)
+        seconds = time.perf_counter() - began
+    if averaged is not None:
+        model.load_state_dict(averaged.mean)
+    model.eval()
+    history = trainer.state.log_history
+    return Fitted(
+        None if test is None else accuracy(model, test),
+        tuple((entry["step"], entry["loss"]) for entry in history if "loss" in entry),
+        done.global_step,
+        seconds,
+        sum(p.numel() for p in model.parameters() if p.requires_grad),
+    )
+
+
+def _arguments(settings: Settings, directory: str, keep: bool) -> TrainingArguments:
+    own_schedule = settings.schedule == "one_cycle"
+    given: dict[str, Any] = {
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "learning_rate": settings.learning_rate,
+        "weight_decay": settings.weight_decay,
+        "max_grad_norm": settings.clip,
+        "seed": settings.seed,
+        "lr_scheduler_type": "constant" if own_schedule else settings.schedule,
+        "warmup_steps": 0 if own_schedule else settings.warmup,
+        "logging_steps": 10,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "epoch" if keep else "no",
+        "report_to": [],
+        "disable_tqdm": not keep,
+        "use_cpu": not torch.cuda.is_available(),
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(output_dir=directory, **{**given, **settings.more})
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, pictures: Pictures, batch_size: int = 256) -> float:
+    """Share of pictures whose best class is right; in the mode that the model is in."""
+    right = 0
+    device = next(model.parameters()).device
+    for start in range(0, len(pictures), batch_size):
+        batch = slice(start, start + batch_size)
+        logits: Tensor = model(pixel_values=pictures.pixels[batch].to(device)).logits
+        right += int((logits.argmax(-1).cpu() == pictures.labels[batch]).sum())
+    return right / len(pictures)

@@ -1,0 +1,108 @@
+"""transformers' Trainer with an objective of ours, and averaged weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from modwright.training.objectives import Objective
+
+__all__ = ["AveragedWeights", "ObjectiveTrainer"]
+
+
+class ObjectiveTrainer(Trainer):
+    """Minimizes an objective. Resuming, mixed precision, logging and processes are transformers'.
+
+    Weights of one axis (biases, gains, scales) do not decay, nor what the model names in
+    ``no_weight_decay()``.
+
+    Args:
+        objective: called with the model and a batch.
+        one_cycle: the learning rate rises to its height over the first part of the steps and falls
+            to nothing (torch's OneCycleLR) instead of following the schedule of the arguments.
+
+    All other arguments are those of ``transformers.Trainer``.
+    """
+
+    def __init__(
+        self, *args: Any, objective: Objective, one_cycle: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective, self.one_cycle = objective, one_cycle
+        self.named: dict[str, list[float]] = {}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        loss, named = self.objective(model, inputs)
+        for name, value in named.items():
+            self.named.setdefault(name, []).append(float(value))
+        if self.args.n_gpu > 1:
+            loss = loss.mean()
+        return (loss, None) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the means of the objective's named numbers since the last time."""
+        means = {name: sum(values) / len(values) for name, values in self.named.items() if values}
+        self.named.clear()
+        super().log({**logs, **means}, *args, **kwargs)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        named: Any = getattr(model, "no_weight_decay", set)
+        spared = named()
+        return [n for n, p in model.named_parameters() if p.dim() > 1 and n not in spared]
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        made: Any = getattr(self, "lr_scheduler", None)
+        if not self.one_cycle or made is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler: Any = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer if optimizer is None else optimizer,
+            self.args.learning_rate,
+            total_steps=num_training_steps,
+        )
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+
+class AveragedWeights(TrainerCallback):
+    """Keeps a running mean of the weights while a model is trained.
+
+    Args:
+        decay: what is kept of the mean in each step. The first steps count for more: in step n at
+            most (1 + n) / (10 + n) is kept.
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        self.decay = decay
+        self.mean: dict[str, Tensor] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        model: nn.Module = kwargs["model"]
+        step = state.global_step
+        kept = min(self.decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if name not in self.mean or not tensor.is_floating_point():
+                    self.mean[name] = tensor.detach().clone()
+                else:
+                    self.mean[name].lerp_(tensor, 1 - kept)
+
+    @contextmanager
+    def applied_to(self, model: nn.Module) -> Iterator[None]:
+        """Puts the mean into a model while the context lasts."""
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        model.load_state_dict(self.mean)
+        try:
+            yield
+        finally:
+            model.load_state_dict(before)

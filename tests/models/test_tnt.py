@@ -1,0 +1,343 @@
+"""TNT (arXiv 2103.00112): counts, two streams, words of a patch, older forms, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from modwright.cost import forward_macs
+from modwright.errors import Refused
+from modwright.models import create_model, import_weights, to_layout
+from modwright.models.architectures.tnt import TNTConfig, TNTForImageClassification
+from modwright.nn.block import Block
+from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.nested_block import NestedBlock, WordsToSentence
+from modwright.nn.squeeze_excite import SqueezeExcite
+from modwright.nn.stems.patch_words import PatchWords, cut_patches
+from modwright.nn.token_mixers.self_attention import naive_attention
+
+# name: (parameters, MACs in billions); None where nobody gives it
+COUNTS: dict[str, tuple[int, float | None]] = {
+    "tnt_ti_patch16_224": (6_076_408, 1.404),
+    "tnt_s_patch16_224": (23_768_584, 5.217),
+    "tnt_b_patch16_224": (65_428_680, 14.049),
+    "tnt_s_patch16_384": (23_914_504, 17.306),
+    "tnt_s_legacy_patch16_224": (23_755_336, None),
+    "tnt_s_se_patch16_224": (24_668_296, 5.218),
+    "tnt_s_1_patch16_224": (22_519_432, 4.793),
+    "tnt_s_2_patch16_224": (22_363_288, 4.740),
+    "tnt_s_3_patch16_224": (22_207_144, 4.687),
+    "tnt_s_4_patch16_224": (22_051_000, 4.634),
+    "tnt_s_words64_patch16_224": (23_686_000, 5.108),
+    "tnt_s_words4_patch16_224": (25_032_040, 5.976),
+}
+
+
+def small(**fields: Any) -> TNTForImageClassification:
+    torch.manual_seed(0)
+    chosen = {"image_size": 16, "patch_size": 8, "inner_stride": 2, "inner_dim": 4, "depth": 2}
+    chosen |= {"outer_dim": 16, "inner_heads": 2, "outer_heads": 2, "num_labels": 5}
+    model = TNTForImageClassification(TNTConfig(**{**chosen, **fields})).eval()
+    with torch.no_grad():  # so that streams and norms are far from their start
+        for parameter in model.parameters():
+            parameter.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameters_and_products_are_those_of_the_released_code(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+    parameters, macs = COUNTS[name]
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    if macs is not None:
+        assert forward_macs(model, 1, 3, *model.config.size) / 1e9 == pytest.approx(macs, rel=1e-3)
+
+
+def test_the_inner_stream_adds_little_to_a_plain_transformer() -> None:
+    with torch.device("meta"):
+        nested, plain = create_model("tnt_s_patch16_224"), create_model("deit_small_patch16_224")
+    ratio = forward_macs(nested, 1, 3, 224, 224) / forward_macs(plain, 1, 3, 224, 224)
+    assert ratio == pytest.approx(1.134, abs=2e-3)
+
+
+# Words
+
+
+@pytest.mark.parametrize(("patch", "stride"), [(8, 2), (8, 3), (4, 4)])
+def test_patches_are_convolved_one_by_one(patch: int, stride: int) -> None:
+    x = torch.randn(2, 3, 2 * patch, 3 * patch, requires_grad=True)
+    stem = PatchWords(3, 6, patch=patch, stride=stride)
+    loop = [
+        stem.conv(picture[None, :, top : top + patch, left : left + patch]).flatten(2).mT
+        for picture in x
+        for top in range(0, 2 * patch, patch)
+        for left in range(0, 3 * patch, patch)
+    ]
+    naive, fast = torch.cat(loop), stem(x)
+    assert fast.shape == (12, stem.words, 6)
+    assert torch.allclose(fast, naive, atol=1e-6)
+    upstream = torch.randn_like(fast)
+    one, two = (torch.autograd.grad(y, x, upstream, retain_graph=True)[0] for y in (fast, naive))
+    assert torch.allclose(one, two, atol=1e-5)
+
+
+def test_the_legacy_stem_sees_over_the_borders_of_patches() -> None:
+    x = torch.randn(1, 3, 16, 16)
+    cut, whole = (PatchWords(3, 4, patch=8, stride=2, whole=flag) for flag in (False, True))
+    whole.load_state_dict(cut.state_dict())
+    one, two = (stem(x).unflatten(1, (4, 4)) for stem in (cut, whole))
+    same = (one - two).abs().amax((0, 3)) < 1e-6
+    assert same.nonzero().tolist() == [[2, 2]]  # its 7 x 7 pixels alone lie inside the patch
+    assert whole(x).equal(cut_patches(whole.conv(x), 4).flatten(2).mT)
+    with pytest.raises(ValueError, match="a stride of 3 does not divide a patch of 8"):
+        PatchWords(3, 4, patch=8, stride=3, whole=True)
+    with pytest.raises(ValueError, match="a kernel of 4 has no middle"):
+        PatchWords(3, 4, kernel_size=4)
+    with pytest.raises(ValueError, match="patches of 8 do not fill a map of 16 x 20"):
+        cut(torch.zeros(1, 3, 16, 20))
+
+
+def test_words_of_one_patch_know_nothing_of_another() -> None:
+    model = small(image_size=[16, 24])
+    x = torch.randn(1, 3, 16, 24, requires_grad=True)
+    stream, grid = model.embed(x)
+    words, _ = model.blocks(stream, grid)
+    for patch in range(6):
+        (found,) = torch.autograd.grad(words[patch].square().sum(), x, retain_graph=True)
+        per_patch = cut_patches(found, 8).abs().amax((1, 2, 3))
+        assert per_patch[patch] > 0
+        assert per_patch[[p for p in range(6) if p != patch]].eq(0).all()
+
+
+def test_inner_drop_path_drops_patches_not_pictures() -> None:
+    model = small(drop_path_rate=1.0).train()
+    words, sentences = torch.randn(32, 16, 4), torch.randn(1, 33, 16)
+    model.blocks[1].inner.drop_path.rate = 0.5
+    after, _ = model.blocks[1]((words, sentences), (4, 8))
+    same = (after == words).flatten(1).all(1)
+    assert same.any() and not same.all()
+
+
+# The nested block
+
+
+def naive_block(block: Block, x: Tensor) -> Tensor:
+    attention = block.mixer
+    qk, v = attention.qk(block.norm1(x)), attention.v(block.norm1(x))
+    q, k = qk.chunk(2, dim=2)
+    heads = [
+        naive_attention(*parts, attention.scale)
+        for parts in zip(*(z.chunk(attention.num_heads, dim=2) for z in (q, k, v)))
+    ]
+    x = x + attention.proj(torch.cat(heads, dim=2))
+    return x + block.mlp(block.norm2(x))
+
+
+def naive_nested(block: NestedBlock, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
+    words = naive_block(block.inner, words)
+    pictures, patches = len(sentences), sentences.shape[1] - 1
+    rows = []
+    for picture in range(pictures):
+        said = [sentences[picture, 0]]
+        for patch in range(patches):
+            whole = words[picture * patches + patch].flatten()
+            added = block.fuse.norm2(block.fuse.proj(block.fuse.norm1(whole)))
+            said.append(sentences[picture, patch + 1] + added)
+        rows.append(torch.stack(said))
+    return words, naive_block(block.outer, torch.stack(rows))
+
+
+def test_a_nested_block_is_its_formula_forward_and_gradients() -> None:
+    block = small().blocks[0]
+    given = [torch.randn(8, 16, 4, requires_grad=True), torch.randn(2, 5, 16, requires_grad=True)]
+    fast, naive = block(tuple(given), (2, 2)), naive_nested(block, *given)
+    upstream = [torch.randn_like(found) for found in fast]
+    for one, two in zip(fast, naive):
+        assert torch.allclose(one, two, atol=1e-5)
+    wanted = [*given, *block.parameters()]
+    grads = [torch.autograd.grad(out, wanted, upstream) for out in (fast, naive)]
+    for one, two in zip(*grads):
+        assert torch.allclose(one, two, rtol=1e-4, atol=1e-4)
+
+
+def test_without_what_words_say_the_sentences_are_a_plain_transformer() -> None:
+    model = small()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.fuse.proj.weight.zero_()
+            block.fuse.norm2.bias.zero_()
+        (_, sentences), grid = model.embed(x)
+        for block in model.blocks:
+            sentences = block.outer(sentences, grid)
+        plain = model.head(model.norm(sentences))
+        assert model(x).logits.equal(plain)
+        for block in model.blocks:  # and the inner blocks no longer matter
+            block.inner.mlp.fc2.weight.normal_()
+        assert model(x).logits.equal(plain)
+
+
+def test_the_order_of_patches_is_in_the_positions_alone() -> None:
+    model = small(image_size=[16, 24])
+    order = torch.randperm(6)
+    x = torch.randn(2, 3, 16, 24)
+    patches = cut_patches(x, 8).unflatten(0, (2, 6))[:, order].unflatten(1, (2, 3))
+    shuffled = patches.permute(0, 3, 1, 4, 2, 5).reshape(2, 3, 16, 24)
+    with torch.no_grad():
+        before = model(x).logits
+        assert (model(shuffled).logits - before).abs().max() > 1e-3
+        table = model.positions.table
+        table[:, 1:] = table[:, 1:][:, order].clone()
+        assert torch.allclose(model(shuffled).logits, before, atol=1e-5)
+
+
+def test_the_order_of_words_is_in_the_weights_alone() -> None:
+    model, order = small(), torch.randperm(16)
+    x = torch.randn(2, 3, 16, 16)
+    channels = (order[:, None] * 4 + torch.arange(4)).flatten()
+    with torch.no_grad():
+        before = model(x).logits
+        handle = model.stem.register_forward_hook(lambda module, args, words: words[:, order])
+        assert (model(x).logits - before).abs().max() > 1e-3
+        model.word_positions.table.copy_(model.word_positions.table[:, order].clone())
+        for fuse in (model.fuse, *(block.fuse for block in model.blocks)):
+            for tensor in (fuse.proj.weight, fuse.norm1.weight, fuse.norm1.bias):
+                tensor.copy_(tensor[..., channels].clone())
+        assert torch.allclose(model(x).logits, before, atol=1e-5)
+    handle.remove()
+
+
+def test_blocks_without_words_let_them_pass() -> None:
+    model = small(inner_blocks=[2], depth=3)
+    assert [block.inner is not None for block in model.blocks] == [False, True, False]
+    words, sentences = torch.randn(4, 16, 4), torch.randn(1, 5, 16)
+    after, _ = model.blocks[0]((words, sentences), (2, 2))
+    assert after is words
+    names = to_layout(model, "official")
+    assert {n.split(".")[2] for n in names if n.startswith("blocks.0.")} == {
+        "outer_norm1",
+        "outer_attn",
+        "outer_norm2",
+        "outer_mlp",
+    }
+    assert small(inner_blocks=[])(torch.zeros(1, 3, 16, 16)).logits.isfinite().all()
+    outer = model.blocks[0].outer
+    with pytest.raises(ValueError, match="come together"):
+        NestedBlock(model.blocks[1].inner, None, outer)
+
+
+def test_channels_are_weighed_by_the_normed_mean_and_kept() -> None:
+    gate = SqueezeExcite(8, 4, gate="tanh", bias=True, norm=nn.LayerNorm(8), residual=True)
+    mlp = Mlp(8, 16, gate=gate)
+    plain = Mlp(8, 16)
+    plain.load_state_dict({n: t for n, t in mlp.state_dict().items() if "gate" not in n})
+    x = torch.randn(2, 5, 8)
+    t = plain(x)
+    g = torch.tanh(gate.fc2(torch.relu(gate.fc1(gate.norm(t.mean(1, keepdim=True))))))
+    assert torch.allclose(mlp(x), t + t * g, atol=1e-6)
+    with torch.no_grad():
+        gate.fc2.weight.zero_()
+        gate.fc2.bias.zero_()
+    assert torch.allclose(mlp(x), plain(x), atol=1e-6)
+
+
+# Positions and layouts
+
+
+def test_positions_of_sentences_are_resized_and_those_of_words_are_not() -> None:
+    with torch.device("meta"):
+        big = create_model("tnt_s_patch16_224", image_size=256)
+    assert big.positions.table.shape == (1, 257, 384)
+    assert big.word_positions.table.shape == (1, 16, 24)
+    model, larger = small(), small(image_size=[24, 32])
+    weights = to_layout(model, "official")
+    with pytest.raises(Refused, match=r"positions\.table is \(1, 13, 16\) here"):
+        import_weights(larger, weights)
+    import_weights(larger, weights, resize=(2, 2))
+    assert larger.positions.table[:, 0].equal(model.positions.table[:, 0])
+    assert larger.word_positions.table.equal(model.word_positions.table)
+    x = torch.randn(1, 3, 24, 32)
+    with torch.no_grad():
+        assert larger(x).logits.isfinite().all()
+        assert torch.allclose(larger(x).logits, model(x).logits, atol=1e-5)
+
+
+def test_every_form_goes_to_the_names_of_others_and_back() -> None:
+    forms = {
+        "current": ({}, {"official", "timm"}),
+        "legacy": ({"legacy": True}, {"timm"}),
+        "squeezed": ({"se_reduction": 4}, {"official"}),
+    }
+    for fields, layouts in forms.values():
+        model, twin = small(**fields), small(**fields)
+        assert set(model.key_maps(model.config)) == layouts
+        for layout in layouts:
+            with torch.no_grad():
+                for parameter in twin.parameters():
+                    parameter.zero_()
+            weights = to_layout(model, layout)
+            import_weights(twin, weights)
+            own = model.state_dict()
+            assert all(twin.state_dict()[name].equal(tensor) for name, tensor in own.items())
+    weights = to_layout(small(), "timm")
+    assert weights["pixel_pos"].shape == (1, 4, 4, 4)
+    assert "blocks.1.norm2_proj.bias" in weights and "norm1_proj.weight" in weights
+    import_weights(small(), {**to_layout(small(), "official"), "outer_tokens": torch.zeros(1)})
+
+
+def test_the_form_is_read_from_a_file(tmp_path: Path) -> None:
+    fields = {"image_size": 16, "patch_size": 8, "inner_stride": 2, "inner_dim": 4, "depth": 2}
+    fields |= {"outer_dim": 16, "inner_heads": 2, "outer_heads": 2, "num_classes": 5}
+    for legacy in (False, True):
+        model = small(legacy=legacy)
+        torch.save(to_layout(model, "timm"), tmp_path / "tnt.pth")
+        opened = create_model("tnt_s_patch16_224", checkpoint_path=tmp_path / "tnt.pth", **fields)
+        assert opened.config.legacy is legacy
+        assert opened.blocks[0].fuse.proj.weight.equal(model.blocks[0].fuse.proj.weight)
+    weights = to_layout(small(), "timm")
+    with pytest.raises(Refused, match="have no place"):
+        import_weights(small(legacy=True), weights)
+    for part in ("weight", "bias"):
+        del weights[f"blocks.1.norm2_proj.{part}"]
+    torch.save(weights, tmp_path / "mixed.pth")
+    with pytest.raises(Refused, match=r"mixes two forms of TNT: blocks\.0 .* blocks\.1 has none"):
+        create_model("tnt_s_patch16_224", checkpoint_path=tmp_path / "mixed.pth", **fields)
+
+
+def test_a_sentence_is_made_of_words_in_order() -> None:
+    words = torch.randn(6, 9, 4)
+    for per_word in (False, True):
+        part = WordsToSentence(4, 9, 8, per_word=per_word, last_norm=False)
+        normed = part.norm1(words) if per_word else part.norm1(words.reshape(6, 36))
+        by_hand = part.proj(normed.reshape(2, 3, 36))
+        assert torch.allclose(part(words, 2), by_hand, atol=1e-6)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"image_size": 20}, "20 x 20 is not made of whole patches of 8 pixels"),
+        ({"inner_heads": 3}, "inner_heads 3 does not divide an inner_dim of 4"),
+        ({"outer_heads": 3}, "outer_heads 3 does not divide an outer_dim of 16"),
+        ({"inner_stride": 0}, "inner_stride must be at least 1, not 0"),
+        ({"inner_stride": 3, "legacy": True}, "divides patch_size 8, not 3"),
+        ({"inner_blocks": [0]}, "inner_blocks are counted from 1 to 2, not 0"),
+        ({"inner_blocks": [1, 3]}, "inner_blocks are counted from 1 to 2, not 3"),
+    ],
+)
+def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
+    with pytest.raises(Refused, match=says):
+        small(**fields)
+
+
+def test_pictures_that_patches_do_not_fill_are_refused() -> None:
+    with pytest.raises(Refused, match="16 x 20 is not made of whole patches of 8"):
+        small()(torch.zeros(1, 3, 16, 20))
