@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-
 from figures import FULL, note
+
 from modwright.models import create_model
 from modwright.nn.block import Block
 from modwright.tasks.pictures import digits
