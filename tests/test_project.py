@@ -152,6 +152,17 @@ def test_tests_mirror_the_rooms() -> None:
     assert missing == set()
 
 
+def test_no_two_test_modules_of_plain_folders_share_a_name() -> None:
+    # pytest imports those under their bare names, so the second of two would not be collected
+    plain = [
+        path
+        for path in (ROOT / "tests").rglob("test_*.py")
+        if not (path.parent / "__init__.py").exists()
+    ]
+    names = [path.name for path in plain]
+    assert not {name for name in names if names.count(name) > 1}
+
+
 def test_every_module_says_what_it_is() -> None:
     silent = [
         file.relative_to(ROOT).as_posix()

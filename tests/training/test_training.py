@@ -135,8 +135,8 @@ def test_averages_follow_the_weights_and_are_put_back() -> None:
         expected = value if expected is None else kept * expected + (1 - kept) * value
     assert float(mean.mean["weight"]) == pytest.approx(expected)
     with mean.applied_to(layer):
-        assert float(layer.weight) == pytest.approx(expected)
-    assert float(layer.weight) == 5.0
+        assert layer.weight.item() == pytest.approx(expected)
+    assert layer.weight.item() == 5.0
 
 
 def test_a_training_lowers_the_loss_and_can_be_had_again() -> None:
