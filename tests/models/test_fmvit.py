@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForImageClassification
 
+from models.tiny import TINY as SMALL
 from modwright.cost import forward_macs
 from modwright.errors import Refused, VerificationError
 from modwright.models import create_model
@@ -36,17 +37,7 @@ COUNTS = {
     ("fmvit_nextvit_s_like", False): (51_946_024, 9_075_328_512),
     ("fmvit_nextvit_s_like", True): (31_733_768, 5_794_470_400),
 }
-TINY: dict[str, Any] = {
-    "depths": [1, 2],
-    "widths": [16, 16],
-    "out_widths": [16, 32],
-    "stem_widths": [8, 8, 8, 16],
-    "head_dim": 8,
-    "reductions": [4, 2],
-    "groups": [1, 2],
-    "image_size": 32,
-    "num_labels": 5,
-}
+TINY: dict[str, Any] = {**SMALL["fmvit"], "num_labels": 5}
 
 
 def with_statistics(module: nn.Module, seed: int = 0) -> Any:

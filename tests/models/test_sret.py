@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.counting import check_counts
 from modwright.cost import forward_macs
 from modwright.errors import Refused
 from modwright.models import create_model, import_weights, to_layout
@@ -67,13 +68,7 @@ def logits(model: Any, x: Tensor, **more: Any) -> Tensor:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_and_products_are_those_of_the_released_code(name: str) -> None:
-    with torch.device("meta"):
-        model = create_model(name)
-    parameters, macs = COUNTS[name]
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    if macs is not None:
-        counted = forward_macs(model, 1, 3, *model.config.size)
-        assert counted / 1e9 == pytest.approx(macs, rel=1e-3)
+    check_counts(name, *COUNTS[name])
 
 
 def test_the_largest_picture_rounds_to_what_is_printed() -> None:

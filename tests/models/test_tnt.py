@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.counting import check_counts
 from modwright.cost import forward_macs
 from modwright.errors import Refused
 from modwright.models import create_model, import_weights, to_layout
@@ -50,12 +51,7 @@ def small(**fields: Any) -> TNTForImageClassification:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_and_products_are_those_of_the_released_code(name: str) -> None:
-    with torch.device("meta"):
-        model = create_model(name)
-    parameters, macs = COUNTS[name]
-    assert sum(p.numel() for p in model.parameters()) == parameters
-    if macs is not None:
-        assert forward_macs(model, 1, 3, *model.config.size) / 1e9 == pytest.approx(macs, rel=1e-3)
+    check_counts(name, *COUNTS[name])
 
 
 def test_the_inner_stream_adds_little_to_a_plain_transformer() -> None:

@@ -84,8 +84,12 @@ class ImageClassifier(PictureModel):
         """Channels before the classifier."""
         return int(self.head.dim)
 
-    def forward_features(self, pixel_values: Tensor) -> Tensor:
-        """Features before pooling, after the last norm where the model has it there."""
+    def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Features before pooling, after the last norm where the model has it there.
+
+        Args:
+            maps: a list that all feature maps on the way are put into.
+        """
         raise NotImplementedError
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
@@ -111,11 +115,11 @@ class ImageClassifier(PictureModel):
             labels: (B,) indices of classes, or (B, classes) probabilities.
             output_hidden_states: gives the feature maps, too.
         """
-        self.check_pixels(pixel_values)
-        maps = tuple(self.forward_maps(pixel_values)) if output_hidden_states else None
-        logits = self.forward_head(self.forward_features(pixel_values))
+        maps: list[Tensor] | None = [] if output_hidden_states else None
+        logits = self.forward_head(self.forward_features(pixel_values, maps))
         loss = None if labels is None else F.cross_entropy(logits, labels)
-        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=maps)
+        hidden = None if maps is None else tuple(maps)
+        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=hidden)
 
     def forward_intermediates(
         self,
@@ -179,10 +183,13 @@ class PyramidClassifier(ImageClassifier):
             x = stage(x)
             yield self.norm(x) if norm and s == last and self.norm is not None else x
 
-    def forward_features(self, pixel_values: Tensor) -> Tensor:
+    def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         self.check_pixels(pixel_values)
-        *_, features = self.forward_maps(pixel_values, norm=True)
-        return features
+        features = pixel_values
+        for features in self.forward_maps(pixel_values):
+            if maps is not None:
+                maps.append(features)
+        return features if self.norm is None else self.norm(features)
 
 
 class TokenClassifier(ImageClassifier):
@@ -218,8 +225,12 @@ class TokenClassifier(ImageClassifier):
             found = self.norm(found) if norm else found
             yield to_map(found[:, self.num_prefix_tokens :], grid)
 
-    def forward_features(self, pixel_values: Tensor) -> Tensor:
+    def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         self.check_pixels(pixel_values)
         stream, grid = self.embed(pixel_values)
-        features: Tensor = self.norm(self.tokens(self.blocks(stream, grid)))
+        for block in self.blocks:
+            stream = self.blocks.run(block, stream, grid)
+            if maps is not None:
+                maps.append(to_map(self.tokens(stream)[:, self.num_prefix_tokens :], grid))
+        features: Tensor = self.norm(self.tokens(stream))
         return features

@@ -38,6 +38,19 @@ class PictureConfig(PreTrainedConfig):
         side = self.image_size
         return (side, side) if isinstance(side, int) else (side[0], side[1])
 
+    def per_stage(self, stages: int, *names: str) -> None:
+        """Fields with an entry per stage: one number or name stands for all stages.
+
+        Raises:
+            Refused: a list has another number of entries.
+        """
+        for name in names:
+            value = getattr(self, name)
+            listed = list(value) if isinstance(value, list | tuple) else [value] * stages
+            if len(listed) != stages:
+                raise Refused(f"{name} has {len(listed)} entries for {stages} stages of depths")
+            setattr(self, name, listed)
+
     @classmethod
     def field_names(cls) -> list[str]:
         """Names that its constructor takes and that mean something to a model of this kind."""

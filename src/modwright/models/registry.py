@@ -17,6 +17,7 @@ from modwright.errors import Refused, unknown_name
 from modwright.models import architectures
 from modwright.models.classifier import ImageClassifier
 from modwright.models.features import FeatureMaps
+from modwright.models.importing import import_weights, read_weights
 from modwright.models.picture_model import PictureConfig, PictureModel
 
 __all__ = [
@@ -194,8 +195,6 @@ def create_model(
     if checkpoint_path is None:
         model = model_class(config)(config)
     else:
-        from modwright.models.importing import import_weights, read_weights
-
         weights = read_weights(checkpoint_path)
         told = model_class(config).fields_of(weights)
         if not told.keys() & fields.keys():

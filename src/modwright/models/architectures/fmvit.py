@@ -79,12 +79,7 @@ class FmvitConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        stages = len(self.depths)
-        for name in ("widths", "out_widths", "reductions"):
-            if len(getattr(self, name)) != stages:
-                raise Refused(
-                    f"{name} has {len(getattr(self, name))} entries for {stages} stages of depths"
-                )
+        self.per_stage(len(self.depths), "widths", "out_widths", "reductions")
         if self.pool not in POOLS:
             raise Refused(f"unknown pool {self.pool!r}; legal values: {', '.join(POOLS)}")
         for width in self.widths:

@@ -68,16 +68,7 @@ class MetaFormerConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        stages = len(self.depths)
-        self.token_mixers, self.mlp_ratios, self.positions = (
-            list(value) if isinstance(value, list | tuple) else [value] * stages
-            for value in (self.token_mixers, self.mlp_ratios, self.positions)
-        )
-        for name in ("widths", "token_mixers", "mlp_ratios", "positions"):
-            if len(getattr(self, name)) != stages:
-                raise Refused(
-                    f"{name} has {len(getattr(self, name))} entries for {stages} stages of depths"
-                )
+        self.per_stage(len(self.depths), "widths", "token_mixers", "mlp_ratios", "positions")
         for name in self.token_mixers:
             if name not in MIXERS:
                 raise unknown_name("token mixer", name, MIXERS)

@@ -57,7 +57,7 @@ class SMTConfig(ImageConfig):
     token_mixers: list[Any] | tuple[Any, ...] | None = None
     modulation_heads: list[int] | tuple[int, ...] | int = 4
     attention_heads: list[int] | tuple[int, ...] | int = (2, 4, 8, 16)
-    mlp_ratios: list[Any] | tuple[Any, ...] | float | int = (4, 4, 4, 2)
+    mlp_ratios: Any = (4, 4, 4, 2)
     modulation_ratio: int = 2
     stem_kernel: int = 3
     qkv_bias: bool = True
@@ -69,22 +69,8 @@ class SMTConfig(ImageConfig):
         stages = len(self.depths)
         if self.token_mixers is None:
             self.token_mixers = _hybrid(self.depths)
-        for name in ("modulation_heads", "attention_heads", "mlp_ratios"):
-            value = getattr(self, name)
-            setattr(
-                self, name, list(value) if isinstance(value, list | tuple) else [value] * stages
-            )
-        for name in (
-            "widths",
-            "token_mixers",
-            "modulation_heads",
-            "attention_heads",
-            "mlp_ratios",
-        ):
-            if len(getattr(self, name)) != stages:
-                raise Refused(
-                    f"{name} has {len(getattr(self, name))} entries for {stages} stages of depths"
-                )
+        heads = ("modulation_heads", "attention_heads")
+        self.per_stage(stages, "widths", "token_mixers", *heads, "mlp_ratios")
         if self.stem_kernel % 2 == 0:
             raise Refused(f"stem_kernel must be odd, not {self.stem_kernel}")
         for s in range(stages):
@@ -201,7 +187,7 @@ class SMTForImageClassification(PyramidClassifier):
 
 def _stage(config: SMTConfig, s: int, rates: list[float]) -> Stage:
     dim = config.widths[s]
-    hidden = int(dim * config.mlp_ratios[s])  # type: ignore[index]
+    hidden = int(dim * config.mlp_ratios[s])
     blocks: list[nn.Module] = [
         Block(
             dim,

@@ -76,11 +76,7 @@ class SReTConfig(ImageConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         stages = len(self.depths)
-        for name in ("num_heads", "blocks", "groups_first", "groups_later"):
-            if len(getattr(self, name)) != stages:
-                raise Refused(
-                    f"{name} has {len(getattr(self, name))} entries for {stages} stages of depths"
-                )
+        self.per_stage(stages, "num_heads", "blocks", "groups_first", "groups_later")
         for name in (self.permutation, self.eval_permutation):
             if name not in PERMUTATIONS:
                 raise unknown_name("permutation", name, PERMUTATIONS)
