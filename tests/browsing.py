@@ -159,8 +159,10 @@ class Browser:
             self._send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def type(self, text: str) -> None:
-        """Types into the element that has the focus."""
-        self._send("Input.insertText", text=text)
+        """Types into the element that has the focus, key by key: pages listen to the keys."""
+        for letter in text:
+            self._send("Input.dispatchKeyEvent", type="keyDown", text=letter, key=letter)
+            self._send("Input.dispatchKeyEvent", type="keyUp", key=letter)
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
         """A PNG of what is seen, or of the whole page."""
