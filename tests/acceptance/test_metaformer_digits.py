@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from statistics import mean, stdev
 from typing import Any
 
 import pytest
-import torch
-from figures import FULL, note
+from figures import FULL
+from small_pictures import mean_accuracy
 
 from modwright.models import create_model
 from modwright.nn.block import Block
 from modwright.tasks.pictures import digits
-from modwright.training import Settings, fit
 
 pytestmark = pytest.mark.slow
 
@@ -28,11 +26,9 @@ DEEP = {"depths": [2, 2, 6, 2], "widths": [16, 24, 32, 48]}
 
 def accuracies(name: str, settings: dict[str, Any], seeds: tuple[int, ...], **fields: Any) -> float:
     """Mean test accuracy of one structure, in percent."""
-    train, test = digits()
-    found = []
-    for seed in seeds:
-        torch.manual_seed(seed)
-        model = create_model(
+
+    def make() -> Any:
+        return create_model(
             "poolformer_s12",
             num_classes=10,
             drop_path_rate=0.0,
@@ -40,12 +36,8 @@ def accuracies(name: str, settings: dict[str, Any], seeds: tuple[int, ...], **fi
             layer_scale_init=0.1,
             **fields,
         )
-        fitted = fit(model, train, test, Settings(seed=seed, **settings))
-        assert fitted.accuracy is not None
-        found.append(100 * fitted.accuracy)
-    spread = stdev(found) if len(found) > 1 else 0.0
-    note(f"metaformer-{name}", mean=mean(found), spread=spread, parameters=fitted.parameters)
-    return mean(found)
+
+    return mean_accuracy(f"metaformer-{name}", make, digits(), seeds, **settings)
 
 
 @contextmanager
