@@ -168,24 +168,41 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 
 def _recipe_keys() -> str:
-    from pydantic import BaseModel
-
     from modwright.recipes.schema import Recipe
 
     lines: list[str] = []
-    waiting: list[type[BaseModel]] = [Recipe]
+    waiting: list[Any] = [Recipe]
     for model in waiting:  # grows while it is read
-        lines += [f"## {model.__name__}", "", inspect.getdoc(model) or "", ""]
-        rows = []
-        for name, field in model.model_fields.items():
-            inner = _models_in(field.annotation)
-            waiting += [kind for kind in inner if kind not in waiting]
-            links = ", ".join(f"[{kind.__name__}](#{kind.__name__.lower()})" for kind in inner)
-            kind = links or _code(_type_name(field.annotation))
-            value = "must be given" if field.is_required() else _value(field.get_default())
-            rows.append([_code(name), kind, value, field.description or ""])
-        lines += [_table(["key", "type", "default", "meaning"], rows), ""]
+        inner = [kind for f in model.model_fields.values() for kind in _models_in(f.annotation)]
+        waiting += [kind for kind in dict.fromkeys(inner) if kind not in waiting]
+        lines += [f"## {model.__name__}", "", inspect.getdoc(model) or "", "", _keys(model), ""]
     return "\n".join(lines)
+
+
+def _training_keys() -> str:
+    from modwright.recipes.choices import options_of
+    from modwright.recipes.training_schema import CHOICES, TrainingRecipe
+    from modwright.training import Settings
+
+    lines = [_keys(TrainingRecipe), "", "### Settings", "", _keys(options_of(Settings)), ""]
+    for choice in CHOICES:
+        for name, made in choice.makers.items():
+            options = options_of(made)
+            lines += [f"### `{choice.at}: {{{choice.key}: {name}}}`", "", inspect.getdoc(options)]
+            lines += ["", _keys(options), ""]
+    return "\n".join(lines)
+
+
+def _keys(model: Any) -> str:
+    """The keys of one mapping."""
+    rows = []
+    for name, field in model.model_fields.items():
+        inner = _models_in(field.annotation)
+        links = ", ".join(f"[{kind.__name__}](#{kind.__name__.lower()})" for kind in inner)
+        kind = links or _code(_type_name(field.annotation))
+        value = "must be given" if field.is_required() else _value(field.get_default())
+        rows.append([_code(name), kind, value, field.description or ""])
+    return _table(["key", "type", "default", "meaning"], rows)
 
 
 def _models_in(annotation: Any) -> list[Any]:
@@ -200,7 +217,7 @@ def _models_in(annotation: Any) -> list[Any]:
 
 def _type_name(annotation: Any) -> str:
     name = annotation.__name__ if inspect.isclass(annotation) else str(annotation)
-    return name.replace("typing.", "")
+    return name.replace("typing.", "").replace("collections.abc.", "")
 
 
 def _value(default: Any) -> str:
@@ -220,6 +237,7 @@ MAKERS = {
     "packaged": _packaged,
     "presets": _presets,
     "recipe-keys": _recipe_keys,
+    "training-keys": _training_keys,
     "refused-types": _refused_types,
     "support": _support_matrix,
     "support-reasons": _support_reasons,

@@ -15,7 +15,8 @@ from modwright.recipes.json_schema import recipe_schema
 from modwright.surgery import method_names
 
 Command = Callable[[str], Any]
-COMMANDS = ["inspect", "cost", "plan", "apply", "run", "eval", "papers", "schema", "edit"]
+COMMANDS = ["inspect", "cost", "plan", "apply", "run", "train", "import", "rename"]
+COMMANDS += ["upscale", "eval", "papers", "schema", "edit"]
 MEASURED = {"parameters", "stored_bytes", "prefill_macs", "decode_macs", "kv_bytes"}
 
 

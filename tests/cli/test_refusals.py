@@ -13,7 +13,11 @@ import pytest
 REFUSALS: list[tuple[str, tuple[str, ...]]] = [
     (
         "inspekt model",
-        ("'inspekt'", "apply, cost, edit, eval, export, inspect", "did you mean 'inspect'?"),
+        (
+            "'inspekt'",
+            "cost, edit, eval, export, import, inspect",
+            "did you mean 'inspect'?",
+        ),
     ),
     ("--verbose", ("'--verbose'", "--version", "--debug", "--help")),
     ("inspect", ("MODEL", "usage: modwright inspect MODEL")),

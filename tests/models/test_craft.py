@@ -25,10 +25,9 @@ from modwright.nn.stems.pixel_shuffle import PixelShuffleUp
 from modwright.nn.token_mixers.cross_channel_attention import CrossChannelAttention
 from modwright.nn.token_mixers.rectangle_window_attention import (
     RectangleWindowAttention,
-    join_windows,
     naive_windows,
-    split_windows,
 )
+from modwright.nn.windows import join_windows, split_windows
 
 # name -> parameters, multiply-accumulates for 64 x 64 pixels that come in
 COUNTS = {

@@ -31,7 +31,7 @@ from modwright.nn.token_mixers.self_attention import naive_attention
 TRANSFORMER = {3: 113_462_018, 4: 113_511_170}
 PROJECTIONS = {3: 2_754_816, 4: 2_952_192}
 RESNET50 = 23_508_032
-TINY_RESNET = {"hidden_sizes": [4, 8, 8, 16], "depths": [1, 1, 1, 1], "embedding_size": 4}
+TINY_RESNET = {"widths": [4, 8, 8, 16], "depths": [1, 1, 1, 1], "stem_width": 4}
 
 
 def small(**fields: Any) -> DuoFormerForImageClassification:
@@ -303,6 +303,8 @@ def test_weights_start_where_the_released_code_starts_them() -> None:
     assert float(table.detach().std()) == pytest.approx(0.036, rel=0.1)
     assert float(model.scale_positions.table.detach().std()) == pytest.approx(0.036, rel=0.1)
     assert float(model.blocks[0].qkv.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+    wider = small(dim=192, heads=3, init_std=0.08)
+    assert float(wider.blocks[0].qkv.weight.detach().std()) == pytest.approx(0.08, rel=0.1)
     project = model.tokenise.projections[0]
     assert float(project.weight.detach().std()) == pytest.approx((2 / 4) ** 0.5, rel=0.1)
     assert project.bias.abs().max() < 1e-5

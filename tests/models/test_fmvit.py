@@ -208,6 +208,47 @@ def test_the_nano_model_fuses_and_its_classifier_can_still_be_replaced() -> None
     assert twin(pictures).logits.shape == (4, 3)
 
 
+# What moves or scales numbers without weights: heads are split, pools are flattened.
+SHAPES = {"Reshape", "Transpose", "Split", "Squeeze", "Unsqueeze", "Slice", "Mul"}
+LAYERS = {"Conv", "Gemm", "MatMul", "Softmax", "Relu", "AveragePool", "ReduceMean", "Add", "Concat"}
+
+
+class LogitsAlone(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.model(pixel_values).logits
+        return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pool", ["square", "flat"])
+def test_a_fused_model_goes_to_onnx_as_plain_layers(pool: str) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name)
+    import onnxruntime
+
+    model, pictures = tiny(pool=pool), torch.randn(2, 3, 32, 32)
+    kinds = {}
+    for form in (model, fuse(model)):
+        program = torch.onnx.export(
+            LogitsAlone(form).eval(), (pictures,), dynamo=True, verbose=False, optimize=True
+        )
+        assert program is not None
+        proto = program.model_proto
+        assert not proto.functions
+        kinds[form.config.fused] = {node.op_type for node in proto.graph.node}
+        session = onnxruntime.InferenceSession(proto.SerializeToString())
+        (found,) = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
+        with torch.no_grad():
+            assert (torch.from_numpy(found) - form(pictures).logits).abs().max() <= 1e-4
+    assert "BatchNormalization" in kinds[False]
+    assert kinds[True] <= LAYERS | SHAPES, kinds[True] - LAYERS - SHAPES
+    assert {"Conv", "Gemm", "Softmax", "Relu", "Concat"} <= kinds[True]
+
+
 def test_fusing_in_double_precision_is_exact() -> None:
     model = tiny().double()
     twin = fuse(model, tolerance=1e-10)

@@ -187,6 +187,28 @@ def test_modulation_moves_with_the_picture() -> None:
     assert torch.allclose(moved, run(x).roll((2, 3), (2, 3))[:, :, 7:-5, 8:-5], atol=1e-5)
 
 
+def test_products_of_modulation_grow_with_tokens_and_those_of_attention_faster() -> None:
+    def macs(part: nn.Module, side: int) -> int:
+        return forward_macs(_OnGrid(part, (side, side)), 1, side * side, 64)
+
+    modulation, attention = ScaleAwareModulation(64, 4), AttentionWithLocalConv(64, 2)
+    assert macs(modulation, 56) == 4 * macs(modulation, 28)
+    assert macs(attention, 56) > 13 * macs(attention, 28)
+    assert macs(attention, 56) > 17 * macs(modulation, 56)
+
+
+class _OnGrid(nn.Module):
+    """A part with its grid, so that it takes one tensor."""
+
+    def __init__(self, part: nn.Module, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.part, self.grid = part, grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.part(x, self.grid)
+        return out
+
+
 def test_the_modulator_is_not_kept() -> None:
     part = ScaleAwareModulation(8, 4)
     part(torch.randn(1, 30, 8), (5, 6))

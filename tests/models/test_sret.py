@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +155,15 @@ def test_passes_have_their_own_groups_and_later_ones_are_shuffled() -> None:
         for loop in (1, 2, 5):
             assert torch.allclose(part(x, loop=loop), later, atol=1e-6)
     assert sorted(order.tolist()) == list(range(24)) != order.tolist()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_slices_divide_the_products_of_tokens_with_tokens(groups: int) -> None:
+    part, tokens, dim = SlicedAttention(64, 2, [groups]), 784, 64
+    whole = forward_macs(part, 1, tokens, dim)
+    maps = forward_macs(part, 1, tokens, dim, attention=False)
+    assert maps == 4 * tokens * dim**2
+    assert whole - maps == 2 * tokens**2 * dim // groups
 
 
 def test_the_identity_as_a_permutation_changes_nothing() -> None:
@@ -323,6 +333,21 @@ def test_positions_of_another_size_are_resized_on_request() -> None:
     import_weights(larger, weights, resize=True)
     x = torch.randn(1, 3, 96, 96)
     assert torch.allclose(logits(larger, x), logits(model, x), atol=1e-5)
+    table = weights["pos_embed"].detach()
+    resized = F.interpolate(table, (12, 12), mode="bicubic", antialias=True)
+    assert torch.allclose(larger.stem.positions.table, resized, atol=1e-6)
+
+
+def test_passes_that_are_left_out_of_a_training_step_get_no_gradient() -> None:
+    model = small().train()
+    model(torch.randn(2, 3, 64, 64), torch.tensor([0, 3]), num_loops=1).loss.backward()
+    idle = {name for name, p in model.named_parameters() if p.grad is None}
+    of_second_passes = {
+        name
+        for name, _ in model.named_parameters()
+        if re.search(r"stages\.0\.\S*projections\.[13]\.|stages\.1\.\S*projections\.1\.", name)
+    }
+    assert idle == of_second_passes != set()
 
 
 def test_maps_have_strides_of_8_16_and_32() -> None:

@@ -373,6 +373,37 @@ def test_every_kind_trains_saves_and_goes_to_the_official_names_and_back(
     assert not [name for name, p in trained if p.grad is None]
 
 
+def test_but_for_the_stem_names_and_shapes_are_those_of_a_plain_transformer() -> None:
+    fields = {"image_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 3}
+    plain = create_model("deit_small_patch16_224", num_classes=5, qkv_bias=False, **fields)
+    shapes = [
+        {name: t.shape for name, t in to_layout(model, "official").items() if start not in name}
+        for model, start in ((small(), "tokens_to_token"), (plain, "patch_embed"))
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_its_stem_can_stand_before_another_transformer() -> None:
+    fields = {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    plain = create_model("deit_small_patch16_224", num_classes=5, **fields)
+    plain.stem = small().stem
+    x = torch.randn(2, 3, 32, 32)
+    plain(x, torch.tensor([0, 3])).loss.backward()
+    trained = [p for p in plain.stem.parameters() if p.requires_grad]
+    assert trained and all(p.grad.abs().sum() > 0 for p in trained)
+
+
+def test_weights_start_as_the_authors_do() -> None:
+    torch.manual_seed(0)
+    model = create_model("t2t_vit_14", num_classes=5, depth=1)
+    layer, block = model.stem.layers[0], model.blocks[0]
+    maps = [layer.attention.qkv, layer.mlp.fc1, model.stem.project, block.mixer.qkv, block.mlp.fc2]
+    for tensor in (model.prefix.cls_token, *(part.weight for part in maps)):
+        assert float(tensor.detach().std()) == pytest.approx(0.02, rel=0.15)
+    assert layer.attention.qkv.bias.eq(0).all() and block.mixer.qkv.bias is None
+    assert block.norm1.weight.eq(1).all() and block.norm1.bias.eq(0).all()
+
+
 def test_released_files_hold_averaged_weights_under_module_names(tmp_path: Path) -> None:
     model, other = small(), small()
     weights = {f"module.{name}": tensor for name, tensor in to_layout(model, "official").items()}

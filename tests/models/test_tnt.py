@@ -16,6 +16,7 @@ from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.tnt import TNTConfig, TNTForImageClassification
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.grid_positions import resize_grid
 from modwright.nn.nested_block import NestedBlock, WordsToSentence
 from modwright.nn.squeeze_excite import SqueezeExcite
 from modwright.nn.stems.patch_words import PatchWords, cut_patches
@@ -242,6 +243,35 @@ def test_channels_are_weighed_by_the_normed_mean_and_kept() -> None:
     assert torch.allclose(mlp(x), plain(x), atol=1e-6)
 
 
+def test_a_block_drops_its_four_branches_at_one_rate_that_grows_evenly() -> None:
+    with torch.device("meta"):
+        model = create_model("tnt_s_patch16_224")
+    rates = [[b.inner.drop_path.rate, b.outer.drop_path.rate] for b in model.blocks]
+    assert rates == [pytest.approx([0.1 * b / 11] * 2) for b in range(12)]
+
+
+def test_what_words_say_is_added_whole_in_training_too() -> None:
+    block = small(drop_path_rate=1.0).train().blocks[1]
+    words, sentences = torch.randn(8, 16, 4), torch.randn(2, 5, 16)
+    after, found = block((words, sentences), (2, 2))
+    assert after.equal(words)  # both branches of both streams are dropped
+    assert found[:, 0].equal(sentences[:, 0])
+    assert torch.allclose(found[:, 1:], sentences[:, 1:] + block.fuse(words, 2))
+
+
+def test_weights_start_as_the_authors_do() -> None:
+    torch.manual_seed(0)
+    model = create_model("tnt_s_patch16_224", num_classes=5, depth=1)
+    block = model.blocks[0]
+    tables = [model.positions.table, model.word_positions.table, model.prefix.cls_token]
+    for tensor in (*tables, model.fuse.proj.weight, block.inner.mixer.qk.weight):
+        assert float(tensor.detach().std()) == pytest.approx(0.02, rel=0.15)
+    assert model.fuse.proj.bias.eq(0).all() and block.fuse.proj.bias is None
+    assert block.fuse.norm2.weight.eq(1).all() and block.fuse.norm2.bias.eq(0).all()
+    spread = float(model.stem.conv.weight.detach().abs().max())
+    assert spread == pytest.approx((3 * 7 * 7) ** -0.5, rel=0.05)  # torch's own rule
+
+
 # Positions and layouts
 
 
@@ -261,6 +291,15 @@ def test_positions_of_sentences_are_resized_and_those_of_words_are_not() -> None
     with torch.no_grad():
         assert larger(x).logits.isfinite().all()
         assert torch.allclose(larger(x).logits, model(x).logits, atol=1e-5)
+    rows = model.positions.table[:, 1:].transpose(1, 2).unflatten(2, (2, 2))
+    by_hand = resize_grid(rows, (3, 4), antialias=True).flatten(2).transpose(1, 2)
+    assert larger.positions.table[:, 1:].equal(by_hand)
+
+
+def test_the_names_of_squeeze_and_excitation_are_those_of_the_authors_code() -> None:
+    names = {n.removeprefix("blocks.1.") for n in to_layout(small(se_reduction=4), "official")}
+    named = {f"se_layer.fc.{n}.{part}" for n in (0, 1, 3) for part in ("weight", "bias")}
+    assert {name for name in names if name.startswith("se_layer")} == named
 
 
 def test_every_form_goes_to_the_names_of_others_and_back() -> None:

@@ -32,6 +32,19 @@ TINY: dict[str, dict[str, Any]] = {
         "distilled": True,
         "image_size": 32,
     },
+    "swin_transformer": {
+        "embed_dim": 8,
+        "depths": [2, 1],
+        "num_heads": [2, 4],
+        "window_size": 3,  # 8 and 4 places are not made of whole windows
+        "image_size": 32,
+    },
+    "residual_network": {
+        "depths": [2, 1],
+        "widths": [8, 16],
+        "stem_width": 8,
+        "image_size": 32,
+    },
     "fmvit": {
         "depths": [1, 2],
         "widths": [16, 16],

@@ -12,8 +12,10 @@ import pytest
 import yaml
 from hypothesis import given, settings
 
+from modwright.errors import Refused
 from modwright.recipes.json_schema import recipe_schema
 from modwright.recipes.load import parse_recipe, resolved
+from modwright.recipes.training_schema import parse_training, training_schema
 from modwright.surgery import method_names, method_type
 
 from .json_checks import faults
@@ -67,7 +69,32 @@ def test_the_examples_fit() -> None:
     examples = sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))
     assert examples
     for file in examples:
-        assert found(yaml.safe_load(file.read_text())) == [], file.name
+        tree = yaml.safe_load(file.read_text())
+        schema = SCHEMA if "steps" in tree else training_schema()
+        assert list(faults(tree, schema, schema)) == [], file.name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"modle": {}},
+        {"data": {"pictures": "digit"}},
+        {"data": {"pictures": "digits", "sid": 3}},
+        {"data": {"pictures": "idx"}},
+        {"objective": {"loss": "distillation"}},
+        {"settings": {"epoch": 3}},
+        {"model": {"name": "poolformer"}},
+        {"model": {"checkpoint": "a", "more": 1}},
+        {"checkpoint_every": 0},
+    ],
+)
+def test_the_schema_of_trainings_marks_what_is_refused(change: dict[str, Any]) -> None:
+    schema = training_schema()
+    good = {"model": {"name": "poolformer_s12"}, "data": {"pictures": "digits"}}
+    assert not list(faults(good, schema, schema))
+    assert list(faults({**good, **change}, schema, schema))
+    with pytest.raises(Refused):
+        parse_training({**good, **change})
 
 
 @settings(derandomize=True, deadline=None)

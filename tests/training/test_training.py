@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from modwright.errors import Refused
 from modwright.models import create_model
 from modwright.tasks.pictures import Pictures, digits
+from modwright.tasks.upscaling import PicturePairs
 from modwright.training import (
     AveragedWeights,
     CrossEntropy,
     Distillation,
     ObjectiveTrainer,
+    Reconstruction,
     Settings,
     accuracy,
     fit,
@@ -184,3 +186,19 @@ def test_averaged_weights_are_what_comes_out() -> None:
     fit(plain, pictures, None, Settings(epochs=2, batch_size=4))
     fit(averaged, pictures, None, Settings(epochs=2, batch_size=4, average=0.9))
     assert not plain.head.fc.weight.equal(averaged.head.fc.weight)
+
+
+def test_pairs_of_pictures_are_learned_from_by_their_absolute_error() -> None:
+    torch.manual_seed(0)
+    sizes = {"dim": 32, "depths": [1], "num_heads": [4], "window": [2, 4]}
+    small = torch.rand(8, 3, 4, 4)
+    pairs = PicturePairs("noise", small, small.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    model = create_model("craft_x2", **sizes)
+    batch = {"pixel_values": pairs.small, "labels": pairs.large}
+    before, named = Reconstruction()(model, batch)
+    expected = (model(pairs.small).reconstruction - pairs.large).abs().mean()
+    assert torch.isclose(before, expected) and not named
+    settings = Settings(epochs=3, batch_size=4, learning_rate=3e-3)
+    fitted = fit(model, pairs, settings=settings, objective=Reconstruction())
+    assert fitted.accuracy is None and fitted.steps == 6
+    assert Reconstruction()(model, batch)[0] < before

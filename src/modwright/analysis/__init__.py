@@ -1,5 +1,20 @@
 """What a model does inside: numbers, each beside what nothing would give."""
 
+from modwright.analysis.radial_spectrum import radial_spectrum
 from modwright.analysis.residual_stream import StreamMean, stream_mean
+from modwright.analysis.spectrum import (
+    Spectrum,
+    band_energy,
+    map_spectra,
+    relative_log_amplitude,
+)
 
-__all__ = ["StreamMean", "stream_mean"]
+__all__ = [
+    "Spectrum",
+    "StreamMean",
+    "band_energy",
+    "map_spectra",
+    "radial_spectrum",
+    "relative_log_amplitude",
+    "stream_mean",
+]

@@ -12,9 +12,11 @@ from modwright.anatomy.parts import (
     Linear,
     Mlp,
     Norm,
+    OtherMixer,
     Part,
     Patches,
     Tap,
+    Unread,
 )
 from modwright.anatomy.projection import FactoredProjection, Projection
 from modwright.anatomy.selectors import pick_layers, select
@@ -33,6 +35,7 @@ __all__ = [
     "MixtureOfExperts",
     "Mlp",
     "Norm",
+    "OtherMixer",
     "Part",
     "Patches",
     "Pictures",
@@ -41,6 +44,7 @@ __all__ = [
     "Stream",
     "Tap",
     "Tokens",
+    "Unread",
     "family_names",
     "pick_layers",
     "register_family",

@@ -66,10 +66,21 @@ class Anatomy:
         """Width of the residual stream, as the parts have it."""
         for block in self.blocks:
             if block.attention is not None:
-                return block.attention.shape.hidden_size
+                return block.attention.hidden_size
             if block.mlp is not None:
                 return block.mlp.hidden_size
         return int(self.family.get("hidden_size"))
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Widths of the residual stream, one where it has one all the way."""
+        found = {
+            sublayer.hidden_size
+            for block in self.blocks
+            for sublayer in (block.attention, block.mlp)
+            if sublayer is not None
+        }
+        return tuple(sorted(found)) or (self.hidden_size,)
 
     @property
     def num_parameters(self) -> int:

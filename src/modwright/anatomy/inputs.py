@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modwright.errors import Refused
 
-__all__ = ["Inputs", "Pictures", "Tokens"]
+__all__ = ["Inputs", "Maps", "Pictures", "Tokens"]
 
 
 class Inputs(Protocol):
@@ -125,3 +125,16 @@ class Pictures:
             f"a picture of {height} x {width} pixels and {self.channels} channels is "
             f"{self.patches} patches{beside}"
         )
+
+
+class Maps(Pictures):
+    """Pictures that a model turns into maps of several sizes: no one number of positions is theirs.
+
+    Example:
+        >>> Maps(channels=3, size=(32, 32), patch=(32, 32)).describe()
+        'a picture of 32 x 32 pixels and 3 channels'
+    """
+
+    def describe(self) -> str:
+        height, width = self.size
+        return f"a picture of {height} x {width} pixels and {self.channels} channels"

@@ -32,17 +32,21 @@ if TYPE_CHECKING:
     from modwright.anatomy.experts import MixtureOfExperts
 
 __all__ = ["Attention", "Block", "Embedding", "Layout", "Linear", "Mlp", "Norm", "Part"]
-__all__ += ["Patches", "Sublayer", "Tap"]
+__all__ += ["BranchGain", "OtherMixer", "Patches", "Sublayer", "Tap", "Unread"]
 
 Layout = Literal["pre", "post", "parallel"]
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a tensor can be read while the model runs: the first input or output of a module."""
+    """Where a tensor can be read while the model runs: the first input or output of a module.
+
+    ``axis`` is where its channels lie: last, or 1 where it is a map (b, C, h, w).
+    """
 
     module: nn.Module
     side: Literal["input", "output"]
+    axis: int = -1
 
 
 class Part(ABC):
@@ -86,6 +90,20 @@ class _ModulePart(Part):
         return f"{type(self).__name__}({self.address}, {self.num_parameters:,} parameters)"
 
 
+class Unread(_ModulePart):
+    """A module whose inside is not read: it is counted as a whole."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {name: p.detach() for name, p in self.module.named_parameters()}
+
+    def write(self, name: str, value: Tensor) -> None:
+        known = self.parameters().get(name)
+        if known is None or known.shape != value.shape:
+            raise Refused(f"{self.address}: cannot write {name!r} {tuple(value.shape)}")
+        with torch.no_grad():
+            self.module.get_parameter(name).copy_(value)
+
+
 NormKind = Literal["layer", "rms", "crms", "other"]
 
 
@@ -124,6 +142,14 @@ class Norm(_ModulePart):
         raise Refused(f"{self.address}: {type(self.module).__name__} shows no epsilon")
 
 
+class BranchGain(Norm):
+    """What a branch is multiplied by, channel by channel; nothing is normalized."""
+
+    @property
+    def gain(self) -> Tensor | None:
+        return self.parameters().get("gamma")
+
+
 def _norm_kind(module: nn.Module) -> NormKind:
     if isinstance(module, CRMSNorm | RestoringCRMSNorm):
         return "crms"
@@ -153,11 +179,14 @@ class Linear(_ModulePart):
 
 
 class Patches(_ModulePart):
-    """Maps each of ``count`` patches of a picture: weight [d, channels, height, width]."""
+    """Maps each of ``count`` patches of a picture: weight [d, channels, height, width].
+
+    ``count`` is None where pictures of any size are read.
+    """
 
     output_axes = Projection.output_axes
 
-    def __init__(self, module: nn.Module, address: str, count: int) -> None:
+    def __init__(self, module: nn.Module, address: str, count: int | None) -> None:
         super().__init__(module, address)
         self.count = count
 
@@ -175,6 +204,7 @@ class Sublayer(Part):
     """
 
     writing: ClassVar[tuple[str, ...]]
+    module: nn.Module
     norm: Norm | None
     stream_in: Tap
     core_in: Tap
@@ -239,6 +269,10 @@ class Attention(Sublayer):
     stream_out: Tap | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        return self.shape.hidden_size
 
     @property
     def num_heads(self) -> int:
@@ -322,6 +356,46 @@ class Attention(Sublayer):
 
 
 @dataclass
+class OtherMixer(Sublayer):
+    """What stands at the place of an attention or an MLP and is neither: pooling, a convolution.
+
+    It is counted as a whole, and can be removed and replaced.
+    """
+
+    writing = ()
+
+    address: str
+    module: nn.Module
+    norm: Norm | None
+    stream_in: Tap
+    core_in: Tap
+    core_out: Tap
+    stream_out: Tap | None = None
+
+    def projections(self) -> dict[str, Projection]:
+        """None that are known."""
+        return {}
+
+    def parameters(self) -> dict[str, Tensor]:
+        stored = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return {name: tensor.detach() for name, tensor in stored.items()}
+
+    def write(self, name: str, value: Tensor) -> None:
+        known = self.parameters().get(name)
+        if known is None or known.shape != value.shape:
+            raise Refused(f"{self.address}: cannot write {name!r} {tuple(value.shape)}")
+        known.copy_(value)
+
+    @property
+    def num_parameters(self) -> int:
+        own = sum(p.numel() for p in self.module.parameters())
+        return own + (self.norm.num_parameters if self.norm is not None else 0)
+
+    def __repr__(self) -> str:
+        return f"OtherMixer({self.address}: {type(self.module).__name__})"
+
+
+@dataclass
 class Mlp(Sublayer):
     """A feed-forward part: down(act(up x)), or down(act(gate x) * up x) when it is gated."""
 
@@ -384,7 +458,7 @@ class Mlp(Sublayer):
     @property
     def inner(self) -> Tap:
         """What the down projection reads: (b, t, I)."""
-        return Tap(self.down.module, "input")
+        return Tap(self.down.module, "input", self.down.axis)
 
     def buffers(self) -> dict[str, Tensor]:
         return dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
@@ -402,7 +476,12 @@ class Mlp(Sublayer):
 
 @dataclass
 class Block:
-    """One layer: how it is wired and what stands in it. A removed part is None."""
+    """One layer: how it is wired and what stands in it. A removed part is None.
+
+    Attributes:
+        others: what stands at the place "attention" or "mlp" and is of another kind.
+        axis: where the channels of the stream lie.
+    """
 
     index: int
     module: nn.Module
@@ -410,6 +489,8 @@ class Block:
     attention: Attention | None
     mlp: Mlp | MixtureOfExperts | None
     norms: dict[str, Norm] = field(default_factory=dict)
+    others: dict[str, OtherMixer] = field(default_factory=dict)
+    axis: int = -1
 
     @property
     def address(self) -> str:
@@ -417,11 +498,11 @@ class Block:
 
     @property
     def stream_in(self) -> Tap:
-        return Tap(self.module, "input")
+        return Tap(self.module, "input", self.axis)
 
     @property
     def stream_out(self) -> Tap:
-        return Tap(self.module, "output")
+        return Tap(self.module, "output", self.axis)
 
     @property
     def gains(self) -> dict[str, Norm]:
@@ -429,16 +510,26 @@ class Block:
         end = "_gain"
         return {r.removesuffix(end): norm for r, norm in self.norms.items() if r.endswith(end)}
 
+    def at(self, place: str) -> Sublayer | None:
+        """What stands at a place, "attention" or "mlp", of whatever kind."""
+        named: dict[str, Sublayer | None] = {"attention": self.attention, "mlp": self.mlp}
+        return named[place] or self.others.get(place)
+
     def sublayers(self) -> Iterator[tuple[str, Sublayer]]:
-        if self.attention is not None:
-            yield "attention", self.attention
-        if self.mlp is not None:
-            yield "mlp", self.mlp
+        """What stands at the places "attention" and "mlp", in this order."""
+        for place in ("attention", "mlp"):
+            found = self.at(place)
+            if found is not None:
+                yield place, found
 
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
 
     def __repr__(self) -> str:
-        stands = ", ".join(name for name, _ in self.sublayers()) or "nothing"
+        named = (
+            type(part.module).__name__ if name in self.others else name
+            for name, part in self.sublayers()
+        )
+        stands = ", ".join(named) or "nothing"
         return f"Block({self.index}, {self.layout}-norm, holds {stands})"

@@ -12,7 +12,8 @@ from modwright.errors import Refused
 from modwright.nn import FactorPair, ZeroMean
 from modwright.nn.zero_mean import recentred
 
-__all__ = ["FactoredProjection", "Projection", "ZeroMeanProjection", "as_projection"]
+__all__ = ["FactoredProjection", "PointwiseProjection", "Projection", "ZeroMeanProjection"]
+__all__ += ["as_projection"]
 
 
 class Projection:
@@ -33,6 +34,8 @@ class Projection:
 
     input_axes: ClassVar[Mapping[str, int]] = {"weight": 1}
     output_axes: ClassVar[Mapping[str, int]] = {"weight": 0, "bias": 0}
+    axis: ClassVar[int] = -1
+    """Where channels lie in what is read and returned."""
 
     def __init__(
         self,
@@ -178,6 +181,23 @@ class ZeroMeanProjection(Projection):
     def parameters(self) -> dict[str, Tensor]:
         named = {"weight": super().weight, "bias": super().bias}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+class PointwiseProjection(Projection):
+    """A linear map of the channels of maps: a 1 x 1 convolution, weight (out, in, 1, 1)."""
+
+    axis = 1
+
+    def _full_weight(self) -> Tensor:
+        return super()._full_weight().flatten(1)
+
+    def write(self, name: str, value: Tensor) -> None:
+        if name == "weight" and value.shape == self.weight.shape:
+            with torch.no_grad():
+                stored: Any = self._storage(name)
+                stored.copy_(value[:, :, None, None])
+        else:
+            super().write(name, value)
 
 
 def as_projection(module: nn.Module, address: str, transposed: bool = False) -> Projection:

@@ -106,7 +106,7 @@ def _split(clause: str) -> tuple[str, str]:
 
 def _part(anatomy: Anatomy, kind: str, index: int, clause: str) -> Block | Sublayer:
     block = anatomy.block(index)
-    part = block if kind == "block" else getattr(block, kind)
+    part = block if kind == "block" else block.at(kind)
     if part is None:
         raise Refused(f"{clause!r}: block {index} has no {kind}, it was removed before")
     found: Block | Sublayer = part

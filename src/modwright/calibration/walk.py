@@ -124,7 +124,8 @@ def calibrate(
     anatomy.model.eval()
     try:
         with progress.phase(label, len(source) * len(mine)) as task:
-            _Walk(anatomy, source, mine, collectors, statistics, team, task).go()
+            kind = _Walk if anatomy.family.chained else _WholeWalk
+            kind(anatomy, source, mine, collectors, statistics, team, task).go()
     finally:
         anatomy.model.train(was_training)
     return statistics
@@ -212,6 +213,16 @@ class _Walk:
                 watches = measure_block(
                     block, calls, past, out, keep, self.collectors, self.device, self.task
                 )
+        self._keep(index, watches)
+        with self.team.same_fate():
+            out.rename(self._stream(index + 1))
+        # Every process has what the next block needs: what only this one needed can go.
+        for old in past[self.history - 1 :]:
+            old.delete()
+        return [out, *past[: self.history - 1]]
+
+    def _keep(self, index: int, watches: list[Watch]) -> None:
+        """Stores what all processes saw of a block."""
         for watch in watches if self.team.size > 1 else ():
             self.team.add_up(watch.sums)
         with self.team.same_fate():
@@ -220,11 +231,6 @@ class _Walk:
             if self.team.is_main:
                 self.statistics.store(index, results)
             del results  # a Gram is large; the next block's must not stand beside it
-            out.rename(self._stream(index + 1))
-        # Every process has what the next block needs: what only this one needed can go.
-        for old in past[self.history - 1 :]:
-            old.delete()
-        return [out, *past[: self.history - 1]]
 
     def _tidy(self) -> None:
         root = self.statistics.directory
@@ -232,6 +238,67 @@ class _Walk:
             path.unlink()
         for path in root.glob("process-*"):
             shutil.rmtree(path, ignore_errors=True)
+
+
+class _WholeWalk(_Walk):
+    """For blocks that are no chain: the whole model runs once for each block and batch.
+
+    Between such blocks other modules compute, so no block can be run by itself. One block's
+    statistics are in memory at a time; time grows with the square of the depth.
+    """
+
+    def go(self) -> None:
+        with self.team.same_fate():
+            if self.history > 1:
+                raise Refused(
+                    "streams of blocks apart cannot be compared here: between the blocks of "
+                    f"this {self.anatomy.config.model_type} the stream changes its shape"
+                )
+            if not isinstance(self.source, LiveBlocks):
+                raise Refused(
+                    "the blocks of this model cannot be read one at a time; open it whole"
+                )
+            reads = self.anatomy.family.inputs()
+            for batch in self.batches:
+                reads.check(batch.tensors())
+        start = self._start()
+        self.task.advance(start * len(self.batches))
+        for index in range(start, len(self.source)):
+            with self.team.same_fate(), self.source.block(index) as block:
+                watches = self._measure(block)
+            self._keep(index, watches)
+        if self.team.is_main:
+            self._tidy()
+        self.team.agree(None)
+
+    def _needed(self, at: int) -> list[Path]:
+        return []
+
+    def _measure(self, block: Block) -> list[Watch]:
+        watches = [collector.watch(block) for collector in self.collectors]
+        model = self.anatomy.model
+        device = next(model.parameters()).device
+        streams: dict[str, Tensor] = {}
+        with _tapped(watches) as seen, ExitStack() as stack:
+            for name, tap in (("stream_in", block.stream_in), ("stream_out", block.stream_out)):
+                stack.callback(_hook(tap, name, streams).remove)
+
+            def update(*_: Any) -> None:
+                if not torch.isfinite(streams["stream_out"]).all():
+                    raise Refused(
+                        f"the activations after block {block.index} are not finite; check the "
+                        "weights"
+                    )
+                for watch, mine in zip(watches, seen):
+                    rows = {name: _tokens(x, None) for name, x in {**mine, **streams}.items()}
+                    watch.update(rows, [rows["stream_in"]])
+
+            # Registered last, so it runs after the taps; a block that runs twice is seen twice.
+            stack.callback(block.module.register_forward_hook(update).remove)
+            for batch in self.batches:
+                model(**{name: tensor.to(device) for name, tensor in batch.tensors().items()})
+                self.task.advance()
+        return watches
 
 
 def compute_device(anatomy: Anatomy, team: Processes) -> torch.device:
@@ -308,10 +375,13 @@ def _tapped(watches: Sequence[Watch]) -> Iterator[list[dict[str, Tensor]]]:
 
 def _hook(tap: Tap, name: str, seen: dict[str, Tensor]) -> Any:
     def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen[name] = args[0] if args else kwargs["hidden_states"]
+        keep(args[0] if args else kwargs["hidden_states"])
 
     def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seen[name] = output[0] if isinstance(output, tuple) else output
+        keep(output[0] if isinstance(output, tuple) else output)
+
+    def keep(value: Tensor) -> None:
+        seen[name] = value if tap.axis == -1 else value.movedim(tap.axis, -1)
 
     if tap.side == "input":
         return tap.module.register_forward_pre_hook(on_input, with_kwargs=True)

@@ -19,6 +19,7 @@ HEADS = {
     "token-classification": "AutoModelForTokenClassification",
     "question-answering": "AutoModelForQuestionAnswering",
     "image-classification": "AutoModelForImageClassification",
+    "image-to-image": "AutoModelForImageToImage",
 }
 
 

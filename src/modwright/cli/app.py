@@ -13,6 +13,9 @@ from modwright.cli.evaluate import evaluate
 from modwright.cli.export import export
 from modwright.cli.parameters import Dtype, Force, Json, Length, Model, Recipe, Set
 from modwright.cli.run import run
+from modwright.cli.train import train
+from modwright.cli.upscale import upscale
+from modwright.cli.weights import import_model, rename
 
 __all__ = ["build"]
 
@@ -236,11 +239,20 @@ def papers(
         output().print(paper_lines(chosen[0]))
 
 
-def schema() -> None:
+def schema(
+    train: Annotated[
+        bool, typer.Option("--train", help="Of recipes for `modwright train`, not for `run`.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of recipes, for editors."""
-    from modwright.recipes.json_schema import recipe_schema
+    if train:
+        from modwright.recipes.training_schema import training_schema
 
-    emit_json(recipe_schema())
+        emit_json(training_schema())
+    else:
+        from modwright.recipes.json_schema import recipe_schema
+
+        emit_json(recipe_schema())
 
 
 def _write_page(file: Path, text: str) -> None:
@@ -259,6 +271,14 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("plan", plan, "plan examples/demo.yaml --set steps.0.n=6"),
     ("apply", apply, "apply out/plan -o out/smaller"),
     ("run", run, "run examples/demo.yaml -o out/demo"),
+    ("train", train, "train examples/train.yaml -o out/digits --set settings.epochs=3"),
+    ("import", import_model, "import poolformer_s12 poolformer_s12.pth.tar -o out/poolformer"),
+    (
+        "rename",
+        rename,
+        "rename out/poolformer --to official -o poolformer_s12.pth",
+    ),
+    ("upscale", upscale, "upscale out/craft small.png -o large.png --tile 256"),
     ("eval", evaluate, "eval out/demo --against smollm2-135m"),
     ("export", export, "export smollm2-135m -o out/smollm2-gguf --to gguf --set type=q8_0"),
     ("papers", papers, "papers llm-drop"),

@@ -15,6 +15,7 @@ from modwright.cost.checks import as_anatomy, at_least
 from modwright.cost.human import human
 from modwright.cost.macs import Pass, part_macs
 from modwright.cost.memory import activation_bytes, cached_positions, kv_cache_bytes
+from modwright.cost.running import Ran, run_without_numbers
 from modwright.nn import FactorPair
 
 if TYPE_CHECKING:
@@ -191,8 +192,9 @@ def count(
     runs = [Pass(batch, length)]
     if anatomy.family.is_causal():
         runs.append(Pass(batch, 1, cached_positions(anatomy, context)))
+    ran = run_without_numbers(anatomy) if anatomy.family.counts_by_running else None
     return Cost(
-        rows=_rows(anatomy, runs),
+        rows=_rows(anatomy, runs, ran),
         kv_bytes=kv_cache_bytes(anatomy, length),
         activation_bytes=activation_bytes(anatomy, length, batch),
         recipe=_recipe(anatomy, length, batch, context),
@@ -232,21 +234,27 @@ def _modules_of(part: Part) -> list[nn.Module]:
     return [module for root in own if root is not None for module in root.modules()]
 
 
-def _rows(anatomy: Anatomy, runs: list[Pass]) -> tuple[Row, ...]:
+def _rows(anatomy: Anatomy, runs: list[Pass], ran: Ran | None) -> tuple[Row, ...]:
     parts = list(anatomy.parts())
     modules = {address: _modules_of(part) for address, part in parts}
     ledger = _Ledger(anatomy.model)
     # Norms and tables go first: the module of an attention may enclose a norm that is its own part.
     leaves_first = sorted(parts, key=lambda named: isinstance(named[1], Sublayer))
     owned = {address: ledger.take(modules[address]) for address, _ in leaves_first}
-    rows = [
-        Row(address, _kind(address, part), *owned[address], *(part_macs(part, r) for r in runs))
-        for address, part in parts
-    ]
+    rows = []
+    for address, part in parts:
+        if ran is None:
+            macs = [part_macs(part, run) for run in runs]
+        else:
+            macs = [ran.part_macs(address, part, run) for run in runs]
+        rows.append(Row(address, _kind(address, part), *owned[address], *macs))
     known = {id(module) for found in modules.values() for module in found}
     rest = [(p, m) for p, m in anatomy.model.named_modules() if id(m) not in known]
     stored = ledger.take(module for _, module in rest)
-    macs = [_other_macs(anatomy, rest, run) for run in runs]
+    if ran is None:
+        macs = [_other_macs(anatomy, rest, run) for run in runs]
+    else:
+        macs = [run.sequences * ran.macs - sum(r.prefill_macs for r in rows) for run in runs]
     if any((*stored, *macs)):
         rows.append(Row("other", "other", *stored, *macs))
     return tuple(rows)

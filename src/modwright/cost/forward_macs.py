@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -29,10 +30,7 @@ def forward_macs(model: nn.Module, *shape: int, attention: bool = True) -> int:
         >>> forward_macs(nn.Conv2d(3, 8, 3, padding=1), 1, 3, 10, 10)
         21600
     """
-    if any(not parameter.is_meta for parameter in model.parameters()):
-        import copy
-
-        model = copy.deepcopy(model).to("meta")
+    model = copy.deepcopy(model).to("meta")
     # Fused attention is one opaque step to the counter, so the one that multiplies matrices runs.
     with (
         torch.no_grad(),

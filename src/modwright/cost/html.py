@@ -48,7 +48,7 @@ def _bar(part: float, whole: float) -> str:
 def tree_html(tree: Tree) -> str:
     """Nested parts to unfold, each with the share of the parameters that it holds."""
     note = (
-        f"<p>MACs: one sequence of {tree.length} tokens; bytes: powers of 1000; bar: share of all "
+        f"<p>MACs: {tree.reads}; bytes: powers of 1000; bar: share of all "
         "parameters. A line for several blocks, and those below it, show the numbers of one.</p>"
     )
     return _page(_unfold(Group(tree.root), tree.root.parameters, 1, 0), note)

@@ -20,13 +20,16 @@ from modwright.anatomy import (
     MixtureOfExperts,
     Mlp,
     Norm,
+    OtherMixer,
     Part,
     Patches,
     Projection,
+    Unread,
 )
 from modwright.anatomy.parts import Sublayer
+from modwright.cost.forward_macs import forward_macs
 from modwright.errors import UnsupportedArchitecture
-from modwright.nn import ExpertShape
+from modwright.nn import ExpertShape, PlacedMixer
 
 __all__ = ["Pass", "line_macs", "map_macs", "part_macs", "score_macs"]
 
@@ -39,11 +42,13 @@ class Pass:
         sequences: rows of the batch.
         tokens: new positions T of each sequence.
         cached: positions that an attention finds in its key/value cache, by its address.
+        counted: multiply-accumulates for one sequence of parts without a formula, by address.
     """
 
     sequences: int
     tokens: int
     cached: Mapping[str, int] = field(default_factory=dict)
+    counted: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def positions(self) -> int:
@@ -134,6 +139,16 @@ def _(part: MixtureOfExperts, run: Pass) -> int:
     return run.positions * (map_macs(part.router) + part.top_k * expert)
 
 
+@part_macs.register(OtherMixer)
+@part_macs.register(Unread)
+def _(part: OtherMixer | Unread, run: Pass) -> int:
+    if part.address in run.counted:
+        return run.sequences * run.counted[part.address]
+    if isinstance(part.module, PlacedMixer):
+        return run.sequences * forward_macs(part.module, 1, run.tokens, part.module.hidden_size)
+    raise UnsupportedArchitecture(f"{part.address}: its cost is known of a running model only")
+
+
 @part_macs.register
 def _(part: Norm, run: Pass) -> int:
     return 0
@@ -154,4 +169,6 @@ def _(part: Linear, run: Pass) -> int:
 @part_macs.register
 def _(part: Patches, run: Pass) -> int:
     # A picture is cut once; the tokens beside the patches cost nothing.
+    if part.count is None:
+        raise UnsupportedArchitecture(f"{part.address}: it has as many patches as a picture gives")
     return run.sequences * part.count * part.parameters()["weight"].numel()

@@ -10,6 +10,7 @@ import torch
 
 from modwright.anatomy import Anatomy, Block, Embedding, MixtureOfExperts, Mlp
 from modwright.cost.checks import at_least, dtype_of
+from modwright.cost.running import run_without_numbers
 from modwright.nn import AttentionShape
 
 __all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes"]
@@ -83,6 +84,8 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1) -> int:
       k at work, 3 I k / E + E;
     - at the head: d + V (logits of every position).
 
+    Of models that are counted by running: what the greediest module reads and returns.
+
     It is a floor: temporaries of an implementation (rotated copies, the steps of a composite
     activation, masks) come on top. The key/value cache and the weights count elsewhere.
 
@@ -90,6 +93,9 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1) -> int:
         Refused: ``length`` or ``batch`` below 1.
     """
     at_least(1, length=length, batch=batch)
+    item = next(anatomy.model.parameters()).dtype.itemsize
+    if anatomy.family.counts_by_running:
+        return batch * run_without_numbers(anatomy).largest * item
     length = anatomy.family.inputs().positions(length)
     width = anatomy.hidden_size
     eager = getattr(anatomy.config, "_attn_implementation", None) == "eager"
@@ -103,8 +109,7 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1) -> int:
     head = anatomy.stem.get("head")
     if isinstance(head, Embedding):
         sets.append(width + len(head.parameters()["weight"]))
-    dtype = next(anatomy.model.parameters()).dtype
-    return batch * length * max(sets) * dtype.itemsize
+    return batch * length * max(sets) * item
 
 
 def _attention_set(shape: AttentionShape, scores: int) -> int:

@@ -50,10 +50,7 @@ def tree_table(tree: Tree) -> Table:
     from rich.markup import escape
 
     lines = list(visible(Group(tree.root)))
-    caption = (
-        f"MACs: one sequence of {tree.length} tokens; bytes: powers of 1000; share: of all "
-        "parameters"
-    )
+    caption = f"MACs: {tree.reads}; bytes: powers of 1000; share: of all parameters"
     if any(group.count > 1 for _, group in lines):
         caption += "; a line for several blocks, and those below it, show one of them"
     table = _table(caption, "part", "what it is", "params", "share", "bytes", "MACs")

@@ -18,15 +18,18 @@ from modwright.anatomy import (
     Linear,
     Mlp,
     Norm,
+    OtherMixer,
     Part,
     Patches,
     Projection,
+    Unread,
 )
 from modwright.anatomy.parts import Sublayer
 from modwright.cost.checks import as_anatomy
 from modwright.cost.counting import Row, count
 from modwright.cost.human import human
 from modwright.cost.macs import Pass, line_macs, score_macs
+from modwright.cost.running import run_without_numbers
 from modwright.errors import Refused
 
 if TYPE_CHECKING:
@@ -118,10 +121,17 @@ class Tree:
     Attributes:
         root: the model.
         length: tokens of the sequence for which multiply-accumulates are counted.
+        picture: what is read, in words, where that is a picture of one size.
     """
 
     root: Node
     length: int
+    picture: str = ""
+
+    @property
+    def reads(self) -> str:
+        """For what multiply-accumulates are counted, in words."""
+        return self.picture or f"one sequence of {self.length} tokens"
 
     def find(self, address: str) -> Node:
         """The node at an address.
@@ -178,16 +188,25 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
     rows = {row.address: row for row in count(anatomy, length=length).rows}
     length = anatomy.family.inputs().positions(length)
     run = Pass(1, length)
+    ran = run_without_numbers(anatomy) if anatomy.family.counts_by_running else None
     stem = {address: _stem_node(anatomy, address, rows[address]) for address in anatomy.stem}
     later = [stem.pop(address) for address in anatomy.after_blocks]
-    blocks = tuple(_block_node(block, rows, run) for block in anatomy.blocks)
+    blocks = tuple(
+        _block_node(block, rows, run if ran is None else ran.of(block.address, run))
+        for block in anatomy.blocks
+    )
     held = f"{len(blocks)} layers" if blocks else "none left"
     children = [*stem.values(), _sum("blocks", "blocks", held, blocks), *later]
     if "other" in rows:
         children.append(_leaf(rows["other"], "what belongs to no part above"))
     dtype = str(next(anatomy.model.parameters()).dtype).removeprefix("torch.")
-    told = f"{anatomy.family.name}, {len(blocks)} blocks, {anatomy.hidden_size} wide, {dtype}"
-    return Tree(_sum("", "model", told, children), length)
+    told = f"{anatomy.family.name}, {len(blocks)} blocks, {_wide(anatomy)} wide, {dtype}"
+    return Tree(_sum("", "model", told, children), length, anatomy.family.inputs().describe())
+
+
+def _wide(anatomy: Anatomy) -> str:
+    widths = anatomy.widths
+    return " to ".join(str(w) for w in dict.fromkeys((min(widths), max(widths))))
 
 
 def anatomy_html(anatomy: Anatomy) -> str:
@@ -246,7 +265,18 @@ def _(part: Linear) -> str:
 @describe.register
 def _(part: Patches) -> str:
     width, *patch = part.parameters()["weight"].shape
-    return f"{part.count} patches, {' x '.join(map(str, patch))} -> {width}"
+    count = "" if part.count is None else f"{part.count} "
+    return f"{count}patches, {' x '.join(map(str, patch))} -> {width}"
+
+
+@describe.register
+def _(part: OtherMixer) -> str:
+    return type(part.module).__name__
+
+
+@describe.register
+def _(part: Unread) -> str:
+    return type(part.module).__name__
 
 
 def _in_and_out(module: nn.Module) -> str:
@@ -289,7 +319,7 @@ def _stem_node(anatomy: Anatomy, address: str, row: Row) -> Node:
 
 
 def _block_node(block: Block, rows: dict[str, Row], run: Pass) -> Node:
-    standing = {"attention": block.attention, "mlp": block.mlp}
+    standing = {place: block.at(place) for place in ("attention", "mlp")}
     children = [
         Node(f"{block.address}.{role}", role, "removed")
         if part is None
@@ -302,6 +332,8 @@ def _block_node(block: Block, rows: dict[str, Row], run: Pass) -> Node:
 
 def _lines(part: Sublayer, row: Row, run: Pass) -> list[Node]:
     """The linear maps of a part, its scores, and the rest, so that they add up to its row."""
+    if not part.projections():
+        return []
     macs = line_macs(part)
     lines = [
         Node(

@@ -7,7 +7,7 @@ build it; tensors that do not change are shared with the source, not copied.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,15 +119,21 @@ def _refuse_unready(model: Any) -> None:
 
 def _source_paths(anatomy: Anatomy, built: nn.Module, target: Target) -> dict[str, str]:
     """Path of each module of the result -> path of the module of the source that it continues."""
-    prefix = anatomy.family.blocks_path(anatomy.model) + "."
+    before = anatomy.family.layer_paths(anatomy.model)
+    after = anatomy.family.layer_paths(built)
+    moved = {path: before[source] for path, source in zip(after, target.blocks, strict=True)}
     paths = {}
     for path, _ in built.named_modules():
-        origin = path
-        if path.startswith(prefix):
-            index, dot, rest = path[len(prefix) :].partition(".")
-            origin = f"{prefix}{target.blocks[int(index)]}{dot}{rest}"
-        paths[path] = origin
+        block = next((p for p in _enclosing(path) if p in moved), None)
+        paths[path] = path if block is None else moved[block] + path[len(block) :]
     return paths
+
+
+def _enclosing(path: str) -> Iterator[str]:
+    """A path and those of the modules around it, the innermost first."""
+    while path:
+        yield path
+        path = path.rpartition(".")[0]
 
 
 def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> set[int]:

@@ -32,6 +32,7 @@ from modwright.edits.remodelled import (
     base_class,
     base_config_class,
     edits_of,
+    is_plain,
     remodelled,
     remodelled_config,
 )
@@ -53,7 +54,8 @@ class Target:
 
     @property
     def plain(self) -> bool:
-        return not self.edits
+        """Stock transformers loads what is saved of it."""
+        return not self.edits and is_plain(self.model_class)
 
     @property
     def tied(self) -> bool:
@@ -144,7 +146,7 @@ def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State | R
         return
     if outer not in ("", "attention", "mlp"):
         raise unknown_name("part of a block", role, ("attention", "mlp"))
-    if outer and getattr(block, outer) is None:
+    if outer and block.at(outer) is None:
         verb = "removed already" if isinstance(edit, Remove) else "removed, so it cannot be edited"
         raise Refused(f"{edit.path}: the {outer} of block {index} was {verb}")
 
@@ -198,10 +200,7 @@ def _stock_config(anatomy: Anatomy, kept: tuple[int, ...]) -> Any:
     for name in ("edits", "modwright_format", "model_type"):
         config.__dict__.pop(name, None)
     config.__class__ = stock
-    types = getattr(config, "layer_types", None)
-    if types is not None:
-        config.__dict__["layer_types"] = [types[i] for i in kept]
-    anatomy.family.put(config, "num_layers", len(kept))
+    anatomy.family.keep_blocks(config, kept)
     return config
 
 

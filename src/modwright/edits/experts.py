@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy import Mlp, Projection
+from modwright.anatomy.projection import PointwiseProjection
 from modwright.edits.change import Change
 from modwright.edits.edit import Replace, Restore
 from modwright.errors import Refused
@@ -36,7 +37,7 @@ def expert_shape(mlp: Mlp, num_experts: int, top_k: int, **routing: Any) -> Expe
     if mlp.experts is not None:
         raise Refused(f"{here} is split into {mlp.num_experts} experts already; merge them first")
     for projection in mlp.projections().values():
-        if type(projection) is not Projection:
+        if type(projection) not in (Projection, PointwiseProjection):
             stored = type(projection.module).__name__
             raise Refused(f"{projection.address} is a {stored}, which does not split into experts")
     own = {field.name: getattr(mlp.shape, field.name) for field in fields(FeedForwardShape)}

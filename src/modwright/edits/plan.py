@@ -29,6 +29,7 @@ def structure_of(anatomy: Anatomy) -> dict[str, Any]:
             "attention": None if attention is None else attention.shape.to_json(),
             "mlp": None if mlp is None else _mlp_structure(mlp),
         }
+        told |= {place: type(part.module).__name__ for place, part in block.others.items()}
         if block.gains:
             told["gains"] = sorted(block.gains)
         blocks.append(told)

@@ -21,7 +21,9 @@ from modwright.nn import (
     BareAttention,
     CRMSNorm,
     FactorPair,
+    GridAttention,
     PassThrough,
+    PlacedMixer,
     RestoringCRMSNorm,
     RMSNorm,
     ZeroMeanLinear,
@@ -123,6 +125,11 @@ def _feed_forward(config: Any, **kwargs: Any) -> nn.Module:
     return hosted_feed_forward(kwargs)
 
 
+@register_part("grid_attention")
+def _grid_attention(config: Any, **kwargs: Any) -> nn.Module:
+    return hosted_attention(config, kwargs, GridAttention)
+
+
 @register_part("identity")
 def _identity(config: Any) -> nn.Module:
     return nn.Identity()
@@ -148,6 +155,11 @@ def _pass_through(config: Any, as_tuple: bool = False) -> nn.Module:
     return PassThrough(as_tuple)
 
 
+@register_part("pointwise")
+def _pointwise(config: Any, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+    return nn.Conv2d(in_features, out_features, 1, bias=bias)
+
+
 @register_part("restoring_crms_norm")
 def _restoring_crms_norm(
     config: Any, hidden_size: int, eps: float, index: int, weight: bool = True, bias: bool = False
@@ -165,6 +177,16 @@ def _rms_norm(
     cast_first: bool = True,
 ) -> nn.Module:
     return RMSNorm(hidden_size, eps, weight, bias, cast_first)
+
+
+@register_part("token_mixer")
+def _token_mixer(config: Any, **kwargs: Any) -> nn.Module:
+    return PlacedMixer(**kwargs, as_tuple=True)
+
+
+@register_part("bare_token_mixer")
+def _bare_token_mixer(config: Any, **kwargs: Any) -> nn.Module:
+    return PlacedMixer(**kwargs)
 
 
 @register_part("zero_mean")

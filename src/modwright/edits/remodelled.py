@@ -22,7 +22,14 @@ from modwright.edits.replay import replay
 from modwright.edits.slots import unfilled_slots
 from modwright.errors import CheckpointError, Refused
 
-__all__ = ["base_class", "base_config_class", "is_remodelled", "remodelled", "remodelled_config"]
+__all__ = [
+    "base_class",
+    "base_config_class",
+    "is_plain",
+    "is_remodelled",
+    "remodelled",
+    "remodelled_config",
+]
 
 _PREFIX = "Modwright"
 
@@ -86,7 +93,11 @@ class _RemodelledConfig:
 
     def _with_attention(self) -> list[int]:
         """The layers that have an attention."""
-        gone = {edit.path for edit in state_from_json(self.edits) if isinstance(edit, Remove)}
+        gone = {
+            edit.path
+            for edit in state_from_json(self.edits)
+            if isinstance(edit, Remove) or edit.part == "token_mixer"
+        }
         return [
             index for index in range(self._num_layers()) if f"blocks.{index}.attention" not in gone
         ]
@@ -169,6 +180,12 @@ def is_remodelled(model: Any) -> bool:
     """The model or config (or its class) carries edits."""
     kind = model if isinstance(model, type) else type(model)
     return "_base" in kind.__dict__
+
+
+def is_plain(model: Any) -> bool:
+    """Stock transformers opens the model's checkpoint: no edits, and no architecture of ours."""
+    kind = model if isinstance(model, type) else type(model)
+    return not is_remodelled(kind) and not kind.__module__.startswith("modwright.")
 
 
 def base_class(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from modwright.edits.remodelled import is_remodelled
+from modwright.edits.remodelled import is_plain
 from modwright.edits.verify import probe_batch
 from modwright.errors import VerificationError
 
@@ -45,7 +45,7 @@ def check_reopens(model: Any, directory: Path) -> Reopened:
     Raises:
         VerificationError: it does not open, or computes something else.
     """
-    plain = not is_remodelled(model)
+    plain = is_plain(model)
     probe = {name: t.cpu() for name, t in probe_batch(model).items()}
     was_training = model.training
     model.eval()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +45,17 @@ def layouts_of(model: PictureModel) -> dict[str, KeyMap]:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a safetensors or torch file, out of the dicts that training scripts wrap them in.
 
+    A directory is one that transformers wrote, in one file or in shards. Torch files are read with
+    ``weights_only=True``: no code of theirs runs.
+
     Of several sets the averaged one is taken: published numbers come from it.
 
     Raises:
         CheckpointError: there is no such file, or it holds no tensors.
     """
     path = Path(path)
+    if path.is_dir():
+        return _read_directory(path)
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
@@ -57,7 +64,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
             found: Any = load_file(path)
         else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            # Training scripts keep their arguments beside the weights; a Namespace runs no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
     for key in _WRAPPERS:
@@ -71,6 +80,17 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
+
+
+def _read_directory(path: Path) -> dict[str, Tensor]:
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = path / f"{name}.index.json"
+        if (path / name).is_file():
+            return read_weights(path / name)
+        if index.is_file():
+            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return {n: t for shard in shards for n, t in read_weights(path / shard).items()}
+    raise CheckpointError(f"{path} holds no model.safetensors or pytorch_model.bin")
 
 
 def import_weights(

@@ -15,6 +15,7 @@ from modwright.errors import Refused
 from modwright.models.key_maps import KeyMap
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import Grid
+from modwright.nn.relative_position_bias import RelativePositionBias
 from modwright.nn.residual import ScaledResidual
 
 __all__ = ["PictureConfig", "PictureModel"]
@@ -124,14 +125,16 @@ class PictureModel(PreTrainedModel):
         Args:
             name: of the tensor here.
             table: as it is stored there.
-            old: the grid of a table of tokens; a square unless it is said.
+            old: the grid of a table of tokens, the window of a table of offsets; a square unless it
+                is said.
         """
         module = self.get_submodule(name.rpartition(".")[0])
-        return module.fit(table, old) if isinstance(module, LearnedGrid | LearnedTable) else table
+        tables = LearnedGrid | LearnedTable | RelativePositionBias
+        return module.fit(table, old) if isinstance(module, tables) else table
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that decay would only pull towards nothing: positions, tokens, scalars."""
-        places = (LearnedGrid, LearnedTable, ScaledResidual)
+        places = (LearnedGrid, LearnedTable, RelativePositionBias, ScaledResidual)
         names = {
             f"{path}.{name}"
             for path, module in self.named_modules()

@@ -11,7 +11,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageClassification,
+    PreTrainedConfig,
+)
 
 from modwright.errors import Refused, unknown_name
 from modwright.models import architectures
@@ -84,7 +89,8 @@ def register_architecture(
         auto: transformers' Auto class for what the model does.
     """
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
-    auto.register(config_class, model, exist_ok=True)
+    for opener in (AutoModel, auto):  # there is one class: it holds all that is in a checkpoint
+        opener.register(config_class, model, exist_ok=True)
     _CLASSES[config_class] = model
     for name, fields in variants.items():
         _add(name, _maker(config_class, fields), issubclass(model, ImageClassifier))

@@ -8,7 +8,13 @@ from modwright.nn.channel_mixers.mixture import Mixture, MixtureShape, route
 from modwright.nn.factored import FactorPair
 from modwright.nn.narrow import narrow_
 from modwright.nn.norms import CRMSNorm, RestoringCRMSNorm, RMSNorm
-from modwright.nn.token_mixers.attention import AttentionShape, BareAttention, GroupedAttention
+from modwright.nn.token_mixers.attention import (
+    AttentionShape,
+    BareAttention,
+    GridAttention,
+    GroupedAttention,
+)
+from modwright.nn.token_mixers.placed import PlacedMixer
 from modwright.nn.zero_mean import ZeroMean, ZeroMeanEmbedding, ZeroMeanLinear, zero_mean_
 
 __all__ = [
@@ -22,10 +28,12 @@ __all__ = [
     "FactorPair",
     "FeedForward",
     "FeedForwardShape",
+    "GridAttention",
     "GroupedAttention",
     "Mixture",
     "MixtureShape",
     "PassThrough",
+    "PlacedMixer",
     "RMSNorm",
     "RestoringCRMSNorm",
     "ZeroMean",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.nn.layouts import Grid
+from modwright.nn.windows import offsets_in
 
 __all__ = ["DynamicPositionBias"]
 
@@ -57,9 +58,4 @@ class DynamicPositionBias(nn.Module):
         high = torch.arange(1 - height, height, device=like.device)
         wide = torch.arange(1 - width, width, device=like.device)
         every = torch.cartesian_prod(high, wide).to(like.dtype)
-        rows = torch.arange(height, device=like.device).repeat_interleave(width)
-        columns = torch.arange(width, device=like.device).repeat(height)
-        down = rows[:, None] - rows + height - 1
-        along = columns[:, None] - columns + width - 1
-        table = self.of(every)
-        return table[down * (2 * width - 1) + along].permute(2, 0, 1)
+        return self.of(every)[offsets_in(self.window, like.device)].permute(2, 0, 1)

@@ -102,7 +102,7 @@ class NestedBlock(nn.Module):
         if self.inner is not None and self.fuse is not None:
             # each patch is a picture of its own to the inner block: one row of words
             words = self.inner(words, (1, words.shape[1]))
-            said = self.fuse(words, len(sentences))
+            said = self.fuse(words, sentences.shape[0])
             # not in place: the sentences may be needed again when activations are recomputed
             sentences = sentences + nn.functional.pad(said, (0, 0, self.prefix, 0))
         return words, self.outer(sentences, grid)

@@ -43,7 +43,7 @@ class PrefixTokens(nn.Module):
             nn.init.trunc_normal_(token, std=self.std)
 
     def forward(self, x: Tensor) -> Tensor:
-        prefix = [self.get_parameter(name).expand(len(x), -1, -1) for name in self.names]
+        prefix = [self.get_parameter(name).expand(x.shape[0], -1, -1) for name in self.names]
         return torch.cat((*prefix, x), dim=1)
 
     def extra_repr(self) -> str:

@@ -35,7 +35,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         keep = 1 - self.rate
-        mask = x.new_empty((len(x),) + (1,) * (x.dim() - 1)).bernoulli_(keep)
+        mask = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
         return x * (mask / keep if keep else mask)
 
     def extra_repr(self) -> str:

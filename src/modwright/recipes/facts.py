@@ -38,7 +38,8 @@ def environment(model: Any) -> dict[str, Any]:
 
 def auto_class(model: Any) -> str:
     """The Auto class that opens a checkpoint of this model, head and all."""
-    for head, auto in HEADS.items():
+    # What opens anything is named where nothing says more.
+    for head, auto in sorted(HEADS.items(), key=lambda item: item[0] == "base"):
         with suppress(Refused):
             if model_class(model.config, head) is type(model):
                 return auto

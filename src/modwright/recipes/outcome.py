@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -13,6 +13,9 @@ from modwright.edits.reopen import Reopened
 from modwright.errors import CheckpointError, Refused
 from modwright.recipes.schema import Recipe
 from modwright.report import Report
+
+if TYPE_CHECKING:
+    from modwright.recipes.training_schema import TrainingRecipe
 
 __all__ = ["Outcome", "is_result_of", "output_place", "require_place"]
 __all__ += ["stands_already"]
@@ -39,7 +42,7 @@ class Outcome:
     leading: bool = True
 
 
-def output_place(recipe: Recipe, output: str | Path | None) -> Path:
+def output_place(recipe: Recipe | TrainingRecipe, output: str | Path | None) -> Path:
     """The directory to write.
 
     Raises:
@@ -69,15 +72,19 @@ def require_place(opened: Checkpoint, place: Path, force: bool) -> None:
     rehearse(opened.model, place, source=opened.source, force=force)
 
 
-def stands_already(place: Path, full: dict[str, Any], force: bool) -> bool:
+def stands_already(
+    place: Path, full: dict[str, Any], force: bool, told: str = "report.json"
+) -> bool:
     """Whether the result of this resolved recipe is there, so that nothing is to be done.
+
+    ``told`` is the file that says how it went.
 
     Raises:
         CheckpointError: something else is there, and ``force`` does not allow to replace it.
     """
     if force or not place.is_dir() or not any(place.iterdir()):
         return False
-    if is_result_of(place, full):
+    if is_result_of(place, full, told):
         return True
     raise CheckpointError(
         f"{str(place)!r} holds something else than the result of this recipe; name another "
@@ -85,11 +92,11 @@ def stands_already(place: Path, full: dict[str, Any], force: bool) -> bool:
     )
 
 
-def is_result_of(place: Path, full: dict[str, Any]) -> bool:
+def is_result_of(place: Path, full: dict[str, Any], told: str = "report.json") -> bool:
     """Whether a whole result of this resolved recipe stands there."""
     try:
         stored = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return False
-    whole = all((place / name).is_file() for name in ("config.json", "report.json"))
+    whole = all((place / name).is_file() for name in ("config.json", told))
     return whole and bool(stored == full)

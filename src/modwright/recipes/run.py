@@ -22,7 +22,7 @@ from modwright.checkpoint.wording import format_bytes
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
-from modwright.edits.remodelled import is_remodelled
+from modwright.edits.remodelled import is_plain
 from modwright.edits.reopen import Reopened, check_reopens
 from modwright.errors import Refused
 from modwright.progress import SILENT, Progress
@@ -209,7 +209,7 @@ class _Run:
                 self.progress,
                 name="before",
                 title="as it came",
-                plain=not is_remodelled(model),
+                plain=is_plain(model),
                 source_blocks=list(range(len(Anatomy.of(model).blocks))),
             )
             self._measured(stage)

@@ -7,10 +7,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["Data", "Evaluate", "Generate", "HarnessTasksOf", "PerplexityOf", "Recipe", "Speed"]
-__all__ += ["Step"]
+__all__ += ["Step", "Strict"]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A mapping of a recipe: unknown keys are refused, and values of another type."""
+
     # Strict: `windows: true` and `windows: "4"` are slips of the pen, not one and four.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -20,7 +22,7 @@ class _Strict(BaseModel):
         return list(cls.model_fields)
 
 
-class Data(_Strict):
+class Data(Strict):
     """Calibration text and how it is cut into windows."""
 
     data: str = Field(
@@ -37,7 +39,7 @@ class Data(_Strict):
     bos: bool = False
 
 
-class PerplexityOf(_Strict):
+class PerplexityOf(Strict):
     """Held-out text for perplexity."""
 
     data: str = "lee"
@@ -51,7 +53,7 @@ class PerplexityOf(_Strict):
     batch_size: int = Field(default=1, ge=1)
 
 
-class Generate(_Strict):
+class Generate(Strict):
     """A sample before and after."""
 
     prompt: str = "What is the capital of France? Answer in one sentence."
@@ -59,7 +61,7 @@ class Generate(_Strict):
     chat: bool | None = None
 
 
-class Speed(_Strict):
+class Speed(Strict):
     """Timing of prefill and decoding."""
 
     batch: int = Field(default=1, ge=1)
@@ -68,7 +70,7 @@ class Speed(_Strict):
     repeats: int = Field(default=3, ge=1)
 
 
-class HarnessTasksOf(_Strict):
+class HarnessTasksOf(Strict):
     """Tasks of the evaluation harness (lm-eval); needs the extra ``text``."""
 
     tasks: list[str] = Field(
@@ -84,7 +86,7 @@ class HarnessTasksOf(_Strict):
     batch_size: int = Field(default=1, ge=1)
 
 
-class Evaluate(_Strict):
+class Evaluate(Strict):
     """What is measured before the first step and after each; null leaves a measurement out."""
 
     perplexity: PerplexityOf | None = PerplexityOf()
@@ -99,7 +101,7 @@ class Evaluate(_Strict):
     length: int = Field(default=512, ge=1, description="tokens for MACs and key/value cache")
 
 
-class Step(_Strict):
+class Step(Strict):
     """One method with its options; calibration data of its own if it likes."""
 
     method: str
@@ -121,7 +123,7 @@ class Step(_Strict):
         return {**own, "options": options}
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """A model, steps, and what to measure."""
 
     model: str = Field(description="directory, GGUF file, packaged name, preset:NAME or hub id")

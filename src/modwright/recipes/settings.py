@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
-
-from modwright.recipes.schema import Recipe
 
 __all__ = ["torch_as_asked"]
 
 
+class _Asks(Protocol):
+    @property
+    def threads(self) -> int | None: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
 @contextmanager
-def torch_as_asked(recipe: Recipe) -> Iterator[None]:
+def torch_as_asked(recipe: _Asks) -> Iterator[None]:
     """Sets torch's threads and seed for one step, or for all the rest that a recipe does.
 
     Every step begins with the same seed: one that is run alone after a stop draws what it would

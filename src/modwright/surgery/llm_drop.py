@@ -265,8 +265,8 @@ class LlmDrop:
     def _check_available(self, anatomy: Anatomy) -> None:
         blocks = len(anatomy.blocks)
         there = {
-            "attention": sum(b.attention is not None for b in anatomy.blocks),
-            "mlp": sum(b.mlp is not None for b in anatomy.blocks),
+            "attention": sum(b.at("attention") is not None for b in anatomy.blocks),
+            "mlp": sum(b.at("mlp") is not None for b in anatomy.blocks),
             "block": blocks - 1,
         }
         most = sum(there[kind] for kind in self._kinds())
@@ -313,7 +313,7 @@ class LlmDrop:
         removed = {kind: [i for k, i in picked if k == kind] for kind in kinds}
         notes = [] if picked else ["Nothing was asked to go: n is 0, so the model is a copy."]
         gone = {*removed["attention"], *removed["block"]}
-        if picked and not any(b.attention and b.index not in gone for b in anatomy.blocks):
+        if picked and not any(b.at("attention") and b.index not in gone for b in anatomy.blocks):
             notes.append("No attention is left: the model mixes no tokens any more.")
         reasons: dict[str, Any] = {
             "scores": {kind: _json_column(column) for kind, column in scores.items()},
@@ -358,7 +358,7 @@ def _changes(anatomy: Anatomy, picked: Iterable[tuple[str, int]], drop_post_norm
     change = Change()
     for kind, index in picked:
         block = anatomy.block(index)
-        part = block if kind == "block" else getattr(block, kind)
+        part = block if kind == "block" else block.at(kind)
         if part is None:
             raise Refused(f"block {index} has no {kind} any more")
         change += remove(part, drop_norm=drop_post_norm and kind != "block")

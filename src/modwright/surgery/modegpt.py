@@ -255,6 +255,12 @@ class MoDeGpt:
         return {**asdict(self), "pairs": list(self.pairs)}
 
     def _refuse(self, anatomy: Anatomy) -> None:
+        known = [block.attention or block.mlp for block in anatomy.blocks]
+        if anatomy.blocks and not any(known):
+            raise Refused(
+                f"modegpt: no block of this {anatomy.config.model_type} has an attention or an MLP "
+                "whose maps are known"
+            )
         for block in anatomy.blocks:
             attention, mlp = block.attention, block.mlp
             if "mlp" in self.pairs and isinstance(mlp, Mlp) and mlp.experts is not None:

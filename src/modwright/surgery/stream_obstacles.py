@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from modwright.anatomy import Anatomy, MixtureOfExperts, Stream
+from modwright.anatomy import Anatomy, MixtureOfExperts, Stream, Unread
 from modwright.anatomy.stream import Writer
 from modwright.errors import Refused
 from modwright.nn import FactorPair, ZeroMean
@@ -58,6 +58,9 @@ def obstacles(
         >>> obstacles(modwright.open("preset:tiny-gpt2").anatomy, "crms")
         []
     """
+    found = list(_unread(anatomy))
+    if found:
+        return found
     stream = anatomy.stream
     found = list(_writing_norms(anatomy, stream))
     found = found or [*_kinds(stream), *_bare_reads(anatomy, stream)]
@@ -76,6 +79,22 @@ def obstacles(
     if not found and not absent and any(norm.kind == "rms" for norm in stream.norms):
         found += _means(stream)
     return found
+
+
+def _unread(anatomy: Anatomy) -> Iterator[str]:
+    if len(anatomy.widths) > 1:
+        widths = ", ".join(map(str, anatomy.widths))
+        yield f"the stream is {widths} wide in one stage or another; it must be one stream"
+    elif not anatomy.family.chained:
+        yield "between its blocks other modules write to the stream"
+    for part in anatomy.stem.values():
+        if isinstance(part, Unread) and part.address not in anatomy.after_blocks:
+            name = type(part.module).__name__
+            yield f"{part.address} is a {name}, and what writes to the stream in it is not known"
+    for block in anatomy.blocks:
+        for other in block.others.values():
+            name = type(other.module).__name__
+            yield f"{other.address} is a {name}, and what reads and writes in it is not known"
 
 
 def _writing_norms(anatomy: Anatomy, stream: Stream) -> Iterator[str]:

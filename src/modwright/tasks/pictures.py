@@ -158,7 +158,7 @@ def idx_pictures(
 ) -> tuple[Pictures, Pictures]:
     """Training and test pictures of a folder that holds the four files of (Fashion-)MNIST.
 
-    Debian's package ``dataset-fashion-mnist`` puts them into /usr/share/dataset-fashion-mnist.
+    Debian's package ``dataset-fashion-mnist`` puts them into /usr/share/datasets/fashion-mnist.
 
     Args:
         folder: with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same beginning

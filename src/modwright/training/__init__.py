@@ -1,7 +1,13 @@
 """How weights are learned: objectives on transformers' Trainer."""
 
 from modwright.training.fitting import Fitted, Settings, accuracy, fit
-from modwright.training.objectives import CrossEntropy, Distillation, Objective, soft_cross_entropy
+from modwright.training.objectives import (
+    CrossEntropy,
+    Distillation,
+    Objective,
+    Reconstruction,
+    soft_cross_entropy,
+)
 from modwright.training.trainer import AveragedWeights, ObjectiveTrainer
 
 __all__ = [
@@ -11,6 +17,7 @@ __all__ = [
     "Fitted",
     "Objective",
     "ObjectiveTrainer",
+    "Reconstruction",
     "Settings",
     "accuracy",
     "fit",

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import SchedulerType
 
-from modwright.errors import Refused
+from modwright.calibration.processes import processes
+from modwright.errors import Refused, unknown_name
+from modwright.progress import Progress
 from modwright.tasks.pictures import Pictures
+from modwright.tasks.upscaling import PicturePairs
+from modwright.training.checkpoints import WholeCheckpoints, newest_checkpoint
 from modwright.training.objectives import CrossEntropy, Objective
 from modwright.training.trainer import AveragedWeights, ObjectiveTrainer
+from modwright.training.watching import EpochMeasure, StepProgress
 
 __all__ = ["Fitted", "Settings", "accuracy", "fit"]
+
+_OWN_SCHEDULE = "one_cycle"
 
 
 @dataclass(frozen=True)
@@ -26,10 +36,11 @@ class Settings:
 
     Attributes:
         epochs: passes over the pictures.
-        batch_size: pictures of a step.
+        batch_size: pictures of a step; several processes share them.
         learning_rate: its height.
         weight_decay: of weights of more than one axis.
-        warmup: share of the steps in which the learning rate rises.
+        warmup: share of the steps in which the learning rate rises; "one_cycle" has its own, three
+            tenths.
         schedule: "one_cycle", or a name that transformers has: "cosine", "linear", "constant".
         clip: the norm that gradients are cut at.
         seed: of the order of pictures and of everything random in training.
@@ -52,6 +63,11 @@ class Settings:
         for name in ("epochs", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
                 raise Refused(f"{name} is above 0, not {getattr(self, name)}")
+        if self.average is not None and not 0 < self.average < 1:
+            raise Refused(f"average lies between 0 and 1, not {self.average}")
+        legal = [_OWN_SCHEDULE, *(kind.value for kind in SchedulerType)]
+        if self.schedule not in legal:
+            raise unknown_name("schedule", self.schedule, legal)
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,8 @@ class Fitted:
         steps: optimizer steps.
         seconds: of the training.
         parameters: of the model, those that are trained.
+        log: all entries of the log: loss, learning rate, norm of the gradients, named numbers of
+            the objective, and accuracies that were measured on the way.
     """
 
     accuracy: float | None
@@ -71,30 +89,42 @@ class Fitted:
     steps: int
     seconds: float
     parameters: int
+    log: tuple[Mapping[str, float], ...] = ()
 
 
 def fit(
     model: Any,
-    train: Pictures,
+    train: Pictures | PicturePairs,
     test: Pictures | None = None,
     settings: Settings | None = None,
     objective: Objective | None = None,
     output: str | Path | None = None,
     resume: bool = False,
+    *,
+    measure_epochs: bool = False,
+    progress: Progress | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> Fitted:
     """Trains a classifier in place.
 
     Args:
         model: takes ``pixel_values`` and gives ``logits``.
-        train: what it learns from.
+        train: what it learns from; pairs of pictures go with an objective such as
+            :class:`~modwright.training.objectives.Reconstruction`.
         test: what it is measured on at the end.
         settings: how long and how fast.
         objective: cross-entropy unless it is said.
         output: a directory for checkpoints and logs; nothing is kept without one.
-        resume: goes on from the newest checkpoint in ``output``.
+        resume: goes on from the newest whole checkpoint in ``output``. Losses and weights are
+            those of a training that was not stopped.
+        measure_epochs: measures the accuracy after every epoch, too.
+        progress: told of every step; without one transformers shows a bar where there is an
+            ``output``.
+        callbacks: of transformers' Trainer, more of them.
 
     Raises:
-        Refused: the model has fewer classes than the pictures, or there is nothing to resume.
+        Refused: the model has fewer classes than the pictures, there is nothing to resume, or the
+            pictures of a step cannot be shared by all processes.
 
     Example:
         >>> from modwright.models import create_model
@@ -106,26 +136,36 @@ def fit(
         (1, True)
     """
     settings = settings or Settings()
-    if model.config.num_labels < len(train.classes):
+    if isinstance(train, Pictures) and model.config.num_labels < len(train.classes):
         raise Refused(
             f"the model has {model.config.num_labels} classes, the pictures {len(train.classes)}"
         )
-    if resume and (output is None or not list(Path(output).glob("checkpoint-*"))):
+    checkpoint = None if output is None else newest_checkpoint(output)
+    if resume and checkpoint is None:
         raise Refused(f"{output} holds no checkpoint to resume from")
     averaged = None if settings.average is None else AveragedWeights(settings.average)
-    with tempfile.TemporaryDirectory() as scratch:
+    if averaged is not None and resume and checkpoint is not None:
+        averaged.restore(checkpoint)
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        watchers: list[TrainerCallback] = [] if averaged is None else [averaged]
+        if measure_epochs and test is not None:
+            means = nullcontext if averaged is None else averaged.applied_to
+            watchers.append(EpochMeasure(lambda now: accuracy(now, test), means))
+        if progress is not None:
+            watchers.append(StepProgress(progress, stack))
         trainer = ObjectiveTrainer(
             model,
             _arguments(settings, str(output or scratch), keep=output is not None),
             train_dataset=train,
             objective=objective or CrossEntropy(),
-            one_cycle=settings.schedule == "one_cycle",
-            callbacks=[] if averaged is None else [averaged],
+            one_cycle=settings.schedule == _OWN_SCHEDULE,
+            callbacks=[*watchers, *callbacks, WholeCheckpoints()],
         )
-        if output is None:  # what Trainer prints where it shows no bar
-            trainer.remove_callback(PrinterCallback)
+        if output is None or progress is not None:
+            trainer.remove_callback(PrinterCallback)  # what Trainer prints where it shows no bar
+            trainer.remove_callback(ProgressCallback)
         began = time.perf_counter()
-        done = trainer.train(resume_from_checkpoint=resume)
+        done = trainer.train(resume_from_checkpoint=str(checkpoint) if resume else None)
         seconds = time.perf_counter() - began
     if averaged is not None:
         model.load_state_dict(averaged.mean)
@@ -137,14 +177,18 @@ def fit(
         done.global_step,
         seconds,
         sum(p.numel() for p in model.parameters() if p.requires_grad),
+        tuple(entry for entry in history if entry.keys() & {"loss", "accuracy"}),
     )
 
 
 def _arguments(settings: Settings, directory: str, keep: bool) -> TrainingArguments:
-    own_schedule = settings.schedule == "one_cycle"
+    own_schedule = settings.schedule == _OWN_SCHEDULE
+    shared = processes().size
+    if settings.batch_size % shared:
+        raise Refused(f"batch_size {settings.batch_size} cannot be shared by {shared} processes")
     given: dict[str, Any] = {
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
+        "per_device_train_batch_size": settings.batch_size // shared,
         "learning_rate": settings.learning_rate,
         "weight_decay": settings.weight_decay,
         "max_grad_norm": settings.clip,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from modwright.errors import Refused
 
-__all__ = ["CrossEntropy", "Distillation", "Objective", "soft_cross_entropy"]
+__all__ = ["CrossEntropy", "Distillation", "Objective", "Reconstruction", "soft_cross_entropy"]
 
 
 class Objective(Protocol):
@@ -157,3 +157,25 @@ class Distillation:
         )
         loss = (1 - self.weight) * of_classes + self.weight * of_teacher
         return loss, {"classes": of_classes.detach(), "teacher": of_teacher.detach()}
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Mean absolute error of the pictures that a model gives, as super-resolution is trained by.
+
+    A batch's labels are the pictures that ``model(pixel_values=...).reconstruction`` should be.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> def model(pixel_values):
+        ...     return SimpleNamespace(reconstruction=2 * pixel_values)
+        >>> batch = {"pixel_values": torch.ones(1, 3, 4, 4), "labels": torch.ones(1, 3, 4, 4)}
+        >>> Reconstruction()(model, batch)
+        (tensor(1.), {})
+    """
+
+    def __call__(
+        self, model: nn.Module, batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        found = model(pixel_values=batch["pixel_values"]).reconstruction
+        return F.l1_loss(found, batch["labels"]), {}

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from modwright.errors import CheckpointError
 from modwright.training.objectives import Objective
 
 __all__ = ["AveragedWeights", "ObjectiveTrainer"]
+
+_MEAN = "mean_weights.safetensors"
 
 
 class ObjectiveTrainer(Trainer):
@@ -34,7 +38,9 @@ class ObjectiveTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.objective, self.one_cycle = objective, one_cycle
-        self.named: dict[str, list[float]] = {}
+        self.named: dict[str, list[Tensor]] = {}
+        # An objective's loss is a mean, whatever the model would do with counts of items.
+        self.model_accepts_loss_kwargs = False
 
     def compute_loss(
         self,
@@ -45,16 +51,25 @@ class ObjectiveTrainer(Trainer):
     ) -> Any:
         loss, named = self.objective(model, inputs)
         for name, value in named.items():
-            self.named.setdefault(name, []).append(float(value))
+            # Read when it is logged: reading a number waits for the device.
+            self.named.setdefault(name, []).append(value.detach())
         if self.args.n_gpu > 1:
             loss = loss.mean()
         return (loss, None) if return_outputs else loss
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the objective's named numbers since the last time."""
-        means = {name: sum(values) / len(values) for name, values in self.named.items() if values}
+        means = {
+            name: float(torch.stack(values).double().mean())
+            for name, values in self.named.items()
+            if values
+        }
         self.named.clear()
         super().log({**logs, **means}, *args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Nothing: transformers would walk through all modules in each step for an estimate."""
+        return 0
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         named: Any = getattr(model, "no_weight_decay", set)
@@ -77,6 +92,8 @@ class ObjectiveTrainer(Trainer):
 class AveragedWeights(TrainerCallback):
     """Keeps a running mean of the weights while a model is trained.
 
+    With every checkpoint the mean is stored, too; :meth:`restore` takes it from there.
+
     Args:
         decay: what is kept of the mean in each step. The first steps count for more: in step n at
             most (1 + n) / (10 + n) is kept.
@@ -96,6 +113,26 @@ class AveragedWeights(TrainerCallback):
                     self.mean[name] = tensor.detach().clone()
                 else:
                     self.mean[name].lerp_(tensor, 1 - kept)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
+        from safetensors.torch import save_file
+
+        whole = {name: tensor.contiguous() for name, tensor in self.mean.items()}
+        save_file(whole, Path(args.output_dir, f"checkpoint-{state.global_step}", _MEAN))
+
+    def restore(self, checkpoint: Path) -> None:
+        """Takes the mean that was stored with a checkpoint.
+
+        Raises:
+            CheckpointError: none was stored there.
+        """
+        from safetensors.torch import load_file
+
+        if not (checkpoint / _MEAN).is_file():
+            raise CheckpointError(f"{checkpoint} holds no mean of the weights")
+        self.mean = load_file(checkpoint / _MEAN)
 
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
@@ -17,6 +17,7 @@ from modwright.anatomy.parts import (
     Linear,
     Mlp,
     Norm,
+    OtherMixer,
     Part,
     Tap,
 )
@@ -30,6 +31,7 @@ from modwright.nn import (
     FeedForward,
     GroupedAttention,
     PassThrough,
+    PlacedMixer,
 )
 
 __all__ = ["Family", "Placement"]
@@ -55,6 +57,9 @@ class Family:
         transposed: its linear maps store [in, out].
         last_norm_keeps_width: its forward takes what the norm behind the blocks returns for as wide
             as what entered the blocks.
+        chained: what a block returns is what the next one reads.
+        counts_by_running: positions differ between blocks, or parts are of kinds without a formula;
+            so the model is run, without numbers, to count what it costs.
     """
 
     name: ClassVar[str]
@@ -66,6 +71,8 @@ class Family:
     presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
     transposed: ClassVar[bool] = False
     last_norm_keeps_width: ClassVar[bool] = False
+    chained: bool = True
+    counts_by_running: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -89,6 +96,17 @@ class Family:
     def put(self, config: Any, word: str, value: Any) -> None:
         """Sets in a config what :meth:`get` reads from it."""
         setattr(config, self.field(word), value)
+
+    def keep_blocks(self, config: Any, kept: Sequence[int]) -> None:
+        """Lets a stock config say that blocks ``kept``, by their numbers, stand in this order.
+
+        Raises:
+            Refused: the config has no way to say it.
+        """
+        types = getattr(config, "layer_types", None)
+        if types is not None:
+            config.__dict__["layer_types"] = [types[i] for i in kept]
+        self.put(config, "num_layers", len(kept))
 
     @classmethod
     def wrap(cls, model: nn.Module) -> nn.Module | None:
@@ -152,6 +170,12 @@ class Family:
     def blocks_path(self, model: nn.Module) -> str:
         return self.prefix(model) + self.stem["blocks"]
 
+    def layer_paths(self, model: nn.Module) -> list[str]:
+        """Paths of the blocks, first to last; with a block goes all that lies below its path."""
+        container = self.blocks_path(model)
+        named = model.get_submodule(container)._modules.items()
+        return [f"{container}.{name}" for name, module in named if module is not None]
+
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """The modules of the blocks, first to last; one that is used twice is listed twice."""
         container = model.get_submodule(self.blocks_path(model))
@@ -181,6 +205,7 @@ class Family:
             attention=self._read_attention(module, address, layout, norms),
             mlp=self._read_mlp(module, address, layout, norms),
             norms=norms,
+            others=self._read_others(module, address, layout, norms),
         )
 
     def _taps(self, block: nn.Module, role: str, layout: Layout) -> dict[str, Any]:
@@ -199,11 +224,22 @@ class Family:
         last = self.block.get("attention.o" if role == "attention" else "mlp.down", own)
         return own if last.startswith(f"{own}.") else last
 
+    def _read_others(
+        self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
+    ) -> dict[str, OtherMixer]:
+        """A token mixer that an edit put where an attention was."""
+        module = block.get_submodule(self.block["attention"])
+        if not isinstance(module, PlacedMixer):
+            return {}
+        taps = self._taps(block, "attention", layout)
+        here, norm = f"{address}.attention", norms.get("attention_norm")
+        return {"attention": OtherMixer(address=here, module=module, norm=norm, **taps)}
+
     def _read_attention(
         self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
     ) -> Attention | None:
         module = block.get_submodule(self.block["attention"])
-        if isinstance(module, Absent | AbsentAttention | PassThrough):
+        if isinstance(module, Absent | AbsentAttention | PassThrough | PlacedMixer):
             return None
         here = f"{address}.attention"
         parts: dict[str, Any]
@@ -345,7 +381,9 @@ class Family:
             raise Refused(f"{self.name} blocks have no {role!r}; they have {', '.join(self.block)}")
         if part == "attention":
             return self._place_attention(path, kwargs)
-        idle = self.beside.get(role, ())
+        idle = list(self.beside.get(role, ()))
+        if part == "token_mixer" and self._last_of("attention") != path:
+            idle.append(self._last_of("attention"))
         return [(path, part, kwargs), *((other, "identity", {}) for other in idle)]
 
     def _place_attention(self, path: str, kwargs: dict[str, Any]) -> list[Placement]:

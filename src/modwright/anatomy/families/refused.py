@@ -14,6 +14,7 @@ _MORE_NORMS = (
 _SHARED = "its layers are one module used many times, so none can be edited alone"
 
 _REASONS: Mapping[str, str] = {
+    "residual_network": "a network of convolutions: it has no attention and no MLP",
     **dict.fromkeys(
         (
             "exaone4",

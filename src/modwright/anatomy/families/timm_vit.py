@@ -15,30 +15,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family, Placement
 from modwright.anatomy.families.timm_arguments import SPELLED_OUT, arguments_of, ratio, wrap
 from modwright.anatomy.families.timm_modules import activation_of, is_of_timm, reason_against
 from modwright.anatomy.inputs import Pictures
-from modwright.anatomy.parts import Block, Embedding, Layout, Norm, Part, Patches, Tap
+from modwright.anatomy.parts import Block, BranchGain, Embedding, Layout, Part, Patches, Tap
 from modwright.anatomy.projection import Projection
 from modwright.errors import Refused, UnsupportedArchitecture
 from modwright.nn import AttentionShape
 
-__all__ = ["BranchGain", "TimmVit"]
+__all__ = ["TimmVit"]
 
 _INSIDE = "model_args"
 """The config's dictionary of arguments for timm."""
-
-
-class BranchGain(Norm):
-    """What a branch is multiplied by, channel by channel; nothing is normalized."""
-
-    @property
-    def gain(self) -> Tensor | None:
-        return self.parameters().get("gamma")
 
 
 @register_family
@@ -269,7 +261,11 @@ class TimmVit(Family):
 
 
 _MLP = ("up", "down")
-_BARE = {"attention": "bare_attention", "absent_attention": "absent"}
+_BARE = {
+    "attention": "bare_attention",
+    "absent_attention": "absent",
+    "token_mixer": "bare_token_mixer",
+}
 
 
 def _is_there(model: nn.Module, path: str) -> bool:

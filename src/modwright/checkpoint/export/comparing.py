@@ -13,12 +13,24 @@ if TYPE_CHECKING:
 
     from modwright.checkpoint.export.work import Work
 
-__all__ = ["TRACED", "Compared", "compare", "positions_of", "probe", "probes", "rounding"]
+__all__ = [
+    "TRACED",
+    "Compared",
+    "compare",
+    "open_axes",
+    "positions_of",
+    "probe",
+    "probes",
+    "rounding",
+]
 
 TRACED = (2, 12)
 """Rows and tokens of the example that graphs are traced with."""
 
 _ASKED = ((3, 17), (1, 5), (2, 1))
+
+_OPEN = {"pixel_values": (0,)}
+"""Axes of an input that may have other sizes than in the example, where not all may."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,24 @@ def probe(model: Any, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor
     if rows > 1:
         mask[-1, : tokens // 3] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def open_axes(batch: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
+    """Which axes of each input a graph leaves open: rows and tokens; pictures keep their size.
+
+    What a model does with a picture depends on its size in too many ways for one graph.
+
+    Example:
+        >>> import torch
+        >>> [list(axes) for axes in open_axes({"input_ids": torch.ones(2, 3)}).values()]
+        [[0, 1]]
+    """
+    import torch
+
+    return {
+        name: dict.fromkeys(_OPEN.get(name, range(tensor.dim())), torch.export.Dim.AUTO)
+        for name, tensor in batch.items()
+    }
 
 
 def probes(model: Any) -> Iterator[dict[str, Tensor]]:

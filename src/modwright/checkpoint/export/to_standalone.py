@@ -43,6 +43,11 @@ class Standalone(Target):
     def refusal(self, model: Any) -> str | None:
         if not auto_classes(model):
             return f"no Auto class of transformers builds a {type(model).__name__}"
+        from modwright.edits.remodelled import base_class, is_plain
+
+        stock = base_class(type(model))
+        if not is_plain(stock):
+            return f"{stock.__name__} is an architecture of modwright's own, which builds it"
         return None
 
     def write(self, work: Work, folder: Path, progress: Progress) -> None:

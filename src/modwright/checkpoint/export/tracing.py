@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from modwright.checkpoint.export.comparing import TRACED, Compared, compare, probe, rounding
+from modwright.checkpoint.export.comparing import (
+    TRACED,
+    Compared,
+    compare,
+    open_axes,
+    probe,
+    rounding,
+)
 from modwright.checkpoint.export.decoding import decode_greedily, prefill
 from modwright.checkpoint.export.target import Target
 from modwright.checkpoint.export.work import Work
@@ -30,6 +37,8 @@ __all__ = ["Traced", "quiet"]
 @dataclass(frozen=True)
 class Traced(Target):
     """A graph that transformers' exporter traces, with batch and length left open.
+
+    The size of pictures stays that of the model's config.
 
     Attributes:
         form: "outputs" writes one graph, ids and mask -> outputs, without a cache; "generation"
@@ -49,12 +58,14 @@ class Traced(Target):
         return None
 
     def write(self, work: Work, folder: Path, progress: Progress) -> None:
+        from modwright.edits.remodelled import is_remodelled
+
         trace = {"outputs": self._trace_outputs, "generation": self._trace_generation}[self.form]
         try:
             with quiet():
                 exported = trace(work)
                 # The config of an edited model would tell a stock class something else.
-                exported.config = work.model.config if work.plain else None
+                exported.config = None if is_remodelled(work.model) else work.model.config
                 exported.generation_config = getattr(work.model, "generation_config", None)
                 exported.save_pretrained(folder)
         except (ModwrightError, OSError):
@@ -66,16 +77,18 @@ class Traced(Target):
                 f"{type(work.model).__name__}: {type(cause).__name__}: {first_line(cause)}"
             ) from error
 
-    def _tools(self) -> tuple[Any, Any]:
+    def _tools(self, **options: Any) -> tuple[Any, Any]:
         """The exporter, and its options with batch and length left open."""
         from transformers import exporters
 
-        return getattr(exporters, self.exporter)(), getattr(exporters, self.settings)(dynamic=True)
+        settings = getattr(exporters, self.settings)(dynamic=True, **options)
+        return getattr(exporters, self.exporter)(), settings
 
     def _trace_outputs(self, work: Work) -> Any:
-        exporter, settings = self._tools()
+        batch = probe(work.model, *TRACED)
+        exporter, settings = self._tools(dynamic_shapes=open_axes(batch))
         with _tensors_alone(work.model):
-            return exporter.export(work.model, probe(work.model, *TRACED), settings)
+            return exporter.export(work.model, batch, settings)
 
     def _trace_generation(self, work: Work) -> Any:
         exporter, settings = self._tools()

@@ -74,9 +74,9 @@ class Work:
     @cached_property
     def plain(self) -> bool:
         """Stock transformers loads its checkpoint."""
-        from modwright.edits.remodelled import is_remodelled
+        from modwright.edits.remodelled import is_plain
 
-        return not is_remodelled(self.model)
+        return is_plain(self.model)
 
     @contextmanager
     def evaluating(self) -> Iterator[Any]:

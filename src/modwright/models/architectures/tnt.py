@@ -151,7 +151,7 @@ class TNTForImageClassification(TokenClassifier):
         patch, side = self.config.patch_size, self.stem.side
         grid = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
         words = self.word_positions(self.stem(pixel_values), (side, side))
-        sentences = self.prefix(self.fuse(words, len(pixel_values)))
+        sentences = self.prefix(self.fuse(words, pixel_values.shape[0]))
         return (words, self.drop(self.positions(sentences, grid))), grid
 
     def tokens(self, stream: tuple[Tensor, Tensor]) -> Tensor:

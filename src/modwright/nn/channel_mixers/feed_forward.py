@@ -62,6 +62,8 @@ class FeedForward(nn.Module):
         torch.Size([1, 5, 8])
     """
 
+    layout = "tokens"  # channels lie last; blocks of maps call it so
+
     def __init__(self, shape: FeedForwardShape, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.shape, self.act = shape, act

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ class ConvStem(nn.Sequential):
     Args:
         in_channels: of the picture.
         rows: the table.
+        conv: makes a convolution, from the arguments of ``nn.Conv2d``.
 
     Example:
         >>> import torch
@@ -48,20 +49,22 @@ class ConvStem(nn.Sequential):
         torch.Size([1, 64, 16, 16])
     """
 
-    def __init__(self, in_channels: int, rows: Sequence[Conv]) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        rows: Sequence[Conv],
+        conv: Callable[..., nn.Conv2d] = nn.Conv2d,
+    ) -> None:
         super().__init__()
         for index, row in enumerate(rows):
-            self.add_module(f"conv{index}", _conv(in_channels, row))
+            numbers = (in_channels, row.out, row.kernel, row.stride, row.padding)
+            self.add_module(f"conv{index}", conv(*numbers, bias=row.bias))
             if row.norm != "none":
                 norm = make_norm(row.norm, row.out, row.eps, layout="map")
                 self.add_module(f"norm{index}", norm)
             if row.act != "identity":
                 self.add_module(f"act{index}", make_activation(row.act))
             in_channels = row.out
-
-
-def _conv(in_channels: int, row: Conv) -> nn.Conv2d:
-    return nn.Conv2d(in_channels, row.out, row.kernel, row.stride, row.padding, bias=row.bias)
 
 
 class Downsample(nn.Module):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from modwright.nn.norms import RMSNorm
 from modwright.nn.positions import gather_rotary, rotate
 
-__all__ = ["AttentionShape", "BareAttention", "GroupedAttention"]
+__all__ = ["AttentionShape", "BareAttention", "GridAttention", "GroupedAttention"]
 __all__ += ["naive_attention", "sdpa_attention"]
 
 
@@ -286,6 +286,24 @@ class BareAttention(GroupedAttention):
             length = hidden_states.shape[1]
             attn_mask = hidden_states.new_ones(length, length, dtype=torch.bool).tril()
         return super().forward(hidden_states, attn_mask, **kwargs)[0]
+
+
+class GridAttention(BareAttention):
+    """A grouped attention in the calling convention of modwright's own blocks of pictures.
+
+    Example:
+        >>> shape = AttentionShape(8, 2, 2, 4, 4, scaling=0.5, causal=False)
+        >>> GridAttention(shape)(torch.zeros(1, 6, 8), (2, 3)).shape
+        torch.Size([1, 6, 8])
+    """
+
+    layout = "tokens"
+
+    def forward(  # type: ignore[override]
+        self, hidden_states: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        # The grid, and what else a stage tells its mixers, is of no use to it.
+        return super().forward(hidden_states)
 
 
 def _take_cache(kwargs: dict[str, Any]) -> Any:

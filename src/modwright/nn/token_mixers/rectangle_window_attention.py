@@ -9,36 +9,9 @@ from torch.nn import functional as F
 from modwright.nn.dynamic_position_bias import DynamicPositionBias
 from modwright.nn.layouts import Grid, to_map, to_tokens
 from modwright.nn.token_mixers.self_attention import SelfAttention
+from modwright.nn.windows import join_windows, split_windows, wrapped_apart
 
-__all__ = ["RectangleWindowAttention", "join_windows", "naive_windows", "split_windows"]
-
-
-def split_windows(x: Tensor, window: Grid) -> Tensor:
-    """(B, heads, H, W, d) -> (B, windows, heads, places of a window, d), all row by row.
-
-    Raises:
-        ValueError: the map is not made of whole windows.
-
-    Example:
-        >>> split_windows(torch.zeros(1, 2, 4, 8, 3), (2, 4)).shape
-        torch.Size([1, 4, 2, 8, 3])
-    """
-    batch, heads, height, width, dim = x.shape
-    high, wide = window
-    if height % high or width % wide:
-        raise ValueError(
-            f"a map of {height} x {width} is not made of whole windows of {high} x {wide}"
-        )
-    x = x.view(batch, heads, height // high, high, width // wide, wide, dim)
-    return x.permute(0, 2, 4, 1, 3, 5, 6).reshape(batch, -1, heads, high * wide, dim)
-
-
-def join_windows(x: Tensor, window: Grid, grid: Grid) -> Tensor:
-    """What :func:`split_windows` took apart, for a map of ``grid``."""
-    batch, _, heads, _, dim = x.shape
-    high, wide = window
-    x = x.view(batch, grid[0] // high, grid[1] // wide, heads, high, wide, dim)
-    return x.permute(0, 3, 1, 4, 2, 5, 6).reshape(batch, heads, *grid, dim)
+__all__ = ["RectangleWindowAttention", "naive_windows"]
 
 
 class RectangleWindowAttention(SelfAttention):
@@ -128,14 +101,8 @@ class RectangleWindowAttention(SelfAttention):
 
     def _apart(self, window: Grid, grid: Grid, like: Tensor) -> Tensor:
         """(windows, 1, T, T): minus infinity between places that only wrapping brings together."""
-        wrapped = [
-            torch.arange(side, device=like.device) >= side - step
-            for side, step in zip(grid, self.steps(window))
-        ]
-        kind = (2 * wrapped[0].long()[:, None] + wrapped[1].long()).view(1, 1, *grid, 1)
-        kind = split_windows(kind, window)[0, :, :, :, 0]
-        differ = kind[..., :, None] != kind[..., None, :]
-        return torch.zeros_like(differ, dtype=like.dtype).masked_fill(differ, float("-inf"))
+        apart = wrapped_apart(grid, window, self.steps(window), like.device)[:, None]
+        return torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, float("-inf"))
 
 
 def naive_windows(part: RectangleWindowAttention, x: Tensor, grid: Grid) -> Tensor:

@@ -1,0 +1,174 @@
+"""Which spatial frequencies a model's feature maps hold.
+
+The log amplitude beside that of frequency zero is the measure of arXiv 2202.06709. A frequency
+stands for the finer one of its two directions, as a share of the highest that a map can hold: 0 is
+the mean of a map, 1 is what changes from one place to the next.
+
+Axes: B pictures, C channels, H height, W width, K frequencies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from modwright.errors import Refused
+from modwright.tasks.forward import evaluating
+
+__all__ = ["Spectrum", "band_energy", "frequencies", "map_spectra", "relative_log_amplitude"]
+
+MEAN_AND_HALVES = (0.0, 0.5)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What the maps of one part hold, over all pictures and channels.
+
+    Attributes:
+        frequencies: from 0 to 1, as many as the maps have.
+        log_amplitudes: natural logarithm of the mean amplitude of each, beside frequency 0.
+        bands: shares of the energy in the mean, in the lower half of the frequencies, and in the
+            upper half; they add up to 1.
+    """
+
+    frequencies: tuple[float, ...]
+    log_amplitudes: tuple[float, ...]
+    bands: tuple[float, ...]
+
+    @property
+    def high_share(self) -> float:
+        """The upper half's share of the energy."""
+        return self.bands[-1]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "frequencies": list(self.frequencies),
+            "log_amplitudes": list(self.log_amplitudes),
+            "bands": list(self.bands),
+        }
+
+    @classmethod
+    def of(cls, features: Tensor) -> Spectrum:
+        """Of maps (B, C, H, W)."""
+        steps, amplitudes = relative_log_amplitude(features)
+        bands = band_energy(features, MEAN_AND_HALVES)
+        return cls(tuple(steps.tolist()), tuple(amplitudes.tolist()), tuple(bands.tolist()))
+
+
+def frequencies(height: int, width: int) -> Tensor:
+    """(H, W) from 0 to 1: the frequency of every place of ``torch.fft.fft2`` of a map.
+
+    Example:
+        >>> frequencies(4, 4)[0].tolist(), float(frequencies(4, 4)[1, 2])
+        ([0.0, 0.5, 1.0, 0.5], 1.0)
+    """
+    rows, columns = (2 * torch.fft.fftfreq(side).abs() for side in (height, width))
+    return torch.maximum(rows[:, None], columns[None])
+
+
+def band_energy(features: Tensor, edges: Sequence[float] = MEAN_AND_HALVES) -> Tensor:
+    """Shares of the energy of maps in bands of frequencies; they add up to 1.
+
+    Args:
+        features: (B, C, H, W).
+        edges: the highest frequency of each band but the last, rising. ``(0, 0.5)`` gives the mean
+            of a map, its lower and its upper half.
+
+    Raises:
+        Refused: edges that do not rise, or features that are no maps or hold nothing.
+
+    Example:
+        >>> stripes = torch.tensor([1.0, -1.0]).repeat(4)
+        >>> band_energy(stripes.expand(1, 1, 8, 8) + 1).tolist()
+        [0.5, 0.0, 0.5]
+    """
+    if list(edges) != sorted(set(edges)):
+        raise Refused(f"edges of bands must rise: {list(edges)}")
+    energy = _transformed(features).abs().square().sum((0, 1))
+    if not energy.sum() > 0:
+        raise Refused("maps of zeros, or of what is no number, have no spectrum")
+    rings = frequencies(*energy.shape).to(energy.device)
+    band = torch.bucketize(rings, torch.tensor(edges, device=energy.device))
+    shares = energy.new_zeros(len(edges) + 1).index_add_(0, band.flatten(), energy.flatten())
+    return (shares / energy.sum()).cpu()
+
+
+def relative_log_amplitude(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Frequencies (K,) of maps, and the log of the mean amplitude of each beside frequency 0's.
+
+    Raises:
+        Refused: features that are no maps, or a mean of exactly 0.
+
+    Example:
+        >>> steps, found = relative_log_amplitude(torch.ones(1, 1, 4, 4) + torch.eye(4))
+        >>> steps.tolist(), [round(x, 2) for x in found.tolist()]
+        ([0.0, 0.5, 1.0], [0.0, -3.0, -3.56])
+    """
+    amplitude = _transformed(features).abs().mean((0, 1))
+    if not amplitude[0, 0] > 0:
+        raise Refused("maps whose means are all 0 have nothing to set amplitudes beside")
+    rings = frequencies(*amplitude.shape).to(amplitude.device)
+    steps, at = rings.unique(return_inverse=True)
+    sums = amplitude.new_zeros(len(steps)).index_add_(0, at.flatten(), amplitude.flatten())
+    means = sums / at.flatten().bincount()
+    return steps.cpu(), (means.log() - math.log(means[0])).cpu()
+
+
+def _transformed(features: Tensor) -> Tensor:
+    if features.dim() != 4:
+        raise Refused(f"maps are (B, C, H, W), not {tuple(features.shape)}")
+    return torch.fft.fft2(features.double())
+
+
+def map_spectra(model: nn.Module, pictures: Tensor, parts: Sequence[str]) -> dict[str, Spectrum]:
+    """Spectra of what parts of a model give, in one pass in eval mode.
+
+    Args:
+        model: takes pictures; it is left as it is.
+        pictures: (B, C, H, W).
+        parts: names as in ``model.named_modules()``; each gives maps.
+
+    Raises:
+        Refused: a name that the model does not have, a part that did not run, or no maps.
+
+    Example:
+        >>> smooth = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1))
+        >>> found = map_spectra(smooth, torch.rand(2, 3, 8, 8) - 0.5, ["0", "1"])
+        >>> found["1"].high_share < found["0"].high_share < 0.5
+        True
+    """
+    known = dict(model.named_modules())
+    for name in parts:
+        if name not in known:
+            raise Refused(f"the model has no part {name!r}")
+    with _outputs({name: known[name] for name in parts}) as kept, evaluating(model):
+        model(pictures)
+    if silent := [name for name in parts if name not in kept]:
+        raise Refused(f"parts that give no tensor in a pass: {', '.join(silent)}")
+    return {name: Spectrum.of(kept[name]) for name in parts}
+
+
+@contextmanager
+def _outputs(parts: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    kept: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(_module: nn.Module, _given: Any, found: Any) -> None:
+            if isinstance(found, Tensor):
+                kept[name] = found
+
+        return hook
+
+    handles = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
+    try:
+        yield kept
+    finally:
+        for handle in handles:
+            handle.remove()

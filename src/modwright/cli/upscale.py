@@ -1,0 +1,86 @@
+"""``modwright upscale``: makes a picture larger."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modwright.cli.console import say
+from modwright.cli.files import require_new, whole_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["upscale"]
+
+
+def upscale(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="A directory with a model of super-resolution."),
+    ],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Picture to write, as .png.")
+    ],
+    tile: Annotated[
+        int | None,
+        typer.Option(help="Side of square tiles; without it the whole picture is taken at once."),
+    ] = None,
+    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.")] = 32,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Make a picture larger with a model of super-resolution.
+
+    A model such as CRAFT looks at the whole picture, so tiles, which need less memory, are an
+    approximation. Pictures of any size are taken; gray ones are read as color.
+    """
+    from modwright.checkpoint import open as open_checkpoint
+    from modwright.errors import Refused
+    from modwright.models.upscaling import upscale_image
+
+    require_new(out, force)
+    pixels = _read(picture)
+    opened: Any = open_checkpoint(str(model)).model
+    if not hasattr(opened.config, "upscale"):
+        raise Refused(f"{model}: {type(opened).__name__} makes no pictures larger")
+    large = upscale_image(opened.eval(), pixels, tile, overlap)
+    _write(large, out)
+    sizes = [f"{side.shape[2]} x {side.shape[1]}" for side in (pixels, large)]
+    say(f"written: {out}, {sizes[1]} pixels from {sizes[0]}")
+
+
+def _read(path: Path) -> Tensor:
+    """(3, H, W), whole numbers from 0 to 255."""
+    import numpy as np
+    import torch
+    from PIL import Image, UnidentifiedImageError
+
+    from modwright.errors import CheckpointError, Refused
+
+    try:
+        with Image.open(path) as opened:
+            if "A" in opened.mode or "transparency" in opened.info:
+                raise Refused(f"{path} has an alpha channel; save it without")
+            if getattr(opened, "n_frames", 1) > 1:
+                raise Refused(f"{path} has several frames; save the one that is wanted")
+            picture = np.asarray(opened.convert("RGB")).copy()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such file") from None
+    except (UnidentifiedImageError, OSError):
+        raise CheckpointError(f"{path} is no picture that can be read") from None
+    return torch.from_numpy(picture).permute(2, 0, 1)
+
+
+def _write(pixels: Tensor, out: Path) -> None:
+    from PIL import Image
+
+    from modwright.errors import CheckpointError
+
+    made = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+    try:
+        whole_file(out, made.save)
+    except ValueError:
+        raise CheckpointError(f"{out}: no picture is written as {out.suffix!r}; .png is") from None

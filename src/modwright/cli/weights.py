@@ -1,0 +1,159 @@
+"""``modwright import`` and ``modwright rename``: files of a paper's authors, in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modwright.cli.console import emit_json, output, say
+from modwright.cli.files import require_new, whole_file
+from modwright.cli.parameters import Force, Json
+
+__all__ = ["import_model", "rename"]
+
+
+def import_model(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="A model (poolformer_s12), or a paper with several (metaformer): the one that "
+            "fits the file is found.",
+        ),
+    ],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT",
+            help="A .safetensors, .bin, .pth, .pt or .tar file, or a directory of transformers.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to write.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A field of the model: --set num_classes=10 gives it a fresh classifier. Repeat "
+            "it for more.",
+        ),
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="Names that the file has; found by default. --to says what back.")
+    ] = "auto",
+    resize: Annotated[
+        bool,
+        typer.Option("--resize", help="Resize positions of another picture size; NAME is a model."),
+    ] = False,
+    force: Force = False,
+    json: Json = False,
+) -> None:
+    """Make a checkpoint of a file of a paper's authors.
+
+    Names are translated, never guessed: what is missing, what nothing knows and what has another
+    shape is named, and nothing is written. No code of the file runs. `modwright rename`
+    goes back, bit for bit.
+    """
+    from modwright.checkpoint import rehearse, save
+    from modwright.models.importing import read_weights
+    from modwright.models.recognising import import_named
+
+    fields = _fields(changes or ())
+    tensors = read_weights(checkpoint)
+    found = import_named(name, tensors, layout, resize, **fields)
+    rehearse(found.model, out, force=force)
+    save(found.model, out, force=force)
+    if json:
+        told = {"variant": found.variant, "layout": found.layout, "tensors": found.tensors}
+        emit_json({**told, "fresh": list(found.fresh), "output": str(out)})
+        return
+    count = sum(parameter.numel() for parameter in found.model.parameters())
+    lines = [
+        f"{found.variant}: {count:,} parameters, {found.model.config.num_labels} classes",
+        f"layout {found.layout}: {found.tensors} tensors taken",
+        f"not in the file, left as made: {', '.join(found.fresh) or 'none'}",
+    ]
+    for line in lines:
+        output().print(line, markup=False, soft_wrap=True)
+    say(f"written: {out}")
+
+
+def rename(
+    model: Annotated[
+        Path,
+        typer.Argument(metavar="MODEL", help="A directory that import or train has written."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "-o", "--output", metavar="FILE", help="A .safetensors, .pth, .pt or .bin file."
+        ),
+    ],
+    to: Annotated[
+        str,
+        typer.Option(
+            metavar="LAYOUT",
+            help="Whose names the tensors get: official (the paper's authors), transformers or "
+            "timm, where the model has it.",
+        ),
+    ] = "official",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+) -> None:
+    """Write a model's tensors under the names of its authors.
+
+    The way back from `modwright import`: the file loads in the authors' code, or in transformers or
+    timm, and every tensor has the same bits.
+    """
+    from modwright.checkpoint import open as open_checkpoint
+    from modwright.errors import Refused
+    from modwright.models import to_layout
+    from modwright.models.picture_model import PictureModel
+
+    write = _writer(out)
+    require_new(out, force)
+    opened: Any = open_checkpoint(model).model
+    if not isinstance(opened, PictureModel):
+        raise Refused(
+            f"{model}: {type(opened).__name__} has no layouts of others; `modwright export` writes "
+            "it for other programs"
+        )
+    tensors = {name: tensor.contiguous() for name, tensor in to_layout(opened, to).items()}
+    whole_file(out, lambda partial: write(tensors, partial))
+    say(f"written: {out}, {len(tensors)} tensors")
+
+
+def _fields(given: Sequence[str]) -> dict[str, Any]:
+    """``num_classes=10`` and the like; values are YAML."""
+    import yaml
+
+    from modwright.errors import Refused
+
+    found: dict[str, Any] = {}
+    for one in given:
+        key, equals, value = one.partition("=")
+        if not equals or not key.isidentifier():
+            raise Refused(f"--set {one!r}: KEY=VALUE is wanted, such as --set num_classes=10")
+        try:
+            found[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise Refused(f"--set {one!r}: {value!r} is not a YAML value") from None
+    return found
+
+
+def _writer(out: Path) -> Any:
+    """What writes a file of this ending."""
+    import torch
+    from safetensors.torch import save_file
+
+    from modwright.errors import Refused
+
+    writers = {
+        ".safetensors": save_file,
+        **dict.fromkeys((".pth", ".pt", ".bin"), torch.save),
+    }
+    if out.suffix not in writers:
+        raise Refused(f"{out}: the file ends in {', '.join(writers)}, not in {out.suffix!r}")
+    return writers[out.suffix]

@@ -1,0 +1,138 @@
+"""What a model costs, counted while it runs on tensors without numbers.
+
+For models whose blocks see different numbers of positions, or have parts without a formula.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import defaultdict
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from modwright.anatomy import Anatomy, Part
+from modwright.cost.macs import Pass, part_macs
+
+__all__ = ["Ran", "run_without_numbers"]
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One pass over one picture.
+
+    Attributes:
+        macs: multiply-accumulates of the whole model.
+        counted: those of every part that is one module, by address.
+        passes: what each block is called with: sequences, and tokens of each.
+        widths: channels of the stream that each block reads.
+        grids: the grid that each block is told, or None.
+        largest: numbers that the greediest single module reads and returns.
+    """
+
+    macs: int
+    counted: Mapping[str, int]
+    passes: tuple[tuple[int, int], ...]
+    widths: tuple[int, ...]
+    grids: tuple[tuple[int, int] | None, ...]
+    largest: int
+
+    def of(self, address: str, run: Pass) -> Pass:
+        """The pass that a block, or a part in it, sees in a pass of the model."""
+        head, _, rest = address.partition(".")
+        sequences, tokens = self.passes[int(rest.partition(".")[0])]
+        own = f"{head}.{rest.partition('.')[0]}."
+        counted = {
+            part: macs // max(1, sequences)
+            for part, macs in self.counted.items()
+            if part.startswith(own)
+        }
+        return Pass(run.sequences * sequences, tokens, counted=counted)
+
+    def part_macs(self, address: str, part: Part, run: Pass) -> int:
+        """Of a part in a pass of the model: by its formula in a block, as it was counted outside."""
+        if address.startswith("blocks."):
+            return part_macs(part, self.of(address, run))
+        return run.sequences * self.counted[address]
+
+
+@torch.no_grad()
+def run_without_numbers(anatomy: Anatomy) -> Ran:
+    """Runs a model on the meta device over one input of its own size.
+
+    Attention is counted as the two products that it is, scores and weighted sum.
+
+    Example:
+        >>> from modwright.models import create_model
+        >>> model = create_model("poolformer_s12", depths=[1, 1], widths=[8, 16], image_size=64)
+        >>> run_without_numbers(Anatomy.of(model)).passes  # places of both stages
+        ((1, 256), (1, 64))
+    """
+    model = copy.deepcopy(anatomy.model).to("meta").eval()
+    inputs = anatomy.family.inputs().random(1, 1, torch.Generator())
+    given = {name: tensor.to("meta") for name, tensor in inputs.items()}
+    there = Anatomy.of(model)
+    seen: dict[int, list[_Call]] = defaultdict(list)
+    largest = [0]
+    with ExitStack() as stack:
+        for block in there.blocks:
+            hook = _note_call(seen[block.index], block.axis)
+            stack.callback(block.module.register_forward_pre_hook(hook).remove)
+        for module in model.modules():
+            if not list(module.children()):
+                stack.callback(module.register_forward_hook(_note_size(largest)).remove)
+        # Fused attention is one opaque step to the counter.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        counter = stack.enter_context(FlopCounterMode(display=False))
+        model(**given)
+    counts = counter.get_flop_counts()
+    flops = {path: sum(by_step.values()) for path, by_step in counts.items()}
+    start, paths = type(model).__name__, {id(m): path for path, m in model.named_modules()}
+    counted = {}
+    for address, part in there.parts():
+        path = paths.get(id(getattr(part, "module", None)))
+        if path is not None:
+            counted[address] = flops.get(f"{start}.{path}", 0) // 2
+    calls = [seen[block.index] or [_Call(0, 1, 0, None)] for block in there.blocks]
+    return Ran(
+        flops.get("Global", 0) // 2,
+        counted,
+        # A block that runs several times sees as many sequences more.
+        passes=tuple((sum(call.sequences for call in row), row[0].tokens) for row in calls),
+        widths=tuple(row[0].width for row in calls),
+        grids=tuple(row[0].grid for row in calls),
+        largest=largest[0],
+    )
+
+
+class _Call(NamedTuple):
+    """What one block was called with."""
+
+    sequences: int
+    tokens: int
+    width: int
+    grid: tuple[int, int] | None
+
+
+def _note_call(seen: list[_Call], axis: int) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        stream: Tensor = args[0]
+        width = stream.shape[axis]
+        grid = args[1] if len(args) > 1 and isinstance(args[1], tuple) else None
+        seen.append(_Call(stream.shape[0], stream[0].numel() // width, width, grid))
+
+    return hook
+
+
+def _note_size(largest: list[int]) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tensors = [x for x in (*args, output) if isinstance(x, Tensor)]
+        largest[0] = max(largest[0], sum(tensor.numel() for tensor in tensors))
+
+    return hook

@@ -1,0 +1,142 @@
+"""The residual network (arXiv 1512.03385), its stride in the middle of a bottleneck."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from torch import nn
+
+from modwright.errors import Refused, unknown_name
+from modwright.models.classifier import ImageConfig, PyramidClassifier
+from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.registry import register_architecture
+from modwright.nn.heads import ClassifierHead
+from modwright.nn.inference_form import to_inference_form_
+from modwright.nn.residual import drop_path_rates
+from modwright.nn.residual_convs import BRANCHES, ResidualPyramid
+
+__all__ = ["VARIANTS", "ResidualNetworkConfig", "ResidualNetworkForImageClassification"]
+
+
+@strict
+class ResidualNetworkConfig(ImageConfig):
+    """Structure of a residual network.
+
+    Attributes:
+        depths: blocks per stage.
+        widths: channels that go out of each stage.
+        branch: "basic", two convolutions per block, or "bottleneck", three.
+        stem_width: channels of the first convolution.
+        fused: the form for inference: no norms. See ``modwright.models.fusing``.
+    """
+
+    model_type = "residual_network"
+
+    depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
+    widths: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
+    branch: str = "bottleneck"
+    stem_width: int = 64
+    fused: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        self.per_stage(len(self.depths), "widths")
+        if self.branch not in BRANCHES:
+            raise unknown_name("branch", self.branch, BRANCHES)
+        if self.branch == "bottleneck" and any(width % 4 for width in self.widths):
+            raise Refused(f"widths of bottlenecks are multiples of 4, not {self.widths}")
+
+    @property
+    def convs(self) -> int:
+        """Convolutions of a block's branch."""
+        return len(BRANCHES[self.branch](4, 1))
+
+
+class ResidualNetworkForImageClassification(PyramidClassifier):
+    """A residual network with a classifier.
+
+    Example:
+        >>> import torch
+        >>> config = ResidualNetworkConfig(
+        ...     depths=[1, 1], widths=[8, 16], branch="basic", stem_width=8, num_labels=5)
+        >>> model = ResidualNetworkForImageClassification(config)
+        >>> model(torch.zeros(1, 3, 32, 48)).logits.shape
+        torch.Size([1, 5])
+    """
+
+    config_class = ResidualNetworkConfig
+
+    def __init__(self, config: ResidualNetworkConfig) -> None:
+        super().__init__(config)
+        pyramid = ResidualPyramid(
+            config.num_channels,
+            config.widths,
+            config.depths,
+            config.branch,
+            config.stem_width,
+            drop_path_rates(config.drop_path_rate, config.depths),
+        )
+        self.stem, self.stages, self.norm = pyramid.stem, pyramid.stages, None
+        self.head = ClassifierHead(
+            config.widths[-1], config.num_labels, pool=config.global_pool, drop=config.drop_rate
+        )
+        self.describe_features(config.widths)
+        if config.fused:
+            to_inference_form_(self.eval())
+        self.post_init()
+
+    def initialize_linear(self, linear: nn.Linear) -> None:
+        linear.reset_parameters()
+
+    @classmethod
+    def key_maps(cls, config: ResidualNetworkConfig) -> dict[str, KeyMap]:
+        if config.fused:
+            return {}
+        return {"torchvision": _torchvision(config), "transformers": _transformers(config)}
+
+
+# Names in other libraries
+
+
+def _torchvision(config: ResidualNetworkConfig) -> KeyMap:
+    """torchvision, timm and the files of the authors' successors."""
+    rules = [Rule("conv1", "stem.conv0"), Rule("bn1", "stem.norm0"), Rule("fc", "head.fc")]
+    for s, depth in enumerate(config.depths):
+        for b in range(depth):
+            theirs, ours = f"layer{s + 1}.{b}", f"stages.{s}.blocks.{b}"
+            for i in range(config.convs):
+                rules.append(Rule(f"{theirs}.conv{i + 1}", f"{ours}.branch.conv{i}"))
+                rules.append(Rule(f"{theirs}.bn{i + 1}", f"{ours}.branch.norm{i}"))
+            rules.append(Rule(f"{theirs}.downsample.0", f"{ours}.shortcut.conv0"))
+            rules.append(Rule(f"{theirs}.downsample.1", f"{ours}.shortcut.norm0"))
+    return KeyMap(tuple(rules))
+
+
+def _transformers(config: ResidualNetworkConfig) -> KeyMap:
+    """transformers' ResNet."""
+    places = [("resnet.embedder.embedder", "stem", 0)]
+    for s, depth in enumerate(config.depths):
+        for b in range(depth):
+            theirs, ours = f"resnet.encoder.stages.{s}.layers.{b}", f"stages.{s}.blocks.{b}"
+            places.append((f"{theirs}.shortcut", f"{ours}.shortcut", 0))
+            for i in range(config.convs):
+                places.append((f"{theirs}.layer.{i}", f"{ours}.branch", i))
+    rules = [Rule("classifier.1", "head.fc")]
+    for path, here, i in places:
+        rules.append(Rule(f"{path}.convolution", f"{here}.conv{i}"))
+        rules.append(Rule(f"{path}.normalization", f"{here}.norm{i}"))
+    return KeyMap(tuple(rules))
+
+
+_BASIC = {"branch": "basic", "widths": (64, 128, 256, 512)}
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "resnet18": {**_BASIC, "depths": (2, 2, 2, 2)},
+    "resnet34": {**_BASIC, "depths": (3, 4, 6, 3)},
+    "resnet50": {"depths": (3, 4, 6, 3)},
+    "resnet101": {"depths": (3, 4, 23, 3)},
+    "resnet152": {"depths": (3, 8, 36, 3)},
+}
+
+register_architecture(ResidualNetworkConfig, ResidualNetworkForImageClassification, VARIANTS)

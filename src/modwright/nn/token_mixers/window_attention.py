@@ -1,0 +1,110 @@
+"""Attention inside square windows, every second time moved by half of them (arXiv 2103.14030)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modwright.nn.layouts import Grid
+from modwright.nn.relative_position_bias import RelativePositionBias
+from modwright.nn.token_mixers.self_attention import SelfAttention
+from modwright.nn.windows import join_windows, split_windows, wrapped_apart
+
+__all__ = ["WindowAttention", "naive_window_attention"]
+
+
+class WindowAttention(SelfAttention):
+    """Places of one window see each other, with a learned bias per offset.
+
+    Moved windows wrap around the border of the map, and places of opposite borders do not see each
+    other. A map whose shorter side is no longer than the window is not moved. A map that is not
+    made of whole windows is filled with zeros at its end, which take part.
+
+    Args:
+        dim: channels.
+        num_heads: heads.
+        window: (height, width) in places.
+        shift: windows are moved by half of their sides.
+        more: of :class:`SelfAttention`.
+
+    Shapes:
+        (B, H W, C) with the grid (H, W) -> the same.
+
+    Example:
+        >>> mixer = WindowAttention(8, 2, (2, 2), shift=True)
+        >>> mixer(torch.zeros(1, 15, 8), (3, 5)).shape
+        torch.Size([1, 15, 8])
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, window: Grid, *, shift: bool = False, **more: Any
+    ) -> None:
+        super().__init__(dim, num_heads, bias=RelativePositionBias(num_heads, window), **more)
+        self.window, self.shift = window, shift
+
+    def steps(self, grid: Grid) -> Grid:
+        """By how many places windows are moved on a map of ``grid``."""
+        high, wide = self.window
+        moved = self.shift and min(grid) > min(high, wide)
+        return (high // 2, wide // 2) if moved else (0, 0)
+
+    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+        if grid is None:
+            raise ValueError("windows need the grid of the tokens")
+        steps = self.steps(grid)
+        places = x.unflatten(1, grid)
+        down, along = (-side % window for side, window in zip(grid, self.window))
+        if down or along:
+            places = F.pad(places, (0, 0, 0, along, 0, down))
+        full = (grid[0] + down, grid[1] + along)
+        if any(steps):
+            places = places.roll((-steps[0], -steps[1]), (1, 2))
+        windows = split_windows(places[:, None], self.window)
+        mixed = self._in_windows(windows.flatten(0, 2), full, steps)
+        places = join_windows(mixed.view_as(windows), self.window, full)[:, 0]
+        if any(steps):
+            places = places.roll(steps, (1, 2))
+        if down or along:
+            places = places[:, : grid[0], : grid[1]]
+        return places.flatten(1, 2)
+
+    def _in_windows(self, x: Tensor, grid: Grid, steps: Grid) -> Tensor:
+        """(B windows, T, C) -> the same."""
+        q, k, v = self.heads(x)
+        assert self.bias is not None
+        bias: Tensor = self.bias()[None]  # the fused kernel wants four axes
+        if any(steps):
+            apart = wrapped_apart(grid, self.window, steps, x.device)[:, None]
+            cut = torch.zeros_like(apart, dtype=bias.dtype).masked_fill(apart, float("-inf"))
+            pictures = x.shape[0] // apart.shape[0]
+            bias = (bias + cut)[None].expand(pictures, -1, -1, -1, -1).flatten(0, 1)
+        drop = self.attn_drop if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale
+        )
+        return self.finish(mixed.transpose(1, 2).flatten(2))
+
+
+def naive_window_attention(part: WindowAttention, x: Tensor, grid: Grid) -> Tensor:
+    """What the part gives on a map of whole windows: all places at once, scores of others cut.
+
+    Places are moved by their coordinates, not by moving the map.
+    """
+    high, wide = part.window
+    down, along = part.steps(grid)
+    rows = torch.arange(grid[0]).repeat_interleave(grid[1])
+    columns = torch.arange(grid[1]).repeat(grid[0])
+    i, j = (rows - down) % grid[0], (columns - along) % grid[1]
+    seen = torch.stack((i // high, j // wide, rows < down, columns < along))
+    cut = (seen[:, :, None] != seen[:, None, :]).any(0)
+    i, j = i % high, j % wide
+    offset = (i[:, None] - i + high - 1) * (2 * wide - 1) + j[:, None] - j + wide - 1
+    table: Any = part.bias.position_table  # type: ignore[union-attr]
+    out = []
+    for head, (q, k, v) in enumerate(zip(*(side.unbind(1) for side in part.heads(x)))):
+        scores = q @ k.transpose(1, 2) * part.scale + table[offset, head]
+        out.append(scores.masked_fill(cut, float("-inf")).softmax(-1) @ v)
+    return part.finish(torch.cat(out, -1))

@@ -1,0 +1,143 @@
+"""What is wrong with a mapping of a recipe: its line, its value and what would be legal."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from modwright.recipes.reading import Location
+from modwright.recipes.schema import Strict
+from modwright.surgery import method_names
+
+__all__ = ["explain", "place_of"]
+
+
+def place_of(at: Location, places: Mapping[Location, str], name: str) -> str:
+    """Where a value was written, or else the nearest mapping or list around it."""
+    return next((places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places), name)
+
+
+def explain(
+    error: ValidationError,
+    root: type[Strict],
+    places: Mapping[Location, str],
+    name: str,
+    under: Location = (),
+) -> str:
+    """What pydantic found, in one line.
+
+    Args:
+        error: of validating ``root``.
+        root: what the mapping should be.
+        places: where each value was written.
+        name: what is named where no place is known.
+        under: where the mapping stands in the recipe; the recipe itself by default.
+    """
+    # A misspelt key is the likely cause of the one that is missing, so it goes first.
+    first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
+    at: Location = tuple(piece for piece in first["loc"] if piece != "[key]")
+    if first["type"] == "invalid_key":  # a number as a key; places know keys as they are written
+        at = (*at[:-1], str(at[-1]))
+    problem = _PROBLEMS.get(first["type"], _other)(first, at, root)
+    if first["type"] not in ("missing", "extra_forbidden"):
+        problem += f", not {_shown(first['input'])}{_near(first)}"
+    whole = (*under, *at)
+    return f"{place_of(whole, places, name)}, {'.'.join(map(_word, whole))}: {problem}"
+
+
+def _word(piece: str | int) -> str:
+    """A piece of a path, on one line."""
+    return str(piece) if str(piece).isprintable() else repr(piece)
+
+
+def _unknown_key(item: Mapping[str, Any], at: Location, root: Any) -> str:
+    model, _ = _at(root, at[:-1])
+    names = model.legal_keys()
+    near = difflib.get_close_matches(str(at[-1]), names, n=1)
+    told = f"unknown key; legal keys: {', '.join(names)}"
+    return told + (f" (did you mean {near[0]!r}?)" if near else "")
+
+
+def _missing(item: Mapping[str, Any], at: Location, root: Any) -> str:
+    if at[-1] == "method":
+        return f"is missing; legal values: {', '.join(method_names())}"
+    model, _ = _at(root, at[:-1])
+    return f"is missing: {model.model_fields[str(at[-1])].description}"
+
+
+def _mapping(item: Mapping[str, Any], at: Location, root: Any) -> str:
+    model, optional = _at(root, at)
+    told = f"must be a mapping with the keys {', '.join(model.legal_keys())}"
+    return told + (", or null to leave it out" if optional else "")
+
+
+def _expected(item: Mapping[str, Any], at: Location, root: Any) -> str:
+    return f"must be {item['ctx']['expected']}"
+
+
+def _at_least(item: Mapping[str, Any], at: Location, root: Any) -> str:
+    return f"must be {item['ctx']['ge']} or more"
+
+
+def _pattern(item: Mapping[str, Any], at: Location, root: Any) -> str:
+    model, _ = _at(root, at[:-1])
+    return f"must be the {model.model_fields[str(at[-1])].description}"
+
+
+def _other(item: Mapping[str, Any], at: Location, root: Any) -> str:
+    return str(item["msg"][0].lower() + item["msg"][1:])
+
+
+_PROBLEMS = {
+    "bool_type": lambda item, at, root: "must be true or false",
+    "dict_type": lambda item, at, root: "must be a mapping of names to values",
+    "extra_forbidden": _unknown_key,
+    "float_type": lambda item, at, root: "must be a number",
+    "greater_than_equal": _at_least,
+    "int_type": lambda item, at, root: "must be a whole number",
+    "invalid_key": lambda item, at, root: "a key must be text",
+    "list_type": lambda item, at, root: "must be a list, whose entries begin with '- '",
+    "literal_error": _expected,
+    "missing": _missing,
+    "model_type": _mapping,
+    "string_pattern_mismatch": _pattern,
+    "string_type": lambda item, at, root: "must be text",
+    "too_short": lambda item, at, root: "must have at least one entry",
+}
+
+
+def _near(item: Mapping[str, Any]) -> str:
+    """The nearest legal value where there is a list of them."""
+    legal = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
+    near = difflib.get_close_matches(str(item["input"]), legal, n=1, cutoff=0.4)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as the recipe has it, shortened."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _at(root: Any, at: Location) -> tuple[Any, bool]:
+    """What a place in the recipe holds: the model of its mapping, and whether null is legal."""
+    model: Any = root
+    optional = False
+    for piece in at:
+        if isinstance(piece, int):
+            continue
+        annotation = model.model_fields[piece].annotation
+        optional = type(None) in getattr(annotation, "__args__", ())
+        model = next(iter(_models_in(annotation)))
+    return model, optional
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for inner in getattr(annotation, "__args__", ()) for m in _models_in(inner)]

@@ -1,0 +1,327 @@
+"""Runs a recipe of training: pictures, model, steps, then a checkpoint with its curves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import TrainerCallback
+
+from modwright.calibration.disk import writing
+from modwright.calibration.processes import Processes, joined
+from modwright.checkpoint import open as open_checkpoint
+from modwright.checkpoint import rehearse, save
+from modwright.errors import ModwrightError, Refused, VerificationError
+from modwright.progress import SILENT, Progress
+from modwright.recipes.facts import auto_class, environment, versions
+from modwright.recipes.journal import Journal
+from modwright.recipes.outcome import output_place, stands_already
+from modwright.recipes.settings import torch_as_asked
+from modwright.recipes.training_parts import MODEL
+from modwright.recipes.training_schema import (
+    TrainingRecipe,
+    objective_of,
+    pictures_of,
+    settings_of,
+)
+from modwright.recipes.work import WorkPlace, file_stamps
+from modwright.report.curves import training_curves
+from modwright.tasks.pictures import Pictures
+from modwright.training import Fitted, Settings, fit
+from modwright.training.checkpoints import forget_broken, newest_checkpoint
+
+__all__ = ["TrainingOutcome", "train"]
+
+_TOLD = "training.json"
+
+
+@dataclass(frozen=True)
+class TrainingOutcome:
+    """What a training left.
+
+    Attributes:
+        output: the directory.
+        told: what training.json holds.
+        done_before: the result stood there already.
+        leading: False in a process that helped another: it has nothing to print.
+    """
+
+    output: Path
+    told: Mapping[str, Any]
+    done_before: bool = False
+    leading: bool = True
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    model: Any
+    train: Pictures
+    test: Pictures
+    objective: Any
+    settings: Settings
+
+
+def _unheard(message: str) -> None:
+    pass
+
+
+def train(
+    recipe: TrainingRecipe,
+    output: str | Path | None = None,
+    *,
+    force: bool = False,
+    progress: Progress = SILENT,
+    say: Callable[[str], None] = _unheard,
+) -> TrainingOutcome:
+    """Trains as a recipe says and writes the checkpoint with ``training.json`` and ``curves.svg``.
+
+    Checkpoints on the way are kept in ``<output>.work`` until the output stands; a training that
+    was stopped goes on from the newest, to the losses and weights of one that was not. Where
+    ``torchrun`` or ``accelerate launch`` started several processes, every one calls this, and they
+    share the pictures of each step.
+
+    Args:
+        recipe: what to do.
+        output: where to; the recipe's own place by default.
+        force: replace an output that stands there.
+        progress: told of every step.
+        say: told in a sentence what is done next.
+
+    Raises:
+        ModwrightError: anything refused or failed; the output is not touched then.
+    """
+    place = output_place(recipe, output)
+    full = {**recipe.model_dump(mode="json"), "output": ""}
+    with joined() as team:
+        with team.same_fate():
+            stands = team.is_main and stands_already(place, full, force, _TOLD)
+        if team.agree(stands)[0]:
+            if team.is_main:
+                say(f"{place} holds the result of this recipe already; --force makes it again")
+                WorkPlace(place).remove_leftovers(full)
+            told = json.loads((place / _TOLD).read_text(encoding="utf-8"))
+            return TrainingOutcome(place, told, done_before=True, leading=team.is_main)
+        return _Training(recipe, full, place, team, force, progress, say).go()
+
+
+class _Training:
+    def __init__(
+        self,
+        recipe: TrainingRecipe,
+        full: dict[str, Any],
+        place: Path,
+        team: Processes,
+        force: bool,
+        progress: Progress,
+        say: Callable[[str], None],
+    ) -> None:
+        self.recipe, self.full, self.place, self.team = recipe, full, place, team
+        self.force, self.progress, self.say = force, progress, say
+        self.work, self.journal = WorkPlace(place), Journal(place)
+        self.checkpoints = self.work.root / "checkpoints"
+        self.events = self.work.root / "tensorboard"
+
+    def go(self) -> TrainingOutcome:
+        with ExitStack() as stack:
+            with self.team.same_fate():
+                if self.team.is_main:
+                    stack.enter_context(self.work.alone())
+                    stack.enter_context(self.journal.open())
+                    self.say = self.journal.listener(self.say)
+            stack.enter_context(torch_as_asked(self.recipe))
+            with self.team.same_fate():
+                ready = self._prepare()
+                if self.team.is_main:
+                    self._begin(ready)
+            goes_on = self.team.agree(newest_checkpoint(self.checkpoints) is not None)[0]
+            fitted = fit(
+                ready.model,
+                ready.train,
+                ready.test,
+                ready.settings,
+                ready.objective,
+                self.checkpoints,
+                resume=goes_on,
+                measure_epochs=self.recipe.measure_epochs,
+                progress=self.progress if self.team.is_main else SILENT,
+                callbacks=self._callbacks(),
+            )
+            with self.team.same_fate():
+                told = self._told(ready, fitted)
+                if self.team.is_main:
+                    self._save(ready.model, told)
+                    self.work.remove()
+                    self.journal.write("done")
+            return TrainingOutcome(self.place, told, leading=self.team.is_main)
+
+    def _prepare(self) -> _Prepared:
+        """Refuses now what would fail after hours."""
+        if self.recipe.tensorboard and find_spec("tensorboard") is None:
+            raise Refused("tensorboard: true needs the package: pip install tensorboard")
+        learned, measured = pictures_of(self.recipe)
+        torch.manual_seed(self.recipe.seed)
+        model = MODEL.make(self.recipe.model, learned)
+        objective = objective_of(self.recipe)
+        _try(model, learned, "model")
+        if hasattr(objective, "teacher"):
+            _try(objective.teacher, learned, "objective.teacher")
+        if self.team.is_main:
+            rehearse(model, self.place, force=self.force)
+        return _Prepared(model, learned, measured, objective, self._settings())
+
+    def _settings(self) -> Settings:
+        asked = settings_of(self.recipe)
+        saving: dict[str, Any] = {"save_total_limit": 2}
+        if self.recipe.checkpoint_every is not None:
+            saving |= {"save_strategy": "steps", "save_steps": self.recipe.checkpoint_every}
+        return Settings(**{**vars(asked), "more": {**saving, **asked.more}})
+
+    def _begin(self, ready: _Prepared) -> None:
+        """From here on the training leaves traces. What another one left is removed."""
+        depends = {
+            "versions": versions(),
+            "processes": self.team.size,
+            "pictures": [_digest(ready.train), _digest(ready.test)],
+            "model": _stamps(self.recipe.model, "checkpoint", "checkpoint_path"),
+            "teacher": _stamps(self.recipe.objective, "teacher"),
+        }
+        known = self.work.root / "depends.json"
+        same = self.work.belongs_to(self.full) and _stored(known) == depends
+        if not same:
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+            shutil.rmtree(self.events, ignore_errors=True)
+        forget_broken(self.checkpoints)
+        self.journal.begin(goes_on=same)
+        told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
+        self.journal.write("recipe, resolved:\n" + told)
+        self.work.claim(self.full)
+        with writing(self.work.root):
+            known.write_text(json.dumps(depends), encoding="utf-8")
+        count = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
+        who = f"{type(ready.model).__name__} with {count:,} parameters"
+        self.say(f"{who} learns from {len(ready.train)} pictures ({ready.train.name})")
+        newest = newest_checkpoint(self.checkpoints)
+        if newest is not None:
+            self.say(f"goes on from step {newest.name.rpartition('-')[2]}")
+
+    def _callbacks(self) -> list[TrainerCallback]:
+        if not self.recipe.tensorboard or not self.team.is_main:
+            return []
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations import TensorBoardCallback
+
+        return [TensorBoardCallback(SummaryWriter(str(self.events)))]
+
+    def _told(self, ready: _Prepared, fitted: Fitted) -> dict[str, Any]:
+        return {
+            "title": self.recipe.title or f"{type(ready.model).__name__} on {ready.train.name}",
+            "accuracy": fitted.accuracy,
+            "steps": fitted.steps,
+            "seconds": fitted.seconds,
+            "parameters": fitted.parameters,
+            "auto_class": auto_class(ready.model),
+            "pictures": {
+                "train": [ready.train.name, len(ready.train)],
+                "test": [ready.test.name, len(ready.test)],
+                "classes": list(ready.train.classes),
+            },
+            "log": [dict(entry) for entry in fitted.log],
+            "recipe": self.full,
+            "versions": versions(),
+            "environment": environment(ready.model),
+            "processes": self.team.size,
+        }
+
+    def _save(self, model: Any, told: dict[str, Any]) -> None:
+        self.say(f"writing {self.place}")
+        files: dict[str, str | bytes] = {
+            "README.md": _card(told, self.place.name),
+            "recipe.yaml": yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True),
+            _TOLD: json.dumps(told, indent=2, ensure_ascii=False) + "\n",
+        }
+        curves = training_curves(told["log"])
+        if curves is not None:
+            files["curves.svg"] = curves.svg
+        for event in sorted(self.events.glob("*")):
+            files[f"tensorboard/{event.name}"] = event.read_bytes()
+        save(model.cpu(), self.place, force=self.force, files=files, check=_reads_back(model))
+
+
+def _reads_back(model: Any) -> Callable[[Path], None]:
+    def check(folder: Path) -> None:
+        again = open_checkpoint(folder).model.state_dict()
+        for name, tensor in model.state_dict().items():
+            if not torch.equal(tensor, again[name].to(tensor.dtype)):
+                raise VerificationError(f"{name} reads back from {folder.name} as something else")
+
+    return check
+
+
+@torch.no_grad()
+def _try(model: Any, pictures: Pictures, what: str) -> None:
+    """One picture through a model, so that another size or another task is seen before work."""
+    try:
+        found = model.eval()(pixel_values=pictures.pixels[:1].to(model.dtype))
+    except (ModwrightError, ValueError, TypeError, RuntimeError) as error:
+        told = str(error).strip().splitlines()[0]
+        raise Refused(f"{what}: does not take pictures of {pictures.name}: {told}") from None
+    if getattr(found, "logits", None) is None or found.logits.dim() != 2:
+        raise Refused(f"{what}: {type(model).__name__} is no classifier of pictures")
+    known, shown = found.logits.shape[1], len(pictures.classes)
+    if known < shown:
+        more = "; num_classes gives it others" if what == "model" else ""
+        raise Refused(f"{what}: has {known} classes, the pictures {shown}{more}")
+
+
+def _digest(pictures: Pictures) -> str:
+    whole = hashlib.sha256(pictures.labels.numpy().tobytes())
+    whole.update(pictures.pixels.numpy().data)
+    return whole.hexdigest()
+
+
+def _stamps(options: Mapping[str, Any], *keys: str) -> list[Any]:
+    places = [Path(options[key]).expanduser() for key in keys if options.get(key)]
+    return [file_stamps(place) for place in places if place.exists()]
+
+
+def _stored(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _card(told: Mapping[str, Any], name: str) -> str:
+    """The model card: how it is opened, how good it is, and the command that made it."""
+    (train_name, train_count), (test_name, test_count) = (
+        told["pictures"][split] for split in ("train", "test")
+    )
+    return f"""---
+library_name: transformers
+tags: [modwright]
+---
+# {told["title"]}
+
+```python
+import modwright  # makes the architecture known to transformers
+from transformers import {told["auto_class"]}
+
+model = {told["auto_class"]}.from_pretrained("{name}")
+```
+
+{told["parameters"]:,} trained parameters, {told["steps"]} steps on {train_count} pictures
+({train_name}). Accuracy on {test_count} others ({test_name}): {100 * told["accuracy"]:.2f} %.
+Pictures are prepared as the key `data` of `recipe.yaml` says, with `modwright.tasks.pictures`.
+
+`training.json` holds losses and settings, `curves.svg` draws them. Made by
+`modwright train recipe.yaml -o {name}`.
+"""

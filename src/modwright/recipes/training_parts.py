@@ -1,0 +1,133 @@
+"""What recipes of training are made of: pictures, objectives and models, by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from modwright.checkpoint import open as open_checkpoint
+from modwright.errors import ModwrightError, Refused, unknown_name
+from modwright.models import create_model, list_models
+from modwright.models.registry import variant_config
+from modwright.recipes.explaining import place_of
+from modwright.recipes.reading import Location
+from modwright.tasks.pictures import Pictures, digits, folder_pictures, idx_pictures
+from modwright.training import CrossEntropy, Distillation
+
+__all__ = ["MODEL", "OBJECTIVES", "PICTURES", "ModelEntry", "distillation"]
+
+PICTURES: dict[str, Callable[..., tuple[Pictures, Pictures]]] = {
+    "digits": digits,
+    "idx": idx_pictures,
+    "folder": folder_pictures,
+}
+
+
+def distillation(
+    teacher: str, weight: float = 0.5, temperature: float = 1.0, hard: bool = False
+) -> Distillation:
+    """A teacher's answers as targets, beside the classes.
+
+    Args:
+        teacher: directory of a checkpoint that classifies the same pictures.
+        weight: of the teacher's part; the rest is cross-entropy with the classes.
+        temperature: of soft targets.
+        hard: the teacher's best class is the target, instead of its probabilities.
+    """
+    return Distillation(open_checkpoint(teacher).model, weight, temperature, hard)
+
+
+OBJECTIVES: dict[str, Callable[..., Any]] = {
+    "cross_entropy": CrossEntropy,
+    "distillation": distillation,
+}
+
+
+class ModelEntry:
+    """The entry ``model``: a named model with its fields, or a checkpoint."""
+
+    # Arguments of create_model that are names of the config, too, or make no model to train.
+    _twins = {"num_classes": "num_labels", "in_chans": "num_channels"}
+    _unfit = {"name", "pretrained", "features_only", "out_indices", "fields"}
+
+    def check(self, given: Mapping[str, Any], places: Mapping[Location, str], recipe: str) -> None:
+        """Refuses what names no model, or a field that it has not.
+
+        Raises:
+            Refused: with the place, and what is legal.
+        """
+
+        def where(*key: str) -> str:
+            return f"{place_of(('model', *key), places, recipe)}, {'.'.join(('model', *key))}"
+
+        if ("name" in given) == ("checkpoint" in given):
+            raise Refused(f"{where()}: has one of the keys name and checkpoint; see list_models()")
+        if "checkpoint" in given:
+            legal = ["checkpoint", "num_classes"]
+        elif given["name"] not in list_models():
+            raise Refused(f"{where('name')}: {unknown_name('model', given['name'], list_models())}")
+        elif "id2label" not in type(variant_config(given["name"])).field_names():
+            raise Refused(f"{where('name')}: {given['name']} is no classifier of pictures")
+        else:
+            legal = ["name", *self.legal_fields(given["name"])]
+        for key in given:
+            if key not in legal:
+                raise Refused(f"{where(key)}: {unknown_name('key', key, legal)}")
+
+    def legal_fields(self, name: str) -> list[str]:
+        """What can be said of a named model."""
+        own = set(inspect.signature(create_model).parameters) - self._unfit
+        of_config = set(type(variant_config(name)).field_names())
+        return sorted(own | of_config - set(self._twins.values()))
+
+    def make(self, given: Mapping[str, Any], pictures: Pictures) -> Any:
+        """The model, made for these pictures: their classes, and their size unless it is said.
+
+        Raises:
+            Refused: fields that do not go together, or a checkpoint of something else.
+        """
+        if "checkpoint" in given:
+            return self._opened(**given)
+        names = dict(enumerate(pictures.classes))
+        fields = {"num_classes": len(names), "image_size": pictures.pixels.shape[-1], **given}
+        if fields["num_classes"] == len(names):
+            twins = {name: index for index, name in names.items()}
+            fields = {**fields, "id2label": names, "label2id": twins}
+        try:
+            return create_model(**fields)
+        except ModwrightError as error:
+            raise Refused(f"model: {error}") from None
+        except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+            told = str(error).strip().splitlines()[0]
+            raise Refused(f"model: {given['name']} cannot be built so: {told}") from None
+
+    def _opened(self, checkpoint: str, num_classes: int | None = None) -> Any:
+        model: Any = open_checkpoint(checkpoint).model
+        if num_classes is not None and num_classes != model.config.num_labels:
+            if not hasattr(model, "reset_classifier"):
+                raise Refused(f"model: {type(model).__name__} cannot be given other classes")
+            model.reset_classifier(num_classes)
+        return model
+
+    def schema(self) -> dict[str, Any]:
+        """As JSON Schema; fields differ from model to model and are not listed."""
+        checkpoint = {"checkpoint": {"type": "string"}, "num_classes": {"type": "integer"}}
+        return {
+            "oneOf": [
+                {
+                    "type": "object",
+                    "properties": {"name": {"enum": list_models()}},
+                    "required": ["name"],
+                },
+                {
+                    "type": "object",
+                    "properties": checkpoint,
+                    "required": ["checkpoint"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+
+
+MODEL = ModelEntry()

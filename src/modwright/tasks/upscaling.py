@@ -1,0 +1,327 @@
+"""Pairs of small and large pictures for super-resolution, and how near a picture comes to another.
+
+Axes: B pictures, C channels, H height, W width. Pixels are numbers from 0 to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from modwright.errors import Refused, unknown_name
+
+__all__ = ["PicturePairs", "Quality", "bicubic", "photograph_pairs", "psnr", "quality", "ssim"]
+
+# Luma of BT.601 in studio range, for red, green and blue from 0 to 1.
+_LUMA, _BLACK = (65.481, 128.553, 24.966), 16.0
+_WINDOW, _SIGMA = 11, 1.5  # of SSIM
+
+
+@dataclass(frozen=True)
+class PicturePairs:
+    """Small pictures with the large ones that they were made of, as transformers' Trainer takes it.
+
+    Attributes:
+        name: what they are, with the split and the size.
+        small: (N, C, H, W).
+        large: (N, C, scale H, scale W).
+
+    Example:
+        >>> pairs = PicturePairs("none", torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 16, 16))
+        >>> len(pairs), pairs.scale, pairs[0]["labels"].shape
+        (4, 2, torch.Size([3, 16, 16]))
+    """
+
+    name: str
+    small: Tensor
+    large: Tensor
+
+    @property
+    def scale(self) -> int:
+        """Pixels for one along each side."""
+        return self.large.shape[-1] // self.small.shape[-1]
+
+    def __len__(self) -> int:
+        return len(self.small)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"pixel_values": self.small[index], "labels": self.large[index]}
+
+    def take(self, count: int) -> PicturePairs:
+        """The first ``count`` of them.
+
+        Raises:
+            Refused: there are not as many.
+        """
+        if not 1 <= count <= len(self):
+            raise Refused(f"{self.name} has {len(self)} pairs, not {count}")
+        return PicturePairs(f"{self.name}, first {count}", self.small[:count], self.large[:count])
+
+
+def bicubic(pictures: Tensor, scale: float) -> Tensor:
+    """Cubic convolution with a = -1/2; where pictures get smaller, the kernel gets as much wider.
+
+    This is what test sets of super-resolution are made by, and what models are compared with.
+
+    Args:
+        pictures: (B, C, H, W).
+        scale: above 1 makes larger.
+
+    Returns:
+        (B, C, round(scale H), round(scale W)); values may overshoot the range of the pixels.
+
+    Example:
+        >>> bicubic(torch.ones(1, 3, 8, 8), 0.5).shape
+        torch.Size([1, 3, 4, 4])
+    """
+    size = [max(1, round(side * scale)) for side in pictures.shape[-2:]]
+    # torch's kernel without antialiasing has a = -3/4
+    return F.interpolate(pictures, size=size, mode="bicubic", antialias=True, align_corners=False)
+
+
+def photograph_pairs(
+    scale: int = 2,
+    side: int = 16,
+    train: int = 4800,
+    test_side: int = 48,
+    held_out: float = 0.3,
+    where: str = "middle",
+    seed: int = 0,
+) -> tuple[PicturePairs, PicturePairs]:
+    """Pieces of the two photographs, 640 x 427 pixels, that scikit-learn brings (china, flower).
+
+    One part of each is for testing and cut on a grid. Pieces of what lies to the left and right of
+    it are drawn, turned and mirrored by chance. Every part is made smaller by itself, with :func:`bicubic`, and rounded to 8 bits; so no small pixel of one has seen another.
+
+    Args:
+        scale: large pixels for a small one, along each side.
+        side: of small pieces to train on.
+        train: how many of these, over both photographs.
+        test_side: of small pieces to test on.
+        held_out: share of the width that is for testing.
+        where: it lies: "left", "middle" (with the subject), or "right" (mostly out of focus).
+        seed: of the draws.
+
+    Raises:
+        Refused: scikit-learn or Pillow is not installed, or nothing is left for one of the splits.
+
+    Example:
+        >>> train, test = photograph_pairs(train=32)
+        >>> len(train), train.small.shape[1:], len(test), test.large.shape[1:]
+        (32, torch.Size([3, 16, 16]), 16, torch.Size([3, 96, 96]))
+    """
+    if scale < 2 or side < 1 or test_side < 1 or train < 1:
+        raise Refused("scale is at least 2; sides and the number of pieces are above 0")
+    if not 0 < held_out < 1:
+        raise Refused(f"held_out lies between 0 and 1, not {held_out}")
+    if where not in _WHERE:
+        raise unknown_name("part of a photograph", where, _WHERE)
+    shown, kept = [], []
+    for photograph in _photographs():
+        sides, own = _divided(photograph, held_out, _WHERE[where])
+        shown += [_pair(part, scale) for part in sides]
+        kept.append(_pair(own, scale))
+    for parts, smallest in ((shown, side), (kept, test_side)):
+        if min(min(small.shape[-2:]) for small, _ in parts) < smallest:
+            raise Refused(f"no part of a photograph holds pieces of {smallest} small pixels")
+    draws = torch.Generator().manual_seed(seed)
+    drawn = [_draw(*shown[i % len(shown)], scale, side, draws) for i in range(train)]
+    grid = [pair for part in kept for pair in _grid(*part, scale, test_side)]
+    return (
+        _stacked(f"photographs x{scale}, train, seed {seed}, {side} x {side}", drawn),
+        _stacked(f"photographs x{scale}, test, {test_side} x {test_side}", grid),
+    )
+
+
+def _photographs() -> list[Tensor]:
+    try:
+        from sklearn.datasets import load_sample_images
+
+        found: Any = load_sample_images()
+    except ImportError:
+        raise Refused(
+            "the photographs come with scikit-learn: pip install scikit-learn pillow"
+        ) from None
+    return [torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 for image in found.images]
+
+
+# Share of what is not held out that lies to the left of it.
+_WHERE = {"left": 0.0, "middle": 0.5, "right": 1.0}
+
+
+def _divided(photograph: Tensor, share: float, before: float) -> tuple[list[Tensor], Tensor]:
+    """What lies left and right of a part, and the part, which has a share of the width."""
+    width = photograph.shape[-1]
+    left = round(width * (1 - share) * before)
+    right = left + round(width * share)
+    sides = [photograph[..., :left], photograph[..., right:]]
+    return [side for side in sides if side.shape[-1]], photograph[..., left:right]
+
+
+def _pair(picture: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    """A picture, cut to whole multiples, behind the small one that is made of it."""
+    height, width = (length // scale * scale for length in picture.shape[-2:])
+    large = picture[:, :height, :width]
+    return _eight_bit(bicubic(large[None], 1 / scale)[0]) / 255, large
+
+
+def _piece(
+    small: Tensor, large: Tensor, scale: int, side: int, top: int, left: int
+) -> tuple[Tensor, Tensor]:
+    return (
+        small[:, top : top + side, left : left + side],
+        large[:, scale * top : scale * (top + side), scale * left : scale * (left + side)],
+    )
+
+
+def _draw(
+    small: Tensor, large: Tensor, scale: int, side: int, draws: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    top, left = (
+        int(torch.randint(length - side + 1, (), generator=draws)) for length in small.shape[-2:]
+    )
+    turns, mirrored = torch.randint(4, (), generator=draws), torch.randint(2, (), generator=draws)
+    first, second = (
+        torch.rot90(part, int(turns), (1, 2))
+        for part in _piece(small, large, scale, side, top, left)
+    )
+    return (first.flip(2), second.flip(2)) if mirrored else (first, second)
+
+
+def _grid(small: Tensor, large: Tensor, scale: int, side: int) -> list[tuple[Tensor, Tensor]]:
+    height, width = small.shape[-2:]
+    return [
+        _piece(small, large, scale, side, top, left)
+        for top in range(0, height - side + 1, side)
+        for left in range(0, width - side + 1, side)
+    ]
+
+
+def _stacked(name: str, pairs: list[tuple[Tensor, Tensor]]) -> PicturePairs:
+    small, large = (torch.stack(parts) for parts in zip(*pairs))
+    return PicturePairs(name, small, large)
+
+
+def _eight_bit(pixels: Tensor) -> Tensor:
+    """0 to 1 -> whole numbers from 0 to 255, in double precision or what the pixels have."""
+    return (pixels * 255).round().clamp(0, 255)
+
+
+def _comparable(found: Tensor, wanted: Tensor, crop: int, luma: bool) -> tuple[Tensor, Tensor]:
+    """Both as (B, C, H, W) from 0 to 255, without their border; C is 1 for luma."""
+    if found.shape != wanted.shape or found.dim() not in (3, 4):
+        raise Refused(
+            "two pictures of one shape ([batch,] channels, height, width) are compared, "
+            f"not {tuple(found.shape)} and {tuple(wanted.shape)}"
+        )
+    height, width = found.shape[-2:]
+    if crop < 0 or min(height, width) <= 2 * crop:
+        raise Refused(f"without {crop} pixels at each side nothing is left of {height} x {width}")
+    if luma and found.shape[-3] != 3:
+        raise Refused(f"luma is of red, green and blue, not of {found.shape[-3]} channels")
+    both = []
+    for picture in (found, wanted):
+        if not (picture.is_floating_point() and bool(picture.isfinite().all())):
+            raise Refused("pixels are finite numbers from 0 to 1")
+        rounded = _eight_bit(picture.double()).reshape(-1, *picture.shape[-3:])
+        rounded = rounded[..., crop : height - crop, crop : width - crop]
+        if luma:
+            weights = rounded.new_tensor(_LUMA).view(1, 3, 1, 1)
+            rounded = (rounded / 255 * weights).sum(1, keepdim=True) + _BLACK
+        both.append(rounded)
+    return both[0], both[1]
+
+
+def psnr(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> float:
+    """Peak signal-to-noise ratio in decibels, the mean over pictures; infinite for equal ones.
+
+    Args:
+        found: (C, H, W) or (B, C, H, W) from 0 to 1; it is rounded to 8 bits first.
+        wanted: of the same shape.
+        crop: pixels that are left out at each side; by custom as many as the scale.
+        luma: compares the Y of BT.601 (16 to 235) instead of all channels.
+
+    Raises:
+        Refused: pictures that cannot be compared.
+
+    Example:
+        >>> round(psnr(torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.2)), 2)
+        15.3
+    """
+    one, other = _comparable(found, wanted, crop, luma)
+    errors = (one - other).square().mean((1, 2, 3)).tolist()
+    return sum(10 * math.log10(255**2 / e) if e else math.inf for e in errors) / len(errors)
+
+
+def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> float:
+    """Structural similarity, the mean over pictures, channels and places; 1 for equal ones.
+
+    Means and spreads are of windows of 11 x 11, weighted by a Gaussian of 1.5 pixels; only windows
+    that lie within the picture count (doi 10.1109/TIP.2003.819861).
+
+    Args:
+        found, wanted, crop, luma: see :func:`psnr`.
+
+    Raises:
+        Refused: pictures that cannot be compared, or are smaller than a window.
+
+    Example:
+        >>> same = torch.rand(3, 16, 16)
+        >>> round(ssim(same, same), 6)
+        1.0
+    """
+    one, other = _comparable(found, wanted, crop, luma)
+    if min(one.shape[-2:]) < _WINDOW:
+        raise Refused(f"a picture of {one.shape[-2]} x {one.shape[-1]} holds no window of 11 x 11")
+    places = torch.arange(_WINDOW, dtype=one.dtype) - _WINDOW // 2
+    bell = (-places.square() / (2 * _SIGMA**2)).exp()
+    bell = bell / bell.sum()
+
+    def mean(maps: Tensor) -> Tensor:
+        flat = maps.reshape(-1, 1, *maps.shape[-2:])
+        return F.conv2d(F.conv2d(flat, bell.view(1, 1, -1, 1)), bell.view(1, 1, 1, -1))
+
+    m, n = mean(one), mean(other)
+    m2, n2, mn = m * m, n * n, m * n
+    s2, t2, st = mean(one * one) - m2, mean(other * other) - n2, mean(one * other) - mn
+    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
+    similar = (2 * mn + c1) * (2 * st + c2) / ((m2 + n2 + c1) * (s2 + t2 + c2))
+    return float(similar.mean())
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How near large pictures come to those they should be.
+
+    Attributes:
+        psnr: see :func:`psnr`.
+        ssim: see :func:`ssim`.
+    """
+
+    psnr: float
+    ssim: float
+
+
+@torch.no_grad()
+def quality(model: Any, pairs: PicturePairs, batch_size: int = 8) -> Quality:
+    """Of a model's pictures, on luma and without a border of as many pixels as the scale.
+
+    Args:
+        model: takes ``pixel_values`` and gives a ``reconstruction``; in the mode that it is in.
+        pairs: what it is measured on.
+        batch_size: pictures at a time.
+    """
+    device = next(model.parameters()).device
+    large = torch.cat(
+        [
+            model(pixel_values=p.to(device)).reconstruction.cpu()
+            for p in pairs.small.split(batch_size)
+        ]
+    )
+    crop, luma = pairs.scale, pairs.large.shape[1] == 3
+    return Quality(psnr(large, pairs.large, crop, luma), ssim(large, pairs.large, crop, luma))

@@ -1,0 +1,76 @@
+"""A model's weights shared by several processes, block by block (FSDP2 of torch)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from modwright.errors import Refused
+from modwright.nn.block import BlockSequence
+
+__all__ = ["blocks_of", "shard_blocks"]
+
+
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """The modules that a model is repeated of, in order; not those inside of others.
+
+    They are what stands in a ``BlockSequence``; in a model of transformers, what its
+    ``_no_split_modules`` name.
+
+    Example:
+        >>> from modwright.models import create_model
+        >>> len(blocks_of(create_model("poolformer_s12", depths=[1, 2], widths=[8, 16])))
+        3
+    """
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    found = {
+        block: None
+        for module in model.modules()
+        for block in (module if isinstance(module, BlockSequence) else module.children())
+        if isinstance(module, BlockSequence) or type(block).__name__ in names
+    }
+    inner = {part for block in found for part in block.modules() if part is not block}
+    return [block for block in found if block not in inner]
+
+
+def shard_blocks(model: Any, mesh: Any = None) -> Any:
+    """Shards a model in place: each process keeps its part of every parameter.
+
+    The parameters of one block at a time are put together for its forward and backward pass; what
+    stands outside of blocks, stem and head, is one group more. Losses are means: gradients are
+    those of the mean over all processes, as with one process and the joint batch.
+
+    Make the optimizer after this. Parameters and gradients are DTensors; ``full_tensor()`` puts one
+    together.
+
+    Args:
+        model: the same in all processes, before any of them has trained.
+        mesh: of torch.distributed's devices; all processes in one row by default.
+
+    Returns:
+        The model.
+
+    Raises:
+        Refused: torch.distributed is not set up, or the model has no blocks.
+    """
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized()):
+        raise Refused(
+            "torch.distributed is not set up: start with torchrun, and call this inside "
+            "modwright.calibration.processes.joined()"
+        )
+    blocks = blocks_of(model)
+    if not blocks:
+        raise Refused(f"{type(model).__name__} has no blocks that are known here")
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if mesh is None:
+        kind = next(model.parameters()).device.type
+        mesh = init_device_mesh(kind, (dist.get_world_size(),))
+    for block in blocks:
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    return model

@@ -1,0 +1,65 @@
+"""What is told of a training while it runs: how far it is, and how good the model is by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+from transformers import TrainerCallback
+
+from modwright.progress import Progress, Task
+
+__all__ = ["EpochMeasure", "StepProgress"]
+
+
+class StepProgress(TrainerCallback):
+    """Tells a progress display of every step.
+
+    Args:
+        progress: where it is shown.
+        stack: the phase ends with it, however the training ends.
+    """
+
+    def __init__(self, progress: Progress, stack: ExitStack) -> None:
+        self.progress, self.stack = progress, stack
+        self.task: Task | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        done = state.global_step
+        name = f"train, from step {done}" if done else "train"
+        self.task = self.stack.enter_context(self.progress.phase(name, state.max_steps - done))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.task is not None:
+            self.task.advance()
+
+
+class EpochMeasure(TrainerCallback):
+    """Measures the model after every epoch and puts the number into the log.
+
+    Args:
+        measure: gives the number; called with the model in evaluation mode.
+        averaged: puts averaged weights into a model meanwhile, if there are any.
+    """
+
+    def __init__(
+        self,
+        measure: Callable[[Any], float],
+        averaged: Callable[[Any], AbstractContextManager[None]],
+    ) -> None:
+        self.measure, self.averaged = measure, averaged
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The last step of an epoch, not the end after it: a checkpoint may be written between them.
+        if not float(state.epoch).is_integer():
+            return
+        model = kwargs["model"]
+        was_training = model.training
+        with self.averaged(model):
+            model.eval()
+            found = self.measure(model)
+        model.train(was_training)
+        state.log_history.append(
+            {"step": state.global_step, "epoch": state.epoch, "accuracy": found}
+        )

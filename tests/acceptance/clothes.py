@@ -1,0 +1,24 @@
+"""Fashion-MNIST where Debian's package dataset-fashion-mnist is installed."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from modwright.tasks.pictures import Pictures, idx_pictures
+
+__all__ = ["FOLDER", "clothes", "needs_clothes"]
+
+FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+needs_clothes = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="needs the Debian package dataset-fashion-mnist"
+)
+
+
+@cache
+def clothes() -> tuple[Pictures, Pictures]:
+    """60,000 pictures for training and 10,000 for testing, of 28 pixels, made 32."""
+    return idx_pictures(FOLDER)

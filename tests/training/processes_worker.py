@@ -1,0 +1,92 @@
+"""One of several processes that train together; the tests start it as a launcher would."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import TrainerCallback
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from models.tiny import tiny
+from modwright.calibration.processes import joined
+from modwright.models import create_model
+from modwright.tasks.pictures import digits
+from modwright.training import Settings, fit
+from modwright.training.sharding import shard_blocks
+
+torch.set_num_threads(1)
+
+
+class FirstGradients(TrainerCallback):
+    """Keeps what the optimizer sees in the first step."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        if not self.found:
+            named = given["model"].named_parameters()
+            self.found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+
+def trained(**more: Any) -> dict[str, Tensor]:
+    """The first gradients and the last weights of a training of 8 steps."""
+    torch.manual_seed(0)
+    fields = {"depths": [1, 1], "widths": [8, 16], "stem": [3, 4, 1], "drop_path_rate": 0.0}
+    model = create_model("poolformer_s12", num_classes=10, **fields)
+    first = FirstGradients()
+    settings = Settings(epochs=2, batch_size=16, average=0.9, more=more)
+    found = fit(model, digits()[0].take(64), None, settings, callbacks=[first])
+    return {
+        **{f"grad {name}": gradient for name, gradient in first.found.items()},
+        **{f"weight {name}": tensor for name, tensor in model.state_dict().items()},
+        "steps": torch.tensor(found.steps),
+    }
+
+
+def batch_of(model: Any, count: int) -> tuple[Tensor, Tensor]:
+    drawn = torch.Generator().manual_seed(1)
+    shape = (count, model.config.num_channels, *model.config.size)
+    pixels = torch.randn(shape, generator=drawn)
+    return pixels, torch.randint(5, (count,), generator=drawn)
+
+
+def gradients(model_type: str, index: int = 0, size: int = 1) -> dict[str, Tensor]:
+    """Of the loss on this process's half of a batch, put together over all of them."""
+    torch.manual_seed(0)
+    model = tiny(model_type)
+    pixels, labels = batch_of(model, 4)
+    if size > 1:
+        shard_blocks(model)
+    rows = slice(index * 4 // size, (index + 1) * 4 // size)
+    F.cross_entropy(model(pixel_values=pixels[rows]).logits, labels[rows]).backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            whole = getattr(parameter.grad, "full_tensor", lambda p=parameter: p.grad)
+            found[name] = whole()
+    return found
+
+
+def main() -> None:
+    asked = json.loads(os.environ["TRAIN_WORKER"])
+    with joined() as team:
+        folder = Path(asked["folder"])
+        if asked["work"] == "train":
+            torch.save(trained(), folder / f"{team.index}.pt")
+            return
+        for model_type in asked["models"]:
+            found = gradients(model_type, team.index, team.size)
+            torch.save(found, folder / f"{model_type}-{team.index}.pt")
+
+
+if __name__ == "__main__":
+    main()
