@@ -13,9 +13,9 @@ from modwright.calibration import Grams, Similarity, calibrate
 from modwright.calibration.tensors import from_tensors
 from modwright.cost import count, inspect
 from modwright.cost.forward_macs import forward_macs
-from modwright.edits import Plan, apply, remove
+from modwright.edits import Plan, apply, factorize, remove
 from modwright.edits.reopen import check_reopens
-from modwright.errors import ModwrightError, Refused, UnsupportedArchitecture
+from modwright.errors import CheckpointError, ModwrightError, Refused, UnsupportedArchitecture
 from modwright.nn.block import Block
 from modwright.surgery.method import make_method
 
@@ -238,6 +238,31 @@ def test_whole_blocks_stay_where_the_config_cannot_count_them(kind: str) -> None
     anatomy = Anatomy.of(model)
     with pytest.raises(Refused, match="remove their attention and mlp instead"):
         apply(model, Plan.of(anatomy, "by hand", remove(anatomy.blocks[0])))
+
+
+@pytest.mark.parametrize("role", ["attention.o", "mlp.up"])
+def test_a_map_can_be_stored_in_factors(role: str) -> None:
+    model = tiny("vision_transformer")
+    anatomy = Anatomy.of(model)
+    place, _, name = role.partition(".")
+    standing = anatomy.blocks[0].at(place)
+    assert standing is not None
+    projection = standing.projections()[name]
+    u, s, v = torch.linalg.svd(projection.weight)
+    change = factorize(projection, u[:, :3] * s[:3], v[:3])
+    result = apply(model, Plan.of(anatomy, "by hand", change)).model
+    there = Anatomy.of(result).blocks[0].at(place)
+    assert there is not None
+    torch.testing.assert_close(
+        there.projections()[name].weight, (u[:, :3] * s[:3]) @ v[:3], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_class_without_edits_refuses_a_checkpoint_with_edits(tmp_path: Any) -> None:
+    model = tiny("metaformer")
+    edited(model, "llm_drop", n=1).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="carries edits; open it with an Auto class"):
+        type(model).from_pretrained(tmp_path)
 
 
 # Two edits, saved and opened anew

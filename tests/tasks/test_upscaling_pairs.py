@@ -209,7 +209,7 @@ def test_pairs_that_cannot_be_made_are_refused() -> None:
         photograph_pairs(scale=1)
     with pytest.raises(Refused, match="held_out lies between 0 and 1, not 1"):
         photograph_pairs(held_out=1)
-    with pytest.raises(Refused, match="legal values: left, middle, right|left"):
+    with pytest.raises(Refused, match="unknown part of a photograph 'top'"):
         photograph_pairs(where="top")
     with pytest.raises(Refused, match="holds pieces of 97 small pixels"):
         photograph_pairs(test_side=97)

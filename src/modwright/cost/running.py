@@ -56,7 +56,7 @@ class Ran:
         return Pass(run.sequences * sequences, tokens, counted=counted)
 
     def part_macs(self, address: str, part: Part, run: Pass) -> int:
-        """Of a part in a pass of the model: by its formula in a block, as it was counted outside."""
+        """Of a part in a pass of the model: in a block by its formula, outside as counted."""
         if address.startswith("blocks."):
             return part_macs(part, self.of(address, run))
         return run.sequences * self.counted[address]

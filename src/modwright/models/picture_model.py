@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modwright.errors import Refused
+from modwright.errors import CheckpointError, Refused
 from modwright.models.key_maps import KeyMap
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import Grid
@@ -32,6 +32,14 @@ class PictureConfig(PreTrainedConfig):
 
     image_size: int | list[int] | tuple[int, ...] = 224
     num_channels: int = 3
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if kwargs.get("edits"):  # the config with edits takes them before they come here
+            raise CheckpointError(
+                "the checkpoint carries edits; open it with an Auto class of transformers after "
+                f"`import modwright`, not as a {type(self).__name__}"
+            )
+        super().__post_init__(**kwargs)
 
     @property
     def size(self) -> Grid:
@@ -69,6 +77,7 @@ class PictureModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
     _no_split_modules = ["Block"]
     min_size = 1
 

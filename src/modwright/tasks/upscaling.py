@@ -96,7 +96,8 @@ def photograph_pairs(
     """Pieces of the two photographs, 640 x 427 pixels, that scikit-learn brings (china, flower).
 
     One part of each is for testing and cut on a grid. Pieces of what lies to the left and right of
-    it are drawn, turned and mirrored by chance. Every part is made smaller by itself, with :func:`bicubic`, and rounded to 8 bits; so no small pixel of one has seen another.
+    it are drawn, turned and mirrored by chance. Every part is made smaller by itself, with
+    :func:`bicubic`, and rounded to 8 bits; so no small pixel of one has seen another.
 
     Args:
         scale: large pixels for a small one, along each side.

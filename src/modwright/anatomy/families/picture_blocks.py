@@ -37,9 +37,9 @@ from modwright.anatomy.parts import (
     Tap,
     Unread,
 )
-from modwright.anatomy.projection import PointwiseProjection, Projection
+from modwright.anatomy.projection import PointwiseProjection, Projection, as_projection
 from modwright.errors import Refused, UnsupportedArchitecture
-from modwright.nn import Absent, AttentionShape, BareAttention, FeedForward
+from modwright.nn import Absent, AttentionShape, BareAttention, FactorPair, FeedForward
 from modwright.nn.block import Block as PictureBlock
 from modwright.nn.channel_mixers.mlp import Mlp as PictureMlp
 from modwright.nn.grid_positions import LearnedTable
@@ -81,17 +81,6 @@ class PictureBlocks(Family):
         "num_heads": "num_heads",
         "intermediate_size": "mlp_ratio",
         "activation": "act",
-    }
-    presets: ClassVar[Mapping[str, dict[str, Any]]] = {
-        "tiny-deit": {
-            "embed_dim": 48,
-            "depth": 4,
-            "num_heads": 4,
-            "mlp_ratio": 2,
-            "patch_size": 4,
-            "image_size": 16,
-            "num_labels": 5,
-        }
     }
     counts_by_running = True
 
@@ -293,7 +282,6 @@ class PicturePyramid(PictureBlocks):
     model_types = ("metaformer", "smt", "sret", "fmvit", "craft", "swin_transformer")
     stem = {"blocks": "stages"}
     config_fields = {"num_layers": "depths", "activation": "act"}
-    presets = {}
 
     @property
     def chained(self) -> bool:  # type: ignore[override]
@@ -398,11 +386,14 @@ def _read_attention(module: Any, address: str) -> dict[str, Any] | None:
         return {**roles, "shape": module.shape}
     if type(module) is not SelfAttention or module.gate is not None or module.bias is not None:
         return None
-    maps = {name: module.get_submodule(name) for name in (*STORAGE[module.storage], "proj")}
+    maps = {name: module.get_submodule(name) for name in STORAGE[module.storage]}
+    out = _as_map(module.proj, f"{address}.o")
     if module.width != module.dim or any(type(m) is not nn.Linear for m in maps.values()):
         return None
+    if out is None:
+        return None
     width = module.width
-    roles = {"o": Projection(module.proj, f"{address}.o")}
+    roles = {"o": out}
     for name in STORAGE[module.storage]:
         for i, role in enumerate(name if len(name) < 4 else "qkv"):
             rows = slice(i * width, (i + 1) * width) if len(name) > 1 else None
@@ -439,9 +430,6 @@ def _read_mlp(module: Any, address: str) -> dict[str, Any] | None:
 
 
 def _as_map(module: nn.Module, address: str) -> Projection | None:
-    from modwright.anatomy.projection import as_projection
-    from modwright.nn import FactorPair
-
     if isinstance(module, nn.Linear | FactorPair):
         return as_projection(module, address)
     one = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
