@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from modwright.nn import Absent, FeedForward, GroupedAttention
+from modwright.nn import Absent, FeedForward, GroupedAttention, PlacedMixer
 
 __all__ = ["activation_of", "is_of_timm", "reason_against"]
 
@@ -53,7 +53,7 @@ def _reason_of_block(block: Any) -> str:
 
 
 def _reason_of_attention(attention: Any) -> str:
-    if isinstance(attention, GroupedAttention | Absent):
+    if isinstance(attention, GroupedAttention | Absent | PlacedMixer):
         return ""
     known = {"qkv", "proj", "q_norm", "k_norm", "norm", "attn_drop", "proj_drop"}
     fused, out = getattr(attention, "qkv", None), getattr(attention, "proj", None)
