@@ -67,6 +67,17 @@ class Part(ABC):
         return sum(p.numel() for p in self.parameters().values() if p.is_floating_point())
 
 
+def _store(part: Part, name: str, value: Tensor) -> None:
+    """Writes into what ``part.parameters()`` gives, which shares the model's memory."""
+    known = part.parameters()
+    if name not in known or known[name].shape != value.shape:
+        raise Refused(
+            f"{part.address}: cannot write {name!r} {tuple(value.shape)}; it has "
+            + (", ".join(f"{n} {tuple(p.shape)}" for n, p in known.items()) or "nothing")
+        )
+    known[name].copy_(value)
+
+
 class _ModulePart(Part):
     """A part that is one module with its own ``weight`` and perhaps ``bias``."""
 
@@ -77,14 +88,7 @@ class _ModulePart(Part):
         return {name: p.detach() for name, p in self.module.named_parameters(recurse=False)}
 
     def write(self, name: str, value: Tensor) -> None:
-        known = self.parameters()
-        if name not in known or known[name].shape != value.shape:
-            raise Refused(
-                f"{self.address}: cannot write {name!r} {tuple(value.shape)}; it has "
-                + (", ".join(f"{n} {tuple(p.shape)}" for n, p in known.items()) or "nothing")
-            )
-        with torch.no_grad():
-            getattr(self.module, name).copy_(value)
+        _store(self, name, value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address}, {self.num_parameters:,} parameters)"
@@ -95,13 +99,6 @@ class Unread(_ModulePart):
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters()}
-
-    def write(self, name: str, value: Tensor) -> None:
-        known = self.parameters().get(name)
-        if known is None or known.shape != value.shape:
-            raise Refused(f"{self.address}: cannot write {name!r} {tuple(value.shape)}")
-        with torch.no_grad():
-            self.module.get_parameter(name).copy_(value)
 
 
 NormKind = Literal["layer", "rms", "crms", "other"]
@@ -381,10 +378,7 @@ class OtherMixer(Sublayer):
         return {name: tensor.detach() for name, tensor in stored.items()}
 
     def write(self, name: str, value: Tensor) -> None:
-        known = self.parameters().get(name)
-        if known is None or known.shape != value.shape:
-            raise Refused(f"{self.address}: cannot write {name!r} {tuple(value.shape)}")
-        known.copy_(value)
+        _store(self, name, value)
 
     @property
     def num_parameters(self) -> int:

@@ -15,7 +15,7 @@ from modwright.cost.checks import as_anatomy, at_least
 from modwright.cost.human import human
 from modwright.cost.macs import Pass, part_macs
 from modwright.cost.memory import activation_bytes, cached_positions, kv_cache_bytes
-from modwright.cost.running import Ran, run_without_numbers
+from modwright.cost.running import Ran, observed
 from modwright.nn import FactorPair
 
 if TYPE_CHECKING:
@@ -185,23 +185,34 @@ def count(
         >>> counted.prefill_macs, counted.by_kind()["attention"].prefill_macs
         (1040640, 426240)
     """
+    anatomy = as_anatomy(model)
+    return counted(anatomy, observed(anatomy), length=length, batch=batch, context=context)
+
+
+cost = count
+
+
+def counted(
+    anatomy: Anatomy,
+    ran: Ran | None,
+    *,
+    length: int,
+    batch: int = 1,
+    context: int | None = None,
+) -> Cost:
+    """As :func:`count`, from a pass that was observed already where the family asks for one."""
     context = length if context is None else context
     at_least(1, length=length, batch=batch, context=context)
-    anatomy = as_anatomy(model)
     length = anatomy.family.inputs().positions(length)
     runs = [Pass(batch, length)]
     if anatomy.family.is_causal():
         runs.append(Pass(batch, 1, cached_positions(anatomy, context)))
-    ran = run_without_numbers(anatomy) if anatomy.family.counts_by_running else None
     return Cost(
         rows=_rows(anatomy, runs, ran),
         kv_bytes=kv_cache_bytes(anatomy, length),
-        activation_bytes=activation_bytes(anatomy, length, batch),
+        activation_bytes=activation_bytes(anatomy, length, batch, ran),
         recipe=_recipe(anatomy, length, batch, context),
     )
-
-
-cost = count
 
 
 class _Ledger:

@@ -10,7 +10,7 @@ import torch
 
 from modwright.anatomy import Anatomy, Block, Embedding, MixtureOfExperts, Mlp
 from modwright.cost.checks import at_least, dtype_of
-from modwright.cost.running import run_without_numbers
+from modwright.cost.running import Ran, observed
 from modwright.nn import AttentionShape
 
 __all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes"]
@@ -70,7 +70,7 @@ def kv_cache_bytes(
     return size
 
 
-def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1) -> int:
+def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1, ran: Ran | None = None) -> int:
     """Bytes of the activations that a forward pass without gradient cannot do without.
 
     Numbers per position; the largest of these sets counts, times positions and bytes per number:
@@ -84,7 +84,8 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1) -> int:
       k at work, 3 I k / E + E;
     - at the head: d + V (logits of every position).
 
-    Of models that are counted by running: what the greediest module reads and returns.
+    Of models that are counted by running: what the greediest module reads and returns, from a
+    pass that was observed already, or from one more.
 
     It is a floor: temporaries of an implementation (rotated copies, the steps of a composite
     activation, masks) come on top. The key/value cache and the weights count elsewhere.
@@ -94,8 +95,9 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1) -> int:
     """
     at_least(1, length=length, batch=batch)
     item = next(anatomy.model.parameters()).dtype.itemsize
-    if anatomy.family.counts_by_running:
-        return batch * run_without_numbers(anatomy).largest * item
+    ran = ran or observed(anatomy)
+    if ran is not None:
+        return batch * ran.largest * item
     length = anatomy.family.inputs().positions(length)
     width = anatomy.hidden_size
     eager = getattr(anatomy.config, "_attn_implementation", None) == "eager"

@@ -5,7 +5,6 @@ For models whose blocks see different numbers of positions, or have parts withou
 
 from __future__ import annotations
 
-import copy
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -18,9 +17,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modwright.anatomy import Anatomy, Part
+from modwright.cost.forward_macs import without_numbers
 from modwright.cost.macs import Pass, part_macs
 
-__all__ = ["Ran", "run_without_numbers"]
+__all__ = ["Ran", "observed", "run_without_numbers"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,11 @@ class Ran:
         return run.sequences * self.counted[address]
 
 
+def observed(anatomy: Anatomy) -> Ran | None:
+    """A pass of a model whose family is counted by running; None for the others."""
+    return run_without_numbers(anatomy) if anatomy.family.counts_by_running else None
+
+
 @torch.no_grad()
 def run_without_numbers(anatomy: Anatomy) -> Ran:
     """Runs a model on the meta device over one input of its own size.
@@ -74,7 +79,7 @@ def run_without_numbers(anatomy: Anatomy) -> Ran:
         >>> run_without_numbers(Anatomy.of(model)).passes  # places of both stages
         ((1, 256), (1, 64))
     """
-    model = copy.deepcopy(anatomy.model).to("meta").eval()
+    model = without_numbers(anatomy.model).eval()
     inputs = anatomy.family.inputs().random(1, 1, torch.Generator())
     given = {name: tensor.to("meta") for name, tensor in inputs.items()}
     there = Anatomy.of(model)

@@ -26,10 +26,10 @@ from modwright.anatomy import (
 )
 from modwright.anatomy.parts import Sublayer
 from modwright.cost.checks import as_anatomy
-from modwright.cost.counting import Row, count
+from modwright.cost.counting import Row, counted
 from modwright.cost.human import human
 from modwright.cost.macs import Pass, line_macs, score_macs
-from modwright.cost.running import run_without_numbers
+from modwright.cost.running import observed
 from modwright.errors import Refused
 
 if TYPE_CHECKING:
@@ -185,10 +185,10 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
         '6 heads, 2 kv, qk 12, v 12'
     """
     anatomy = as_anatomy(model)
-    rows = {row.address: row for row in count(anatomy, length=length).rows}
+    ran = observed(anatomy)
+    rows = {row.address: row for row in counted(anatomy, ran, length=length).rows}
     length = anatomy.family.inputs().positions(length)
     run = Pass(1, length)
-    ran = run_without_numbers(anatomy) if anatomy.family.counts_by_running else None
     stem = {address: _stem_node(anatomy, address, rows[address]) for address in anatomy.stem}
     later = [stem.pop(address) for address in anatomy.after_blocks]
     blocks = tuple(

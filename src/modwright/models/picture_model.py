@@ -47,6 +47,12 @@ class PictureConfig(PreTrainedConfig):
         side = self.image_size
         return (side, side) if isinstance(side, int) else (side[0], side[1])
 
+    @staticmethod
+    def check_multiples(step: int, height: int, width: int) -> None:
+        """Refuses pictures whose sides are no multiples of ``step`` pixels."""
+        if height % step or width % step:
+            raise Refused(f"pictures must be multiples of {step} pixels, not {height} x {width}")
+
     def per_stage(self, stages: int, *names: str) -> None:
         """Fields with an entry per stage: one number or name stands for all stages.
 

@@ -6,15 +6,18 @@ import difflib
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from modwright.errors import Refused
 from modwright.recipes.reading import Location
 from modwright.recipes.schema import Strict
 from modwright.surgery import method_names
 
-__all__ = ["explain", "place_of"]
+__all__ = ["explain", "place_of", "validated"]
+
+_M = TypeVar("_M", bound=Strict)
 
 
 def place_of(at: Location, places: Mapping[Location, str], name: str) -> str:
@@ -48,6 +51,28 @@ def explain(
         problem += f", not {_shown(first['input'])}{_near(first)}"
     whole = (*under, *at)
     return f"{place_of(whole, places, name)}, {'.'.join(map(_word, whole))}: {problem}"
+
+
+def validated(kind: type[_M], tree: Any, where: Mapping[Location, str], name: str, keys: str) -> _M:
+    """A recipe of a kind from plain values.
+
+    Args:
+        kind: what it is checked against.
+        tree: the values.
+        where: each was written.
+        name: what messages call the recipe where no place is known.
+        keys: that it cannot do without, in words.
+
+    Raises:
+        Refused: it is no mapping, or a value is not legal.
+    """
+    if not isinstance(tree, dict):
+        given = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise Refused(f"{name} is {given}; a recipe is a mapping with the keys {keys}")
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        raise Refused(explain(error, kind, where, name)) from None
 
 
 def _word(piece: str | int) -> str:

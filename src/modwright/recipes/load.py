@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from modwright.errors import ModwrightError, Refused
-from modwright.recipes.explaining import explain, place_of
-from modwright.recipes.reading import Location, override, read_tree
+from modwright.recipes.explaining import place_of, validated
+from modwright.recipes.reading import Location, read_changed
 from modwright.recipes.schema import Recipe
 from modwright.surgery import make_method
 
@@ -29,11 +27,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
         CheckpointError: the file cannot be read.
         Refused: names file, line, value and the legal values.
     """
-    file = Path(path)
-    tree, places = read_tree(file)
-    for text in overrides:
-        override(tree, places, text)
-    return parse_recipe(tree, places, file.name)
+    return parse_recipe(*read_changed(path, overrides))
 
 
 def parse_recipe(
@@ -55,13 +49,7 @@ def parse_recipe(
         {'n': 1}
     """
     where = places or {}
-    if not isinstance(tree, dict):
-        given = "empty" if tree is None else f"a {type(tree).__name__}"
-        raise Refused(f"{name} is {given}; a recipe is a mapping with the keys model and steps")
-    try:
-        recipe = Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise Refused(explain(error, Recipe, where, name)) from None
+    recipe = validated(Recipe, tree, where, name, "model and steps")
     for index, step in enumerate(recipe.steps):
         try:
             make_method(step.method, step.options)

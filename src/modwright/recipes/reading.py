@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import yaml
 
 from modwright.errors import CheckpointError, Refused
 
-__all__ = ["Location", "Places", "override", "read_tree"]
+__all__ = ["Location", "Places", "override", "read_changed", "read_tree"]
 
 Location = tuple[str | int, ...]
 Places = dict[Location, str]
@@ -45,6 +46,20 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Plac
         raise Refused(f"{places[('extends',)]}, extends: must name one recipe file, not {parent!r}")
     base, base_places = read_tree(file.parent / parent, (*extended_by, file.resolve()))
     return _merged(base, tree, (), base_places, places), places
+
+
+def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, Places, str]:
+    """What a recipe file holds once the overrides are applied, where it stands, and its name.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        Refused: an override does not fit.
+    """
+    file = Path(path)
+    tree, places = read_tree(file)
+    for text in overrides:
+        override(tree, places, text)
+    return tree, places, file.name
 
 
 def override(tree: Any, places: Places, text: str) -> None:

@@ -10,13 +10,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 from transformers import TrainingArguments
 
 from modwright.errors import ModwrightError, Refused, unknown_name
 from modwright.recipes.choices import Choice, options_of
-from modwright.recipes.explaining import explain, place_of
-from modwright.recipes.reading import Location, override, read_tree
+from modwright.recipes.explaining import place_of, validated
+from modwright.recipes.reading import Location, read_changed
 from modwright.recipes.schema import Strict
 from modwright.recipes.training_parts import MODEL, OBJECTIVES, PICTURES
 from modwright.training import Settings
@@ -90,11 +90,7 @@ def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRe
         CheckpointError: the file cannot be read.
         Refused: names file, line, value and the legal values.
     """
-    file = Path(path)
-    tree, places = read_tree(file)
-    for text in overrides:
-        override(tree, places, text)
-    return parse_training(tree, places, file.name)
+    return parse_training(*read_changed(path, overrides))
 
 
 def parse_training(
@@ -116,13 +112,7 @@ def parse_training(
         32
     """
     where = places or {}
-    if not isinstance(tree, dict):
-        given = "empty" if tree is None else f"a {type(tree).__name__}"
-        raise Refused(f"{name} is {given}; a recipe is a mapping with the keys model and data")
-    try:
-        recipe = TrainingRecipe.model_validate(tree)
-    except ValidationError as error:
-        raise Refused(explain(error, TrainingRecipe, where, name)) from None
+    recipe = validated(TrainingRecipe, tree, where, name, "model and data")
     MODEL.check(recipe.model, where, name)
     found = {c.at: c.resolved(getattr(recipe, c.at), where, name) for c in CHOICES}
     for key in recipe.settings.more:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Pictures, pick_layers
-from modwright.anatomy.inputs import Maps
 from modwright.calibration import TokenWindows
 from modwright.cost.running import run_without_numbers
 from modwright.edits import Change, Plan
@@ -157,7 +156,7 @@ class ReplaceTokenMixer(WithoutData):
 def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:
     """Width, grid and tokens before it of each block, as a mixer is built with them."""
     reads = anatomy.family.inputs()
-    if isinstance(reads, Maps):
+    if anatomy.family.counts_by_running:
         ran = run_without_numbers(anatomy)
         calls = zip(ran.widths, ran.passes, ran.grids)
         return [_called(width, tokens, grid) for width, (_, tokens), grid in calls]

@@ -57,7 +57,6 @@ class Family:
         transposed: its linear maps store [in, out].
         last_norm_keeps_width: its forward takes what the norm behind the blocks returns for as wide
             as what entered the blocks.
-        chained: what a block returns is what the next one reads.
         counts_by_running: positions differ between blocks, or parts are of kinds without a formula;
             so the model is run, without numbers, to count what it costs.
     """
@@ -71,7 +70,6 @@ class Family:
     presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
     transposed: ClassVar[bool] = False
     last_norm_keeps_width: ClassVar[bool] = False
-    chained: bool = True
     counts_by_running: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
@@ -149,6 +147,11 @@ class Family:
     def pools(self, model: nn.Module) -> bool:
         """Heads on top of the backbone read one vector of each sequence, not every position."""
         return getattr(self.backbone(model), "pooler", None) is not None
+
+    @property
+    def chained(self) -> bool:
+        """What a block returns is what the next one reads."""
+        return True
 
     def returns_stream(self, model: nn.Module) -> bool:
         """The first output is the residual stream itself, which no norm read."""

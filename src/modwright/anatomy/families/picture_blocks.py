@@ -105,7 +105,7 @@ class PictureBlocks(Family):
         return fitted
 
     @property
-    def chained(self) -> bool:  # type: ignore[override]
+    def chained(self) -> bool:
         """TNT adds words between its blocks; the rest hand their tokens on."""
         return all(re.fullmatch(r"blocks\.\d+", root) for root in self._roots) and not any(
             getattr(self._module(root), "inner", None) is not None for root in self._roots
@@ -284,7 +284,8 @@ class PicturePyramid(PictureBlocks):
     config_fields = {"num_layers": "depths", "activation": "act"}
 
     @property
-    def chained(self) -> bool:  # type: ignore[override]
+    def chained(self) -> bool:
+        """Maps are made coarser in between."""
         return False
 
     def get(self, word: str, default: Any = None) -> Any:
@@ -395,7 +396,7 @@ def _read_attention(module: Any, address: str) -> dict[str, Any] | None:
     width = module.width
     roles = {"o": out}
     for name in STORAGE[module.storage]:
-        for i, role in enumerate(name if len(name) < 4 else "qkv"):
+        for i, role in enumerate(name):
             rows = slice(i * width, (i + 1) * width) if len(name) > 1 else None
             roles[role] = Projection(maps[name], f"{address}.{role}", rows)
     head_dim = width // module.num_heads

@@ -177,10 +177,7 @@ class DuoFormerConfig(ImageConfig):
 
     def grid_of(self, height: int, width: int) -> Grid:
         """The cells of a picture; refuses one that they do not fill."""
-        if height % self.stride or width % self.stride:
-            raise Refused(
-                f"pictures must be multiples of {self.stride} pixels, not {height} x {width}"
-            )
+        self.check_multiples(self.stride, height, width)
         return height // self.stride, width // self.stride
 
 

@@ -63,10 +63,7 @@ class SwinTransformerConfig(ImageConfig):
 
     def check_size(self, height: int, width: int) -> None:
         """Refuses pictures that patches do not cut evenly."""
-        if height % self.patch_size or width % self.patch_size:
-            raise Refused(
-                f"pictures must be multiples of {self.patch_size} pixels, not {height} x {width}"
-            )
+        self.check_multiples(self.patch_size, height, width)
 
     @property
     def widths(self) -> list[int]:

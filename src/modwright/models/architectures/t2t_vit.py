@@ -85,7 +85,7 @@ class T2TViTConfig(ImageConfig):
         ):
             if name not in known:
                 raise unknown_name(what, name, known)
-        _check_size(*self.size)
+        self.check_multiples(STRIDE, *self.size)
         if int(self.token_dim * self.kernel_ratio) < 1:
             raise Refused(
                 f"kernel_ratio {self.kernel_ratio} of token_dim {self.token_dim} "
@@ -117,11 +117,6 @@ class T2TViTConfig(ImageConfig):
     def num_features(self) -> int:
         """Channels behind the last block."""
         return self.widths[-1] + (self.growth if self.blocks == "dense" else 0)
-
-
-def _check_size(height: int, width: int) -> None:
-    if height % STRIDE or width % STRIDE:
-        raise Refused(f"pictures must be multiples of {STRIDE} pixels, not {height} x {width}")
 
 
 # Stems
@@ -269,7 +264,7 @@ class T2TViTForImageClassification(TokenClassifier):
 
     def check_pixels(self, pixel_values: Tensor) -> None:
         super().check_pixels(pixel_values)
-        _check_size(*pixel_values.shape[2:])
+        self.config.check_multiples(STRIDE, *pixel_values.shape[2:])
 
     def embed(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
         x = self.stem(pixel_values)
