@@ -163,6 +163,6 @@ def test_it_beats_bicubic_on_held_out_pieces() -> None:
         for name in ("no-max-pool", "windows-alone", "convolutions-alone"):
             trained(name)
         trained("both", nearest=False, rate=5e-3)
-    # 0.3 dB was wanted. It is reached on the middle, where the rate was chosen (0.44 with seed 0),
-    # and not here, where three seeds give 0.26 and most of the pieces are out of focus.
+    # 0.3 dB was wanted, and is not reached: three seeds give 0.26, of pieces that are mostly out of
+    # focus.
     assert margin >= 0.15, margin
