@@ -77,6 +77,23 @@ def test_pooling_gives_nothing_on_flat_maps_and_inside_ramps() -> None:
     assert mixer(ramp)[..., 0].abs().min() > 0.1  # border places have fewer neighbours
 
 
+@pytest.mark.parametrize("size", [1, 3, 5, 9])
+@pytest.mark.parametrize("sides", [(1, 1), (2, 7), (8, 3), (14, 14)])
+def test_means_by_axes_are_torchs_and_leave_the_map(size: int, sides: tuple[int, int]) -> None:
+    for dtype, bound in ((torch.float64, 1e-14), (torch.float32, 1e-5), (torch.bfloat16, 0.0)):
+        x = torch.randn(2, 3, *sides, dtype=dtype)
+        for given in (x, x.transpose(2, 3).contiguous().transpose(2, 3)):
+            before = given.clone()
+            truth = Pooling(size).pool(given) - given
+            assert (Pooling(size)(given) - truth).abs().max() <= bound
+            assert given.equal(before)
+    x.requires_grad_()
+    out = Pooling(size)(x)
+    assert out.grad_fn is not None
+    with torch.no_grad():
+        assert torch.allclose(Pooling(size)(x.float()), out.float(), atol=0.05)
+
+
 def test_a_block_whose_branches_are_scaled_by_zero_is_the_identity() -> None:
     x = torch.randn(2, 8, 4, 4)
 

@@ -42,7 +42,8 @@ class RelativePositionBias(nn.Module):
 
     def forward(self, grid: Grid | None = None) -> Tensor:
         index = offsets_in(self.window, self.position_table.device)
-        return self.position_table[index].permute(2, 0, 1)
+        rows = self.position_table.T.index_select(1, index.flatten())
+        return rows.unflatten(1, index.shape)
 
     def fit(self, table: Tensor, old: Grid | None = None) -> Tensor:
         """A table of another window, resized to this one's; a square unless ``old`` says it.

@@ -63,7 +63,10 @@ class ConvStem(nn.Sequential):
                 norm = make_norm(row.norm, row.out, row.eps, layout="map")
                 self.add_module(f"norm{index}", norm)
             if row.act != "identity":
-                self.add_module(f"act{index}", make_activation(row.act))
+                act = make_activation(row.act)
+                if isinstance(act, nn.ReLU):
+                    act.inplace = True  # nothing else reads what comes in, gradients neither
+                self.add_module(f"act{index}", act)
             in_channels = row.out
 
 

@@ -78,9 +78,9 @@ class WindowAttention(SelfAttention):
         bias: Tensor = self.bias()[None]  # the fused kernel wants four axes
         if any(steps):
             apart = wrapped_apart(grid, self.window, steps, x.device)[:, None]
-            cut = torch.zeros_like(apart, dtype=bias.dtype).masked_fill(apart, float("-inf"))
             pictures = x.shape[0] // apart.shape[0]
-            bias = (bias + cut)[None].expand(pictures, -1, -1, -1, -1).flatten(0, 1)
+            bias = bias.masked_fill(apart, float("-inf"))
+            bias = bias[None].expand(pictures, -1, -1, -1, -1).flatten(0, 1)
         drop = self.attn_drop if self.training else 0.0
         mixed = F.scaled_dot_product_attention(
             q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale
