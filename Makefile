@@ -13,7 +13,7 @@ OLDEST_TESTS := tests/anatomy tests/test_autoload.py tests/edits/test_traps.py t
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test fast slow test-oldest test-timm docs lint format figures bench clean help
+.PHONY: demo test fast slow test-oldest test-timm docs lint format figures bench bench-vision clean help
 
 help:
 	@echo "make demo     cut a real model in two ways, report, reload it in a new process (minutes)"
@@ -23,7 +23,7 @@ help:
 	@echo "make docs     the documentation site, in out/site"
 	@echo "make lint     style, types and the direction of imports"
 	@echo "make figures  measure again what docs/papers quote"
-	@echo "make bench    timings, as ratios"
+	@echo "make bench    timings, as ratios; make bench-vision: those of vision models"
 
 $(READY): requirements.lock requirements-data.lock requirements-docs.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -75,6 +75,19 @@ bench: $(READY) $(MERGEKIT)
 	$(BIN)/python benchmarks/emoe_speed.py --repeats 5 --threads 2
 	$(BIN)/python benchmarks/peers/depth_drop.py --mergekit .venv-mergekit/bin/mergekit-yaml --threads 2
 	$(BIN)/python benchmarks/peers/mlp_narrowing.py --threads 2
+
+bench-vision: $(READY) $(TIMM)/.ready
+	for threads in 1 2; do \
+	  $(BIN)/python benchmarks/picture_speed.py --repeats 20 --threads $$threads && \
+	  $(TIMM)/bin/python benchmarks/peers/timm_speed.py --repeats 20 --threads $$threads && \
+	  $(BIN)/python benchmarks/mixer_speed.py --repeats 25 --threads $$threads && \
+	  $(BIN)/python benchmarks/fusing_speed.py --repeats 7 --threads $$threads && \
+	  $(BIN)/python benchmarks/stem_speed.py --repeats 5 --threads $$threads || exit 1; \
+	done
+	$(BIN)/python benchmarks/training_speed.py --repeats 8 --threads 1
+	$(BIN)/python benchmarks/duoformer_speed.py --depth 1 --batch 1 --repeats 5 --threads 1
+	$(BIN)/python benchmarks/upscale_speed.py --threads 1
+	$(BIN)/python benchmarks/upscale_speed.py --memory
 
 $(MERGEKIT): requirements-mergekit.lock
 	$(PYTHON) -m venv .venv-mergekit

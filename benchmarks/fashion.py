@@ -6,7 +6,7 @@ Pictures of 28 x 28 are made 32 x 32. Every model has at most a million paramete
 once, with AdamW and a one-cycle schedule, without augmentation; it is measured on the 10,000 test
 pictures. What was measured is appended to ``--results``, and a family that stands there with the
 same settings is not trained again, so a run that was stopped goes on. Table and picture are made of
-that file. Figures of one training each: a point of accuracy is within what another seed may give.
+that file. Each figure is of one training.
 """
 
 from __future__ import annotations
@@ -153,7 +153,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.25, y=0.12)
+    axes.margins(x=0.2, y=0.12)
+    left, right = axes.get_xlim()
+    axes.set_xlim(left, 1.4 * right)  # room for the last name
     axes.set_xlabel("multiply-accumulates of one picture, millions (areas: parameters)")
     axes.set_ylabel("test accuracy, %")
     axes.spines[["top", "right"]].set_visible(False)

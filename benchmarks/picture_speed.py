@@ -4,8 +4,8 @@ Both hold the same weights and run in turns in one process; a ratio is the media
 runs, above 1 where ours is faster. The last lines say how time grows with the picture. On a machine
 with other work ``--clock cpu`` counts the time of this process alone.
 
-    python benchmarks/picture_speed.py --repeats 7 --threads 1
-    python benchmarks/picture_speed.py --repeats 7 --threads 2
+    python benchmarks/picture_speed.py --repeats 20 --threads 1
+    python benchmarks/picture_speed.py --repeats 20 --threads 2
 """
 
 from __future__ import annotations
@@ -65,19 +65,23 @@ def seconds(model: Any, pictures: torch.Tensor, clock: Clock) -> float:
 def side_by_side(
     ours: Any, theirs: Any, pictures: torch.Tensor, repeats: int, clock: Clock
 ) -> tuple[Any, ...]:
-    """Medians of both and of the ratios of neighbouring runs."""
-    for model in (ours, theirs):
+    """Medians of both and of the ratios of neighbouring runs; each is first every second time."""
+    both = (ours, theirs)
+    for model in both:
         seconds(model, pictures, clock)
-    pairs = [
-        (seconds(ours, pictures, clock), seconds(theirs, pictures, clock)) for _ in range(repeats)
-    ]
+    pairs = []
+    for turn in range(repeats):
+        order = (0, 1) if turn % 2 else (1, 0)
+        taken = {which: seconds(both[which], pictures, clock) for which in order}
+        pairs.append((taken[0], taken[1]))
     mine, peers = zip(*pairs)
     return median(mine), median(peers), median(other / own for own, other in pairs)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     options = parser.parse_args()
@@ -89,7 +93,7 @@ def main() -> None:
         theirs = make().eval()
         ours = create_model(name).eval()
         import_weights(ours, theirs.state_dict())
-        for batch in (1, 4, 8):
+        for batch in options.batches:
             pictures = torch.randn(batch, 3, 224, 224)
             mine, peers, ratio = side_by_side(ours, theirs, pictures, options.repeats, clock)
             print(f"| `{name}` | {batch} | {mine * 1e3:.0f} | {peers * 1e3:.0f} | {ratio:.2f} |")

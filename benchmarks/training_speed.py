@@ -98,7 +98,11 @@ def main() -> None:
             return 1e3 * step, 1e3 * (short - per_epoch * step)
 
         seconds(plain_loop, 1), seconds(fit, 1)
-        pairs = [(step_and_begin(plain_loop), step_and_begin(fit)) for _ in range(options.repeats)]
+        pairs = []
+        for turn in range(options.repeats):  # each is first every second time
+            order = (plain_loop, fit) if turn % 2 else (fit, plain_loop)
+            taken = {learn: step_and_begin(learn) for learn in order}
+            pairs.append((taken[plain_loop], taken[fit]))
         by_hand, ours = (median(step for step, _ in one) for one in zip(*pairs))
         ratio = median(hand / own for (hand, _), (own, _) in pairs)
         begin = median(begin for _, (_, begin) in pairs)
