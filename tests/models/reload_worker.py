@@ -1,21 +1,29 @@
-"""A process of its own: opens a saved model through the Auto class, gives its logits."""
+"""A process of its own: opens saved models through the Auto class, gives their logits.
+
+    python reload_worker.py FOLDER
+
+In every folder of FOLDER lies a checkpoint with ``pictures.pt`` beside its files; ``logits.pt`` is
+written there.
+"""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import torch
 
 import modwright  # noqa: F401
 
 
-def main(directory: str, pictures: str, out: str) -> None:
+def main(folder: str) -> None:
     from transformers import AutoModelForImageClassification
 
     torch.set_num_threads(1)
-    model = AutoModelForImageClassification.from_pretrained(directory).eval()
-    with torch.no_grad():
-        torch.save(model(torch.load(pictures)).logits, out)
+    for place in sorted(Path(folder).iterdir()):
+        model = AutoModelForImageClassification.from_pretrained(place).eval()
+        with torch.no_grad():
+            torch.save(model(torch.load(place / "pictures.pt")).logits, place / "logits.pt")
 
 
 if __name__ == "__main__":
