@@ -1,9 +1,9 @@
-"""A process of its own: opens saved models through the Auto class, gives their logits.
+"""A process of its own: opens saved models through their Auto classes, gives what they compute.
 
     python reload_worker.py FOLDER
 
-In every folder of FOLDER lies a checkpoint with ``pictures.pt`` beside its files; ``logits.pt`` is
-written there.
+In every folder of FOLDER lies a checkpoint with ``given.pt`` beside its files: the names of Auto
+classes, and pictures. What each gives is written to a file of the class's name.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import modwright  # noqa: F401
 
 
 def main(folder: str) -> None:
-    from transformers import AutoModelForImageClassification
+    import transformers
 
     torch.set_num_threads(1)
     for place in sorted(Path(folder).iterdir()):
-        model = AutoModelForImageClassification.from_pretrained(place).eval()
-        with torch.no_grad():
-            torch.save(model(torch.load(place / "pictures.pt")).logits, place / "logits.pt")
+        given = torch.load(place / "given.pt")
+        for auto in given["autos"]:
+            model = getattr(transformers, auto).from_pretrained(place).eval()
+            with torch.no_grad():
+                torch.save(model(given["pictures"])[0], place / f"{auto}.pt")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from modwright.models import (
 from modwright.models.classifier import ImageClassifier
 from modwright.models.importing import layouts_of
 from modwright.models.registry import model_class
+from modwright.recipes.facts import auto_class
 
 TYPES = sorted(found.name for found in pkgutil.iter_modules(architectures.__path__))
 CLASSIFIERS = [
@@ -53,7 +54,7 @@ def model(request: pytest.FixtureRequest) -> Any:
 
 
 def pictures(model: Any, count: int = 2) -> torch.Tensor:
-    return torch.randn(count, model.config.num_channels, *model.config.size)
+    return torch.randn(count, model.config.num_channels, *getattr(model.config, "size", (12, 12)))
 
 
 def test_every_architecture_has_a_small_config() -> None:
@@ -82,11 +83,17 @@ def test_no_function_stands_in_two_model_files() -> None:
 
 
 def test_saved_and_reopened_in_a_new_process_they_are_the_same(tmp_path: Path) -> None:
-    models = {name: lively(name) for name in CLASSIFIERS}
+    models = {name: lively(name) for name in TYPES}
     given = {name: pictures(model) for name, model in models.items()}
+    autos = {name: ("AutoModel", auto_class(model)) for name, model in models.items()}
+    assert {auto for _, auto in autos.values()} == {
+        "AutoModelForImageClassification",
+        "AutoModelForImageToImage",
+    }
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
-        torch.save(given[name], tmp_path / name / "pictures.pt")
+        told = {"autos": autos[name], "pictures": given[name]}
+        torch.save(told, tmp_path / name / "given.pt")
     worker = Path(__file__).parent / "reload_worker.py"
     command = [sys.executable, str(worker), str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -96,8 +103,9 @@ def test_saved_and_reopened_in_a_new_process_they_are_the_same(tmp_path: Path) -
     try:
         with torch.no_grad():
             for name, model in models.items():
-                expected = model(given[name]).logits
-                assert torch.load(tmp_path / name / "logits.pt").equal(expected), name
+                expected = model(given[name])[0]
+                for auto in autos[name]:
+                    assert torch.load(tmp_path / name / f"{auto}.pt").equal(expected), name
     finally:
         torch.set_num_threads(threads)
 
