@@ -11,8 +11,6 @@ with other work ``--clock cpu`` counts the time of this process alone.
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from statistics import median
 from typing import Any
 
@@ -25,10 +23,9 @@ from transformers import (
     ViTConfig,
     ViTForImageClassification,
 )
+from turns import CLOCKS, forward_seconds, forward_side_by_side
 
 from modwright.models import create_model, import_weights
-
-Clock = Callable[[], float]
 
 
 def _poolformer() -> Any:
@@ -51,33 +48,6 @@ PEERS = {
 }
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-@torch.no_grad()
-def seconds(model: Any, pictures: torch.Tensor, clock: Clock) -> float:
-    """One forward pass."""
-    began = clock()
-    model(pictures)
-    return clock() - began
-
-
-def side_by_side(
-    ours: Any, theirs: Any, pictures: torch.Tensor, repeats: int, clock: Clock
-) -> tuple[Any, ...]:
-    """Medians of both and of the ratios of neighbouring runs; each is first every second time."""
-    both = (ours, theirs)
-    for model in both:
-        seconds(model, pictures, clock)
-    pairs = []
-    for turn in range(repeats):
-        order = (0, 1) if turn % 2 else (1, 0)
-        taken = {which: seconds(both[which], pictures, clock) for which in order}
-        pairs.append((taken[0], taken[1]))
-    mine, peers = zip(*pairs)
-    return median(mine), median(peers), median(other / own for own, other in pairs)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=20)
@@ -95,11 +65,16 @@ def main() -> None:
         import_weights(ours, theirs.state_dict())
         for batch in options.batches:
             pictures = torch.randn(batch, 3, 224, 224)
-            mine, peers, ratio = side_by_side(ours, theirs, pictures, options.repeats, clock)
-            print(f"| `{name}` | {batch} | {mine * 1e3:.0f} | {peers * 1e3:.0f} | {ratio:.2f} |")
+            mine, peers, ratio = forward_side_by_side(
+                ours, theirs, pictures, options.repeats, clock
+            )
+            print(f"| `{name}` | {batch} | {mine:.0f} | {peers:.0f} | {ratio:.2f} |")
     ours = create_model("poolformer_s12").eval()
     small, large = (
-        median(seconds(ours, torch.randn(1, 3, side, side), clock) for _ in range(options.repeats))
+        median(
+            forward_seconds(ours, torch.randn(1, 3, side, side), clock)
+            for _ in range(options.repeats)
+        )
         for side in (64, 256)
     )
     print(

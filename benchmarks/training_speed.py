@@ -16,21 +16,21 @@ import argparse
 import copy
 import cProfile
 import pstats
-import time
 from collections.abc import Callable
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from turns import CLOCKS, in_turns
 
 from modwright.models import create_model
 from modwright.tasks.pictures import Pictures, digits
 from modwright.training import Settings, fit
 
 EPOCHS, BATCH, PICTURES = 5, 32, 640
-CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 MODELS: dict[str, dict[str, Any]] = {
     "16 thousand parameters": {"depths": [1, 1], "widths": [16, 32]},
     "251 thousand parameters": {"depths": [2, 2, 2], "widths": [24, 48, 96]},
@@ -98,11 +98,8 @@ def main() -> None:
             return 1e3 * step, 1e3 * (short - per_epoch * step)
 
         seconds(plain_loop, 1), seconds(fit, 1)
-        pairs = []
-        for turn in range(options.repeats):  # each is first every second time
-            order = (plain_loop, fit) if turn % 2 else (fit, plain_loop)
-            taken = {learn: step_and_begin(learn) for learn in order}
-            pairs.append((taken[plain_loop], taken[fit]))
+        both = (partial(step_and_begin, learn) for learn in (plain_loop, fit))
+        pairs = in_turns(*both, options.repeats)
         by_hand, ours = (median(step for step, _ in one) for one in zip(*pairs))
         ratio = median(hand / own for (hand, _), (own, _) in pairs)
         begin = median(begin for _, (_, begin) in pairs)

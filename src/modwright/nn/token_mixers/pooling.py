@@ -123,8 +123,11 @@ class DepthwiseConvMixer(nn.Module):
 
 
 def _in_one_step(x: Tensor) -> bool:
-    """Whether torch's pooling is the better way: it has a gradient, a name in exports, and sums
-    short numbers in long ones; on other devices it is fast."""
+    """Whether torch's pooling is the better way.
+
+    It has a gradient, a name in exports, and adds short numbers up in long ones; on other devices
+    it is fast.
+    """
     return (
         (torch.is_grad_enabled() and x.requires_grad)
         or x.device.type != "cpu"

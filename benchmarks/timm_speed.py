@@ -6,25 +6,21 @@ this process alone. The last column is the largest difference of their logits. T
 of PoolFormer is not small: timm norms the pooled features, the paper's code the map before pooling.
 
     make .venv-timm/.ready
-    .venv-timm/bin/python benchmarks/peers/timm_speed.py --repeats 20 --threads 1
+    .venv-timm/bin/python benchmarks/timm_speed.py --repeats 20 --threads 1
 """
 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
-from statistics import median
 from typing import Any
 
 import timm
 import torch
 import transformers
 from timm.models.metaformer import checkpoint_filter_fn
+from turns import CLOCKS, forward_side_by_side
 
 from modwright.models import create_model, to_layout
-
-Clock = Callable[[], float]
 
 # name -> the layout that timm reads: its own, or one that it converts
 PEERS = {
@@ -47,29 +43,6 @@ def pair(name: str) -> tuple[Any, Any]:
     return ours, theirs
 
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-
-
-@torch.no_grad()
-def seconds(model: Any, pictures: torch.Tensor, clock: Clock) -> float:
-    """One forward pass."""
-    began = clock()
-    model(pictures)
-    return clock() - began
-
-
-def in_turns(
-    both: tuple[Any, Any], pictures: torch.Tensor, repeats: int, clock: Clock
-) -> list[tuple[float, float]]:
-    """Seconds of both; each is first every second time."""
-    found = []
-    for turn in range(repeats):
-        order = (0, 1) if turn % 2 else (1, 0)
-        taken = {which: seconds(both[which], pictures, clock) for which in order}
-        found.append((taken[0], taken[1]))
-    return found
-
-
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
@@ -88,9 +61,8 @@ def main() -> None:
         for batch in options.batches:
             pictures = torch.randn(batch, 3, 224, 224)
             off = float((ours(pictures).logits - theirs(pictures)).abs().max())
-            times = in_turns((ours, theirs), pictures, options.repeats, clock)
-            mine, others = (median(side) * 1e3 for side in zip(*times))
-            ratio = median(other / own for own, other in times)
+            times = forward_side_by_side(ours, theirs, pictures, options.repeats, clock)
+            mine, others, ratio = times
             print(f"| `{name}` | {batch} | {mine:.0f} | {others:.0f} | {ratio:.2f} | {off:.0e} |")
     print(
         f"\nfloat32, {options.threads} threads, {options.repeats} repeats, {options.clock} clock; "
