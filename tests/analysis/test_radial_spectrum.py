@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modwright.analysis import radial_spectrum
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 def waves(height: int, width: int, down: int, across: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from helpers import batch_of, snapshot, unchanged
 from modwright.analysis import stream_mean
 from modwright.anatomy import Anatomy
 from modwright.calibration.text import from_sequences
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.surgery import apply, make_method
 
 

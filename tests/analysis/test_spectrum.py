@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modwright.analysis import Spectrum, band_energy, map_spectra, relative_log_amplitude
 from modwright.analysis.spectrum import frequencies
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 def wave(rows: int, columns: int, side: int = 16) -> Tensor:

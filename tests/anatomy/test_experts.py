@@ -10,7 +10,7 @@ import torch
 from helpers import outputs
 from modwright.anatomy import Anatomy, MixtureOfExperts
 from modwright.cost import count
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 def mixture_of(model: Any, index: int = 1) -> MixtureOfExperts:

@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers import batch_of, outputs, snapshot
 from modwright.anatomy import Anatomy, Attention, Norm, Part, Tap
 from modwright.anatomy.families import families, family_of
-from modwright.errors import ModwrightError, Refused, UnsupportedArchitecture
+from modwright.core.errors import ModwrightError, Refused, UnsupportedArchitecture
 
 OUTSIDE = {"bert": ("pooler.",), "vit": ("pooler.",)}
 """What no part stands for: heads on top that no edit concerns."""

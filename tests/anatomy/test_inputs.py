@@ -9,7 +9,7 @@ import torch
 
 from helpers import batch_of
 from modwright.anatomy import Anatomy, Pictures, Tokens
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 def generator() -> torch.Generator:

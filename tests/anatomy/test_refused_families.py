@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModel
 from modwright.anatomy import Anatomy
 from modwright.anatomy.families import families, family_of
 from modwright.anatomy.families.refused import _REASONS
-from modwright.errors import UnsupportedArchitecture
+from modwright.core.errors import UnsupportedArchitecture
 
 SMALL = {
     "vocab_size": 32,

@@ -25,7 +25,7 @@ from modwright.edits import (
     replace_attention,
     verify,
 )
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 HERE = Path(__file__).parent
 

@@ -22,7 +22,7 @@ from modwright.calibration import Grams, Similarity, StreamGaps, calibrate
 from modwright.calibration import processes as module
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
-from modwright.errors import ModwrightError, Refused
+from modwright.core.errors import ModwrightError, Refused
 
 COLLECTORS: dict[str, tuple[Any, ...]] = {
     "similarity": (Similarity(),),

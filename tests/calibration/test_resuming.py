@@ -16,7 +16,7 @@ from modwright.calibration import Grams, Similarity, StreamGaps
 from modwright.calibration.streams import Stream
 from modwright.calibration.text import from_sequences
 from modwright.edits import remove
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 COLLECTORS = {"gaps": (Similarity(), StreamGaps(3)), "grams": (Grams(),)}
 

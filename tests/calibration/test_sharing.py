@@ -13,7 +13,7 @@ import torch
 from launch import Ended, launch
 from modwright.calibration import Statistics
 from modwright.calibration.processes import Processes, joined, processes
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import torch
 
 from modwright.calibration import Statistics
 from modwright.calibration.streams import Stream
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 def test_blocks_are_read_back_as_they_were_stored(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from helpers import random_data
 from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, Similarity, from_tensors
 from modwright.calibration.text import from_sequences
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 def pictures(count: int = 5, seed: int = 0) -> torch.Tensor:

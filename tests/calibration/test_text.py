@@ -19,7 +19,7 @@ from modwright.calibration.text import (
     token_windows,
     tokenize_text,
 )
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 WORDS = 100
 

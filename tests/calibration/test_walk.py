@@ -34,7 +34,7 @@ from modwright.calibration import (
 )
 from modwright.calibration.text import Batch, from_sequences
 from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from modwright.checkpoint import carried_files, carry
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 
 
 def make(directory: Path, *names: str) -> None:

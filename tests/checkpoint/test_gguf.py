@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from modwright import checkpoint
 from modwright.checkpoint import gguf as loader
 from modwright.checkpoint.gguf_header import read_header
-from modwright.errors import CheckpointError, ModwrightError
+from modwright.core.errors import CheckpointError, ModwrightError
 
 from .tiny import tiny_llama, write_gguf
 

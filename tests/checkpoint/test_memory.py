@@ -12,7 +12,7 @@ from modwright.checkpoint import (
     require_memory,
     weights_bytes,
 )
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 from .tiny import tiny_llama
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from modwright import checkpoint
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 
 from .tiny import MAKERS, tiny_bert, tiny_llama
 

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from modwright.checkpoint import whole_directory
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 
 
 def names(folder: Path) -> list[str]:

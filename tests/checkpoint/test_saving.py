@@ -16,7 +16,7 @@ from transformers import AutoModel, MixtralConfig, MixtralForCausalLM
 from modwright import checkpoint
 from modwright.checkpoint import save
 from modwright.checkpoint.verify_files import verify_files
-from modwright.errors import CheckpointError, Refused, VerificationError
+from modwright.core.errors import CheckpointError, Refused, VerificationError
 
 from .tiny import MAKERS, tiny_bert, tiny_gpt2, tiny_llama
 

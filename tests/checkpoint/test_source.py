@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modwright.checkpoint import alias_names, aliases, locate, open, preset_names, register_preset
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 
 from .tiny import tiny_bert
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modwright.checkpoint import open as open_checkpoint
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 
 FILE = "model.safetensors"
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from modwright import progress as progress_module
+from modwright.core import progress as progress_module
 from modwright.cli.console import RichProgress, emit_json, make_progress, output, say
-from modwright.progress import SILENT, PlainProgress
+from modwright.core.progress import SILENT, PlainProgress
 
 
 class Clock:

@@ -163,7 +163,7 @@ def test_failures_of_work_are_one_line_too(
 def test_a_broken_promise_is_failed_work(
     place: Path, command: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from modwright.errors import VerificationError
+    from modwright.core.errors import VerificationError
 
     def fail(*args: Any, **kwargs: Any) -> None:
         raise VerificationError("cached decoding differs\nby 0.3")

@@ -16,7 +16,7 @@ from modwright import cost
 from modwright.anatomy import Anatomy, Embedding, Part
 from modwright.anatomy.calling import cache_keyword
 from modwright.cost import Cost, Pass, count, part_macs
-from modwright.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import Refused, UnsupportedArchitecture
 
 LENGTH, BATCH = 10, 2
 

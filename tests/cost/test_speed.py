@@ -10,7 +10,7 @@ import torch
 
 from modwright.anatomy import Anatomy
 from modwright.cost import compare_speed, measure_speed
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 SMALL = {"prompt": 6, "new_tokens": 3, "repeats": 2}
 

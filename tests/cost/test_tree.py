@@ -21,7 +21,7 @@ from modwright.cost import (
     measure_speed,
 )
 from modwright.cost.tree import Node, grouped
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 VOID = {"br", "hr", "img", "meta", "link", "input"}
 

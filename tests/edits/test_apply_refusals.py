@@ -25,7 +25,7 @@ from modwright.edits import (
     replace_attention,
 )
 from modwright.edits.plan import structure_of
-from modwright.errors import CheckpointError, ModwrightError, Refused, VerificationError
+from modwright.core.errors import CheckpointError, ModwrightError, Refused, VerificationError
 
 
 def planned(model: Any, change: Change) -> Plan:

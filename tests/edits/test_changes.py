@@ -30,7 +30,7 @@ from modwright.edits import (
 from modwright.edits.edit import split_address
 from modwright.edits.registry import build_part
 from modwright.edits.replay import preview
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 @pytest.fixture

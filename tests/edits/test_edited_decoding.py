@@ -15,7 +15,7 @@ from helpers import batch_of, edit
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
 from modwright.edits import Applied, Change, remove
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 NEW = 7
 

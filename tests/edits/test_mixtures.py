@@ -20,7 +20,7 @@ from modwright.edits import (
     replace_mixture,
     verify,
 )
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 def mixture_of(model: Any, index: int = 1) -> MixtureOfExperts:

@@ -15,7 +15,7 @@ from modwright.edits import Change, Plan, Replace, Restore, edits_from_json, fac
 from modwright.edits.refit import refit
 from modwright.edits.registry import build_part, part_names
 from modwright.edits.remodelled import edits_of
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.nn import FactorPair, ZeroMean, ZeroMeanEmbedding
 
 

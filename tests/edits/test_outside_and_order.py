@@ -26,7 +26,7 @@ from modwright.edits import (
 )
 from modwright.edits.edit import split_address
 from modwright.edits.remodelled import edits_of
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 
 @register_part("test_scale_norm")

@@ -21,7 +21,7 @@ from helpers import batch_of, edit, outputs
 from modwright.anatomy import Anatomy
 from modwright.edits import Applied, Change, Replace, keep_neurons, remove, replace_attention
 from modwright.edits.remodelled import base_class, remodelled
-from modwright.errors import CheckpointError, ModwrightError, Refused
+from modwright.core.errors import CheckpointError, ModwrightError, Refused
 
 REFUSALS = (StrictDataclassError, RuntimeError)
 EDITED = [name for name, case in CASES.items() if not case.plain]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from helpers import edit
 from modwright.anatomy import Anatomy
 from modwright.edits.reopen import check_reopens
-from modwright.errors import VerificationError
+from modwright.core.errors import VerificationError
 
 
 @pytest.mark.contract("A13")

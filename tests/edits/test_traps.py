@@ -22,7 +22,7 @@ from modwright.edits import Verification, apply, keep_heads, remove, verify
 from modwright.edits.plan import Plan
 from modwright.edits.remodelled import _RemodelledConfig
 from modwright.edits.slots import number_slots, unfilled_slots
-from modwright.errors import Refused, VerificationError
+from modwright.core.errors import Refused, VerificationError
 from modwright.nn import GroupedAttention
 
 TOLD = hasattr(cache_utils, "DummyLayer")

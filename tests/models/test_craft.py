@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageToImage
 
 from modwright.cost import forward_macs
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models import create_model, import_weights, list_models, to_layout
 from modwright.models.architectures.craft import CraftConfig, CraftForImageSuperResolution
 from modwright.models.upscaling import PADS, tile_report, upscale_image

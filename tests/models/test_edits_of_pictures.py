@@ -15,7 +15,7 @@ from modwright.cost import count, inspect
 from modwright.cost.forward_macs import forward_macs
 from modwright.edits import Plan, apply, factorize, remove
 from modwright.edits.reopen import check_reopens
-from modwright.errors import CheckpointError, ModwrightError, Refused, UnsupportedArchitecture
+from modwright.core.errors import CheckpointError, ModwrightError, Refused, UnsupportedArchitecture
 from modwright.nn.block import Block
 from modwright.surgery.method import make_method
 

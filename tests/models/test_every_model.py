@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from models.tiny import TINY, tiny
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models import (
     FeatureMaps,
     architectures,

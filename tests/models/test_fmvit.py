@@ -17,7 +17,7 @@ from transformers import AutoModelForImageClassification
 
 from models.tiny import TINY as SMALL
 from modwright.cost import forward_macs
-from modwright.errors import Refused, VerificationError
+from modwright.core.errors import Refused, VerificationError
 from modwright.models import create_model
 from modwright.models.architectures.fmvit import FmvitConfig, FmvitForImageClassification
 from modwright.models.fusing import fuse

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PoolFormerConfig, PoolFormerForImageClassification
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.metaformer import (
     VARIANTS,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.models import create_model, to_layout
 from modwright.models.importing import read_weights
 from modwright.models.recognising import import_named, recognise, variants_of

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from models.counting import check_counts
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models import create_model, import_weights, list_models, to_layout
 from modwright.models.architectures.residual_network import (
     ResidualNetworkConfig,

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification
 
 from modwright.cost import forward_macs
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.smt import SMTConfig, SMTForImageClassification
 from modwright.models.fusing import fuse

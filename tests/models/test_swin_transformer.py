@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, SwinConfig, SwinForImageClassification
 
 from models.counting import check_counts
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models import create_model, import_weights, list_models, to_layout
 from modwright.models.architectures.swin_transformer import (
     SwinTransformerConfig,

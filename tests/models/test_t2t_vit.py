@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.cost import forward_macs
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.t2t_vit import (
     BLOCKS,

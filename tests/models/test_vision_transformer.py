@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from modwright.cost import forward_macs
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.vision_transformer import (
     VisionTransformerConfig,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from modwright.errors import ModwrightError
+from modwright.core.errors import ModwrightError
 from modwright.papers import CATEGORIES, STATUSES, Paper, load_papers, paper, papers
 
 ROOT = Path(__file__).resolve().parents[2]

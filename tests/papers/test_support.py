@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from modwright.anatomy import Anatomy
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.papers.support import Support, support_table
 from modwright.surgery import Needs, method, method_names, register_method
 

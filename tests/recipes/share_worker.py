@@ -17,7 +17,7 @@ import modwright.recipes.helping as helping
 import modwright.recipes.run as running
 from modwright.calibration import processes
 from modwright.cli.entry import run_command
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 PLACES = {
     "measuring": (running, "measure_stage"),

@@ -11,7 +11,7 @@ import pytest
 
 import modwright.recipes.forecast as forecasting
 from modwright.checkpoint import open as open_checkpoint
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.recipes import Recipe
 from modwright.recipes.forecast import forecast
 from modwright.recipes.load import resolved

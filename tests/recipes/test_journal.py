@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 import modwright.recipes.run as running
-from modwright.errors import CheckpointError, Refused
-from modwright.progress import SILENT
+from modwright.core.errors import CheckpointError, Refused
+from modwright.core.progress import SILENT
 from modwright.recipes import Recipe
 from modwright.recipes.journal import Journal, log_place
 from modwright.recipes.load import resolved

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.recipes.json_schema import recipe_schema
 from modwright.recipes.load import parse_recipe, resolved
 from modwright.recipes.training_schema import parse_training, training_schema

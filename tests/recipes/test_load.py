@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-from modwright.errors import CheckpointError, ModwrightError
+from modwright.core.errors import CheckpointError, ModwrightError
 from modwright.recipes import load_recipe
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Step

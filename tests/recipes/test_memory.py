@@ -16,7 +16,7 @@ import torch
 import modwright.recipes.run as running
 from modwright.calibration import Grams, Similarity, StreamGaps
 from modwright.checkpoint import open as open_checkpoint
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.recipes import Recipe
 from modwright.recipes.forecast import forecast
 from modwright.recipes.run import run

@@ -12,8 +12,8 @@ import pytest
 
 from harness_tasks import CHOICE, write_task, write_tasks
 from modwright.checkpoint import open as open_checkpoint
-from modwright.errors import Refused
-from modwright.progress import SILENT
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT
 from modwright.recipes import Recipe
 from modwright.recipes.evaluation import evaluate
 from modwright.recipes.quality import evaluation_digest, measure_quality

@@ -16,7 +16,7 @@ from modwright.calibration.streams import Stream
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
 from modwright.edits import keep_neurons
-from modwright.errors import CheckpointError, ModwrightError, Refused
+from modwright.core.errors import CheckpointError, ModwrightError, Refused
 from modwright.recipes import Recipe
 from modwright.recipes.rehearsal import dry_run
 from modwright.recipes.run import Outcome, run

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from hypothesis import given, settings
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.recipes import load_recipe
 from modwright.recipes.load import parse_recipe, resolved
 from modwright.recipes.schema import Recipe

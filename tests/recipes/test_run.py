@@ -16,7 +16,7 @@ import yaml
 
 import modwright.recipes.run as running
 from modwright.checkpoint import open as open_checkpoint
-from modwright.errors import CheckpointError, ModwrightError
+from modwright.core.errors import CheckpointError, ModwrightError
 from modwright.recipes import Recipe, load_recipe
 from modwright.recipes.facts import auto_class
 from modwright.recipes.load import resolved

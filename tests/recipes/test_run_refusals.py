@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 import modwright.recipes.run as running
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.recipes import Recipe
 from modwright.recipes.run import run
 from wordy import write_checkpoint

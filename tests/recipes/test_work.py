@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 from modwright.recipes.load import resolved
 from modwright.recipes.work import Inputs, WorkPlace, file_stamps, step_key
 from modwright.report import Stage

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.report import Report, Stage
 
 from .conftest import EXAMPLE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.report import Report, read_report, write_report
 
 from .small import report, stage

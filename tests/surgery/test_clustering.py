@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.surgery.clustering import (
     assign_evenly,
     balanced_kmeans,

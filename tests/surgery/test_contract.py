@@ -18,7 +18,7 @@ from helpers import batch_of, outputs, random_data, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
 from modwright.edits import Plan, verify
 from modwright.edits import apply as apply_plan
-from modwright.errors import ModwrightError
+from modwright.core.errors import ModwrightError
 from modwright.surgery import (
     apply,
     make_method,

@@ -14,7 +14,7 @@ from modwright.anatomy import Anatomy
 from modwright.cli.entry import run_command
 from modwright.cli.shorthand import spelled_out
 from modwright.edits import Change, remove
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.surgery import apply, make_method, plan
 
 

@@ -20,7 +20,7 @@ from modwright.calibration import Similarity, StreamGaps, calibrate
 from modwright.cost import kv_cache_bytes
 from modwright.edits import apply as apply_plan
 from modwright.edits import remove
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.surgery import apply, plan
 from modwright.surgery.llm_drop import (
     consecutive_blocks,
@@ -184,7 +184,7 @@ def test_a_failure_while_iterating_leaves_the_model_as_it_was(tiny: Any) -> None
         def phase(self, name: str, total: int) -> Any:
             if name.endswith("2 of 3"):
                 raise KeyboardInterrupt
-            from modwright.progress import SILENT
+            from modwright.core.progress import SILENT
 
             return SILENT.phase(name, total)
 

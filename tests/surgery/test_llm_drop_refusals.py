@@ -15,7 +15,7 @@ from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
 from modwright.edits import apply as apply_plan
 from modwright.edits import keep_heads, remove
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.surgery import apply, make_method, plan
 from modwright.surgery.llm_drop import (
     DropLists,

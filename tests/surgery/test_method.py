@@ -17,7 +17,7 @@ from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
 from modwright.calibration.text import from_sequences
 from modwright.edits import Plan, remove
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.papers import paper
 from modwright.surgery import (
     Needs,

@@ -14,7 +14,7 @@ from modwright.anatomy import Anatomy, Attention, Tap
 from modwright.calibration import Grams, calibrate
 from modwright.edits import Change, Plan, Replace
 from modwright.edits import apply as apply_plan
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.surgery import apply, plan
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.surgery.modegpt import (
     allocate_sparsity,
     moment_roots,

@@ -10,7 +10,7 @@ import torch
 from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, TokenWindows, calibrate
 from modwright.calibration.text import from_sequences
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.surgery import apply, make_method, plan
 
 

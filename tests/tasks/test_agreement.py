@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from modwright.calibration.text import from_sequences
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks.agreement import agreement, require_comparable
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 

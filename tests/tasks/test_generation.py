@@ -20,7 +20,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks.generation import generate_sample, repetition
 
 END = 50

@@ -25,7 +25,7 @@ from harness_tasks import CHOICE, write_task, write_tasks
 from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy
 from modwright.edits import remove
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks import harness_tasks
 from modwright.tasks.harness import Harness, HarnessRecipe, run_harness
 from modwright.tasks.harness_tasks import load_harness_tasks

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.tasks.pictures import digits, folder_pictures, idx_pictures, read_idx
 
 

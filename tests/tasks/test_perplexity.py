@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks.upscaling import (
     PicturePairs,
     bicubic,

@@ -10,7 +10,7 @@ from small_models import encoder_tokenizer, word_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks.vocabulary import require_same_tokenizer
 
 NAMES = ("small", "large")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models import create_model
 from modwright.tasks.pictures import Pictures, digits
 from modwright.tasks.upscaling import PicturePairs

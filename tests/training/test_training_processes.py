@@ -12,7 +12,7 @@ import torch
 
 from launch import launch
 from models.tiny import TINY, tiny
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.training.sharding import blocks_of, shard_blocks
 
 WORKER = processes_worker.__file__

@@ -16,7 +16,7 @@ from torch import nn
 import modwright
 from helpers import worst
 from modwright.anatomy import Anatomy
-from modwright.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import Refused, UnsupportedArchitecture
 
 OUTSIDE = ("head", "attn_pool", "head_dist")
 """What stands after the stream: no part of it."""

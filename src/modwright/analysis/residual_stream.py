@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Tap
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.nn.norms import restore_coordinate
 from modwright.tasks.forward import evaluating
 

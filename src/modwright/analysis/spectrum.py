@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks.forward import evaluating
 
 __all__ = ["Spectrum", "band_energy", "frequencies", "map_spectra", "relative_log_amplitude"]

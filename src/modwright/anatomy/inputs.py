@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["Inputs", "Maps", "Pictures", "Tokens"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy.projection import Projection
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.nn import (
     AttentionShape,
     CRMSNorm,

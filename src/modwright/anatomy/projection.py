@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.nn import FactorPair, ZeroMean
 from modwright.nn.zero_mean import recentred
 

@@ -11,7 +11,7 @@ import re
 
 from modwright.anatomy.anatomy import Anatomy
 from modwright.anatomy.parts import Block, Sublayer
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 
 __all__ = ["KINDS", "pick_layers", "select"]
 

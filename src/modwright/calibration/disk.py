@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from modwright.errors import WriteFailed
+from modwright.core.errors import WriteFailed
 
 __all__ = ["writing"]
 
@@ -25,7 +25,7 @@ def writing(place: Path) -> Iterator[None]:
         ...     _ = Path("/proc/there").write_text("x")
         Traceback (most recent call last):
         ...
-        modwright.errors.WriteFailed: cannot write in '/proc/there': No such file or directory; ...
+        modwright.core.errors.WriteFailed: cannot write in '/proc/there': No such file or directory; ...
     """
     try:
         yield

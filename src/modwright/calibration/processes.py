@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from modwright.errors import ModwrightError, ProcessFailed
+from modwright.core.errors import ModwrightError, ProcessFailed
 
 __all__ = ["Failure", "Processes", "joined", "processes"]
 

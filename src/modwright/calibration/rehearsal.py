@@ -17,7 +17,7 @@ from modwright.calibration.processes import processes
 from modwright.calibration.recording import ModelInput, on_device, record
 from modwright.calibration.text import TokenWindows
 from modwright.calibration.walk import compute_device, measure_block
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["BlockRehearsal", "rehearse_block"]
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modwright.calibration.disk import writing
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["Statistics"]
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modwright.calibration.recording import ModelInput
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["CalibrationData", "TensorBatch", "TensorBatches", "from_tensors"]
 

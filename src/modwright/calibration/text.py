@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

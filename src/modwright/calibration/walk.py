@@ -25,8 +25,8 @@ from modwright.calibration.recording import Call, ModelInput, moved, on_device, 
 from modwright.calibration.statistics import Statistics
 from modwright.calibration.streams import Stream
 from modwright.calibration.tensors import CalibrationData
-from modwright.errors import Refused
-from modwright.progress import SILENT, Progress, Task
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT, Progress, Task
 
 __all__ = ["BlockSource", "LiveBlocks", "calibrate", "compute_device", "measure_block"]
 

@@ -6,7 +6,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 
 __all__ = ["ALIASES", "Alias", "alias_names"]
 

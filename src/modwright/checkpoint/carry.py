@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 
 __all__ = ["carried_files", "carry"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 
 __all__ = ["HEADS", "model_class", "remote_class"]
 

@@ -19,7 +19,7 @@ from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.shards import StoredTensor, read_headers
 from modwright.checkpoint.wording import first_line
-from modwright.errors import CheckpointError, ModwrightError
+from modwright.core.errors import CheckpointError, ModwrightError
 
 __all__ = ["check_loading", "load_directory", "placement"]
 

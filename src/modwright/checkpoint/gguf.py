@@ -26,8 +26,8 @@ from modwright.checkpoint.gguf_header import Header, StoredTensor, has_rules, re
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.wording import first_line
-from modwright.errors import CheckpointError, ModwrightError
-from modwright.progress import Progress, Task
+from modwright.core.errors import CheckpointError, ModwrightError
+from modwright.core.progress import Progress, Task
 
 __all__ = ["load_gguf"]
 

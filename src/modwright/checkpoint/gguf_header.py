@@ -17,7 +17,7 @@ import numpy as np
 import transformers
 
 from modwright.checkpoint.wording import first_line
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 
 __all__ = ["Header", "StoredTensor", "has_rules", "read_header"]
 

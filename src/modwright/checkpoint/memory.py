@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modwright.checkpoint.wording import format_bytes
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 if TYPE_CHECKING:
     import torch

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from modwright.checkpoint.presets import PREFIX, preset_config
 from modwright.checkpoint.source import Source, locate
 from modwright.checkpoint.tokenizer import load_tokenizer
-from modwright.errors import Refused, unknown_name
-from modwright.progress import SILENT, Progress
+from modwright.core.errors import Refused, unknown_name
+from modwright.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import torch

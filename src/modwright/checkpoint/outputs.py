@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from modwright.checkpoint.wording import format_bytes
-from modwright.errors import CheckpointError, WriteFailed
+from modwright.core.errors import CheckpointError, WriteFailed
 
 __all__ = ["alone_at", "require_space", "tidy_after_killed", "whole_directory"]
 

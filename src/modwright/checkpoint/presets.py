@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -14,7 +14,7 @@ from modwright.checkpoint.outputs import require_space, whole_directory
 from modwright.checkpoint.source import Source
 from modwright.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from modwright.checkpoint.wording import first_line
-from modwright.errors import CheckpointError, Refused, WriteFailed
+from modwright.core.errors import CheckpointError, Refused, WriteFailed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 
 __all__ = ["StoredTensor", "read_headers", "weight_files"]
 

@@ -12,7 +12,7 @@ from modwright.checkpoint.aliases import ALIASES, alias_names
 from modwright.checkpoint.carry import carried_files
 from modwright.checkpoint.presets import PREFIX, preset_names
 from modwright.checkpoint.wording import first_line
-from modwright.errors import CheckpointError, unknown_name
+from modwright.core.errors import CheckpointError, unknown_name
 
 __all__ = ["Source", "locate"]
 

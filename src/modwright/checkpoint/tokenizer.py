@@ -7,7 +7,7 @@ from typing import Any
 
 from modwright.checkpoint.source import Source
 from modwright.checkpoint.wording import first_line
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 
 __all__ = ["has_tokenizer", "load_tokenizer"]
 

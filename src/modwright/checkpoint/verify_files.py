@@ -11,7 +11,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from modwright.checkpoint.shards import INDEX, StoredTensor, read_headers
-from modwright.errors import VerificationError
+from modwright.core.errors import VerificationError
 
 __all__ = ["verify_files"]
 

@@ -194,7 +194,7 @@ def apply(
     """Carry out a saved plan and write the checkpoint."""
     from modwright.checkpoint import open as open_checkpoint
     from modwright.edits.reopen import check_reopens
-    from modwright.errors import Refused
+    from modwright.core.errors import Refused
     from modwright.recipes.plans import apply_plans, load_plans
 
     plans, recipe = load_plans(plan)
@@ -256,7 +256,7 @@ def schema(
 
 
 def _write_page(file: Path, text: str) -> None:
-    from modwright.errors import CheckpointError
+    from modwright.core.errors import CheckpointError
 
     try:
         file.write_text(text, encoding="utf-8")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from modwright.progress import PlainProgress, Progress, Task
+from modwright.core.progress import PlainProgress, Progress, Task
 
 if TYPE_CHECKING:
     from rich.console import Console

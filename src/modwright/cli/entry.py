@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from modwright.cli.shorthand import spelled_out
-from modwright.errors import ModwrightError, ProcessFailed, unknown_name
+from modwright.core.errors import ModwrightError, ProcessFailed, unknown_name
 
 __all__ = ["main", "run_command"]
 

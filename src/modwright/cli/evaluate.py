@@ -91,7 +91,7 @@ def _tasks(
     batch_size: int,
 ) -> HarnessTasks | None:
     """The tasks that are asked for, looked up before a model is opened."""
-    from modwright.errors import Refused
+    from modwright.core.errors import Refused
     from modwright.tasks.harness_tasks import HarnessRecipe, load_harness_tasks
 
     names = tuple(name.strip() for text in given or () for name in text.split(",") if name.strip())

@@ -69,7 +69,7 @@ def export(
 
 
 def _options(given: Sequence[str]) -> dict[str, str]:
-    from modwright.errors import Refused
+    from modwright.core.errors import Refused
 
     found = {}
     for one in given:

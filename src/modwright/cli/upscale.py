@@ -38,7 +38,7 @@ def upscale(
     approximation. Pictures of any size are taken; gray ones are read as color.
     """
     from modwright.checkpoint import open as open_checkpoint
-    from modwright.errors import Refused
+    from modwright.core.errors import Refused
     from modwright.models.upscaling import upscale_image
 
     require_new(out, force)
@@ -58,7 +58,7 @@ def _read(path: Path) -> Tensor:
     import torch
     from PIL import Image, UnidentifiedImageError
 
-    from modwright.errors import CheckpointError, Refused
+    from modwright.core.errors import CheckpointError, Refused
 
     try:
         with Image.open(path) as opened:
@@ -77,7 +77,7 @@ def _read(path: Path) -> Tensor:
 def _write(pixels: Tensor, out: Path) -> None:
     from PIL import Image
 
-    from modwright.errors import CheckpointError
+    from modwright.core.errors import CheckpointError
 
     made = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     try:

@@ -108,7 +108,7 @@ def rename(
     timm, and every tensor has the same bits.
     """
     from modwright.checkpoint import open as open_checkpoint
-    from modwright.errors import Refused
+    from modwright.core.errors import Refused
     from modwright.models import to_layout
     from modwright.models.picture_model import PictureModel
 
@@ -129,7 +129,7 @@ def _fields(given: Sequence[str]) -> dict[str, Any]:
     """``num_classes=10`` and the like; values are YAML."""
     import yaml
 
-    from modwright.errors import Refused
+    from modwright.core.errors import Refused
 
     found: dict[str, Any] = {}
     for one in given:
@@ -148,7 +148,7 @@ def _writer(out: Path) -> Any:
     import torch
     from safetensors.torch import save_file
 
-    from modwright.errors import Refused
+    from modwright.core.errors import Refused
 
     writers = {
         ".safetensors": save_file,

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from modwright.anatomy import Anatomy
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 
 __all__ = ["as_anatomy", "at_least", "dtype_of"]
 
@@ -24,7 +24,7 @@ def at_least(lowest: int, **values: object) -> None:
     Example:
         >>> at_least(1, length=0)
         Traceback (most recent call last):
-        modwright.errors.Refused: length must be a whole number, 1 or more, not 0
+        modwright.core.errors.Refused: length must be a whole number, 1 or more, not 0
     """
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:

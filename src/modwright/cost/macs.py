@@ -28,7 +28,7 @@ from modwright.anatomy import (
 )
 from modwright.anatomy.parts import Sublayer
 from modwright.cost.forward_macs import forward_macs
-from modwright.errors import UnsupportedArchitecture
+from modwright.core.errors import UnsupportedArchitecture
 from modwright.nn import ExpertShape, PlacedMixer
 
 __all__ = ["Pass", "line_macs", "map_macs", "part_macs", "score_macs"]

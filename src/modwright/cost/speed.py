@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
 from modwright.cost.checks import at_least
-from modwright.errors import Refused
-from modwright.progress import SILENT, Progress
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

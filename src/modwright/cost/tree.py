@@ -30,7 +30,7 @@ from modwright.cost.counting import Row, counted
 from modwright.cost.human import human
 from modwright.cost.macs import Pass, line_macs, score_macs
 from modwright.cost.running import observed
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -20,7 +20,7 @@ from modwright.edits.canonical import Target, target_of
 from modwright.edits.edit import split_address
 from modwright.edits.plan import Plan
 from modwright.edits.verify import Verification, verify
-from modwright.errors import ModwrightError, Refused, VerificationError
+from modwright.core.errors import ModwrightError, Refused, VerificationError
 
 __all__ = ["Accounting", "Applied", "apply"]
 

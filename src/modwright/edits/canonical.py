@@ -36,7 +36,7 @@ from modwright.edits.remodelled import (
     remodelled,
     remodelled_config,
 )
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 from modwright.nn import AttentionShape, FeedForwardShape, MixtureShape
 
 __all__ = ["Target", "target_of"]

@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 from modwright.nn import (
     AttentionShape,
     ExpertFeedForward,

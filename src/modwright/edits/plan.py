@@ -14,7 +14,7 @@ from torch import Tensor
 from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
 from modwright.edits.change import Change
 from modwright.edits.edit import FORMAT, Arrange, Edit, Replace, edits_from_json
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.nn import ExpertShape
 
 __all__ = ["Plan", "structure_of"]

@@ -13,7 +13,7 @@ from modwright.anatomy import Attention, Mlp, Projection
 from modwright.anatomy.parts import Sublayer
 from modwright.edits.change import Change
 from modwright.edits.edit import Replace
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["refit"]
 

@@ -14,7 +14,7 @@ from modwright.edits.hosting import (
     hosted_feed_forward,
     hosted_mixture,
 )
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 from modwright.nn import (
     Absent,
     AbsentAttention,

@@ -20,7 +20,7 @@ from modwright.edits.edit import FORMAT, Remove, State, split_address, state_fro
 from modwright.edits.guard import with_layers, with_lists, without_lists
 from modwright.edits.replay import replay
 from modwright.edits.slots import unfilled_slots
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 
 __all__ = [
     "base_class",

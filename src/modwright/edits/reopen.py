@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from modwright.edits.remodelled import is_plain
 from modwright.edits.verify import probe_batch
-from modwright.errors import VerificationError
+from modwright.core.errors import VerificationError
 
 __all__ = ["Reopened", "check_reopens"]
 

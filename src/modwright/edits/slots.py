@@ -13,7 +13,7 @@ from typing import Any
 
 import transformers.cache_utils
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["number_slots", "slots_of", "unfilled_slots"]
 

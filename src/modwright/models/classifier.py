@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models.picture_model import PictureConfig, PictureModel
 from modwright.nn.layouts import Grid, to_map
 

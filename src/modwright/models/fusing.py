@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from modwright.errors import Refused, VerificationError
+from modwright.core.errors import Refused, VerificationError
 from modwright.models.classifier import ImageClassifier
 from modwright.nn.inference_form import to_inference_form_
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.errors import CheckpointError, Refused, unknown_name
+from modwright.core.errors import CheckpointError, Refused, unknown_name
 from modwright.models.key_maps import KeyMap
 from modwright.models.picture_model import PictureModel
 

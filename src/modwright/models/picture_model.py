@@ -11,7 +11,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.models.key_maps import KeyMap
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import Grid

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 from modwright.models.importing import import_weights, layouts_of
 from modwright.models.registry import create_model, list_models, model_class, variant_config
 

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 from modwright.models import architectures
 from modwright.models.classifier import ImageClassifier
 from modwright.models.features import FeatureMaps

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 
 __all__ = ["PADS", "TileReport", "tile_report", "upscale_image"]
 

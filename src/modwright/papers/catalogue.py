@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 
 if TYPE_CHECKING:  # its place differs between Python 3.10 and later ones
     from importlib.resources.abc import Traversable

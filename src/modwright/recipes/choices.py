@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from pydantic import Field, ValidationError, create_model
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 from modwright.recipes.explaining import explain, place_of
 from modwright.recipes.options import option_help, summary
 from modwright.recipes.reading import Location

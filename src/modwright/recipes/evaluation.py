@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modwright.checkpoint import Checkpoint
-from modwright.errors import Refused
-from modwright.progress import SILENT, Progress
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT, Progress
 from modwright.recipes.texts import writes_text
 from modwright.tasks.agreement import Agreement, agreement, require_comparable
 from modwright.tasks.harness import Harness, require_scorable, run_harness

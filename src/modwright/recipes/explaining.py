@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.recipes.reading import Location
 from modwright.recipes.schema import Strict
 from modwright.surgery import method_names

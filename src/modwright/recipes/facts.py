@@ -12,7 +12,7 @@ import torch
 
 from modwright.checkpoint import peak_rss_bytes
 from modwright.checkpoint.classes import HEADS, model_class
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["auto_class", "environment", "listed", "versions"]
 

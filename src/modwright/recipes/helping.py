@@ -13,7 +13,7 @@ from typing import Any
 from modwright.anatomy import Anatomy
 from modwright.calibration.processes import Processes
 from modwright.checkpoint import open as open_checkpoint
-from modwright.errors import ProcessFailed
+from modwright.core.errors import ProcessFailed
 from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_as_asked
 from modwright.recipes.texts import step_windows

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from modwright.errors import ProcessFailed
-from modwright.progress import Progress, Task
+from modwright.core.errors import ProcessFailed
+from modwright.core.progress import Progress, Task
 
 __all__ = ["Journal", "log_place"]
 

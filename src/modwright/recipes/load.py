@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from modwright.errors import ModwrightError, Refused
+from modwright.core.errors import ModwrightError, Refused
 from modwright.recipes.explaining import place_of, validated
 from modwright.recipes.reading import Location, read_changed
 from modwright.recipes.schema import Recipe

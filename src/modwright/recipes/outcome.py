@@ -10,7 +10,7 @@ import yaml
 
 from modwright.checkpoint import Checkpoint, rehearse
 from modwright.edits.reopen import Reopened
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.recipes.schema import Recipe
 from modwright.report import Report
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from modwright.calibration.text import load_text
 from modwright.checkpoint import Checkpoint
-from modwright.errors import Refused
-from modwright.progress import Progress
+from modwright.core.errors import Refused
+from modwright.core.progress import Progress
 from modwright.recipes.schema import Evaluate, HarnessTasksOf, PerplexityOf
 from modwright.recipes.texts import text_of, writes_text
 from modwright.tasks.agreement import agreement, require_comparable

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 
 __all__ = ["Location", "Places", "override", "read_changed", "read_tree"]
 

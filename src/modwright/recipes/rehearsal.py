@@ -14,7 +14,7 @@ from modwright.calibration.processes import joined
 from modwright.calibration.rehearsal import BlockRehearsal, rehearse_block
 from modwright.checkpoint import Checkpoint, check_finite, peak_rss_bytes
 from modwright.checkpoint import open as open_checkpoint
-from modwright.progress import SILENT, Progress
+from modwright.core.progress import SILENT, Progress
 from modwright.recipes.forecast import Forecast, forecast, require_room
 from modwright.recipes.load import resolved
 from modwright.recipes.outcome import output_place, require_place, stands_already

@@ -10,7 +10,7 @@ from typing import Any
 
 from modwright.calibration import TextData, TokenWindows, token_windows
 from modwright.checkpoint import Checkpoint
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.recipes.schema import Data, PerplexityOf, Recipe
 from modwright.surgery import make_method
 from modwright.tasks.perplexity import position_limit

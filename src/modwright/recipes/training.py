@@ -20,8 +20,8 @@ from modwright.calibration.disk import writing
 from modwright.calibration.processes import Processes, joined
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
-from modwright.errors import ModwrightError, Refused, VerificationError
-from modwright.progress import SILENT, Progress
+from modwright.core.errors import ModwrightError, Refused, VerificationError
+from modwright.core.progress import SILENT, Progress
 from modwright.recipes.facts import auto_class, environment, versions
 from modwright.recipes.journal import Journal
 from modwright.recipes.outcome import output_place, stands_already

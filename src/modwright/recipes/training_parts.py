@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modwright.checkpoint import open as open_checkpoint
-from modwright.errors import ModwrightError, Refused, unknown_name
+from modwright.core.errors import ModwrightError, Refused, unknown_name
 from modwright.models import create_model, list_models
 from modwright.models.registry import variant_config
 from modwright.recipes.explaining import place_of

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 from transformers import TrainingArguments
 
-from modwright.errors import ModwrightError, Refused, unknown_name
+from modwright.core.errors import ModwrightError, Refused, unknown_name
 from modwright.recipes.choices import Choice, options_of
 from modwright.recipes.explaining import place_of, validated
 from modwright.recipes.reading import Location, read_changed

@@ -15,7 +15,7 @@ from modwright.calibration.disk import writing
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
 from modwright.checkpoint.outputs import alone_at, tidy_after_killed
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 from modwright.report import Stage
 
 __all__ = ["Inputs", "WorkPlace", "file_stamps", "step_key"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 
 __all__ = ["FORMAT", "Report", "Stage"]
 

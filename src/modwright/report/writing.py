@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 from modwright.report.data import Report
 from modwright.report.html import render_html
 from modwright.report.markdown import render_markdown

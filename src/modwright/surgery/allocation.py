@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["allocate_sparsity", "spread"]
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from modwright.anatomy import Anatomy, pick_layers
 from modwright.calibration import TokenWindows
 from modwright.edits import Plan, arrange
-from modwright.errors import Refused
-from modwright.progress import SILENT, Progress
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT, Progress
 from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["ArrangeBlocks"]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.nn.channel_mixers.expert_shape import nearest_divisors
 
 __all__ = ["assign_evenly", "balanced_kmeans", "inertia", "split_evenly"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = [
     "moment_roots",

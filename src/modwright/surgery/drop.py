@@ -10,7 +10,7 @@ from modwright.anatomy.parts import Sublayer
 from modwright.calibration import TokenWindows
 from modwright.edits import Change, Plan, remove
 from modwright.edits.canonical import target_of
-from modwright.progress import SILENT, Progress
+from modwright.core.progress import SILENT, Progress
 from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["Drop"]

@@ -23,9 +23,9 @@ from modwright.calibration import TokenWindows
 from modwright.edits import Change, Plan, Replace, expert_shape, merge_experts, split_mlp
 from modwright.edits.canonical import target_of
 from modwright.edits.hosting import activation
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 from modwright.nn import ExpertShape
-from modwright.progress import SILENT, Progress
+from modwright.core.progress import SILENT, Progress
 from modwright.surgery.clustering import inertia, split_evenly
 from modwright.surgery.method import Needs, WithoutData, register_method
 

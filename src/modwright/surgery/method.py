@@ -18,8 +18,8 @@ from modwright.anatomy import Anatomy
 from modwright.calibration import CalibrationData, Collector
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
-from modwright.errors import ModwrightError, Refused, unknown_name
-from modwright.progress import SILENT, Progress
+from modwright.core.errors import ModwrightError, Refused, unknown_name
+from modwright.core.progress import SILENT, Progress
 
 __all__ = [
     "Method",

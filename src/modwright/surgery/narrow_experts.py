@@ -10,7 +10,7 @@ from torch import Tensor
 from modwright.anatomy import MixtureOfExperts
 from modwright.edits import Change
 from modwright.edits.mixtures import replace_mixture
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.surgery.decompositions import nystrom_mlp
 
 __all__ = ["narrow_experts", "starved"]

@@ -18,9 +18,9 @@ from modwright.calibration import TokenWindows
 from modwright.cost.running import run_without_numbers
 from modwright.edits import Change, Plan
 from modwright.edits.edit import Replace
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.nn import AttentionShape, PlacedMixer
-from modwright.progress import SILENT, Progress
+from modwright.core.progress import SILENT, Progress
 from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["ReplaceTokenMixer"]

@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 
 from modwright.anatomy import Anatomy, Mlp
 from modwright.calibration.text import Batch
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.nn import ExpertFeedForward
 
 __all__ = ["ExpertUsage", "TieKeys", "expert_usage", "set_routing", "set_top_k", "tie_keys"]

@@ -11,7 +11,7 @@ from torch import nn
 
 from modwright.anatomy import Anatomy, MixtureOfExperts, Stream, Unread
 from modwright.anatomy.stream import Writer
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.nn import FactorPair, ZeroMean
 from modwright.surgery.centring import mean_share
 

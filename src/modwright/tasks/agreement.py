@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.calibration.text import TokenWindows
-from modwright.errors import Refused
-from modwright.progress import SILENT, Progress
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT, Progress
 from modwright.tasks.forward import call, evaluating, vocabulary_size
 from modwright.tasks.places import HIDDEN, MASKED, NEXT, Places, kind_of, places_of
 from modwright.tasks.windows import PerplexityRecipe

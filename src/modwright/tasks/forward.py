@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modwright.calibration.text import require_count
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks.forward import evaluating, position_limit
 
 if TYPE_CHECKING:

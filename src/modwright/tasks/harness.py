@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modwright.errors import Refused
-from modwright.progress import SILENT, Progress
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT, Progress
 from modwright.tasks.forward import evaluating, require_causal, require_vocabulary
 from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
 from modwright.tasks.harness_tasks import (

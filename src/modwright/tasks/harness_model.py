@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
 
-from modwright.progress import Progress, Task
+from modwright.core.progress import Progress, Task
 
 if TYPE_CHECKING:
     from torch import Tensor

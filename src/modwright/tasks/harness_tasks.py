@@ -15,7 +15,7 @@ from typing import Any
 
 from modwright.calibration.text import require_count
 from modwright.checkpoint.wording import first_line
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
 
 __all__ = ["HarnessRecipe", "HarnessTasks", "harness_version", "load_harness_tasks"]

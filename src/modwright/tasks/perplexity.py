@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.calibration.text import TokenizedText
-from modwright.progress import SILENT, Progress
+from modwright.core.progress import SILENT, Progress
 from modwright.tasks.forward import (
     call,
     evaluating,

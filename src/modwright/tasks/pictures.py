@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 
 __all__ = ["Pictures", "digits", "folder_pictures", "idx_pictures", "read_idx"]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.calibration.text import TokenWindows
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.tasks.forward import (
     call,
     first_ids,

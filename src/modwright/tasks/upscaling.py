@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.errors import Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 
 __all__ = ["PicturePairs", "Quality", "bicubic", "photograph_pairs", "psnr", "quality", "ssim"]
 

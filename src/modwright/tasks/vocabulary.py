@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modwright.calibration.text import TextData, load_text
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,8 +16,8 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback, Tra
 from transformers.trainer_utils import SchedulerType
 
 from modwright.calibration.processes import processes
-from modwright.errors import Refused, unknown_name
-from modwright.progress import Progress
+from modwright.core.errors import Refused, unknown_name
+from modwright.core.progress import Progress
 from modwright.tasks.pictures import Pictures
 from modwright.tasks.upscaling import PicturePairs
 from modwright.training.checkpoints import WholeCheckpoints, newest_checkpoint

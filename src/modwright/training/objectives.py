@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["CrossEntropy", "Distillation", "Objective", "Reconstruction", "soft_cross_entropy"]
 

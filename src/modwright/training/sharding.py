@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.nn.block import BlockSequence
 
 __all__ = ["blocks_of", "shard_blocks"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from modwright.errors import CheckpointError
+from modwright.core.errors import CheckpointError
 from modwright.training.objectives import Objective
 
 __all__ = ["AveragedWeights", "ObjectiveTrainer"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from modwright.progress import Progress, Task
+from modwright.core.progress import Progress, Task
 
 __all__ = ["EpochMeasure", "StepProgress"]
 

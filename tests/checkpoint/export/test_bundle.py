@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modwright.checkpoint.export.bundle import bundle
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 FIRST = """\
 import math

@@ -15,7 +15,7 @@ import transformers
 
 import modwright
 from modwright.checkpoint.export import gguf_header
-from modwright.errors import Refused, VerificationError
+from modwright.core.errors import Refused, VerificationError
 
 from .conftest import TEXTS, byte_level_tokenizer, sentencepiece_tokenizer, write_settings
 

@@ -12,7 +12,7 @@ import modwright
 from modwright.anatomy import Anatomy
 from modwright.checkpoint.export.differences import differences
 from modwright.edits import Change, keep_neurons, remove
-from modwright.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused
 
 from .edited import short, with_change
 

@@ -29,9 +29,9 @@ from modwright.checkpoint.export.to_standalone import standalone_code
 from modwright.checkpoint.export.work import Work
 from modwright.edits import registry
 from modwright.edits.remodelled import base_class, edits_of
-from modwright.errors import VerificationError
+from modwright.core.errors import VerificationError
 from modwright.nn import GroupedAttention
-from modwright.progress import SILENT
+from modwright.core.progress import SILENT
 
 from .edited import by_method, short, with_change
 

@@ -12,7 +12,7 @@ import modwright
 from modwright.checkpoint.export import Compared, Target, make_target, register_target, target_names
 from modwright.checkpoint.export import target as registry
 from modwright.checkpoint.export.comparing import compare
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 from .edited import short
 

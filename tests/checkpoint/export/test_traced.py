@@ -16,7 +16,7 @@ import torch
 import modwright
 from modwright.checkpoint import weights_bytes
 from modwright.checkpoint.export import target_type
-from modwright.errors import Refused, VerificationError
+from modwright.core.errors import Refused, VerificationError
 
 from .edited import by_method, short
 

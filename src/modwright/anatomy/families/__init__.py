@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from modwright.anatomy.families.refused import reason_against
-from modwright.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import Refused, UnsupportedArchitecture
 
 if TYPE_CHECKING:
     from modwright.anatomy.families.family import Family

@@ -8,7 +8,7 @@ from typing import Any
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.projection import Projection
-from modwright.errors import UnsupportedArchitecture
+from modwright.core.errors import UnsupportedArchitecture
 from modwright.nn import AttentionShape
 
 

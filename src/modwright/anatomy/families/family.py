@@ -22,7 +22,7 @@ from modwright.anatomy.parts import (
     Tap,
 )
 from modwright.anatomy.projection import Projection, as_projection
-from modwright.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import Refused, UnsupportedArchitecture
 from modwright.nn import (
     Absent,
     AbsentAttention,

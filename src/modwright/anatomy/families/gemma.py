@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
-from modwright.errors import UnsupportedArchitecture
+from modwright.core.errors import UnsupportedArchitecture
 
 
 @register_family

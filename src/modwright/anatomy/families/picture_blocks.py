@@ -33,7 +33,7 @@ from modwright.anatomy.parts import (
     Part,
     Tap,
 )
-from modwright.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import Refused, UnsupportedArchitecture
 from modwright.nn import Absent
 from modwright.nn.block import Block as PictureBlock
 from modwright.nn.channel_mixers.mlp import Mlp as PictureMlp

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from modwright.errors import UnsupportedArchitecture
+from modwright.core.errors import UnsupportedArchitecture
 
 __all__ = ["SPELLED_OUT", "arguments_of", "ratio", "wrap"]
 

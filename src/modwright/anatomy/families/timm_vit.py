@@ -24,7 +24,7 @@ from modwright.anatomy.families.timm_modules import activation_of, is_of_timm, r
 from modwright.anatomy.inputs import Pictures
 from modwright.anatomy.parts import Block, BranchGain, Embedding, Layout, Part, Patches, Tap
 from modwright.anatomy.projection import Projection
-from modwright.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import Refused, UnsupportedArchitecture
 from modwright.nn import AttentionShape
 
 __all__ = ["TimmVit"]

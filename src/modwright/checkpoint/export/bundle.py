@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["bundle"]
 

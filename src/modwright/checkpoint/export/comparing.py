@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from modwright.errors import VerificationError
+from modwright.core.errors import VerificationError
 
 if TYPE_CHECKING:
     from torch import Tensor

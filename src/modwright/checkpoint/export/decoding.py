@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from modwright.checkpoint.export.comparing import positions_of, probe
 from modwright.checkpoint.export.fresh_worker import write_greedily
 from modwright.checkpoint.export.work import Work
-from modwright.errors import VerificationError
+from modwright.core.errors import VerificationError
 
 if TYPE_CHECKING:
     from torch import Tensor

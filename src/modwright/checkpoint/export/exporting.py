@@ -15,8 +15,8 @@ from modwright.checkpoint.export.work import Work
 from modwright.checkpoint.memory import require_memory, weights_bytes
 from modwright.checkpoint.outputs import require_space, whole_directory
 from modwright.checkpoint.wording import format_bytes
-from modwright.errors import Refused
-from modwright.progress import SILENT, Progress
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT, Progress
 
 __all__ = ["Exported", "export"]
 

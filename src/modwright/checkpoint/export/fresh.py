@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from modwright.checkpoint.export.comparing import Compared, compare, probes
 from modwright.checkpoint.export.fresh_worker import write_greedily
-from modwright.errors import VerificationError
+from modwright.core.errors import VerificationError
 
 if TYPE_CHECKING:
     from torch import Tensor

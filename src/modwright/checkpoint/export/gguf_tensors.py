@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from modwright.checkpoint.export.gguf_header import Architecture
-from modwright.errors import ModwrightError, VerificationError
-from modwright.progress import Progress
+from modwright.core.errors import ModwrightError, VerificationError
+from modwright.core.progress import Progress
 
 __all__ = ["FILE_TYPES", "Stored", "check_tensors", "plan_tensors", "write_tensors"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 
 from modwright.checkpoint.export.work import Work
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["add_tokenizer"]
 

@@ -13,7 +13,7 @@ from modwright.anatomy.families import family_of
 from modwright.edits.edit import split_address
 from modwright.edits.remodelled import base_class, edits_of
 from modwright.edits.replay import _placements, replay
-from modwright.errors import ModwrightError
+from modwright.core.errors import ModwrightError
 
 __all__ = ["Layout", "layout_of"]
 

@@ -12,8 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from modwright.errors import Refused, unknown_name
-from modwright.progress import Progress
+from modwright.core.errors import Refused, unknown_name
+from modwright.core.progress import Progress
 
 if TYPE_CHECKING:
     from modwright.checkpoint.export.comparing import Compared

@@ -13,8 +13,8 @@ from modwright.checkpoint.export.gguf_header import ARCHITECTURES, add_config, l
 from modwright.checkpoint.export.target import Target, register_target
 from modwright.checkpoint.export.work import Work
 from modwright.checkpoint.opening import open as open_checkpoint
-from modwright.errors import Refused, VerificationError
-from modwright.progress import Progress
+from modwright.core.errors import Refused, VerificationError
+from modwright.core.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from modwright.checkpoint.export.comparing import Compared
 from modwright.checkpoint.export.differences import differences
 from modwright.checkpoint.export.target import Target, register_target
 from modwright.checkpoint.export.work import Work
-from modwright.progress import Progress
+from modwright.core.progress import Progress
 
 __all__ = ["Plain"]
 

@@ -15,7 +15,7 @@ from modwright.checkpoint.export.layout import Layout, layout_of
 from modwright.checkpoint.export.reading import MODEL_TYPE
 from modwright.checkpoint.export.target import Target, register_target
 from modwright.checkpoint.export.work import Work
-from modwright.progress import Progress
+from modwright.core.progress import Progress
 
 __all__ = ["Standalone", "standalone_code"]
 

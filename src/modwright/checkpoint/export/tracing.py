@@ -25,8 +25,8 @@ from modwright.checkpoint.export.target import Target
 from modwright.checkpoint.export.work import Work
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.wording import first_line
-from modwright.errors import ModwrightError, Refused, VerificationError
-from modwright.progress import Progress
+from modwright.core.errors import ModwrightError, Refused, VerificationError
+from modwright.core.progress import Progress
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import Any
 
 from modwright.checkpoint.opening import Checkpoint
 from modwright.checkpoint.source import Source
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 
 __all__ = ["Work"]
 

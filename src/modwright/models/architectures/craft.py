@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageToImage
 from transformers.modeling_outputs import ImageSuperResolutionOutput
 
-from modwright.errors import Refused
+from modwright.core.errors import Refused
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.picture_model import PictureConfig, PictureModel
 from modwright.models.registry import register_architecture
