@@ -9,8 +9,8 @@ import torch
 
 from helpers import outputs
 from modwright.anatomy import Anatomy, MixtureOfExperts
-from modwright.cost import count
 from modwright.core.errors import Refused
+from modwright.cost import count
 
 
 def mixture_of(model: Any, index: int = 1) -> MixtureOfExperts:

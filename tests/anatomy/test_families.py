@@ -9,8 +9,8 @@ import torch
 
 from helpers import batch_of, edit, outputs, worst
 from modwright.anatomy import Anatomy, Attention, Linear, Mlp, Norm, Patches
-from modwright.edits import keep_heads, remove, replace_attention
 from modwright.core.errors import Refused
+from modwright.edits import keep_heads, remove, replace_attention
 
 
 def attention_of(model: Any, index: int = 1) -> Attention:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modwright.anatomy import Anatomy, pick_layers, select
+from modwright.core.errors import Refused
 from modwright.edits import apply, remove
 from modwright.edits.plan import Plan
-from modwright.core.errors import Refused
 
 
 def addresses(model: Any, text: str) -> list[str]:

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import modwright
 from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy, Family, family_names, register_family
+from modwright.core.errors import Refused
 from modwright.edits import (
     Change,
     factorize,
@@ -25,7 +26,6 @@ from modwright.edits import (
     replace_attention,
     verify,
 )
-from modwright.core.errors import Refused
 
 HERE = Path(__file__).parent
 

@@ -15,8 +15,8 @@ from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, Similarity, StreamGaps
 from modwright.calibration.streams import Stream
 from modwright.calibration.text import from_sequences
-from modwright.edits import remove
 from modwright.core.errors import Refused
+from modwright.edits import remove
 
 COLLECTORS = {"gaps": (Similarity(), StreamGaps(3)), "grams": (Grams(),)}
 

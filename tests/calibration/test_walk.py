@@ -33,8 +33,8 @@ from modwright.calibration import (
     recording,
 )
 from modwright.calibration.text import Batch, from_sequences
-from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
 from modwright.core.errors import Refused
+from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
 
 
 @contextmanager

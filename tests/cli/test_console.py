@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from modwright.core import progress as progress_module
 from modwright.cli.console import RichProgress, emit_json, make_progress, output, say
+from modwright.core import progress as progress_module
 from modwright.core.progress import SILENT, PlainProgress
 
 

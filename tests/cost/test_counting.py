@@ -15,8 +15,8 @@ from transformers import DynamicCache
 from modwright import cost
 from modwright.anatomy import Anatomy, Embedding, Part
 from modwright.anatomy.calling import cache_keyword
-from modwright.cost import Cost, Pass, count, part_macs
 from modwright.core.errors import Refused, UnsupportedArchitecture
+from modwright.cost import Cost, Pass, count, part_macs
 
 LENGTH, BATCH = 10, 2
 

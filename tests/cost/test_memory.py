@@ -11,8 +11,8 @@ from transformers import DynamicCache
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
-from modwright.cost import activation_bytes, count, kv_cache_bytes
 from modwright.core.errors import Refused
+from modwright.cost import activation_bytes, count, kv_cache_bytes
 
 LENGTH, BATCH = 10, 2
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from modwright.anatomy import Anatomy
-from modwright.cost import compare_speed, measure_speed
 from modwright.core.errors import Refused
+from modwright.cost import compare_speed, measure_speed
 
 SMALL = {"prompt": 6, "new_tokens": 3, "repeats": 2}
 

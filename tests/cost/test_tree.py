@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from modwright.anatomy import Anatomy
+from modwright.core.errors import Refused
 from modwright.cost import (
     Cost,
     Speed,
@@ -21,7 +22,6 @@ from modwright.cost import (
     measure_speed,
 )
 from modwright.cost.tree import Node, grouped
-from modwright.core.errors import Refused
 
 VOID = {"br", "hr", "img", "meta", "link", "input"}
 

@@ -13,6 +13,7 @@ from edit_cases import CASES, KINDS, attention_of, mlp_of
 
 from helpers import edit, outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
+from modwright.core.errors import CheckpointError, ModwrightError, Refused, VerificationError
 from modwright.edits import (
     Change,
     Plan,
@@ -25,7 +26,6 @@ from modwright.edits import (
     replace_attention,
 )
 from modwright.edits.plan import structure_of
-from modwright.core.errors import CheckpointError, ModwrightError, Refused, VerificationError
 
 
 def planned(model: Any, change: Change) -> Plan:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy, FactoredProjection
+from modwright.core.errors import Refused
 from modwright.edits import (
     Change,
     Remove,
@@ -30,7 +31,6 @@ from modwright.edits import (
 from modwright.edits.edit import split_address
 from modwright.edits.registry import build_part
 from modwright.edits.replay import preview
-from modwright.core.errors import Refused
 
 
 @pytest.fixture

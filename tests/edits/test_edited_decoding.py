@@ -14,8 +14,8 @@ from torch import Tensor
 from helpers import batch_of, edit
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
-from modwright.edits import Applied, Change, remove
 from modwright.core.errors import Refused
+from modwright.edits import Applied, Change, remove
 
 NEW = 7
 

@@ -11,6 +11,7 @@ import transformers
 
 from helpers import edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy, MixtureOfExperts
+from modwright.core.errors import Refused
 from modwright.edits import (
     Change,
     keep_expert_neurons,
@@ -20,7 +21,6 @@ from modwright.edits import (
     replace_mixture,
     verify,
 )
-from modwright.core.errors import Refused
 
 
 def mixture_of(model: Any, index: int = 1) -> MixtureOfExperts:

@@ -11,11 +11,11 @@ from torch import nn
 
 from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy, FactoredProjection
+from modwright.core.errors import Refused
 from modwright.edits import Change, Plan, Replace, Restore, edits_from_json, factorize, remove
 from modwright.edits.refit import refit
 from modwright.edits.registry import build_part, part_names
 from modwright.edits.remodelled import edits_of
-from modwright.core.errors import Refused
 from modwright.nn import FactorPair, ZeroMean, ZeroMeanEmbedding
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy
+from modwright.core.errors import Refused
 from modwright.edits import (
     Arrange,
     Change,
@@ -26,7 +27,6 @@ from modwright.edits import (
 )
 from modwright.edits.edit import split_address
 from modwright.edits.remodelled import edits_of
-from modwright.core.errors import Refused
 
 
 @register_part("test_scale_norm")

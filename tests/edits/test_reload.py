@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from helpers import batch_of, edit, outputs
 from modwright.anatomy import Anatomy
+from modwright.core.errors import CheckpointError, ModwrightError, Refused
 from modwright.edits import Applied, Change, Replace, keep_neurons, remove, replace_attention
 from modwright.edits.remodelled import base_class, remodelled
-from modwright.core.errors import CheckpointError, ModwrightError, Refused
 
 REFUSALS = (StrictDataclassError, RuntimeError)
 EDITED = [name for name, case in CASES.items() if not case.plain]

@@ -18,11 +18,11 @@ import modwright.edits.replay
 import modwright.edits.slots
 from helpers import batch_of, edit, outputs, worst
 from modwright.anatomy import Anatomy
+from modwright.core.errors import Refused, VerificationError
 from modwright.edits import Verification, apply, keep_heads, remove, verify
 from modwright.edits.plan import Plan
 from modwright.edits.remodelled import _RemodelledConfig
 from modwright.edits.slots import number_slots, unfilled_slots
-from modwright.core.errors import Refused, VerificationError
 from modwright.nn import GroupedAttention
 
 TOLD = hasattr(cache_utils, "DummyLayer")

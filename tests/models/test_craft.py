@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageToImage
 
-from modwright.cost import forward_macs
 from modwright.core.errors import Refused
+from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, list_models, to_layout
 from modwright.models.architectures.craft import CraftConfig, CraftForImageSuperResolution
 from modwright.models.upscaling import PADS, tile_report, upscale_image

@@ -11,11 +11,11 @@ from models.tiny import TINY, tiny
 from modwright.anatomy import Anatomy, Attention, Mlp, OtherMixer
 from modwright.calibration import Grams, Similarity, calibrate
 from modwright.calibration.tensors import from_tensors
+from modwright.core.errors import CheckpointError, ModwrightError, Refused, UnsupportedArchitecture
 from modwright.cost import count, inspect
 from modwright.cost.forward_macs import forward_macs
 from modwright.edits import Plan, apply, factorize, remove
 from modwright.edits.reopen import check_reopens
-from modwright.core.errors import CheckpointError, ModwrightError, Refused, UnsupportedArchitecture
 from modwright.nn.block import Block
 from modwright.surgery.method import make_method
 

@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoModelForImageClassification
 
 from models.tiny import TINY as SMALL
-from modwright.cost import forward_macs
 from modwright.core.errors import Refused, VerificationError
+from modwright.cost import forward_macs
 from modwright.models import create_model
 from modwright.models.architectures.fmvit import FmvitConfig, FmvitForImageClassification
 from modwright.models.fusing import fuse

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification
 
-from modwright.cost import forward_macs
 from modwright.core.errors import Refused
+from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.smt import SMTConfig, SMTForImageClassification
 from modwright.models.fusing import fuse

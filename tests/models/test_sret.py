@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.counting import check_counts
-from modwright.cost import forward_macs
 from modwright.core.errors import Refused
+from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.sret import SReTConfig, SReTForImageClassification
 from modwright.nn.block import Block

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from models.counting import check_counts
-from modwright.cost import forward_macs
 from modwright.core.errors import Refused
+from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.tnt import TNTConfig, TNTForImageClassification
 from modwright.nn.block import Block

@@ -15,8 +15,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from modwright.cost import forward_macs
 from modwright.core.errors import Refused
+from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.vision_transformer import (
     VisionTransformerConfig,

@@ -15,8 +15,8 @@ from modwright.calibration.rehearsal import rehearse_block
 from modwright.calibration.streams import Stream
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
-from modwright.edits import keep_neurons
 from modwright.core.errors import CheckpointError, ModwrightError, Refused
+from modwright.edits import keep_neurons
 from modwright.recipes import Recipe
 from modwright.recipes.rehearsal import dry_run
 from modwright.recipes.run import Outcome, run

@@ -16,9 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from helpers import batch_of, outputs, random_data, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
+from modwright.core.errors import ModwrightError
 from modwright.edits import Plan, verify
 from modwright.edits import apply as apply_plan
-from modwright.core.errors import ModwrightError
 from modwright.surgery import (
     apply,
     make_method,

@@ -13,8 +13,8 @@ from helpers import edit, outputs
 from modwright.anatomy import Anatomy
 from modwright.cli.entry import run_command
 from modwright.cli.shorthand import spelled_out
-from modwright.edits import Change, remove
 from modwright.core.errors import Refused
+from modwright.edits import Change, remove
 from modwright.surgery import apply, make_method, plan
 
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
+from modwright.core.errors import Refused
 from modwright.cost import count
 from modwright.edits import arrange, factorize, keep_neurons, verify
 from modwright.edits.remodelled import edits_of
-from modwright.core.errors import Refused
 from modwright.surgery import apply, make_method, plan, why_not
 from modwright.surgery.clustering import inertia
 

@@ -17,10 +17,10 @@ from torch import Tensor
 from helpers import batch_of, edit, number_of_hooks, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
 from modwright.calibration import Similarity, StreamGaps, calibrate
+from modwright.core.errors import Refused
 from modwright.cost import kv_cache_bytes
 from modwright.edits import apply as apply_plan
 from modwright.edits import remove
-from modwright.core.errors import Refused
 from modwright.surgery import apply, plan
 from modwright.surgery.llm_drop import (
     consecutive_blocks,

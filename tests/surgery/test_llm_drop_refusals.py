@@ -13,9 +13,9 @@ from drop_cases import data, drop, method, removed
 from helpers import edit, outputs
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
+from modwright.core.errors import CheckpointError, Refused
 from modwright.edits import apply as apply_plan
 from modwright.edits import keep_heads, remove
-from modwright.core.errors import CheckpointError, Refused
 from modwright.surgery import apply, make_method, plan
 from modwright.surgery.llm_drop import (
     DropLists,

@@ -16,8 +16,8 @@ from helpers import outputs
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
 from modwright.calibration.text import from_sequences
-from modwright.edits import Plan, remove
 from modwright.core.errors import Refused
+from modwright.edits import Plan, remove
 from modwright.papers import paper
 from modwright.surgery import (
     Needs,

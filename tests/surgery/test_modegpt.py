@@ -12,9 +12,9 @@ from torch import Tensor
 from helpers import outputs, worst
 from modwright.anatomy import Anatomy, Attention, Tap
 from modwright.calibration import Grams, calibrate
+from modwright.core.errors import Refused
 from modwright.edits import Change, Plan, Replace
 from modwright.edits import apply as apply_plan
-from modwright.core.errors import Refused
 from modwright.surgery import apply, plan
 
 

@@ -15,9 +15,9 @@ from helpers import outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, TokenWindows, calibrate
 from modwright.calibration.text import from_sequences
+from modwright.core.errors import Refused
 from modwright.edits import Plan
 from modwright.edits import apply as apply_plan
-from modwright.core.errors import Refused
 from modwright.surgery import apply, make_method, plan
 from modwright.surgery import modegpt as module
 from modwright.surgery.modegpt import PAIRS, MoDeGpt

@@ -13,9 +13,9 @@ from helpers import edit, outputs
 from modwright.anatomy import Anatomy, FactoredProjection
 from modwright.calibration import TokenWindows
 from modwright.calibration.text import from_sequences
+from modwright.core.errors import Refused
 from modwright.edits import factorize
 from modwright.edits.remodelled import edits_of
-from modwright.core.errors import Refused
 from modwright.surgery import apply, make_method, why_not
 
 PAIRS = ["mlp", "query_key", "value_output"]

@@ -12,8 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy, Norm
-from modwright.edits import factorize
 from modwright.core.errors import ModwrightError, Refused, UnsupportedArchitecture
+from modwright.edits import factorize
 from modwright.surgery import make_method, plan, why_not
 from modwright.surgery.stream_obstacles import obstacles
 

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from helpers import batch_of, edit, outputs, snapshot, worst
 from modwright.anatomy import Anatomy
-from modwright.edits import remove
 from modwright.core.errors import Refused
+from modwright.edits import remove
 from modwright.surgery import apply, make_method
 from modwright.surgery.routing import TieKeys, expert_usage, set_routing, set_top_k, tie_keys
 

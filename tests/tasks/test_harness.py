@@ -24,8 +24,8 @@ import modwright
 from harness_tasks import CHOICE, write_task, write_tasks
 from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy
-from modwright.edits import remove
 from modwright.core.errors import Refused
+from modwright.edits import remove
 from modwright.tasks import harness_tasks
 from modwright.tasks.harness import Harness, HarnessRecipe, run_harness
 from modwright.tasks.harness_tasks import load_harness_tasks

@@ -19,9 +19,9 @@ from helpers import batch_of, edit, outputs, random_data, snapshot, unchanged, w
 from modwright.anatomy import Anatomy
 from modwright.calibration import from_tensors
 from modwright.checkpoint import save
+from modwright.core.errors import ModwrightError, Refused
 from modwright.edits import Plan, apply, keep_heads, keep_neurons, remove
 from modwright.edits.reopen import check_reopens
-from modwright.core.errors import ModwrightError, Refused
 from modwright.surgery import make_method, method_names, method_type, plan, why_not
 
 NAMES = ["vit_tiny_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224"]

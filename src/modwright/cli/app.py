@@ -193,8 +193,8 @@ def apply(
 ) -> None:
     """Carry out a saved plan and write the checkpoint."""
     from modwright.checkpoint import open as open_checkpoint
-    from modwright.edits.reopen import check_reopens
     from modwright.core.errors import Refused
+    from modwright.edits.reopen import check_reopens
     from modwright.recipes.plans import apply_plans, load_plans
 
     plans, recipe = load_plans(plan)

@@ -27,8 +27,8 @@ from modwright.anatomy import (
     Unread,
 )
 from modwright.anatomy.parts import Sublayer
-from modwright.cost.forward_macs import forward_macs
 from modwright.core.errors import UnsupportedArchitecture
+from modwright.cost.forward_macs import forward_macs
 from modwright.nn import ExpertShape, PlacedMixer
 
 __all__ = ["Pass", "line_macs", "map_macs", "part_macs", "score_macs"]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
-from modwright.cost.checks import at_least
 from modwright.core.errors import Refused
 from modwright.core.progress import SILENT, Progress
+from modwright.cost.checks import at_least
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -25,12 +25,12 @@ from modwright.anatomy import (
     Unread,
 )
 from modwright.anatomy.parts import Sublayer
+from modwright.core.errors import Refused
 from modwright.cost.checks import as_anatomy
 from modwright.cost.counting import Row, counted
 from modwright.cost.human import human
 from modwright.cost.macs import Pass, line_macs, score_macs
 from modwright.cost.running import observed
-from modwright.core.errors import Refused
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

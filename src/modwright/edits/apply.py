@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
+from modwright.core.errors import ModwrightError, Refused, VerificationError
 from modwright.edits.canonical import Target, target_of
 from modwright.edits.edit import split_address
 from modwright.edits.plan import Plan
 from modwright.edits.verify import Verification, verify
-from modwright.core.errors import ModwrightError, Refused, VerificationError
 
 __all__ = ["Accounting", "Applied", "apply"]
 

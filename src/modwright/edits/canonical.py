@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy, Attention, MixtureOfExperts, Mlp
+from modwright.core.errors import Refused, unknown_name
 from modwright.edits.autoclass import register_models
 from modwright.edits.edit import (
     FORMAT,
@@ -36,7 +37,6 @@ from modwright.edits.remodelled import (
     remodelled,
     remodelled_config,
 )
-from modwright.core.errors import Refused, unknown_name
 from modwright.nn import AttentionShape, FeedForwardShape, MixtureShape
 
 __all__ = ["Target", "target_of"]

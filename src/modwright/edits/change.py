@@ -15,8 +15,8 @@ from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, Mlp, Projection
 from modwright.anatomy.parts import Sublayer
-from modwright.edits.edit import Arrange, Edit, Remove, Replace
 from modwright.core.errors import Refused
+from modwright.edits.edit import Arrange, Edit, Remove, Replace
 from modwright.nn import AttentionShape
 
 __all__ = [

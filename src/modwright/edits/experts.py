@@ -13,9 +13,9 @@ from torch import Tensor
 
 from modwright.anatomy import Mlp, Projection
 from modwright.anatomy.projection import PointwiseProjection
+from modwright.core.errors import Refused
 from modwright.edits.change import Change
 from modwright.edits.edit import Replace, Restore
-from modwright.core.errors import Refused
 from modwright.nn import ExpertShape, FeedForwardShape
 from modwright.nn.channel_mixers.expert_feed_forward import mean_keys
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from modwright.anatomy import MixtureOfExperts
+from modwright.core.errors import Refused
 from modwright.edits.change import Change, checked_index, keep_neurons
 from modwright.edits.edit import Replace
-from modwright.core.errors import Refused
 from modwright.nn import MixtureShape
 
 __all__ = ["keep_expert_neurons", "keep_experts", "replace_mixture"]

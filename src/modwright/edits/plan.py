@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
+from modwright.core.errors import CheckpointError, Refused
 from modwright.edits.change import Change
 from modwright.edits.edit import FORMAT, Arrange, Edit, Replace, edits_from_json
-from modwright.core.errors import CheckpointError, Refused
 from modwright.nn import ExpertShape
 
 __all__ = ["Plan", "structure_of"]

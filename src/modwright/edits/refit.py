@@ -11,9 +11,9 @@ from torch import Tensor
 
 from modwright.anatomy import Attention, Mlp, Projection
 from modwright.anatomy.parts import Sublayer
+from modwright.core.errors import Refused
 from modwright.edits.change import Change
 from modwright.edits.edit import Replace
-from modwright.core.errors import Refused
 
 __all__ = ["refit"]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import nn
 
+from modwright.core.errors import Refused, unknown_name
 from modwright.edits.hosting import (
     hosted_attention,
     hosted_experts,
     hosted_feed_forward,
     hosted_mixture,
 )
-from modwright.core.errors import Refused, unknown_name
 from modwright.nn import (
     Absent,
     AbsentAttention,

@@ -16,11 +16,11 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.anatomy.families import family_of
+from modwright.core.errors import CheckpointError, Refused
 from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_json
 from modwright.edits.guard import with_layers, with_lists, without_lists
 from modwright.edits.replay import replay
 from modwright.edits.slots import unfilled_slots
-from modwright.core.errors import CheckpointError, Refused
 
 __all__ = [
     "base_class",

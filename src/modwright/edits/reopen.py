@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from modwright.core.errors import VerificationError
 from modwright.edits.remodelled import is_plain
 from modwright.edits.verify import probe_batch
-from modwright.core.errors import VerificationError
 
 __all__ = ["Reopened", "check_reopens"]
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.families.family import Family, Placement
+from modwright.core.errors import Refused
 from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.registry import build_part
 from modwright.edits.slots import number_slots
-from modwright.core.errors import Refused
 from modwright.nn import GroupedAttention
 
 __all__ = ["preview", "renumber", "replay"]

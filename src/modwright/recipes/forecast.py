@@ -10,8 +10,8 @@ from modwright.anatomy import Anatomy
 from modwright.calibration import forecast_bytes
 from modwright.checkpoint import available_bytes, require_memory, weights_bytes
 from modwright.checkpoint.outputs import require_space
-from modwright.cost import activation_bytes, kv_cache_bytes
 from modwright.core.errors import ModwrightError, Refused
+from modwright.cost import activation_bytes, kv_cache_bytes
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Evaluate, Recipe
 from modwright.surgery import make_method

@@ -11,8 +11,8 @@ import torch
 
 from modwright.anatomy import Anatomy
 from modwright.checkpoint.export import serving_table
-from modwright.cost import compare_speed, count, measure_speed
 from modwright.core.progress import Progress
+from modwright.cost import compare_speed, count, measure_speed
 from modwright.recipes.quality import measure_quality
 from modwright.recipes.schema import Evaluate, Speed
 from modwright.recipes.texts import writes_text

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from modwright.checkpoint import Checkpoint, rehearse
-from modwright.edits.reopen import Reopened
 from modwright.core.errors import CheckpointError, Refused
+from modwright.edits.reopen import Reopened
 from modwright.recipes.schema import Recipe
 from modwright.report import Report
 

@@ -9,10 +9,10 @@ import yaml
 
 from modwright.anatomy import Anatomy
 from modwright.checkpoint import Checkpoint
-from modwright.edits import Applied, Plan
-from modwright.edits import apply as apply_plan
 from modwright.core.errors import CheckpointError
 from modwright.core.progress import SILENT, Progress
+from modwright.edits import Applied, Plan
+from modwright.edits import apply as apply_plan
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_as_asked

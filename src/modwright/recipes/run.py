@@ -19,13 +19,13 @@ from modwright.calibration.processes import Processes, joined
 from modwright.checkpoint import Checkpoint, check_finite, save
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint.wording import format_bytes
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT, Progress
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
 from modwright.edits.remodelled import is_plain
 from modwright.edits.reopen import Reopened, check_reopens
-from modwright.core.errors import Refused
-from modwright.core.progress import SILENT, Progress
 from modwright.recipes.facts import auto_class, environment, listed, versions
 from modwright.recipes.forecast import forecast, require_room
 from modwright.recipes.helping import Prepare, StepBegins, help_run

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from modwright.anatomy import Anatomy, pick_layers
 from modwright.calibration import TokenWindows
-from modwright.edits import Plan, arrange
 from modwright.core.errors import Refused
 from modwright.core.progress import SILENT, Progress
+from modwright.edits import Plan, arrange
 from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["ArrangeBlocks"]

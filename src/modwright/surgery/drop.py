@@ -8,9 +8,9 @@ from pathlib import Path
 from modwright.anatomy import Anatomy, Block, select
 from modwright.anatomy.parts import Sublayer
 from modwright.calibration import TokenWindows
+from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, remove
 from modwright.edits.canonical import target_of
-from modwright.core.progress import SILENT, Progress
 from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["Drop"]

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from modwright.anatomy import Anatomy, Mlp, pick_layers
 from modwright.anatomy.parts import Sublayer
 from modwright.calibration import TokenWindows
+from modwright.core.errors import Refused, unknown_name
+from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, Replace, expert_shape, merge_experts, split_mlp
 from modwright.edits.canonical import target_of
 from modwright.edits.hosting import activation
-from modwright.core.errors import Refused, unknown_name
 from modwright.nn import ExpertShape
-from modwright.core.progress import SILENT, Progress
 from modwright.surgery.clustering import inertia, split_evenly
 from modwright.surgery.method import Needs, WithoutData, register_method
 

@@ -22,10 +22,10 @@ from modwright.calibration import (
     StreamGaps,
     calibrate,
 )
-from modwright.edits import Change, Plan, remove
-from modwright.edits.replay import preview
 from modwright.core.errors import CheckpointError, Refused, unknown_name
 from modwright.core.progress import SILENT, Progress
+from modwright.edits import Change, Plan, remove
+from modwright.edits.replay import preview
 from modwright.surgery.method import Needs, register_method
 
 __all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "most_similar", "sdr"]

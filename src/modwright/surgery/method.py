@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import CalibrationData, Collector
-from modwright.edits import Applied, Plan
-from modwright.edits import apply as apply_plan
 from modwright.core.errors import ModwrightError, Refused, unknown_name
 from modwright.core.progress import SILENT, Progress
+from modwright.edits import Applied, Plan
+from modwright.edits import apply as apply_plan
 
 __all__ = [
     "Method",

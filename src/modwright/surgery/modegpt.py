@@ -20,9 +20,9 @@ from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
 from modwright.calibration import CalibrationData, Collector, Grams, Statistics, calibrate
-from modwright.edits import Change, Plan, replace_attention, replace_mlp
 from modwright.core.errors import Refused, unknown_name
 from modwright.core.progress import SILENT, Progress
+from modwright.edits import Change, Plan, replace_attention, replace_mlp
 from modwright.surgery.allocation import allocate_sparsity, spread
 from modwright.surgery.decompositions import (
     moment_roots,

@@ -8,9 +8,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from modwright.anatomy import MixtureOfExperts
+from modwright.core.errors import Refused
 from modwright.edits import Change
 from modwright.edits.mixtures import replace_mixture
-from modwright.core.errors import Refused
 from modwright.surgery.decompositions import nystrom_mlp
 
 __all__ = ["narrow_experts", "starved"]

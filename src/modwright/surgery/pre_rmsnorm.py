@@ -15,9 +15,9 @@ from typing import get_args
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
-from modwright.edits import Change, Plan
 from modwright.core.errors import Refused, unknown_name
 from modwright.core.progress import SILENT, Progress
+from modwright.edits import Change, Plan
 from modwright.surgery.method import Needs, WithoutData, register_method
 from modwright.surgery.stream_conversion import Conversion
 from modwright.surgery.stream_obstacles import Form, refuse_obstacles

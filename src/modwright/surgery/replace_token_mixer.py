@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Pictures, pick_layers
 from modwright.calibration import TokenWindows
+from modwright.core.errors import Refused
+from modwright.core.progress import SILENT, Progress
 from modwright.cost.running import run_without_numbers
 from modwright.edits import Change, Plan
 from modwright.edits.edit import Replace
-from modwright.core.errors import Refused
 from modwright.nn import AttentionShape, PlacedMixer
-from modwright.core.progress import SILENT, Progress
 from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["ReplaceTokenMixer"]

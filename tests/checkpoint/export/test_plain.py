@@ -11,8 +11,8 @@ import pytest
 import modwright
 from modwright.anatomy import Anatomy
 from modwright.checkpoint.export.differences import differences
-from modwright.edits import Change, keep_neurons, remove
 from modwright.core.errors import CheckpointError, Refused
+from modwright.edits import Change, keep_neurons, remove
 
 from .edited import short, with_change
 

@@ -27,11 +27,11 @@ from modwright.checkpoint.export import make_target
 from modwright.checkpoint.export.layout import layout_of
 from modwright.checkpoint.export.to_standalone import standalone_code
 from modwright.checkpoint.export.work import Work
+from modwright.core.errors import VerificationError
+from modwright.core.progress import SILENT
 from modwright.edits import registry
 from modwright.edits.remodelled import base_class, edits_of
-from modwright.core.errors import VerificationError
 from modwright.nn import GroupedAttention
-from modwright.core.progress import SILENT
 
 from .edited import by_method, short, with_change
 

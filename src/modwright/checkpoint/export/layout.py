@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from modwright.anatomy.families import family_of
+from modwright.core.errors import ModwrightError
 from modwright.edits.edit import split_address
 from modwright.edits.remodelled import base_class, edits_of
 from modwright.edits.replay import _placements, replay
-from modwright.core.errors import ModwrightError
 
 __all__ = ["Layout", "layout_of"]
 
