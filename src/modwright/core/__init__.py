@@ -1,0 +1,1 @@
+"""What every package builds on: errors, progress and small mechanisms that all share."""
