@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Tap
 from modwright.core.errors import Refused
+from modwright.core.modes import eval_mode
 from modwright.nn.norms import restore_coordinate
-from modwright.tasks.forward import evaluating
 
 __all__ = ["StreamMean", "stream_mean"]
 
@@ -86,7 +86,7 @@ def stream_mean(
     taps.append(anatomy.blocks[-1].stream_out)
     sums = torch.zeros(len(taps), dtype=torch.float64)
     positions = 0
-    with evaluating(anatomy.model):
+    with eval_mode(anatomy.model), torch.no_grad():
         for inputs in _inputs(batches):
             device = next(anatomy.model.parameters()).device
             with _reading(taps) as seen:

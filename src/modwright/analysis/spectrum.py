@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.core.errors import Refused
-from modwright.tasks.forward import evaluating
+from modwright.core.modes import eval_mode
 
 __all__ = ["Spectrum", "band_energy", "frequencies", "map_spectra", "relative_log_amplitude"]
 
@@ -148,7 +148,7 @@ def map_spectra(model: nn.Module, pictures: Tensor, parts: Sequence[str]) -> dic
     for name in parts:
         if name not in known:
             raise Refused(f"the model has no part {name!r}")
-    with _outputs({name: known[name] for name in parts}) as kept, evaluating(model):
+    with _outputs({name: known[name] for name in parts}) as kept, eval_mode(model), torch.no_grad():
         model(pictures)
     if silent := [name for name in parts if name not in kept]:
         raise Refused(f"parts that give no tensor in a pass: {', '.join(silent)}")

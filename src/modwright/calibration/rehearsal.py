@@ -18,6 +18,7 @@ from modwright.calibration.recording import ModelInput, on_device, record
 from modwright.calibration.text import TokenWindows
 from modwright.calibration.walk import compute_device, measure_block
 from modwright.core.errors import Refused
+from modwright.core.modes import eval_mode
 
 __all__ = ["BlockRehearsal", "rehearse_block"]
 
@@ -75,10 +76,9 @@ def rehearse_block(
     if not batches:
         raise Refused("there is no calibration data")
     batch = max(batches, key=_size)
-    was_training = anatomy.model.training
-    anatomy.model.eval()
     try:
-        return _rehearse(anatomy, batch, len(batches), collectors)
+        with eval_mode(anatomy.model):
+            return _rehearse(anatomy, batch, len(batches), collectors)
     except (MemoryError, RuntimeError) as error:
         if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
             raise
@@ -86,8 +86,6 @@ def rehearse_block(
             f"the largest block does not fit into memory: {str(error).splitlines()[0]}; use a "
             "smaller calibration.batch_size or a smaller dtype"
         ) from error
-    finally:
-        anatomy.model.train(was_training)
 
 
 def _rehearse(

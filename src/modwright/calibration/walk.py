@@ -26,6 +26,7 @@ from modwright.calibration.statistics import Statistics
 from modwright.calibration.streams import Stream
 from modwright.calibration.tensors import CalibrationData
 from modwright.core.errors import Refused
+from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress, Task
 
 __all__ = ["BlockSource", "LiveBlocks", "calibrate", "compute_device", "measure_block"]
@@ -120,14 +121,9 @@ def calibrate(
             before_reading=team.before_reading,
         )
     mine = team.share(batches)
-    was_training = anatomy.model.training
-    anatomy.model.eval()
-    try:
-        with progress.phase(label, len(source) * len(mine)) as task:
-            kind = _Walk if anatomy.family.chained else _WholeWalk
-            kind(anatomy, source, mine, collectors, statistics, team, task).go()
-    finally:
-        anatomy.model.train(was_training)
+    with eval_mode(anatomy.model), progress.phase(label, len(source) * len(mine)) as task:
+        kind = _Walk if anatomy.family.chained else _WholeWalk
+        kind(anatomy, source, mine, collectors, statistics, team, task).go()
     return statistics
 
 

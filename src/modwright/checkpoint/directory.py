@@ -20,6 +20,7 @@ from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.shards import StoredTensor, read_headers
 from modwright.checkpoint.wording import first_line
 from modwright.core.errors import CheckpointError, ModwrightError
+from modwright.core.modes import set_eval
 
 __all__ = ["check_loading", "load_directory", "placement"]
 
@@ -80,7 +81,7 @@ def load_directory(
         ) from error
     check_loading(info, str(directory), cls.__name__)
     _check_types(model, stored, directory)
-    return model.eval(), tuple(sorted(info["unexpected_keys"]))
+    return set_eval(model), tuple(sorted(info["unexpected_keys"]))
 
 
 def _check_types(model: torch.nn.Module, stored: dict[str, StoredTensor], directory: Path) -> None:

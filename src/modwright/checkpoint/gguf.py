@@ -27,6 +27,7 @@ from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.wording import first_line
 from modwright.core.errors import CheckpointError, ModwrightError
+from modwright.core.modes import set_eval
 from modwright.core.progress import Progress, Task
 
 __all__ = ["load_gguf"]
@@ -86,7 +87,7 @@ def load_gguf(
         raise CheckpointError(f"{file} cannot be loaded: {first_line(error)}") from error
     check_loading(info, str(file), cls.__name__)
     _forget_origin(model)
-    return model.eval(), tuple(sorted(info["unexpected_keys"]))
+    return set_eval(model), tuple(sorted(info["unexpected_keys"]))
 
 
 def _load_streaming(

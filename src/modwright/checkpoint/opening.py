@@ -13,6 +13,7 @@ from modwright.checkpoint.presets import PREFIX, preset_config
 from modwright.checkpoint.source import Source, locate
 from modwright.checkpoint.tokenizer import load_tokenizer
 from modwright.core.errors import Refused, unknown_name
+from modwright.core.modes import set_eval
 from modwright.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def _open_preset(
     for tensor in model.state_dict(keep_vars=True).values():
         if dtype is not None and tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
-    return model.to(device=device).eval(), ()
+    return set_eval(model.to(device=device)), ()
 
 
 _LOADERS: dict[str, _Loader] = {

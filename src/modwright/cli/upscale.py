@@ -39,6 +39,7 @@ def upscale(
     """
     from modwright.checkpoint import open as open_checkpoint
     from modwright.core.errors import Refused
+    from modwright.core.modes import set_eval
     from modwright.models.upscaling import upscale_image
 
     require_new(out, force)
@@ -46,7 +47,7 @@ def upscale(
     opened: Any = open_checkpoint(str(model)).model
     if not hasattr(opened.config, "upscale"):
         raise Refused(f"{model}: {type(opened).__name__} makes no pictures larger")
-    large = upscale_image(opened.eval(), pixels, tile, overlap)
+    large = upscale_image(set_eval(opened), pixels, tile, overlap)
     _write(large, out)
     sizes = [f"{side.shape[2]} x {side.shape[1]}" for side in (pixels, large)]
     say(f"written: {out}, {sizes[1]} pixels from {sizes[0]}")

@@ -10,6 +10,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from modwright.core.modes import set_eval
+
 __all__ = ["forward_macs", "without_numbers"]
 
 _PRODUCTS_OF_TOKENS = ("bmm", "baddbmm", "_scaled_dot_product")
@@ -30,14 +32,14 @@ def forward_macs(model: nn.Module, *shape: int, attention: bool = True) -> int:
         >>> forward_macs(nn.Conv2d(3, 8, 3, padding=1), 1, 3, 10, 10)
         21600
     """
-    model = without_numbers(model)
+    model = set_eval(without_numbers(model))
     # Fused attention is one opaque step to the counter, so the one that multiplies matrices runs.
     with (
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         FlopCounterMode(display=False) as counter,
     ):
-        model.eval()(torch.zeros(*shape, device="meta"))
+        model(torch.zeros(*shape, device="meta"))
     by_step: dict[Any, int] = counter.get_flop_counts()["Global"]
     counted = (
         flops

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modwright.anatomy import Anatomy, Part
+from modwright.core.modes import set_eval
 from modwright.cost.forward_macs import without_numbers
 from modwright.cost.macs import Pass, part_macs
 
@@ -79,7 +80,7 @@ def run_without_numbers(anatomy: Anatomy) -> Ran:
         >>> run_without_numbers(Anatomy.of(model)).passes  # places of both stages
         ((1, 256), (1, 64))
     """
-    model = without_numbers(anatomy.model).eval()
+    model = set_eval(without_numbers(anatomy.model))
     inputs = anatomy.family.inputs().random(1, 1, torch.Generator())
     given = {name: tensor.to("meta") for name, tensor in inputs.items()}
     there = Anatomy.of(model)

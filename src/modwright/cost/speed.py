@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
 from modwright.core.errors import Refused
+from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.cost.checks import at_least
 
@@ -293,16 +294,11 @@ def _measure(
 @contextmanager
 def _quiet(runs: Sequence[_Run], threads: int | None) -> Iterator[None]:
     """No gradients, evaluation mode, the wanted threads; everything is put back afterwards."""
-    modes = [(module, module.training) for run in runs for module in run.model.modules()]
     before = torch.get_num_threads()
     if threads is not None:
         torch.set_num_threads(threads)
     try:
-        for run in runs:
-            run.model.eval()
-        with torch.no_grad():
+        with eval_mode(*(run.model for run in runs)), torch.no_grad():
             yield
     finally:
         torch.set_num_threads(before)
-        for module, mode in modes:
-            module.training = mode

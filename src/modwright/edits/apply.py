@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
 from modwright.core.errors import ModwrightError, Refused, VerificationError
+from modwright.core.modes import copy_modes
 from modwright.edits.canonical import Target, target_of
 from modwright.edits.edit import split_address
 from modwright.edits.plan import Plan
@@ -282,7 +283,7 @@ def _finish(source: PreTrainedModel, built: PreTrainedModel, paths: Mapping[str,
     if getattr(source, "generation_config", None) is not None:
         built.generation_config = copy.deepcopy(source.generation_config)
     built.name_or_path = source.name_or_path
-    built.train(source.training)
+    copy_modes(source, built, paths)
 
 
 def _origin_name(name: str, paths: Mapping[str, str]) -> str:

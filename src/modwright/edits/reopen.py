@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from modwright.core.errors import VerificationError
+from modwright.core.modes import eval_mode
 from modwright.edits.remodelled import is_plain
 from modwright.edits.verify import probe_batch
 
@@ -47,10 +48,8 @@ def check_reopens(model: Any, directory: Path) -> Reopened:
     """
     plain = is_plain(model)
     probe = {name: t.cpu() for name, t in probe_batch(model).items()}
-    was_training = model.training
-    model.eval()
-    live = model(**{name: t.to(model.device) for name, t in probe.items()})[0].cpu()
-    model.train(was_training)
+    with eval_mode(model):
+        live = model(**{name: t.to(model.device) for name, t in probe.items()})[0].cpu()
     with tempfile.TemporaryDirectory(prefix="modwright-") as place:
         asked, answered = Path(place, "probe.safetensors"), Path(place, "output.safetensors")
         save_file(probe, asked)

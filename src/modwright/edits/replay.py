@@ -11,6 +11,7 @@ from torch import nn
 from modwright.anatomy import Anatomy
 from modwright.anatomy.families.family import Family, Placement
 from modwright.core.errors import Refused
+from modwright.core.modes import set_mode
 from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.registry import build_part
 from modwright.edits.slots import number_slots
@@ -86,5 +87,5 @@ def _set(root: nn.Module, path: str, part: nn.Module) -> None:
     old = getattr(holder, name)
     if isinstance(part, GroupedAttention):
         part.layer_idx = getattr(old, "layer_idx", None)
-    part.train(old.training)
+    set_mode(part, old.training)
     setattr(holder, name, part)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy.families import family_of
+from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
 
 __all__ = ["Check", "Verification", "probe_batch", "verify"]
@@ -81,9 +82,7 @@ def verify(model: nn.Module, new_tokens: int = 8) -> Verification:
         >>> verify(modwright.open("preset:tiny-llama").model).ok
         True
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         generates = getattr(model, "can_generate", lambda: False)()
         checks: list[Callable[[nn.Module], Check]] = [_finite]
         if not family_of(model.config, model).inputs().is_text:
@@ -93,8 +92,6 @@ def verify(model: nn.Module, new_tokens: int = 8) -> Verification:
         else:
             checks.append(_padding_is_ignored)
         return Verification(tuple(check(model) for check in checks))
-    finally:
-        model.train(was_training)
 
 
 def _outputs(model: nn.Module, **inputs: Any) -> Tensor:

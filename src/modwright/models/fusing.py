@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from modwright.core.errors import Refused, VerificationError
+from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageClassifier
 from modwright.nn.inference_form import to_inference_form_
 
@@ -53,7 +54,7 @@ def fuse(model: _Model, *, verify: bool = True, tolerance: float = 1e-4) -> _Mod
         to_inference_form_(twin)
     except ValueError as error:
         raise Refused(str(error)) from None
-    twin.to(dtype).eval()
+    set_eval(twin.to(dtype))
     twin.config.fused = True
     if verify:
         _verify(model, twin, tolerance)

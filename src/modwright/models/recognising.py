@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from modwright.core.errors import Refused, unknown_name
+from modwright.core.modes import set_eval
 from modwright.models.importing import import_weights, layouts_of
 from modwright.models.registry import create_model, list_models, model_class, variant_config
 
@@ -160,7 +161,7 @@ def import_named(
     if classes is not None:
         fields = {"num_classes": classes, **fields}
     told = model_class(variant_config(variant)).fields_of(tensors)
-    model = create_model(variant, **{**told, **fields}).eval()
+    model = set_eval(create_model(variant, **{**told, **fields}))
     other = classes is not None and fields["num_classes"] != classes
     done = import_weights(model, tensors, layout, resize, new_classifier=other)
     return Recognised(model, variant, done.layout, done.tensors, done.fresh)

@@ -21,6 +21,7 @@ from modwright.calibration.processes import Processes, joined
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
 from modwright.core.errors import ModwrightError, Refused, VerificationError
+from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.recipes.facts import auto_class, environment, versions
 from modwright.recipes.journal import Journal
@@ -270,7 +271,8 @@ def _reads_back(model: Any) -> Callable[[Path], None]:
 def _try(model: Any, pictures: Pictures, what: str) -> None:
     """One picture through a model, so that another size or another task is seen before work."""
     try:
-        found = model.eval()(pixel_values=pictures.pixels[:1].to(model.dtype))
+        with eval_mode(model):
+            found = model(pixel_values=pictures.pixels[:1].to(model.dtype))
     except (ModwrightError, ValueError, TypeError, RuntimeError) as error:
         told = str(error).strip().splitlines()[0]
         raise Refused(f"{what}: does not take pictures of {pictures.name}: {told}") from None

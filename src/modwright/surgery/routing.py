@@ -20,6 +20,7 @@ from transformers import TrainerCallback
 from modwright.anatomy import Anatomy, Mlp
 from modwright.calibration.text import Batch
 from modwright.core.errors import Refused
+from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
 
 __all__ = ["ExpertUsage", "TieKeys", "expert_usage", "set_routing", "set_top_k", "tie_keys"]
@@ -178,9 +179,7 @@ def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batc
     parts = list(_experts(model))
     counts = {mlp.address: torch.zeros(mlp.num_experts, dtype=torch.long) for mlp, _ in parts}
     tokens = 0
-    was_training = model.training
-    model.eval()
-    try:
+    with eval_mode(model):
         for batch in batches:
             given = batch if isinstance(batch, Mapping) else batch.tensors()
             mask = given.get("attention_mask")
@@ -196,8 +195,6 @@ def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batc
                     used = used[mask.flatten().bool()]
                 counts[mlp.address] += used.sum(0).cpu()
             tokens += len(used)
-    finally:
-        model.train(was_training)
     if not tokens:
         raise Refused("there is no token to count: give at least one batch")
     return ExpertUsage(counts, tokens)

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from modwright.calibration.text import TokenWindows
 from modwright.core.errors import Refused
+from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
-from modwright.tasks.forward import call, evaluating, vocabulary_size
+from modwright.tasks.forward import call, vocabulary_size
 from modwright.tasks.places import HIDDEN, MASKED, NEXT, Places, kind_of, places_of
 from modwright.tasks.windows import PerplexityRecipe
 
@@ -94,7 +95,7 @@ def agreement(
     Example:
         ``agreement(original, smaller, tokenizer, PerplexityRecipe("lee")).kl``
     """
-    with evaluating(teacher, student):
+    with eval_mode(teacher, student), torch.no_grad():
         kind = require_comparable(teacher, student)
         reading = places_of(kind, teacher, tokenizer, windows)
         sums = _SUMS[kind]()
@@ -126,7 +127,7 @@ def require_comparable(teacher: PreTrainedModel, student: PreTrainedModel) -> st
         Refused: outputs of two kinds or two sizes, or none that can be compared.
     """
     names = [type(model).__name__ for model in (teacher, student)]
-    with evaluating(teacher, student):
+    with eval_mode(teacher, student), torch.no_grad():
         kinds = [kind_of(model) for model in (teacher, student)]
     known = [kind for kind in kinds if kind is not None]
     if len(set(known)) > 1:

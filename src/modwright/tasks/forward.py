@@ -1,4 +1,4 @@
-"""What every measurement needs of a model: its mode, its limits, its logits, what it can see.
+"""What every measurement needs of a model: its limits, its logits, what it can see.
 
 Axes: B windows of a batch, T tokens of a window, V vocabulary.
 """
@@ -6,37 +6,20 @@ Axes: B windows of a batch, T tokens of a window, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modwright.core.errors import Refused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["call", "evaluating", "first_ids", "looks_ahead", "position_limit", "require_causal"]
+__all__ = ["call", "first_ids", "looks_ahead", "position_limit", "require_causal"]
 __all__ += ["require_known_ids", "require_vocabulary", "vocabulary_size"]
 
 _PROBE_TOKENS = 16
-
-
-@contextmanager
-def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients; afterwards every module is in the mode it was in."""
-    training = [module for model in models for module in model.modules() if module.training]
-    for model in models:
-        model.eval()
-    try:
-        # Not inference_mode: a rope buffer that is renewed here must stay usable for training.
-        with torch.no_grad():
-            yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def position_limit(model: PreTrainedModel) -> int | None:

@@ -13,7 +13,8 @@ import torch
 
 from modwright.calibration.text import require_count
 from modwright.core.errors import Refused
-from modwright.tasks.forward import evaluating, position_limit
+from modwright.core.modes import eval_mode
+from modwright.tasks.forward import position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -94,7 +95,12 @@ def generate_sample(
     }
     devices = [model.device] if model.device.type == "cuda" else []
     begin = time.perf_counter()
-    with evaluating(model), _greedy(model, settings), torch.random.fork_rng(devices):
+    with (
+        eval_mode(model),
+        torch.no_grad(),
+        _greedy(model, settings),
+        torch.random.fork_rng(devices),
+    ):
         torch.manual_seed(seed)
         output = model.generate(ids, attention_mask=torch.ones_like(ids))
     seconds = time.perf_counter() - begin

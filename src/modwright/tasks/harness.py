@@ -9,9 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from modwright.core.errors import Refused
+from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
-from modwright.tasks.forward import evaluating, require_causal, require_vocabulary
+from modwright.tasks.forward import require_causal, require_vocabulary
 from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
 from modwright.tasks.harness_tasks import (
     HarnessRecipe,
@@ -114,7 +117,7 @@ def run_harness(
 
     from modwright.tasks.harness_model import CountedModel
 
-    with evaluating(model), quiet_harness() as heard, seeded(model):
+    with eval_mode(model), torch.no_grad(), quiet_harness() as heard, seeded(model):
         begin = time.perf_counter()
         lm = CountedModel(model, tokenizer, recipe.batch_size, progress)
         for task in tasks.loaded["tasks"].values():
@@ -164,7 +167,7 @@ def require_scorable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
         raise Refused(
             "the harness puts the BOS or EOS token before a text, and this tokenizer has neither"
         )
-    with evaluating(model):
+    with eval_mode(model), torch.no_grad():
         require_causal(model, _NO_LM)
 
 

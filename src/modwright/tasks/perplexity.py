@@ -12,14 +12,15 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.calibration.text import TokenizedText
+from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.tasks.forward import (
     call,
-    evaluating,
     position_limit,
     require_causal,
     require_vocabulary,
@@ -29,7 +30,7 @@ from modwright.tasks.windows import PerplexityRecipe, cut_windows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Perplexity", "PerplexityRecipe", "evaluating", "perplexity", "position_limit"]
+__all__ = ["Perplexity", "PerplexityRecipe", "perplexity", "position_limit"]
 
 # The float32 copy of the logits is taken in slices of this many numbers (32 MiB).
 _SLICE = 1 << 23
@@ -96,7 +97,7 @@ def perplexity(
     # How many tokens at a window's end count: all that have something before them, or the new ones.
     counts = [min(new, recipe.length - 1) for new in windows.new]
 
-    with evaluating(model):
+    with eval_mode(model), torch.no_grad():
         require_causal(model, _NO_LM, windows.rows)
         begin = time.perf_counter()
         nll = _total_nll(model, windows.rows, counts, recipe.batch_size, progress)

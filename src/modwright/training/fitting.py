@@ -17,6 +17,7 @@ from transformers.trainer_utils import SchedulerType
 
 from modwright.calibration.processes import processes
 from modwright.core.errors import Refused, unknown_name
+from modwright.core.modes import set_eval
 from modwright.core.progress import Progress
 from modwright.tasks.pictures import Pictures
 from modwright.tasks.upscaling import PicturePairs
@@ -169,7 +170,7 @@ def fit(
         seconds = time.perf_counter() - began
     if averaged is not None:
         model.load_state_dict(averaged.mean)
-    model.eval()
+    set_eval(model)
     history = trainer.state.log_history
     return Fitted(
         None if test is None else accuracy(model, test),

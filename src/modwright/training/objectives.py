@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.core.errors import Refused
+from modwright.core.modes import set_eval
 
 __all__ = ["CrossEntropy", "Distillation", "Objective", "Reconstruction", "soft_cross_entropy"]
 
@@ -140,7 +141,7 @@ class Distillation:
             raise Refused(f"weight lies between 0 and 1, not {self.weight}")
         if self.temperature <= 0:
             raise Refused(f"temperature is above 0, not {self.temperature}")
-        self.teacher.eval().requires_grad_(False)
+        set_eval(self.teacher).requires_grad_(False)
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor]

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from modwright.core.modes import eval_mode
 from modwright.core.progress import Progress, Task
 
 __all__ = ["EpochMeasure", "StepProgress"]
@@ -55,11 +56,8 @@ class EpochMeasure(TrainerCallback):
         if not float(state.epoch).is_integer():
             return
         model = kwargs["model"]
-        was_training = model.training
-        with self.averaged(model):
-            model.eval()
+        with self.averaged(model), eval_mode(model):
             found = self.measure(model)
-        model.train(was_training)
         state.log_history.append(
             {"step": state.global_step, "epoch": state.epoch, "accuracy": found}
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from modwright.core.errors import VerificationError
+from modwright.core.modes import eval_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,9 +165,9 @@ def compare(
     for batch in probes(work.model):
         if positions:
             batch["position_ids"] = positions_of(batch)
-        with torch.no_grad(), work.evaluating() as model:
-            live = model(**batch)[0].float()
-            wanted = live if weights is None else _with_weights(model, weights, batch)
+        with torch.no_grad(), eval_mode(work.model):
+            live = work.model(**batch)[0].float()
+            wanted = live if weights is None else _with_weights(work.model, weights, batch)
             found = run(batch).float()
         if found.shape != live.shape:
             raise VerificationError(

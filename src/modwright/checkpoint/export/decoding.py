@@ -9,6 +9,7 @@ from modwright.checkpoint.export.comparing import positions_of, probe
 from modwright.checkpoint.export.fresh_worker import write_greedily
 from modwright.checkpoint.export.work import Work
 from modwright.core.errors import VerificationError
+from modwright.core.modes import eval_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +56,8 @@ def decode_greedily(work: Work, graphs: Mapping[str, Any], new_tokens: int = 6) 
             position_ids=mask.sum(-1, keepdim=True) - 1,
             **{cache: out[cache]},
         )
-    with torch.no_grad(), work.evaluating() as model:
-        live = write_greedily(model, batch, new_tokens)
+    with torch.no_grad(), eval_mode(work.model):
+        live = write_greedily(work.model, batch, new_tokens)
     if not torch.equal(written, live):
         raise VerificationError("prefill and decode write other tokens than the model does")
     return f"wrote the same {new_tokens} tokens, step by step with the cache handed on"

@@ -16,6 +16,7 @@ from modwright.checkpoint.memory import require_memory, weights_bytes
 from modwright.checkpoint.outputs import require_space, whole_directory
 from modwright.checkpoint.wording import format_bytes
 from modwright.core.errors import Refused
+from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 
 __all__ = ["Exported", "export"]
@@ -106,7 +107,7 @@ def export(
     with whole_directory(out, force=force, keep=keep) as folder:
         require_space(folder, stored, f"exporting to {os.fspath(out)!r}")
         with progress.phase(f"export to {chosen.name}", 2) as task:
-            with work.evaluating():
+            with eval_mode(work.model):
                 chosen.write(work, folder, progress)
             made = _names(folder)
             task.advance()

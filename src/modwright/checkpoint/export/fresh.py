@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from modwright.checkpoint.export.comparing import Compared, compare, probes
 from modwright.checkpoint.export.fresh_worker import write_greedily
 from modwright.core.errors import VerificationError
+from modwright.core.modes import eval_mode
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -103,8 +104,8 @@ def compare_in_new_process(work: Work, folder: Path, auto: str, *, trust: bool =
     said = f"opened as {fresh.model_class}"
     if fresh.written is not None:
         batches = list(probes(work.model))
-        with torch.no_grad(), work.evaluating() as model:
-            live = write_greedily(model, batches[1])
+        with torch.no_grad(), eval_mode(work.model):
+            live = write_greedily(work.model, batches[1])
         if not torch.equal(fresh.written, live):
             raise VerificationError("the exported checkpoint writes other tokens than the model")
         said += ", and wrote the same tokens with its cache"

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from modwright.core.modes import set_mode
 from modwright.edits.guard import with_layers, with_lists, without_lists
 
 __all__ = ["StandaloneConfig", "StandaloneModel"]
@@ -101,7 +102,7 @@ class StandaloneModel(PreTrainedModel):
         given = {"standing": standing} if "standing" in takes else {}
         part = builder(self.config, **given, **arguments)
         parent, _, leaf = path.rpartition(".")
-        setattr(self.get_submodule(parent), leaf, part.train(standing.training))
+        setattr(self.get_submodule(parent), leaf, set_mode(part, standing.training))
 
     def _inside(self, path: str) -> str | None:
         """A path of the layout in this model: a bare backbone has no prefix and no head."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -77,13 +75,3 @@ class Work:
         from modwright.edits.remodelled import is_plain
 
         return is_plain(self.model)
-
-    @contextmanager
-    def evaluating(self) -> Iterator[Any]:
-        """The model in evaluation mode; its own mode comes back."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            yield self.model
-        finally:
-            self.model.train(was_training)

@@ -15,6 +15,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from modwright.core.errors import Refused
+from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
@@ -138,7 +139,8 @@ class FmvitForImageClassification(PyramidClassifier):
         )
         self.describe_features(widths)
         if config.fused:
-            to_inference_form_(self.eval()).train()
+            with eval_mode(self):
+                to_inference_form_(self)
         self.post_init()
 
     def check_pixels(self, pixel_values: Tensor) -> None:

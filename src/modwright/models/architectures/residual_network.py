@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from modwright.core.errors import Refused, unknown_name
+from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
@@ -83,7 +84,8 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
         )
         self.describe_features(config.widths)
         if config.fused:
-            to_inference_form_(self.eval())
+            with eval_mode(self):
+                to_inference_form_(self)
         self.post_init()
 
     def initialize_linear(self, linear: nn.Linear) -> None:

@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from modwright.core.errors import Refused, unknown_name
+from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
@@ -156,7 +157,8 @@ class SMTForImageClassification(PyramidClassifier):
         )
         self.describe_features(config.widths)
         if config.fused:
-            to_inference_form_(self.eval()).train()
+            with eval_mode(self):
+                to_inference_form_(self)
         self.post_init()
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:

@@ -1,0 +1,90 @@
+"""Training and evaluation mode of every module by itself: set, copied, and put back exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["copy_modes", "eval_mode", "set_eval", "set_mode"]
+
+M = TypeVar("M", bound="nn.Module")
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode within the block; afterwards every module has its own mode again.
+
+    ``model.train(was_training)`` would put one mode on all of them, and a frozen batch norm would
+    learn statistics again. No ``train`` method runs, so whatever a module does there is not done.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval())
+        >>> with eval_mode(model):
+        ...     [part.training for part in model.modules()]
+        [False, False, False]
+        >>> [part.training for part in model.modules()]
+        [True, True, False]
+    """
+    before = [(module, module.training) for model in models for module in model.modules()]
+    for module, _ in before:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def set_eval(model: M) -> M:
+    """The model itself, in evaluation mode from now on: for models that are built here.
+
+    Example:
+        >>> from torch import nn
+        >>> set_eval(nn.Dropout()).training
+        False
+    """
+    return set_mode(model, False)
+
+
+def set_mode(model: M, training: bool) -> M:
+    """The model itself, with one mode in all of its modules that do not decide for themselves.
+
+    Example:
+        >>> from torch import nn
+        >>> set_mode(nn.Sequential(nn.Dropout()), False)[0].training
+        False
+    """
+    return model.train(training)
+
+
+def copy_modes(
+    source: nn.Module, target: nn.Module, paths: Mapping[str, str] | None = None
+) -> None:
+    """Gives every module of ``target`` the mode that its counterpart in ``source`` has.
+
+    What has no counterpart takes the mode of the nearest module around it that has one.
+
+    Args:
+        source: stays as it is.
+        target: changed in place.
+        paths: name of a module in the target -> its name in the source, where they differ.
+
+    Example:
+        >>> from torch import nn
+        >>> source = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
+        >>> target = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
+        >>> copy_modes(source, target)
+        >>> target[0].training, target[1][0].training
+        (True, False)
+    """
+    modes = {name: module.training for name, module in source.named_modules()}
+    for name, module in target.named_modules():
+        origin = name if paths is None else paths.get(name, name)
+        while origin not in modes:
+            origin = origin.rpartition(".")[0]
+        module.training = modes[origin]
