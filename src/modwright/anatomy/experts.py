@@ -28,9 +28,8 @@ class ExpertProjection(Projection):
         super().__init__(module, address, rows)
         self.name, self.expert = name, expert
 
-    @property
-    def stored_names(self) -> dict[str, str]:
-        return {"weight": self.name}
+    def stored_at(self, name: str) -> tuple[nn.Module, str]:
+        return self.module, self.name
 
     def _storage(self, name: str) -> Tensor | None:
         if name != "weight":

@@ -53,10 +53,19 @@ class Part(ABC):
     """Anything with an address and parameters of its own."""
 
     address: str
+    module: nn.Module
 
     @abstractmethod
     def parameters(self) -> dict[str, Tensor]:
         """Parameters (and buffers that belong to the structure) by the name that write() takes."""
+
+    def stored_at(self, name: str) -> tuple[nn.Module, str]:
+        """The module that holds a tensor of :meth:`parameters`, and its name there.
+
+        Several names may lie in one tensor, as the rows of a fused projection do.
+        """
+        path, _, leaf = name.rpartition(".")
+        return self.module.get_submodule(path), leaf
 
     @abstractmethod
     def write(self, name: str, value: Tensor) -> None:
@@ -201,7 +210,6 @@ class Sublayer(Part):
     """
 
     writing: ClassVar[tuple[str, ...]]
-    module: nn.Module
     norm: Norm | None
     stream_in: Tap
     core_in: Tap
@@ -223,6 +231,11 @@ class Sublayer(Part):
             for name, tensor in projection.parameters().items()
         }
         return weights | {name: buffer.detach() for name, buffer in self.buffers().items()}
+
+    def stored_at(self, name: str) -> tuple[nn.Module, str]:
+        role, _, leaf = name.rpartition(".")
+        projection = self.projections().get(role)
+        return super().stored_at(name) if projection is None else projection.stored_at(leaf)
 
     def write(self, name: str, value: Tensor) -> None:
         buffer = self.buffers().get(name)
@@ -299,6 +312,11 @@ class Attention(Sublayer):
         for role, norm in self._norms().items():
             found.update({f"{role}.{name}": p for name, p in norm.parameters().items()})
         return found
+
+    def stored_at(self, name: str) -> tuple[nn.Module, str]:
+        role, _, leaf = name.rpartition(".")
+        norm = self._norms().get(role)
+        return super().stored_at(name) if norm is None else norm.stored_at(leaf)
 
     def write(self, name: str, value: Tensor) -> None:
         role, _, leaf = name.rpartition(".")

@@ -46,10 +46,9 @@ class Projection:
     ) -> None:
         self.module, self.address, self.rows, self.transposed = module, address, rows, transposed
 
-    @property
-    def stored_names(self) -> Mapping[str, str]:
-        """What the module calls the parameters, where it has other words for them."""
-        return {}
+    def stored_at(self, name: str) -> tuple[nn.Module, str]:
+        """The module that holds a parameter of :meth:`parameters`, and its name there."""
+        return self.module, name
 
     def _storage(self, name: str) -> Tensor | None:
         """What the module stores under a name, rows of other maps included."""

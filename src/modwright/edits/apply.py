@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -94,11 +94,10 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
         )
     built = target.skeleton()
     paths = _source_paths(anatomy, built, target)
-    shared = _fill(model, built, paths)
-    edited = Anatomy.of(built)
-    _write(anatomy, edited, target, plan.tensors, shared)
-    _finish(model, built, paths)
-    accounting = _account(model, built, paths)
+    stored = _fill(model, built, paths)
+    _write(anatomy, Anatomy.of(built), target, plan.tensors, stored)
+    _finish(model, built, paths, stored)
+    accounting = _account(model, built, paths, stored.copies)
     verification = None
     if check:
         try:
@@ -137,47 +136,64 @@ def _enclosing(path: str) -> Iterator[str]:
         path = path.rpartition(".")[0]
 
 
-def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> set[int]:
-    """Shares what is the same module in both; makes room, filled with NaN, for the rest.
+@dataclass
+class _Stored:
+    """Which tensors of the result are the source's own, copies of them, or not written yet.
 
-    Returns the ids of shared tensors, which must be copied before they are written.
+    Tensors are known by their ids, which stay theirs as long as the result or the source lives.
     """
+
+    shared: set[int] = field(default_factory=set)
+    copies: set[int] = field(default_factory=set)
+    empty: set[int] = field(default_factory=set)
+
+    def own(self, module: nn.Module, name: str) -> None:
+        """Gives a module a copy of what it shares with the source, before it is written."""
+        old: Any = getattr(module, name)
+        if id(old) not in self.shared:
+            return
+        if isinstance(old, nn.Parameter):
+            module._parameters[name] = nn.Parameter(old.detach().clone(), old.requires_grad)
+        else:
+            module._buffers[name] = old.clone()
+
+
+def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> _Stored:
+    """Shares what is the same module in both, and makes room for the rest."""
     modules = dict(source.named_modules())
-    shared: set[int] = set()
+    stored = _Stored()
     placed: set[str] = set()
     fallback = next(source.parameters())
     for path, module in built.named_modules():
         origin = modules.get(paths[path])
-        same = origin is not None and _continues(type(module), type(origin))
-        near = next(origin.parameters(), fallback) if origin is not None else fallback
+        if origin is not None and not _continues(type(module), type(origin)):
+            origin, near = None, next(origin.parameters(), fallback)
+        else:
+            near = fallback if origin is None else next(origin.parameters(), fallback)
         copied = paths[path] in placed  # a block that stands twice
         placed.add(paths[path])
-        for name, slot in list(module._parameters.items()):
-            if slot is None:
-                continue
-            old = origin._parameters.get(name) if same and origin is not None else None
-            if old is not None and old.shape == slot.shape:
-                module._parameters[name] = copy.deepcopy(old) if copied else old
-                shared.add(id(old))
-            else:
-                room = torch.full(slot.shape, torch.nan, dtype=near.dtype, device=near.device)
-                module._parameters[name] = nn.Parameter(room, requires_grad=near.requires_grad)
-        for name, slot in list(module._buffers.items()):
-            if slot is None:
-                continue
-            old = origin._buffers.get(name) if same and origin is not None else None
-            if old is not None and old.shape == slot.shape:
-                module._buffers[name] = old.clone() if copied else old
-                shared.add(id(old))
-            else:
-                blank = _blank(slot.dtype)
-                if blank is None:
-                    raise ModwrightError(f"no value reaches {path}.{name} {tuple(slot.shape)}")
-                dtype = near.dtype if slot.is_floating_point() else slot.dtype
-                module._buffers[name] = torch.full(
-                    slot.shape, blank, dtype=dtype, device=near.device
-                )
-    return shared
+        for kind in ("_parameters", "_buffers"):
+            slots = getattr(module, kind)
+            for name, slot in [(n, s) for n, s in slots.items() if s is not None]:
+                old = None if origin is None else getattr(origin, kind).get(name)
+                if old is None or old.shape != slot.shape:
+                    slots[name] = _room(slot, near)
+                    stored.empty.add(id(slots[name]))
+                elif copied:
+                    slots[name] = copy.deepcopy(old)
+                    stored.copies.add(id(slots[name]))
+                else:
+                    slots[name] = old
+                    stored.shared.add(id(old))
+    return stored
+
+
+def _room(slot: Tensor, near: Tensor) -> Tensor:
+    """A tensor of the shape of ``slot`` on the device of ``near``; NaN where floats go."""
+    floats = slot.is_floating_point()
+    dtype, blank = (near.dtype, torch.nan) if floats else (slot.dtype, 0)
+    room = torch.full(slot.shape, blank, dtype=dtype, device=near.device)
+    return nn.Parameter(room, near.requires_grad) if isinstance(slot, nn.Parameter) else room
 
 
 def _continues(kind: type[nn.Module], old: type[nn.Module]) -> bool:
@@ -190,7 +206,7 @@ def _write(
     edited: Anatomy,
     target: Target,
     tensors: Mapping[str, Tensor],
-    shared: set[int],
+    stored: _Stored,
 ) -> None:
     """Writes the plan's values, and carries over parts whose storage changed."""
     new_index = {old: new for new, old in enumerate(target.blocks)}
@@ -198,22 +214,25 @@ def _write(
     for address, value in tensors.items():
         given[_moved(address, new_index)] = value
     old_parts = dict(source.parts())
+    written: set[int] = set()
     for address, part in edited.parts():
         origin = old_parts.get(_origin(address, target.blocks))
         old_values = origin.parameters() if origin is not None else {}
-        _own(part, given, shared)
-        current = part.parameters()
-        for name, value in current.items():
+        for name, current in part.parameters().items():
             full = f"{address}.{name}"
+            module, leaf = part.stored_at(name)
             if full in given:
-                part.write(name, given.pop(full).to(value.device, value.dtype))
-            elif _missing(value):
+                stored.own(module, leaf)
+                part.write(name, given.pop(full).to(current.device, current.dtype))
+            elif id(getattr(module, leaf)) in stored.empty:
                 old = old_values.get(name)
-                if old is None or old.shape != value.shape:
-                    raise Refused(f"the plan gives no value for {full} {tuple(value.shape)}")
+                if old is None or old.shape != current.shape:
+                    raise Refused(f"the plan gives no value for {full} {tuple(current.shape)}")
                 part.write(name, old)
+            written.add(id(getattr(module, leaf)))
     if given:
         raise Refused(f"the plan has a value for {sorted(given)[0]}, which is not there")
+    stored.empty -= written
 
 
 def _moved(address: str, new_index: Mapping[int, int]) -> str:
@@ -231,50 +250,12 @@ def _origin(address: str, blocks: tuple[int, ...]) -> str:
     return address if index is None else f"blocks.{blocks[index]}.{role}"
 
 
-def _own(part: Any, given: Mapping[str, Tensor], shared: set[int]) -> None:
-    """Copies what a part shares with the source and is about to be written, and nothing else."""
-    for holder in _holders(part):
-        module = holder.module
-        words = {stored: name for name, stored in getattr(holder, "stored_names", {}).items()}
-        for name, parameter in module._parameters.items():
-            written = f"{holder.address}.{words.get(name, name)}" in given
-            if written and parameter is not None and id(parameter) in shared:
-                copied = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
-                module._parameters[name] = copied
-        for name, buffer in module._buffers.items():
-            written = f"{holder.address}.{name}" in given
-            if written and buffer is not None and id(buffer) in shared:
-                module._buffers[name] = buffer.clone()
-
-
-def _holders(part: Any) -> list[Any]:
-    """The part and what it consists of: each has an address and the module that stores it."""
-    projections = part.projections().values() if hasattr(part, "projections") else ()
-    norms = (getattr(part, "q_norm", None), getattr(part, "k_norm", None))
-    return [part, *projections, *(norm for norm in norms if norm is not None)]
-
-
-def _blank(dtype: torch.dtype) -> Any:
-    """What stands for "not written yet"; None where every value of the dtype is a legal one."""
-    if dtype.is_floating_point:
-        return torch.nan
-    return None if dtype in (torch.bool, torch.uint8) else torch.iinfo(dtype).min
-
-
-def _missing(value: Tensor) -> bool:
-    blank = _blank(value.dtype)
-    if blank is None:
-        return False
-    if not value.is_floating_point():
-        return bool((value == blank).any())
-    # One NaN makes the sum NaN: a finite sum spares a mask of the tensor's size.
-    return not bool(torch.isfinite(value.sum())) and bool(torch.isnan(value).any())
-
-
-def _finish(source: PreTrainedModel, built: PreTrainedModel, paths: Mapping[str, str]) -> None:
+def _finish(
+    source: PreTrainedModel, built: PreTrainedModel, paths: Mapping[str, str], stored: _Stored
+) -> None:
     built.tie_weights()
     for name, tensor in [*built.named_parameters(), *built.named_buffers()]:
-        if tensor.is_meta or _missing(tensor):
+        if id(tensor) in stored.empty or tensor.is_meta or _has_nan(tensor):
             origin = _origin_name(name, paths)
             original = dict(source.named_parameters()).get(origin)
             if original is not None and torch.isnan(original).any():
@@ -286,13 +267,22 @@ def _finish(source: PreTrainedModel, built: PreTrainedModel, paths: Mapping[str,
     copy_modes(source, built, paths)
 
 
+def _has_nan(value: Tensor) -> bool:
+    # One NaN makes the sum NaN: a finite sum spares a mask of the tensor's size.
+    if not value.is_floating_point() or bool(torch.isfinite(value.sum())):
+        return False
+    return bool(torch.isnan(value).any())
+
+
 def _origin_name(name: str, paths: Mapping[str, str]) -> str:
     """Name in the source of a tensor of the result."""
     module, _, leaf = name.rpartition(".")
     return f"{paths[module]}.{leaf}" if module else leaf
 
 
-def _account(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> Accounting:
+def _account(
+    source: nn.Module, built: nn.Module, paths: Mapping[str, str], copies: set[int]
+) -> Accounting:
     old = dict([*source.named_parameters(), *source.named_buffers()])
     kept: list[str] = []
     changed: list[str] = []
@@ -304,6 +294,7 @@ def _account(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> A
             added.append(name)
             continue
         continued.add(origin)
-        (kept if old[origin] is tensor else changed).append(name)
+        same = old[origin] is tensor or id(tensor) in copies
+        (kept if same else changed).append(name)
     removed = [name for name in old if name not in continued]
     return Accounting(tuple(kept), tuple(changed), tuple(added), tuple(removed))
