@@ -213,7 +213,7 @@ def test_a_file_comes_in_and_goes_back_with_its_bits(
         ("rename full -o x.gguf", (".safetensors, .pth, .pt, .bin", "'.gguf'")),
         ("upscale full small.png -o full", ("it is a directory",)),
         ("upscale full gone.png -o large.png", ("gone.png: no such file",)),
-        ("upscale full words.pth -o large.png", ("no picture that can be read",)),
+        ("upscale full words.pth -o large.png", ("no image that can be read",)),
         ("upscale full alpha.png -o large.png", ("alpha channel",)),
         ("upscale full clear.png -o large.png", ("alpha channel",)),
         ("upscale full moving.gif -o large.png", ("several frames",)),

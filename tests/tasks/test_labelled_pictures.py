@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modwright.core.errors import CheckpointError, Refused
+from modwright.tasks import pictures
 from modwright.tasks.pictures import digits, folder_pictures, idx_pictures, read_idx
 
 
@@ -30,6 +31,26 @@ def fashion(folder: Path, count: int = 6) -> None:
         (folder / f"{start}-labels-idx1-ubyte").write_bytes(idx(np.arange(count)))
 
 
+CLOTHES = tuple(pictures._FASHION)
+
+
+@pytest.mark.parametrize(("counts", "first"), [(c, n[0]) for c, n in pictures._KNOWN.items()])
+def test_fault_A20_names_of_labels_are_those_of_the_known_sets(
+    tmp_path: Path, counts: tuple[int, ...], first: str
+) -> None:
+    labels = np.repeat(np.arange(10), counts)
+    for start, of in (("train", labels), ("t10k", labels[:50])):
+        (tmp_path / f"{start}-images-idx3-ubyte").write_bytes(idx(np.zeros((len(of), 1, 1))))
+        (tmp_path / f"{start}-labels-idx1-ubyte").write_bytes(idx(of))
+    assert idx_pictures(tmp_path, side=1)[1].classes[0] == first == {"0": "0"}.get(first, "t-shirt")
+
+
+def test_fault_A20_other_sets_need_names(tmp_path: Path) -> None:
+    fashion(tmp_path)
+    with pytest.raises(Refused, match="neither MNIST nor Fashion-MNIST; name its 6 labels with `c"):
+        idx_pictures(tmp_path)
+
+
 def test_digits_are_split_once_and_for_all() -> None:
     train, test = digits(side=32)
     assert (len(train), len(test)) == (1297, 500)
@@ -47,11 +68,11 @@ def test_digits_are_split_once_and_for_all() -> None:
 
 def test_idx_files_are_read_gzipped_or_not(tmp_path: Path) -> None:
     fashion(tmp_path)
-    train, test = idx_pictures(tmp_path, side=32, channels=1)
+    train, test = idx_pictures(tmp_path, side=32, channels=1, classes=CLOTHES)
     assert train.pixels.shape == (6, 1, 32, 32) and train.labels.tolist() == list(range(6))
     raw = read_idx(tmp_path / "train-images-idx3-ubyte.gz")
     assert raw.shape == (6, 28, 28)
-    same_size = idx_pictures(tmp_path, side=28, channels=1)[0]
+    same_size = idx_pictures(tmp_path, side=28, channels=1, classes=CLOTHES)[0]
     assert torch.allclose(same_size.pixels[:, 0], (raw / 255 - 0.286) / 0.353, atol=1e-6)
     assert test.classes[9] == "ankle boot"
 
@@ -61,15 +82,15 @@ def test_damaged_and_missing_idx_files_are_named(tmp_path: Path) -> None:
     images = tmp_path / "train-images-idx3-ubyte.gz"
     images.write_bytes(images.read_bytes()[:40])
     with pytest.raises(CheckpointError, match=r"train-images-idx3-ubyte\.gz is no whole idx file"):
-        idx_pictures(tmp_path)
+        idx_pictures(tmp_path, classes=CLOTHES)
     images.unlink()
     with pytest.raises(CheckpointError, match="has no train-images-idx3-ubyte or"):
-        idx_pictures(tmp_path)
+        idx_pictures(tmp_path, classes=CLOTHES)
     fashion(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(5)))
     with pytest.raises(Refused, match="6 pictures, but 5 labels"):
-        idx_pictures(tmp_path)
-    with pytest.raises(Refused, match="label 5, but 2 classes"):
+        idx_pictures(tmp_path, classes=CLOTHES)
+    with pytest.raises(Refused, match="label 5, but 2 names; `classes` names labels 0 to 5"):
         fashion(tmp_path)
         idx_pictures(tmp_path, classes=("a", "b"))
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -88,7 +109,7 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     for pixels, label in zip(train.pixels, train.labels):
         assert (pixels.mean() > 0) == bool(label)
     (tmp_path / "dark" / "0.png").write_bytes(b"no picture")
-    with pytest.raises(CheckpointError, match=r"0\.png is no picture"):
+    with pytest.raises(CheckpointError, match=r"0\.png is no image"):
         folder_pictures(tmp_path)
-    with pytest.raises(Refused, match="has 0 folders of pictures"):
+    with pytest.raises(Refused, match="has 0 folders of images"):
         folder_pictures(tmp_path / "dark")

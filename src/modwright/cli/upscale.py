@@ -57,22 +57,10 @@ def _read(path: Path) -> Tensor:
     """(3, H, W), whole numbers from 0 to 255."""
     import numpy as np
     import torch
-    from PIL import Image, UnidentifiedImageError
 
-    from modwright.core.errors import CheckpointError, Refused
+    from modwright.tasks.image_files import read_image
 
-    try:
-        with Image.open(path) as opened:
-            if "A" in opened.mode or "transparency" in opened.info:
-                raise Refused(f"{path} has an alpha channel; save it without")
-            if getattr(opened, "n_frames", 1) > 1:
-                raise Refused(f"{path} has several frames; save the one that is wanted")
-            picture = np.asarray(opened.convert("RGB")).copy()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
-    except (UnidentifiedImageError, OSError):
-        raise CheckpointError(f"{path} is no picture that can be read") from None
-    return torch.from_numpy(picture).permute(2, 0, 1)
+    return torch.from_numpy(np.asarray(read_image(path, single=True)).copy()).permute(2, 0, 1)
 
 
 def _write(pixels: Tensor, out: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -168,7 +169,9 @@ class _Training:
         """Refuses now what would fail after hours."""
         if self.recipe.tensorboard and find_spec("tensorboard") is None:
             raise Refused("tensorboard: true needs the package: pip install tensorboard")
-        learned, measured = pictures_of(self.recipe)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the log says them
+            learned, measured = pictures_of(self.recipe)
         torch.manual_seed(self.recipe.seed)
         model = MODEL.make(self.recipe.model, learned)
         objective = objective_of(self.recipe)
@@ -210,6 +213,8 @@ class _Training:
         count = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
         who = f"{type(ready.model).__name__} with {count:,} parameters"
         self.say(f"{who} learns from {len(ready.train)} pictures ({ready.train.name})")
+        for note in ready.train.notes:
+            self.say(note)
         newest = newest_checkpoint(self.checkpoints)
         if newest is not None:
             self.say(f"goes on from step {newest.name.rpartition('-')[2]}")
@@ -234,6 +239,7 @@ class _Training:
                 "train": [ready.train.name, len(ready.train)],
                 "test": [ready.test.name, len(ready.test)],
                 "classes": list(ready.train.classes),
+                "notes": list(ready.train.notes),
             },
             "log": [dict(entry) for entry in fitted.log],
             "recipe": self.full,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.core.errors import CheckpointError, Refused
+from modwright.tasks.image_files import read_image
+from modwright.tasks.image_folder import find_images
 
 __all__ = ["Pictures", "digits", "folder_pictures", "idx_pictures", "read_idx"]
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"}
 # Type codes of idx files; the numbers in them are big-endian.
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _FASHION = (
@@ -36,6 +38,11 @@ _FASHION = (
     "bag",
     "ankle boot",
 )
+# How often each label stands in the training labels of a set -> the names of its labels.
+_KNOWN = {
+    (6000,) * 10: _FASHION,
+    (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949): tuple("0123456789"),
+}
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ class Pictures:
         pixels: (N, C, H, W), normalized.
         labels: (N,) indices of classes.
         classes: names, in the order of the indices.
+        notes: sentences on what was left out, and how the splits were made.
 
     Example:
         >>> labels = torch.tensor([0, 1, 1, 0])
@@ -59,6 +67,7 @@ class Pictures:
     pixels: Tensor
     labels: Tensor
     classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,8 +83,8 @@ class Pictures:
         """
         if not 1 <= count <= len(self):
             raise Refused(f"{self.name} has {len(self)} pictures, not {count}")
-        name = f"{self.name}, first {count}"
-        return Pictures(name, self.pixels[:count], self.labels[:count], self.classes)
+        name, pixels = f"{self.name}, first {count}", self.pixels[:count]
+        return Pictures(name, pixels, self.labels[:count], self.classes, self.notes)
 
 
 def _prepared(raw: Tensor, side: int, channels: int, mean: float, spread: float) -> Tensor:
@@ -154,7 +163,7 @@ def idx_pictures(
     folder: str | Path,
     side: int = 32,
     channels: int = 3,
-    classes: Sequence[str] = _FASHION,
+    classes: Sequence[str] | None = None,
 ) -> tuple[Pictures, Pictures]:
     """Training and test pictures of a folder that holds the four files of (Fashion-)MNIST.
 
@@ -165,13 +174,17 @@ def idx_pictures(
             with ``t10k``; each may end in ``.gz``.
         side: of the pictures, in pixels.
         channels: copies of the one channel.
-        classes: names of the labels; those of Fashion-MNIST unless they are said.
+        classes: names of the labels. Those of MNIST and of Fashion-MNIST are known; other sets need
+            them.
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        Refused: pictures and labels do not go together.
+        Refused: pictures and labels do not go together, or the names of the labels are not known.
     """
     folder = Path(folder)
+    if classes is None:
+        _present(folder, "train-images-idx3-ubyte")
+        classes = _known_classes(folder, read_idx(_present(folder, "train-labels-idx1-ubyte")))
 
     def part(split: str, start: str) -> Pictures:
         images, labels = (
@@ -181,12 +194,26 @@ def idx_pictures(
         if len(images) != len(labels):
             raise Refused(f"{folder}: {len(images)} pictures, but {len(labels)} labels ({start})")
         if int(labels.max()) >= len(classes):
-            raise Refused(f"{folder}: label {int(labels.max())}, but {len(classes)} classes")
+            raise Refused(
+                f"{folder}: label {int(labels.max())}, but {len(classes)} names; `classes` names "
+                f"labels 0 to {int(labels.max())}"
+            )
         pixels = _prepared(images[:, None].float() / 255, side, channels, 0.286, 0.353)
         name = f"{folder.name}, {split}, {side} x {side}"
         return Pictures(name, pixels, labels.long(), tuple(classes))
 
     return part("train", "train"), part("test", "t10k")
+
+
+def _known_classes(folder: Path, labels: Tensor) -> tuple[str, ...]:
+    """Names of the labels of a set that is known by how often each of them stands in it."""
+    counts = tuple(labels.flatten().long().bincount().tolist())
+    if counts not in _KNOWN:
+        raise Refused(
+            f"{folder} is neither MNIST nor Fashion-MNIST; name its {len(counts)} labels with "
+            "`classes`, such as classes: [cat, dog]"
+        )
+    return _KNOWN[counts]
 
 
 def _present(folder: Path, name: str) -> Path:
@@ -201,49 +228,41 @@ def folder_pictures(
 ) -> tuple[Pictures, Pictures]:
     """Pictures of a folder with one folder per class.
 
-    Each is resized so that its shorter side fits, and the middle is taken.
+    Each is resized so that its shorter side fits, and the middle is taken. Folders ``train`` and
+    ``val`` (or ``validation``, ``test``) are read as splits, with one folder per class in each;
+    without them every class gives its share. Hidden folders are no classes.
 
     Args:
         folder: its folders are the classes, by name; files in them are the pictures.
         side: of the pictures, in pixels.
-        test: share that is for testing, of a permutation of all.
-        seed: of the permutation.
+        test: share of each class that is for testing where the folder has no splits.
+        seed: of the order, and of what is for testing.
+
+    Warns:
+        UserWarning: of what was left out, and how the splits were made; ``notes`` hold it, too.
 
     Raises:
         Refused: there are fewer than two classes, or too few pictures for two splits.
         CheckpointError: a file is no picture.
     """
     folder = Path(folder)
-    classes = sorted(path.name for path in folder.glob("*") if path.is_dir())
-    files = [
-        (path, index)
-        for index, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in _SUFFIXES
-    ]
-    held_out = round(len(files) * test)
-    if len(classes) < 2:
-        raise Refused(f"{folder} has {len(classes)} folders of pictures: classes are 2 or more")
-    if not 1 <= held_out < len(files):
-        raise Refused(f"{folder}: {len(files)} pictures cannot be split at {test:g}")
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed)).tolist()
-    raw = torch.stack([_middle(files[i][0], side) for i in order])
-    pixels = _prepared(raw, side, 3, 0.45, 0.225)
-    labels = torch.tensor([files[i][1] for i in order])
+    found = find_images(folder, test, seed)
+    for note in found.notes:
+        warnings.warn(note, stacklevel=2)
 
-    def part(split: str, of: slice) -> Pictures:
-        name = f"{folder.name}, {split}, seed {seed}, {side} x {side}"
-        return Pictures(name, pixels[of], labels[of], tuple(classes))
+    def part(split: str, files: list[tuple[Path, int]]) -> Pictures:
+        raw = torch.stack([_middle(path, side) for path, _ in files])
+        pixels = _prepared(raw, side, 3, 0.45, 0.225)
+        labels = torch.tensor([label for _, label in files])
+        name = f"{folder.name}, {split}, {side} x {side}"
+        return Pictures(name, pixels, labels, found.classes, found.notes)
 
-    return part("train", slice(held_out, None)), part("test", slice(held_out))
+    train, held_out = (part(split, files) for split, files in found.splits)
+    return train, held_out
 
 
 def _middle(path: Path, side: int) -> Tensor:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as opened:
-            fitted = ImageOps.fit(opened.convert("RGB"), (side, side), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError):
-        raise CheckpointError(f"{path} is no picture that can be read") from None
+    fitted = ImageOps.fit(read_image(path), (side, side), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255
