@@ -190,7 +190,7 @@ def test_bos_is_part_of_the_length(counting):
         word_tokenizer(bos_token="<bos>"), counting, windows=2, length=4, bos=True
     )
     assert ids_of(windows) == [[100, 0, 1, 2], [100, 3, 4, 5]]
-    assert "BOS first in each" in windows.describe()
+    assert "<bos> first in each" in windows.describe()
     with pytest.raises(Refused, match="no BOS token"):
         token_windows(word_tokenizer(), counting, windows=2, length=4, bos=True)
 
@@ -212,6 +212,7 @@ def test_the_recipe_is_json_and_complete(counting):
         "order": "random windows (seed 5)",
         "batch_size": 1,
         "bos": False,
+        "special_tokens": {"before": [], "after": []},
         "sha256": recipe["sha256"],
     }
 

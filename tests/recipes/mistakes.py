@@ -122,7 +122,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "text for truth": (
         "model: m\ncalibration: {bos: maybe}\n" + STEP,
-        ("r.yaml line 2, calibration.bos", "must be true or false, not 'maybe'"),
+        ("r.yaml line 2, calibration.bos", "must be 'auto', true or false, not 'maybe'"),
     ),
     "number out of range": (
         "model: m\ncalibration:\n  windows: 0\n" + STEP,

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     GPT2Config,
@@ -39,6 +39,9 @@ def encoder_tokenizer() -> PreTrainedTokenizerFast:
     }
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 46), ("[SEP]", 47)]
+    )
     names = {f"{name}_token": f"[{name.upper()}]" for name in special}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 

@@ -201,7 +201,7 @@ def test_a_masked_language_model_is_compared_where_tokens_are_masked(text: str) 
     assert found.kl == pytest.approx(kl, rel=1e-5)
     assert found.top1 == pytest.approx(top1)
     assert found.recipe["compared"] == "distribution at every 7th token, masked"
-    assert found.recipe["frame"] == ["[CLS]", "[SEP]"]
+    assert found.recipe["special_tokens"] == {"before": ["[CLS]"], "after": ["[SEP]"]}
 
 
 def test_windows_that_overlap_mask_only_their_new_tokens(text: str) -> None:
@@ -232,7 +232,7 @@ def test_a_decoder_without_a_head_has_hidden_states_too(text: str) -> None:
     found = agreement(teacher, teacher, word_tokenizer(), PerplexityRecipe(text, 2, 8, bos=True))
     assert found.tokens == 14
     assert found.cosine == pytest.approx(1.0, abs=1e-9)
-    assert found.recipe["frame"] == []
+    assert found.recipe["special_tokens"] == {"before": ["<bos>"], "after": []}
 
 
 # What is not finite
@@ -350,10 +350,10 @@ def test_a_decoder_that_is_an_encoder_by_its_config_is_masked() -> None:
     ("make", "tokenizer", "recipe", "said"),
     [
         (BertForMaskedLM, word_tokenizer, {}, "no tokenizer with a mask token"),
-        (BertForMaskedLM, BERT, {"bos": True}, r"between \[CLS\] and \[SEP\]; legal values: False"),
+        (BertForMaskedLM, BERT, {"bos": True}, "valid values of bos: auto, False"),
         (BertForMaskedLM, BERT, {"windows": 1, "length": 4}, "too few tokens to compare"),
-        (BertForMaskedLM, BERT, {"length": 3}, r"legal values: 4\.\.32"),
-        (BertForMaskedLM, BERT, {"length": 33}, r"legal values: 4\.\.32"),
+        (BertForMaskedLM, BERT, {"length": 2}, r"legal values: 3\.\.32"),
+        (BertForMaskedLM, BERT, {"length": 33}, r"legal values: 3\.\.32"),
         (BertModel, BERT, {"windows": 99}, r"legal values of windows at this length: 1\.\.12"),
     ],
 )

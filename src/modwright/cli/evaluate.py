@@ -47,7 +47,13 @@ def evaluate(
         int | None,
         typer.Option(help="Tokens between starts of windows; by default they do not overlap."),
     ] = None,
-    bos: Annotated[bool, typer.Option("--bos", help="Begin every window with BOS.")] = False,
+    bos: Annotated[
+        bool | None,
+        typer.Option(
+            help="Begin every window with BOS, or with no special token; by default with "
+            "those that the tokenizer adds."
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows or requests at once.")] = 1,
     dtype: Dtype = None,
     prompt: Annotated[str | None, typer.Option(help="Also write after this prompt.")] = None,
@@ -72,7 +78,9 @@ def evaluate(
     opened = open_checkpoint(model, dtype=dtype, progress=progress)
     if against is not None:
         original = open_checkpoint(against, dtype=dtype, progress=progress)
-    text = PerplexityRecipe(data, windows, length, stride, bos, batch_size)
+    text = PerplexityRecipe(
+        data, windows, length, stride, "auto" if bos is None else bos, batch_size
+    )
     found = measure(opened, text, against=original, tasks=asked, progress=progress)
     sample: Any = None
     if prompt is not None:

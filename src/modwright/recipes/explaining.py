@@ -102,7 +102,9 @@ def _mapping(item: Mapping[str, Any], at: Location, root: Any) -> str:
 
 
 def _expected(item: Mapping[str, Any], at: Location, root: Any) -> str:
-    return f"must be {item['ctx']['expected']}"
+    # As YAML writes them.
+    expected = re.sub(r"\b(True|False)\b", lambda m: m[0].lower(), item["ctx"]["expected"])
+    return f"must be {expected}"
 
 
 def _at_least(item: Mapping[str, Any], at: Location, root: Any) -> str:

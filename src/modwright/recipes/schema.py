@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,6 +22,15 @@ class Strict(BaseModel):
         return list(cls.model_fields)
 
 
+Bos = Annotated[
+    Literal["auto", True, False],
+    Field(
+        description="special tokens of each window: auto for those that the tokenizer adds by "
+        "itself, true for BOS, false for none"
+    ),
+]
+
+
 class Data(Strict):
     """Calibration text and how it is cut into windows."""
 
@@ -36,7 +45,7 @@ class Data(Strict):
     length: int = Field(default=512, ge=2, description="tokens of a window")
     seed: int | None = Field(default=None, description="null takes the first windows")
     batch_size: int = Field(default=4, ge=1)
-    bos: bool = False
+    bos: Bos = "auto"
 
 
 class PerplexityOf(Strict):
@@ -49,7 +58,7 @@ class PerplexityOf(Strict):
     windows: int = Field(default=6, ge=1)
     length: int = Field(default=512, ge=2)
     stride: int | None = Field(default=None, ge=1)
-    bos: bool = False
+    bos: Bos = "auto"
     batch_size: int = Field(default=1, ge=1)
 
 

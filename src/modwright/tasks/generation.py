@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from modwright.calibration.special_tokens import SpecialTokens, special_tokens
 from modwright.calibration.text import require_count
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
@@ -156,8 +157,11 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> 
         prompt = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
         )
-    # A template writes the special tokens itself.
-    ids = tokenizer(prompt, add_special_tokens=not chat, return_tensors="pt")["input_ids"]
+    ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
+    if not chat:  # a template writes the special tokens itself
+        # The text goes on, so nothing that ends it stands after the prompt.
+        before = special_tokens(tokenizer, prompt).before
+        ids = SpecialTokens(before).around(ids)
     if not ids.shape[1]:
         raise Refused("the prompt gives no token with this tokenizer; give at least one word")
     return ids

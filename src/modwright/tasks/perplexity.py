@@ -94,13 +94,14 @@ def perplexity(
     """
     require_vocabulary(model, _NO_LM)
     windows = cut_windows(model, tokenizer, recipe)
-    # How many tokens at a window's end count: all that have something before them, or the new ones.
-    counts = [min(new, recipe.length - 1) for new in windows.new]
+    # How many text tokens of a window count: all that have something before them, or the new ones.
+    after = len(windows.special.after)
+    counts = [min(new, recipe.length - after - 1) for new in windows.new]
 
     with eval_mode(model), torch.no_grad():
         require_causal(model, _NO_LM, windows.rows)
         begin = time.perf_counter()
-        nll = _total_nll(model, windows.rows, counts, recipe.batch_size, progress)
+        nll = _total_nll(model, windows.rows, counts, after, recipe.batch_size, progress)
         seconds = time.perf_counter() - begin
 
     ends = [start + windows.content for start in windows.starts]
@@ -130,17 +131,23 @@ def _total_nll(
     model: PreTrainedModel,
     rows: Tensor,
     counts: list[int],
+    after: int,
     batch_size: int,
     progress: Progress,
 ) -> float:
-    """Negative log-likelihood in nats, summed over the last ``counts[i]`` tokens of every row i."""
+    """Negative log-likelihood in nats, summed over ``counts[i]`` tokens of every row i.
+
+    They are the last ones of the row before its ``after`` special tokens.
+    """
     total = 0.0
     with progress.phase("perplexity", len(rows)) as task:
         for at in range(0, len(rows), batch_size):
             ids, counted = rows[at : at + batch_size], counts[at : at + batch_size]
-            logits = call(model, ids, logits_to_keep=max(counted) + 1).logits
+            logits = call(model, ids, logits_to_keep=max(counted) + after + 1).logits
             for row, tokens, count in zip(logits, ids.to(logits.device), counted):
-                total += _nll(row[-count - 1 : -1], tokens[-count:])
+                start, stop = len(tokens) - after - count, len(tokens) - after
+                shift = len(row) - len(tokens)  # a model that gave fewer rows gave the last ones
+                total += _nll(row[start + shift - 1 : stop + shift - 1], tokens[start:stop])
             task.advance(len(ids))
     return total
 

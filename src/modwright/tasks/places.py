@@ -103,7 +103,7 @@ def places_of(
     elif tokenizer is None:
         raise Refused("the windows of a text need the models' tokenizer; give it")
     else:
-        counted, recipe = _cut(kind, model, tokenizer, windows)
+        counted, recipe = _cut(model, tokenizer, windows)
     batches, said = _KINDS[kind](counted, tokenizer)
     if not any(batch.read.any() for batch in batches):
         raise Refused("the windows hold too few tokens to compare anything at; give longer ones")
@@ -122,31 +122,20 @@ class _Counted:
 
 
 def _cut(
-    kind: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     recipe: PerplexityRecipe,
 ) -> tuple[list[_Counted], dict[str, Any]]:
-    """The windows of a recipe; encoders get them between their special tokens."""
-    frame = [] if kind == NEXT else [tokenizer.cls_token_id, tokenizer.sep_token_id]
-    frame = [] if None in frame else frame
-    if frame and recipe.bos:
-        raise Refused(
-            f"bos is for models that predict the next token; {type(model).__name__} reads its "
-            f"windows between {tokenizer.cls_token} and {tokenizer.sep_token}; legal values: False"
-        )
-    windows = cut_windows(model, tokenizer, recipe, reserved=len(frame))
-    counts = torch.zeros_like(windows.rows, dtype=torch.bool)
+    """The windows of a recipe, with their special tokens."""
+    windows = cut_windows(model, tokenizer, recipe)
+    counts = torch.zeros(len(windows.rows), windows.content, dtype=torch.bool)
     for row, new in zip(counts, windows.new):
         row[-new:] = True
-    ids = windows.rows
-    if frame:
-        ids = F.pad(F.pad(ids, (1, 0), value=frame[0]), (0, 1), value=frame[1])
-        counts = F.pad(counts, (1, 1), value=False)
-    parts = zip(ids.split(recipe.batch_size), counts.split(recipe.batch_size))
+    counts = windows.special.padded(counts)
+    parts = zip(windows.rows.split(recipe.batch_size), counts.split(recipe.batch_size))
     return (
         [_Counted(rows, torch.ones_like(rows), counted) for rows, counted in parts],
-        {**windows.recipe, "frame": tokenizer.convert_ids_to_tokens(frame)},
+        windows.recipe,
     )
 
 
