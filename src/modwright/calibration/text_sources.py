@@ -17,8 +17,16 @@ _PACKAGED = {
     "lee-background": ("gensim", "test/test_data/lee_background.cor", "latin-1"),
 }
 _DATASETS = "datasets:"
-_BUILDERS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
-_BUILDERS[".txt"] = "text"
+# Files of rows by suffix: the builder of `datasets` and its options. Their markup is no text.
+_ROWS: dict[str, tuple[str, dict[str, str]]] = {
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".ndjson": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".parquet": ("parquet", {}),
+}
+_BUILDERS = {**_ROWS, ".txt": ("text", {})}
 _JOIN = "\n\n"
 
 
@@ -28,11 +36,12 @@ class TextData:
 
     Attributes:
         data: a packaged name (see `text_names`), the path of a text file, the path of a directory
-            whose ``*.txt`` files and files without suffix are one document each, or
-            ``datasets:NAME[#CONFIG]`` for what the `datasets` library reads: a directory written by
-            ``save_to_disk``, a local json, csv, parquet or txt file, or a name it knows.
+            whose ``*.txt`` files and files without suffix are one document each, the path of a file
+            of rows (json, jsonl, ndjson, csv, tsv, parquet), or ``datasets:NAME[#CONFIG]`` for what
+            the `datasets` library reads: a directory written by ``save_to_disk``, a file of rows,
+            a txt file whose lines are rows, or a name it knows.
         split: the split of a dataset; plain text has none.
-        column: the column of a dataset that holds the text.
+        column: the column of a dataset or of a file of rows that holds the text.
         encoding: of the files; packaged texts bring their own.
 
     Example:
@@ -64,7 +73,8 @@ def read_text(data: TextData | str) -> tuple[str, dict[str, Any]]:
     """The text and what a recipe says of it."""
     if isinstance(data, str):
         data = TextData(data)
-    if data.data.startswith(_DATASETS):
+    path = Path(data.data).expanduser()
+    if data.data.startswith(_DATASETS) or (path.suffix.lower() in _ROWS and path.is_file()):
         rows = _dataset_rows(data)
         text, documents = _JOIN.join(rows), f"{len(rows)} rows joined by a blank line"
         facts: dict[str, Any] = {"split": data.split, "column": data.column, "encoding": None}
@@ -87,7 +97,7 @@ def _locate(data: TextData) -> tuple[Path, str]:
         if given != default:
             raise Refused(
                 f"{field} {given!r} has no meaning for the plain text {data.data!r}; leave it at "
-                f"{default!r} or read a {_DATASETS}NAME"
+                f"{default!r} or read a file of rows or {_DATASETS}NAME"
             )
     if data.data in _PACKAGED:
         package, file, encoding = _PACKAGED[data.data]
@@ -104,8 +114,8 @@ def _locate(data: TextData) -> tuple[Path, str]:
     path = Path(data.data).expanduser()
     if not data.data or not path.exists():
         raise Refused(
-            f"{unknown_name('text', data.data, _PACKAGED)}; or the path of a text file or of a "
-            f"directory of text files, or {_DATASETS}NAME"
+            f"{unknown_name('text', data.data, _PACKAGED)}; or the path of a text file, of a "
+            f"directory of text files or of a file of rows ({', '.join(_ROWS)}), or {_DATASETS}NAME"
         )
     return path, data.encoding
 
@@ -140,12 +150,14 @@ def _dataset_rows(data: TextData) -> list[str]:
     path = Path(name).expanduser()
     try:
         if path.is_file():
-            if path.suffix not in _BUILDERS:
+            suffix = path.suffix.lower()
+            if suffix not in _BUILDERS:
                 raise unknown_name("dataset file suffix", path.suffix, _BUILDERS)
+            builder, options = _BUILDERS[suffix]
+            if data.encoding != TextData.encoding and builder != "parquet":
+                options = {**options, "encoding": data.encoding}
             # Streaming reads the file itself; the other way would leave a second copy in a cache.
-            tables = datasets.load_dataset(
-                _BUILDERS[path.suffix], data_files=str(path), streaming=True
-            )
+            tables = datasets.load_dataset(builder, data_files=str(path), streaming=True, **options)
         elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             saved = datasets.load_from_disk(str(path))
             tables = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}

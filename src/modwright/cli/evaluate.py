@@ -41,6 +41,9 @@ def evaluate(
         int | None, typer.Option(help="Examples before each question; the task's own by default.")
     ] = None,
     data: Annotated[str, typer.Option("--text", "--data", help=f"Text: {TEXTS}.")] = "lee",
+    column: Annotated[
+        str, typer.Option(help="Column that holds the text, in a file of rows or a dataset.")
+    ] = "text",
     windows: Annotated[int, typer.Option(help="Windows of text.")] = 6,
     length: Length = 512,
     stride: Annotated[
@@ -66,6 +69,7 @@ def evaluate(
     """
     from dataclasses import asdict
 
+    from modwright.calibration import TextData
     from modwright.checkpoint import open as open_checkpoint
     from modwright.cli.show_evaluation import evaluation_lines
     from modwright.recipes.evaluation import evaluate as measure
@@ -79,7 +83,12 @@ def evaluate(
     if against is not None:
         original = open_checkpoint(against, dtype=dtype, progress=progress)
     text = PerplexityRecipe(
-        data, windows, length, stride, "auto" if bos is None else bos, batch_size
+        TextData(data, column=column),
+        windows,
+        length,
+        stride,
+        "auto" if bos is None else bos,
+        batch_size,
     )
     found = measure(opened, text, against=original, tasks=asked, progress=progress)
     sample: Any = None

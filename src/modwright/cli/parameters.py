@@ -9,7 +9,10 @@ import typer
 
 __all__ = ["TEXTS", "Dtype", "Force", "Json", "Length", "Model", "Recipe", "Set"]
 
-TEXTS = "lee, lee-background, a text file, a folder of them, or datasets:NAME"
+TEXTS = (
+    "lee, lee-background, a text file, a folder of them, a file of rows (jsonl, csv, parquet), or "
+    "datasets:NAME"
+)
 
 Model = Annotated[
     str,
