@@ -21,6 +21,7 @@ from modwright.core.modes import copy_modes
 from modwright.edits.canonical import Target, target_of
 from modwright.edits.edit import split_address
 from modwright.edits.plan import Plan
+from modwright.edits.sharing import note_sharing
 from modwright.edits.verify import Verification, verify
 
 __all__ = ["Accounting", "Applied", "apply"]
@@ -97,6 +98,7 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
     stored = _fill(model, built, paths)
     _write(anatomy, Anatomy.of(built), target, plan.tensors, stored)
     _finish(model, built, paths, stored)
+    note_sharing(model, built)
     accounting = _account(model, built, paths, stored.copies)
     verification = None
     if check:

@@ -8,7 +8,7 @@ from modwright.training.objectives import (
     Reconstruction,
     soft_cross_entropy,
 )
-from modwright.training.trainer import AveragedWeights, ObjectiveTrainer
+from modwright.training.trainer import AveragedWeights, ObjectiveTrainer, learn
 
 __all__ = [
     "AveragedWeights",
@@ -21,5 +21,6 @@ __all__ = [
     "Settings",
     "accuracy",
     "fit",
+    "learn",
     "soft_cross_entropy",
 ]

@@ -121,7 +121,8 @@ class Distillation:
     """A teacher's answers as targets, beside the classes.
 
     Attributes:
-        teacher: its logits have the classes of the model's. It is not trained.
+        teacher: its logits have the classes of the model's. It stays as it is: a student that was
+            made of it gets tensors of its own before it is trained.
         weight: of the teacher's part; the rest is cross-entropy with the classes.
         temperature: of soft targets.
         hard: the teacher's best class is the target, instead of its probabilities
@@ -141,7 +142,7 @@ class Distillation:
             raise Refused(f"weight lies between 0 and 1, not {self.weight}")
         if self.temperature <= 0:
             raise Refused(f"temperature is above 0, not {self.temperature}")
-        set_eval(self.teacher).requires_grad_(False)
+        set_eval(self.teacher)
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,63 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from modwright.core.errors import CheckpointError
+from modwright.core.errors import CheckpointError, Refused
+from modwright.edits.sharing import own_tensors
 from modwright.training.objectives import Objective
 
-__all__ = ["AveragedWeights", "ObjectiveTrainer"]
+__all__ = ["AveragedWeights", "ObjectiveTrainer", "learn"]
 
 _MEAN = "mean_weights.safetensors"
 
 
+def learn(model: nn.Module, apart_from: Sequence[nn.Module] = ()) -> None:
+    """Makes a model ready to be trained: what learns is its own, and something learns.
+
+    A model that was edited shares unchanged tensors with its source, and so does a student with the
+    teacher that it was made of: those are copied. Parameters that a teacher shares were frozen
+    for the teacher's sake, and learn here; where all parameters are frozen, all learn. Others stay
+    as they are, and so do tables that the model never trains.
+
+    Args:
+        model: changed in place. Parameters that it shared are new objects afterwards, so optimizers
+            and masks are made later.
+        apart_from: teachers, which keep their tensors.
+
+    Raises:
+        Refused: the model is its own teacher.
+
+    Example:
+        >>> import modwright
+        >>> from modwright.edits import Plan, apply, remove
+        >>> teacher = modwright.open("preset:tiny-llama").model.requires_grad_(False)
+        >>> anatomy = modwright.Anatomy.of(teacher)
+        >>> plan = Plan.of(anatomy, "by hand", remove(anatomy.blocks[0].attention))
+        >>> student = apply(teacher, plan).model
+        >>> learn(student, apart_from=[teacher])
+        >>> all(p.requires_grad for p in student.parameters())
+        True
+        >>> any(p.requires_grad for p in teacher.parameters())
+        False
+    """
+    if any(teacher is model for teacher in apart_from):
+        raise Refused("the model is its own teacher; give the objective a copy of it")
+    never = set(getattr(model, "frozen", ()))
+    of_teachers = {id(p) for teacher in apart_from for p in teacher.parameters()}
+    named = [(name, p) for name, p in model.named_parameters() if name not in never]
+    all_frozen = not any(p.requires_grad for _, p in named)
+    thawed = [name for name, p in named if all_frozen or id(p) in of_teachers]
+    own_tensors(model, *apart_from)
+    for name in thawed:
+        parameter = model.get_parameter(name)
+        if parameter.is_floating_point():
+            parameter.requires_grad_(True)
+
+
 class ObjectiveTrainer(Trainer):
     """Minimizes an objective. Resuming, mixed precision, logging and processes are transformers'.
+
+    What the model shares with another one, such as the source that it was edited from or a teacher,
+    becomes its own before the first step: see :func:`learn`.
 
     Weights of one axis (biases, gains, scales) do not decay, nor what the model names in
     ``no_weight_decay()``.
@@ -34,9 +81,11 @@ class ObjectiveTrainer(Trainer):
     """
 
     def __init__(
-        self, *args: Any, objective: Objective, one_cycle: bool = False, **kwargs: Any
+        self, model: Any, *args: Any, objective: Objective, one_cycle: bool = False, **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
+        teacher = getattr(objective, "teacher", None)
+        learn(model, () if teacher is None else (teacher,))
+        super().__init__(model, *args, **kwargs)
         self.objective, self.one_cycle = objective, one_cycle
         self.named: dict[str, list[Tensor]] = {}
         # An objective's loss is a mean, whatever the model would do with counts of items.

@@ -1,0 +1,125 @@
+"""What learns is its own: sources and teachers stay bit-equal while a result is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from helpers import edit, outputs, snapshot, unchanged
+from models.tiny import tiny as tiny_image_model
+from modwright.anatomy import Anatomy
+from modwright.core.errors import Refused
+from modwright.edits import Change, remove
+from modwright.edits.sharing import own_tensors, sharing_with
+from modwright.tasks.pictures import Pictures
+from modwright.training import CrossEntropy, Distillation, Settings, fit, learn
+
+SETTINGS = Settings(epochs=1, batch_size=4, learning_rate=0.05, average=0.5)
+
+
+def images(model: Any) -> Pictures:
+    size = model.config.image_size
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(8, 3, *sides, generator=generator)
+    return Pictures("noise", pixels, torch.arange(8) % 5, tuple("abcde"))
+
+
+def student_of(teacher: Any) -> Any:
+    anatomy = Anatomy.of(teacher)
+    return edit(teacher, remove(anatomy.blocks[-1].at("attention")), check=False).model
+
+
+@pytest.mark.parametrize("architecture", ["metaformer", "vision_transformer", "smt", "tnt"])
+def test_fault_A2_training_a_result_leaves_its_source_bit_equal(architecture: str) -> None:
+    source = tiny_image_model(architecture)
+    before, answers = snapshot(source), outputs(source)
+    student = student_of(source)
+    start = snapshot(student)
+    fit(student, images(source), settings=SETTINGS, objective=CrossEntropy())
+    assert unchanged(source, before) and torch.equal(outputs(source), answers)
+    assert not unchanged(student, start)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_fault_A2_a_teacher_stays_and_its_student_learns_everything(frozen: bool) -> None:
+    teacher = tiny_image_model("metaformer")
+    trained = {name for name, p in teacher.named_parameters() if p.requires_grad}
+    if frozen:
+        teacher.requires_grad_(False)
+    flags = {name: p.requires_grad for name, p in teacher.named_parameters()}
+    before = snapshot(teacher)
+    student = student_of(teacher)
+    start = snapshot(student)
+    fit(student, images(teacher), settings=SETTINGS, objective=Distillation(teacher))
+    assert unchanged(teacher, before)
+    assert {name: p.requires_grad for name, p in teacher.named_parameters()} == flags
+    learns = {name for name, p in student.named_parameters() if p.requires_grad}
+    assert learns == trained & set(start)
+    assert all(
+        not torch.equal(start[name], p) for name, p in student.named_parameters() if name in learns
+    )
+
+
+def test_fault_A2_a_student_sharing_parameters_by_hand_is_separated_too() -> None:
+    teacher, student = (
+        tiny_image_model("vision_transformer"),
+        tiny_image_model("vision_transformer"),
+    )
+    for path, module in student.named_modules():
+        module._parameters.update(teacher.get_submodule(path)._parameters)
+    before = snapshot(teacher)
+    fit(student, images(teacher), settings=SETTINGS, objective=Distillation(teacher))
+    assert unchanged(teacher, before)
+
+
+def test_fault_A2_what_a_user_froze_stays_frozen() -> None:
+    source = tiny_image_model("vision_transformer")
+    student = student_of(source)
+    backbone = [n for n, _ in student.named_parameters() if "blocks" in n]
+    for name in backbone:
+        student.get_parameter(name).requires_grad_(False)
+    learn(student)
+    assert not any(student.get_parameter(name).requires_grad for name in backbone)
+    assert any(p.requires_grad for p in student.parameters())
+
+
+def test_fault_A2_ties_survive_the_separation(tiny: Any) -> None:
+    source = tiny.copy("tiny-llama")
+    first = edit(source, remove(Anatomy.of(source).blocks[1].mlp), check=False).model
+    second = edit(first, remove(Anatomy.of(first).blocks[2].mlp), check=False).model
+    del first
+    assert sharing_with(second) == [source]
+    before, answers = snapshot(source), outputs(second)
+    count = len(list(second.parameters()))
+    own_tensors(second)
+    assert Anatomy.of(second).is_tied and len(list(second.parameters())) == count
+    assert torch.equal(outputs(second), answers)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.add_(1)
+    assert unchanged(source, before)
+
+
+def test_fault_A2_a_model_is_not_its_own_teacher() -> None:
+    model = tiny_image_model("metaformer")
+    with pytest.raises(Refused, match="its own teacher; give the objective a copy"):
+        fit(model, images(model), settings=SETTINGS, objective=Distillation(model))
+
+
+def test_fault_A2_a_change_of_nothing_shares_and_learns_apart(tiny: Any) -> None:
+    source = tiny.copy("tiny-gpt2")
+    before = snapshot(source)
+    result = edit(source, Change(), check=False).model
+    learn(result)
+    torch.optim.SGD(result.parameters(), lr=1.0)
+    loss = result(
+        input_ids=torch.ones(1, 4, dtype=torch.long), labels=torch.ones(1, 4, dtype=torch.long)
+    ).loss
+    loss.backward()
+    with torch.no_grad():
+        for parameter in result.parameters():
+            parameter -= 0.1
+    assert unchanged(source, before)
