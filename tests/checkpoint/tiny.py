@@ -103,6 +103,8 @@ def write_gguf(
             writer.add_float32(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
+        elif isinstance(value, str):
+            writer.add_string(key, value)
         else:
             writer.add_array(key, value)
     writer.add_tokenizer_model("gpt2")

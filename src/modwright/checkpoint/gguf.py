@@ -23,6 +23,7 @@ from transformers import modeling_gguf_pytorch_utils as reference
 from modwright.checkpoint.classes import model_class
 from modwright.checkpoint.directory import check_loading, placement
 from modwright.checkpoint.gguf_header import Header, StoredTensor, has_rules, read_header
+from modwright.checkpoint.gguf_metadata import ROTARY_FACTORS, unexplained_tensors
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.wording import first_line
@@ -86,8 +87,16 @@ def load_gguf(
     except Exception as error:
         raise CheckpointError(f"{file} cannot be loaded: {first_line(error)}") from error
     check_loading(info, str(file), cls.__name__)
+    unread = [name for name in sorted(info["unexpected_keys"]) if name != ROTARY_FACTORS]
+    odd = unexplained_tensors(unread, head)
+    if odd:
+        more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
+        raise CheckpointError(
+            f"{file}: {cls.__name__} has no place for {', '.join(odd[:3])}{more}, and would "
+            "compute something else without; open the original checkpoint instead"
+        )
     _forget_origin(model)
-    return set_eval(model), tuple(sorted(info["unexpected_keys"]))
+    return set_eval(model), tuple(unread)
 
 
 def _load_streaming(

@@ -16,6 +16,7 @@ import gguf
 import numpy as np
 import transformers
 
+from modwright.checkpoint.gguf_metadata import ROTARY_FACTORS, settle
 from modwright.checkpoint.wording import first_line
 from modwright.core.errors import CheckpointError
 
@@ -51,11 +52,16 @@ class Header:
     config: transformers.PreTrainedConfig
 
 
-def read_header(file: Path) -> Header:
+def read_header(file: Path, *, settled: bool = True) -> Header:
     """Read the header of a GGUF file.
 
+    Args:
+        file: the GGUF file.
+        settled: hold the config against every key of the file (`gguf_metadata.settle`); without,
+            it is what transformers' parser makes of it.
+
     Raises:
-        CheckpointError: damaged, cut short, or of another byte order.
+        CheckpointError: damaged, cut short, of another byte order, or it says what is not read.
         ValueError: transformers does not know the architecture.
     """
     try:
@@ -84,7 +90,18 @@ def read_header(file: Path) -> Header:
         config = _parse(file)
     else:
         config = _parse_without_vocabulary(reader)
+    if settled:
+        keys = {key: f.contents() if f.data else None for key, f in reader.fields.items()}
+        settle(file, name, keys, config, _rotary_factors(reader))
     return Header(name, tensors, config)
+
+
+def _rotary_factors(reader: _Reader) -> np.ndarray | None:
+    found = [tensor for tensor in reader.tensors if tensor.name == ROTARY_FACTORS]
+    if not found:
+        return None
+    values: np.ndarray = gguf.dequantize(found[0].data, found[0].tensor_type)
+    return values.reshape(-1)
 
 
 def has_rules(architecture: str) -> bool:

@@ -151,10 +151,15 @@ def test_a_config_that_is_read_as_another_is_noticed_also_under_rounding(
 
 
 @pytest.mark.contract("E3")
-def test_layers_that_differ_are_refused(edited_model: Callable[[str], Any], tmp_path: Path) -> None:
+def test_fault_B15_layers_that_differ_are_refused_with_the_reason(
+    edited_model: Callable[[str], Any], tmp_path: Path
+) -> None:
     with pytest.raises(Refused, match="cannot export to gguf: layers differ") as refused:
         modwright.export(edited_model("tiny-llama"), tmp_path / "out", "gguf")
     assert "no attention in block 0" in str(refused.value)
+    assert '"deci" takes heads and widths per layer, and it is not written yet' in str(
+        refused.value
+    )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -162,7 +167,7 @@ def test_layers_that_differ_are_refused(edited_model: Callable[[str], Any], tmp_
     ("name", "changed", "told"),
     [
         ("mistral", {"sliding_window": 16}, "sliding_window 16"),
-        ("qwen3", {"head_dim": 16}, "head_dim 16 (it would be read as 128)"),
+        ("qwen3", {"head_dim": 16}, "head_dim 16 would be read as 128"),
         ("llama", {"attention_bias": True}, "attention_bias True"),
         ("llama", {"mlp_bias": True}, "mlp_bias True"),
         ("llama", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
@@ -178,10 +183,10 @@ def test_layers_that_differ_are_refused(edited_model: Callable[[str], Any], tmp_
         ),
     ],
 )
-def test_what_a_reader_would_lose_is_refused(
+def test_fault_B15_what_is_not_written_yet_is_refused_as_that(
     name: str, changed: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match="it has no place for") as refused:
+    with pytest.raises(Refused, match="of the file as it is written so far") as refused:
         modwright.export(model_of(name, **changed), tmp_path / "out", "gguf")
     assert told in str(refused.value)
     assert list(tmp_path.iterdir()) == []

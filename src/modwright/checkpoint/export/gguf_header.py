@@ -70,7 +70,7 @@ def add_config(writer: Any, config: Any) -> None:
 def lost(config: Any) -> str | None:
     """What a reader of the file would take for something else; None when it says everything.
 
-    A header is written and read back by transformers, and the two configs are compared.
+    A header is written and read back by transformers' parser, and the two configs are compared.
     """
     import gguf
 
@@ -87,15 +87,15 @@ def lost(config: Any) -> str | None:
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
             writer.close()
-            read = read_header(file).config
+            read = read_header(file, settled=False).config
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             return f"the config does not fit the format: {first_line(error)}"
     odd = [
-        f"{name} {value!r} (it would be read as {getattr(read, name, None)!r})"
+        f"{name} {value!r} would be read as {getattr(read, name, None)!r}"
         for name, value in _shaping(config).items()
         if not _same(value, getattr(read, name, None))
     ]
-    return f"it has no place for {'; '.join(odd)}" if odd else None
+    return f"of the file as it is written so far, {'; '.join(odd)}" if odd else None
 
 
 def _shaping(config: Any) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class Gguf(Target):
         found = differences(model)
         if found:
             return (
-                f"layers differ ({'; '.join(found)}), and llama.cpp's loader takes one shape for "
-                "all layers of this family"
+                f'layers differ ({"; ".join(found)}); of llama.cpp\'s architectures, "deci" takes '
+                "heads and widths per layer, and it is not written yet"
             )
         config = model.config
         if config.model_type not in ARCHITECTURES:
