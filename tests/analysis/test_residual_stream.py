@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from helpers import batch_of, snapshot, unchanged
+from models.tiny import TINY
+from models.tiny import tiny as tiny_classifier
 from modwright.analysis import stream_mean
 from modwright.anatomy import Anatomy
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused
+from modwright.core.errors import Refused, UnsupportedArchitecture
 from modwright.surgery import apply, make_method
 
 
@@ -34,6 +36,45 @@ def test_it_is_the_mean_square_over_the_energy(tiny: Any, preset: str) -> None:
         assert share == pytest.approx(float(truth), rel=1e-9)
     assert found.by_chance == 1 / Anatomy.of(model).hidden_size
     assert unchanged(model, before) and not any(m._forward_pre_hooks for m in model.modules())
+
+
+def by_hand(model: Any, batch: dict[str, Any]) -> list[float]:
+    """The share before each block and behind the last, from hooks of this test's own."""
+    blocks = [block.module for block in Anatomy.of(model).blocks]
+    passed: list[list[Any]] = [[] for _ in range(len(blocks) + 1)]
+
+    def keep(index: int, value: Any) -> None:
+        x = (value[0] if isinstance(value, tuple) else value).double()
+        x = x.permute(0, 2, 3, 1) if x.dim() == 4 else x  # maps are (B, C, H, W)
+        mean, variance = x.mean(-1), x.var(-1, correction=0)
+        passed[index].append((mean.square() / (mean.square() + variance)).flatten())
+
+    handles = [
+        module.register_forward_pre_hook(lambda m, args, i=i: keep(i, args[0]))
+        for i, module in enumerate(blocks)
+    ]
+    last = len(blocks)
+    handles.append(blocks[-1].register_forward_hook(lambda m, args, out: keep(last, out)))
+    with torch.no_grad():
+        model(**batch)
+    for handle in handles:
+        handle.remove()
+    return [float(torch.cat(found).mean()) for found in passed]
+
+
+@pytest.mark.parametrize("kind", sorted(TINY.keys() - {"craft"}))
+def test_fault_A4_channels_are_found_in_feature_maps(kind: str) -> None:
+    """Also where stages differ in width and in the number of their positions."""
+    model = tiny_classifier(kind)
+    if kind == "residual_network":  # it has no attention and no MLP
+        with pytest.raises(UnsupportedArchitecture, match="no family for model type"):
+            stream_mean(model, {})
+        return
+    batch = batch_of(model)
+    found = stream_mean(model, batch)
+    assert found.shares == pytest.approx(by_hand(model, batch), rel=1e-6)
+    assert len(found.widths) == len(found.shares) and found.by_chance == 1 / found.widths[0]
+    assert ("chance" in str(found).splitlines()[1]) == (len(set(found.widths)) > 1)
 
 
 def test_a_stream_of_noise_has_what_chance_gives(tiny: Any) -> None:

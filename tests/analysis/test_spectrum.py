@@ -98,3 +98,11 @@ def test_what_has_no_spectrum_is_refused() -> None:
 
     with pytest.raises(Refused, match="give no tensor in a pass: unused"):
         map_spectra(Lazy(), torch.ones(1, 1, 2, 2), ["unused"])
+
+
+def test_fault_A4_what_follows_in_place_does_not_change_what_a_part_gave() -> None:
+    conv = nn.Conv2d(3, 4, 3, padding=1)
+    pictures = torch.rand(2, 3, 8, 8) - 0.5
+    found = map_spectra(nn.Sequential(conv, nn.ReLU(inplace=True)), pictures, ["0"])["0"]
+    with torch.no_grad():
+        assert found == Spectrum.of(conv(pictures))

@@ -35,6 +35,7 @@ from modwright.calibration import (
 from modwright.calibration.text import Batch, from_sequences
 from modwright.core.errors import Refused
 from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
+from modwright.surgery import make_method
 
 
 @contextmanager
@@ -313,11 +314,35 @@ def test_no_data_is_refused(tiny: Any) -> None:
         walk(tiny("tiny-llama"), Similarity(), data=empty)
 
 
-def test_two_collectors_of_one_name_are_refused(tiny: Any) -> None:
-    with pytest.raises(Refused, match="both give 'attention'"):
-        walk(tiny("tiny-llama"), Similarity(), Grams())
-    # The number of tokens is the same for all, so these go together.
-    walk(tiny("tiny-llama"), Similarity(), StreamGaps(2))
+def test_fault_B20_collectors_that_give_the_same_names_share_a_walk(tiny: Any) -> None:
+    model = tiny("tiny-llama")
+    together = walk(model, Similarity(), Grams(), StreamGaps(2))
+    for collector in (Similarity(), Grams(), StreamGaps(2)):
+        kind = collector.describe()["collector"]
+        for both, alone in zip(together, walk(model, collector)):
+            assert all(torch.equal(both[f"{kind}/{name}"], alone[name]) for name in alone)
+    assert together.column("similarity/block") == together.column("block")
+    with pytest.raises(Refused, match=r"'attention'.*grams/attention, similarity/attention"):
+        together.column("attention")
+
+
+def test_fault_B20_methods_plan_from_a_shared_walk(tiny: Any) -> None:
+    """Each finds its own statistics beside another's of the same names."""
+    model = tiny("tiny-llama")
+    method = make_method("llm_drop", {"n": 2, "target": "joint"})
+    together, alone = walk(model, Grams(), Similarity()), walk(model, Similarity())
+    plans = [method.plan_from(Anatomy.of(model), found) for found in (together, alone)]
+    assert plans[0].reasons["order"] == plans[1].reasons["order"]
+
+
+@pytest.mark.parametrize("twin", [Similarity(), Similarity(drop_norm=False)])
+def test_fault_B20_one_collector_twice_is_refused_before_anything_runs(
+    tiny: Any, twin: Similarity
+) -> None:
+    progress = StopsAfter()
+    with pytest.raises(Refused, match="the collector 'similarity' is given 2 times"):
+        walk(tiny("tiny-llama"), Similarity(), twin, progress=progress)
+    assert progress.done == 0
 
 
 def test_collectors_do_not_see_each_others_taps(tiny: Any) -> None:

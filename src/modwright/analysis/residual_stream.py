@@ -9,14 +9,14 @@ Axes: b rows, t positions, d hidden_size.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from modwright.anatomy import Anatomy, Tap
+from modwright.anatomy import Anatomy
+from modwright.core.capture import on_tensors
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
 from modwright.nn.norms import restore_coordinate
@@ -31,13 +31,19 @@ class StreamMean:
     Attributes:
         shares: mean^2 / (mean^2 + variance) over the channels, averaged over positions: before each
             block, and last behind all of them.
-        positions: how many were seen, padding left out.
-        by_chance: the share of any one direction in a stream without preferred ones, 1 / d.
+        positions: how many were seen, padding left out; where stages make maps coarser, before the
+            first block.
+        widths: channels d of the stream, layer by layer.
     """
 
     shares: tuple[float, ...]
     positions: int
-    by_chance: float
+    widths: tuple[int, ...]
+
+    @property
+    def by_chance(self) -> float:
+        """The share of any one direction in a stream without preferred ones, 1 / d, at first."""
+        return 1 / self.widths[0]
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -45,11 +51,14 @@ class StreamMean:
             "shares": list(self.shares),
             "positions": self.positions,
             "by_chance": self.by_chance,
+            "widths": list(self.widths),
         }
 
     def __str__(self) -> str:
-        told = [f"  before block {i}: {share:.2e}" for i, share in enumerate(self.shares[:-1])]
-        told.append(f"  behind the blocks: {self.shares[-1]:.2e}")
+        names = [f"before block {i}" for i in range(len(self.shares) - 1)] + ["behind the blocks"]
+        told = [f"  {name}: {share:.2e}" for name, share in zip(names, self.shares)]
+        if len(set(self.widths)) > 1:
+            told = [f"{line} (chance {1 / d:.2e})" for line, d in zip(told, self.widths)]
         seen = f"{self.positions} positions, {self.by_chance:.2e} by chance"
         return "\n".join([f"the mean's share of the stream, {seen}", *told])
 
@@ -82,26 +91,29 @@ def stream_mean(
         True
     """
     anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
-    taps = [block.stream_in for block in anatomy.blocks]
-    taps.append(anatomy.blocks[-1].stream_out)
-    sums = torch.zeros(len(taps), dtype=torch.float64)
-    positions = 0
-    with eval_mode(anatomy.model), torch.no_grad():
+    without_one = any(norm.kind == "crms" for norm in anatomy.stream.norms)
+    taps = dict(enumerate([block.stream_in for block in anatomy.blocks]))
+    taps[len(taps)] = anatomy.blocks[-1].stream_out
+    sums, counts, widths = [0.0] * len(taps), [0] * len(taps), [0] * len(taps)
+    mask: Tensor | None = None
+
+    def add(layer: int, stream: Tensor) -> None:
+        shares = _share(restore_coordinate(stream.double()) if without_one else stream.double())
+        if mask is not None:
+            shares = shares[mask.to(shares.device).bool()]
+        sums[layer] += float(shares.sum())
+        counts[layer] += shares.numel()
+        widths[layer] = stream.shape[-1] + without_one
+
+    with eval_mode(anatomy.model), torch.no_grad(), on_tensors(taps, add):
         for inputs in _inputs(batches):
             device = next(anatomy.model.parameters()).device
-            with _reading(taps) as seen:
-                anatomy.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
-            kept = inputs.get("attention_mask")
-            shares = torch.stack([_share(seen[i], anatomy) for i in range(len(taps))]).cpu()
-            if kept is not None:
-                shares = shares[:, kept.cpu().bool()]
-            flat = shares.reshape(len(taps), -1)  # (layers, positions)
-            sums += flat.sum(1)
-            positions += flat.shape[1]
-    if not positions:
+            mask = inputs.get("attention_mask")
+            anatomy.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+    if not counts[0]:
         raise Refused("stream_mean: there is no batch to look at")
-    width = anatomy.hidden_size + _is_stored_without_one(anatomy)
-    return StreamMean(tuple((sums / positions).tolist()), positions, 1 / width)
+    shares = tuple(total / count for total, count in zip(sums, counts))
+    return StreamMean(shares, counts[0], tuple(widths))
 
 
 def _inputs(batches: Mapping[str, Tensor] | Iterable[Any]) -> Iterator[dict[str, Tensor]]:
@@ -110,38 +122,7 @@ def _inputs(batches: Mapping[str, Tensor] | Iterable[Any]) -> Iterator[dict[str,
         yield dict(batch if isinstance(batch, Mapping) else batch.tensors())
 
 
-def _is_stored_without_one(anatomy: Anatomy) -> bool:
-    return any(norm.kind == "crms" for norm in anatomy.stream.norms)
-
-
-def _share(stream: Tensor, anatomy: Anatomy) -> Tensor:
-    """(b, t, d) -> (b, t), in float64."""
-    x = stream.double()
-    if _is_stored_without_one(anatomy):
-        x = restore_coordinate(x)
-    energy = x.square().mean(-1)
-    return x.mean(-1).square() / energy.clamp(min=torch.finfo(energy.dtype).tiny)
-
-
-@contextmanager
-def _reading(taps: list[Tap]) -> Iterator[dict[int, Tensor]]:
-    """What passes at the taps during a forward pass, by their place in the list."""
-    seen: dict[int, Tensor] = {}
-
-    def hook(index: int, tap: Tap) -> Any:
-        def on_input(module: nn.Module, args: Any, kwargs: Any) -> None:
-            seen[index] = args[0] if args else kwargs["hidden_states"]
-
-        def on_output(module: nn.Module, args: Any, out: Any) -> None:
-            seen[index] = out[0] if isinstance(out, tuple) else out
-
-        if tap.side == "input":
-            return tap.module.register_forward_pre_hook(on_input, with_kwargs=True)
-        return tap.module.register_forward_hook(on_output)
-
-    hooks = [hook(index, tap) for index, tap in enumerate(taps)]
-    try:
-        yield seen
-    finally:
-        for handle in hooks:
-            handle.remove()
+def _share(stream: Tensor) -> Tensor:
+    """(b, ..., d) -> (b, ...)."""
+    energy = stream.square().mean(-1)
+    return stream.mean(-1).square() / energy.clamp(min=torch.finfo(energy.dtype).tiny)

@@ -10,14 +10,14 @@ Axes: B pictures, C channels, H height, W width, K frequencies.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from modwright.core.capture import Tap, capture
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
 
@@ -148,27 +148,10 @@ def map_spectra(model: nn.Module, pictures: Tensor, parts: Sequence[str]) -> dic
     for name in parts:
         if name not in known:
             raise Refused(f"the model has no part {name!r}")
-    with _outputs({name: known[name] for name in parts}) as kept, eval_mode(model), torch.no_grad():
+    taps = {name: Tap(known[name], "output") for name in parts}
+    # A copy: what follows a part may work in place.
+    with capture(taps, copy=True) as kept, eval_mode(model), torch.no_grad():
         model(pictures)
     if silent := [name for name in parts if name not in kept]:
         raise Refused(f"parts that give no tensor in a pass: {', '.join(silent)}")
     return {name: Spectrum.of(kept[name]) for name in parts}
-
-
-@contextmanager
-def _outputs(parts: dict[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    kept: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Any:
-        def hook(_module: nn.Module, _given: Any, found: Any) -> None:
-            if isinstance(found, Tensor):
-                kept[name] = found
-
-        return hook
-
-    handles = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
-    try:
-        yield kept
-    finally:
-        for handle in handles:
-            handle.remove()

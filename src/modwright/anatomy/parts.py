@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy.projection import Projection
+from modwright.core.capture import Tap
 from modwright.core.errors import Refused
 from modwright.nn import (
     AttentionShape,
@@ -35,18 +36,6 @@ __all__ = ["Attention", "Block", "Embedding", "Layout", "Linear", "Mlp", "Norm",
 __all__ += ["BranchGain", "OtherMixer", "Patches", "Sublayer", "Tap", "Unread"]
 
 Layout = Literal["pre", "post", "parallel"]
-
-
-@dataclass(frozen=True)
-class Tap:
-    """Where a tensor can be read while the model runs: the first input or output of a module.
-
-    ``axis`` is where its channels lie: last, or 1 where it is a map (b, C, h, w).
-    """
-
-    module: nn.Module
-    side: Literal["input", "output"]
-    axis: int = -1
 
 
 class Part(ABC):

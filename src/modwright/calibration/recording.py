@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy
+from modwright.core.capture import StopForward
 
 __all__ = ["Call", "ModelInput", "moved", "on_device", "record"]
 
@@ -27,10 +28,6 @@ class ModelInput(Protocol):
 
     def tensors(self) -> dict[str, Tensor]:
         """What the model is called with, by keyword."""
-
-
-class _StopForwardError(Exception):
-    pass
 
 
 def record(
@@ -61,7 +58,7 @@ def record(
             previous = calls[index][-1] if calls[index] else ((), {})
             calls[index].append(_shared((args[1:], kwargs), previous))
             if index == len(modules) - 1:
-                raise _StopForwardError
+                raise StopForward
             return hidden
 
         return forward
@@ -74,10 +71,8 @@ def record(
         for index, module in enumerate(modules):
             module.forward = stand_in(index)
         for batch in batches:
-            try:
+            with suppress(StopForward):
                 backbone(**_inputs(backbone, batch, device))
-            except _StopForwardError:
-                continue
     finally:
         for module, forward in zip(modules, own):
             del module.forward

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,11 +17,74 @@ from torch import Tensor
 from modwright.calibration.disk import writing
 from modwright.core.errors import Refused
 
-__all__ = ["Statistics"]
+if TYPE_CHECKING:
+    from modwright.calibration.collectors import Collector
+
+__all__ = ["BlockStatistics", "Statistics", "qualified", "require_distinct"]
+
+
+def qualified(collector: Collector, name: str) -> str:
+    """What a collector's statistic is stored as: "grams/attention"."""
+    return f"{_kind(collector)}/{name}"
+
+
+def _kind(collector: Collector) -> str:
+    return str(collector.describe().get("collector", type(collector).__name__))
+
+
+def require_distinct(collectors: Iterable[Collector]) -> None:
+    """Refuses a collector that is given twice, with the same options or others.
+
+    Example:
+        >>> from modwright.calibration import Grams, Similarity
+        >>> require_distinct([Grams(), Similarity()])
+    """
+    for kind, count in Counter(map(_kind, collectors)).items():
+        if count > 1:
+            raise Refused(f"the collector {kind!r} is given {count} times; calibrate once for each")
+
+
+class BlockStatistics(Mapping[str, Tensor]):
+    """The statistics of one block, by name.
+
+    A name that one collector alone gives may stand without it: "gaps" for "stream gaps/gaps".
+
+    Raises:
+        Refused: a name that several collectors give.
+
+    Example:
+        >>> found = BlockStatistics({"grams/mlp": torch.eye(2), "similarity/mlp": torch.eye(1)})
+        >>> sorted(found), found["grams/mlp"].shape[0]
+        (['grams/mlp', 'similarity/mlp'], 2)
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        self.stored = stored
+        self._full: dict[str, list[str]] = {}
+        for full in stored:
+            self._full.setdefault(full.rpartition("/")[2], []).append(full)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self.stored:
+            return self.stored[name]
+        bare = name.rpartition("/")[2]
+        if name != bare:  # earlier files hold the names of one collector as they are
+            return self.stored[bare]
+        full = self._full[name]
+        if len(full) > 1:
+            raise Refused(f"several collectors give {name!r}; it is one of {', '.join(full)}")
+        return self.stored[full[0]]
+
+    def __iter__(self) -> Iterator[str]:
+        for name, full in self._full.items():
+            yield from [name] if len(full) == 1 else full
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 class Statistics:
-    """What a walk collected: block index -> dict of tensors, read from disk when asked for.
+    """What a walk collected: block index -> tensors by name, read from disk when asked for.
 
     Attributes:
         recipe: data and collectors that the numbers come from.
@@ -81,14 +145,13 @@ class Statistics:
     def __len__(self) -> int:
         return self.num_blocks
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> BlockStatistics:
         if not 0 <= index < self.num_blocks:
             raise IndexError(index)
         self.before_reading()
-        values: dict[str, Tensor] = load_file(self.path(index))
-        return values
+        return BlockStatistics(load_file(self.path(index)))
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[BlockStatistics]:
         return (self[index] for index in range(self.num_blocks))
 
     def column(self, name: str) -> list[float]:

@@ -11,20 +11,26 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from modwright.anatomy import Anatomy, Block, Tap
+from modwright.anatomy import Anatomy, Block
 from modwright.calibration.collectors import Collector, Watch
 from modwright.calibration.processes import Processes, processes
 from modwright.calibration.recording import Call, ModelInput, moved, on_device, record
-from modwright.calibration.statistics import Statistics
+from modwright.calibration.statistics import Statistics, qualified, require_distinct
 from modwright.calibration.streams import Stream
 from modwright.calibration.tensors import CalibrationData
+from modwright.core.capture import (
+    StopForward,
+    capture,
+    channels_last,
+    on_forward,
+)
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress, Task
@@ -87,7 +93,7 @@ def calibrate(
     walks its share of the batches, and all get the statistics of all of them.
 
     Raises:
-        Refused: no data, or activations that are not finite.
+        Refused: no data, one collector twice, or activations that are not finite.
         ProcessFailed: another process failed or is gone.
 
     Example:
@@ -103,6 +109,7 @@ def calibrate(
     team = processes()
     team.begin_walk()
     with team.same_fate():
+        require_distinct(collectors)
         batches: list[ModelInput] = list(windows)
         if not batches:
             raise Refused("there is no calibration data")
@@ -222,7 +229,7 @@ class _Walk:
         for watch in watches if self.team.size > 1 else ():
             self.team.add_up(watch.sums)
         with self.team.same_fate():
-            results = _results(watches)
+            results = _results(self.collectors, watches)
             watches.clear()
             if self.team.is_main:
                 self.statistics.store(index, results)
@@ -274,26 +281,28 @@ class _WholeWalk(_Walk):
         watches = [collector.watch(block) for collector in self.collectors]
         model = self.anatomy.model
         device = next(model.parameters()).device
-        streams: dict[str, Tensor] = {}
-        with _tapped(watches) as seen, ExitStack() as stack:
-            for name, tap in (("stream_in", block.stream_in), ("stream_out", block.stream_out)):
-                stack.callback(_hook(tap, name, streams).remove)
+        ends = {"stream_in": block.stream_in, "stream_out": block.stream_out}
+        ran = runs = 0
+        with _tapped(watches) as seen, capture(ends) as streams:
 
             def update(*_: Any) -> None:
-                if not torch.isfinite(streams["stream_out"]).all():
-                    raise Refused(
-                        f"the activations after block {block.index} are not finite; check the "
-                        "weights"
-                    )
+                nonlocal ran
+                _require_finite(streams["stream_out"], block)
                 for watch, mine in zip(watches, seen):
                     rows = {name: _tokens(x, None) for name, x in {**mine, **streams}.items()}
                     watch.update(rows, [rows["stream_in"]])
+                ran += 1
+                if ran == runs:
+                    raise StopForward
 
             # Registered last, so it runs after the taps; a block that runs twice is seen twice.
-            stack.callback(block.module.register_forward_hook(update).remove)
-            for batch in self.batches:
-                model(**{name: tensor.to(device) for name, tensor in batch.tensors().items()})
-                self.task.advance()
+            with on_forward({"block": block.module}, update):
+                for batch in self.batches:
+                    ran = 0
+                    with suppress(StopForward):
+                        model(**{name: x.to(device) for name, x in batch.tensors().items()})
+                    runs = ran  # the first batch told how often it runs: what follows is not needed
+                    self.task.advance()
         return watches
 
 
@@ -325,26 +334,32 @@ def measure_block(
             result = block.module(before.clone(), *args, **kwargs)
             out[j] = result[0] if isinstance(result, tuple) else result
             after = out[j].to(device)
-            if not torch.isfinite(after).all():
-                raise Refused(
-                    f"the activations after block {block.index} are not finite; check the weights"
-                )
-            earlier = [_tokens(stream[j].to(device), keep[j]) for stream in past]
+            _require_finite(after, block)
+            ends = {"stream_in": before, "stream_out": after}
+            ends = {name: channels_last(x, block.axis) for name, x in ends.items()}
+            earlier = [
+                _tokens(channels_last(stream[j].to(device), block.axis), keep[j]) for stream in past
+            ]
             for watch, mine in zip(watches, seen):
-                mine["stream_in"], mine["stream_out"] = before, after
+                mine |= ends
                 watch.update({name: _tokens(x, keep[j]) for name, x in mine.items()}, earlier)
             task.advance()
     return watches
 
 
-def _results(watches: Sequence[Watch]) -> dict[str, Tensor]:
-    results: dict[str, Tensor] = {}
-    for watch in watches:
-        for name, value in watch.result().items():
-            if name in results and not torch.equal(results[name], value.cpu()):
-                raise Refused(f"two collectors both give {name!r}; collect them in walks apart")
-            results[name] = value.cpu()
-    return results
+def _results(collectors: Sequence[Collector], watches: Sequence[Watch]) -> dict[str, Tensor]:
+    return {
+        qualified(collector, name): value.cpu()
+        for collector, watch in zip(collectors, watches)
+        for name, value in watch.result().items()
+    }
+
+
+def _require_finite(stream: Tensor, block: Block) -> None:
+    if not torch.isfinite(stream).all():
+        raise Refused(
+            f"the activations after block {block.index} are not finite; check the weights"
+        )
 
 
 def _real(batch: ModelInput, device: torch.device) -> Tensor | None:
@@ -361,27 +376,8 @@ def _tokens(value: Tensor, keep: Tensor | None) -> Tensor:
 @contextmanager
 def _tapped(watches: Sequence[Watch]) -> Iterator[list[dict[str, Tensor]]]:
     """Reads every tap while the block runs, for each watch under its own names."""
-    seen: list[dict[str, Tensor]] = [{} for _ in watches]
     with ExitStack() as stack:
-        for watch, mine in zip(watches, seen):
-            for name, tap in watch.taps.items():
-                stack.callback(_hook(tap, name, mine).remove)
-        yield seen
-
-
-def _hook(tap: Tap, name: str, seen: dict[str, Tensor]) -> Any:
-    def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        keep(args[0] if args else kwargs["hidden_states"])
-
-    def on_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        keep(output[0] if isinstance(output, tuple) else output)
-
-    def keep(value: Tensor) -> None:
-        seen[name] = value if tap.axis == -1 else value.movedim(tap.axis, -1)
-
-    if tap.side == "input":
-        return tap.module.register_forward_pre_hook(on_input, with_kwargs=True)
-    return tap.module.register_forward_hook(on_output)
+        yield [stack.enter_context(capture(watch.taps)) for watch in watches]
 
 
 def _fingerprint(model: nn.Module) -> str:

@@ -9,14 +9,15 @@ from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from modwright.anatomy import Anatomy, Part
+from modwright.core.capture import Call, channels_last, on_forward
 from modwright.core.modes import set_eval
 from modwright.cost.forward_macs import without_numbers
 from modwright.cost.macs import Pass, part_macs
@@ -86,13 +87,23 @@ def run_without_numbers(anatomy: Anatomy) -> Ran:
     there = Anatomy.of(model)
     seen: dict[int, list[_Call]] = defaultdict(list)
     largest = [0]
+    blocks = {block.index: block for block in there.blocks}
+
+    def note_call(index: int, call: Call) -> None:
+        stream = channels_last(call.args[0], blocks[index].axis)
+        grid = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], tuple) else None
+        tokens, width = stream[..., 0].numel() // len(stream), stream.shape[-1]
+        seen[index].append(_Call(len(stream), tokens, width, grid))
+
+    def note_size(path: str, call: Call) -> None:
+        tensors = [x for x in (*call.args, call.output) if isinstance(x, Tensor)]
+        largest[0] = max(largest[0], sum(tensor.numel() for tensor in tensors))
+
+    leaves = {path: m for path, m in model.named_modules() if not list(m.children())}
     with ExitStack() as stack:
-        for block in there.blocks:
-            hook = _note_call(seen[block.index], block.axis)
-            stack.callback(block.module.register_forward_pre_hook(hook).remove)
-        for module in model.modules():
-            if not list(module.children()):
-                stack.callback(module.register_forward_hook(_note_size(largest)).remove)
+        modules = {index: block.module for index, block in blocks.items()}
+        stack.enter_context(on_forward(modules, note_call, "input"))
+        stack.enter_context(on_forward(leaves, note_size))
         # Fused attention is one opaque step to the counter.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         counter = stack.enter_context(FlopCounterMode(display=False))
@@ -124,21 +135,3 @@ class _Call(NamedTuple):
     tokens: int
     width: int
     grid: tuple[int, int] | None
-
-
-def _note_call(seen: list[_Call], axis: int) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        stream: Tensor = args[0]
-        width = stream.shape[axis]
-        grid = args[1] if len(args) > 1 and isinstance(args[1], tuple) else None
-        seen.append(_Call(stream.shape[0], stream[0].numel() // width, width, grid))
-
-    return hook
-
-
-def _note_size(largest: list[int]) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        tensors = [x for x in (*args, output) if isinstance(x, Tensor)]
-        largest[0] = max(largest[0], sum(tensor.numel() for tensor in tensors))
-
-    return hook

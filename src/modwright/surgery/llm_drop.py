@@ -250,9 +250,9 @@ class LlmDrop:
             raise Refused("iterative mode scores anew after each removal: it plans from data")
         self._check_available(anatomy)
         kinds = ("attention", "mlp", "block")
-        scores: dict[str, Any] = {kind: statistics.column(kind) for kind in kinds}
+        scores: dict[str, Any] = {kind: statistics.column(f"similarity/{kind}") for kind in kinds}
         if self.consecutive and self.n:
-            table = gap_table([values["gaps"].tolist() for values in statistics])
+            table = gap_table([values["stream gaps/gaps"].tolist() for values in statistics])
             scores["consecutive"] = [row[self.n - 1] for row in table]
             picked = [("block", i) for i in consecutive_blocks(table, self.n)]
         else:
@@ -295,7 +295,8 @@ class LlmDrop:
                     progress=progress,
                     label=f"score {self.target}, {step + 1} of {self.n}",
                 )
-                scores = {k: statistics.column(k) for k in ("attention", "mlp", "block")}
+                kinds = ("attention", "mlp", "block")
+                scores = {k: statistics.column(f"similarity/{k}") for k in kinds}
             for kind, index in picked:
                 scores[kind][index] = nothing
             first = first or {kind: list(column) for kind, column in scores.items()}

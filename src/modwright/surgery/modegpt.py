@@ -11,6 +11,7 @@ G = H / K, D channels of a head, k kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -225,7 +226,7 @@ class MoDeGpt:
     ) -> Plan:
         """Decides from second moments that are there already (of these pairs, or of more)."""
         self._refuse(anatomy)
-        influence = statistics.column("influence")
+        influence = statistics.column("grams/influence")
         sparsity = (
             [self.sparsity] * len(influence)
             if self.allocation == "uniform"
@@ -247,7 +248,7 @@ class MoDeGpt:
             "calibration": data,
             "meaning": "influence is one minus the mean cosine between a block's input and output",
         }
-        notes = self._notes(anatomy, int(statistics[0]["tokens"]))
+        notes = self._notes(anatomy, int(statistics[0]["grams/tokens"]))
         notes += self._starved(anatomy, statistics)
         return Plan.of(anatomy, "modegpt", change, self._options(), reasons, notes)
 
@@ -292,7 +293,7 @@ class MoDeGpt:
         told: list[str] = []
         for block in anatomy.blocks:
             if "mlp" in self.pairs and isinstance(block.mlp, MixtureOfExperts):
-                told += starved(block.mlp, statistics[block.index]["expert_tokens"])
+                told += starved(block.mlp, statistics[block.index]["grams/expert_tokens"])
         if not told:
             return ()
         more = f" and {len(told) - 8} more" if len(told) > 8 else ""
@@ -302,7 +303,7 @@ class MoDeGpt:
         )
 
     def _solve(
-        self, block: Block, moments: dict[str, Tensor], share: float
+        self, block: Block, moments: Mapping[str, Tensor], share: float
     ) -> tuple[Change, dict[str, Any]]:
         change, reasons = Change(), {"sparsity": share}
         if block.mlp is not None and "mlp" in self.pairs:
@@ -311,14 +312,14 @@ class MoDeGpt:
             reasons |= told
         if block.attention is not None and {"query_key", "value_output"} & set(self.pairs):
             part, told = self._attention(
-                block.attention, moments["attention"], moments["attention_mean"], share
+                block.attention, moments["grams/attention"], moments["grams/attention_mean"], share
             )
             change += part
             reasons |= told
         return change, reasons
 
     def _inner(
-        self, part: Mlp | MixtureOfExperts, moments: dict[str, Tensor], share: float
+        self, part: Mlp | MixtureOfExperts, moments: Mapping[str, Tensor], share: float
     ) -> tuple[Change, dict[str, Any]]:
         size = part.intermediate_size
         keep = int(size * (1 - share))
@@ -326,8 +327,8 @@ class MoDeGpt:
         if keep == size:
             return Change(), {"intermediate_size": size}
         if isinstance(part, Mlp):
-            return self._mlp(part, moments["mlp"], keep)
-        return self._experts(part, moments["mlp"], moments["expert_tokens"], keep)
+            return self._mlp(part, moments["grams/mlp"], keep)
+        return self._experts(part, moments["grams/mlp"], moments["grams/expert_tokens"], keep)
 
     def _experts(
         self, mixture: MixtureOfExperts, moments: Tensor, tokens: Tensor, keep: int

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ from transformers import TrainerCallback
 
 from modwright.anatomy import Anatomy, Mlp
 from modwright.calibration.text import Batch
+from modwright.core.capture import Tap, capture
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
@@ -183,11 +183,7 @@ def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batc
         for batch in batches:
             given = batch if isinstance(batch, Mapping) else batch.tensors()
             mask = given.get("attention_mask")
-            seen: dict[str, Tensor] = {}
-            with ExitStack() as stack:
-                for mlp, part in parts:
-                    hook = part.register_forward_pre_hook(_note(seen, mlp.address))
-                    stack.callback(hook.remove)
+            with capture({mlp.address: Tap(part, "input") for mlp, part in parts}) as seen:
                 model(**given)
             for mlp, part in parts:
                 used = part.route(seen[mlp.address]).flatten(0, -2)
@@ -198,10 +194,3 @@ def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batc
     if not tokens:
         raise Refused("there is no token to count: give at least one batch")
     return ExpertUsage(counts, tokens)
-
-
-def _note(seen: dict[str, Tensor], address: str) -> Any:
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen[address] = args[0]
-
-    return hook

@@ -1,0 +1,160 @@
+"""Reads tensors inside a model while it runs. This is the only place that registers forward hooks.
+
+A hook point names a tensor by a module and the side of it that the tensor passes. What is read has
+its channels in the last axis, wherever the module keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Call", "StopForward", "Tap", "capture", "channels_last", "first_tensor", "on_forward"]
+__all__ += ["on_tensors"]
+
+K = TypeVar("K", bound=Hashable)
+Side = Literal["input", "output"]
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a tensor can be read while the model runs: the first input or output of a module.
+
+    ``axis`` is where its channels lie: last, or 1 where it is a map (b, C, h, w).
+    """
+
+    module: nn.Module
+    side: Side
+    axis: int = -1
+
+
+class Call(NamedTuple):
+    """One call of a module; ``output`` is None where it is seen before the module runs."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+class StopForward(Exception):
+    """What ``see`` raises to end a pass early: nobody needs what would come after.
+
+    Example:
+        >>> first = nn.Linear(2, 2)
+        >>> model = nn.Sequential(first, nn.Linear(3, 3))  # cannot take what the first gives
+        >>> def stop(name, call):
+        ...     raise StopForward
+        >>> with on_forward({"first": first}, stop), contextlib.suppress(StopForward):
+        ...     model(torch.ones(1, 2))
+    """
+
+
+@contextmanager
+def on_forward(
+    modules: Mapping[K, nn.Module], see: Callable[[K, Call], None], side: Side = "output"
+) -> Iterator[None]:
+    """Calls ``see(name, call)`` whenever one of the modules runs, while the context is open.
+
+    Args:
+        modules: by any name; a module may have several names.
+        see: changes nothing. What it raises ends the model's pass.
+        side: "output" after the module ran, "input" before.
+    """
+
+    def hook(name: K) -> Callable[..., None]:
+        if side == "input":
+            return lambda module, args, kwargs: see(name, Call(args, kwargs, None))
+        return lambda module, args, kwargs, output: see(name, Call(args, kwargs, output))
+
+    with ExitStack() as stack:
+        for name, module in modules.items():
+            register: Any = (
+                module.register_forward_pre_hook
+                if side == "input"
+                else module.register_forward_hook
+            )
+            stack.callback(register(hook(name), with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def on_tensors(
+    points: Mapping[K, Tap], see: Callable[[K, Tensor], None], *, gradients: bool = False
+) -> Iterator[None]:
+    """Calls ``see(name, tensor)`` whenever a tensor passes one of the points.
+
+    The tensor is a view of the model's own, channels last. A module that gives none is passed over.
+
+    Args:
+        points: by any name.
+        see: changes nothing in place.
+        gradients: the tensor stays in the graph of a model that learns; detached otherwise.
+    """
+
+    def read(name: K, call: Call) -> None:
+        point = points[name]
+        value = first_tensor(call, point.side)
+        if value is not None:
+            see(name, channels_last(value if gradients else value.detach(), point.axis))
+
+    with ExitStack() as stack:
+        for side in ("input", "output"):
+            there = {name: tap.module for name, tap in points.items() if tap.side == side}
+            stack.enter_context(on_forward(there, read, side))
+        yield
+
+
+@contextmanager
+def capture(
+    points: Mapping[K, Tap],
+    *,
+    gradients: bool = False,
+    copy: bool = False,
+    device: torch.device | str | None = None,
+) -> Iterator[dict[K, Tensor]]:
+    """The tensors that passed the points last, by name; it fills while the model runs.
+
+    Args:
+        points: by any name.
+        gradients: tensors stay in the graph of a model that learns; detached otherwise.
+        copy: tensors of their own, which a later step of the model that works in place cannot
+            change. Without it nothing is copied.
+        device: where tensors go; where they are by default.
+
+    Example:
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True))
+        >>> points = {"in": Tap(model[0], "input", axis=1), "out": Tap(model[0], "output", axis=1)}
+        >>> with capture(points, copy=True) as seen:
+        ...     answer = model(torch.randn(2, 3, 4, 5))
+        >>> tuple(seen["in"].shape), tuple(seen["out"].shape), bool((seen["out"] < 0).any())
+        ((2, 4, 5, 3), (2, 4, 5, 8), True)
+    """
+    seen: dict[K, Tensor] = {}
+
+    def keep(name: K, value: Tensor) -> None:
+        seen[name] = value.to(value.device if device is None else device, copy=copy)
+
+    with on_tensors(points, keep, gradients=gradients):
+        yield seen
+
+
+def first_tensor(call: Call, side: Side = "input") -> Tensor | None:
+    """What a module works on, or gives: its first argument, or the first part of its output."""
+    if side == "input":
+        named = call.kwargs.get("hidden_states", next(iter(call.kwargs.values()), None))
+        value = call.args[0] if call.args else named
+    else:
+        # Also transformers' outputs, which are dictionaries that take a number.
+        several = isinstance(call.output, tuple | list) or hasattr(call.output, "to_tuple")
+        value = call.output[0] if several and len(call.output) else call.output
+    return value if isinstance(value, Tensor) else None
+
+
+def channels_last(value: Tensor, axis: int) -> Tensor:
+    """A view with the channels, which lie at ``axis``, in the last axis."""
+    return value if axis in (-1, value.dim() - 1) else value.movedim(axis, -1)

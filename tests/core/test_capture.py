@@ -1,0 +1,180 @@
+"""What passes a point of a model is read as it is there, and nothing is left behind."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from helpers import number_of_hooks
+from modwright.core.capture import (
+    Call,
+    StopForward,
+    Tap,
+    capture,
+    channels_last,
+    first_tensor,
+    on_forward,
+    on_tensors,
+)
+
+
+class Named(nn.Module):
+    """Takes its stream by keyword and gives several things."""
+
+    def forward(self, hidden_states: Tensor, scale: float = 2.0) -> tuple[Tensor, str]:
+        return hidden_states * scale, "beside"
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+        self.act = nn.ReLU(inplace=True)
+        self.named = Named()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.named(hidden_states=self.act(self.conv(x)))[0]
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    return Model()
+
+
+PICTURES = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(1))
+
+
+def points(model: Model, axis: int = 1) -> dict[str, Tap]:
+    return {
+        "in": Tap(model.conv, "input", axis),
+        "conv": Tap(model.conv, "output", axis),
+        "keyword": Tap(model.named, "input", axis),
+        "tuple": Tap(model.named, "output", axis),
+    }
+
+
+def test_channels_come_last_wherever_they_lie(model: Model) -> None:
+    with capture(points(model), copy=True) as seen:
+        answer = model(PICTURES)
+    truth = model.conv(PICTURES)
+    assert torch.equal(seen["in"], PICTURES.permute(0, 2, 3, 1))
+    assert torch.equal(seen["conv"], truth.permute(0, 2, 3, 1))
+    assert torch.equal(seen["keyword"], truth.relu().permute(0, 2, 3, 1))
+    assert torch.equal(seen["tuple"], answer.permute(0, 2, 3, 1))
+
+
+def test_a_copy_is_safe_from_steps_in_place(model: Model) -> None:
+    with capture(points(model, -1)) as views, capture(points(model, -1), copy=True) as copies:
+        model(PICTURES)
+    truth = model.conv(PICTURES)
+    assert torch.equal(copies["conv"], truth)
+    assert torch.equal(views["conv"], truth.relu())  # the very memory of the model
+    assert copies["conv"].data_ptr() != views["conv"].data_ptr()
+
+
+def test_gradients_are_kept_on_request_alone(model: Model) -> None:
+    with capture(points(model)) as seen:
+        model(PICTURES)
+    assert not any(value.requires_grad for value in seen.values())
+    with capture(points(model), gradients=True) as seen:
+        model(PICTURES)
+    seen["tuple"].square().sum().backward()
+    assert model.conv.weight.grad is not None and float(model.conv.weight.grad.norm()) > 0
+
+
+def test_tensors_go_to_the_device_that_is_asked_for(model: Model) -> None:
+    with capture(points(model), device="meta") as seen:
+        answer = model(PICTURES)
+    assert {value.device.type for value in seen.values()} == {"meta"}
+    assert answer.device.type == "cpu"
+
+
+def test_every_pass_is_seen_in_order() -> None:
+    step = nn.Linear(2, 2)
+    model = nn.Sequential(step, step)  # one module twice
+    passed: list[tuple[str, Tensor]] = []
+    taps = {"in": Tap(step, "input"), "out": Tap(step, "output")}
+    with on_tensors(taps, lambda name, value: passed.append((name, value))):
+        model(torch.ones(1, 2))
+    assert [name for name, _ in passed] == ["in", "out", "in", "out"]
+    assert torch.equal(passed[1][1], passed[2][1])
+
+
+def test_calls_are_seen_with_all_that_was_given(model: Model) -> None:
+    calls: dict[str, Call] = {}
+    with (
+        on_forward({"before": model.named}, calls.__setitem__, "input"),
+        on_forward({"after": model.named}, calls.__setitem__),
+    ):
+        model.named(PICTURES, scale=3.0)
+    assert calls["before"].output is None and calls["after"].output[1] == "beside"
+    assert all(
+        call.args == (PICTURES,) and call.kwargs == {"scale": 3.0} for call in calls.values()
+    )
+
+
+def test_a_module_that_gives_no_tensor_is_passed_over() -> None:
+    class Words(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "no tensor"
+
+    part = Words()
+    with capture({"out": Tap(part, "output"), "in": Tap(part, "input")}) as seen:
+        part(torch.ones(1))
+    assert seen.keys() == {"in"}
+
+
+@pytest.mark.parametrize(
+    "output", [torch.ones(1), (torch.ones(1), None), [torch.ones(1)], "of transformers"]
+)
+def test_the_first_tensor_of_an_output_is_what_a_module_gives(output: Any) -> None:
+    if isinstance(output, str):
+        from transformers.modeling_outputs import BaseModelOutput
+
+        output = BaseModelOutput(last_hidden_state=torch.ones(1))
+    found = first_tensor(Call((), {}, output), "output")
+    assert found is not None and torch.equal(found, torch.ones(1))
+
+
+def test_the_last_axis_is_not_moved() -> None:
+    x = torch.ones(2, 3)
+    assert channels_last(x, -1) is x and channels_last(x, 1) is x
+    assert channels_last(torch.ones(2, 3, 4), 1).shape == (2, 4, 3)
+
+
+def test_a_pass_ends_where_it_is_stopped(model: Model) -> None:
+    ran: list[str] = []
+
+    def stop(name: str, call: Call) -> None:
+        ran.append(name)
+        if name == "conv":
+            raise StopForward
+
+    modules = {"conv": model.conv, "act": model.act}
+    with on_forward(modules, stop), suppress(StopForward):
+        model(PICTURES)
+    assert ran == ["conv"] and number_of_hooks(model) == 0
+
+
+@pytest.mark.parametrize("place", ["the model", "the listener", "the caller", "a point"])
+def test_no_hook_is_left_whatever_fails(model: Model, place: str) -> None:
+    def see(name: str, value: Tensor) -> None:
+        if place == "the listener":
+            raise ValueError(place)
+
+    there = points(model)
+    if place == "a point":
+        there["wrong"] = Tap("no module", "output")  # type: ignore[arg-type]
+    with (
+        pytest.raises((ValueError, RuntimeError, AttributeError)),
+        on_tensors(there, see),
+        capture(there),
+    ):
+        model(PICTURES[:, :2] if place == "the model" else PICTURES)
+        raise ValueError(place)
+    assert number_of_hooks(model) == 0
