@@ -45,11 +45,12 @@ class StopForward(Exception):
     """What ``see`` raises to end a pass early: nobody needs what would come after.
 
     Example:
+        >>> from contextlib import suppress
         >>> first = nn.Linear(2, 2)
         >>> model = nn.Sequential(first, nn.Linear(3, 3))  # cannot take what the first gives
         >>> def stop(name, call):
         ...     raise StopForward
-        >>> with on_forward({"first": first}, stop), contextlib.suppress(StopForward):
+        >>> with on_forward({"first": first}, stop), suppress(StopForward):
         ...     model(torch.ones(1, 2))
     """
 
