@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -20,11 +21,10 @@ from documents import (
     run_blocks,
     shell_lines,
 )
-from modwright.checkpoint import presets
 from modwright.cli.entry import run_command
-from modwright.edits import part_names, registry
+from modwright.core.registry import registries_restored
 from modwright.recipes.load import parse_recipe
-from modwright.surgery import method, method_names
+from modwright.surgery import method_names
 
 PAGES = pages()
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -43,28 +43,17 @@ def name(page: Path) -> str:
 
 
 @pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """A new directory with the examples, and a module for the blocks of one page.
 
     What a page registers is forgotten afterwards.
     """
-    import modwright.anatomy.families as families
-
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    assert method_names()
-    assert part_names()
-    assert families.families()
-    for holder, table in [
-        (method, "_METHODS"),
-        (families, "_REGISTERED"),
-        (registry, "_PARTS"),
-        (presets, "_PRESETS"),
-    ]:
-        monkeypatch.setattr(holder, table, dict(getattr(holder, table)))
     module = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
-    return module
+    with registries_restored():
+        yield module
 
 
 @pytest.mark.slow

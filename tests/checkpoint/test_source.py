@@ -102,7 +102,7 @@ def test_presets() -> None:
         assert torch.equal(a.to(torch.bfloat16), b)
     with pytest.raises(Refused, match=r"unknown preset 'test-sorce'.*did you mean 'test-source'"):
         open("preset:test-sorce")
-    with pytest.raises(Refused, match="already registered"):
+    with pytest.raises(Refused, match="registered already"):
         register_preset("test-source", lambda: LlamaConfig())
 
 

@@ -200,7 +200,7 @@ def test_names_are_unique_and_wrong_ones_answered() -> None:
     def again(**overrides: Any) -> Any: ...
 
     again.__name__ = taken
-    with pytest.raises(Refused, match=f"a model named '{taken}' is registered already"):
+    with pytest.raises(Refused, match=f"a model called '{taken}' is registered already"):
         register_model(again)
     with pytest.raises(Refused, match=r"unknown model 'poolformer_s13'.*poolformer_s12"):
         create_model("poolformer_s13")

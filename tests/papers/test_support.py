@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 from modwright.anatomy import Anatomy
 from modwright.core.errors import Refused
 from modwright.papers.support import Support, support_table
-from modwright.surgery import Needs, method, method_names, register_method
+from modwright.surgery import Needs, method_names, register_method
+from modwright.surgery.method import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +51,13 @@ def test_normalized_queries_are_not_narrowed(table: list[Support]) -> None:
         assert ("query_key" in narrowed) == ("normalizes its queries" in (use.refusal or ""))
 
 
-def test_a_new_method_enters_by_registering(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(method, "_METHODS", {})
-    monkeypatch.setattr(method, "_discover", lambda: None)
+@pytest.fixture
+def no_methods() -> Iterator[None]:
+    with METHODS.restored(empty=True):
+        yield
 
+
+def test_a_new_method_enters_by_registering(no_methods: None) -> None:
     @register_method("choosy", needs=Needs(), examples=({}, {"wide": True}))
     @dataclass(frozen=True)
     class Choosy:

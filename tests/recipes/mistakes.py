@@ -86,7 +86,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "option of the wrong type": (
         "model: m\nsteps:\n  - method: llm_drop\n    n: four\n",
-        ("r.yaml line 4, steps.0", "n:", "integer", "'four'"),
+        ("r.yaml line 4, steps.0", "n:", "whole number", "'four'"),
     ),
     "option out of range": (
         "model: m\nsteps:\n  - method: modegpt\n    pairs: [mlp]\n    sparsity: 1.5\n",

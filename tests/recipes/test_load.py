@@ -243,7 +243,7 @@ def test_set_changes_values_and_reads_them_as_yaml(tmp_path: Path) -> None:
         ("title=[", ("'[' is not a YAML value", "quotes")),
         ("titel=x", ("--set 'titel=x', titel", "unknown key", "did you mean 'title'?")),
         ("seed=x", ("--set 'seed=x', seed", "whole number", "'x'")),
-        ("steps.0.n=x", ("--set 'steps.0.n=x', steps.0", "integer", "'x'")),
+        ("steps.0.n=x", ("--set 'steps.0.n=x', steps.0", "whole number", "'x'")),
         ("steps.0=5", ("--set 'steps.0=5', steps.0", "must be a mapping")),
         ("steps.1.sparsty=0.3", ("steps.1", "'sparsty'", "did you mean 'sparsity'?")),
     ],

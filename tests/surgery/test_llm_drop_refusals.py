@@ -107,8 +107,8 @@ def test_an_unreadable_list_is_refused(tiny: Any, tmp_path: Path) -> None:
 
 OPTIONS = {
     "negative": ({"n": -1}, "n must be 0 or more, not -1"),
-    "part of one": ({"n": 1.5}, "n: .*valid integer.*1.5"),
-    "a word": ({"n": "some"}, "n: .*valid integer.*'some'"),
+    "part of one": ({"n": 1.5}, "n: .*whole number.*1.5"),
+    "a word": ({"n": "some"}, "n: .*whole number.*'some'"),
     "target": ({"target": "attn"}, "target.*'attention', 'mlp', 'block' or 'joint'.*'attn'"),
     "mode": ({"mode": "twice"}, "mode.*'one_shot' or 'iterative'.*'twice'"),
     "unknown": ({"targets": "mlp"}, "unknown option of llm_drop 'targets'.*mean 'target'"),

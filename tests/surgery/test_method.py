@@ -17,6 +17,7 @@ from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
 from modwright.calibration.text import from_sequences
 from modwright.core.errors import Refused
+from modwright.core.registry import Registry
 from modwright.edits import Plan, remove
 from modwright.papers import paper
 from modwright.surgery import (
@@ -28,15 +29,14 @@ from modwright.surgery import (
     plan,
     register_method,
 )
-from modwright.surgery import method as module
+from modwright.surgery.method import METHODS
 
 
 @pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    """A copy of the registry that the test may fill."""
-    method_names()
-    monkeypatch.setattr(module, "_METHODS", dict(module._METHODS))
-    yield module._METHODS
+def registry() -> Iterator[Registry[Any]]:
+    """The registry, which the test may fill."""
+    with METHODS.restored():
+        yield METHODS
 
 
 def register_first_gone(name: str = "first_gone") -> type[Any]:
@@ -116,7 +116,8 @@ def test_every_wrong_option_is_named_in_one_line() -> None:
         make_method("llm_drop", {"n": "x", "target": "y"})
     said = str(refusal.value)
     assert said.startswith("llm_drop: ") and "\n" not in said
-    assert "n: " in said and "given: 'x'" in said and "target: " in said and "given: 'y'" in said
+    assert "n: must be a whole number, not 'x'" in said
+    assert "target: must be 'attention'" in said and ", not 'y'" in said
 
 
 def test_options_of_yaml_are_taken() -> None:

@@ -7,14 +7,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from modwright.core.errors import Refused, unknown_name
+from modwright.core.registry import Registry
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["PREFIX", "preset_config", "preset_names", "register_preset"]
+__all__ = ["PREFIX", "PRESETS", "preset_config", "preset_names", "register_preset"]
 
 PREFIX = "preset:"
-_PRESETS: dict[str, Callable[[], PreTrainedConfig]] = {}
+PRESETS: Registry[Callable[[], PreTrainedConfig]] = Registry("preset")
 
 
 def register_preset(name: str, make_config: Callable[[], PreTrainedConfig]) -> None:
@@ -32,9 +33,7 @@ def register_preset(name: str, make_config: Callable[[], PreTrainedConfig]) -> N
     """
     if not name or name != name.strip():
         raise Refused(f"a preset needs a name without spaces around it, not {name!r}")
-    if _PRESETS.get(name, make_config) is not make_config:
-        raise Refused(f"preset {name!r} is already registered; choose another name")
-    _PRESETS[name] = make_config
+    PRESETS.add(name, make_config)
 
 
 def preset_names() -> tuple[str, ...]:
@@ -50,7 +49,7 @@ def _known() -> dict[str, Callable[[], PreTrainedConfig]]:
     for model_type, family in families().items():
         for name, settings in family.presets.items():
             found.setdefault(name, partial(_family_config, model_type, settings))
-    return {**found, **_PRESETS}
+    return {**found, **PRESETS.all()}
 
 
 def _family_config(model_type: str, settings: dict[str, Any]) -> PreTrainedConfig:

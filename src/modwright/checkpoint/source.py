@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from modwright.checkpoint.aliases import ALIASES, alias_names
 from modwright.checkpoint.carry import carried_files
 from modwright.checkpoint.presets import PREFIX, preset_names
 from modwright.checkpoint.wording import first_line
-from modwright.core.errors import CheckpointError, unknown_name
+from modwright.core.errors import CheckpointError, did_you_mean, nearest, unknown_name
 
 __all__ = ["Source", "locate"]
 
@@ -181,8 +180,7 @@ def _legal() -> str:
 def _nearest_word(name: str) -> str:
     here = [entry.name for entry in Path().iterdir() if not entry.name.startswith(".")]
     known = [*alias_names(), *(PREFIX + preset for preset in preset_names()), *here]
-    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    return did_you_mean(name.lower(), known, cutoff=0.6)
 
 
 def _nearest_sibling(path: Path) -> str:
@@ -194,5 +192,5 @@ def _nearest_sibling(path: Path) -> str:
         siblings = [entry.name for entry in missing.parent.iterdir()]
     except OSError:
         return ""
-    near = difflib.get_close_matches(missing.name, siblings, n=1, cutoff=0.5)
+    near = nearest(missing.name, siblings)
     return f" (did you mean {str(missing.parent / near[0])!r}?)" if near else ""

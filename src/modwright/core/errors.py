@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "CheckpointError",
@@ -13,6 +14,9 @@ __all__ = [
     "UnsupportedArchitecture",
     "VerificationError",
     "WriteFailed",
+    "did_you_mean",
+    "nearest",
+    "refusing",
     "unknown_name",
 ]
 
@@ -66,6 +70,26 @@ class ProcessFailed(ModwrightError):
         self.exit_code, self.trace, self.lost = exit_code, trace, lost
 
 
+def nearest(value: object, names: Iterable[str], n: int = 1, cutoff: float = 0.5) -> list[str]:
+    """The names that are written most like a value, the nearest first; none where none is near.
+
+    Example:
+        >>> nearest("attn", ["attention", "mlp"])
+        ['attention']
+    """
+    return difflib.get_close_matches(str(value), list(names), n=n, cutoff=cutoff)
+
+
+def did_you_mean(value: object, names: Iterable[str], cutoff: float = 0.5) -> str:
+    """What a message ends with where a name is near to a value; empty where none is.
+
+    Example:
+        >>> did_you_mean("attn", ["attention", "mlp"])
+        " (did you mean 'attention'?)"
+    """
+    return "".join(f" (did you mean {near!r}?)" for near in nearest(value, names, 1, cutoff))
+
+
 def unknown_name(what: str, value: object, allowed: Iterable[str]) -> Refused:
     """A refusal that names the offending value, all legal ones and the nearest.
 
@@ -74,8 +98,35 @@ def unknown_name(what: str, value: object, allowed: Iterable[str]) -> Refused:
         "unknown target 'attn'; legal values: attention, mlp (did you mean 'attention'?)"
     """
     names = list(allowed)
-    message = f"unknown {what} {value!r}; legal values: {', '.join(names) or 'none'}"
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
-    if near:
-        message += f" (did you mean {near[0]!r}?)"
-    return Refused(message)
+    legal = ", ".join(names) or "none"
+    return Refused(f"unknown {what} {value!r}; legal values: {legal}{did_you_mean(value, names)}")
+
+
+@contextmanager
+def refusing(where: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+    """Turns what plain parts raise into a refusal in one line.
+
+    ``nn`` knows no configs and no recipes, so it raises what torch does: ``ValueError``. Whoever
+    builds parts from what a user said does so inside this block.
+
+    Args:
+        where: what the line begins with; it may be empty.
+        kinds: what is turned into a refusal.
+
+    Raises:
+        Refused: the work raised one of them.
+
+    Example:
+        >>> with refusing("norm 'foo'"):
+        ...     raise ValueError("there is no such norm")
+        Traceback (most recent call last):
+        ...
+        modwright.core.errors.Refused: norm 'foo': there is no such norm
+    """
+    try:
+        yield
+    except kinds as error:
+        if isinstance(error, ModwrightError):
+            raise
+        told = " ".join(str(error).split()) or type(error).__name__
+        raise Refused(f"{where}: {told}" if where else told) from error

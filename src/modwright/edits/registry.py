@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import refusing
+from modwright.core.registry import Registry
 from modwright.edits.hosting import (
     hosted_attention,
     hosted_experts,
@@ -31,7 +32,7 @@ from modwright.nn import (
     zero_mean_,
 )
 
-__all__ = ["build_part", "part_names", "register_part"]
+__all__ = ["PARTS", "build_part", "part_names", "register_part"]
 
 Builder = Callable[..., nn.Module]
 """Called as ``builder(config, **kwargs)`` with the model's own config object.
@@ -39,24 +40,18 @@ Builder = Callable[..., nn.Module]
 One that has a parameter ``standing`` gets the module that stands at the place, and may alter it.
 """
 
-_PARTS: dict[str, Builder] = {}
+PARTS: Registry[Builder] = Registry("part")
 
 
 def register_part(name: str) -> Callable[[Builder], Builder]:
     """Decorator that makes a part placeable. Registering is code; a config can only name."""
 
-    def register(builder: Builder) -> Builder:
-        if name in _PARTS:
-            raise Refused(f"a part called {name!r} is registered already")
-        _PARTS[name] = builder
-        return builder
-
-    return register
+    return PARTS.register(name)
 
 
 def part_names() -> list[str]:
     """The names that an edit may use."""
-    return sorted(_PARTS)
+    return PARTS.names()
 
 
 def build_part(
@@ -73,14 +68,10 @@ def build_part(
     Raises:
         Refused: unknown name, or arguments that the part does not take.
     """
-    builder = _PARTS.get(name)
-    if builder is None:
-        raise unknown_name("part", name, _PARTS)
+    builder = PARTS[name]
     given = {"standing": standing} if "standing" in inspect.signature(builder).parameters else {}
-    try:
+    with refusing(f"part {name!r}", (TypeError, ValueError)):
         return builder(config, **given, **kwargs)
-    except (TypeError, ValueError) as error:
-        raise Refused(f"part {name!r}: {error}") from error
 
 
 @register_part("absent")

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +16,14 @@ from transformers import (
 )
 
 from modwright.core.errors import Refused, unknown_name
-from modwright.models import architectures
+from modwright.core.registry import Registry
 from modwright.models.classifier import ImageClassifier
 from modwright.models.features import FeatureMaps
 from modwright.models.importing import import_weights, read_weights
 from modwright.models.picture_model import PictureConfig, PictureModel
 
 __all__ = [
+    "MODELS",
     "create_model",
     "list_models",
     "model_class",
@@ -44,7 +42,7 @@ class _Named:
     classifies: bool
 
 
-_NAMED: dict[str, _Named] = {}
+MODELS: Registry[_Named] = Registry("model", "modwright.models.architectures")
 _CLASSES: dict[type[PreTrainedConfig], type[PictureModel]] = {}
 
 
@@ -67,11 +65,7 @@ def register_model(function: Callable[..., PreTrainedConfig]) -> Callable[..., P
 
 
 def _add(name: str, make: Callable[..., PreTrainedConfig], classifies: bool = True) -> None:
-    source = make.__module__
-    taken = _NAMED.get(name)
-    if taken is not None:
-        raise Refused(f"a model named {name!r} is registered already, by {taken.source}")
-    _NAMED[name] = _Named(make, source, classifies)
+    MODELS.add(name, _Named(make, make.__module__, classifies))
 
 
 def register_architecture(
@@ -108,12 +102,6 @@ def _maker(config_class: type[PictureConfig], fields: Mapping[str, Any]) -> Call
     return make
 
 
-@cache
-def _load_all() -> None:
-    for found in pkgutil.iter_modules(architectures.__path__):
-        importlib.import_module(f"{architectures.__name__}.{found.name}")
-
-
 def list_models(pattern: str = "*") -> list[str]:
     """Names of models that match a pattern, sorted.
 
@@ -121,8 +109,7 @@ def list_models(pattern: str = "*") -> list[str]:
         >>> list_models("poolformer_s*")
         ['poolformer_s12', 'poolformer_s24', 'poolformer_s36']
     """
-    _load_all()
-    return sorted(fnmatch.filter(_NAMED, pattern))
+    return fnmatch.filter(MODELS.names(), pattern)
 
 
 def variant_config(name: str, **overrides: Any) -> PreTrainedConfig:
@@ -131,10 +118,7 @@ def variant_config(name: str, **overrides: Any) -> PreTrainedConfig:
     Raises:
         Refused: no such model, or no such field.
     """
-    _load_all()
-    if name not in _NAMED:
-        raise unknown_name("model", name, sorted(_NAMED))
-    return _NAMED[name].make(**overrides)
+    return MODELS[name].make(**overrides)
 
 
 def model_class(config: PreTrainedConfig) -> type[PictureModel]:
@@ -189,8 +173,7 @@ def create_model(
             raise Refused(f"{said} lies between 0 and 1, not {rate}")
     chosen = {"drop_path_rate": drop_path_rate, "global_pool": global_pool}
     fields.update({key: value for key, value in chosen.items() if value is not None})
-    _load_all()
-    classifies = name not in _NAMED or _NAMED[name].classifies
+    classifies = MODELS[name].classifies
     if classifies or drop_rate:
         fields["drop_rate"] = drop_rate
     if classifies:

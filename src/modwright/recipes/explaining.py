@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from modwright.core.errors import Refused
+from modwright.core.errors import Refused, did_you_mean
+from modwright.core.options import problem
 from modwright.recipes.reading import Location
 from modwright.recipes.schema import Strict
 from modwright.surgery import method_names
@@ -46,11 +45,9 @@ def explain(
     at: Location = tuple(piece for piece in first["loc"] if piece != "[key]")
     if first["type"] == "invalid_key":  # a number as a key; places know keys as they are written
         at = (*at[:-1], str(at[-1]))
-    problem = _PROBLEMS.get(first["type"], _other)(first, at, root)
-    if first["type"] not in ("missing", "extra_forbidden"):
-        problem += f", not {_shown(first['input'])}{_near(first)}"
+    said = {kind: partial(say, at=at, root=root) for kind, say in _OF_A_MAPPING.items()}
     whole = (*under, *at)
-    return f"{place_of(whole, places, name)}, {'.'.join(map(_word, whole))}: {problem}"
+    return f"{place_of(whole, places, name)}, {'.'.join(map(_word, whole))}: {problem(first, said)}"
 
 
 def validated(kind: type[_M], tree: Any, where: Mapping[Location, str], name: str, keys: str) -> _M:
@@ -83,9 +80,7 @@ def _word(piece: str | int) -> str:
 def _unknown_key(item: Mapping[str, Any], at: Location, root: Any) -> str:
     model, _ = _at(root, at[:-1])
     names = model.legal_keys()
-    near = difflib.get_close_matches(str(at[-1]), names, n=1)
-    told = f"unknown key; legal keys: {', '.join(names)}"
-    return told + (f" (did you mean {near[0]!r}?)" if near else "")
+    return f"unknown key; legal keys: {', '.join(names)}{did_you_mean(at[-1], names, cutoff=0.6)}"
 
 
 def _missing(item: Mapping[str, Any], at: Location, root: Any) -> str:
@@ -101,54 +96,17 @@ def _mapping(item: Mapping[str, Any], at: Location, root: Any) -> str:
     return told + (", or null to leave it out" if optional else "")
 
 
-def _expected(item: Mapping[str, Any], at: Location, root: Any) -> str:
-    # As YAML writes them.
-    expected = re.sub(r"\b(True|False)\b", lambda m: m[0].lower(), item["ctx"]["expected"])
-    return f"must be {expected}"
-
-
-def _at_least(item: Mapping[str, Any], at: Location, root: Any) -> str:
-    return f"must be {item['ctx']['ge']} or more"
-
-
 def _pattern(item: Mapping[str, Any], at: Location, root: Any) -> str:
     model, _ = _at(root, at[:-1])
     return f"must be the {model.model_fields[str(at[-1])].description}"
 
 
-def _other(item: Mapping[str, Any], at: Location, root: Any) -> str:
-    return str(item["msg"][0].lower() + item["msg"][1:])
-
-
-_PROBLEMS = {
-    "bool_type": lambda item, at, root: "must be true or false",
-    "dict_type": lambda item, at, root: "must be a mapping of names to values",
+_OF_A_MAPPING = {
     "extra_forbidden": _unknown_key,
-    "float_type": lambda item, at, root: "must be a number",
-    "greater_than_equal": _at_least,
-    "int_type": lambda item, at, root: "must be a whole number",
-    "invalid_key": lambda item, at, root: "a key must be text",
-    "list_type": lambda item, at, root: "must be a list, whose entries begin with '- '",
-    "literal_error": _expected,
     "missing": _missing,
     "model_type": _mapping,
     "string_pattern_mismatch": _pattern,
-    "string_type": lambda item, at, root: "must be text",
-    "too_short": lambda item, at, root: "must have at least one entry",
 }
-
-
-def _near(item: Mapping[str, Any]) -> str:
-    """The nearest legal value where there is a list of them."""
-    legal = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
-    near = difflib.get_close_matches(str(item["input"]), legal, n=1, cutoff=0.4)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _shown(value: Any) -> str:
-    """A value as the recipe has it, shortened."""
-    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _at(root: Any, at: Location) -> tuple[Any, bool]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused, nearest
 
 __all__ = ["Location", "Places", "override", "read_changed", "read_tree"]
 
@@ -135,7 +134,7 @@ def _nearest_file(file: Path) -> str:
     except OSError:
         return ""
     stems = {entry.stem: entry for entry in found}
-    near = difflib.get_close_matches(file.stem, stems, n=1)
+    near = nearest(file.stem, stems, cutoff=0.6)
     return f" (did you mean {str(stems[near[0]])!r}?)" if near else ""
 
 

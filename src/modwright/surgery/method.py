@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import CalibrationData, Collector
-from modwright.core.errors import ModwrightError, Refused, unknown_name
+from modwright.core.errors import ModwrightError, Refused
+from modwright.core.options import make_options
 from modwright.core.progress import SILENT, Progress
+from modwright.core.registry import Registry
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 
 __all__ = [
+    "METHODS",
     "Method",
     "Needs",
     "WithoutData",
@@ -97,7 +97,7 @@ class WithoutData:
 
 
 _M = TypeVar("_M")
-_METHODS: dict[str, type[Any]] = {}
+METHODS: Registry[type[Any]] = Registry("method", "modwright.surgery")
 
 
 def register_method(
@@ -126,32 +126,20 @@ def register_method(
     def register(kind: type[_M]) -> type[_M]:
         if not dataclasses.is_dataclass(kind):
             raise TypeError(f"{kind.__name__} must be a dataclass")
-        if name in _METHODS:
-            raise Refused(f"a method called {name!r} is registered already")
+        METHODS.add(name, kind)
         kind.name, kind.paper, kind.needs = name, paper, needs  # type: ignore[attr-defined]
         kind.exact = exact  # type: ignore[attr-defined]
         kind.examples = tuple(dict(options) for options in examples)  # type: ignore[attr-defined]
         kind.after = after  # type: ignore[attr-defined]
         kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
-        _METHODS[name] = kind
         return kind
 
     return register
 
 
-@cache
-def _discover() -> None:
-    import modwright.surgery as room
-
-    for module in pkgutil.iter_modules(room.__path__):
-        if module.name != "method":
-            importlib.import_module(f"modwright.surgery.{module.name}")
-
-
 def method_names() -> list[str]:
     """All methods, from inside the package and registered outside."""
-    _discover()
-    return sorted(_METHODS)
+    return METHODS.names()
 
 
 def method_type(name: str) -> type[Any]:
@@ -160,10 +148,7 @@ def method_type(name: str) -> type[Any]:
     Raises:
         Refused: unknown name; the message lists all and the nearest.
     """
-    _discover()
-    if name not in _METHODS:
-        raise unknown_name("method", name, method_names())
-    return _METHODS[name]
+    return METHODS[name]
 
 
 def make_method(name: str, options: Mapping[str, Any] | None = None) -> Any:
@@ -176,43 +161,7 @@ def make_method(name: str, options: Mapping[str, Any] | None = None) -> Any:
         >>> make_method("llm_drop", {"target": "attention", "n": 4}).title()
         'drop 4 attentions'
     """
-    kind = method_type(name)
-    names = [field.name for field in dataclasses.fields(kind)]
-    for key in options or {}:
-        if key not in names:
-            raise unknown_name(f"option of {name}", key, names)
-    missing = [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING
-        and field.default_factory is dataclasses.MISSING
-        and field.name not in (options or {})
-    ]
-    if missing:
-        raise Refused(f"{name}: needs the option {', '.join(missing)}")
-    hints = get_type_hints(kind)
-    checked: dict[str, Any] = {}
-    wrong: list[str] = []
-    for key, value in (options or {}).items():
-        given = tuple(value) if isinstance(value, list) else value
-        try:
-            checked[key] = TypeAdapter(hints[key]).validate_python(given, strict=True)
-        except ValidationError as error:
-            wrong.append(_explain(key, error))
-    if wrong:
-        raise Refused(f"{name}: {'; '.join(wrong)}")
-    return kind(**checked)
-
-
-def _explain(option: str, error: ValidationError) -> str:
-    """A validation error in one line: which option, what it was, what is legal."""
-    parts = []
-    for item in error.errors():
-        where = ".".join([option, *(str(piece) for piece in item["loc"])])
-        parts.append(
-            f"{where}: {item['msg'][0].lower()}{item['msg'][1:]} (given: {item['input']!r})"
-        )
-    return "; ".join(parts)
+    return make_options(method_type(name), name, options)
 
 
 def why_not(method: Any, anatomy: Anatomy) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib.metadata
 import json
@@ -15,7 +14,7 @@ from typing import Any
 
 from modwright.calibration.text import require_count
 from modwright.checkpoint.wording import first_line
-from modwright.core.errors import Refused
+from modwright.core.errors import Refused, nearest
 from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
 
 __all__ = ["HarnessRecipe", "HarnessTasks", "harness_version", "load_harness_tasks"]
@@ -167,7 +166,7 @@ def _own_manager() -> Any:
 
 
 def _unknown(name: str, manager: Any, include_path: str | None) -> Refused:
-    near = difflib.get_close_matches(name, manager.all_tasks, n=3, cutoff=0.6)
+    near = nearest(name, manager.all_tasks, n=3, cutoff=0.6)
     told = f"unknown harness task {name!r}"
     if near:
         told += f"; the nearest of {len(manager.all_tasks):,}: {', '.join(near)}"

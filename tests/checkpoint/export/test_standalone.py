@@ -29,7 +29,7 @@ from modwright.checkpoint.export.to_standalone import standalone_code
 from modwright.checkpoint.export.work import Work
 from modwright.core.errors import VerificationError
 from modwright.core.progress import SILENT
-from modwright.edits import registry
+from modwright.edits.registry import PARTS
 from modwright.edits.remodelled import base_class, edits_of
 from modwright.nn import GroupedAttention
 
@@ -226,15 +226,15 @@ def test_a_part_of_the_users_own_goes_into_the_file(
     )
     (tmp_path / "users_parts.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(registry, "_PARTS", dict(registry._PARTS))
-    import users_parts  # type: ignore[import-not-found]  # noqa: F401
+    with PARTS.restored():
+        import users_parts  # type: ignore[import-not-found]  # noqa: F401
 
-    model = with_change(
-        short(tiny, "tiny-llama"), Change((Replace("blocks.1.mlp_norm", "doubled", {}),))
-    )
-    folder = write(model, tmp_path / "out")
-    again = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    assert torch.equal(outputs(again.eval(), batch_of(model)), outputs(model))
+        model = with_change(
+            short(tiny, "tiny-llama"), Change((Replace("blocks.1.mlp_norm", "doubled", {}),))
+        )
+        folder = write(model, tmp_path / "out")
+        again = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+        assert torch.equal(outputs(again.eval(), batch_of(model)), outputs(model))
 
 
 # What else opens it

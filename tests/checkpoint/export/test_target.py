@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,8 @@ import pytest
 
 import modwright
 from modwright.checkpoint.export import Compared, Target, make_target, register_target, target_names
-from modwright.checkpoint.export import target as registry
 from modwright.checkpoint.export.comparing import compare
+from modwright.checkpoint.export.target import TARGETS
 from modwright.core.errors import Refused
 
 from .edited import short
@@ -22,8 +23,8 @@ from .edited import short
     [
         ("onxx", {}, "unknown target 'onxx'; legal values: gguf, onnx, plain, pt2, standalone"),
         ("gguf", {"typ": "f16"}, "unknown option of gguf 'typ'; legal values: type"),
-        ("gguf", {"type": "q3"}, "type: input should be 'auto', 'f32', 'f16', 'bf16' or 'q8_0'"),
-        ("onnx", {"form": 3}, "form: input should be 'outputs' or 'generation' (given: 3)"),
+        ("gguf", {"type": "q3"}, "type: must be 'auto', 'f32', 'f16', 'bf16' or 'q8_0'"),
+        ("onnx", {"form": 3}, "form: must be 'outputs' or 'generation', not 3"),
         ("plain", {"type": "f16"}, "unknown option of plain 'type'; legal values: none"),
     ],
 )
@@ -36,11 +37,14 @@ def test_names_and_options_are_refused_with_the_legal_ones(
     assert "\n" not in str(refused.value)
 
 
-def test_one_class_adds_a_target(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def registered() -> Iterator[None]:
+    with TARGETS.restored():
+        yield
+
+
+def test_one_class_adds_a_target(tiny: Any, tmp_path: Path, registered: None) -> None:
     assert "pickle" not in target_names()
-    monkeypatch.setattr(registry, "_TARGETS", dict(registry._TARGETS))
 
     @register_target("names")
     @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def test_one_class_adds_a_target(
     done = modwright.export(model, tmp_path / "out", "names", upper="yes")
     assert (done.output / "names.txt").read_text().startswith("TRANSFORMER.WTE.WEIGHT")
     assert done.made == ("names.txt",)
-    with pytest.raises(Refused, match="'names' is registered already"):
-        register_target("names")(Names)
+    with pytest.raises(Refused, match="'gguf' is registered already"):
+        register_target("gguf")(Names)
     with pytest.raises(TypeError, match="must be a dataclass"):
         register_target("other")(Target)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from modwright.anatomy.families.refused import reason_against
-from modwright.core.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import UnsupportedArchitecture
+from modwright.core.registry import Registry
 
 if TYPE_CHECKING:
     from modwright.anatomy.families.family import Family
 
-__all__ = ["families", "family_names", "family_of", "register_family", "wrapped"]
+__all__ = ["MODEL_TYPES", "families", "family_names", "family_of", "register_family", "wrapped"]
 
-_REGISTERED: dict[str, type[Family]] = {}
+MODEL_TYPES: Registry[type[Family]] = Registry("model type", __name__)
 
 
 def register_family(family: type[Family]) -> type[Family]:
@@ -24,30 +22,20 @@ def register_family(family: type[Family]) -> type[Family]:
     Raises:
         Refused: another family already claims one of its model types.
     """
+    name = family.__qualname__
     for model_type in family.model_types:
-        other = _REGISTERED.get(model_type)
-        if other is not None and other.__qualname__ != family.__qualname__:
-            raise Refused(f"model type {model_type!r} already belongs to family {other.name!r}")
-        _REGISTERED[model_type] = family
+        MODEL_TYPES.add(model_type, family, again=lambda old: old.__qualname__ == name)
     return family
-
-
-@cache
-def _discover() -> None:
-    for module in pkgutil.iter_modules(__path__):
-        if module.name != "family":
-            importlib.import_module(f"{__name__}.{module.name}")
 
 
 def families() -> dict[str, type[Family]]:
     """All families by the transformers model type that they serve."""
-    _discover()
-    return dict(_REGISTERED)
+    return MODEL_TYPES.all()
 
 
 def family_names() -> list[str]:
     """The model types that can be opened."""
-    return sorted(families())
+    return MODEL_TYPES.names()
 
 
 def wrapped(model: Any) -> Any:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.util
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import Refused
+from modwright.core.options import make_options
 from modwright.core.progress import Progress
+from modwright.core.registry import Registry
 
 if TYPE_CHECKING:
     from modwright.checkpoint.export.comparing import Compared
     from modwright.checkpoint.export.work import Work
 
-__all__ = ["Target", "make_target", "register_target", "target_names", "target_type"]
+__all__ = ["TARGETS", "Target", "make_target", "register_target", "target_names", "target_type"]
 
 
 class Target(ABC):
@@ -84,7 +83,7 @@ class Target(ABC):
 
 
 _T = TypeVar("_T", bound=type[Target])
-_TARGETS: dict[str, type[Target]] = {}
+TARGETS: Registry[type[Target]] = Registry("target", __package__, prefix="to_")
 
 
 def register_target(name: str) -> Callable[[_T], _T]:
@@ -93,21 +92,11 @@ def register_target(name: str) -> Callable[[_T], _T]:
     def register(kind: _T) -> _T:
         if not dataclasses.is_dataclass(kind):
             raise TypeError(f"{kind.__name__} must be a dataclass")
-        if name in _TARGETS:
-            raise Refused(f"a target called {name!r} is registered already")
+        TARGETS.add(name, kind)
         kind.name = name
-        _TARGETS[name] = kind
         return kind
 
     return register
-
-
-@cache
-def _discover() -> None:
-    package = importlib.import_module(__package__ or "")
-    for module in pkgutil.iter_modules(package.__path__):
-        if module.name.startswith("to_"):
-            importlib.import_module(f"{__package__}.{module.name}")
 
 
 def target_names() -> list[str]:
@@ -117,8 +106,7 @@ def target_names() -> list[str]:
         >>> target_names()
         ['gguf', 'onnx', 'plain', 'pt2', 'standalone']
     """
-    _discover()
-    return sorted(_TARGETS)
+    return TARGETS.names()
 
 
 def target_type(name: str) -> type[Target]:
@@ -127,10 +115,7 @@ def target_type(name: str) -> type[Target]:
     Raises:
         Refused: unknown name; the message lists all and the nearest.
     """
-    _discover()
-    if name not in _TARGETS:
-        raise unknown_name("target", name, target_names())
-    return _TARGETS[name]
+    return TARGETS[name]
 
 
 def make_target(name: str, options: Mapping[str, Any] | None = None) -> Target:
@@ -143,20 +128,4 @@ def make_target(name: str, options: Mapping[str, Any] | None = None) -> Target:
         >>> make_target("gguf", {"type": "q8_0"})
         Gguf(type='q8_0')
     """
-    from pydantic import TypeAdapter, ValidationError
-
-    kind: Any = target_type(name)
-    names = [field.name for field in dataclasses.fields(kind)]
-    for key in options or {}:
-        if key not in names:
-            raise unknown_name(f"option of {name}", key, names)
-    try:
-        made: Target = TypeAdapter(kind).validate_python(dict(options or {}))
-    except ValidationError as error:
-        wrong = [
-            f"{'.'.join(map(str, item['loc']))}: {item['msg'][0].lower()}{item['msg'][1:]} "
-            f"(given: {item['input']!r})"
-            for item in error.errors()
-        ]
-        raise Refused(f"{name}: {'; '.join(wrong)}") from None
-    return made
+    return make_options(target_type(name), name, options, strict=False)

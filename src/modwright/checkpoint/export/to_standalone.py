@@ -81,10 +81,10 @@ def standalone_code(model: Any, layout: Layout) -> str:
     """
     import modwright
     from modwright.checkpoint.export.standalone_host import StandaloneConfig, StandaloneModel
-    from modwright.edits import registry
+    from modwright.edits.registry import PARTS
     from modwright.edits.remodelled import base_class, base_config_class
 
-    builders = {name: registry._PARTS[name] for name in layout.part_names}
+    builders = {name: PARTS[name] for name in layout.part_names}
     homes = {builder.__module__.partition(".")[0] for builder in builders.values()}
     text, names = bundle(
         [StandaloneConfig, StandaloneModel, *builders.values()],
