@@ -10,19 +10,26 @@ TIMM := .venv-timm
 OLDEST_TESTS := tests/anatomy tests/test_autoload.py tests/edits/test_traps.py tests/edits/test_reload.py \
   tests/edits/test_edited_decoding.py tests/calibration/test_walk.py tests/checkpoint/test_saving.py \
   tests/checkpoint/test_gguf.py tests/cost tests/surgery/test_modegpt.py tests/surgery/test_llm_drop.py
+ALL_TESTS := $(BIN)/python -m pytest -q -n 2 --dist worksteal --doctest-modules src/modwright tests
+# Cases on each family that is no layout class, on the oldest transformers.
+FEW ?= 1
+WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test fast slow test-oldest test-timm docs lint format figures bench bench-vision clean help
+.PHONY: demo test test-full fast slow environments test-oldest test-timm docs lint format figures \
+  durations bench bench-vision clean help
 
 help:
 	@echo "make demo     cut a real model in two ways, report, reload it in a new process (minutes)"
-	@echo "make test     everything that must hold: style, types, layers, fast and slow tests"
-	@echo "make fast     the quick tests; make slow: those on the real model"
+	@echo "make test     what must hold before a change lands: style, types, layers, doctests, tests"
+	@echo "make test-full  the same with whole products in place of covering tests, and pages on real models"
+	@echo "make fast     the quick tests; make slow: those on real models and with processes"
 	@echo "make test-oldest  on the oldest transformers supported; make test-timm: ViTs of timm"
 	@echo "make docs     the documentation site, in out/site"
 	@echo "make lint     style, types and the direction of imports"
-	@echo "make figures  measure again what docs/papers quote"
+	@echo "make figures  measure again what docs/papers quote; SLUG=smt: write the evidence of a paper"
+	@echo "make durations  keep the times of the last make test: tests that take long start first"
 	@echo "make bench    timings, as ratios; make bench-vision: those of vision models"
 
 $(READY): requirements.lock requirements-data.lock requirements-docs.lock pyproject.toml
@@ -37,16 +44,22 @@ demo: $(READY)
 	$(BIN)/modwright run examples/demo.yaml -o out/demo --force
 	$(BIN)/python examples/reload.py out/demo
 
+# Doctests, fast and slow tests in one run. A paper may take 75 processor seconds of it.
 test: lint
-	$(BIN)/python -m pytest -q --doctest-modules src/modwright
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(ALL_TESTS) --durations-file out/durations.json --paper-gate 75
+
+test-full: lint
+	$(ALL_TESTS) --full --durations-file out/durations-full.json
+	$(MAKE) -j 2 test-oldest test-timm FEW=100
+
+durations:
+	cp out/durations.json tests/data/durations.json
 
 fast: $(READY)
 	$(BIN)/python -m pytest -q -n 2 -m "not slow"
 
 slow: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean
@@ -61,8 +74,13 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# With SLUG the acceptance tests of one paper as CI runs them, into tests/evidence/SLUG.jsonl.
 figures: $(READY)
+ifdef SLUG
+	OMP_NUM_THREADS=1 $(BIN)/python tests/evidence.py $(SLUG)
+else
 	MODWRIGHT_FIGURES=$(CURDIR)/out/figures.jsonl $(BIN)/python -m pytest -q tests/acceptance -m slow
+endif
 
 bench: $(READY) $(MERGEKIT)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bench.lock
@@ -96,11 +114,14 @@ $(MERGEKIT): requirements-mergekit.lock
 
 # The oldest transformers that is supported, in an environment of its own.
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest -q -n 2 -m "not models" $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest -q -n $(WORKERS) --few $(FEW) -m "not models" $(OLDEST_TESTS)
 
 # Vision models of timm. A plain `pytest` leaves these tests out: they need timm.
 test-timm: $(TIMM)/.ready
-	$(TIMM)/bin/python -m pytest -q -n 2 -o addopts="-ra --strict-markers" tests/with_timm
+	$(TIMM)/bin/python -m pytest -q -n $(WORKERS) -o addopts="-ra --strict-markers" tests/with_timm
+
+# They differ from the main environment in a few packages; all three are made beside each other.
+environments: $(READY) $(OLDEST)/.ready $(TIMM)/.ready
 
 $(OLDEST)/.ready $(TIMM)/.ready: .venv-%/.ready: requirements-%.lock pyproject.toml
 	$(PYTHON) -m venv .venv-$*

@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from covering import FEW, covering
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 RELOAD_WORKER = Path(__file__).parent / "edits" / "reload_worker.py"
@@ -27,6 +29,45 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="another tree of golden vectors, laid out as tests/golden",
     )
+    parser.addoption(
+        "--full",
+        action="store_true",
+        help="whole products instead of covering tests, and pages on real models",
+    )
+    parser.addoption(
+        "--few",
+        type=int,
+        default=FEW,
+        metavar="N",
+        help="at most so many cases of a test on each family that is no layout class",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("full"):
+        kept = set(covering(_without(items, "full"), _presets(), config.getoption("few")))
+        kept -= measured_before(config, items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
+
+
+def _without(items: list[pytest.Item], mark: str) -> list[pytest.Item]:
+    return [item for item in items if item.get_closest_marker(mark) is None]
+
+
+def measured_before(config: pytest.Config, items: list[pytest.Item]) -> set[pytest.Item]:
+    """Acceptance tests that evidence stands for. A file that is named on the command line runs."""
+    named = {Path(word.partition("::")[0]).name for word in config.args}
+    found = {
+        (item.path.relative_to(config.rootpath).as_posix(), item.nodeid.partition("::")[2]): item
+        for item in items
+        if item.path.parent.name == "acceptance" and item.path.name not in named
+    }
+    if not found:
+        return set()
+    from evidence import measured_again
+
+    return {found[key] for key in found.keys() - measured_again(found)}
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +75,13 @@ def golden_dirs(pytestconfig: pytest.Config) -> list[Path]:
     """The trees of golden vectors: our own and those of ``--golden-dir``."""
     extra = pytestconfig.getoption("golden_dir")
     return [Path(__file__).parent / "golden", *map(Path, extra)]
+
+
+@pytest.fixture(scope="session")
+def shared_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,10 +1,10 @@
 """Reads the fenced blocks of Markdown pages and runs them.
 
-What stands behind the language of a block says how it is run: ``slow`` blocks only with the slow
-tests, ``setup`` blocks never (their syntax is checked), and neither ``peer`` blocks, which are for
-another tool. ``title="NAME"`` makes a block a file of that name, for the blocks below it. In a
-``console`` block the lines that do not start with ``$`` are what the command prints; ``...`` stands
-for any text.
+What stands behind the language of a block says how it is run: ``slow`` blocks name a packaged
+model, for which a small one stands in (without ``--full``); ``setup`` blocks never run (their
+syntax is checked), and neither do ``peer`` blocks, which are for another tool. ``title="NAME"``
+makes a block a file of that name, for the blocks below it. In a ``console`` block the lines that do
+not start with ``$`` are what the command prints; ``...`` stands for any text.
 """
 
 from __future__ import annotations

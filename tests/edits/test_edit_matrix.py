@@ -18,35 +18,36 @@ def apply_case(model: Any, case: str, check: bool = True) -> Applied:
     return edit(model, CASES[case].change(Anatomy.of(model)), check=check)
 
 
+on_kinds = pytest.mark.covering(lambda params: params["case"] in KINDS)
+
+
+@on_kinds
 @pytest.mark.contract("B5")
 @pytest.mark.parametrize("case", CASES)
 def test_an_edit_equals_the_dense_model_without_what_it_cuts(
-    tiny: Any, preset: str, case: str
+    tiny: Any, edited: Any, preset: str, case: str
 ) -> None:
-    source = tiny(preset)
-    before, batch = snapshot(source), batch_of(source)
-    dense = outputs(source, batch)
-    applied = apply_case(source, case)
-
+    found = edited(preset, case)
+    applied, batch = found.applied, batch_of(found.source)
     assert applied.verification is not None and applied.verification.ok
     reference = tiny.copy(preset)
     CASES[case].zero(Anatomy.of(reference))
     result = outputs(applied.model, batch)
     assert worst(result, outputs(reference, batch)) <= 1e-5
     if case not in ("identity", "same-attention"):
-        assert worst(result, dense) > 1e-3, "the case cuts nothing that matters"
+        assert worst(result, found.dense) > 1e-3, "the case cuts nothing that matters"
 
-    assert unchanged(source, before)
-    assert torch.equal(outputs(source, batch), dense)
+    assert found.source_unchanged
+    assert torch.equal(outputs(found.source, batch), found.dense)
     assert not applied.model.training
 
 
+@on_kinds
 @pytest.mark.contract("H5")
 @pytest.mark.parametrize("case", CASES)
-def test_every_tensor_is_accounted_for(tiny: Any, preset: str, case: str) -> None:
-    source = tiny(preset)
+def test_every_tensor_is_accounted_for(edited: Any, preset: str, case: str) -> None:
+    source, applied = edited(preset, case).source, edited(preset, case).applied
     old = {**dict(source.named_parameters()), **dict(source.named_buffers())}
-    applied = apply_case(source, case, check=False)
     new = {**dict(applied.model.named_parameters()), **dict(applied.model.named_buffers())}
     books = applied.accounting
     listed = [*books.kept, *books.changed, *books.added]
@@ -59,11 +60,12 @@ def test_every_tensor_is_accounted_for(tiny: Any, preset: str, case: str) -> Non
     assert len(books.changed) <= len(written)
 
 
+@on_kinds
 @pytest.mark.contract("C1")
 @pytest.mark.parametrize("case", ["identity", "same-attention", *KINDS])
-def test_bytes_never_grow_and_ties_and_dtype_stay(tiny: Any, preset: str, case: str) -> None:
-    source = tiny(preset, dtype=torch.bfloat16)
-    applied = apply_case(source, case, check=False)
+def test_bytes_never_grow_and_ties_and_dtype_stay(edited: Any, preset: str, case: str) -> None:
+    found = edited(preset, case, dtype=torch.bfloat16)
+    source, applied = found.source, found.applied
     before, after = Anatomy.of(source), Anatomy.of(applied.model)
     assert after.is_tied == before.is_tied
     assert {p.dtype for p in applied.model.parameters()} == {torch.bfloat16}
@@ -71,13 +73,13 @@ def test_bytes_never_grow_and_ties_and_dtype_stay(tiny: Any, preset: str, case: 
     cuts = case not in ("identity", "same-attention")
     assert (after.num_bytes < before.num_bytes) == cuts
     assert after.num_bytes <= before.num_bytes
-    assert verify(applied.model).ok
+    assert applied.verification is not None and applied.verification.ok
 
 
+@on_kinds
 @pytest.mark.parametrize("case", CASES)
-def test_plain_results_are_stock_models(tiny: Any, preset: str, case: str) -> None:
-    source = tiny(preset)
-    applied = apply_case(source, case, check=False)
+def test_plain_results_are_stock_models(edited: Any, preset: str, case: str) -> None:
+    source, applied = edited(preset, case).source, edited(preset, case).applied
     if CASES[case].plain is not None:
         assert applied.plain == CASES[case].plain
     assert is_remodelled(applied.model) != applied.plain
@@ -87,8 +89,8 @@ def test_plain_results_are_stock_models(tiny: Any, preset: str, case: str) -> No
 
 
 @pytest.mark.parametrize("case", KINDS)
-def test_attention_implementations_agree(tiny: Any, preset: str, case: str) -> None:
-    model = apply_case(tiny(preset), case, check=False).model
+def test_attention_implementations_agree(edited: Any, preset: str, case: str) -> None:
+    model = edited(preset, case).copy()
     results = []
     for name in ("sdpa", "eager"):
         model.set_attn_implementation(name)
@@ -107,8 +109,8 @@ def test_an_edited_model_keeps_the_attention_implementation(tiny: Any, preset: s
 
 
 @pytest.mark.parametrize("case", ["several", "no-attention-0", "uneven-heads", "low-rank-down"])
-def test_an_edited_model_is_edited_again(tiny: Any, preset: str, case: str) -> None:
-    once = apply_case(tiny(preset), case, check=False).model
+def test_an_edited_model_is_edited_again(tiny: Any, edited: Any, preset: str, case: str) -> None:
+    once = edited(preset, case).model
     before = snapshot(once)
     anatomy = Anatomy.of(once)
     change = keep_neurons(anatomy.blocks[0].mlp, range(8)) + remove(anatomy.blocks[3])

@@ -8,20 +8,16 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from edit_cases import CASES
+from edit_cases import CASES, KINDS
 from torch import Tensor
 
 from helpers import batch_of, edit
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
 from modwright.core.errors import Refused
-from modwright.edits import Applied, Change, remove
+from modwright.edits import Change, remove
 
 NEW = 7
-
-
-def apply_case(model: Any, case: str) -> Applied:
-    return edit(model, CASES[case].change(Anatomy.of(model)), check=False)
 
 
 def endless(model: Any) -> Any:
@@ -54,15 +50,16 @@ def one_row(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor[:1] for name, tensor in batch.items()}
 
 
+on_kinds = pytest.mark.covering(lambda params: params["case"] in KINDS)
+
+
+@on_kinds
 @pytest.mark.contract("D2")
 @pytest.mark.parametrize("case", [*CASES, "no-block-0"])
-def test_every_way_to_decode_gives_the_same_tokens(tiny: Any, decoder: str, case: str) -> None:
-    source = tiny(decoder)
-    if case == "no-block-0":
-        model = edit(source, remove(Anatomy.of(source).blocks[0]), check=False).model
-    else:
-        model = apply_case(source, case).model
-    check_every_way(endless(model), endless(tiny.copy(decoder)))
+def test_every_way_to_decode_gives_the_same_tokens(
+    tiny: Any, edited: Any, decoder: str, case: str
+) -> None:
+    check_every_way(endless(edited(decoder, case).copy()), endless(tiny.copy(decoder)))
 
 
 FULL, WINDOW = "full_attention", "sliding_attention"
@@ -115,8 +112,8 @@ def check_every_way(model: Any, dense: Any) -> None:
 
 
 @pytest.mark.parametrize("case", ["no-attention-0", "narrow-heads", "several"])
-def test_a_prompt_may_be_read_in_chunks(tiny: Any, decoder: str, case: str) -> None:
-    model = endless(apply_case(tiny(decoder), case).model)
+def test_a_prompt_may_be_read_in_chunks(edited: Any, decoder: str, case: str) -> None:
+    model = endless(edited(decoder, case).copy())
     batch = batch_of(model)
     greedy = greedy_without_cache(model, batch)
     for cache in ("dynamic", "static"):
@@ -125,9 +122,9 @@ def test_a_prompt_may_be_read_in_chunks(tiny: Any, decoder: str, case: str) -> N
 
 
 @pytest.mark.parametrize("case", ["no-attention-0", "uneven-heads", "several"])
-def test_two_chunks_by_hand_are_one_pass(tiny: Any, decoder: str, case: str) -> None:
+def test_two_chunks_by_hand_are_one_pass(edited: Any, decoder: str, case: str) -> None:
     """Positions continue by themselves: the first surviving attention fills the first slot."""
-    model = apply_case(tiny(decoder), case).model
+    model = edited(decoder, case).model
     ids = batch_of(model)["input_ids"]
     with torch.no_grad():
         whole = model(ids, use_cache=False).logits
@@ -138,8 +135,8 @@ def test_two_chunks_by_hand_are_one_pass(tiny: Any, decoder: str, case: str) -> 
 
 
 @pytest.mark.parametrize("case", ["no-attention-0", "several"])
-def test_several_sequences_for_one_prompt(tiny: Any, decoder: str, case: str) -> None:
-    model = endless(apply_case(tiny(decoder), case).model)
+def test_several_sequences_for_one_prompt(edited: Any, decoder: str, case: str) -> None:
+    model = endless(edited(decoder, case).copy())
     batch = batch_of(model)
     rows = [
         generate(model, batch, num_beams=4, num_return_sequences=3, use_cache=cached)
@@ -162,12 +159,12 @@ def test_several_sequences_for_one_prompt(tiny: Any, decoder: str, case: str) ->
     assert torch.equal(samples[0], samples[1])
 
 
+@on_kinds
 @pytest.mark.parametrize("case", CASES)
 def test_cache_bytes_are_those_of_the_heads_that_are_left(
-    tiny: Any, decoder: str, case: str
+    edited: Any, decoder: str, case: str
 ) -> None:
-    source = tiny(decoder)
-    model = apply_case(source, case).model
+    source, model = edited(decoder, case).source, edited(decoder, case).model
     batch = batch_of(model)
 
     def cached(of: Any) -> int:
@@ -197,8 +194,8 @@ def test_cache_bytes_are_those_of_the_heads_that_are_left(
 
 
 @pytest.mark.parametrize("case", ["identity", "empty-block-1", "several"])
-def test_hidden_states_are_one_more_than_the_blocks(tiny: Any, preset: str, case: str) -> None:
-    model = apply_case(tiny(preset), case).model
+def test_hidden_states_are_one_more_than_the_blocks(edited: Any, preset: str, case: str) -> None:
+    model = edited(preset, case).model
     with torch.no_grad():
         found = model(**batch_of(model), output_hidden_states=True).hidden_states
     assert len(found) == 1 + len(Anatomy.of(model).blocks)

@@ -45,14 +45,17 @@ def _no_load_reports() -> Iterator[None]:
 
 @pytest.mark.contract("A2", "A4", "A6", "A14")
 def test_a_new_process_loads_every_kind_of_case_bit_by_bit_and_twice(
-    tiny: Any, preset: str, fresh_process: Callable[..., dict[str, Any]], tmp_path: Path
+    tiny: Any,
+    edited: Any,
+    preset: str,
+    fresh_process: Callable[..., dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     source = tiny(preset)
     auto, batch = tiny.auto_class(preset), tmp_path / "batch.safetensors"
     save_file(batch_of(source), batch)
-    results = {case: apply_case(source, case) for case in ("identity", *KINDS)} | {
-        "no-block-0": block_gone(source)
-    }
+    cases = ("identity", *KINDS, "no-block-0")
+    results = {case: edited(preset, case).applied for case in cases}
     for case, applied in results.items():
         model, first, second = applied.model, tmp_path / case, tmp_path / f"{case}-again"
         model.save_pretrained(first, max_shard_size="60KB")
@@ -95,10 +98,9 @@ def assert_sharded_and_complete(directory: Path, model: Any) -> None:
 @pytest.mark.contract("A8")
 @pytest.mark.parametrize("case", [*KINDS, "no-block-0"])
 def test_file_bytes_fall_with_the_parameters(
-    tiny: Any, preset: str, case: str, tmp_path: Path
+    edited: Any, preset: str, case: str, tmp_path: Path
 ) -> None:
-    source = tiny(preset)
-    model = (block_gone(source) if case == "no-block-0" else apply_case(source, case)).model
+    model = edited(preset, case).model
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "model.safetensors")
     held = sum(t.numel() * t.element_size() for t in stored.values())
@@ -107,13 +109,14 @@ def test_file_bytes_fall_with_the_parameters(
     assert (tmp_path / "model.safetensors").stat().st_size - held < 20_000
 
 
+@pytest.mark.covering(lambda params: params["case"] in KINDS)
 @pytest.mark.contract("A9")
 @pytest.mark.parametrize("case", EDITED)
 def test_the_base_class_refuses_what_it_cannot_hold(
-    tiny: Any, preset: str, case: str, tmp_path: Path
+    tiny: Any, edited: Any, preset: str, case: str, tmp_path: Path
 ) -> None:
     source = tiny(preset)
-    applied = apply_case(source, case)
+    applied = edited(preset, case).applied
     applied.model.save_pretrained(tmp_path)
     if applied.plain:  # this family's config can say it
         back = type(source).from_pretrained(tmp_path)
@@ -125,10 +128,10 @@ def test_the_base_class_refuses_what_it_cannot_hold(
 
 
 def test_nothing_but_the_guard_keeps_the_base_class_out(
-    tiny: Any, preset: str, tmp_path: Path
+    tiny: Any, edited: Any, preset: str, tmp_path: Path
 ) -> None:
     source = tiny(preset)
-    apply_case(source, "no-attention-0").model.save_pretrained(tmp_path)
+    edited(preset, "no-attention-0").model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     del config["per_layer_config"]
     config.update(config.pop("modwright_stock"))
@@ -139,10 +142,10 @@ def test_nothing_but_the_guard_keeps_the_base_class_out(
 
 @pytest.mark.parametrize("case", ["identity", "half-ffn-everywhere", "no-block-0"])
 def test_the_base_class_loads_what_is_plain(
-    tiny: Any, preset: str, case: str, tmp_path: Path
+    tiny: Any, edited: Any, preset: str, case: str, tmp_path: Path
 ) -> None:
     source = tiny(preset)
-    applied = block_gone(source) if case == "no-block-0" else apply_case(source, case)
+    applied = edited(preset, case).applied
     applied.model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == source.config.model_type
@@ -155,10 +158,10 @@ def test_the_base_class_loads_what_is_plain(
 @pytest.mark.contract("A12")
 @pytest.mark.parametrize("case", ["no-attention-0", "half-ffn-1", "several"])
 def test_the_config_tells_the_edits_and_no_flag_that_silences_the_guard(
-    tiny: Any, preset: str, case: str, tmp_path: Path
+    tiny: Any, edited: Any, preset: str, case: str, tmp_path: Path
 ) -> None:
     source = tiny(preset)
-    applied = apply_case(source, case)
+    applied = edited(preset, case).applied
     model = applied.model
     model.config.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
@@ -224,8 +227,10 @@ def test_parameters_that_an_edit_adds_come_back(tiny: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("case", ["several", "half-ffn-everywhere"])
-def test_bfloat16_comes_back_as_bfloat16(tiny: Any, preset: str, case: str, tmp_path: Path) -> None:
-    model = apply_case(tiny(preset, dtype=torch.bfloat16), case).model
+def test_bfloat16_comes_back_as_bfloat16(
+    tiny: Any, edited: Any, preset: str, case: str, tmp_path: Path
+) -> None:
+    model = edited(preset, case, dtype=torch.bfloat16).model
     model.save_pretrained(tmp_path)
     auto = getattr(transformers, tiny.auto_class(preset))
     back = auto.from_pretrained(tmp_path)
@@ -237,9 +242,9 @@ def test_bfloat16_comes_back_as_bfloat16(tiny: Any, preset: str, case: str, tmp_
 
 @pytest.mark.parametrize("case", ["several", "uneven-heads"])
 def test_the_edited_class_itself_and_its_backbone_load(
-    tiny: Any, preset: str, case: str, tmp_path: Path
+    edited: Any, preset: str, case: str, tmp_path: Path
 ) -> None:
-    model = apply_case(tiny(preset), case).model
+    model = edited(preset, case).model
     model.save_pretrained(tmp_path)
     assert torch.equal(outputs(type(model).from_pretrained(tmp_path)), outputs(model))
     bare = transformers.AutoModel.from_pretrained(tmp_path)
@@ -247,9 +252,11 @@ def test_the_edited_class_itself_and_its_backbone_load(
 
 
 @pytest.mark.parametrize("case", ["several", "uneven-heads"])
-def test_a_classifier_on_top_comes_back(tiny: Any, preset: str, case: str, tmp_path: Path) -> None:
+def test_a_classifier_on_top_comes_back(
+    tiny: Any, edited: Any, preset: str, case: str, tmp_path: Path
+) -> None:
     auto = tiny.classifier(preset)
-    model = apply_case(tiny(preset, auto=auto, pad_token_id=0), case).model
+    model = edited(preset, case, auto=auto, pad_token_id=0).model
     model.save_pretrained(tmp_path)
     back = getattr(transformers, auto).from_pretrained(tmp_path)
     assert torch.equal(outputs(back), outputs(model))
@@ -257,9 +264,11 @@ def test_a_classifier_on_top_comes_back(tiny: Any, preset: str, case: str, tmp_p
 
 @pytest.mark.contract("I3")
 @pytest.mark.parametrize("case", ["several", "uneven-heads"])
-def test_the_config_alone_builds_the_edited_structure(tiny: Any, preset: str, case: str) -> None:
+def test_the_config_alone_builds_the_edited_structure(
+    tiny: Any, edited: Any, preset: str, case: str
+) -> None:
     """With random weights, as training from scratch needs it."""
-    model = apply_case(tiny(preset), case).model
+    model = edited(preset, case).model
     auto = getattr(transformers, tiny.auto_class(preset))
     fresh = auto.from_config(model.config)
     shapes = {n: p.shape for n, p in model.named_parameters()}
@@ -268,9 +277,9 @@ def test_the_config_alone_builds_the_edited_structure(tiny: Any, preset: str, ca
 
 
 def test_two_edited_checkpoints_do_not_share_anything(
-    tiny: Any, preset: str, tmp_path: Path
+    tiny: Any, edited: Any, preset: str, tmp_path: Path
 ) -> None:
-    results = {case: apply_case(tiny(preset), case).model for case in ("several", "uneven-heads")}
+    results = {case: edited(preset, case).model for case in ("several", "uneven-heads")}
     auto = getattr(transformers, tiny.auto_class(preset))
     for case, model in results.items():
         model.save_pretrained(tmp_path / case)

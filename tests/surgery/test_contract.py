@@ -64,6 +64,7 @@ def reload(fresh_process: Callable[..., dict[str, Any]], tmp_path: Path) -> Iter
     yield run
 
 
+@pytest.mark.covering(lambda p: p["options"] == method_type(p["name"]).examples[0])
 @pytest.mark.contract("A1")
 @pytest.mark.parametrize(("name", "options"), CASES)
 def test_contract(

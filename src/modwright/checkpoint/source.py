@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from modwright.checkpoint.aliases import ALIASES, alias_names
+from modwright.checkpoint.aliases import ALIASES, STAND_INS, alias_names
 from modwright.checkpoint.carry import carried_files
 from modwright.checkpoint.presets import PREFIX, preset_names
 from modwright.checkpoint.wording import first_line
@@ -132,6 +132,8 @@ def _alias(name: str) -> Source:
     path = alias.path()
     files = carried_files(path) if path.is_dir() else ()
     description = f"{alias.description} (package {alias.distribution})"
+    if alias.stand_in is not None:
+        description = f"a stand-in for {name} from {STAND_INS}"
     return Source("alias", name, path, files, description)
 
 

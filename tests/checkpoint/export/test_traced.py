@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 
 PRESETS = ["tiny-llama", "tiny-gpt2", "tiny-gpt-neox", "tiny-bert"]
 
-# A trace takes seconds. Here the families of PRESETS become pt2 and one becomes ONNX; all become
-# both in the slow test.
+# A trace takes seconds. The families of PRESETS become pt2 and one becomes ONNX; of the others four
+# become both, and all with --full.
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +213,7 @@ def test_bfloat16_has_no_kernels_in_onnx_runtime(tmp_path: Path) -> None:
         modwright.export(opened, tmp_path / "out", "onnx")
 
 
+@pytest.mark.families("tiny-bert", "tiny-gpt-neox", "tiny-mixtral", "tiny-qwen2-mixed")
 def test_every_family_is_traced(
     preset: str, edited_model: Callable[[str], Any], tmp_path: Path
 ) -> None:
