@@ -19,9 +19,9 @@ import torch
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, Similarity, StreamGaps, calibrate
-from modwright.calibration import processes as module
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
+from modwright.core import distributed
 from modwright.core.errors import ModwrightError, Refused
 
 COLLECTORS: dict[str, tuple[Any, ...]] = {
@@ -84,12 +84,13 @@ def main() -> None:
     asked = json.loads(os.environ["SHARE_WORKER"])
     torch.set_num_threads(1)
     if "patience" in asked:
-        module.PATIENCE = datetime.timedelta(seconds=asked["patience"])
-    with module.joined() as team:
-        told: dict[str, Any] = {"index": team.index, "size": team.size, "read": []}
+        distributed.PATIENCE = datetime.timedelta(seconds=asked["patience"])
+    with distributed.init_distributed():
+        index = distributed.rank()
+        told: dict[str, Any] = {"index": index, "size": distributed.size(), "read": []}
         try:
             for case in asked["cases"]:
-                values = walk(case, team.index)[3]
+                values = walk(case, index)[3]
                 told["read"].append({name: str(v.flatten()[-1:]) for name, v in values.items()})
         except (ModwrightError, ZeroDivisionError) as error:
             told |= {"error": str(error), "kind": type(error).__name__}

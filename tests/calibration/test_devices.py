@@ -13,9 +13,9 @@ from walk_cases import walk
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, Similarity, StreamGaps
-from modwright.calibration.processes import Processes
 from modwright.calibration.recording import moved, on_device
 from modwright.calibration.walk import compute_device
+from modwright.core import distributed
 from modwright.surgery import make_method
 
 CPU, ELSEWHERE = torch.device("cpu"), torch.device("meta")
@@ -53,11 +53,13 @@ def test_arguments_are_moved_wherever_they_stand() -> None:
     assert moved(given, CPU)[0][0] is inner  # what is there is not copied
 
 
-def test_a_model_on_the_cpu_goes_where_the_process_computes(tiny: Any) -> None:
+def test_a_model_on_the_cpu_goes_where_the_process_computes(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     anatomy = Anatomy.of(tiny("tiny-llama"))
-    assert compute_device(anatomy, Processes()) == CPU
-    there = Processes(device=torch.device("cuda", 1))
-    assert compute_device(anatomy, there) == torch.device("cuda", 1)
+    assert compute_device(anatomy) == CPU
+    monkeypatch.setattr(distributed, "device", lambda: torch.device("cuda", 1))
+    assert compute_device(anatomy) == torch.device("cuda", 1)
 
 
 def test_sums_stand_where_the_block_computes_and_results_on_the_cpu(tiny: Any) -> None:

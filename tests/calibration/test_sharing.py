@@ -12,8 +12,6 @@ import torch
 
 from launch import Ended, launch
 from modwright.calibration import Statistics
-from modwright.calibration.processes import Processes, joined, processes
-from modwright.core.errors import Refused
 
 pytestmark = pytest.mark.slow
 
@@ -166,25 +164,3 @@ def test_a_place_that_all_see_is_needed() -> None:
     assert (main["size"], other["size"]) == (2, 2)
     assert main["kind"] == "Refused" and "into one directory that all see" in main["error"]
     assert other["kind"] == "ProcessFailed"
-
-
-# One process
-
-
-def test_one_process_has_all_of_it_and_waits_for_nobody() -> None:
-    with joined() as team:
-        assert team is processes() and (team.index, team.size, team.is_main) == (0, 1, True)
-        assert team.share([1, 2, 3]) == [1, 2, 3]
-        assert team.agree("x") == ["x"]
-        team.tell("nobody hears")
-        assert team.decide(lambda: 5) == 5
-        with pytest.raises(Refused, match="as it is"), team.same_fate():
-            raise Refused("as it is")
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 5])
-def test_shares_are_disjoint_and_whole(size: int) -> None:
-    items = list(range(7))
-    shares = [Processes(index, size).share(items) for index in range(size)]
-    assert sorted(item for share in shares for item in share) == items
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -13,16 +13,18 @@ import sys
 import time
 from typing import Any
 
-import modwright.recipes.helping as helping
+import modwright.calibration.walk as walking
 import modwright.recipes.run as running
-from modwright.calibration import processes
+import modwright.surgery.llm_drop as planning
 from modwright.cli.entry import run_command
+from modwright.core import distributed
 from modwright.core.errors import Refused
 
 PLACES = {
     "measuring": (running, "measure_stage"),
-    "helping": (helping, "step_windows"),
-    "walking": (helping, "make_method"),
+    "opening": (running, "step_windows"),
+    "walking": (walking, "record"),
+    "planning": (planning, "most_similar"),
 }
 
 
@@ -45,5 +47,5 @@ if __name__ == "__main__":
     asked = json.loads(os.environ.get("SHARE_TROUBLE", "{}"))
     if asked and os.environ["RANK"] == asked["process"]:
         make_trouble(asked["place"], asked["kind"])
-    assert processes.PATIENCE.total_seconds() > 60
+    assert distributed.PATIENCE.total_seconds() > 60
     sys.exit(run_command(sys.argv[1:]))

@@ -162,11 +162,13 @@ def test_longer_rows_and_more_streams_need_more(recipe: MakeRecipe, wordy_model:
 def test_processes_side_by_side_need_more(recipe: MakeRecipe, wordy_model: Path) -> None:
     opened = open_checkpoint(wordy_model)
 
-    def calibrate(processes: int) -> int:
+    def phases(processes: int) -> dict[str, int]:
         found = forecast(recipe(steps=[ALL]), opened.model, "x", processes=processes)
-        return found.steps[0].phases["calibrate"]
+        return found.steps[0].phases
 
-    assert calibrate(1) < calibrate(2) < calibrate(3)
+    for name in ("calibrate", "plan", "apply", "measure"):
+        assert phases(1)[name] < phases(2)[name] < phases(3)[name], name
+    assert phases(3)["plan"] == 3 * phases(1)["plan"]
 
 
 def test_too_little_memory_names_the_step_and_the_phase(

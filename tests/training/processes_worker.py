@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models.tiny import tiny
-from modwright.calibration.processes import joined
+from modwright.core import distributed
 from modwright.models import create_model
 from modwright.tasks.pictures import digits
 from modwright.training import Settings, fit
@@ -78,14 +78,14 @@ def gradients(model_type: str, index: int = 0, size: int = 1) -> dict[str, Tenso
 
 def main() -> None:
     asked = json.loads(os.environ["TRAIN_WORKER"])
-    with joined() as team:
+    with distributed.init_distributed():
         folder = Path(asked["folder"])
         if asked["work"] == "train":
-            torch.save(trained(), folder / f"{team.index}.pt")
+            torch.save(trained(), folder / f"{distributed.rank()}.pt")
             return
         for model_type in asked["models"]:
-            found = gradients(model_type, team.index, team.size)
-            torch.save(found, folder / f"{model_type}-{team.index}.pt")
+            found = gradients(model_type, distributed.rank(), distributed.size())
+            torch.save(found, folder / f"{model_type}-{distributed.rank()}.pt")
 
 
 if __name__ == "__main__":

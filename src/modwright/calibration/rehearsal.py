@@ -13,10 +13,10 @@ import torch
 from modwright.anatomy import Anatomy
 from modwright.calibration.collectors import Collector
 from modwright.calibration.forecast import largest_block
-from modwright.calibration.processes import processes
 from modwright.calibration.recording import ModelInput, on_device, record
 from modwright.calibration.text import TokenWindows
 from modwright.calibration.walk import compute_device, measure_block
+from modwright.core import distributed
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
 
@@ -91,8 +91,7 @@ def rehearse_block(
 def _rehearse(
     anatomy: Anatomy, batch: ModelInput, batches: int, collectors: Sequence[Collector]
 ) -> BlockRehearsal:
-    team = processes()
-    device = compute_device(anatomy, team)
+    device = compute_device(anatomy)
     block = largest_block(anatomy, collectors)
     (entry,), calls = record(anatomy, [batch])
     mask = batch.attention_mask
@@ -113,7 +112,7 @@ def _rehearse(
         )
     held = sum(sum(t.nbytes for t in watch.sums.values()) for watch in watches)
     seconds = clock.ticks[2] - clock.ticks[1]
-    share = -(-batches // team.size)
+    share = -(-batches // distributed.size())
     return BlockRehearsal(
         block=block.index,
         weights=sum(p.nbytes for p in block.module.parameters()),

@@ -6,7 +6,7 @@ import json
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +90,6 @@ class Statistics:
         recipe: data and collectors that the numbers come from.
         directory: where the files are. Without one of the user's, a temporary directory that goes
             with this object.
-        before_reading: called before a block's file is read.
     """
 
     def __init__(
@@ -100,11 +99,9 @@ class Statistics:
         directory: Path | None,
         *,
         mine: bool = True,
-        before_reading: Callable[[], None] = lambda: None,
     ) -> None:
         """``mine`` is False where another process writes the files."""
         self.num_blocks, self.recipe = num_blocks, recipe
-        self.before_reading = before_reading
         if directory is None:
             held = tempfile.TemporaryDirectory(prefix="modwright-")
             self._finalizer = weakref.finalize(self, held.cleanup)
@@ -148,7 +145,6 @@ class Statistics:
     def __getitem__(self, index: int) -> BlockStatistics:
         if not 0 <= index < self.num_blocks:
             raise IndexError(index)
-        self.before_reading()
         return BlockStatistics(load_file(self.path(index)))
 
     def __iter__(self) -> Iterator[BlockStatistics]:

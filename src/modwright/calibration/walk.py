@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Block
 from modwright.calibration.collectors import Collector, Watch
-from modwright.calibration.processes import Processes, processes
 from modwright.calibration.recording import Call, ModelInput, moved, on_device, record
 from modwright.calibration.statistics import Statistics, qualified, require_distinct
 from modwright.calibration.streams import Stream
 from modwright.calibration.tensors import CalibrationData
+from modwright.core import distributed
 from modwright.core.capture import (
     StopForward,
     capture,
@@ -63,6 +63,7 @@ class LiveBlocks:
 
 
 @torch.no_grad()
+@distributed.fail_together()
 def calibrate(
     anatomy: Anatomy,
     windows: CalibrationData,
@@ -106,31 +107,22 @@ def calibrate(
         4
     """
     source = blocks if blocks is not None else LiveBlocks(anatomy)
-    team = processes()
-    team.begin_walk()
-    with team.same_fate():
-        require_distinct(collectors)
-        batches: list[ModelInput] = list(windows)
-        if not batches:
-            raise Refused("there is no calibration data")
-        if directory is None and team.size > 1:
-            raise Refused("several processes calibrate into one directory that all see; name it")
-        recipe = {
-            "data": windows.recipe,
-            "collectors": [collector.describe() for collector in collectors],
-            "model": _fingerprint(anatomy.model),
-        }
-        statistics = Statistics(
-            len(source),
-            recipe,
-            directory,
-            mine=team.is_main,
-            before_reading=team.before_reading,
-        )
-    mine = team.share(batches)
+    require_distinct(collectors)
+    batches: list[ModelInput] = list(windows)
+    if not batches:
+        raise Refused("there is no calibration data")
+    if directory is None and distributed.size() > 1:
+        raise Refused("several processes calibrate into one directory that all see; name it")
+    recipe = {
+        "data": windows.recipe,
+        "collectors": [collector.describe() for collector in collectors],
+        "model": _fingerprint(anatomy.model),
+    }
+    statistics = Statistics(len(source), recipe, directory, mine=distributed.is_main())
+    mine = distributed.shard(batches)
     with eval_mode(anatomy.model), progress.phase(label, len(source) * len(mine)) as task:
         kind = _Walk if anatomy.family.chained else _WholeWalk
-        kind(anatomy, source, mine, collectors, statistics, team, task).go()
+        kind(anatomy, source, mine, collectors, statistics, task).go()
     return statistics
 
 
@@ -142,44 +134,42 @@ class _Walk:
         batches: list[ModelInput],
         collectors: Sequence[Collector],
         statistics: Statistics,
-        team: Processes,
         task: Task,
     ) -> None:
         self.anatomy, self.source, self.batches, self.task = anatomy, source, batches, task
-        self.collectors, self.statistics, self.team = collectors, statistics, team
+        self.collectors, self.statistics = collectors, statistics
         self.history = max((collector.history for collector in collectors), default=1)
-        self.device = compute_device(anatomy, team)
+        self.device = compute_device(anatomy)
         # Streams are each process's own, and of no use to another number of processes.
-        root, name = statistics.directory, f"process-{team.index}-of-{team.size}"
-        self.place = root if team.size == 1 else root / name
+        self.place = statistics.directory
+        if (size := distributed.size()) > 1:
+            self.place /= f"process-{distributed.rank()}-of-{size}"
 
     def go(self) -> None:
         start = self._start()
         self.task.advance(start * len(self.batches))
         if start < len(self.source):
-            with self.team.same_fate():
-                self.place.mkdir(exist_ok=True)
-                first, calls = record(self.anatomy, self.batches)
-                past = self._past(start, first)
-                del first
+            self.place.mkdir(exist_ok=True)
+            first, calls = record(self.anatomy, self.batches)
+            past = self._past(start, first)
+            del first
             for index in range(start, len(self.source)):
                 past = self._block(index, calls[index], past)
-        if self.team.is_main:
+        if distributed.is_main():
             self._tidy()
-        self.team.agree(None)  # everything is there for everyone
 
     def _start(self) -> int:
         """The first block to walk: all processes have the streams that enter it, or it is 0."""
         start = 0
         while start < len(self.source) and self.statistics.done(start):
             start += 1
-        start = min(self.team.agree(start))
+        start = min(distributed.all_gather(start))
         while start < len(self.source):
             mine = start
             # Stopped between the two writes of a block, or streams were cleared.
             while mine and not all(path.exists() for path in self._needed(mine)):
                 mine -= 1
-            agreed = min(self.team.agree(mine))
+            agreed = min(distributed.all_gather(mine))
             if agreed == start:
                 break
             start = agreed
@@ -209,31 +199,29 @@ class _Walk:
 
     def _block(self, index: int, calls: list[Call], past: list[Stream]) -> list[Stream]:
         """Walks one block; returns the streams that the next one looks back on."""
-        with self.team.same_fate():
-            out = self._fresh()
-            with self.source.block(index) as block, on_device(block.module, self.device):
-                keep = [_real(batch, self.device) for batch in self.batches]
-                watches = measure_block(
-                    block, calls, past, out, keep, self.collectors, self.device, self.task
-                )
+        out = self._fresh()
+        with self.source.block(index) as block, on_device(block.module, self.device):
+            keep = [_real(batch, self.device) for batch in self.batches]
+            watches = measure_block(
+                block, calls, past, out, keep, self.collectors, self.device, self.task
+            )
         self._keep(index, watches)
-        with self.team.same_fate():
-            out.rename(self._stream(index + 1))
-        # Every process has what the next block needs: what only this one needed can go.
+        out.rename(self._stream(index + 1))
+        # Once every process has what the next block needs, what only this one needed can go.
+        distributed.barrier()
         for old in past[self.history - 1 :]:
             old.delete()
         return [out, *past[: self.history - 1]]
 
     def _keep(self, index: int, watches: list[Watch]) -> None:
         """Stores what all processes saw of a block."""
-        for watch in watches if self.team.size > 1 else ():
-            self.team.add_up(watch.sums)
-        with self.team.same_fate():
-            results = _results(self.collectors, watches)
-            watches.clear()
-            if self.team.is_main:
-                self.statistics.store(index, results)
-            del results  # a Gram is large; the next block's must not stand beside it
+        for watch in watches if distributed.size() > 1 else ():
+            distributed.all_reduce_(watch.sums)
+        results = _results(self.collectors, watches)
+        watches.clear()
+        if distributed.is_main():
+            self.statistics.store(index, results)
+        del results  # a Gram is large; the next block's must not stand beside it
 
     def _tidy(self) -> None:
         root = self.statistics.directory
@@ -251,28 +239,24 @@ class _WholeWalk(_Walk):
     """
 
     def go(self) -> None:
-        with self.team.same_fate():
-            if self.history > 1:
-                raise Refused(
-                    "streams of blocks apart cannot be compared here: between the blocks of "
-                    f"this {self.anatomy.config.model_type} the stream changes its shape"
-                )
-            if not isinstance(self.source, LiveBlocks):
-                raise Refused(
-                    "the blocks of this model cannot be read one at a time; open it whole"
-                )
-            reads = self.anatomy.family.inputs()
-            for batch in self.batches:
-                reads.check(batch.tensors())
+        if self.history > 1:
+            raise Refused(
+                "streams of blocks apart cannot be compared here: between the blocks of this "
+                f"{self.anatomy.config.model_type} the stream changes its shape"
+            )
+        if not isinstance(self.source, LiveBlocks):
+            raise Refused("the blocks of this model cannot be read one at a time; open it whole")
+        reads = self.anatomy.family.inputs()
+        for batch in self.batches:
+            reads.check(batch.tensors())
         start = self._start()
         self.task.advance(start * len(self.batches))
         for index in range(start, len(self.source)):
-            with self.team.same_fate(), self.source.block(index) as block:
+            with self.source.block(index) as block:
                 watches = self._measure(block)
             self._keep(index, watches)
-        if self.team.is_main:
+        if distributed.is_main():
             self._tidy()
-        self.team.agree(None)
 
     def _needed(self, at: int) -> list[Path]:
         return []
@@ -306,10 +290,10 @@ class _WholeWalk(_Walk):
         return watches
 
 
-def compute_device(anatomy: Anatomy, team: Processes) -> torch.device:
+def compute_device(anatomy: Anatomy) -> torch.device:
     """Where blocks run: where the model is, or on the process's accelerator for one on the CPU."""
     own = next(anatomy.model.parameters()).device
-    return team.device if own.type in ("cpu", "meta") else own
+    return distributed.device() if own.type in ("cpu", "meta") else own
 
 
 def measure_block(

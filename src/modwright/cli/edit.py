@@ -153,6 +153,7 @@ def _edit(
     force: bool,
 ) -> None:
     from modwright.cli.show import show_outcome
+    from modwright.core import distributed
     from modwright.recipes.run import run
 
     make_method(method, options)  # refuses in the words of the command line, not of a recipe
@@ -167,6 +168,7 @@ def _edit(
         },
         name=f"edit {method}",
     )
-    outcome = run(recipe, out, force=force, progress=make_progress(), say=say)
-    if outcome.leading:
-        show_outcome(output(), outcome)
+    with distributed.init_distributed():
+        outcome = run(recipe, out, force=force, progress=make_progress(), say=say)
+        if distributed.is_main():
+            show_outcome(output(), outcome)

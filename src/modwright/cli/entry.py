@@ -35,8 +35,7 @@ def run_command(arguments: Sequence[str]) -> int:
         code = int(command.main(args=kept, prog_name="modwright", standalone_mode=False) or 0)
         return _say(_GO_ON, code) if code == INTERRUPTED else code
     except ProcessFailed as error:
-        # The main process has said it, unless it is gone.
-        if os.environ.get("RANK", "0") != "0" and not error.lost:
+        if error.reported:
             return error.exit_code
         return _say(str(error), error.exit_code, error, debug)
     except ModwrightError as error:

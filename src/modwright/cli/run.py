@@ -42,12 +42,12 @@ def run(
     """
     import modwright.recipes.rehearsal as rehearsing
     import modwright.recipes.run as running
-    from modwright.calibration.processes import joined
     from modwright.cli.show import rehearsal_lines, show_outcome
+    from modwright.core import distributed
     from modwright.recipes import load_recipe
 
-    with joined() as team:
-        with team.same_fate():
+    with distributed.init_distributed():
+        with distributed.fail_together():
             asked = load_recipe(recipe, changes or ())
         progress = make_progress()
         if dry_run:
@@ -60,8 +60,8 @@ def run(
         outcome = running.run(
             asked, out, force=force, check=not no_check, progress=progress, say=say
         )
-    if not outcome.leading:
-        return
+        if not distributed.is_main():
+            return
     if json:
         emit_json(outcome.report.to_json())
     else:

@@ -52,16 +52,16 @@ def train(
     checkpoint when the same command is given again, to the same weights. Started by torchrun or
     accelerate launch, several processes share the pictures of each step.
     """
-    from modwright.calibration.processes import joined
+    from modwright.core import distributed
     from modwright.recipes.training import train as run_training
     from modwright.recipes.training_schema import load_training
 
-    with joined() as team:
-        with team.same_fate():
+    with distributed.init_distributed():
+        with distributed.fail_together():
             asked = load_training(recipe, changes or ())
         done = run_training(asked, out, force=force, progress=make_progress(), say=say)
-    if not done.leading:
-        return
+        if not distributed.is_main():
+            return
     if json:
         emit_json(dict(done.told))
         return

@@ -60,14 +60,14 @@ class ProcessFailed(ModwrightError):
 
     Attributes:
         trace: its traceback, for the log.
-        lost: it is gone without a word, so nobody else says what happened.
+        reported: the main process reports it, so this one need not.
     """
 
     def __init__(
-        self, message: str, exit_code: int = 1, trace: str = "", lost: bool = False
+        self, message: str, exit_code: int = 1, trace: str = "", reported: bool = False
     ) -> None:
         super().__init__(message)
-        self.exit_code, self.trace, self.lost = exit_code, trace, lost
+        self.exit_code, self.trace, self.reported = exit_code, trace, reported
 
 
 def nearest(value: object, names: Iterable[str], n: int = 1, cutoff: float = 0.5) -> list[str]:

@@ -107,7 +107,7 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
         recipe: what to do.
         model: it begins with this one.
         name: what to call the model.
-        processes: how many calibrate side by side on this machine, each with its own block.
+        processes: how many run side by side on this machine, each with a model of its own.
 
     Raises:
         Refused: a step that cannot be done on this model.
@@ -141,14 +141,14 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
         solve, values = _planning(method, anatomy, new_weights)
         written = min(values, new_weights)
         phases = {
-            "calibrate": carried
-            + processes * (walk.get("statistics", 0) + walk.get("activations", 0))
+            "calibrate": processes
+            * (carried + walk.get("statistics", 0) + walk.get("activations", 0))
             + walk.get("streams", 0)
             + walk.get("entry", 0),
-            "plan": carried + solve + values,
-            "apply": carried + values + written,
-            "measure": carried + values + written + measuring,
-            "reopen": carried + values + written + new_weights,
+            "plan": processes * (carried + solve + values),
+            "apply": processes * (carried + values + written),
+            "measure": processes * (carried + values + written) + measuring,
+            "reopen": processes * (carried + values + written) + new_weights,
         }
         steps.append(
             StepForecast(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from modwright.checkpoint import Checkpoint, rehearse
+from modwright.core import distributed
 from modwright.core.errors import CheckpointError, Refused
 from modwright.edits.reopen import Reopened
 from modwright.recipes.schema import Recipe
@@ -31,7 +32,6 @@ class Outcome:
         reopened: what the check in a new process saw, if it was asked for.
         done_before: the result stood there already.
         log: the file beside the output.
-        leading: False in a process that helped another: it has nothing to print.
     """
 
     output: Path
@@ -39,7 +39,6 @@ class Outcome:
     reopened: Reopened | None
     done_before: bool = False
     log: Path | None = None
-    leading: bool = True
 
 
 def output_place(recipe: Recipe | TrainingRecipe, output: str | Path | None) -> Path:
@@ -77,11 +76,20 @@ def stands_already(
 ) -> bool:
     """Whether the result of this resolved recipe is there, so that nothing is to be done.
 
+    The main process looks, and all get its answer.
+
     ``told`` is the file that says how it went.
 
     Raises:
         CheckpointError: something else is there, and ``force`` does not allow to replace it.
     """
+    with distributed.fail_together():
+        return distributed.broadcast(
+            distributed.is_main() and _stands_already(place, full, force, told)
+        )
+
+
+def _stands_already(place: Path, full: dict[str, Any], force: bool, told: str) -> bool:
     if force or not place.is_dir() or not any(place.iterdir()):
         return False
     if is_result_of(place, full, told):

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from modwright.anatomy import Anatomy
-from modwright.calibration.processes import joined
 from modwright.calibration.rehearsal import BlockRehearsal, rehearse_block
 from modwright.checkpoint import Checkpoint, check_finite, peak_rss_bytes
 from modwright.checkpoint import open as open_checkpoint
+from modwright.core import distributed
 from modwright.core.progress import SILENT, Progress
 from modwright.recipes.forecast import Forecast, forecast, require_room
 from modwright.recipes.load import resolved
@@ -93,24 +93,23 @@ def dry_run(
         ModwrightError: what a run would refuse.
     """
     place = output_place(recipe, output)
-    with joined() as team:
-        if not team.is_main:
-            team.hear()
-            return None
-        with team.leading():
-            full = {**resolved(recipe), "output": ""}
-            if stands_already(place, full, force):
-                say(f"{place} holds the result of this recipe already; there is nothing to do")
-                return None
-            with WorkPlace(place).alone(), torch_as_asked(recipe):
-                return _rehearse(recipe, place, force, team.local_size, progress, say)
+
+    def rehearse() -> Rehearsal:
+        with WorkPlace(place).alone(), torch_as_asked(recipe):
+            return _rehearse(recipe, place, force, progress, say)
+
+    with distributed.init_distributed():
+        if not stands_already(place, {**resolved(recipe), "output": ""}, force):
+            return distributed.main_process_only(rehearse)
+        if distributed.is_main():
+            say(f"{place} holds the result of this recipe already; there is nothing to do")
+        return None
 
 
 def _rehearse(
     recipe: Recipe,
     place: Path,
     force: bool,
-    processes: int,
     progress: Progress,
     say: Callable[[str], None],
 ) -> Rehearsal:
@@ -121,7 +120,8 @@ def _rehearse(
     require_place(opened, place, force)
     windows = step_windows(recipe, opened)
     evaluation_digest(opened, recipe.evaluate)
-    expected = forecast(recipe, opened.model, opened.name, processes=processes)
+    together = distributed.local_size()
+    expected = forecast(recipe, opened.model, opened.name, processes=together)
     free_disk = require_room(expected, place)
     steps = []
     with progress.phase("rehearse", len(recipe.steps)) as task:

@@ -15,11 +15,11 @@ import yaml
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
-from modwright.calibration.processes import Processes, joined
 from modwright.checkpoint import Checkpoint, check_finite, save
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint.wording import format_bytes
-from modwright.core.errors import Refused
+from modwright.core import distributed
+from modwright.core.errors import Refused, VerificationError
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
@@ -28,7 +28,6 @@ from modwright.edits.remodelled import is_plain
 from modwright.edits.reopen import Reopened, check_reopens
 from modwright.recipes.facts import auto_class, environment, listed, versions
 from modwright.recipes.forecast import forecast, require_room
-from modwright.recipes.helping import Prepare, StepBegins, help_run
 from modwright.recipes.journal import Journal
 from modwright.recipes.load import resolved
 from modwright.recipes.measure import Baseline, measure_stage
@@ -37,7 +36,7 @@ from modwright.recipes.quality import evaluation_digest
 from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_as_asked
 from modwright.recipes.texts import step_windows
-from modwright.recipes.work import Inputs, WorkPlace, file_stamps, step_key
+from modwright.recipes.work import Inputs, WorkPlace, alone, file_stamps, step_key
 from modwright.report import Report, Stage, model_card, read_report, write_report
 from modwright.surgery import make_method
 
@@ -65,8 +64,9 @@ def run(
     stopped goes on from there, and from the blocks whose statistics are there. ``<output>.log``
     says what happened when, and stays.
 
-    Where ``torchrun`` or ``accelerate launch`` started several processes, every one calls this; the
-    others walk their share of the calibration data and do nothing else.
+    Where ``torchrun`` or ``accelerate launch`` started several processes, every one calls this, and
+    all carry out the steps: each walks its share of the calibration data, and all plan the same
+    from the sums. The main one alone measures and writes.
 
     Args:
         recipe: what to do.
@@ -80,54 +80,28 @@ def run(
         ModwrightError: anything refused or failed; the output is not touched then.
     """
     place = output_place(recipe, output)
-    with joined() as team:
-        if not team.is_main:
-            help_run(recipe, place, team)
-            return Outcome(place, read_report(place), None, leading=False)
-        with team.leading():
-            return _lead(recipe, place, team, force, check, progress, say)
-
-
-def _lead(
-    recipe: Recipe,
-    place: Path,
-    team: Processes,
-    force: bool,
-    check: bool,
-    progress: Progress,
-    say: Listener,
-) -> Outcome:
-    full = resolved(recipe)
-    full["output"] = ""
-    work, journal = WorkPlace(place), Journal(place)
-    if stands_already(place, full, force):
-        say(f"{place} holds the result of this recipe already; --force makes it again")
-        work.remove_leftovers(full)
-        return Outcome(place, read_report(place), None, done_before=True)
-    with work.alone(), journal.open(), torch_as_asked(recipe):
-        shown, told = journal.progress(progress), journal.listener(say)
-        return _Run(recipe, full, place, work, journal, team, force, check, shown, told).go()
+    with distributed.init_distributed():
+        if not distributed.is_main():
+            progress, say = SILENT, _unheard
+        return _Run(recipe, place, force, check, progress, say).go()
 
 
 class _Run:
     def __init__(
         self,
         recipe: Recipe,
-        full: dict[str, Any],
         place: Path,
-        work: WorkPlace,
-        journal: Journal,
-        team: Processes,
         force: bool,
         check: bool,
         progress: Progress,
         say: Listener,
     ) -> None:
-        self.recipe, self.full, self.place, self.work = recipe, full, place, work
-        self.journal, self.team = journal, team
-        self.force, self.check, self.progress, self.say = force, check, progress, say
+        self.recipe, self.full, self.place = recipe, {**resolved(recipe), "output": ""}, place
+        self.work, self.journal = WorkPlace(place), Journal(place)
+        self.force, self.check = force, check
+        self.progress, self.say = self.journal.progress(progress), self.journal.listener(say)
         self.versions = versions()
-        self.stages: list[Stage] = []
+        self.stages: list[Stage] = []  # the main process's
         self.windows: list[TokenWindows | None] = []
         self.inputs = Inputs()
 
@@ -135,57 +109,72 @@ class _Run:
         return step_key(self.full, steps, self.versions, self.inputs)
 
     def go(self) -> Outcome:
-        self.team.tell(Prepare())
-        with self.team.same_fate():
-            self.journal.write(f"modwright run into {self.place}, process {os.getpid()}")
-            self.say(f"opening {self.recipe.model}")
-            opened = open_checkpoint(
-                self.recipe.model, dtype=self.recipe.dtype, progress=self.progress
-            )
-            check_finite(opened.model)
-            self._prepare(opened)
-        self._begin(opened)
-        dtype = opened.model.dtype
-        model = self._resume(opened)
-        for index in range(len(self.stages), len(self.recipe.steps) + 1):
-            with torch_as_asked(self.recipe):
-                model = self._step(index, opened, model)
-        report = self._report(opened, model)
-        reopened = self._save(opened, model, report, dtype)
-        self.work.remove()
-        self.journal.write("done")
-        return Outcome(self.place, report, reopened, log=self.journal.path)
+        if stands_already(self.place, self.full, self.force):
+            distributed.main_process_only(self._say_it_stands)
+            return Outcome(self.place, read_report(self.place), None, done_before=True)
+        with alone(self.work, self.journal), torch_as_asked(self.recipe):
+            with distributed.fail_together():
+                opened = self._open()
+                dtype = opened.model.dtype
+                model, done = self._resume(opened)
+            for index in range(done, len(self.recipe.steps) + 1):
+                with torch_as_asked(self.recipe):
+                    model = self._step(index, opened, model)
+            reopened = distributed.main_process_only(lambda: self._save(opened, model, dtype))
+        log = self.journal.path if distributed.is_main() else None
+        return Outcome(self.place, read_report(self.place), reopened, log=log)
+
+    def _say_it_stands(self) -> None:
+        self.say(f"{self.place} holds the result of this recipe already; --force makes it again")
+        self.work.remove_leftovers(self.full)
+
+    def _open(self) -> Checkpoint:
+        """Refuses now what would fail after hours: no place for the output, no text, no memory."""
+        self.journal.write(f"modwright run into {self.place}, process {os.getpid()}")
+        self.say(f"opening {self.recipe.model}")
+        opened = open_checkpoint(self.recipe.model, dtype=self.recipe.dtype, progress=self.progress)
+        check_finite(opened.model)
+        if distributed.is_main():
+            require_place(opened, self.place, self.force)
+        self.windows = step_windows(self.recipe, opened)
+        if distributed.is_main():
+            self._begin(opened)
+        return opened
 
     def _begin(self, opened: Checkpoint) -> None:
         """From here on the run leaves traces: the log, and the work directory."""
-        self.journal.begin(goes_on=self.work.root.is_dir())
-        self.journal.write(f"versions: {listed(self.versions)}")
-        self.journal.write(f"machine: {listed(environment(opened.model))}")
-        if self.team.size > 1:
-            self.journal.write(f"{self.team.size} processes calibrate together")
-        told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
-        self.journal.write("recipe, resolved:\n" + told)
-        self.work.claim(self.full)
-
-    def _prepare(self, opened: Checkpoint) -> None:
-        """Refuses now what would fail after hours: no place for the output, no text, no memory."""
-        source = opened.source.path
-        require_place(opened, self.place, self.force)
-        self.windows = step_windows(self.recipe, opened)
         self.inputs = Inputs(
-            model=file_stamps(source),
+            model=file_stamps(opened.source.path),
             calibration=[None if w is None else w.recipe["sha256"] for w in self.windows],
             evaluation=evaluation_digest(opened, self.recipe.evaluate),
         )
-        expected = forecast(self.recipe, opened.model, opened.name, processes=self.team.local_size)
+        together = distributed.local_size()
+        expected = forecast(self.recipe, opened.model, opened.name, processes=together)
         require_room(expected, self.place)
         self.journal.write(
             f"forecast: {format_bytes(expected.peak)} of memory with the weights, "
             f"{format_bytes(expected.disk)} of disk"
         )
+        self.journal.begin(goes_on=self.work.root.is_dir())
+        self.journal.write(f"versions: {listed(self.versions)}")
+        self.journal.write(f"machine: {listed(environment(opened.model))}")
+        if distributed.size() > 1:
+            self.journal.write(f"{distributed.size()} processes calibrate together")
+        told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
+        self.journal.write("recipe, resolved:\n" + told)
+        self.work.claim(self.full)
 
-    def _resume(self, opened: Checkpoint) -> Any:
-        """Takes over finished steps; returns the model that they led to."""
+    def _resume(self, opened: Checkpoint) -> tuple[Any, int]:
+        """Takes over finished steps; returns the model that they led to, and how many stages."""
+        if distributed.is_main():
+            self._read_stages()
+        done = distributed.broadcast(len(self.stages))
+        if done <= 1:
+            return opened.model, done
+        self.say(f"{done - 1} finished steps are taken over")
+        return self.work.model(done - 1), done
+
+    def _read_stages(self) -> None:
         for index in range(len(self.recipe.steps) + 1):
             stage = self.work.stage(index, self.key(index))
             if stage is None:
@@ -194,60 +183,66 @@ class _Run:
         # Only the model of the last state is kept; a changed later step sends back to the source.
         while len(self.stages) > 1 and not self.work.holds_model(len(self.stages) - 1):
             self.stages.pop()
-        if len(self.stages) <= 1:
-            return opened.model
-        self.say(f"{len(self.stages) - 1} finished steps are taken over")
-        return self.work.model(len(self.stages) - 1)
 
     def _step(self, index: int, opened: Checkpoint, model: Any) -> Any:
+        """One step in every process; the main one measures what came of it and keeps it."""
         if index == 0:
-            self.say("measuring the model as it came")
-            stage = measure_stage(
-                model,
-                opened.tokenizer,
-                self.recipe.evaluate,
-                self.progress,
-                name="before",
-                title="as it came",
-                plain=is_plain(model),
-                source_blocks=list(range(len(Anatomy.of(model).blocks))),
-            )
-            self._measured(stage)
-            self.work.keep(0, self.key(0), stage, None)
+            distributed.main_process_only(lambda: self._measure_source(opened, model))
             return model
         step = self.recipe.steps[index - 1]
         method = make_method(step.method, step.options)
         self.say(f"step {index} of {len(self.recipe.steps)}: {method.title()}")
         start = time.monotonic()
-        plan = self._plan(index, model, method)
-        planned = time.monotonic()
-        with self.progress.phase("apply and verify", 1) as task:
-            applied = apply_plan(model, plan)
-            task.advance()
+        with distributed.fail_together():
+            plan = self._plan(index, model, method)
+            planned = time.monotonic()
+            with self.progress.phase("apply and verify", 1) as task:
+                applied = apply_plan(model, plan)
+                task.advance()
         done = time.monotonic()
+        seconds = {"plan": planned - start, "apply and verify": done - planned}
+
+        def measure() -> None:
+            told = {
+                "method": step.method,
+                "title": method.title(),
+                "options": dict(plan.options),
+                "seconds": seconds,
+                "source_blocks": self._source_blocks(model, plan),
+                "reasons": dict(plan.reasons),
+                "notes": list(plan.notes),
+                "accounting": _counts(applied),
+                "plain": applied.plain,
+            }
+            self._measure(index, opened, applied.model, f"{index} {step.method}", told)
+            self.work.keep(index, self.key(index), self.stages[-1], applied.model)
+            self.work.forget_before(index)
+
+        distributed.main_process_only(measure)
+        return applied.model
+
+    def _measure_source(self, opened: Checkpoint, model: Any) -> None:
+        self.say("measuring the model as it came")
+        told = {
+            "title": "as it came",
+            "plain": is_plain(model),
+            "source_blocks": list(range(len(Anatomy.of(model).blocks))),
+        }
+        self._measure(0, opened, model, "before", told)
+        self.work.keep(0, self.key(0), self.stages[0], None)
+
+    def _measure(
+        self, index: int, opened: Checkpoint, model: Any, name: str, told: dict[str, Any]
+    ) -> None:
         stage = measure_stage(
-            applied.model,
+            model,
             opened.tokenizer,
             self.recipe.evaluate,
             self.progress,
-            Baseline(opened.model, self.stages[0].speed),
-            name=f"{index} {step.method}",
-            method=step.method,
-            title=method.title(),
-            options=dict(plan.options),
-            seconds={"plan": planned - start, "apply and verify": done - planned},
-            source_blocks=self._source_blocks(model, plan),
-            reasons=dict(plan.reasons),
-            notes=list(plan.notes),
-            accounting=_counts(applied),
-            plain=applied.plain,
+            Baseline(opened.model, self.stages[0].speed) if index else None,
+            name=name,
+            **told,
         )
-        self._measured(stage)
-        self.work.keep(index, self.key(index), stage, applied.model)
-        self.work.forget_before(index)
-        return applied.model
-
-    def _measured(self, stage: Stage) -> None:
         self.stages.append(stage)
         facts = {"parameters": stage.cost["parameters"], "perplexity": stage.perplexity}
         self.journal.write(f"measured {stage.name}: {listed(facts)}")
@@ -256,21 +251,22 @@ class _Run:
 
     def _plan(self, index: int, model: Any, method: Any) -> Plan:
         windows = self.windows[index - 1]
-        directory = self.work.statistics(index, self.key(index))
-
-        def plan() -> Plan:
-            made: Plan = method.plan(
-                Anatomy.of(model), windows, directory=directory, progress=self.progress
+        directory = None
+        if windows is not None:
+            self.say(f"calibration: {windows.describe()}")
+        if distributed.is_main():
+            directory = self.work.statistics(index, self.key(index)).resolve()
+        directory = distributed.broadcast(directory)
+        plan: Plan = method.plan(
+            Anatomy.of(model), windows, directory=directory, progress=self.progress
+        )
+        edits = [edit.to_json() for edit in plan.edits]
+        if any(others != edits for others in distributed.all_gather(edits)):
+            raise VerificationError(
+                f"{method.title()}: the processes planned differently from the same statistics; "
+                "give them the same machine, packages and threads"
             )
-            return made
-
-        if windows is None:
-            return plan()
-        self.say(f"calibration: {windows.describe()}")
-        self.team.tell(StepBegins(index, index - 1, directory.resolve()))
-        made = self.team.decide(plan)
-        assert made is not None, "the main process decides"
-        return made
+        return plan
 
     def _source_blocks(self, model: Any, plan: Plan) -> list[int | None]:
         before = self.stages[-1].source_blocks
@@ -293,9 +289,8 @@ class _Run:
             reproduce=f"modwright run recipe.yaml -o {shlex.quote(self.place.name)}",
         )
 
-    def _save(
-        self, opened: Checkpoint, model: Any, report: Report, dtype: torch.dtype
-    ) -> Reopened | None:
+    def _save(self, opened: Checkpoint, model: Any, dtype: torch.dtype) -> Reopened | None:
+        report = self._report(opened, model)
         self.say(f"writing {self.place}")
         seen: list[Reopened] = []
 
@@ -331,6 +326,8 @@ class _Run:
                 },
                 check=finish,
             )
+        self.work.remove()
+        self.journal.write("done")
         return seen[0] if seen else None
 
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,9 +17,9 @@ import yaml
 from transformers import TrainerCallback
 
 from modwright.calibration.disk import writing
-from modwright.calibration.processes import Processes, joined
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
+from modwright.core import distributed
 from modwright.core.errors import ModwrightError, Refused, VerificationError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
@@ -35,7 +34,7 @@ from modwright.recipes.training_schema import (
     pictures_of,
     settings_of,
 )
-from modwright.recipes.work import WorkPlace, file_stamps
+from modwright.recipes.work import WorkPlace, alone, file_stamps
 from modwright.report.curves import training_curves
 from modwright.tasks.pictures import Pictures
 from modwright.training import Fitted, Settings, fit
@@ -54,13 +53,11 @@ class TrainingOutcome:
         output: the directory.
         told: what training.json holds.
         done_before: the result stood there already.
-        leading: False in a process that helped another: it has nothing to print.
     """
 
     output: Path
     told: Mapping[str, Any]
     done_before: bool = False
-    leading: bool = True
 
 
 @dataclass(frozen=True)
@@ -103,16 +100,15 @@ def train(
     """
     place = output_place(recipe, output)
     full = {**recipe.model_dump(mode="json"), "output": ""}
-    with joined() as team:
-        with team.same_fate():
-            stands = team.is_main and stands_already(place, full, force, _TOLD)
-        if team.agree(stands)[0]:
-            if team.is_main:
-                say(f"{place} holds the result of this recipe already; --force makes it again")
-                WorkPlace(place).remove_leftovers(full)
+    with distributed.init_distributed():
+        if not distributed.is_main():
+            progress, say = SILENT, _unheard
+        if stands_already(place, full, force, _TOLD):
+            say(f"{place} holds the result of this recipe already; --force makes it again")
+            distributed.main_process_only(lambda: WorkPlace(place).remove_leftovers(full))
             told = json.loads((place / _TOLD).read_text(encoding="utf-8"))
-            return TrainingOutcome(place, told, done_before=True, leading=team.is_main)
-        return _Training(recipe, full, place, team, force, progress, say).go()
+            return TrainingOutcome(place, told, done_before=True)
+        return _Training(recipe, full, place, force, progress, say).go()
 
 
 class _Training:
@@ -121,30 +117,23 @@ class _Training:
         recipe: TrainingRecipe,
         full: dict[str, Any],
         place: Path,
-        team: Processes,
         force: bool,
         progress: Progress,
         say: Callable[[str], None],
     ) -> None:
-        self.recipe, self.full, self.place, self.team = recipe, full, place, team
-        self.force, self.progress, self.say = force, progress, say
+        self.recipe, self.full, self.place = recipe, full, place
         self.work, self.journal = WorkPlace(place), Journal(place)
+        self.force, self.progress, self.say = force, progress, self.journal.listener(say)
         self.checkpoints = self.work.root / "checkpoints"
         self.events = self.work.root / "tensorboard"
 
     def go(self) -> TrainingOutcome:
-        with ExitStack() as stack:
-            with self.team.same_fate():
-                if self.team.is_main:
-                    stack.enter_context(self.work.alone())
-                    stack.enter_context(self.journal.open())
-                    self.say = self.journal.listener(self.say)
-            stack.enter_context(torch_as_asked(self.recipe))
-            with self.team.same_fate():
+        with alone(self.work, self.journal), torch_as_asked(self.recipe):
+            with distributed.fail_together():
                 ready = self._prepare()
-                if self.team.is_main:
+                if distributed.is_main():
                     self._begin(ready)
-            goes_on = self.team.agree(newest_checkpoint(self.checkpoints) is not None)[0]
+                goes_on = distributed.broadcast(newest_checkpoint(self.checkpoints) is not None)
             fitted = fit(
                 ready.model,
                 ready.train,
@@ -154,16 +143,12 @@ class _Training:
                 self.checkpoints,
                 resume=goes_on,
                 measure_epochs=self.recipe.measure_epochs,
-                progress=self.progress if self.team.is_main else SILENT,
+                progress=self.progress,
                 callbacks=self._callbacks(),
             )
-            with self.team.same_fate():
-                told = self._told(ready, fitted)
-                if self.team.is_main:
-                    self._save(ready.model, told)
-                    self.work.remove()
-                    self.journal.write("done")
-            return TrainingOutcome(self.place, told, leading=self.team.is_main)
+            told = self._told(ready, fitted)
+            distributed.main_process_only(lambda: self._save(ready.model, told))
+            return TrainingOutcome(self.place, told)
 
     def _prepare(self) -> _Prepared:
         """Refuses now what would fail after hours."""
@@ -178,7 +163,7 @@ class _Training:
         _try(model, learned, "model")
         if hasattr(objective, "teacher"):
             _try(objective.teacher, learned, "objective.teacher")
-        if self.team.is_main:
+        if distributed.is_main():
             rehearse(model, self.place, force=self.force)
         return _Prepared(model, learned, measured, objective, self._settings())
 
@@ -193,7 +178,7 @@ class _Training:
         """From here on the training leaves traces. What another one left is removed."""
         depends = {
             "versions": versions(),
-            "processes": self.team.size,
+            "processes": distributed.size(),
             "pictures": [_digest(ready.train), _digest(ready.test)],
             "model": _stamps(self.recipe.model, "checkpoint", "checkpoint_path"),
             "teacher": _stamps(self.recipe.objective, "teacher"),
@@ -220,7 +205,7 @@ class _Training:
             self.say(f"goes on from step {newest.name.rpartition('-')[2]}")
 
     def _callbacks(self) -> list[TrainerCallback]:
-        if not self.recipe.tensorboard or not self.team.is_main:
+        if not self.recipe.tensorboard or not distributed.is_main():
             return []
         from torch.utils.tensorboard import SummaryWriter
         from transformers.integrations import TensorBoardCallback
@@ -245,7 +230,7 @@ class _Training:
             "recipe": self.full,
             "versions": versions(),
             "environment": environment(ready.model),
-            "processes": self.team.size,
+            "processes": distributed.size(),
         }
 
     def _save(self, model: Any, told: dict[str, Any]) -> None:
@@ -261,6 +246,8 @@ class _Training:
         for event in sorted(self.events.glob("*")):
             files[f"tensorboard/{event.name}"] = event.read_bytes()
         save(model.cpu(), self.place, force=self.force, files=files, check=_reads_back(model))
+        self.work.remove()
+        self.journal.write("done")
 
 
 def _reads_back(model: Any) -> Callable[[Path], None]:

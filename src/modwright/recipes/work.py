@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,12 @@ from modwright.calibration.disk import writing
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
 from modwright.checkpoint.outputs import alone_at, tidy_after_killed
+from modwright.core import distributed
 from modwright.core.errors import CheckpointError, Refused
+from modwright.recipes.journal import Journal
 from modwright.report import Stage
 
-__all__ = ["Inputs", "WorkPlace", "file_stamps", "step_key"]
+__all__ = ["Inputs", "WorkPlace", "alone", "file_stamps", "step_key"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,21 @@ def step_key(
         "versions": versions,
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def alone(work: WorkPlace, journal: Journal) -> Iterator[None]:
+    """The main process keeps other runs out, and its log listens, for as long as the block runs.
+
+    Raises:
+        CheckpointError: another run is at work on this output.
+    """
+    with ExitStack() as stack:
+        with distributed.fail_together():
+            if distributed.is_main():
+                stack.enter_context(work.alone())
+                stack.enter_context(journal.open())
+        yield
 
 
 class WorkPlace:

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
+
+from modwright.core import distributed
 
 __all__ = ["WholeCheckpoints", "forget_broken", "newest_checkpoint"]
 
@@ -52,8 +53,6 @@ class WholeCheckpoints(TrainerCallback):
     on_epoch_end = on_step_end
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        dist = torch.distributed
-        if dist.is_available() and dist.is_initialized():
-            dist.barrier()  # each process stores its own random numbers
+        distributed.barrier()  # each process stores its own random numbers
         if state.is_world_process_zero:
             Path(args.output_dir, f"checkpoint-{state.global_step}", _MARK).touch()

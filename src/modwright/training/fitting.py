@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from modwright.calibration.processes import processes
+from modwright.core import distributed
 from modwright.core.errors import Refused, unknown_name
 from modwright.core.modes import set_eval
 from modwright.core.progress import Progress
@@ -184,7 +184,7 @@ def fit(
 
 def _arguments(settings: Settings, directory: str, keep: bool) -> TrainingArguments:
     own_schedule = settings.schedule == _OWN_SCHEDULE
-    shared = processes().size
+    shared = distributed.size()
     if settings.batch_size % shared:
         raise Refused(f"batch_size {settings.batch_size} cannot be shared by {shared} processes")
     given: dict[str, Any] = {

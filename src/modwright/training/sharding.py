@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
+from modwright.core.distributed import shard_modules_
 from modwright.core.errors import Refused
 from modwright.nn.block import BlockSequence
 
@@ -55,22 +55,8 @@ def shard_blocks(model: Any, mesh: Any = None) -> Any:
     Raises:
         Refused: torch.distributed is not set up, or the model has no blocks.
     """
-    dist = torch.distributed
-    if not (dist.is_available() and dist.is_initialized()):
-        raise Refused(
-            "torch.distributed is not set up: start with torchrun, and call this inside "
-            "modwright.calibration.processes.joined()"
-        )
     blocks = blocks_of(model)
     if not blocks:
         raise Refused(f"{type(model).__name__} has no blocks that are known here")
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    if mesh is None:
-        kind = next(model.parameters()).device.type
-        mesh = init_device_mesh(kind, (dist.get_world_size(),))
-    for block in blocks:
-        fully_shard(block, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    shard_modules_([*blocks, model], mesh)
     return model

@@ -1,0 +1,265 @@
+"""Several processes of one program (SPMD): all compute the same, each on its shard of the data.
+
+``torchrun``, ``accelerate launch`` and MPI start the same program several times. Every process
+plans from the same all-reduced sums; the main one alone writes, measures and prints. This is the
+only module that calls ``torch.distributed``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from modwright.core.errors import ModwrightError, ProcessFailed, Refused
+
+__all__ = ["all_gather", "all_reduce_", "barrier", "broadcast", "device"]
+__all__ += ["fail_together", "init_distributed", "is_main", "local_size", "main_process_only"]
+__all__ += ["rank", "shard", "shard_modules_", "size"]
+
+PATIENCE = datetime.timedelta(hours=2)
+"""How long a process waits for the others to finish their shard of one block."""
+
+_LONG = datetime.timedelta(days=7)  # while the main process measures and writes
+
+# Where torchrun and accelerate, and three kinds of MPI, say how many they started.
+_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+
+T = TypeVar("T")
+
+
+@contextmanager
+def init_distributed() -> Iterator[None]:
+    """Joins the processes that a launcher started, for one block.
+
+    Without a launcher, or in a block inside another, nothing changes.
+
+    Example:
+        >>> with init_distributed():
+        ...     rank(), size()
+        (0, 1)
+    """
+    if _ready() or max(int(os.environ.get(name, "1")) for name in _SIZES) < 2:
+        yield
+        return
+    from accelerate import PartialState
+
+    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true":
+        state = PartialState(backend="cuda:nccl,cpu:gloo", timeout=_LONG)
+    else:
+        state = PartialState(cpu=True, timeout=_LONG)
+    try:
+        yield
+    finally:
+        state.destroy_process_group()
+        PartialState._reset_state()
+
+
+def _ready() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if _ready() else 1
+
+
+def rank() -> int:
+    """Which of them this one is; 0 is the main process."""
+    return dist.get_rank() if _ready() else 0
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes, measures and prints."""
+    return rank() == 0
+
+
+def local_size() -> int:
+    """How many of the processes are on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if size() > 1 else 1
+
+
+def device() -> torch.device:
+    """Where this process computes: its accelerator, if there is one."""
+    if size() == 1:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from accelerate import PartialState
+
+    found: torch.device = PartialState().device
+    return found
+
+
+def shard(items: Sequence[T], index: int | None = None, count: int | None = None) -> list[T]:
+    """This process's part of what all work on; some may have one more, or none.
+
+    Example:
+        >>> shard(["a", "b", "c"], index=1, count=2)
+        ['b']
+    """
+    return list(items[rank() if index is None else index :: count or size()])
+
+
+def all_reduce_(sums: Mapping[str, Tensor]) -> None:
+    """Adds the other processes' sums to these, in place, in every process.
+
+    Raises:
+        ProcessFailed: another process failed or is gone.
+    """
+    barrier()
+    if size() > 1:
+        with _connection():
+            for name in sorted(sums):
+                dist.all_reduce(sums[name], group=_group())
+
+
+def all_gather(value: T) -> list[T]:
+    """Every process's value, in order of rank; waits for all.
+
+    Raises:
+        ProcessFailed: another process failed or is gone.
+    """
+    return _exchange(value, long=False)
+
+
+def broadcast(value: T) -> T:
+    """The main process's value, in every process."""
+    return all_gather(value)[0]
+
+
+def barrier() -> None:
+    """Waits until all processes are here; hears of one that failed on the way."""
+    all_gather(None)
+
+
+@contextmanager
+def fail_together() -> Iterator[None]:
+    """What fails in one process fails in all, in one line, at their next exchange.
+
+    Every exchange above carries such news, so no process waits for one that failed elsewhere.
+    The main process raises an error of its own as it is.
+
+    Raises:
+        ProcessFailed: in the processes that did not fail themselves, and in all but the main one.
+    """
+    with _shared_errors(long=False):
+        yield
+
+
+def main_process_only(work: Callable[[], T]) -> T | None:
+    """The main process's work, for which the others wait as long as it takes; they get None.
+
+    Not inside of :func:`fail_together`: others would wait with another patience.
+
+    Example:
+        >>> main_process_only(lambda: 5)
+        5
+    """
+    with _shared_errors(long=True):
+        return work() if is_main() else None
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """An error of the connection to the other processes as one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        first = str(error).strip().splitlines()[0][:200]
+        hours = PATIENCE.total_seconds() / 3600
+        raise ProcessFailed(
+            f"process {rank()} of {size()}: another process of this run is gone, or was silent "
+            f"for {hours:g} h ({first}); what is done is kept, and the same command goes on from it"
+        ) from error
+
+
+def shard_modules_(modules: Sequence[nn.Module], mesh: Any = None) -> None:
+    """Gives each process its part of the parameters of ``modules``, one group each (FSDP2).
+
+    Raises:
+        Refused: no processes were joined.
+    """
+    if not _ready():
+        raise Refused(
+            "torch.distributed is not set up: start with torchrun, and call this inside "
+            "modwright.core.distributed.init_distributed()"
+        )
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if mesh is None:
+        mesh = init_device_mesh(next(modules[0].parameters()).device.type, (size(),))
+    for module in modules:
+        fully_shard(module, mesh=mesh)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong in one process, as the others get it."""
+
+    rank: int
+    message: str
+    exit_code: int
+    trace: str
+
+    @classmethod
+    def of(cls, error: Exception) -> _Failure:
+        known = isinstance(error, ModwrightError)
+        line = str(error) if known else f"{type(error).__name__}: {error}"
+        trace = "".join(traceback.format_exception(error))
+        return cls(rank(), " ".join(line.split()), getattr(error, "exit_code", 1), trace)
+
+    def error(self) -> ProcessFailed:
+        where = "the main process" if self.rank == 0 else f"process {self.rank}"
+        return ProcessFailed(
+            f"{where}: {self.message}", self.exit_code, self.trace, reported=not is_main()
+        )
+
+
+@contextmanager
+def _shared_errors(long: bool) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if size() == 1 or isinstance(error, ProcessFailed) or hasattr(error, "_all_know"):
+            raise
+        try:
+            _exchange(_Failure.of(error), long)
+        except ProcessFailed as shared:
+            if not is_main():
+                raise shared from error
+            error._all_know = True  # type: ignore[attr-defined]
+        raise
+    _exchange(None, long)
+
+
+def _exchange(value: Any, long: bool) -> list[Any]:
+    """Every process's value, or the first failure among them as an error."""
+    if size() == 1:
+        return [value]
+    answers: list[Any] = [None] * size()
+    with _connection():
+        dist.all_gather_object(answers, value, group=None if long else _group())
+    for answer in answers:
+        if isinstance(answer, _Failure):
+            raise answer.error()
+    return answers
+
+
+_groups: dict[Any, Any] = {}
+
+
+def _group() -> Any:
+    """The group of all that loses patience with one who is silent, sooner than the world does."""
+    world = dist.group.WORLD
+    if world not in _groups:
+        _groups.clear()
+        _groups[world] = dist.new_group(timeout=PATIENCE)
+    return _groups[world]
