@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modwright.core.paired import PairedRatio
 from modwright.models import create_model
 
 SCALES = (2, 3, 4)
@@ -77,7 +78,7 @@ def scales_side_by_side(depth: int, batch: int, repeats: int) -> None:
     print("| scales | tokens per cell | ms per picture | times as long | peak, MB |")
     print("|---|---|---|---|---|")
     for scales, run, own in zip(SCALES, runs, taken):
-        longer = median(mine / base for mine, base in zip(own, taken[0]))
+        longer = PairedRatio.of([mine / base for mine, base in zip(own, taken[0])])
         each, tokens = 1e3 * median(own) / batch, models[scales].tokenise.tokens + 1
         print(f"| {scales} | {tokens} | {each:.0f} | {longer:.1f} | {peak(run):.0f} |")
     few_at_once.config.cells_at_once = 7
@@ -96,7 +97,7 @@ def folded_and_looped(depth: int, batch: int, repeats: int) -> None:
         runs = [partial(loop_over_cells, model, tokens), partial(model.mix_scales, tokens)]
         off = float((runs[0]() - runs[1]()).abs().max())
         loop, folded = in_turns(runs, repeats)
-        ratio = median(slow / fast for slow, fast in zip(loop, folded))
+        ratio = PairedRatio.of([slow / fast for slow, fast in zip(loop, folded)])
         slow, fast = 1e3 * median(loop), 1e3 * median(folded)
         print(f"| {scales}, {dim} | {slow:.0f} | {fast:.0f} | {ratio:.1f} | {off:.0e} |")
 

@@ -23,6 +23,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import modwright
+from modwright.core.paired import PairedRatio
 from modwright.cost import Pass, compare_speed, part_macs
 from modwright.nn import ExpertFeedForward, ExpertShape, FeedForward, FeedForwardShape
 from modwright.surgery import make_method
@@ -39,7 +40,7 @@ class Timing:
     """Seconds of one form, and how many times faster than dense it was in the neighbouring run."""
 
     seconds: float
-    ratio: float
+    ratio: PairedRatio
 
 
 def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
@@ -53,9 +54,7 @@ def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, T
                 seconds[name].append(time.perf_counter() - start)
     base = seconds[next(iter(runs))]
     return {
-        name: Timing(
-            statistics.median(taken), statistics.median(b / t for b, t in zip(base, taken))
-        )
+        name: Timing(statistics.median(taken), PairedRatio.of([b / t for b, t in zip(base, taken)]))
         for name, taken in seconds.items()
     }
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from modwright.core.paired import PairedRatio
 from modwright.models import create_model
 from modwright.models.fusing import fuse
 
@@ -47,13 +48,15 @@ def seconds(model: Any, pictures: torch.Tensor) -> float:
     return time.perf_counter() - began
 
 
-def in_turns(one: Any, two: Any, pictures: torch.Tensor, repeats: int) -> tuple[float, ...]:
+def in_turns(
+    one: Any, two: Any, pictures: torch.Tensor, repeats: int
+) -> tuple[float, float, PairedRatio]:
     """Milliseconds of both, and how many times as fast the second is."""
     for model in (one, two):
         seconds(model, pictures)
     pairs = [(seconds(one, pictures), seconds(two, pictures)) for _ in range(repeats)]
     first, second = zip(*pairs)
-    return 1e3 * median(first), 1e3 * median(second), median(a / b for a, b in pairs)
+    return 1e3 * median(first), 1e3 * median(second), PairedRatio.of([a / b for a, b in pairs])
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from modwright.core.paired import PairedRatio
 from modwright.nn.token_mixers.scale_aware_modulation import ScaleAwareModulation
 from modwright.nn.token_mixers.self_attention import SelfAttention, naive_attention
 from modwright.nn.token_mixers.sliced_attention import SlicedAttention
@@ -72,13 +73,13 @@ class Watch:
         run()
         return self.clock() - began
 
-    def side_by_side(self, first: Run, second: Run) -> tuple[float, float, float]:
+    def side_by_side(self, first: Run, second: Run) -> tuple[float, float, PairedRatio]:
         """Medians of both in milliseconds, and of second / first over neighbouring runs."""
         for run in (first, second):
             self.seconds(run)
         pairs = [(self.seconds(first), self.seconds(second)) for _ in range(self.repeats)]
         one, other = zip(*pairs)
-        return median(one) * 1e3, median(other) * 1e3, median(b / a for a, b in pairs)
+        return median(one) * 1e3, median(other) * 1e3, PairedRatio.of([b / a for a, b in pairs])
 
 
 def call(part: Any, batch: int, side: int, **more: Any) -> Run:
@@ -88,7 +89,9 @@ def call(part: Any, batch: int, side: int, **more: Any) -> Run:
     return lambda: part(x, (side, side), **more)
 
 
-def row(side: int, batch: int, what: str, peer: str, times: tuple[float, float, float]) -> None:
+def row(
+    side: int, batch: int, what: str, peer: str, times: tuple[float, float, PairedRatio]
+) -> None:
     mine, theirs, ratio = times
     place = f"| {side} x {side} | {batch} | {what} | {mine:.2f}"
     print(f"{place} | {peer} | {theirs:.2f} | {ratio:.1f} |", flush=True)

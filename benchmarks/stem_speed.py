@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
+from modwright.core.paired import PairedRatio
 from modwright.models import create_model
 
 Run = Callable[[], Any]
@@ -49,11 +50,12 @@ def seconds(run: Run) -> float:
     return time.perf_counter() - began
 
 
-def in_turns(one: Run, other: Run, repeats: int) -> tuple[float, float, float]:
+def in_turns(one: Run, other: Run, repeats: int) -> tuple[float, float, PairedRatio]:
     """Medians of both, and of the ratios of neighbouring runs."""
     one(), other()
     pairs = [(seconds(one), seconds(other)) for _ in range(repeats)]
-    return *(median(times) for times in zip(*pairs)), median(b / a for a, b in pairs)
+    first, second = (median(times) for times in zip(*pairs))
+    return first, second, PairedRatio.of([b / a for a, b in pairs])
 
 
 def peak(run: Run) -> float:

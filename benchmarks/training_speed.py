@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from turns import CLOCKS, in_turns
 
+from modwright.core.paired import PairedRatio
 from modwright.models import create_model
 from modwright.tasks.pictures import Pictures, digits
 from modwright.training import Settings, fit
@@ -101,7 +102,7 @@ def main() -> None:
         both = (partial(step_and_begin, learn) for learn in (plain_loop, fit))
         pairs = in_turns(*both, options.repeats)
         by_hand, ours = (median(step for step, _ in one) for one in zip(*pairs))
-        ratio = median(hand / own for (hand, _), (own, _) in pairs)
+        ratio = PairedRatio.of([hand / own for (hand, _), (own, _) in pairs])
         begin = median(begin for _, (_, begin) in pairs)
         print(f"| {name} | {by_hand:.1f} | {ours:.1f} | {ratio:.3f} | {begin:.0f} |", flush=True)
     print(

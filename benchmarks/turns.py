@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from modwright.core.paired import PairedRatio
+
 __all__ = ["CLOCKS", "Clock", "forward_seconds", "forward_side_by_side", "in_turns"]
 
 Clock = Callable[[], float]
@@ -40,10 +42,10 @@ def forward_seconds(model: Any, pictures: torch.Tensor, clock: Clock) -> float:
 
 def forward_side_by_side(
     ours: Any, theirs: Any, pictures: torch.Tensor, repeats: int, clock: Clock
-) -> tuple[float, float, float]:
-    """Milliseconds of a forward pass of both, and how many times as fast ours is: medians."""
+) -> tuple[float, float, PairedRatio]:
+    """Milliseconds of a forward pass of both, and how many times as fast ours is."""
     one, other = (partial(forward_seconds, model, pictures, clock) for model in (ours, theirs))
     one(), other()
     pairs = in_turns(one, other, repeats)
     mine, peers = (1e3 * median(side) for side in zip(*pairs))
-    return mine, peers, median(long / short for short, long in pairs)
+    return mine, peers, PairedRatio.of([long / short for short, long in pairs])

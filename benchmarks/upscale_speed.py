@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modwright.core.paired import PairedRatio
 from modwright.models import create_model
 from modwright.models.upscaling import tile_report, upscale_image
 from modwright.tasks.upscaling import bicubic
@@ -89,7 +90,9 @@ def speed(side: int, repeats: int) -> None:
     print("|---|---|---|")
     for i, name in enumerate(runs):
         taken = median(row[i] for row in rounds) / megapixels
-        print(f"| {name} | {taken:.3g} | {median(row[0] / row[i] for row in rounds):.3g} |")
+        print(
+            f"| {name} | {taken:.3g} | {PairedRatio.of([row[0] / row[i] for row in rounds]):.3g} |"
+        )
     print(f"\n{side} x {side} pixels, {repeats} rounds, {torch.get_num_threads()} threads, float32")
 
 

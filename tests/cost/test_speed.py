@@ -10,6 +10,7 @@ import torch
 
 from modwright.anatomy import Anatomy
 from modwright.core.errors import Refused
+from modwright.core.paired import PairedRatio
 from modwright.cost import compare_speed, measure_speed
 
 SMALL = {"prompt": 6, "new_tokens": 3, "repeats": 2}
@@ -111,16 +112,43 @@ def test_two_models_are_timed_in_turns(make: Any, edit: Any) -> None:
     order: list[str] = []
     for name, model in (("a", first), ("b", second)):
         model.register_forward_pre_hook(lambda *_, name=name: order.append(name))
-    compared = compare_speed(first, second, prompt=4, new_tokens=1, repeats=2, warmup=1)
-    assert order == list("aabb" * 3)
+    compared = compare_speed(
+        first, second, prompt=4, new_tokens=1, repeats=2, warmup=1, max_seconds=0
+    )
+    assert order == list("aabbbbaaaabb")
     one, two, ratios = compared
     assert set(ratios) == {"prefill", "decode"}
     # the median of two ratios lies between those of the extremes
     low = one.prefill_seconds.least / two.prefill_seconds.most
     high = one.prefill_seconds.most / two.prefill_seconds.least
-    assert low <= ratios["prefill"] <= high
+    assert low <= ratios["prefill"].low <= ratios["prefill"].median <= high
+    assert ratios["prefill"].pairs == ratios["decode"].pairs == 2
     encoders = compare_speed(make("tiny-bert"), make("tiny-bert"), **SMALL)
     assert set(encoders.ratios) == {"prefill"}
+
+
+def test_fault_A18_pairs_are_added_until_the_interval_is_narrow(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make("tiny-gpt2")
+    clock = iter(range(1_000_000))
+    monkeypatch.setattr("modwright.cost.speed.time.perf_counter", lambda: float(next(clock)))
+    found = compare_speed(model, model, **SMALL)
+    assert found.ratios["prefill"] == PairedRatio(1.0, 1.0, 1.0, 6)
+    assert found.first.repeats == found.second.repeats == 6
+    noise = torch.Generator().manual_seed(0)
+    now = [0.0]
+
+    def noisy() -> float:
+        now[0] += 0.5 + float(torch.rand(1, generator=noise))
+        return now[0]
+
+    monkeypatch.setattr("modwright.cost.speed.time.perf_counter", noisy)
+    many = compare_speed(model, model, **SMALL)
+    assert 20 < many.ratios["prefill"].pairs <= 60
+    assert not many.ratios["prefill"].differs
+    none = compare_speed(model, model, **SMALL, max_seconds=0)
+    assert none.ratios["prefill"].pairs == 2 and not none.ratios["prefill"].is_settled
 
 
 def test_refusals_name_what_is_legal(make: Any) -> None:

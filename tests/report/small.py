@@ -33,14 +33,25 @@ def stage(
     asked: dict[str, Any] | None = None,
     recipe: dict[str, Any] | None = None,
     timing: dict[str, Any] | None = None,
+    ratios: dict[str, tuple[float, float, float, int]] | None = None,
+    unchanged: bool = False,
     plain: bool = True,
     **cost: float,
 ) -> Stage:
     """A stage with unit costs, changed by ``cost``; a perplexity of None is not measured.
 
-    ``recipe``, ``timing`` and ``asked`` are how perplexity, speed and scores were taken.
+    ``recipe``, ``timing`` and ``asked`` are how perplexity, speed and scores were taken; ``ratios``
+    are median, low, high and number of pairs of a phase against the model as it came.
     """
-    speed = {"decode_tokens_per_second": decode, "prefill_tokens_per_second": prefill}
+    speed: dict[str, Any] = {
+        "decode_tokens_per_second": decode,
+        "prefill_tokens_per_second": prefill,
+    }
+    if ratios is not None:
+        names = ("median", "low", "high", "pairs")
+        speed["ratios"] = {phase: dict(zip(names, found)) for phase, found in ratios.items()}
+    if unchanged:
+        speed["unchanged"] = True
     return Stage(
         name,
         method=None if name == "before" else name.split()[-1],

@@ -24,7 +24,9 @@ def test_a_broken_model_keeps_the_perplexity_column() -> None:
 
 
 def test_changes_are_written_in_the_form_of_their_metric() -> None:
-    before, after = stage(decode=10.0), stage("1 x", perplexity=45.0, decode=8.0, parameters=9e5)
+    slower = {"decode": (0.8, 0.7, 0.9, 9)}
+    before = stage(decode=10.0)
+    after = stage("1 x", perplexity=45.0, decode=8.0, parameters=9e5, ratios=slower)
     found = {
         name: (metric.change_cell(before, after), metric.verdict(before, after))
         for name, metric in BY_NAME.items()
@@ -38,7 +40,8 @@ def test_changes_are_written_in_the_form_of_their_metric() -> None:
 
 def test_directions_know_which_way_is_wanted() -> None:
     before = stage(decode=10.0)
-    after = stage("1 x", perplexity=45.0, decode=8.0, parameters=9e5)
+    slower = {"decode": (0.8, 0.7, 0.9, 9)}
+    after = stage("1 x", perplexity=45.0, decode=8.0, parameters=9e5, ratios=slower)
     found = {name: metric.direction(before, after) for name, metric in BY_NAME.items()}
     assert found["parameters"] == "better"
     assert found["perplexity"] == found["decode_tokens_per_second"] == "worse"

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from modwright.report import Report, Stage, verdicts
-from modwright.report.words import FAR_OUTSIDE, MACS_FALL, NEARLY_FREE, REPEATS, SPEED_GAIN
+from modwright.report.words import FAR_OUTSIDE, NEARLY_FREE, REPEATS
 
 from .small import ASKED, near, report, score, stage
 
@@ -95,47 +95,10 @@ CASES: list[tuple[str, list[Stage], str, str]] = [
         "cannot be compared",
     ),
     (
-        "slower decoding with fewer MACs",
-        [stage(decode=20.0), stage("1 x", decode=19.0, decode_macs=880_000)],
-        r"did not pay in decoding: time per token rose although decode MACs fell 12\.0 % "
-        r"\(20\.00 tokens/s before, 19\.00 tokens/s after, factor 0\.95\)",
-        "in prefill:",
-    ),
-    (
-        "as fast with fewer MACs",
-        [stage(decode=20.0), stage("1 x", decode=20.0, decode_macs=880_000)],
-        r"did not pay in decoding: time per token did not fall although",
-        "in prefill:",
-    ),
-    (
-        "hardly faster with fewer MACs",
-        [stage(decode=20.0), stage("1 x", decode=20.3, decode_macs=880_000)],
-        r"did not pay in decoding: time per token hardly fell although",
-        "in prefill:",
-    ),
-    (
-        "faster by the threshold pays",
-        [stage(decode=20.0), stage("1 x", decode=20.0 * SPEED_GAIN, decode_macs=880_000)],
-        r"Decoding runs at 20\.40 tokens/s instead of 20\.00 \(× 1\.02\) on this machine\.",
-        "did not pay",
-    ),
-    (
-        "MACs hardly fell",
-        [stage(decode=20.0), stage("1 x", decode=19.0, decode_macs=1_000_000 * (1 - MACS_FALL))],
-        r"Decoding runs at 19\.00 tokens/s",
-        "did not pay in",
-    ),
-    (
-        "prefill",
-        [stage(prefill=100.0), stage("1 x", prefill=100.0, prefill_macs=256_000_000)],
-        r"did not pay in prefill: .* although prefill MACs fell 50\.0 %",
-        "in decoding:",
-    ),
-    (
         "speed not timed",
         [stage(), stage("1 x", decode_macs=500_000)],
         r"Speed was not timed before and after; fewer MACs alone do not mean less time\.",
-        "did not pay in|tokens/s",
+        "tokens/s",
     ),
     (
         "timed differently",
@@ -294,21 +257,6 @@ def test_each_rule(stages: list[Stage], said: str, unsaid: str) -> None:
     assert any(re.search(said, line) for line in lines), lines
     assert not any(re.search(unsaid, line) for line in lines), lines
     assert all(line.endswith(".") and "\n" not in line for line in lines)
-
-
-@pytest.mark.contract("E5")
-def test_the_step_that_did_not_pay_is_named_and_the_other_is_not() -> None:
-    lines = verdicts(
-        report(
-            stage(decode=20.0),
-            stage("1 good", perplexity=31.0, decode=25.0, decode_macs=800_000, stored_bytes=3e6),
-            stage("2 bad", perplexity=33.0, decode=25.0, decode_macs=700_000, stored_bytes=2e6),
-        )
-    )
-    missed = [line for line in lines if "did not pay" in line]
-    assert len(missed) == 1 and missed[0].startswith("Step 2 bad did not pay in decoding")
-    assert "Step 1 good: perplexity rose from 30.00 to 31.00" in "\n".join(lines)
-    assert "Step 2 bad: perplexity rose from 31.00 to 33.00" in "\n".join(lines)
 
 
 def test_a_broken_step_in_the_middle_is_named() -> None:

@@ -54,21 +54,21 @@ def show_outcome(console: Console, outcome: Outcome) -> None:
 
 
 def before_after(report: Any) -> Table:
-    """One row per stage."""
+    """One row per stage. Where runs were paired, a row's speed is how many times as fast it is."""
+    from modwright.report.speeds import speed_cells
+
     table = Table(title=report.title, title_justify="left")
     table.add_column("stage")
     for name in ("parameters", "bytes", "perplexity", "KV bytes", "prefill tok/s", "decode tok/s"):
         table.add_column(name, justify="right")
     for stage in report.stages:
-        speed = stage.speed or {}
         table.add_row(
             stage.title or stage.name,
             _count(stage.cost.get("parameters")),
             _count(stage.cost.get("stored_bytes")),
             "broken" if stage.is_broken else _number(stage.perplexity),
             _count(stage.cost.get("kv_bytes")),
-            _number(speed.get("prefill_tokens_per_second"), 0),
-            _number(speed.get("decode_tokens_per_second"), 1),
+            *speed_cells(report.before, stage),
         )
     return table
 

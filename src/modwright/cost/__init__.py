@@ -1,5 +1,6 @@
 """What a model costs, part by part: parameters, bytes, multiply-accumulates, cache, speed."""
 
+from modwright.core.paired import PairedRatio
 from modwright.cost.counting import Cost, Row, cost, count
 from modwright.cost.forward_macs import forward_macs
 from modwright.cost.human import human
@@ -12,6 +13,7 @@ __all__ = [
     "Comparison",
     "Cost",
     "Node",
+    "PairedRatio",
     "Pass",
     "Row",
     "Speed",

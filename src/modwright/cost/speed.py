@@ -17,6 +17,7 @@ from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
+from modwright.core.paired import PairedRatio
 from modwright.core.progress import SILENT, Progress
 from modwright.cost.checks import at_least
 
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["Comparison", "Speed", "Spread", "compare_speed", "measure_speed"]
+
+# More pairs of runs are timed until the intervals of their ratios are as narrow as this share.
+_WIDTH = 0.05
+_MOST_PAIRS = 60
 
 
 @dataclass(frozen=True)
@@ -90,14 +95,11 @@ class Speed:
 
 
 class Comparison(NamedTuple):
-    """Two speeds, and how many times faster the second is, by phase ("prefill", "decode").
-
-    A ratio is the median over the pairs of neighbouring runs, so drift of the machine cancels.
-    """
+    """Two speeds, and how many times as fast the second is, by phase ("prefill", "decode")."""
 
     first: Speed
     second: Speed
-    ratios: Mapping[str, float]
+    ratios: Mapping[str, PairedRatio]
 
 
 def measure_speed(
@@ -128,7 +130,7 @@ def measure_speed(
             without weights.
     """
     runs = [_Run(model, batch, prompt, new_tokens, seed)]
-    return _measure(runs, repeats, warmup, threads, progress)[0]
+    return _measure(runs, repeats, warmup, threads, 0, progress)[0]
 
 
 def compare_speed(
@@ -142,23 +144,30 @@ def compare_speed(
     warmup: int = 1,
     threads: int | None = None,
     seed: int = 0,
+    max_seconds: float = 20.0,
     progress: Progress = SILENT,
 ) -> Comparison:
-    """Times two models in turns (A B A B) in one process, so that the ratio survives drift.
+    """Times two models alternately (A B, B A, A B) in one process, so that ratios survive drift.
 
-    Arguments and refusals are those of :func:`measure_speed`. ``ratios["decode"] == 1.5`` says that
-    ``b`` decodes one and a half times as fast as ``a``.
+    Arguments and refusals are those of :func:`measure_speed`, but for ``repeats``: so many pairs of
+    runs are timed at least, and more until every ratio's interval is narrower than 5 % or the timed
+    runs have taken ``max_seconds``. ``ratios["decode"].median == 1.5`` says that ``b`` decodes one
+    and a half times as fast as ``a``; where ``ratios["decode"].differs`` is False no difference was
+    seen.
     """
     runs = [_Run(model, batch, prompt, new_tokens, seed) for model in (a, b)]
-    first, second = _measure(runs, repeats, warmup, threads, progress)
-    pairs = {
-        "prefill": zip(runs[0].prefill, runs[1].prefill, strict=True),
-        "decode": zip(runs[0].decode, runs[1].decode, strict=False),
+    first, second = _measure(runs, repeats, warmup, threads, max_seconds, progress)
+    return Comparison(first, second, _ratios(runs))
+
+
+def _ratios(runs: Sequence[_Run]) -> dict[str, PairedRatio]:
+    one, two = runs
+    pairs = {"prefill": (one.prefill, two.prefill), "decode": (one.decode, two.decode)}
+    return {
+        phase: PairedRatio.of([first / second for first, second in zip(*times, strict=True)])
+        for phase, times in pairs.items()
+        if all(times)
     }
-    ratios = {phase: [one / two for one, two in times] for phase, times in pairs.items()}
-    return Comparison(
-        first, second, {phase: statistics.median(r) for phase, r in ratios.items() if r}
-    )
 
 
 class _Run:
@@ -277,18 +286,42 @@ def _refuse_unfit(anatomy: Anatomy, length: int) -> None:
 
 
 def _measure(
-    runs: Sequence[_Run], repeats: int, warmup: int, threads: int | None, progress: Progress
+    runs: Sequence[_Run],
+    repeats: int,
+    warmup: int,
+    threads: int | None,
+    max_seconds: float,
+    progress: Progress,
 ) -> list[Speed]:
     at_least(1, repeats=repeats)
     at_least(0, warmup=warmup)
     if threads is not None:
         at_least(1, threads=threads)
-    with _quiet(runs, threads), progress.phase("speed", (warmup + repeats) * len(runs)) as task:
-        for turn in range(warmup + repeats):
-            for run in runs:
-                run.once(timed=turn >= warmup)
-                task.advance()
+    start = time.monotonic()
+    with _quiet(runs, threads):
+        with progress.phase("speed", (warmup + repeats) * len(runs)) as task:
+            for turn in range(warmup + repeats):
+                _turn(runs, turn, timed=turn >= warmup)
+                task.advance(len(runs))
+        left = _MOST_PAIRS - repeats if len(runs) == 2 else 0
+        if left > 0 and max_seconds > 0 and not _narrow(runs):
+            with progress.phase("speed: more pairs", left) as task:
+                while left and not _narrow(runs) and time.monotonic() - start < max_seconds:
+                    _turn(runs, left, timed=True)
+                    task.advance()
+                    left -= 1
+                task.advance(left)
         return [run.speed(torch.get_num_threads(), warmup) for run in runs]
+
+
+def _turn(runs: Sequence[_Run], turn: int, timed: bool) -> None:
+    """One run of each; which is first alternates."""
+    for run in reversed(runs) if turn % 2 else runs:
+        run.once(timed)
+
+
+def _narrow(runs: Sequence[_Run]) -> bool:
+    return all(ratio.is_narrow(_WIDTH) for ratio in _ratios(runs).values())
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,13 +13,14 @@ from modwright.anatomy import Anatomy
 from modwright.checkpoint.export import serving_table
 from modwright.core.progress import Progress
 from modwright.cost import compare_speed, count, measure_speed
+from modwright.edits.remodelled import edits_of
 from modwright.recipes.quality import measure_quality
 from modwright.recipes.schema import Evaluate, Speed
 from modwright.recipes.texts import writes_text
 from modwright.report import Stage
 from modwright.tasks.generation import generate_sample, repetition
 
-__all__ = ["Baseline", "measure_stage", "servable", "shape_of"]
+__all__ = ["Baseline", "is_same_model", "measure_stage", "servable", "shape_of"]
 
 
 def measure_stage(
@@ -32,7 +33,7 @@ def measure_stage(
 ) -> Stage:
     """A stage of the report: everything that the recipe asks to measure, plus what is ``told``.
 
-    With a ``baseline`` speed is measured against it, in turns.
+    With a ``baseline`` speed is measured against it, in pairs of neighboring runs.
     """
     anatomy = Anatomy.of(model)
     seconds: dict[str, float] = dict(told.pop("seconds", {}))
@@ -91,9 +92,10 @@ class Baseline:
 
 
 _TIMED = (
-    "tokens per second of the model as it came, by the median of several runs of random tokens; an "
-    "edited model's are these times the median ratio of runs of both in turns, so that they can be "
-    "compared although the machine's speed drifts"
+    "tokens per second of the model as it came, by the median of several runs of random tokens; "
+    "an edited model's are these times the median ratio of pairs of neighboring runs of both, so "
+    "that they can be compared although the machine's speed drifts; the interval of a ratio "
+    "encloses its median with 95 % confidence"
 )
 _RATES = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
 
@@ -104,14 +106,31 @@ def _speed(
     conditions = asked.model_dump()
     recipe = {"method": _TIMED, "threads": torch.get_num_threads(), **conditions}
     if baseline is None or baseline.speed is None:
+        del conditions["max_seconds"]
         timing = measure_speed(model, **conditions, progress=progress)
         return {**{name: getattr(timing, name) for name in _RATES.values()}, "recipe": recipe}
+    if is_same_model(baseline.model, model):
+        rates = {name: baseline.speed.get(name) for name in _RATES.values()}
+        return {**rates, "unchanged": True, "recipe": recipe}
     ratios = compare_speed(baseline.model, model, **conditions, progress=progress).ratios
-    rates: dict[str, Any] = {}
+    rates = {}
     for phase, name in _RATES.items():
         before = baseline.speed.get(name)
-        rates[name] = None if before is None or phase not in ratios else before * ratios[phase]
-    return {**rates, "recipe": recipe}
+        found = ratios.get(phase)
+        rates[name] = None if before is None or found is None else before * found.median
+    told = {phase: asdict(ratio) for phase, ratio in ratios.items()}
+    return {**rates, "ratios": told, "recipe": recipe}
+
+
+def is_same_model(one: Any, other: Any) -> bool:
+    """Whether two models have one structure and equal tensors, so that one needs no timing."""
+    first, second = one.state_dict(), other.state_dict()
+    return (
+        type(one) is type(other)
+        and edits_of(one.config) == edits_of(other.config)
+        and first.keys() == second.keys()
+        and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    )
 
 
 def shape_of(anatomy: Anatomy) -> list[dict[str, Any]]:

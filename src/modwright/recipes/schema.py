@@ -77,7 +77,12 @@ class Speed(Strict):
     batch: int = Field(default=1, ge=1)
     prompt: int = Field(default=128, ge=1)
     new_tokens: int = Field(default=32, ge=1)
-    repeats: int = Field(default=3, ge=1)
+    repeats: int = Field(default=3, ge=1, description="timed runs, or pairs of runs, at least")
+    max_seconds: float = Field(
+        default=20,
+        ge=0,
+        description="more pairs are timed so long, until the intervals of their ratios are narrow",
+    )
 
 
 class HarnessTasksOf(Strict):

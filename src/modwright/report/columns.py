@@ -17,6 +17,7 @@ from modwright.report.numerals import (
     share_text,
 )
 from modwright.report.scores import score_metrics
+from modwright.report.speeds import SpeedMetric
 
 __all__ = ["METRICS", "shown_metrics"]
 
@@ -134,7 +135,7 @@ METRICS = (
         True,
         "Bytes of the largest set of intermediate values alive at once while reading the prompt.",
     ),
-    Metric(
+    SpeedMetric(
         "prefill_tokens_per_second",
         "speed",
         "Prefill tokens/s",
@@ -143,9 +144,10 @@ METRICS = (
         "slower",
         "faster",
         False,
-        "Measured tokens of the prompt read per second on the machine named below.",
+        "Measured tokens of the prompt read per second on the machine named below. A change is "
+        "given only where a difference was seen.",
     ),
-    Metric(
+    SpeedMetric(
         "decode_tokens_per_second",
         "speed",
         "Decode tokens/s",
@@ -154,7 +156,8 @@ METRICS = (
         "slower",
         "faster",
         False,
-        "Measured tokens written per second on the machine named below.",
+        "Measured tokens written per second on the machine named below. A change is "
+        "given only where a difference was seen.",
     ),
 )
 

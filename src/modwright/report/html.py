@@ -95,7 +95,12 @@ def _code(text: str) -> Markup:
 
 def _cards(report: Report) -> list[dict[str, str]]:
     by_name = {metric.name: metric for metric in METRICS}
-    cards = [_card(by_name[name], report) for name in _HEADLINE]
+    headline = (by_name[name] for name in _HEADLINE)
+    cards = [
+        _card(metric, report)
+        for metric in headline
+        if metric.has_headline(report.before, report.after)
+    ]
     against = (by_name[name] for name in _AGAINST)
     return [*cards, *(_card_against(m, report) for m in against if m in shown_metrics(report))]
 

@@ -91,6 +91,10 @@ class Metric:
             return "unchanged"
         return f"{change.lstrip('−+')} {self.less if self._fell(before, stage) else self.more}"
 
+    def has_headline(self, before: Stage, stage: Stage) -> bool:
+        """Whether the number may stand at the top of a page."""
+        return True
+
     def direction(self, before: Stage, stage: Stage) -> str:
         """``"better"``, ``"worse"`` or ``"same"``, by the change that is shown."""
         words = self.verdict(before, stage)

@@ -8,6 +8,7 @@ __all__ = [
     "count_text",
     "difference_text",
     "factor_text",
+    "interval_text",
     "nats_text",
     "number_text",
     "percent_text",
@@ -146,6 +147,16 @@ def factor_text(ratio: float) -> str:
         '× 1.18'
     """
     return f"× {number_text(ratio)}"
+
+
+def interval_text(low: float, high: float) -> str:
+    """Both ends of an interval of factors.
+
+    Example:
+        >>> interval_text(0.934, 1.081)
+        '0.93–1.08'
+    """
+    return f"{number_text(low)}–{number_text(high)}"
 
 
 def seconds_text(value: float) -> str:

@@ -5,34 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from modwright.core.paired import CONFIDENCE, FEWEST_PAIRS
 from modwright.report.data import Report, Stage
 from modwright.report.metrics import comparable, differing, ratio
 from modwright.report.numerals import (
     bytes_text,
     count_text,
-    factor_text,
     nats_text,
     number_text,
     score_text,
     share_text,
 )
 from modwright.report.scores import score_sentences
+from modwright.report.speeds import MACS_FALL, speed_sentences
 
 __all__ = [
     "FAR_OUTSIDE",
-    "MACS_FALL",
     "NEARLY_FREE",
     "REPEATS",
     "RULES",
     "SAME",
-    "SPEED_GAIN",
     "verdicts",
 ]
 
 NEARLY_FREE = 1.02
 FAR_OUTSIDE = 2.0
-SPEED_GAIN = 1.02
-MACS_FALL = 0.03
 REPEATS = 0.5
 SAME = 0.0005
 
@@ -48,9 +45,17 @@ RULES = (
         f"perplexity after / before is above {FAR_OUTSIDE:g}",
     ),
     (
-        "did not pay in decoding, in prefill",
-        f"counted MACs fell by more than {share_text(MACS_FALL)} and tokens per second after / "
-        f"before stayed below {SPEED_GAIN}",
+        "no difference seen",
+        f"both models ran alternately, and the {100 * CONFIDENCE:.0f} % interval of the ratios of "
+        f"neighboring runs covers 1; at least {FEWEST_PAIRS} pairs, else too few",
+    ),
+    (
+        "is faster, is slower",
+        "that whole interval lies above 1, below 1",
+    ),
+    (
+        "although MACs fell",
+        f"counted MACs fell by more than {share_text(MACS_FALL)}",
     ),
     (
         "did not pay",
@@ -125,7 +130,7 @@ def verdicts(report: Report) -> list[str]:
     lines += _say(whole, _speed)
     if len(steps) > 1:
         for step in steps:
-            lines += _say(step, _quality_of_step, *_PAY)
+            lines += _say(step, _quality_of_step, *_PAY, _speed_missed)
     for stage in report.stages:
         lines += _sample(stage)
     if steps:
@@ -303,55 +308,16 @@ def _no_gain(pair: _Pair) -> Iterator[str]:
         )
 
 
-def _no_speed(pair: _Pair) -> Iterator[str]:
-    kinds = (
-        ("decode_macs", "decode_tokens_per_second", "decode", "decoding"),
-        ("prefill_macs", "prefill_tokens_per_second", "prefill", "prefill"),
-    )
-    for macs_key, speed_key, word, doing in kinds:
-        macs, speed = pair.ratio("cost", macs_key), pair.ratio("speed", speed_key)
-        if macs is None or speed is None or speed >= SPEED_GAIN or macs >= 1 - MACS_FALL:
-            continue
-        one, two = pair.values("speed", speed_key)
-        did = "hardly fell" if speed > 1 + SAME else "rose" if speed < 1 - SAME else "did not fall"
-        yield (
-            f"{pair.name} did not pay in {doing}: time per token {did} although {word} "
-            f"MACs fell {share_text(1 - macs)} ({number_text(one)} tokens/s before, "
-            f"{number_text(two)} tokens/s after, factor {number_text(speed)})."
-        )
-
-
-_PAY: tuple[_Rule, ...] = (_larger, _not_smaller_on_disk, _no_gain, _no_speed)
+_PAY: tuple[_Rule, ...] = (_larger, _not_smaller_on_disk, _no_gain)
 
 
 def _speed(pair: _Pair) -> Iterator[str]:
-    if pair.before is pair.after:
-        return
-    if pair.after.speed is None or pair.before.speed is None:
-        yield "Speed was not timed before and after; fewer MACs alone do not mean less time."
-        return
-    odd = differing(pair.before, pair.after, "speed")
-    if odd:
-        yield (
-            "Speeds before and after cannot be compared: they were timed differently "
-            f"({', '.join(odd)})."
-        )
-        return
-    parts = []
-    for key, doing in (
-        ("decode_tokens_per_second", "decoding"),
-        ("prefill_tokens_per_second", "prefill"),
-    ):
-        change = pair.ratio("speed", key)
-        if change is not None:
-            one, two = pair.values("speed", key)
-            parts.append(
-                f"{doing} runs at {number_text(two)} tokens/s instead of {number_text(one)} "
-                f"({factor_text(change)})"
-            )
-    if parts:
-        line = " and ".join(parts)
-        yield f"{line[0].upper()}{line[1:]} on this machine."
+    if pair.before is not pair.after:
+        yield from speed_sentences(pair.before, pair.after)
+
+
+def _speed_missed(pair: _Pair) -> Iterator[str]:
+    yield from speed_sentences(pair.before, pair.after, pair.name, missed=True)
 
 
 def _sample(stage: Stage) -> Iterator[str]:
