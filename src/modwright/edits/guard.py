@@ -62,14 +62,23 @@ def with_lists(
 def without_lists(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The stored config with the values that its stock class is built with.
 
+    A field that is no list any more was changed since, and stays as it is.
+
     Example:
         >>> without_lists({"ffn_dim": [96, 0], "modwright_stock": {"ffn_dim": 96}})
         {'ffn_dim': 96}
     """
     kept = {name: value for name, value in stored.items() if name != _STOCK}
     for name, usual in (stored.get(_STOCK) or {}).items():
-        kept = _written(kept, name, usual)
+        if isinstance(_found(stored, name), list):
+            kept = _written(kept, name, usual)
     return kept
+
+
+def _found(stored: Mapping[str, Any], name: str) -> Any:
+    outer, _, inner = name.partition(".")
+    value = stored.get(outer)
+    return value.get(inner) if inner and isinstance(value, dict) else value
 
 
 def _has(config: Any, name: str) -> bool:

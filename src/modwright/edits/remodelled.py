@@ -7,9 +7,10 @@ else (loading, saving, generating, training) stays transformers' own.
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, wraps
 from typing import Any
 
 import transformers
@@ -112,10 +113,6 @@ class _RemodelledConfig:
         empty = unfilled_slots(self._with_attention(), types, count)
         return ["reuse" if slot in empty else None for slot in range(count)]
 
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        return super().from_dict(without_lists(config_dict), **kwargs)  # type: ignore[misc]
-
     def to_dict(self) -> dict[str, Any]:
         return with_layers(super().to_dict(), self.layer_overrides())  # type: ignore[misc]
 
@@ -125,15 +122,41 @@ class _RemodelledConfig:
         told = with_layers(super().to_diff_dict(), overrides)  # type: ignore[misc]
         return with_lists(told, overrides, self, self._num_layers())
 
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """What is written to a file: never without the lists, whichever form is asked for."""
+        told: str = super().to_json_string(use_diff)  # type: ignore[misc]
+        if use_diff:
+            return told
+        whole = with_lists(json.loads(told), self.layer_overrides(), self, self._num_layers())
+        return json.dumps(whole, indent=2, sort_keys=True) + "\n"
+
 
 @cache
 def remodelled_config(base: Any) -> type[PreTrainedConfig]:
-    """The config class with ``edits`` for a stock config class."""
-    return type(
+    """The config class with ``edits`` for a stock config class.
+
+    It is built from the fields of its own files, so every road there and back goes through its
+    constructor: dictionaries, files, Auto classes, and copies with some fields changed.
+    """
+    cls: Any = type(
         _PREFIX + base.__name__,
         (_RemodelledConfig, base),
-        {"model_type": f"modwright_{base.model_type}", "__module__": __name__, "_base": base},
+        {
+            "model_type": f"modwright_{base.model_type}",
+            "__module__": __name__,
+            "__reduce_ex__": _by_base,
+            "_base": base,
+        },
     )
+    made_by_dataclass = cls.__init__
+
+    @wraps(made_by_dataclass)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+        made_by_dataclass(self, *args, **without_lists(kwargs))
+
+    cls.__init__ = __init__
+    found: type[PreTrainedConfig] = cls
+    return found
 
 
 @cache
@@ -170,6 +193,7 @@ def remodelled(base: Any) -> type[PreTrainedModel]:
             "config": None,
             "_get_static_cache_init_shape": no_common_cache_shape,
             "_can_set_experts_implementation": classmethod(can_set_experts),
+            "__reduce_ex__": _by_base,
             "_base": base,
         },
     )
@@ -205,10 +229,23 @@ def edits_of(config: Any) -> tuple[State, ...]:
     return state_from_json(getattr(config, "edits", None) or []) if is_remodelled(config) else ()
 
 
+def _by_base(self: Any, protocol: Any) -> tuple[Any, ...]:
+    """How a config or model is pickled: by its stock class, which lies in a module of its own."""
+    return _empty, (type(self)._base,), self.__dict__
+
+
+def _empty(base: Any) -> Any:
+    kind: Any = _class_over(base)
+    return kind.__new__(kind)
+
+
+def _class_over(base: Any) -> type[PreTrainedModel] | type[PreTrainedConfig]:
+    return (remodelled if issubclass(base, PreTrainedModel) else remodelled_config)(base)
+
+
 def __getattr__(name: str) -> Any:
-    """Classes are made on demand; pickling and imports find them here by name."""
+    """Classes are made on demand; imports find them here by name, and so do older pickles."""
     stock = getattr(transformers, name.removeprefix(_PREFIX), None)
     if name.startswith(_PREFIX) and isinstance(stock, type):
-        make = remodelled if issubclass(stock, PreTrainedModel) else remodelled_config
-        return make(stock)
+        return _class_over(stock)
     raise AttributeError(f"module {sys.modules[__name__].__name__!r} has no attribute {name!r}")

@@ -1,0 +1,114 @@
+"""Configs of edited models: every road there and back, and none for a stock class."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from edit_cases import CASES
+
+from helpers import edit, outputs
+from models.tiny import tiny as tiny_image_model
+from modwright.anatomy import Anatomy
+from modwright.edits import remove
+from modwright.edits.canonical import target_of
+from modwright.edits.remodelled import base_config_class, remodelled
+
+
+def through_file(config: Any, use_diff: bool) -> Any:
+    return json.loads(config.to_json_string(use_diff=use_diff))
+
+
+ROADS: dict[str, Callable[[Any], Any]] = {
+    "constructor": lambda c: type(c)(**c.to_dict()),
+    "constructor of the diff": lambda c: type(c)(**c.to_diff_dict()),
+    "from_dict": lambda c: type(c).from_dict(c.to_dict()),
+    "from_dict of the diff": lambda c: type(c).from_dict(c.to_diff_dict()),
+    "file": lambda c: type(c).from_dict(through_file(c, True)),
+    "full file": lambda c: type(c).from_dict(through_file(c, False)),
+    "for_model": lambda c: _auto().for_model(**c.to_dict()),
+    "for_model of the diff": lambda c: _auto().for_model(**c.to_diff_dict()),
+    "copy": copy.copy,
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda c: pickle.loads(pickle.dumps(c)),
+}
+
+
+def _auto() -> Any:
+    from transformers import AutoConfig
+
+    return AutoConfig
+
+
+def edited_config(model: Any, case: str) -> Any:
+    anatomy = Anatomy.of(model)
+    return target_of(anatomy, CASES[case].change(anatomy).edits).config
+
+
+def told(config: Any) -> tuple[Any, Any]:
+    return config.to_dict(), config.to_diff_dict()
+
+
+def test_fault_B23_every_road_gives_the_same_config(tiny: Any, preset: str) -> None:
+    for case in ("several", "no-attention-0", "uneven-heads"):
+        config = edited_config(tiny(preset), case)
+        for name, road in ROADS.items():
+            once = road(config)
+            assert type(once) is type(config), name
+            assert told(once) == told(config), name
+            assert told(road(once)) == told(config), f"{name}, twice"
+
+
+@pytest.mark.parametrize("architecture", ["metaformer", "smt", "tnt"])
+def test_fault_B23_every_road_of_an_image_models_config(architecture: str) -> None:
+    source = tiny_image_model(architecture)
+    anatomy = Anatomy.of(source)
+    config = target_of(anatomy, remove(anatomy.blocks[0].at("mlp")).edits).config
+    for name, road in ROADS.items():
+        assert told(road(config)) == told(config), name
+    model = edit(source, remove(anatomy.blocks[0].at("mlp")), check=False).model
+    again = pickle.loads(pickle.dumps(model))
+    assert type(again) is type(model) and torch.equal(outputs(again), outputs(model))
+
+
+def test_fault_B23_a_config_of_a_file_takes_new_values_beside_it(tiny: Any, tmp_path: Path) -> None:
+    config = edited_config(tiny("tiny-llama"), "no-attention-0")
+    config.save_pretrained(tmp_path)
+    changed = type(config).from_pretrained(tmp_path, num_key_value_heads=3, rms_norm_eps=0.5)
+    assert (changed.num_key_value_heads, changed.rms_norm_eps) == (3, 0.5)
+    built = type(config)(**{**config.to_diff_dict(), "num_key_value_heads": 6})
+    assert built.num_key_value_heads == 6 and built.edits == config.edits
+    assert built.to_diff_dict()["num_key_value_heads"] == [0, 6, 6, 6]
+
+
+def test_fault_B23_a_model_built_from_its_own_dictionary_runs(tiny: Any, decoder: str) -> None:
+    source = tiny(decoder)
+    model = edit(source, CASES["several"].change(Anatomy.of(source)), check=False).model
+    config = type(model.config)(**{**model.config.to_diff_dict(), "attn_implementation": "eager"})
+    assert config._attn_implementation == "eager"
+    again = type(model)(config).eval()
+    again.load_state_dict(model.state_dict(), strict=False)
+    model.set_attn_implementation("eager")
+    assert torch.allclose(outputs(again), outputs(model), atol=1e-5)
+
+
+@pytest.mark.parametrize("use_diff", [True, False])
+def test_fault_B23_a_stock_class_still_opens_no_file(
+    tiny: Any, preset: str, use_diff: bool
+) -> None:
+    for case in ("several", "no-attention-0", "uneven-heads"):
+        config = edited_config(tiny(preset), case)
+        with pytest.raises(Exception, match=r"list|per_layer|heterogeneous"):
+            base_config_class(type(config)).from_dict(through_file(config, use_diff))
+
+
+def test_remodelled_classes_are_named_after_their_base() -> None:
+    from transformers import GPT2Model
+
+    assert remodelled(GPT2Model).__name__ == "ModwrightGPT2Model"
