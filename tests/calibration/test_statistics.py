@@ -37,6 +37,17 @@ def test_a_column_has_nan_where_a_block_has_no_such_part(tmp_path: Path) -> None
     assert column[0] == 0.5 and column[2] == 0.25 and math.isnan(column[1])
 
 
+def test_fault_A16_a_column_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    statistics = Statistics(2, {}, tmp_path)
+    statistics.store(0, {"block": torch.tensor(0.5), "gaps": torch.zeros(3)})
+    statistics.store(1, {"mlp": torch.tensor(0.5)})
+    assert statistics.names == {"block", "gaps", "mlp"}
+    with pytest.raises(Refused, match=r"unknown statistic 'blok'; legal values: block, gaps, mlp"):
+        statistics.column("blok")
+    with pytest.raises(Refused, match="'gaps' is more than one number per block"):
+        statistics.column("gaps")
+
+
 def test_without_a_directory_nothing_stays_behind() -> None:
     statistics = Statistics(1, {}, None)
     statistics.store(0, {"a": torch.zeros(2)})

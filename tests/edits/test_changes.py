@@ -18,6 +18,7 @@ from modwright.edits import (
     Change,
     Remove,
     Replace,
+    arrange,
     edits_from_json,
     factorize,
     keep_heads,
@@ -28,7 +29,9 @@ from modwright.edits import (
     replace_attention,
     replace_mlp,
 )
+from modwright.edits.change import checked_index
 from modwright.edits.edit import split_address
+from modwright.edits.mixtures import keep_expert_neurons, keep_experts
 from modwright.edits.registry import build_part
 from modwright.edits.replay import preview
 
@@ -375,3 +378,66 @@ def test_a_preview_is_undone_after_an_error(tiny: Any, preset: str) -> None:
     ):
         pass
     assert [id(module) for module in model.modules()] == modules
+
+
+# Which are kept
+
+
+NOT_INDICES: dict[str, tuple[Any, str]] = {
+    "a number": (3, "a list of indices or a mask of 6 truth values is needed, not 3"),
+    "a tensor of one number": (torch.tensor(3), "a list of indices or a mask"),
+    "fractions": ([0.9, 1.2, 5.7], "not float32 numbers"),
+    "whole fractions": (torch.tensor([0.0, 1.0]), "not float32 numbers"),
+    "a short mask": ([True, False], "the mask has 2 truth values, and there are 6"),
+    "a long mask": (torch.ones(7, dtype=torch.bool), "the mask has 7 truth values"),
+    "an empty list": ([], "nothing would be left"),
+    "truth and numbers": ([True, 2], "a list of indices or a mask"),
+    "words": (["one"], "a list of indices or a mask"),
+    "a table": ([[0, 1], [2, 3]], "a list of indices or a mask"),
+    "nothing": (None, "a list of indices or a mask"),
+}
+
+
+@pytest.mark.parametrize("case", NOT_INDICES)
+def test_fault_A16_what_is_no_list_of_indices_is_refused(llama: Anatomy, case: str) -> None:
+    given, said = NOT_INDICES[case]
+    attention, mlp = attention_of(llama, 0), mlp_of(llama, 0)
+    for keep in (
+        lambda: keep_heads(attention, given),
+        lambda: keep_neurons(mlp, given),
+        lambda: checked_index(given, 6, "experts"),
+    ):
+        with pytest.raises(Refused, match=said.replace("6", r"(6|96)")) as refusal:
+            keep()
+        assert "\n" not in str(refusal.value)
+
+
+def test_fault_A16_a_mask_keeps_what_is_true(llama: Anatomy) -> None:
+    attention = attention_of(llama, 0)
+    wanted = keep_heads(attention, [0, 2, 5])
+    mask = [True, False, True, False, False, True]
+    for wanted_so in (mask, torch.tensor(mask), torch.tensor(mask).numpy(), (0, 2, 5)):
+        found = keep_heads(attention, wanted_so)
+        assert found.edits == wanted.edits
+        assert all(torch.equal(found.tensors[n], t) for n, t in wanted.tensors.items())
+
+
+def test_fault_A16_experts_are_kept_by_lists_and_masks(tiny: Any) -> None:
+    mixture = mlp_of(Anatomy.of(tiny("tiny-mixtral")), 0)
+    by_mask = keep_experts(mixture, [True, False, True, True])
+    assert by_mask.edits == keep_experts(mixture, [0, 2, 3]).edits
+    rows = torch.zeros(4, mixture.intermediate_size, dtype=torch.bool)
+    rows[:, :8] = True
+    assert keep_expert_neurons(mixture, rows).edits == keep_neurons(mixture, range(8)).edits
+    with pytest.raises(Refused, match="nothing would be left"):
+        keep_experts(mixture, [False] * 4)
+    for wrong in (3, [3, 1], None, torch.tensor(2)):
+        with pytest.raises(Refused, match=r"neurons of|a list of indices"):
+            keep_expert_neurons(mixture, wrong)
+
+
+@pytest.mark.parametrize("order", [3, [0.5, 1], [True, False], ["0"], None])
+def test_fault_A16_an_order_of_blocks_is_a_list_of_numbers(order: Any) -> None:
+    with pytest.raises(Refused, match="an arrangement is a list of block numbers, not"):
+        arrange(order)
+    assert arrange(torch.tensor([1, 0])).edits == arrange([1, 0]).edits

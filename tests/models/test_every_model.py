@@ -219,3 +219,14 @@ def test_every_variant_can_be_built(name: str) -> None:
     assert isinstance(built, nn.Module)
     if isinstance(built, ImageClassifier):
         assert built.get_classifier().out_features == 3
+
+
+@pytest.mark.parametrize("count", [-1, 2.0, True, "10", None])
+def test_fault_A16_counts_are_whole_numbers(count: Any) -> None:
+    for name in ("num_classes", "in_chans"):
+        with pytest.raises(Refused, match=f"{name} is a whole number of at least"):
+            create_model("poolformer_s12", **{name: count})
+    with pytest.raises(Refused, match="in_chans is a whole number of at least 1, not 0"):
+        create_model("poolformer_s12", in_chans=0)
+    with pytest.raises(Refused, match="num_classes is a whole number"):
+        tiny("metaformer").reset_classifier(count)

@@ -128,6 +128,14 @@ def test_bad_options_are_refused(case: str) -> None:
     assert "\n" not in str(refusal.value)
 
 
+def test_fault_A16_how_many_go_has_no_default() -> None:
+    for make in (LlmDrop, lambda: make_method("llm_drop"), lambda: LlmDrop(target="mlp")):
+        with pytest.raises(Refused, match="n is missing: how many parts are to go"):
+            make()
+    assert LlmDrop(n=0).title() == "drop 0 attentions"
+    assert LlmDrop(lists="config.json").count == 0
+
+
 def test_bad_options_are_refused_in_python_too() -> None:
     for options, words in (
         ({"target": "attn"}, "legal values: attention, mlp, block, joint"),

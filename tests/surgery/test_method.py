@@ -122,7 +122,7 @@ def test_every_wrong_option_is_named_in_one_line() -> None:
 
 def test_options_of_yaml_are_taken() -> None:
     assert make_method("modegpt", {"pairs": ["mlp"], "sparsity": 0}).pairs == ("mlp",)
-    assert make_method("llm_drop").n == make_method("llm_drop", {}).n == 0
+    assert make_method("llm_drop", {"n": 0}).n == 0
 
 
 def data() -> TokenWindows:
@@ -145,4 +145,4 @@ def test_a_method_that_needs_data_says_so_before_any_work(tiny: Any) -> None:
     for name, options in (("llm_drop", {"n": 1}), ("modegpt", {})):
         with pytest.raises(Refused, match=f"{name} needs calibration data: pass token windows"):
             apply(tiny("tiny-llama"), make_method(name, options))
-    assert plan(tiny("tiny-llama"), make_method("llm_drop")).edits == ()
+    assert plan(tiny("tiny-llama"), make_method("llm_drop", {"n": 0})).edits == ()

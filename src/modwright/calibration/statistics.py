@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tempfile
 import weakref
 from collections import Counter
@@ -10,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modwright.calibration.disk import writing
-from modwright.core.errors import Refused
+from modwright.core.errors import Refused, unknown_name
 
 if TYPE_CHECKING:
     from modwright.calibration.collectors import Collector
@@ -150,7 +151,25 @@ class Statistics:
     def __iter__(self) -> Iterator[BlockStatistics]:
         return (self[index] for index in range(self.num_blocks))
 
+    @property
+    def names(self) -> set[str]:
+        """What was collected, in one block or another."""
+        self.before_reading()
+        found: set[str] = set()
+        for index in range(self.num_blocks):
+            with safe_open(self.path(index), framework="pt") as file:
+                found.update(file.keys())
+        return found
+
     def column(self, name: str) -> list[float]:
-        """One number per block; NaN where the block has none."""
-        nan = torch.tensor(torch.nan)
-        return [float(values.get(name, nan)) for values in self]
+        """One number per block; NaN where the block has none.
+
+        Raises:
+            Refused: no block has a statistic of this name, or it is more than one number.
+        """
+        found = [values.get(name) for values in self]
+        if all(value is None for value in found):
+            raise unknown_name("statistic", name, sorted(self.names))
+        if any(value is not None and value.numel() != 1 for value in found):
+            raise Refused(f"{name!r} is more than one number per block; read statistics[index]")
+        return [math.nan if value is None else float(value) for value in found]

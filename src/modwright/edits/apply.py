@@ -19,6 +19,7 @@ from modwright.anatomy import Anatomy
 from modwright.core.errors import ModwrightError, Refused, VerificationError
 from modwright.core.modes import copy_modes
 from modwright.edits.canonical import Target, target_of
+from modwright.edits.configured import check_as_configured
 from modwright.edits.edit import split_address
 from modwright.edits.plan import Plan
 from modwright.edits.sharing import note_sharing
@@ -69,7 +70,8 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
         check: verify decoding, causality and finiteness of the result.
 
     Raises:
-        Refused: the plan does not fit, the model is offloaded, or a new value is missing or NaN.
+        Refused: the plan does not fit, the model is offloaded or is not what its config says, or a
+            new value is missing or NaN.
         VerificationError: the result breaks a promise.
 
     Example:
@@ -84,6 +86,7 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
     anatomy = Anatomy.of(model)
     model = anatomy.model  # a model of another library is wrapped there
     _refuse_unready(model)
+    check_as_configured(model)
     plan.check_fits(anatomy)
     for address, value in plan.tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():

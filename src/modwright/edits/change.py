@@ -54,7 +54,7 @@ def remove(part: Block | Sublayer, drop_norm: bool = False) -> Change:
 
 def arrange(order: Sequence[int]) -> Change:
     """Lets the blocks stand in this order; a block may stand twice, one left out is gone."""
-    return Change((Arrange(tuple(order)),))
+    return Change((Arrange(order),))  # type: ignore[arg-type]
 
 
 def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = None) -> Change:
@@ -82,11 +82,40 @@ def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = 
     return Change((Replace("head", "linear", kwargs),), tensors)
 
 
-def checked_index(index: Sequence[int] | Tensor, size: int, what: str) -> Tensor:
-    """What is kept, as a tensor: at least one, each of them there, none twice."""
-    kept = torch.as_tensor(index, dtype=torch.long).flatten()
-    if not len(kept):
+def checked_index(index: Sequence[int] | Sequence[bool] | Tensor, size: int, what: str) -> Tensor:
+    """What is kept, as a tensor of indices: at least one, each of them there, none twice.
+
+    Args:
+        index: indices, or a mask with one truth value for each of ``size``.
+        size: how many there are.
+        what: for the message.
+
+    Raises:
+        Refused: anything else, a number alone and fractions among it.
+
+    Example:
+        >>> checked_index([2, 0], 3, "heads"), checked_index([True, False, True], 3, "heads")
+        (tensor([2, 0]), tensor([0, 2]))
+    """
+    wanted = f"{what}: a list of indices or a mask of {size} truth values is needed, not"
+    mixed = isinstance(index, list | tuple) and len({isinstance(i, bool) for i in index}) > 1
+    try:
+        given = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        raise Refused(f"{wanted} {index!r}") from None
+    if given.dim() != 1 or mixed:
+        raise Refused(f"{wanted} {index!r}")
+    if not len(given):
         raise Refused(f"{what}: nothing would be left; remove the part instead")
+    if given.dtype == torch.bool:
+        if len(given) != size:
+            raise Refused(f"{what}: the mask has {len(given)} truth values, and there are {size}")
+        given = given.nonzero().flatten()
+        if not len(given):
+            raise Refused(f"{what}: nothing would be left; remove the part instead")
+    if given.is_floating_point() or given.is_complex():
+        raise Refused(f"{wanted} {given.dtype} numbers".replace("torch.", ""))
+    kept = given.long()
     if int(kept.min()) < 0 or int(kept.max()) >= size:
         raise Refused(f"{what}: indices must lie between 0 and {size - 1}")
     if len(kept.unique()) != len(kept):
@@ -97,6 +126,8 @@ def checked_index(index: Sequence[int] | Tensor, size: int, what: str) -> Tensor
 @singledispatch
 def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
     """Narrows an MLP to the neurons ``index``, in that order; nothing makes up for the others.
+
+    ``index`` may be a mask with one truth value per neuron, too.
 
     In a mixture of experts, every expert keeps its neurons of these numbers.
 
@@ -303,7 +334,7 @@ def _check_widths(address: str, shape: AttentionShape, weights: Mapping[str, Ten
 
 
 def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
-    """Keeps the query heads ``heads`` and the key/value heads that they read.
+    """Keeps the query heads ``heads``, indices or a mask, and the key/value heads that they read.
 
     A key/value head goes when all its query heads go. Groups may end up with unequal sizes; then
     each query head carries an explicit index.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from operator import index
 from typing import Any, ClassVar
 
 from modwright.core.errors import Refused, unknown_name
@@ -122,9 +123,15 @@ class Arrange:
     path: ClassVar[str] = "blocks"
 
     def __post_init__(self) -> None:
-        if not self.order:
+        try:
+            numbers = [index(i) for i in self.order]
+        except TypeError:
+            numbers = None
+        if numbers is None or any(isinstance(i, bool) for i in self.order):
+            raise Refused(f"an arrangement is a list of block numbers, not {self.order!r}")
+        if not numbers:
             raise Refused("an arrangement without blocks; at least one must stay")
-        object.__setattr__(self, "order", tuple(self.order))
+        object.__setattr__(self, "order", tuple(numbers))
 
     def to_json(self) -> dict[str, Any]:
         return {"op": self.op, "order": list(self.order)}

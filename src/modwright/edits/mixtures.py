@@ -87,9 +87,10 @@ def keep_expert_neurons(
     mixture: MixtureOfExperts, index: Sequence[Sequence[int] | Tensor] | Tensor
 ) -> Change:
     """Narrows every expert to its own neurons ``index`` (E, k); nothing makes up for the rest."""
-    if len(index) != mixture.num_experts:
+    count = len(index) if isinstance(index, Sequence) or getattr(index, "ndim", 0) == 2 else 0
+    if count != mixture.num_experts:
         raise Refused(
-            f"{mixture.address}: neurons of {len(index)} experts; there are {mixture.num_experts}"
+            f"{mixture.address}: neurons of {count} experts; there are {mixture.num_experts}"
         )
     size = mixture.intermediate_size
     rows = [

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from modwright.core.errors import Refused
-from modwright.models.picture_model import PictureConfig, PictureModel
+from modwright.models.picture_model import PictureConfig, PictureModel, check_count
 from modwright.nn.layouts import Grid, to_map
 
 __all__ = [
@@ -150,6 +150,7 @@ class ImageClassifier(PictureModel):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh map for another number of classes; 0 leaves the pooled features."""
+        check_count("num_classes", num_classes, least=0)
         self.head.reset(num_classes, global_pool)
         for classifier in self.head.classifiers():
             self._init_weights(classifier)

@@ -18,7 +18,7 @@ from modwright.nn.layouts import Grid
 from modwright.nn.relative_position_bias import RelativePositionBias
 from modwright.nn.residual import ScaledResidual
 
-__all__ = ["PictureConfig", "PictureModel"]
+__all__ = ["PictureConfig", "PictureModel", "check_count"]
 
 
 @strict
@@ -176,3 +176,9 @@ class PictureModel(PreTrainedModel):
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
         """torch's own rule; architectures with another one replace it."""
         conv.reset_parameters()
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuses what is no whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise Refused(f"{name} is a whole number of at least {least}, not {value!r}")

@@ -20,7 +20,7 @@ from modwright.core.registry import Registry
 from modwright.models.classifier import ImageClassifier
 from modwright.models.features import FeatureMaps
 from modwright.models.importing import import_weights, read_weights
-from modwright.models.picture_model import PictureConfig, PictureModel
+from modwright.models.picture_model import PictureConfig, PictureModel, check_count
 
 __all__ = [
     "MODELS",
@@ -167,6 +167,8 @@ def create_model(
     """
     if pretrained:
         raise Refused("pretrained weights are not shipped; name a file with checkpoint_path=...")
+    check_count("num_classes", num_classes, least=0)
+    check_count("in_chans", in_chans)
     rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
     for said, rate in rates.items():
         if rate is not None and not 0 <= rate <= 1:

@@ -148,7 +148,7 @@ class LlmDrop:
     """Removes the n most redundant attentions, MLPs or blocks; needs no training.
 
     Attributes:
-        n: how many parts go.
+        n: how many parts go; it has no default, and is not asked for where there are ``lists``.
         target: "attention", "mlp", "block", or "joint" (attentions and MLPs in one ranking).
         mode: "one_shot" scores once; "iterative" scores again after each removal.
         consecutive: with target "block": n blocks in a row.
@@ -157,7 +157,7 @@ class LlmDrop:
         lists: path of a config.json with the reference's drop lists; they are applied as they are.
     """
 
-    n: int = 0
+    n: int | None = None
     target: Target = "attention"
     mode: Mode = "one_shot"
     consecutive: bool = False
@@ -169,30 +169,37 @@ class LlmDrop:
         for name, legal in (("target", TARGETS), ("mode", MODES)):
             if getattr(self, name) not in legal:
                 raise unknown_name(name, getattr(self, name), legal)
-        if self.n < 0:
+        if self.n is None and self.lists is None:
+            raise Refused("llm_drop: n is missing: how many parts are to go")
+        if self.count < 0:
             raise Refused(f"n must be 0 or more, not {self.n}")
         if self.consecutive and (self.target != "block" or self.mode != "one_shot"):
             raise Refused("consecutive needs target 'block' and mode 'one_shot'")
+
+    @property
+    def count(self) -> int:
+        """``n``, and 0 where lists say what goes."""
+        return self.n or 0
 
     def title(self) -> str:
         if self.lists is not None:
             return f"drop by the lists of {Path(self.lists).name}"
         what = {"joint": "attentions or MLPs", "mlp": "MLPs"}.get(self.target, f"{self.target}s")
-        if self.n == 1:
+        if self.count == 1:
             what = {"joint": "attention or MLP", "mlp": "MLP"}.get(self.target, self.target)
         how = " in a row" if self.consecutive else ""
         how += " one by one" if self.mode == "iterative" else ""
-        return f"drop {self.n} {what}{how}"
+        return f"drop {self.count} {what}{how}"
 
     def wants_data(self) -> bool:
         """Lists are applied without looking at data."""
-        return self.lists is None and self.n > 0
+        return self.lists is None and self.count > 0
 
     def collectors(self) -> list[Collector]:
         """Cosines of the residual stream; streams n blocks apart for blocks in a row."""
         found: list[Collector] = [Similarity(self.drop_norm)]
-        if self.consecutive and self.n:
-            found.append(StreamGaps(self.n))
+        if self.consecutive and self.count:
+            found.append(StreamGaps(self.count))
         return found
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
@@ -208,7 +215,7 @@ class LlmDrop:
             for block in anatomy.blocks
             if kind == "block" or getattr(block, kind) is not None
         )
-        return sum(sizes[: self.n]), sum(sizes[len(sizes) - self.n :])
+        return sum(sizes[: self.count]), sum(sizes[len(sizes) - self.count :])
 
     def plan_bytes(self, anatomy: Anatomy) -> tuple[int, int]:
         """Parts go and none is new."""
@@ -228,7 +235,7 @@ class LlmDrop:
             return self._decide(anatomy, picked, {}, None)
         self._check_available(anatomy)
         if calibration is None:
-            if self.n:
+            if self.count:
                 raise Refused("llm_drop needs calibration data")
             return self._decide(anatomy, [], {}, None)
         if self.mode == "iterative":
@@ -249,14 +256,13 @@ class LlmDrop:
         if self.mode == "iterative":
             raise Refused("iterative mode scores anew after each removal: it plans from data")
         self._check_available(anatomy)
-        kinds = ("attention", "mlp", "block")
-        scores: dict[str, Any] = {kind: statistics.column(f"similarity/{kind}") for kind in kinds}
-        if self.consecutive and self.n:
+        scores: dict[str, Any] = _scores_of(statistics)
+        if self.consecutive and self.count:
             table = gap_table([values["stream gaps/gaps"].tolist() for values in statistics])
-            scores["consecutive"] = [row[self.n - 1] for row in table]
-            picked = [("block", i) for i in consecutive_blocks(table, self.n)]
+            scores["consecutive"] = [row[self.count - 1] for row in table]
+            picked = [("block", i) for i in consecutive_blocks(table, self.count)]
         else:
-            picked = self._rank(scores, self.n)
+            picked = self._rank(scores, self.count)
         return self._decide(anatomy, picked, scores, statistics.recipe["data"])
 
     def _kinds(self) -> tuple[str, ...]:
@@ -270,8 +276,10 @@ class LlmDrop:
             "block": blocks - 1,
         }
         most = sum(there[kind] for kind in self._kinds())
-        if self.n > most:
-            raise Refused(f"llm_drop: n={self.n}, but only 0 to {most} {self.target} parts can go")
+        if self.count > most:
+            raise Refused(
+                f"llm_drop: n={self.count}, but only 0 to {most} {self.target} parts can go"
+            )
 
     def _rank(self, scores: Mapping[str, Sequence[float]], n: int) -> list[tuple[str, int]]:
         kinds = self._kinds()
@@ -285,7 +293,7 @@ class LlmDrop:
         picked: list[tuple[str, int]] = []
         first: dict[str, Any] = {}
         nothing = float("nan")
-        for step in range(self.n):
+        for step in range(self.count):
             with preview(anatomy, _changes(anatomy, picked, self.drop_post_norm).edits) as reduced:
                 statistics = calibrate(
                     reduced,
@@ -293,10 +301,9 @@ class LlmDrop:
                     [Similarity(self.drop_norm)],
                     directory=None if directory is None else directory / f"step-{step:04d}",
                     progress=progress,
-                    label=f"score {self.target}, {step + 1} of {self.n}",
+                    label=f"score {self.target}, {step + 1} of {self.count}",
                 )
-                kinds = ("attention", "mlp", "block")
-                scores = {k: statistics.column(f"similarity/{k}") for k in kinds}
+                scores = _scores_of(statistics)
             for kind, index in picked:
                 scores[kind][index] = nothing
             first = first or {kind: list(column) for kind, column in scores.items()}
@@ -333,6 +340,14 @@ class LlmDrop:
             )
         change = _changes(anatomy, picked, self.drop_post_norm)
         return Plan.of(anatomy, "llm_drop", change, asdict(self), reasons, tuple(notes))
+
+
+def _scores_of(statistics: Statistics) -> dict[str, list[float]]:
+    """Similarities of all kinds; NaN where a model has no part of a kind."""
+    nothing = [float("nan")] * len(statistics)
+    names = statistics.names
+    columns = {kind: f"similarity/{kind}" for kind in ("attention", "mlp", "block")}
+    return {k: statistics.column(c) if c in names else nothing[:] for k, c in columns.items()}
 
 
 def _size(anatomy: Anatomy, kind: str, index: int) -> int:
