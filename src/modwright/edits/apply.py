@@ -170,11 +170,9 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> _Sto
     placed: set[str] = set()
     fallback = next(source.parameters())
     for path, module in built.named_modules():
-        origin = modules.get(paths[path])
-        if origin is not None and not _continues(type(module), type(origin)):
-            origin, near = None, next(origin.parameters(), fallback)
-        else:
-            near = fallback if origin is None else next(origin.parameters(), fallback)
+        before = modules.get(paths[path])
+        near = fallback if before is None else next(before.parameters(), fallback)
+        origin = before if before is not None and _continues(module, before) else None
         copied = paths[path] in placed  # a block that stands twice
         placed.add(paths[path])
         for kind in ("_parameters", "_buffers"):
@@ -201,9 +199,9 @@ def _room(slot: Tensor, near: Tensor) -> Tensor:
     return nn.Parameter(room, near.requires_grad) if isinstance(slot, nn.Parameter) else room
 
 
-def _continues(kind: type[nn.Module], old: type[nn.Module]) -> bool:
+def _continues(new: nn.Module, old: nn.Module) -> bool:
     """One is the other with another forward, so both store their parameters alike."""
-    return issubclass(kind, old) or issubclass(old, kind)
+    return isinstance(new, type(old)) or isinstance(old, type(new))
 
 
 def _write(
