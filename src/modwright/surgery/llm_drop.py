@@ -344,10 +344,10 @@ class LlmDrop:
 
 def _scores_of(statistics: Statistics) -> dict[str, list[float]]:
     """Similarities of all kinds; NaN where a model has no part of a kind."""
-    nothing = [float("nan")] * len(statistics)
-    names = statistics.names
     columns = {kind: f"similarity/{kind}" for kind in ("attention", "mlp", "block")}
-    return {k: statistics.column(c) if c in names else nothing[:] for k, c in columns.items()}
+    there = {name for values in statistics for name in columns.values() if name in values}
+    nothing = [float("nan")] * len(statistics)
+    return {k: statistics.column(c) if c in there else nothing[:] for k, c in columns.items()}
 
 
 def _size(anatomy: Anatomy, kind: str, index: int) -> int:
