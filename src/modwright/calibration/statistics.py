@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -154,12 +153,7 @@ class Statistics:
     @property
     def names(self) -> set[str]:
         """What was collected, in one block or another."""
-        self.before_reading()
-        found: set[str] = set()
-        for index in range(self.num_blocks):
-            with safe_open(self.path(index), framework="pt") as file:
-                found.update(file.keys())
-        return found
+        return {name for values in self for name in values}
 
     def column(self, name: str) -> list[float]:
         """One number per block; NaN where the block has none.
