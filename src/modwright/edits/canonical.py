@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from modwright.anatomy import Anatomy, Attention, MixtureOfExperts, Mlp
+from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
+from modwright.anatomy.parts import Attention, Sublayer
 from modwright.core.errors import Refused, unknown_name
 from modwright.edits.autoclass import register_models
 from modwright.edits.edit import (
@@ -315,7 +316,7 @@ def _fulfilled(plain: Anatomy, edit: State) -> bool:
 
 def _same_linear(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
     outer, _, inner = role.partition(".")
-    sublayer: Attention | Mlp | None = getattr(block, outer)
+    sublayer: Sublayer | None = block.at(outer)
     projection = None if sublayer is None else sublayer.projections().get(inner)
     return projection is not None and kwargs == {
         "in_features": projection.in_features,

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from modwright.anatomy import Anatomy
+from modwright.anatomy import Anatomy, Block
 from modwright.anatomy.families.family import Family, Placement
+from modwright.anatomy.parts import Sublayer
 from modwright.core.errors import Refused
 from modwright.core.modes import set_mode
 from modwright.edits.edit import Edit, Remove, State, split_address
@@ -17,7 +18,7 @@ from modwright.edits.registry import build_part
 from modwright.edits.slots import number_slots
 from modwright.nn import GroupedAttention
 
-__all__ = ["preview", "renumber", "replay"]
+__all__ = ["num_removed", "preview", "renumber", "replay"]
 
 
 def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
@@ -63,6 +64,25 @@ def preview(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[Anatomy]:
     finally:
         for holder, name, module in reversed(undo):
             setattr(holder, name, module)
+
+
+def num_removed(anatomy: Anatomy, part: Block | Sublayer, drop_norm: bool = False) -> int:
+    """How many parameters go with a part: also its norm, its gain, and all below a block's path.
+
+    Example:
+        >>> import modwright
+        >>> anatomy = modwright.open("preset:tiny-llama").anatomy
+        >>> num_removed(anatomy, anatomy.blocks[0]) == anatomy.blocks[0].num_parameters
+        True
+    """
+    index, role = split_address(part.address)
+    assert index is not None
+    if not role:
+        gone = [anatomy.model.get_submodule(anatomy.family.layer_paths(anatomy.model)[index])]
+    else:
+        block = anatomy.blocks[index].module
+        gone = [block.get_submodule(p) for p, *_ in anatomy.family.place_absent(role, drop_norm)]
+    return sum(p.numel() for p in {p for module in gone for p in module.parameters()})
 
 
 def renumber(model: nn.Module, family: Family) -> None:

@@ -14,6 +14,7 @@ from modwright.calibration import TokenWindows
 from modwright.core.errors import Refused
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Plan, arrange
+from modwright.edits.replay import num_removed
 from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["ArrangeBlocks"]
@@ -46,7 +47,7 @@ class ArrangeBlocks(WithoutData):
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what goes, less than nothing where the model grows."""
-        sizes = [block.num_parameters for block in anatomy.blocks]
+        sizes = [num_removed(anatomy, block) for block in anatomy.blocks]
         gone = sum(sizes) - sum(sizes[i] for i in self._order(len(sizes)))
         return gone, gone
 

@@ -11,6 +11,7 @@ from modwright.calibration import TokenWindows
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, remove
 from modwright.edits.canonical import target_of
+from modwright.edits.replay import num_removed
 from modwright.surgery.method import Needs, WithoutData, register_method
 
 __all__ = ["Drop"]
@@ -45,7 +46,8 @@ class Drop(WithoutData):
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what the named parts hold."""
-        gone = sum(part.num_parameters for part in self._chosen(anatomy)[0])
+        chosen = self._chosen(anatomy)[0]
+        gone = sum(num_removed(anatomy, part, self.drop_post_norm) for part in chosen)
         return gone, gone
 
     def plan(

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from modwright.anatomy import Anatomy
+from modwright.anatomy import Anatomy, Block
+from modwright.anatomy.parts import Sublayer
 from modwright.calibration import (
     CalibrationData,
     Collector,
@@ -25,7 +26,7 @@ from modwright.calibration import (
 from modwright.core.errors import CheckpointError, Refused, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, remove
-from modwright.edits.replay import preview
+from modwright.edits.replay import num_removed, preview
 from modwright.surgery.method import Needs, register_method
 
 __all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "most_similar", "sdr"]
@@ -206,16 +207,19 @@ class LlmDrop:
         """The n smallest and the n largest parts that may go."""
         if self.lists is not None:
             picked = _read_lists(self.lists, anatomy)
-            gone = sum(_size(anatomy, kind, index) for kind, index in picked)
+            gone = sum(self._size(anatomy, _part(anatomy, *each)) for each in picked)
             return gone, gone
         self._check_available(anatomy)
-        sizes = sorted(
-            _size(anatomy, kind, block.index)
+        there = [
+            block if kind == "block" else block.at(kind)
             for kind in self._kinds()
             for block in anatomy.blocks
-            if kind == "block" or getattr(block, kind) is not None
-        )
+        ]
+        sizes = sorted(self._size(anatomy, part) for part in there if part is not None)
         return sum(sizes[: self.count]), sum(sizes[len(sizes) - self.count :])
+
+    def _size(self, anatomy: Anatomy, part: Block | Sublayer) -> int:
+        return num_removed(anatomy, part, self.drop_post_norm)
 
     def plan_bytes(self, anatomy: Anatomy) -> tuple[int, int]:
         """Parts go and none is new."""
@@ -350,9 +354,12 @@ def _scores_of(statistics: Statistics) -> dict[str, list[float]]:
     return {k: statistics.column(c) if c in there else nothing[:] for k, c in columns.items()}
 
 
-def _size(anatomy: Anatomy, kind: str, index: int) -> int:
+def _part(anatomy: Anatomy, kind: str, index: int) -> Block | Sublayer:
     block = anatomy.block(index)
-    return block.num_parameters if kind == "block" else int(getattr(block, kind).num_parameters)
+    part = block if kind == "block" else block.at(kind)
+    if part is None:
+        raise Refused(f"block {index} has no {kind} any more")
+    return part
 
 
 def _json_column(column: Iterable[float]) -> list[float | None]:
@@ -373,10 +380,7 @@ def gap_table(rows: Sequence[Sequence[float]]) -> list[list[float]]:
 def _changes(anatomy: Anatomy, picked: Iterable[tuple[str, int]], drop_post_norm: bool) -> Change:
     change = Change()
     for kind, index in picked:
-        block = anatomy.block(index)
-        part = block if kind == "block" else block.at(kind)
-        if part is None:
-            raise Refused(f"block {index} has no {kind} any more")
+        part = _part(anatomy, kind, index)
         change += remove(part, drop_norm=drop_post_norm and kind != "block")
     return change
 
