@@ -13,7 +13,7 @@ import safetensors.torch
 from safetensors.torch import load_file
 from torch import equal
 
-import modwright.checkpoint.outputs as outputs
+import modwright.core.files as files
 
 QUIET = " --no-check --set evaluate.speed=null --set evaluate.generate=null"
 
@@ -34,7 +34,7 @@ def small_disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def free(place: Path) -> int:
-    return outputs.shutil.disk_usage(place).free
+    return files.shutil.disk_usage(place).free
 
 
 def room(place: Path, kilobytes: int) -> Path:
@@ -113,7 +113,7 @@ _replace = Path.replace
 
 
 def replace_no_stage(self: Path, target: Path) -> Path:
-    return no_space() if self.name == "stage.partial" else _replace(self, target)  # type: ignore
+    return no_space() if self.name == ".stage.json.partial.json" else _replace(self, target)  # type: ignore
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def replace_no_stage(self: Path, target: Path) -> Path:
         ("stage", no_space),
         ("transformers.modeling_utils.safe_save_file", no_space_in_rust),
         ("modwright.checkpoint.saving._write_companions", no_space),
-        ("modwright.checkpoint.outputs._swap", no_space),
+        ("modwright.core.files._swap", no_space),
     ],
     ids=["streams", "statistics", "stage", "weights", "companions", "rename"],
 )

@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-import modwright.checkpoint.outputs as outputs
 import modwright.checkpoint.saving as saving
+import modwright.core.files as files
 import modwright.recipes.run as running
 import modwright.recipes.work as working
 import modwright.report.writing as reporting
@@ -43,10 +43,10 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "measuring begins": (running, "measure_stage", False),
     "measuring is done": (running, "measure_stage", True),
     "a save has weights and nothing else": (saving, "_write_weights", True),
-    "a save is whole and has the wrong name": (outputs, "_swap", False),
-    "a save has its name": (outputs, "_swap", True),
-    "a state is not yet known": (working, "_write_whole", False),
-    "a state is known": (working, "_write_whole", True),
+    "a save is whole and has the wrong name": (files, "_swap", False),
+    "a save has its name": (files, "_swap", True),
+    "a state is not yet known": (working, "write_file", False),
+    "a state is known": (working, "write_file", True),
     "the report is half written": (reporting, "render_html", True),
     "work is not removed": (working.WorkPlace, "remove", False),
 }

@@ -203,7 +203,7 @@ def test_too_little_disk_is_found_before_work(
     class Usage:
         free = expected.disk - 1
 
-    monkeypatch.setattr("modwright.checkpoint.outputs.shutil.disk_usage", lambda place: Usage)
+    monkeypatch.setattr("modwright.core.files.shutil.disk_usage", lambda place: Usage)
     with pytest.raises(CheckpointError, match=r"^this recipe, into '.*out', needs .* on disk and"):
         run(recipe(), tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == []

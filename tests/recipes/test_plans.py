@@ -92,7 +92,7 @@ def test_plans_do_not_replace_what_stands_there(
 ) -> None:
     plans, _ = load_plans(planned)
     before = snapshot(planned)
-    with pytest.raises(CheckpointError, match="not empty; choose a new directory"):
+    with pytest.raises(CheckpointError, match="is not empty; name another directory"):
         save_plans(plans, recipe(), planned)
     assert snapshot(planned) == before
     (tmp_path / "file").write_text("x")

@@ -8,8 +8,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from modwright.core.errors import Refused
+from modwright.core.formatting import MISSING
 from modwright.report import Report, Stage, model_card, render_html, render_markdown
-from modwright.report.numerals import MISSING
 from modwright.report.serving import HEADS, serving_rows
 
 from .small import report, stage

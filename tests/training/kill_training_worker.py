@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-import modwright.checkpoint.outputs as outputs
+import modwright.core.files as files
 import modwright.recipes.work as working
 import modwright.training.checkpoints as keeping
 import modwright.training.trainer as training
@@ -31,7 +31,7 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "a checkpoint lacks its state": (training.ObjectiveTrainer, "_save_rng_state", True),
     "a checkpoint lacks its mark": (keeping.WholeCheckpoints, "on_save", False),
     "a checkpoint is whole": (keeping.WholeCheckpoints, "on_save", True),
-    "the output is whole and has the wrong name": (outputs, "_swap", False),
+    "the output is whole and has the wrong name": (files, "_swap", False),
     "work is not removed": (working.WorkPlace, "remove", False),
 }
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modwright.calibration.disk import writing
 from modwright.core.errors import Refused, unknown_name
+from modwright.core.files import write_file, writing
 
 if TYPE_CHECKING:
     from modwright.calibration.collectors import Collector
@@ -122,9 +122,7 @@ class Statistics:
                 f"{self.directory} holds statistics of another model, data or method; "
                 "choose another directory or delete it"
             )
-        partial = path.with_suffix(".partial")
-        partial.write_text(told)
-        partial.replace(path)
+        write_file(path, told, kept_in=self.directory)
 
     def path(self, index: int) -> Path:
         return self.directory / f"block-{index:04d}.safetensors"
@@ -134,10 +132,10 @@ class Statistics:
 
     def store(self, index: int, values: dict[str, Tensor]) -> None:
         """Writes a block's statistics, whole or not at all."""
-        partial = self.directory / f"block-{index:04d}.partial"
-        with writing(self.directory):
-            save_file({name: value.contiguous() for name, value in values.items()}, partial)
-            partial.replace(self.path(index))
+        stored = {name: value.contiguous() for name, value in values.items()}
+        write_file(
+            self.path(index), lambda partial: save_file(stored, partial), kept_in=self.directory
+        )
 
     def __len__(self) -> int:
         return self.num_blocks

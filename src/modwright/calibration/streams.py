@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from modwright.calibration.disk import writing
+from modwright.core.files import writing
 
 __all__ = ["Stream"]
 

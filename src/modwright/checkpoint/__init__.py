@@ -10,10 +10,10 @@ from modwright.checkpoint.memory import (
     weights_bytes,
 )
 from modwright.checkpoint.opening import Checkpoint, check_finite, open
-from modwright.checkpoint.outputs import whole_directory
 from modwright.checkpoint.presets import preset_names, register_preset
 from modwright.checkpoint.saving import rehearse, save
 from modwright.checkpoint.source import Source, locate
+from modwright.core.files import whole_directory
 
 __all__ = [
     "ALIASES",

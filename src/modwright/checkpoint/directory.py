@@ -18,8 +18,7 @@ from modwright.checkpoint.export.reading import edited_config, is_standalone
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.shards import StoredTensor, read_headers
-from modwright.checkpoint.wording import first_line
-from modwright.core.errors import CheckpointError, ModwrightError
+from modwright.core.errors import CheckpointError, ModwrightError, first_line
 from modwright.core.modes import set_eval
 
 __all__ = ["check_loading", "load_directory", "placement"]

@@ -26,8 +26,7 @@ from modwright.checkpoint.gguf_header import Header, StoredTensor, has_rules, re
 from modwright.checkpoint.gguf_metadata import ROTARY_FACTORS, unexplained_tensors
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.quiet import quiet_transformers
-from modwright.checkpoint.wording import first_line
-from modwright.core.errors import CheckpointError, ModwrightError
+from modwright.core.errors import CheckpointError, ModwrightError, first_line
 from modwright.core.modes import set_eval
 from modwright.core.progress import Progress, Task
 

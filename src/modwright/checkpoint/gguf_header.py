@@ -17,8 +17,7 @@ import numpy as np
 import transformers
 
 from modwright.checkpoint.gguf_metadata import ROTARY_FACTORS, settle
-from modwright.checkpoint.wording import first_line
-from modwright.core.errors import CheckpointError
+from modwright.core.errors import CheckpointError, first_line
 
 __all__ = ["Header", "StoredTensor", "has_rules", "read_header"]
 

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modwright.checkpoint.wording import format_bytes
 from modwright.core.errors import Refused
+from modwright.core.formatting import format_bytes
 
 if TYPE_CHECKING:
     import torch

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from modwright.checkpoint.carry import carry
 from modwright.checkpoint.memory import weights_bytes
-from modwright.checkpoint.outputs import require_space, whole_directory
 from modwright.checkpoint.source import Source
 from modwright.checkpoint.tokenizer import has_tokenizer, load_tokenizer
-from modwright.checkpoint.wording import first_line
-from modwright.core.errors import CheckpointError, Refused, WriteFailed
+from modwright.core.errors import CheckpointError, Refused, WriteFailed, first_line
+from modwright.core.files import require_space, whole_directory, write_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -151,10 +150,7 @@ def _write_companions(
     for name, content in extra.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, bytes):
-            target.write_bytes(content)
-        else:
-            target.write_text(content, encoding="utf-8")
+        write_file(target, content)
 
 
 def _forget_places(file: Path) -> None:
@@ -162,7 +158,7 @@ def _forget_places(file: Path) -> None:
     config = json.loads(file.read_text(encoding="utf-8"))
     cleaned = _without_places(config)
     if cleaned != config:
-        file.write_text(json.dumps(cleaned, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_file(file, json.dumps(cleaned, indent=2, sort_keys=True) + "\n")
 
 
 def _without_places(value: Any) -> Any:

@@ -10,8 +10,7 @@ from pathlib import Path
 from modwright.checkpoint.aliases import ALIASES, STAND_INS, alias_names
 from modwright.checkpoint.carry import carried_files
 from modwright.checkpoint.presets import PREFIX, preset_names
-from modwright.checkpoint.wording import first_line
-from modwright.core.errors import CheckpointError, did_you_mean, nearest, unknown_name
+from modwright.core.errors import CheckpointError, did_you_mean, first_line, nearest, unknown_name
 
 __all__ = ["Source", "locate"]
 

@@ -6,8 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from modwright.checkpoint.source import Source
-from modwright.checkpoint.wording import first_line
-from modwright.core.errors import CheckpointError
+from modwright.core.errors import CheckpointError, first_line
 
 __all__ = ["has_tokenizer", "load_tokenizer"]
 

@@ -16,6 +16,7 @@ from modwright.cli.run import run
 from modwright.cli.train import train
 from modwright.cli.upscale import upscale
 from modwright.cli.weights import import_model, rename
+from modwright.core.files import require_new, require_new_directory, write_file
 
 __all__ = ["build"]
 
@@ -79,6 +80,7 @@ def inspect(
     html: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also write the tree as an HTML page.")
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the HTML page.")] = False,
     json: Json = False,
 ) -> None:
     """Show a model's parts with their parameters, MACs and bytes."""
@@ -86,10 +88,12 @@ def inspect(
     from modwright.checkpoint import open as open_checkpoint
     from modwright.cost import inspect as inspect_parts
 
+    if html is not None:
+        require_new(html, force)
     opened = open_checkpoint(model, dtype=dtype, progress=make_progress())
     tree = inspect_parts(Anatomy.of(opened.model), length=length)
     if html is not None:
-        _write_page(html, tree._repr_html_())
+        write_file(html, tree._repr_html_())
     if json:
         emit_json(tree.to_json())
     else:
@@ -148,6 +152,7 @@ def plan(
             metavar="DIR", help="Compute the plan from data and keep it here for `modwright apply`."
         ),
     ] = None,
+    force: Force = False,
     json: Json = False,
 ) -> None:
     """Say what a recipe would do and need, and write nothing.
@@ -158,17 +163,17 @@ def plan(
     from modwright.cli.show import forecast_table, plan_lines
     from modwright.recipes import load_recipe
     from modwright.recipes.forecast import forecast
-    from modwright.recipes.plans import make_plans, require_new, save_plans
+    from modwright.recipes.plans import make_plans, save_plans
 
     if save is not None:
-        require_new(save)
+        require_new_directory(save, force)
     asked = load_recipe(recipe, changes or ())
     progress = make_progress()
     opened = open_checkpoint(asked.model, dtype=asked.dtype, progress=progress)
     expected = forecast(asked, opened.model, opened.name)
     if save is not None:
         plans, _ = make_plans(asked, opened, progress)
-        save_plans(plans, asked, save)
+        save_plans(plans, asked, save, force=force)
         if not json:
             for made in plans:
                 output().print(plan_lines(made))
@@ -253,15 +258,6 @@ def schema(
         from modwright.recipes.json_schema import recipe_schema
 
         emit_json(recipe_schema())
-
-
-def _write_page(file: Path, text: str) -> None:
-    from modwright.core.errors import CheckpointError
-
-    try:
-        file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"cannot write {str(file)!r}: {error.strerror or error}") from error
 
 
 # Name, function, example.

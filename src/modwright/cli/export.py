@@ -103,7 +103,7 @@ def _show_export(done: Exported, target: Target, json: bool) -> None:
 
     from rich.table import Table
 
-    from modwright.checkpoint.wording import format_bytes
+    from modwright.core.formatting import format_bytes
 
     if json:
         emit_json({**asdict(done), "output": str(done.output), "bytes": done.bytes})

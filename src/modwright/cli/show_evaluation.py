@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from modwright.report.numerals import difference_text, nats_text, score_text
+from modwright.core.formatting import difference_text, nats_text, score_text
 from modwright.report.tables import flat
 
 if TYPE_CHECKING:

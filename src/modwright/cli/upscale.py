@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modwright.cli.console import say
-from modwright.cli.files import require_new, whole_file
+from modwright.core.files import require_new, write_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +70,6 @@ def _write(pixels: Tensor, out: Path) -> None:
 
     made = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     try:
-        whole_file(out, made.save)
+        write_file(out, made.save)
     except ValueError:
         raise CheckpointError(f"{out}: no picture is written as {out.suffix!r}; .png is") from None

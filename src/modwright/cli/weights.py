@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from modwright.cli.console import emit_json, output, say
-from modwright.cli.files import require_new, whole_file
 from modwright.cli.parameters import Force, Json
+from modwright.core.files import require_new, write_file
 
 __all__ = ["import_model", "rename"]
 
@@ -121,7 +121,7 @@ def rename(
             "it for other programs"
         )
     tensors = {name: tensor.contiguous() for name, tensor in to_layout(opened, to).items()}
-    whole_file(out, lambda partial: write(tensors, partial))
+    write_file(out, lambda partial: write(tensors, partial))
     say(f"written: {out}, {len(tensors)} tensors")
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "VerificationError",
     "WriteFailed",
     "did_you_mean",
+    "first_line",
     "nearest",
     "refusing",
     "unknown_name",
@@ -100,6 +101,17 @@ def unknown_name(what: str, value: object, allowed: Iterable[str]) -> Refused:
     names = list(allowed)
     legal = ", ".join(names) or "none"
     return Refused(f"unknown {what} {value!r}; legal values: {legal}{did_you_mean(value, names)}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception that says something, for a message of one line.
+
+    Example:
+        >>> first_line(ValueError("\\n no such layer \\n at all"))
+        'no such layer'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 @contextmanager

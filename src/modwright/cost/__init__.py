@@ -1,9 +1,9 @@
 """What a model costs, part by part: parameters, bytes, multiply-accumulates, cache, speed."""
 
+from modwright.core.formatting import human
 from modwright.core.paired import PairedRatio
 from modwright.cost.counting import Cost, Row, cost, count
 from modwright.cost.forward_macs import forward_macs
-from modwright.cost.human import human
 from modwright.cost.macs import Pass, part_macs
 from modwright.cost.memory import activation_bytes, kv_cache_bytes
 from modwright.cost.speed import Comparison, Speed, Spread, compare_speed, measure_speed

@@ -11,8 +11,8 @@ from transformers.pytorch_utils import Conv1D
 
 from modwright.anatomy import Anatomy, Part
 from modwright.anatomy.parts import Sublayer
+from modwright.core.formatting import human
 from modwright.cost.checks import as_anatomy, at_least
-from modwright.cost.human import human
 from modwright.cost.macs import Pass, part_macs
 from modwright.cost.memory import activation_bytes, cached_positions, kv_cache_bytes
 from modwright.cost.running import Ran, observed

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from modwright.cost.human import human, percent
+from modwright.core.formatting import human, percent
 from modwright.cost.tree import Group, grouped
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from modwright.cost.human import human, percent
+from modwright.core.formatting import human, percent
 from modwright.cost.tree import Group, grouped
 
 if TYPE_CHECKING:

@@ -26,9 +26,9 @@ from modwright.anatomy import (
 )
 from modwright.anatomy.parts import Sublayer
 from modwright.core.errors import Refused
+from modwright.core.formatting import human
 from modwright.cost.checks import as_anatomy
 from modwright.cost.counting import Row, counted
-from modwright.cost.human import human
 from modwright.cost.macs import Pass, line_macs, score_macs
 from modwright.cost.running import observed
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
 from modwright.core.errors import CheckpointError, Refused
+from modwright.core.files import whole_directory, write_file
 from modwright.edits.change import Change
 from modwright.edits.edit import FORMAT, Arrange, Edit, Replace, edits_from_json
 from modwright.nn import ExpertShape
@@ -120,24 +121,21 @@ class Plan:
             "notes": list(self.notes),
         }
 
-    def save(self, directory: str | Path) -> Path:
-        """Writes plan.json and plan.safetensors into a new directory.
+    def save(self, directory: str | Path, *, force: bool = False) -> Path:
+        """Writes plan.json and plan.safetensors into a new directory; whole or not at all.
 
         Raises:
-            CheckpointError: something stands there already.
+            CheckpointError: something stands there already, and ``force`` does not say to replace
+                it.
+            WriteFailed: the disk is full.
         """
         from safetensors.torch import save_file
 
-        out = Path(directory)
-        if out.exists() and any(out.iterdir()):
-            raise CheckpointError(f"{out} is not empty; choose a new directory for the plan")
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: t.contiguous().clone() for name, t in self.tensors.items()},
-            out / "plan.safetensors",
-        )
-        (out / "plan.json").write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        return out
+        with whole_directory(directory, force=force) as folder:
+            tensors = _apart(self.tensors)
+            write_file(folder / "plan.safetensors", lambda partial: save_file(tensors, partial))
+            write_file(folder / "plan.json", json.dumps(self.to_json(), indent=1) + "\n")
+        return Path(directory)
 
     @classmethod
     def load(cls, directory: str | Path) -> Plan:
@@ -184,6 +182,17 @@ class Plan:
 
     def __repr__(self) -> str:
         return f"Plan({self.method}: {len(self.edits)} edits, {len(self.tensors)} new tensors)"
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As a file holds them: contiguous, and none on the numbers of another."""
+    held: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        where = tensor.untyped_storage().data_ptr()
+        apart[name] = (tensor.clone() if where in held else tensor).contiguous()
+        held.add(where)
+    return apart
 
 
 def _describe(edit: Edit) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 from modwright.anatomy import Anatomy
 from modwright.calibration import forecast_bytes
 from modwright.checkpoint import available_bytes, require_memory, weights_bytes
-from modwright.checkpoint.outputs import require_space
 from modwright.core.errors import ModwrightError, Refused
+from modwright.core.files import require_space
 from modwright.cost import activation_bytes, kv_cache_bytes
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Evaluate, Recipe

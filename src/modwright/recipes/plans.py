@@ -10,6 +10,7 @@ import yaml
 from modwright.anatomy import Anatomy
 from modwright.checkpoint import Checkpoint
 from modwright.core.errors import CheckpointError
+from modwright.core.files import whole_directory, write_file
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
@@ -19,7 +20,7 @@ from modwright.recipes.settings import torch_as_asked
 from modwright.recipes.texts import step_windows
 from modwright.surgery import make_method
 
-__all__ = ["apply_plans", "load_plans", "make_plans", "require_new", "save_plans"]
+__all__ = ["apply_plans", "load_plans", "make_plans", "save_plans"]
 
 
 def make_plans(
@@ -37,30 +38,18 @@ def make_plans(
     return plans, model
 
 
-def save_plans(plans: list[Plan], recipe: Recipe, directory: Path) -> Path:
+def save_plans(plans: list[Plan], recipe: Recipe, directory: Path, *, force: bool = False) -> Path:
     """Writes one directory per step, and the recipe that they come from.
 
     Raises:
         CheckpointError: something stands there already.
     """
-    require_new(directory)
-    for index, plan in enumerate(plans, start=1):
-        plan.save(directory / f"step-{index}")
     stored = yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)
-    (directory / "recipe.yaml").write_text(stored, encoding="utf-8")
+    with whole_directory(directory, force=force) as folder:
+        for index, plan in enumerate(plans, start=1):
+            plan.save(folder / f"step-{index}")
+        write_file(folder / "recipe.yaml", stored)
     return directory
-
-
-def require_new(directory: Path) -> None:
-    """Refuses a place for plans where something stands.
-
-    Raises:
-        CheckpointError: it is a file, or a directory that is not empty.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise CheckpointError(f"{directory} is a file; choose a new directory for the plan")
-    if directory.exists() and any(directory.iterdir()):
-        raise CheckpointError(f"{directory} is not empty; choose a new directory for the plan")
 
 
 def load_plans(directory: Path) -> tuple[list[Plan], dict[str, Any]]:

@@ -17,9 +17,9 @@ from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
 from modwright.checkpoint import Checkpoint, check_finite, save
 from modwright.checkpoint import open as open_checkpoint
-from modwright.checkpoint.wording import format_bytes
 from modwright.core import distributed
 from modwright.core.errors import Refused, VerificationError
+from modwright.core.formatting import format_bytes
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan

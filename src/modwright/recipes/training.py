@@ -16,11 +16,11 @@ import torch
 import yaml
 from transformers import TrainerCallback
 
-from modwright.calibration.disk import writing
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
 from modwright.core import distributed
 from modwright.core.errors import ModwrightError, Refused, VerificationError
+from modwright.core.files import write_file
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.recipes.facts import auto_class, environment, versions
@@ -193,8 +193,7 @@ class _Training:
         told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
         self.journal.write("recipe, resolved:\n" + told)
         self.work.claim(self.full)
-        with writing(self.work.root):
-            known.write_text(json.dumps(depends), encoding="utf-8")
+        write_file(known, json.dumps(depends), kept_in=self.work.root)
         count = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
         who = f"{type(ready.model).__name__} with {count:,} parameters"
         self.say(f"{who} learns from {len(ready.train)} pictures ({ready.train.name})")

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modwright.calibration.disk import writing
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
-from modwright.checkpoint.outputs import alone_at, tidy_after_killed
 from modwright.core import distributed
 from modwright.core.errors import CheckpointError, Refused
+from modwright.core.files import alone_at, tidy_after_killed, write_file, writing
 from modwright.recipes.journal import Journal
 from modwright.report import Stage
 
@@ -111,7 +110,7 @@ class WorkPlace:
         """
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
-        _write_whole(self.root / "recipe.json", recipe)
+        write_file(self.root / "recipe.json", json.dumps(recipe), kept_in=self.root)
 
     def belongs_to(self, recipe: dict[str, Any]) -> bool:
         """Whether the work that stands there was begun for this recipe."""
@@ -154,7 +153,8 @@ class WorkPlace:
             place.mkdir(parents=True, exist_ok=True)
         if model is not None:
             save(model, place / "model", force=True)
-        _write_whole(place / "stage.json", {"key": key, "stage": stage.to_json()})
+        stored = json.dumps({"key": key, "stage": stage.to_json()})
+        write_file(place / "stage.json", stored, kept_in=self.root)
 
     def statistics(self, index: int, key: str) -> Path:
         """Where the statistics of a step under way are kept."""
@@ -170,10 +170,3 @@ class WorkPlace:
 
     def remove(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)
-
-
-def _write_whole(path: Path, value: Any) -> None:
-    partial = path.with_suffix(".partial")
-    with writing(path.parent):
-        partial.write_text(json.dumps(value))
-        partial.replace(path)

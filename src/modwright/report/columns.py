@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from modwright.report.data import Report
-from modwright.report.metrics import Metric
-from modwright.report.numerals import (
+from modwright.core.formatting import (
     MISSING,
     bytes_text,
     count_text,
@@ -16,6 +14,8 @@ from modwright.report.numerals import (
     score_text,
     share_text,
 )
+from modwright.report.data import Report
+from modwright.report.metrics import Metric
 from modwright.report.scores import score_metrics
 from modwright.report.speeds import SpeedMetric
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from modwright.report.numerals import number_text
+from modwright.core.formatting import number_text
 from modwright.report.plots import Plot
 from modwright.report.svg import BASE, GONE, KEPT, canvas, inline_svg, style
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from modwright.core.formatting import bytes_text, seconds_text, share_text
 from modwright.report.columns import METRICS, shown_metrics
 from modwright.report.data import Report, Stage
 from modwright.report.metrics import Metric
-from modwright.report.numerals import bytes_text, seconds_text, share_text
 from modwright.report.scores import score_table
 from modwright.report.serving import HEADS, serving_rows
 from modwright.report.tables import (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from modwright.core.formatting import bytes_text, seconds_text, share_text
 from modwright.report.columns import shown_metrics
 from modwright.report.data import Report, Stage
-from modwright.report.numerals import bytes_text, seconds_text, share_text
 from modwright.report.scores import score_table
 from modwright.report.serving import HEADS, serving_rows
 from modwright.report.tables import (

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modwright.core.formatting import MISSING, count_text, scaled_text
 from modwright.report.data import Stage
-from modwright.report.numerals import MISSING, count_text, scaled_text
 
 __all__ = ["Metric", "comparable", "differing", "ratio"]
 

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from modwright.core.formatting import number_text, scaled_text, share_text, tick_text
 from modwright.report.data import Report, Stage
-from modwright.report.numerals import number_text, scaled_text, share_text, tick_text
 from modwright.report.placing import Box, Spot, place
 from modwright.report.svg import BASE, GONE, KEPT, LINE, WIDTH, canvas, inline_svg, style
 

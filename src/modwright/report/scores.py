@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from modwright.core.formatting import MISSING, difference_text, score_text
 from modwright.report.data import Report, Stage
 from modwright.report.metrics import Metric, differing
-from modwright.report.numerals import MISSING, difference_text, score_text
 
 __all__ = ["ScoreTable", "score_metrics", "score_sentences", "score_table"]
 

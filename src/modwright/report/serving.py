@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from modwright.core.formatting import MISSING
 from modwright.report.data import Stage
-from modwright.report.numerals import MISSING
 
 __all__ = ["HEADS", "serving_rows"]
 

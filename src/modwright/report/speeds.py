@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from modwright.core.formatting import MISSING, interval_text, number_text, share_text
 from modwright.core.paired import PairedRatio
 from modwright.report.data import Stage
 from modwright.report.metrics import Metric, comparable, differing, ratio
-from modwright.report.numerals import MISSING, interval_text, number_text, share_text
 
 __all__ = ["MACS_FALL", "PHASES", "Phase", "SpeedMetric", "paired_ratio"]
 __all__ += ["speed_cells", "speed_sentences"]

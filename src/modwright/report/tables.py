@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
+from modwright.core.formatting import MISSING
 from modwright.report.data import Report
-from modwright.report.numerals import MISSING
 
 __all__ = [
     "Measured",

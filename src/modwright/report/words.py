@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from modwright.core.paired import CONFIDENCE, FEWEST_PAIRS
-from modwright.report.data import Report, Stage
-from modwright.report.metrics import comparable, differing, ratio
-from modwright.report.numerals import (
+from modwright.core.formatting import (
     bytes_text,
     count_text,
     nats_text,
@@ -16,6 +13,9 @@ from modwright.report.numerals import (
     score_text,
     share_text,
 )
+from modwright.core.paired import CONFIDENCE, FEWEST_PAIRS
+from modwright.report.data import Report, Stage
+from modwright.report.metrics import comparable, differing, ratio
 from modwright.report.scores import score_sentences
 from modwright.report.speeds import MACS_FALL, speed_sentences
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from modwright.core.errors import CheckpointError
+from modwright.core.files import write_file
 from modwright.report.data import Report
 from modwright.report.html import render_html
 from modwright.report.markdown import render_markdown
@@ -31,17 +32,11 @@ def write_report(report: Report, directory: Path) -> dict[str, Path]:
         "markdown": ("report.md", render_markdown(report)),
         "html": ("report.html", render_html(report)),
     }
-    written = {}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for kind, (name, text) in texts.items():
-            beside = directory / f".{name}.part"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(directory / name)
-            written[kind] = directory / name
     except OSError as error:
         raise CheckpointError(f"cannot write the report to {directory}: {error.strerror}") from None
-    return written
+    return {kind: write_file(directory / name, text) for kind, (name, text) in texts.items()}
 
 
 def read_report(path: Path) -> Report:

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from modwright.calibration.text import require_count
-from modwright.checkpoint.wording import first_line
-from modwright.core.errors import Refused, nearest
+from modwright.core.errors import Refused, first_line, nearest
 from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
 
 __all__ = ["HarnessRecipe", "HarnessTasks", "harness_version", "load_harness_tasks"]

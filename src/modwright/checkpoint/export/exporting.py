@@ -13,9 +13,9 @@ from modwright.checkpoint.export.readme import readme
 from modwright.checkpoint.export.target import Target, make_target
 from modwright.checkpoint.export.work import Work
 from modwright.checkpoint.memory import require_memory, weights_bytes
-from modwright.checkpoint.outputs import require_space, whole_directory
-from modwright.checkpoint.wording import format_bytes
 from modwright.core.errors import Refused
+from modwright.core.files import require_space, whole_directory, write_file
+from modwright.core.formatting import format_bytes
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 
@@ -115,7 +115,7 @@ def export(
             task.advance()
         _carry_over(work, chosen, folder, made)
         text = readme(work, chosen, compared, {name: _size(folder, name) for name in made}, stored)
-        (folder / _README).write_text(text, encoding="utf-8")
+        write_file(folder / _README, text)
         files = {name: _size(folder, name) for name in _names(folder)}
     return Exported(Path(out), chosen.name, work.plain, compared, files, made, stored)
 

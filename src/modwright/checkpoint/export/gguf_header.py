@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from modwright.checkpoint.wording import first_line
+from modwright.core.errors import first_line
 
 __all__ = ["ARCHITECTURES", "Architecture", "add_config", "lost"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from modwright.checkpoint.wording import format_bytes
+from modwright.core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from modwright.checkpoint.export.comparing import Compared

@@ -15,6 +15,7 @@ from modwright.checkpoint.export.layout import Layout, layout_of
 from modwright.checkpoint.export.reading import MODEL_TYPE
 from modwright.checkpoint.export.target import Target, register_target
 from modwright.checkpoint.export.work import Work
+from modwright.core.files import write_file
 from modwright.core.progress import Progress
 
 __all__ = ["Standalone", "standalone_code"]
@@ -58,7 +59,7 @@ class Standalone(Target):
         save(work.model, folder)
         if layout is not None and code is not None:
             name = f"modeling_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
-            (folder / f"{name}.py").write_text(code, encoding="utf-8")
+            write_file(folder / f"{name}.py", code)
             _rewrite_config(folder / "config.json", work.model, layout, name)
 
     def compare(self, work: Work, folder: Path) -> Compared:
@@ -131,4 +132,4 @@ def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None
         },
     }
     stored["modwright_layout"] = layout.to_json()
-    file.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_file(file, json.dumps(stored, indent=2, sort_keys=True) + "\n")

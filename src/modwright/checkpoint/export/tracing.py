@@ -24,8 +24,7 @@ from modwright.checkpoint.export.decoding import decode_greedily, prefill
 from modwright.checkpoint.export.target import Target
 from modwright.checkpoint.export.work import Work
 from modwright.checkpoint.quiet import quiet_transformers
-from modwright.checkpoint.wording import first_line
-from modwright.core.errors import ModwrightError, Refused, VerificationError
+from modwright.core.errors import ModwrightError, Refused, VerificationError, first_line
 from modwright.core.progress import Progress
 
 if TYPE_CHECKING:

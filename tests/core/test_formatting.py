@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
+from modwright.core.formatting import percent
 from modwright.cost import human
-from modwright.cost.human import percent
 
 
 @pytest.mark.parametrize(

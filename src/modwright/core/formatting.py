@@ -1,4 +1,4 @@
-"""How numbers are written: one form per kind, with units, the same on every page."""
+"""How numbers are written for people: one form per kind, with units, the same everywhere."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ __all__ = [
     "count_text",
     "difference_text",
     "factor_text",
+    "format_bytes",
+    "human",
     "interval_text",
     "nats_text",
     "number_text",
+    "percent",
     "percent_text",
     "scaled_text",
     "score_text",
@@ -20,7 +23,76 @@ __all__ = [
 ]
 
 MISSING = "–"
-_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_PREFIXES = ("", "k", "M", "G", "T", "P")
+
+
+def _scaled(value: float) -> tuple[float, str]:
+    """A number below 1000 and the decimal prefix that goes with it.
+
+    What would be rounded up to 1000.0 is one of the next prefix.
+    """
+    step = 0
+    while abs(value) >= 999.95 and step < len(_PREFIXES) - 1:
+        value /= 1000
+        step += 1
+    return value, _PREFIXES[step]
+
+
+def human(number: float, unit: str = "") -> str:
+    """A large number with one decimal and a prefix; every step is a factor of 1000, for bytes too.
+
+    Example:
+        >>> human(134_515_008), human(269_030_016, "B"), human(512)
+        ('134.5 M', '269 MB', '512')
+    """
+    value, prefix = _scaled(number)
+    return f"{f'{value:.1f}'.removesuffix('.0')} {prefix}{unit}".rstrip()
+
+
+def format_bytes(count: int) -> str:
+    """A byte count in decimal units, always with one decimal.
+
+    Example:
+        >>> format_bytes(538_060_032), format_bytes(512), format_bytes(999_960)
+        ('538.1 MB', '512 B', '1.0 MB')
+    """
+    value, prefix = _scaled(count)
+    return f"{value:.1f} {prefix}B" if prefix else f"{count} B"
+
+
+def scaled_text(value: float) -> str:
+    """A large count with a decimal prefix, in four digits.
+
+    Example:
+        >>> scaled_text(134515008), scaled_text(12_345), scaled_text(999)
+        ('134.5 M', '12.35 k', '999')
+    """
+    scaled, prefix = _scaled(value)
+    if not prefix:
+        return f"{value:,.4g}"
+    return f"{scaled:.{1 if abs(scaled) >= 100 else 2}f} {prefix}"
+
+
+def tick_text(value: float) -> str:
+    """A number beside an axis: no more digits than it needs.
+
+    Example:
+        >>> tick_text(120_000_000), tick_text(100_000), tick_text(32.5)
+        ('120 M', '100 k', '32.5')
+    """
+    scaled, prefix = _scaled(value)
+    return f"{scaled:.4g} {prefix}".rstrip()
+
+
+def bytes_text(value: float) -> str:
+    """Bytes in decimal units, in four digits: 1 MB is 1,000,000 bytes.
+
+    Example:
+        >>> bytes_text(269_030_016), bytes_text(512)
+        ('269.0 MB', '512 B')
+    """
+    text = scaled_text(value)
+    return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
 def count_text(value: float) -> str:
@@ -31,41 +103,6 @@ def count_text(value: float) -> str:
         '134,515,008'
     """
     return f"{round(value):,}"
-
-
-def scaled_text(value: float) -> str:
-    """A large count with a decimal prefix.
-
-    Example:
-        >>> scaled_text(134515008), scaled_text(999)
-        ('134.5 M', '999')
-    """
-    for step, prefix in _STEPS:
-        if abs(value) >= 0.99995 * step:  # what would be rounded up to 1000 of the smaller unit
-            return f"{_scaled(value / step)} {prefix}"
-    return f"{value:,.4g}"
-
-
-def tick_text(value: float) -> str:
-    """A number beside an axis: no more digits than it needs.
-
-    Example:
-        >>> tick_text(120_000_000), tick_text(100_000), tick_text(32.5)
-        ('120 M', '100 k', '32.5')
-    """
-    step, prefix = next(((s, f" {p}") for s, p in _STEPS if abs(value) >= s), (1.0, ""))
-    return f"{value / step:.4g}{prefix}"
-
-
-def bytes_text(value: float) -> str:
-    """Bytes in decimal units: 1 MB is 1,000,000 bytes.
-
-    Example:
-        >>> bytes_text(269_030_016), bytes_text(512)
-        ('269.0 MB', '512 B')
-    """
-    text = scaled_text(value)
-    return f"{text}B" if text[-1].isalpha() else f"{text} B"
 
 
 def number_text(value: float) -> str:
@@ -172,5 +209,11 @@ def seconds_text(value: float) -> str:
     return f"{minutes} min {seconds} s"
 
 
-def _scaled(value: float) -> str:
-    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}"
+def percent(part: float, whole: float, digits: int = 1) -> str:
+    """A share in percent; a dash where there is no whole.
+
+    Example:
+        >>> percent(1, 8), percent(0, 0)
+        ('12.5 %', '-')
+    """
+    return f"{100 * part / whole:.{digits}f} %" if whole else "-"
