@@ -15,13 +15,12 @@ from modwright.cost import (
     Speed,
     Spread,
     Tree,
-    anatomy_html,
     count,
     describe,
     inspect,
     measure_speed,
 )
-from modwright.cost.tree import Node, grouped
+from modwright.cost.tree import Node
 
 VOID = {"br", "hr", "img", "meta", "link", "input"}
 
@@ -139,8 +138,7 @@ def test_a_model_without_weights_has_the_same_tree(dense: Any) -> None:
 
 def test_alike_neighbours_share_a_line(make: Any, edit: Any) -> None:
     def labels(model: Any) -> list[str]:
-        blocks = inspect(model).find("blocks").children
-        return [group.label for group in grouped(blocks)]
+        return [group.label for group in inspect(model).find("blocks").groups()]
 
     assert labels(make("tiny-llama")) == ["blocks 0-3 (4 x)"]
     assert labels(edit(make("tiny-llama"), "first attention removed")) == [
@@ -178,7 +176,7 @@ def test_html_is_well_formed_and_self_contained(model: Any) -> None:
 
 def test_html_of_an_anatomy(make: Any) -> None:
     anatomy = Anatomy.of(make("tiny-llama"))
-    text = "".join(checked(anatomy_html(anatomy)).text)
+    text = "".join(checked(inspect(anatomy)._repr_html_()).text)
     assert "blocks 0-3 (4 x)" in text
     assert "512 tokens" in text and "MACs each" in text
 

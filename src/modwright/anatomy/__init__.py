@@ -1,26 +1,27 @@
 """A live model as typed parts that read and write their weights through one canonical view."""
 
 from modwright.anatomy.anatomy import Anatomy
-from modwright.anatomy.experts import Expert, MixtureOfExperts
 from modwright.anatomy.families import family_names, register_family
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.inputs import Inputs, Pictures, Tokens
-from modwright.anatomy.parts import (
+from modwright.anatomy.projection import FactoredProjection, Projection
+from modwright.anatomy.selectors import pick_layers, select
+from modwright.anatomy.stream import Reader, Stream
+from modwright.anatomy.views import (
     Attention,
     Block,
     Embedding,
+    Expert,
     Linear,
+    MixtureOfExperts,
     Mlp,
     Norm,
     OtherMixer,
     Part,
     Patches,
-    Tap,
     Unread,
 )
-from modwright.anatomy.projection import FactoredProjection, Projection
-from modwright.anatomy.selectors import pick_layers, select
-from modwright.anatomy.stream import Reader, Stream
+from modwright.core.capture import Tap
 
 __all__ = [
     "Anatomy",

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from modwright.anatomy.families import family_of, wrapped
 from modwright.anatomy.families.family import Family
-from modwright.anatomy.parts import Block, Embedding, Part
 from modwright.anatomy.stream import Stream, stream_of
+from modwright.anatomy.views import Block, Embedding, Part
 from modwright.core.errors import Refused, UnsupportedArchitecture, unknown_name
 
 __all__ = ["Anatomy"]

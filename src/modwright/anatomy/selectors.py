@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from modwright.anatomy.anatomy import Anatomy
-from modwright.anatomy.parts import Block, Sublayer
+from modwright.anatomy.views import Block, Sublayer
 from modwright.core.errors import Refused, unknown_name
 
 __all__ = ["KINDS", "pick_layers", "select"]

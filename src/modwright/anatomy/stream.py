@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from modwright.anatomy.parts import Embedding, Linear, Norm, Part, Patches
 from modwright.anatomy.projection import Projection
+from modwright.anatomy.views import Embedding, Linear, Norm, Part, Patches
 
 if TYPE_CHECKING:
     from modwright.anatomy.anatomy import Anatomy

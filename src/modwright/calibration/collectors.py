@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.anatomy import Block, MixtureOfExperts, Mlp, Tap
-from modwright.anatomy.parts import Sublayer
+from modwright.anatomy.views import Sublayer
 
 __all__ = ["Collector", "Grams", "Similarity", "StreamGaps", "Watch"]
 

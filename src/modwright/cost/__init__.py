@@ -7,7 +7,7 @@ from modwright.cost.forward_macs import forward_macs
 from modwright.cost.macs import Pass, part_macs
 from modwright.cost.memory import activation_bytes, kv_cache_bytes
 from modwright.cost.speed import Comparison, Speed, Spread, compare_speed, measure_speed
-from modwright.cost.tree import Node, Tree, anatomy_html, describe, inspect
+from modwright.cost.tree import Node, Tree, describe, inspect
 
 __all__ = [
     "Comparison",
@@ -20,7 +20,6 @@ __all__ = [
     "Spread",
     "Tree",
     "activation_bytes",
-    "anatomy_html",
     "compare_speed",
     "cost",
     "count",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from modwright.anatomy import Anatomy, Part
-from modwright.anatomy.parts import Sublayer
+from modwright.anatomy.views import Sublayer
 from modwright.core.formatting import human
 from modwright.cost.checks import as_anatomy, at_least
 from modwright.cost.macs import Pass, part_macs

@@ -7,12 +7,11 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from modwright.core.formatting import human, percent
-from modwright.cost.tree import Group, grouped
 
 if TYPE_CHECKING:
     from modwright.cost.counting import Cost, Row
     from modwright.cost.speed import Speed
-    from modwright.cost.tree import Tree
+    from modwright.cost.tree import Group, Tree
 
 __all__ = ["cost_html", "speed_html", "tree_html"]
 
@@ -51,7 +50,7 @@ def tree_html(tree: Tree) -> str:
         f"<p>MACs: {tree.reads}; bytes: powers of 1000; bar: share of all "
         "parameters. A line for several blocks, and those below it, show the numbers of one.</p>"
     )
-    return _page(_unfold(Group(tree.root), tree.root.parameters, 1, 0), note)
+    return _page(_unfold(tree.top, tree.root.parameters, 1, 0), note)
 
 
 def _unfold(group: Group, whole: int, repeats: int, depth: int) -> str:
@@ -65,7 +64,7 @@ def _unfold(group: Group, whole: int, repeats: int, depth: int) -> str:
     )
     if not node.children:
         return f'<div class="leaf">{line}</div>'
-    inner = "".join(_unfold(child, whole, repeats, depth + 1) for child in grouped(node.children))
+    inner = "".join(_unfold(child, whole, repeats, depth + 1) for child in node.groups())
     unfolded = " open" if depth < 2 else ""
     return f"<details{unfolded}><summary>{line}</summary>{inner}</details>"
 

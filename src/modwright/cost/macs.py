@@ -26,7 +26,7 @@ from modwright.anatomy import (
     Projection,
     Unread,
 )
-from modwright.anatomy.parts import Sublayer
+from modwright.anatomy.views import Sublayer
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.cost.forward_macs import forward_macs
 from modwright.nn import ExpertShape, PlacedMixer

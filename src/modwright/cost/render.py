@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from modwright.core.formatting import human, percent
-from modwright.cost.tree import Group, grouped
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from modwright.cost.counting import Cost
     from modwright.cost.speed import Speed
-    from modwright.cost.tree import Tree
+    from modwright.cost.tree import Group, Tree
 
 __all__ = ["cost_table", "speed_table", "tree_table", "visible"]
 
@@ -41,7 +40,7 @@ _TEXT = ("part", "what it is", "kind", "")
 def visible(group: Group, depth: int = 0) -> Iterator[tuple[int, Group]]:
     """The lines of a tree from top to bottom with their depth, alike blocks as one."""
     yield depth, group
-    for child in grouped(group.node.children):
+    for child in group.node.groups():
         yield from visible(child, depth + 1)
 
 
@@ -49,7 +48,7 @@ def tree_table(tree: Tree) -> Table:
     """One line per part; neighbouring blocks that are alike share theirs."""
     from rich.markup import escape
 
-    lines = list(visible(Group(tree.root)))
+    lines = list(visible(tree.top))
     caption = f"MACs: {tree.reads}; bytes: powers of 1000; share: of all parameters"
     if any(group.count > 1 for _, group in lines):
         caption += "; a line for several blocks, and those below it, show one of them"

@@ -24,7 +24,7 @@ from modwright.anatomy import (
     Projection,
     Unread,
 )
-from modwright.anatomy.parts import Sublayer
+from modwright.anatomy.views import Sublayer
 from modwright.core.errors import Refused
 from modwright.core.formatting import human
 from modwright.cost.checks import as_anatomy
@@ -35,7 +35,7 @@ from modwright.cost.running import observed
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Group", "Node", "Tree", "anatomy_html", "describe", "grouped", "inspect"]
+__all__ = ["Group", "Node", "Tree", "describe", "inspect"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,17 @@ class Node:
         for child in self.children:
             yield from child.walk()
 
+    def groups(self) -> list[Group]:
+        """What stands right below it; neighbouring blocks that are alike stand together."""
+        groups: list[Group] = []
+        for node in self.children:
+            last = groups[-1] if groups else None
+            if last is not None and node.kind == "block" and last.node.alike(node):
+                groups[-1] = Group(last.node, last.count + 1)
+            else:
+                groups.append(Group(node))
+        return groups
+
     def to_json(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("address", "kind", "description")}
         costs = {name: getattr(self, name) for name in ("parameters", "bytes", "macs")}
@@ -102,18 +113,6 @@ class Group:
         return f"blocks {first}-{first + self.count - 1} ({self.count} x)"
 
 
-def grouped(nodes: Sequence[Node]) -> list[Group]:
-    """Puts neighbouring blocks that are alike together; everything else stays single."""
-    groups: list[Group] = []
-    for node in nodes:
-        last = groups[-1] if groups else None
-        if last is not None and node.kind == "block" and last.node.alike(node):
-            groups[-1] = Group(last.node, last.count + 1)
-        else:
-            groups.append(Group(node))
-    return groups
-
-
 @dataclass(frozen=True, repr=False)
 class Tree:
     """The parts of a model; shown as a table in a terminal and as a tree to unfold in a notebook.
@@ -127,6 +126,11 @@ class Tree:
     root: Node
     length: int
     picture: str = ""
+
+    @property
+    def top(self) -> Group:
+        """The model as a group of one."""
+        return Group(self.root)
 
     @property
     def reads(self) -> str:
@@ -207,11 +211,6 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
 def _wide(anatomy: Anatomy) -> str:
     widths = anatomy.widths
     return " to ".join(str(w) for w in dict.fromkeys((min(widths), max(widths))))
-
-
-def anatomy_html(anatomy: Anatomy) -> str:
-    """The tree of a model as self-contained HTML, for notebooks and reports."""
-    return inspect(anatomy)._repr_html_()
 
 
 @singledispatch

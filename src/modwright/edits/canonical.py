@@ -17,9 +17,8 @@ import torch
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
-from modwright.anatomy.parts import Attention, Sublayer
+from modwright.anatomy.views import Attention, Sublayer
 from modwright.core.errors import Refused, unknown_name
-from modwright.edits.autoclass import register_models
 from modwright.edits.edit import (
     FORMAT,
     Arrange,
@@ -35,6 +34,7 @@ from modwright.edits.remodelled import (
     base_config_class,
     edits_of,
     is_plain,
+    register_models,
     remodelled,
     remodelled_config,
 )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, Mlp, Projection
-from modwright.anatomy.parts import Sublayer
+from modwright.anatomy.views import Sublayer
 from modwright.core.errors import Refused
 from modwright.edits.edit import Arrange, Edit, Remove, Replace
 from modwright.nn import AttentionShape

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from modwright.anatomy import Attention, Mlp, Projection
-from modwright.anatomy.parts import Sublayer
+from modwright.anatomy.views import Sublayer
 from modwright.core.errors import Refused
 from modwright.edits.change import Change
 from modwright.edits.edit import Replace

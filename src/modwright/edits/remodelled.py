@@ -28,6 +28,7 @@ __all__ = [
     "base_config_class",
     "is_plain",
     "is_remodelled",
+    "register_models",
     "remodelled",
     "remodelled_config",
 ]
@@ -52,8 +53,6 @@ class _RemodelledConfig:
                 f"up to {FORMAT}: install a newer one"
             )
         super().__post_init__(**kwargs)  # type: ignore[misc]
-        from modwright.edits.autoclass import register_models
-
         own: Any = type(self)
         register_models(own)
 
@@ -198,6 +197,30 @@ def remodelled(base: Any) -> type[PreTrainedModel]:
         },
     )
     return cls
+
+
+@cache
+def register_models(config_class: Any) -> None:
+    """Makes ``AutoModel...`` build the remodelled classes of one config.
+
+    It runs when the first config of a family is made, so that no family's modeling code is imported
+    before it is wanted.
+    """
+    from transformers.models.auto import auto_factory, modeling_auto
+
+    stock = base_config_class(config_class)
+    auto: Any
+    for auto in vars(modeling_auto).values():
+        mapping = getattr(auto, "_model_mapping", None)
+        if not isinstance(auto, type) or not isinstance(mapping, auto_factory._LazyAutoMapping):
+            continue
+        if stock in mapping:
+            found = mapping[stock]
+            model_class = found[0] if isinstance(found, tuple | list) else found
+            if model_class.config_class is not stock:
+                continue  # another family's model that reads this config in part
+            register = auto.register  # type: ignore[attr-defined]
+            register(config_class, remodelled(model_class), exist_ok=True)
 
 
 def is_remodelled(model: Any) -> bool:

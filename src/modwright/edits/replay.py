@@ -10,7 +10,7 @@ from torch import nn
 
 from modwright.anatomy import Anatomy, Block
 from modwright.anatomy.families.family import Family, Placement
-from modwright.anatomy.parts import Sublayer
+from modwright.anatomy.views import Sublayer
 from modwright.core.errors import Refused
 from modwright.core.modes import set_mode
 from modwright.edits.edit import Edit, Remove, State, split_address

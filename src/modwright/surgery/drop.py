@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from modwright.anatomy import Anatomy, Block, select
-from modwright.anatomy.parts import Sublayer
+from modwright.anatomy.views import Sublayer
 from modwright.calibration import TokenWindows
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, remove

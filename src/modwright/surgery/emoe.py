@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.anatomy import Anatomy, Mlp, pick_layers
-from modwright.anatomy.parts import Sublayer
+from modwright.anatomy.views import Sublayer
 from modwright.calibration import TokenWindows
 from modwright.core.errors import Refused, unknown_name
 from modwright.core.progress import SILENT, Progress

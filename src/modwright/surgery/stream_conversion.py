@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Block, Norm, Projection
-from modwright.anatomy.parts import Embedding, Linear, Sublayer
 from modwright.anatomy.stream import Writer
+from modwright.anatomy.views import Embedding, Linear, Sublayer
 from modwright.edits import Change, Edit, Replace, Restore, untie
 from modwright.edits.refit import refit
 from modwright.nn import ZeroMean

@@ -7,21 +7,21 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from modwright.anatomy.experts import MixtureOfExperts
 from modwright.anatomy.inputs import Inputs, Tokens
-from modwright.anatomy.parts import (
+from modwright.anatomy.projection import Projection, as_projection
+from modwright.anatomy.views import (
     Attention,
     Block,
     Embedding,
     Layout,
     Linear,
+    MixtureOfExperts,
     Mlp,
     Norm,
     OtherMixer,
     Part,
-    Tap,
 )
-from modwright.anatomy.projection import Projection, as_projection
+from modwright.core.capture import Tap
 from modwright.core.errors import Refused, UnsupportedArchitecture
 from modwright.nn import (
     Absent,

@@ -9,8 +9,8 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
-from modwright.anatomy.parts import Layout
 from modwright.anatomy.projection import Projection
+from modwright.anatomy.views import Layout
 
 
 @register_family

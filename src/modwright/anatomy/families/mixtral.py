@@ -6,11 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from modwright.anatomy.experts import MixtureOfExperts
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.mistral import Mistral
-from modwright.anatomy.parts import Layout, Mlp, Norm
 from modwright.anatomy.projection import as_projection
+from modwright.anatomy.views import Layout, MixtureOfExperts, Mlp, Norm
 from modwright.nn import Mixture
 
 

@@ -22,7 +22,7 @@ from modwright.anatomy.families.family import Family, Placement
 from modwright.anatomy.families.picture_parts import READERS, stem_part
 from modwright.anatomy.families.timm_arguments import ratio
 from modwright.anatomy.inputs import Maps, Pictures
-from modwright.anatomy.parts import (
+from modwright.anatomy.views import (
     Attention,
     Block,
     BranchGain,
@@ -31,8 +31,8 @@ from modwright.anatomy.parts import (
     Norm,
     OtherMixer,
     Part,
-    Tap,
 )
+from modwright.core.capture import Tap
 from modwright.core.errors import Refused, UnsupportedArchitecture
 from modwright.nn import Absent
 from modwright.nn.block import Block as PictureBlock

@@ -8,8 +8,8 @@ from torch import nn
 
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.families.timm_modules import activation_of
-from modwright.anatomy.parts import Embedding, Linear, Norm, Part, Patches, Unread
 from modwright.anatomy.projection import PointwiseProjection, Projection, as_projection
+from modwright.anatomy.views import Embedding, Linear, Norm, Part, Patches, Unread
 from modwright.nn import AttentionShape, BareAttention, FactorPair, FeedForward
 from modwright.nn.channel_mixers.mlp import Mlp as PictureMlp
 from modwright.nn.grid_positions import LearnedTable

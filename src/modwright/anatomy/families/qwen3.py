@@ -9,7 +9,7 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
-from modwright.anatomy.parts import Norm
+from modwright.anatomy.views import Norm
 
 
 @register_family

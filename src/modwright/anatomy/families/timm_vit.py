@@ -22,8 +22,9 @@ from modwright.anatomy.families.family import Family, Placement
 from modwright.anatomy.families.timm_arguments import SPELLED_OUT, arguments_of, ratio, wrap
 from modwright.anatomy.families.timm_modules import activation_of, is_of_timm, reason_against
 from modwright.anatomy.inputs import Pictures
-from modwright.anatomy.parts import Block, BranchGain, Embedding, Layout, Part, Patches, Tap
 from modwright.anatomy.projection import Projection
+from modwright.anatomy.views import Block, BranchGain, Embedding, Layout, Part, Patches
+from modwright.core.capture import Tap
 from modwright.core.errors import Refused, UnsupportedArchitecture
 from modwright.nn import AttentionShape
 

@@ -14,8 +14,8 @@ from torch import nn
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.inputs import Pictures
-from modwright.anatomy.parts import Part, Patches
 from modwright.anatomy.projection import Projection
+from modwright.anatomy.views import Part, Patches
 from modwright.nn import AttentionShape
 
 __all__ = ["OlderVit", "Vit"]

@@ -12,8 +12,10 @@ from functools import cached_property
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.anatomy.parts import Norm, Sublayer, Tap
 from modwright.anatomy.projection import Projection
+from modwright.anatomy.views.norm import Norm
+from modwright.anatomy.views.sublayer import Sublayer
+from modwright.core.capture import Tap
 from modwright.nn import Mixture, MixtureShape, route
 
 __all__ = ["Expert", "ExpertProjection", "MixtureOfExperts"]

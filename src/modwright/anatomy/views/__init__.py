@@ -1,0 +1,34 @@
+"""The typed parts of a Transformer. Methods are written once against these, never against modules.
+
+Axes: d hidden_size, H query heads, K key/value heads, D channels of a head, I intermediate_size.
+Addresses name parts alike in every family: ``blocks.3.attention.q``, ``blocks.3.mlp.down``,
+``blocks.3.attention_norm``, ``final_norm``.
+"""
+
+from modwright.anatomy.views.attention import Attention
+from modwright.anatomy.views.block import Block, Layout
+from modwright.anatomy.views.embedding import Embedding, Linear, Patches
+from modwright.anatomy.views.experts import Expert, MixtureOfExperts
+from modwright.anatomy.views.mlp import Mlp
+from modwright.anatomy.views.norm import BranchGain, Norm
+from modwright.anatomy.views.opaque import OtherMixer
+from modwright.anatomy.views.part import Part, Unread
+from modwright.anatomy.views.sublayer import Sublayer
+
+__all__ = [
+    "Attention",
+    "Block",
+    "BranchGain",
+    "Embedding",
+    "Expert",
+    "Layout",
+    "Linear",
+    "MixtureOfExperts",
+    "Mlp",
+    "Norm",
+    "OtherMixer",
+    "Part",
+    "Patches",
+    "Sublayer",
+    "Unread",
+]

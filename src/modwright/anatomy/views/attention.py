@@ -1,0 +1,130 @@
+"""Attention.
+
+Axes: d hidden_size, H query heads, K key/value heads, D channels of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from modwright.anatomy.projection import Projection
+from modwright.anatomy.views.norm import Norm
+from modwright.anatomy.views.sublayer import Sublayer
+from modwright.core.capture import Tap
+from modwright.nn import AttentionShape, GroupedAttention
+
+__all__ = ["Attention"]
+
+
+@dataclass
+class Attention(Sublayer):
+    """Multi-head attention. ``shape`` holds every number that fixes its structure."""
+
+    writing = ("o",)
+
+    address: str
+    q: Projection
+    k: Projection
+    v: Projection
+    o: Projection
+    shape: AttentionShape
+    module: nn.Module
+    norm: Norm | None
+    stream_in: Tap
+    core_in: Tap
+    core_out: Tap
+    stream_out: Tap | None = None
+    q_norm: Norm | None = None
+    k_norm: Norm | None = None
+
+    @property
+    def hidden_size(self) -> int:
+        return self.shape.hidden_size
+
+    @property
+    def num_heads(self) -> int:
+        return self.shape.num_heads
+
+    @property
+    def num_kv_heads(self) -> int:
+        return self.shape.num_kv_heads
+
+    @property
+    def is_generic(self) -> bool:
+        """The family's own attention was replaced by modwright's."""
+        return isinstance(self.module, GroupedAttention)
+
+    def projections(self) -> dict[str, Projection]:
+        return {"q": self.q, "k": self.k, "v": self.v, "o": self.o}
+
+    def buffers(self) -> dict[str, Tensor]:
+        return dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
+
+    def _norms(self) -> dict[str, Norm]:
+        named = {"q_norm": self.q_norm, "k_norm": self.k_norm}
+        return {name: norm for name, norm in named.items() if norm is not None}
+
+    def parameters(self) -> dict[str, Tensor]:
+        found = super().parameters()
+        for role, norm in self._norms().items():
+            found.update({f"{role}.{name}": p for name, p in norm.parameters().items()})
+        return found
+
+    def stored_at(self, name: str) -> tuple[nn.Module, str]:
+        role, _, leaf = name.rpartition(".")
+        norm = self._norms().get(role)
+        return super().stored_at(name) if norm is None else norm.stored_at(leaf)
+
+    def write(self, name: str, value: Tensor) -> None:
+        role, _, leaf = name.rpartition(".")
+        if role in self._norms():
+            self._norms()[role].write(leaf, value)
+        else:
+            super().write(name, value)
+
+    @property
+    def num_parameters(self) -> int:
+        return super().num_parameters + sum(n.num_parameters for n in self._norms().values())
+
+    def read_q(self) -> Tensor:
+        """Query weights (H, D, d)."""
+        return self.q.weight.reshape(self.shape.num_heads, self.shape.qk_head_dim, -1)
+
+    def read_k(self) -> Tensor:
+        """Key weights (K, D, d)."""
+        return self.k.weight.reshape(self.shape.num_kv_heads, self.shape.qk_head_dim, -1)
+
+    def read_v(self) -> Tensor:
+        """Value weights (K, D, d)."""
+        return self.v.weight.reshape(self.shape.num_kv_heads, self.shape.v_head_dim, -1)
+
+    def read_o(self) -> Tensor:
+        """Output weights (H, D, d): what channel D of head H adds to the stream."""
+        return self.o.weight.T.reshape(self.shape.num_heads, self.shape.v_head_dim, -1)
+
+    def kv_of_head(self) -> Tensor:
+        """(H,): the key/value head that each query head reads."""
+        if self.is_generic and self.shape.kv_map:
+            return self.module.get_buffer("kv_index").detach()
+        groups = self.shape.num_heads // self.shape.num_kv_heads
+        return torch.arange(self.shape.num_heads) // groups
+
+    def rotary_index(self) -> Tensor | None:
+        """(K, D): the rotary channel that each channel turns with (``rotary_dim``: none)."""
+        shape = self.shape
+        if not shape.rotary_dim:
+            return None
+        if shape.rotary_gather:
+            return self.module.get_buffer("rotary_index").detach()
+        own = torch.arange(shape.qk_head_dim).clamp(max=shape.rotary_dim)
+        return own.repeat(shape.num_kv_heads, 1)
+
+    def __repr__(self) -> str:
+        s = self.shape
+        return (
+            f"Attention({self.address}: {s.num_heads} heads, {s.num_kv_heads} kv, "
+            f"qk {s.qk_head_dim}, v {s.v_head_dim})"
+        )

@@ -1,0 +1,82 @@
+"""One layer of a model, and what stands in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+from modwright.anatomy.views.attention import Attention
+from modwright.anatomy.views.experts import MixtureOfExperts
+from modwright.anatomy.views.mlp import Mlp
+from modwright.anatomy.views.norm import Norm
+from modwright.anatomy.views.opaque import OtherMixer
+from modwright.anatomy.views.sublayer import Sublayer
+from modwright.core.capture import Tap
+
+__all__ = ["Block", "Layout"]
+
+Layout = Literal["pre", "post", "parallel"]
+
+
+@dataclass
+class Block:
+    """One layer: how it is wired and what stands in it. A removed part is None.
+
+    Attributes:
+        others: what stands at the place "attention" or "mlp" and is of another kind.
+        axis: where the channels of the stream lie.
+    """
+
+    index: int
+    module: nn.Module
+    layout: Layout
+    attention: Attention | None
+    mlp: Mlp | MixtureOfExperts | None
+    norms: dict[str, Norm] = field(default_factory=dict)
+    others: dict[str, OtherMixer] = field(default_factory=dict)
+    axis: int = -1
+
+    @property
+    def address(self) -> str:
+        return f"blocks.{self.index}"
+
+    @property
+    def stream_in(self) -> Tap:
+        return Tap(self.module, "input", self.axis)
+
+    @property
+    def stream_out(self) -> Tap:
+        return Tap(self.module, "output", self.axis)
+
+    @property
+    def gains(self) -> dict[str, Norm]:
+        """What multiplies the result of a sublayer, channel by channel, by the sublayer's role."""
+        end = "_gain"
+        return {r.removesuffix(end): norm for r, norm in self.norms.items() if r.endswith(end)}
+
+    def at(self, place: str) -> Sublayer | None:
+        """What stands at a place, "attention" or "mlp", of whatever kind."""
+        named: dict[str, Sublayer | None] = {"attention": self.attention, "mlp": self.mlp}
+        return named[place] or self.others.get(place)
+
+    def sublayers(self) -> Iterator[tuple[str, Sublayer]]:
+        """What stands at the places "attention" and "mlp", in this order."""
+        for place in ("attention", "mlp"):
+            found = self.at(place)
+            if found is not None:
+                yield place, found
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(p.numel() for p in self.module.parameters())
+
+    def __repr__(self) -> str:
+        named = (
+            type(part.module).__name__ if name in self.others else name
+            for name, part in self.sublayers()
+        )
+        stands = ", ".join(named) or "nothing"
+        return f"Block({self.index}, {self.layout}-norm, holds {stands})"

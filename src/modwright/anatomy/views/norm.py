@@ -1,0 +1,65 @@
+"""Normalizations, and what a branch is multiplied by."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from modwright.anatomy.views.part import ModulePart
+from modwright.core.errors import Refused
+from modwright.nn import CRMSNorm, RestoringCRMSNorm
+
+__all__ = ["BranchGain", "Norm"]
+
+NormKind = Literal["layer", "rms", "crms", "other"]
+
+
+class Norm(ModulePart):
+    """A normalization.
+
+    Attributes:
+        kind: "layer" (centring), "rms", "crms" (of a zero-mean stream that is stored without one
+            coordinate), or "other".
+        offset: 1 for norms that multiply by (1 + w).
+    """
+
+    def __init__(self, module: nn.Module, address: str) -> None:
+        super().__init__(module, address)
+        name = type(module).__name__
+        self.kind = _norm_kind(module)
+        self.offset = 1.0 if name.startswith(("Gemma", "NemotronLayerNorm1P")) else 0.0
+
+    @property
+    def gain(self) -> Tensor | None:
+        """(d,): what it multiplies by; None where that is one."""
+        weight = self.parameters().get("weight")
+        return weight if weight is None or not self.offset else weight + self.offset
+
+    @property
+    def shift(self) -> Tensor | None:
+        """(d,): what it adds at the end, or None."""
+        return self.parameters().get("bias")
+
+    @property
+    def eps(self) -> float:
+        for name in ("eps", "variance_epsilon"):
+            value = getattr(self.module, name, None)
+            if isinstance(value, float):
+                return value
+        raise Refused(f"{self.address}: {type(self.module).__name__} shows no epsilon")
+
+
+class BranchGain(Norm):
+    """What a branch is multiplied by, channel by channel; nothing is normalized."""
+
+    @property
+    def gain(self) -> Tensor | None:
+        return self.parameters().get("gamma")
+
+
+def _norm_kind(module: nn.Module) -> NormKind:
+    if isinstance(module, CRMSNorm | RestoringCRMSNorm):
+        return "crms"
+    name = type(module).__name__
+    return "rms" if "RMSNorm" in name else "layer" if "LayerNorm" in name else "other"

@@ -1,0 +1,78 @@
+"""What adds to the residual stream, whatever its kind."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from modwright.anatomy.projection import Projection
+from modwright.anatomy.views.norm import Norm
+from modwright.anatomy.views.part import Part
+from modwright.core.capture import Tap
+from modwright.core.errors import Refused
+
+__all__ = ["Sublayer"]
+
+
+class Sublayer(Part):
+    """What adds to the residual stream: an attention or an MLP, with the places to watch it.
+
+    Attributes:
+        norm: the norm that is removed with it; None where the block has none of its own.
+        stream_in: the residual stream h that the sublayer (with its norm) reads.
+        core_in: what the sublayer proper reads, norm(h) in a pre-norm block.
+        core_out: what the sublayer proper returns.
+        stream_out: the residual stream after it; None where that is h plus ``core_out``.
+        writing: roles of the maps that write to the stream; the others read it.
+    """
+
+    writing: ClassVar[tuple[str, ...]]
+    norm: Norm | None
+    stream_in: Tap
+    core_in: Tap
+    core_out: Tap
+    stream_out: Tap | None
+
+    @abstractmethod
+    def projections(self) -> dict[str, Projection]:
+        """Its linear maps by role: "q", "up" and the like."""
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What a part of modwright's stores beside its weights, by name: index tables and such."""
+        return {}
+
+    def parameters(self) -> dict[str, Tensor]:
+        weights = {
+            f"{role}.{name}": tensor
+            for role, projection in self.projections().items()
+            for name, tensor in projection.parameters().items()
+        }
+        return weights | {name: buffer.detach() for name, buffer in self.buffers().items()}
+
+    def stored_at(self, name: str) -> tuple[nn.Module, str]:
+        role, _, leaf = name.rpartition(".")
+        projection = self.projections().get(role)
+        return super().stored_at(name) if projection is None else projection.stored_at(leaf)
+
+    def write(self, name: str, value: Tensor) -> None:
+        buffer = self.buffers().get(name)
+        if buffer is not None:
+            if buffer.shape != value.shape:
+                raise Refused(f"{self.address}.{name}: shape {tuple(value.shape)} does not fit")
+            buffer.copy_(value)
+            return
+        role, _, leaf = name.rpartition(".")
+        projections = self.projections()
+        if role not in projections:
+            raise Refused(
+                f"{self.address} has no part {role or name!r}; it has {', '.join(projections)}"
+            )
+        projections[role].write(leaf, value)
+
+    @property
+    def num_parameters(self) -> int:
+        """With the norm that goes when the sublayer goes."""
+        own = sum(p.num_parameters for p in self.projections().values())
+        return own + (self.norm.num_parameters if self.norm is not None else 0)
