@@ -54,20 +54,30 @@ def import_model(
     """Make a checkpoint of a file of a paper's authors.
 
     Names are translated, never guessed: what is missing, what nothing knows and what has another
-    shape is named, and nothing is written. No code of the file runs. `modwright rename`
-    goes back, bit for bit.
+    shape is named, and nothing is written. The fields of a config.json beside the weights are
+    taken, class names too, or refused by name; other files beside them are carried over. No code
+    of the file runs. `modwright rename` goes back, bit for bit.
     """
     from modwright.checkpoint import rehearse, save
+    from modwright.checkpoint.carry import carried_files
+    from modwright.checkpoint.source import Source
     from modwright.models.importing import read_weights
     from modwright.models.recognising import import_named
+    from modwright.models.source_configs import config_beside
 
     fields = _fields(changes or ())
     tensors = read_weights(checkpoint)
-    found = import_named(name, tensors, layout, resize, **fields)
-    rehearse(found.model, out, force=force)
-    save(found.model, out, force=force)
+    found = import_named(name, tensors, layout, resize, checkpoint, **fields)
+    folder = checkpoint if checkpoint.is_dir() else config_beside(checkpoint)
+    source = None
+    if folder is not None:  # what lies beside the weights travels
+        source = Source("directory", str(folder), folder, carried_files(folder))
+    rehearse(found.model, out, source=source, force=force)
+    save(found.model, out, source=source, force=force)
+    carried = [] if source is None else list(source.files)
     if json:
         told = {"variant": found.variant, "layout": found.layout, "tensors": found.tensors}
+        told |= {"changed": dict(found.changed), "carried": carried}
         emit_json({**told, "fresh": list(found.fresh), "output": str(out)})
         return
     count = sum(parameter.numel() for parameter in found.model.parameters())
@@ -76,6 +86,11 @@ def import_model(
         f"layout {found.layout}: {found.tensors} tensors taken",
         f"not in the file, left as made: {', '.join(found.fresh) or 'none'}",
     ]
+    if found.changed:
+        other = ", ".join(f"{key} {value}" for key, value in found.changed.items())
+        lines.append(f"other than {found.variant} by config.json: {other}")
+    if carried:
+        lines.append(f"carried over: {', '.join(carried)}")
     for line in lines:
         output().print(line, markup=False, soft_wrap=True)
     say(f"written: {out}")

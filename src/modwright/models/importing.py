@@ -15,9 +15,12 @@ from torch import Tensor
 from modwright.core.errors import CheckpointError, Refused, unknown_name
 from modwright.models.key_maps import KeyMap
 from modwright.models.picture_model import PictureModel
+from modwright.models.source_configs import SourceConfig, read_source_config, same_value
 
-__all__ = ["Imported", "import_weights", "layouts_of", "read_weights", "to_layout"]
+__all__ = ["Imported", "import_weights", "layouts_of", "name_classes", "read_weights", "to_layout"]
 
+# Fields that may differ from those of the weights: rates of training, and what `resize` is for.
+_MAY_DIFFER = {"drop_rate", "drop_path_rate", "image_size"}
 _CLASSIFIERS = ("head.fc.", "head.fc_distilled.")
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 
@@ -102,6 +105,9 @@ def import_weights(
 ) -> Imported:
     """Fills a model from a file, or a state dict, of another layout. All or nothing.
 
+    The fields of a config.json beside the weights are compared with the model's; where the
+    classifier is taken, its names are, too.
+
     Args:
         model: of the same architecture and sizes.
         source: a path, or tensors by name.
@@ -111,10 +117,17 @@ def import_weights(
         new_classifier: a map to another number of classes is left as it is in the model.
 
     Raises:
-        Refused: names that are missing, names that nothing knows, or shapes that differ; the first
-            of them is named.
+        Refused: names that are missing, names that nothing knows, shapes that differ, or fields of
+            config.json that the model does not compute by; the first of them is named.
     """
-    tensors = dict(source) if isinstance(source, Mapping) else read_weights(source)
+    told = None
+    if isinstance(source, Mapping):
+        tensors = dict(source)
+    else:
+        told = read_source_config(source, model.config_maps())
+        tensors = read_weights(source)
+    if told is not None:
+        _check_fields(model, told)
     maps = layouts_of(model)
     if not maps:
         raise Refused(f"{type(model).__name__} has no layout of another library")
@@ -155,7 +168,36 @@ def import_weights(
     with torch.no_grad():
         for name, tensor in found.items():
             own[name].copy_(tensor)
+    if told is not None and any(name.startswith(_CLASSIFIERS) for name in found):
+        name_classes(model, told)
     return Imported(layout, len(found), tuple(sorted(set(own) - set(found))))
+
+
+def _check_fields(model: PictureModel, told: SourceConfig) -> None:
+    """Refuses a model that computes by other fields than those of the weights' config.json."""
+    for name, value in told.fields.items():
+        own = getattr(model.config, name)
+        if name not in _MAY_DIFFER and not same_value(value, own):
+            raise Refused(
+                f"{told.folder / 'config.json'} says {name} {value!r}, the model has {own!r}"
+            )
+
+
+def name_classes(model: PictureModel, told: SourceConfig) -> None:
+    """Gives a model the class names of the config.json that its classifier came with.
+
+    Raises:
+        Refused: the config names another number of classes than the classifier has.
+    """
+    count = model.config.num_labels
+    if told.id2label and len(told.id2label) != count:
+        raise Refused(
+            f"{told.folder / 'config.json'} names {len(told.id2label)} classes, the classifier "
+            f"has {count}"
+        )
+    if told.id2label:
+        model.config.id2label = dict(told.id2label)
+        model.config.label2id = {name: index for index, name in told.id2label.items()}
 
 
 def _may_miss(name: str, new_classifier: bool) -> bool:

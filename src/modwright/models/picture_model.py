@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.errors import CheckpointError, Refused
 from modwright.models.key_maps import KeyMap
+from modwright.models.source_configs import ConfigMap
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import Grid
 from modwright.nn.relative_position_bias import RelativePositionBias
@@ -127,6 +128,11 @@ class PictureModel(PreTrainedModel):
     @classmethod
     def key_maps(cls, config: Any) -> dict[str, KeyMap]:
         """Layouts of other libraries, by name."""
+        return {}
+
+    @classmethod
+    def config_maps(cls) -> dict[str, ConfigMap]:
+        """What the fields of transformers' configs are here, by ``model_type``."""
         return {}
 
     @classmethod

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from modwright.core.errors import Refused, unknown_name
-from modwright.core.modes import set_eval
-from modwright.models.importing import import_weights, layouts_of
+from modwright.models.importing import import_weights, layouts_of, name_classes
 from modwright.models.registry import create_model, list_models, model_class, variant_config
+from modwright.models.source_configs import read_source_config, same_value
 
 __all__ = ["Fit", "Recognised", "import_named", "recognise", "variants_of"]
 
@@ -74,6 +75,7 @@ class Recognised:
         layout: the layout that the file has.
         tensors: how many were taken.
         fresh: names of tensors that the file does not give, and that are as they were made.
+        changed: fields whose value is that of the file's config.json and not the named model's.
     """
 
     model: Any
@@ -81,6 +83,7 @@ class Recognised:
     layout: str
     tensors: int
     fresh: tuple[str, ...]
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def variants_of(name: str) -> list[str]:
@@ -135,6 +138,7 @@ def import_named(
     tensors: Mapping[str, Tensor],
     layout: str = "auto",
     resize: bool = False,
+    source: str | Path | None = None,
     **fields: Any,
 ) -> Recognised:
     """Builds the model that a file belongs to and fills it.
@@ -144,27 +148,55 @@ def import_named(
         tensors: of the file, by their names there.
         layout: that the file has; "auto" finds it.
         resize: positions of another grid are resized; name the model, then.
+        source: where the tensors were read. The fields of a config.json there are those of the
+            model, its class names, too; ``fields`` win over them.
         fields: of ``create_model``. With another ``num_classes`` than the file's the classifier is
             fresh.
 
     Raises:
-        Refused: names that are missing, or that nothing knows, or shapes that differ.
+        Refused: names that are missing, or that nothing knows, or shapes that differ, or a field
+            of config.json that is not computed here.
     """
-    if resize:
-        variant, classes = name, None
-        if name not in list_models():
-            raise Refused("positions are resized for one model; name it, not the paper")
-        classes = _fit(variant, tensors, layout, fields).classes
+    if resize and name not in list_models():
+        raise Refused("positions are resized for one model; name it, not the paper")
+    maps = model_class(variant_config(variants_of(name)[0])).config_maps()
+    told = None if source is None else read_source_config(source, maps)
+    if told is not None:
+        own = {**told.fields, **fields}
+        variant = _nearest(name, tensors, layout, fields)
+        fit = _fit(variant, tensors, layout, own)
+        if fit.faults and not resize:
+            raise Refused(f"{variant} with the layout {fit.layout}: {fit.told()}")
+    elif resize:
+        own, fit = fields, _fit(name, tensors, layout, fields)
     else:
-        fit = recognise(name, tensors, layout, **fields)
-        variant, layout, classes = fit.variant, fit.layout, fit.classes
-    if classes is not None:
-        fields = {"num_classes": classes, **fields}
-    told = model_class(variant_config(variant)).fields_of(tensors)
-    model = set_eval(create_model(variant, **{**told, **fields}))
-    other = classes is not None and fields["num_classes"] != classes
-    done = import_weights(model, tensors, layout, resize, new_classifier=other)
-    return Recognised(model, variant, done.layout, done.tensors, done.fresh)
+        own, fit = fields, recognise(name, tensors, layout, **fields)
+    if fit.classes is not None:
+        own = {"num_classes": fit.classes, **own}
+    plain = variant_config(fit.variant)
+    own = {**model_class(plain).fields_of(tensors), **own}
+    model = create_model(fit.variant, **own).eval()
+    other = fit.classes is not None and own["num_classes"] != fit.classes
+    chosen = layout if resize else fit.layout
+    done = import_weights(model, tensors, chosen, resize, new_classifier=other)
+    changed = {}
+    if told is not None:
+        changed = {
+            key: value
+            for key, value in told.fields.items()
+            if key not in fields and not same_value(value, getattr(plain, key))
+        }
+        if not other:
+            name_classes(model, told)
+    return Recognised(model, fit.variant, done.layout, done.tensors, done.fresh, changed)
+
+
+def _nearest(
+    name: str, tensors: Mapping[str, Tensor], layout: str, fields: Mapping[str, Any]
+) -> str:
+    """The named model that tensors fit best by themselves; the first of several."""
+    fits = [_fit(variant, tensors, layout, fields) for variant in variants_of(name)]
+    return min(fits, key=lambda fit: fit.faults).variant
 
 
 def _fit(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
+import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -21,6 +26,7 @@ from modwright.models.classifier import ImageClassifier
 from modwright.models.features import FeatureMaps
 from modwright.models.importing import import_weights, read_weights
 from modwright.models.picture_model import PictureConfig, PictureModel, check_count
+from modwright.models.source_configs import read_source_config
 
 __all__ = [
     "MODELS",
@@ -96,10 +102,35 @@ def _maker(config_class: type[PictureConfig], fields: Mapping[str, Any]) -> Call
         if unknown:
             legal = config_class.field_names()
             raise unknown_name(f"field of {config_class.__name__}", unknown[0], legal)
+        for said, value in overrides.items():
+            _check_type(config_class, said, value)
         return config_class(**{**fields, **overrides})
 
     make.__module__ = config_class.__module__
     return make
+
+
+@cache
+def _types_of(config_class: type[PictureConfig]) -> dict[str, TypeAdapter[Any]]:
+    found: dict[str, TypeAdapter[Any]] = {}
+    for base in config_class.__mro__:
+        if issubclass(base, PictureConfig):  # transformers checks its own fields
+            names = vars(sys.modules[base.__module__])
+            for name, hint in inspect.get_annotations(base).items():
+                kind = eval(hint, dict(names)) if isinstance(hint, str) else hint
+                found.setdefault(name, TypeAdapter(kind))
+    return found
+
+
+def _check_type(config_class: type[PictureConfig], name: str, value: Any) -> None:
+    """Refuses a value that is not of the field's type, in one line."""
+    wanted = _types_of(config_class).get(name)
+    try:
+        if wanted is not None:
+            wanted.validate_python(value, strict=True)
+    except ValidationError:
+        kinds = {field.name: field.type for field in dataclasses.fields(config_class)}
+        raise Refused(f"{name} is {kinds[name]}, not {value!r}") from None
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -144,16 +175,16 @@ def create_model(
     Args:
         name: see :func:`list_models`.
         pretrained: refused: no weights come with this library; name a ``checkpoint_path``.
-        num_classes: 0 has no classifier: pooled features come out. Models that do something else
-            than classify have no use for it.
-        in_chans: channels of the picture.
+        num_classes: or ``num_labels``; 0 has no classifier: pooled features come out. Models that
+            do something else than classify have no use for it.
+        in_chans: or ``num_channels``; of the picture.
         drop_rate: dropout before the classifier.
         drop_path_rate: of the last block; the variant's own unless it is said.
         global_pool: "avg", "token" or ""; the variant's own unless it is said.
         features_only: gives a :class:`FeatureMaps` instead: a list of maps.
         out_indices: which maps: the last n, or those listed; all unless it is said.
         checkpoint_path: a file of the paper's authors or of another library; its layout is found
-            from its names.
+            from its names. Fields of a config.json beside it are those of the model.
         fields: of the architecture's config, ``image_size`` for one.
 
     Raises:
@@ -167,12 +198,16 @@ def create_model(
     """
     if pretrained:
         raise Refused("pretrained weights are not shipped; name a file with checkpoint_path=...")
+    # The config's own words for two of the arguments
+    num_classes = fields.pop("num_labels", num_classes)
+    in_chans = fields.pop("num_channels", in_chans)
     check_count("num_classes", num_classes, least=0)
     check_count("in_chans", in_chans)
     rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
     for said, rate in rates.items():
-        if rate is not None and not 0 <= rate <= 1:
-            raise Refused(f"{said} lies between 0 and 1, not {rate}")
+        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if rate is not None and not (number and 0 <= rate <= 1):
+            raise Refused(f"{said} lies between 0 and 1, not {rate!r}")
     chosen = {"drop_path_rate": drop_path_rate, "global_pool": global_pool}
     fields.update({key: value for key, value in chosen.items() if value is not None})
     classifies = MODELS[name].classifies
@@ -182,14 +217,19 @@ def create_model(
         fields["num_labels"] = num_classes
     elif features_only:
         raise Refused(f"{name} is no classifier: it has no feature maps to give")
-    config = variant_config(name, num_channels=in_chans, **fields)
     if checkpoint_path is None:
+        config = variant_config(name, num_channels=in_chans, **fields)
         model = model_class(config)(config)
     else:
         weights = read_weights(checkpoint_path)
-        told = model_class(config).fields_of(weights)
+        kind = model_class(variant_config(name))
+        beside = read_source_config(checkpoint_path, kind.config_maps())
+        told = kind.fields_of(weights)
         if not told.keys() & fields.keys():
-            config = variant_config(name, num_channels=in_chans, **fields, **told)
-        model = model_class(config)(config)
-        import_weights(model, weights)
+            fields = {**told, **fields}
+        if beside is not None:
+            fields = {**beside.fields, **fields}
+        config = variant_config(name, **{"num_channels": in_chans, **fields})
+        model = kind(config)
+        import_weights(model, checkpoint_path)
     return FeatureMaps(model, out_indices) if features_only else model

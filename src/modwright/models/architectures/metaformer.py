@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -12,6 +12,7 @@ from modwright.core.errors import Refused, unknown_name
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
+from modwright.models.source_configs import ConfigMap
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
@@ -126,6 +127,10 @@ class MetaFormerForImageClassification(PyramidClassifier):
                 nn.init.zeros_(conv.bias)
 
     @classmethod
+    def config_maps(cls) -> dict[str, ConfigMap]:
+        return {"poolformer": _POOLFORMER}
+
+    @classmethod
     def key_maps(cls, config: MetaFormerConfig) -> dict[str, KeyMap]:
         found = {"official": _official(config)}
         if set(config.token_mixers) == {"pool"} and config.norm == "gn1":
@@ -211,6 +216,35 @@ def _transformers(config: MetaFormerConfig) -> KeyMap:
     rules += [Rule("poolformer.norm", "norm"), Rule("norm", "norm"), Rule("classifier", "head.fc")]
     return KeyMap(tuple(rules))
 
+
+def _poolformer_fields(theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """The stem, and that all mixers are pooling; later convolutions have one shape here."""
+    rows = [theirs[key] for key in ("patch_sizes", "strides", "padding")]
+    stages = len(theirs["depths"])
+    if any(tuple(row) != (3, 2, 1) for row in list(zip(*rows))[1:stages]):
+        raise Refused(
+            f"patch_sizes, strides and padding are {rows}; after the first 3, 2 and 1 are computed"
+        )
+    scale = theirs["layer_scale_init_value"] if theirs["use_layer_scale"] else None
+    fixed = {"token_mixers": "pool", "norm": "gn1", "positions": False}
+    return {**fixed, "stem": [row[0] for row in rows], "layer_scale_init": scale}
+
+
+_POOLFORMER = ConfigMap(
+    renamed={
+        "num_channels": "num_channels",
+        "hidden_sizes": "widths",
+        "depths": "depths",
+        "mlp_ratio": "mlp_ratios",
+        "pool_size": "pool_size",
+        "hidden_act": "act",
+        "drop_path_rate": "drop_path_rate",
+    },
+    made=_poolformer_fields,
+    read=("patch_sizes", "strides", "padding", "use_layer_scale", "layer_scale_init_value"),
+    harmless=("num_encoder_blocks", "patch_size", "stride"),  # nothing in transformers reads them
+    architectures=("PoolFormerForImageClassification",),
+)
 
 _SMALL = {"widths": (64, 128, 320, 512), "layer_scale_init": 1e-5}
 _MEDIUM = {"widths": (96, 192, 384, 768), "layer_scale_init": 1e-6}

@@ -12,6 +12,7 @@ from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
+from modwright.models.source_configs import ConfigMap
 from modwright.nn.heads import ClassifierHead
 from modwright.nn.inference_form import to_inference_form_
 from modwright.nn.residual import drop_path_rates
@@ -92,6 +93,10 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
         linear.reset_parameters()
 
     @classmethod
+    def config_maps(cls) -> dict[str, ConfigMap]:
+        return {"resnet": _RESNET}
+
+    @classmethod
     def key_maps(cls, config: ResidualNetworkConfig) -> dict[str, KeyMap]:
         if config.fused:
             return {}
@@ -130,6 +135,22 @@ def _transformers(config: ResidualNetworkConfig) -> KeyMap:
         rules.append(Rule(f"{path}.normalization", f"{here}.norm{i}"))
     return KeyMap(tuple(rules))
 
+
+_RESNET = ConfigMap(
+    renamed={
+        "num_channels": "num_channels",
+        "embedding_size": "stem_width",
+        "hidden_sizes": "widths",
+        "depths": "depths",
+        "layer_type": "branch",
+    },
+    only={
+        "hidden_act": "relu",
+        "downsample_in_first_stage": False,
+        "downsample_in_bottleneck": False,
+    },
+    architectures=("ResNetForImageClassification",),
+)
 
 _BASIC = {"branch": "basic", "widths": (64, 128, 256, 512)}
 

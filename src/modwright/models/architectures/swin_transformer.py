@@ -12,6 +12,7 @@ from modwright.core.errors import Refused
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule, Stack
 from modwright.models.registry import register_architecture
+from modwright.models.source_configs import ConfigMap
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.heads import ClassifierHead
@@ -108,6 +109,10 @@ class SwinTransformerForImageClassification(PyramidClassifier):
     def check_pixels(self, pixel_values: Tensor) -> None:
         super().check_pixels(pixel_values)
         self.config.check_size(*pixel_values.shape[2:])
+
+    @classmethod
+    def config_maps(cls) -> dict[str, ConfigMap]:
+        return {"swin": _SWIN}
 
     @classmethod
     def key_maps(cls, config: SwinTransformerConfig) -> dict[str, KeyMap]:
@@ -235,6 +240,18 @@ def _transformers(config: SwinTransformerConfig, names: _Names) -> KeyMap:
         ignored.append(f"{layer}.attention.self.relative_position_index")
     return KeyMap(tuple(rules), tuple(ignored), stacks=tuple(stacks))
 
+
+_SAME = ("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads")
+_SWIN = ConfigMap(
+    renamed={k: k for k in (*_SAME, "window_size", "mlp_ratio", "qkv_bias", "drop_path_rate")},
+    # transformers gives this eps to some of the norms, the others have 1e-5.
+    only={"hidden_act": "gelu", "use_absolute_embeddings": False, "layer_norm_eps": 1e-5},
+    harmless=(
+        *("hidden_size", "num_layers", "path_norm"),
+        *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+    ),
+    architectures=("SwinForImageClassification",),
+)
 
 _SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -11,6 +14,7 @@ from modwright.core.errors import Refused
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.key_maps import KeyMap, Rule, Stack
 from modwright.models.registry import register_architecture
+from modwright.models.source_configs import ConfigMap
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedTable
@@ -122,8 +126,16 @@ class VisionTransformerForImageClassification(TokenClassifier):
         return self.drop(self.positions(tokens, grid)), grid
 
     @classmethod
+    def config_maps(cls) -> dict[str, ConfigMap]:
+        return {"vit": _VIT, "deit": _DEIT}
+
+    @classmethod
     def key_maps(cls, config: VisionTransformerConfig) -> dict[str, KeyMap]:
-        return {"official": _official(config), "transformers": _transformers(config)}
+        return {
+            "official": _official(config),
+            "transformers": _transformers(config, "layers", _IN_MEMORY),
+            "transformers_files": _transformers(config, "encoder.layer", _IN_FILES),
+        }
 
 
 def _block(config: VisionTransformerConfig, rate: float) -> Block:
@@ -154,8 +166,30 @@ def _official(config: VisionTransformerConfig) -> KeyMap:
     return KeyMap(tuple(rules))
 
 
-def _transformers(config: VisionTransformerConfig) -> KeyMap:
-    """transformers' ViT, or its DeiT where there are two classifiers."""
+_NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+_IN_MEMORY: dict[str, str | tuple[str, ...]] = {
+    **_NORMS,
+    "mlp": "mlp",
+    "mixer.proj": "attention.o_proj",
+    "mixer.qkv": tuple(f"attention.{letter}_proj" for letter in "qkv"),
+}
+_IN_FILES: dict[str, str | tuple[str, ...]] = {
+    **_NORMS,
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+    "mixer.proj": "attention.output.dense",
+    "mixer.qkv": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
+}
+
+
+def _transformers(
+    config: VisionTransformerConfig, layers: str, names: Mapping[str, str | tuple[str, ...]]
+) -> KeyMap:
+    """transformers' ViT, or its DeiT where there are two classifiers.
+
+    Its files, and the live models of its older versions, have other names than the live models of
+    its newer ones.
+    """
     start = "deit" if config.distilled else "vit"
     rules = [
         Rule(f"{start}.embeddings.patch_embeddings.projection", "stem.conv0"),
@@ -172,15 +206,47 @@ def _transformers(config: VisionTransformerConfig) -> KeyMap:
     else:
         rules.append(Rule("classifier", "head.fc"))
     stacks = []
-    names = {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp": "mlp"}
-    names["mixer.proj"] = "attention.o_proj"
     for b in range(config.depth):
-        layer, block = f"{start}.layers.{b}", f"blocks.{b}"
-        rules += [Rule(f"{layer}.{theirs}", f"{block}.{ours}") for ours, theirs in names.items()]
-        maps = tuple(f"{layer}.attention.{letter}_proj" for letter in "qkv")
-        stacks.append(Stack(maps, f"{block}.mixer.qkv"))
+        layer, block = f"{start}.{layers}.{b}", f"blocks.{b}"
+        for ours, theirs in names.items():
+            if isinstance(theirs, str):
+                rules.append(Rule(f"{layer}.{theirs}", f"{block}.{ours}"))
+            else:
+                maps = tuple(f"{layer}.{name}" for name in theirs)
+                stacks.append(Stack(maps, f"{block}.{ours}"))
     return KeyMap(tuple(rules), stacks=tuple(stacks))
 
+
+def _made(theirs: Mapping[str, Any], distilled: bool) -> dict[str, Any]:
+    inner, dim = theirs["intermediate_size"], theirs["hidden_size"]
+    ratio = inner / dim
+    if int(dim * ratio) < inner:  # the ratio was rounded down
+        ratio = math.nextafter(ratio, math.inf)
+    return {"mlp_ratio": ratio, "distilled": distilled, "global_pool": "token"}
+
+
+def _config_map(architecture: str, distilled: bool) -> ConfigMap:
+    same = ("image_size", "patch_size", "num_channels", "qkv_bias", "layer_norm_eps")
+    return ConfigMap(
+        renamed={
+            **{key: key for key in same},
+            "hidden_size": "embed_dim",
+            "num_hidden_layers": "depth",
+            "num_attention_heads": "num_heads",
+        },
+        only={"hidden_act": "gelu"},
+        made=partial(_made, distilled=distilled),
+        read=("intermediate_size",),
+        harmless=(
+            *("hidden_dropout_prob", "attention_probs_dropout_prob"),
+            *("pooler_act", "pooler_output_size"),  # a classifier has no pooler
+        ),
+        architectures=(architecture,),
+    )
+
+
+_VIT = _config_map("ViTForImageClassification", False)
+_DEIT = _config_map("DeiTForImageClassificationWithTeacher", True)
 
 _DROP = {"drop_path_rate": 0.1}
 _TINY = {"embed_dim": 192, "num_heads": 3, **_DROP}

@@ -1,0 +1,163 @@
+"""Fields of another library's config.json in ours: each is mapped, known to change nothing, or
+refused by name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from modwright.core.errors import CheckpointError, Refused, UnsupportedArchitecture
+
+__all__ = ["ConfigMap", "SourceConfig", "config_beside", "read_source_config", "same_value"]
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_LABELS = ("id2label", "label2id", "num_labels")
+# What old versions of transformers wrote, and what changes training or return values only.
+_HARMLESS = {
+    *PreTrainedConfig().to_dict(),
+    *("_name_or_path", "torch_dtype", "torchscript", "use_bfloat16", "tf_legacy_loss"),
+    *("initializer_range", "finetuning_task", "use_cache", "out_features", "out_indices"),
+    *("stage_names", "encoder_stride", "_attn_implementation_autoset"),
+}
+
+
+@dataclass(frozen=True)
+class ConfigMap:
+    """What the fields of one ``model_type`` of transformers are here.
+
+    Attributes:
+        renamed: their field -> ours.
+        only: their field -> the one value that the architecture here computes.
+        made: fields of ours that are made of several of theirs: called with all of theirs.
+        read: their fields that ``made`` reads.
+        harmless: their fields that do not change what is computed.
+        architectures: their classes whose tensors have a place here.
+    """
+
+    renamed: Mapping[str, str]
+    only: Mapping[str, Any] = field(default_factory=dict)
+    made: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda theirs: {}
+    read: tuple[str, ...] = ()
+    harmless: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+
+    def fields(self, theirs: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of ours.
+
+        Args:
+            theirs: the whole config, defaults included.
+            stored: what the file says.
+
+        Raises:
+            Refused: a value that is not computed here, or a field that nothing is known of.
+        """
+        known = {*self.renamed, *self.only, *self.read, *self.harmless, *_LABELS, *_HARMLESS}
+        unknown = [key for key in stored if key not in known]
+        if unknown:
+            raise Refused(f"{unknown[0]} has no counterpart here: {stored[unknown[0]]!r:.60}")
+        built = theirs.get("architectures") or self.architectures
+        if self.architectures and not set(built) & set(self.architectures):
+            raise Refused(
+                f"architectures is {', '.join(built)}; {', '.join(self.architectures)} is read"
+            )
+        for key, value in self.only.items():
+            if theirs.get(key) != value:
+                raise Refused(f"{key} is {theirs.get(key)!r}; only {value!r} is computed here")
+        renamed = {ours: theirs[key] for key, ours in self.renamed.items() if key in theirs}
+        return {**renamed, **self.made(theirs)}
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """What a config.json says of a model here.
+
+    Attributes:
+        folder: that it lies in.
+        fields: of the config here, without the classes.
+        id2label: names of the classes by index.
+    """
+
+    folder: Path
+    fields: Mapping[str, Any]
+    id2label: Mapping[int, str]
+
+
+def config_beside(path: str | Path) -> Path | None:
+    """The folder whose config.json goes with weights: a directory, or that of its weight file."""
+    path = Path(path)
+    folder = path.parent if path.name in _WEIGHTS else path
+    return folder if (folder / "config.json").is_file() else None
+
+
+def read_source_config(path: str | Path, maps: Mapping[str, ConfigMap]) -> SourceConfig | None:
+    """The config beside some weights; None where there is none.
+
+    Args:
+        path: a directory, or the weight file in one.
+        maps: by ``model_type``.
+
+    Raises:
+        CheckpointError: config.json cannot be read.
+        UnsupportedArchitecture: it is of another architecture.
+        Refused: a field is not known here, or has a value that is not computed here.
+    """
+    folder = config_beside(path)
+    if folder is None:
+        return None
+    file = folder / "config.json"
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        kind, named = stored.get("model_type"), stored.get("architecture")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise CheckpointError(f"{file} is no JSON object that can be read") from None
+    if kind is None and isinstance(named, str):
+        return _of_timm(folder, stored)
+    if kind not in maps:
+        legal = ", ".join(maps) or "none"
+        raise UnsupportedArchitecture(
+            f"{file}: model_type {kind!r} does not go with this model; legal values: {legal}"
+        )
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    try:
+        theirs = CONFIG_MAPPING[kind].from_dict(stored)
+        found = maps[kind].fields(theirs.to_dict(), stored)
+    except Refused as error:
+        raise Refused(f"{file}: {error}") from None
+    except Exception as error:  # what the config's class makes of values that are none
+        told = " ".join(str(error).split())
+        raise CheckpointError(f"{file} is no config of {kind}: {told}") from None
+    return SourceConfig(folder, found, dict(theirs.id2label))
+
+
+def same_value(value: Any, own: Any) -> bool:
+    """Whether a field has a value; one number stands for a list that has it in each stage.
+
+    Example:
+        >>> same_value(4.0, [4, 4]), same_value((1, 2), [1, 2]), same_value(3, 4)
+        (True, True, False)
+    """
+    if isinstance(own, list | tuple):
+        given = value if isinstance(value, list | tuple) else [value] * len(own)
+        return list(given) == list(own)
+    return bool(value == own)
+
+
+_TIMM = {"architecture", "num_classes", "num_features", "pretrained_cfg", "label_descriptions"}
+
+
+def _of_timm(folder: Path, stored: Mapping[str, Any]) -> SourceConfig:
+    """timm's config.json, which names an architecture and how its default model was changed."""
+    changes = stored.get("model_args") or {}
+    unknown = [f"model_args.{key}" for key in changes]
+    unknown += [k for k in stored if k not in _TIMM | {"model_args", "global_pool", "label_names"}]
+    if unknown:
+        raise Refused(f"{folder / 'config.json'}: {unknown[0]} has no counterpart here")
+    names: Sequence[str] = stored.get("label_names") or ()
+    fields = {"global_pool": stored["global_pool"]} if "global_pool" in stored else {}
+    return SourceConfig(folder, fields, dict(enumerate(names)))
