@@ -111,7 +111,7 @@ def _maker(config_class: type[PictureConfig], fields: Mapping[str, Any]) -> Call
 
 
 @cache
-def _types_of(config_class: type[PictureConfig]) -> dict[str, TypeAdapter[Any]]:
+def _types_of(config_class: Any) -> dict[str, TypeAdapter[Any]]:
     found: dict[str, TypeAdapter[Any]] = {}
     for base in config_class.__mro__:
         if issubclass(base, PictureConfig):  # transformers checks its own fields
