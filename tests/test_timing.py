@@ -1,0 +1,63 @@
+"""Times are added up by file and by paper, and decide what starts first."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from timing import Clock, in_order
+
+
+@dataclass
+class Item:
+    nodeid: str
+    fixturenames: tuple[str, ...] = ()
+    callspec: Any = field(default_factory=lambda: SimpleNamespace(params={}))
+
+
+def report(nodeid: str, seconds: float) -> Any:
+    return SimpleNamespace(nodeid=nodeid, processor_seconds=seconds)
+
+
+def test_long_files_start_first_and_keep_their_order() -> None:
+    items = [Item("a.py::1"), Item("b.py::1"), Item("b.py::2"), Item("c.py::1")]
+    found = in_order(items, {"b.py": 2.0, "c.py": 9.0})
+    assert [item.nodeid for item in found] == ["c.py::1", "b.py::1", "b.py::2", "a.py::1"]
+
+
+def test_shared_models_are_looked_at_family_by_family() -> None:
+    def sharing(nodeid: str, **params: str) -> Item:
+        return Item(nodeid, ("edited",), SimpleNamespace(params=params))
+
+    items = [
+        sharing("a.py::1", preset="x"),
+        sharing("a.py::2", preset="y"),
+        Item("a.py::3"),
+        sharing("b.py::1", decoder="x"),
+        Item("c.py::1"),
+    ]
+    found = [item.nodeid for item in in_order(items, {"a.py": 2.0, "b.py": 3.0, "c.py": 4.0})]
+    assert found == ["a.py::1", "b.py::1", "a.py::2", "c.py::1", "a.py::3"]
+
+
+@pytest.mark.parametrize(("gate", "failed"), [(10.0, True), (20.0, False)])
+def test_a_paper_past_its_share_fails_the_run(gate: float, failed: bool, tmp_path: Path) -> None:
+    clock = Clock(tmp_path / "out" / "durations.json", gate)
+    clock.pytest_runtest_logreport(report("tests/models/test_tnt.py::test_a", 8.0))
+    clock.pytest_runtest_logreport(report("tests/models/test_tnt.py::test_a", 4.0))
+    clock.pytest_runtest_logreport(report("tests/acceptance/test_tnt_digits.py::test_a", 99.0))
+    session: Any = SimpleNamespace(exitstatus=0)
+    clock.pytest_sessionfinish(session)
+    assert (session.exitstatus != 0) == failed
+    assert json.loads((tmp_path / "out" / "durations.json").read_text()) == {
+        "tests/acceptance/test_tnt_digits.py": 99.0,
+        "tests/models/test_tnt.py": 12.0,
+    }
+    said: list[str] = []
+    clock.pytest_terminal_summary(SimpleNamespace(section=said.append, line=said.append))
+    assert ("tnt: its tests took 12 processor seconds, 10 are allowed" in said) == failed
