@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.anatomy.families import family_of
 from modwright.core.errors import CheckpointError, Refused
+from modwright.edits.attention_maps import forward_with_all_maps
 from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_json
 from modwright.edits.guard import with_layers, with_lists, without_lists
 from modwright.edits.replay import replay
@@ -186,6 +187,7 @@ def remodelled(base: Any) -> type[PreTrainedModel]:
         (base,),
         {
             "__init__": __init__,
+            "forward": forward_with_all_maps(base),
             "__module__": __name__,
             "__doc__": f"{base.__name__} with the edits of its config.",
             "config_class": config_class,
