@@ -14,11 +14,14 @@ from modwright import _autoload
 if TYPE_CHECKING:
     from modwright.anatomy import Anatomy as Anatomy
     from modwright.anatomy import register_family as register_family
+    from modwright.calibration import calibrate as calibrate
     from modwright.checkpoint import export as export
     from modwright.checkpoint import open as open
     from modwright.checkpoint import save as save
     from modwright.edits import Plan as Plan
     from modwright.edits import verify as verify
+    from modwright.surgery import apply as apply
+    from modwright.surgery import plan as plan
 
 __version__ = "0.1.0"
 
@@ -35,10 +38,30 @@ _HOMES = {
     "verify": "modwright.edits",
 }
 
+# Imported when first used, as the names above are.
+_PACKAGES = (
+    "analysis",
+    "anatomy",
+    "calibration",
+    "checkpoint",
+    "cost",
+    "edits",
+    "models",
+    "nn",
+    "papers",
+    "recipes",
+    "report",
+    "surgery",
+    "tasks",
+    "training",
+)
+
 __all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"modwright.{name}")
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'modwright' has no attribute {name!r}")
@@ -46,7 +69,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted({*__all__, *_PACKAGES})
 
 
 _autoload.watch()

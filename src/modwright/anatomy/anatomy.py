@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modwright.anatomy.coerce import model_of
 from modwright.anatomy.families import family_of, wrapped
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.stream import Stream, stream_of
@@ -44,14 +45,16 @@ class Anatomy:
         self.stem: dict[str, Part] = family.read_stem(model)
 
     @classmethod
-    def of(cls, model: nn.Module) -> Anatomy:
-        """Opens a model.
+    def of(cls, model: Any) -> Anatomy:
+        """The anatomy of a model, of an opened checkpoint or of what an edit returned.
 
         Raises:
             UnsupportedArchitecture: no family knows its ``config.model_type``.
             Refused: its weights are quantised.
         """
-        model = wrapped(model)
+        if isinstance(model, cls):
+            return model
+        model = wrapped(model_of(model))
         config: Any = model.config
         if getattr(config, "quantization_config", None) or getattr(model, "is_quantized", False):
             raise Refused("the model is quantised; open it dequantised (dtype float32 or bfloat16)")
@@ -127,9 +130,23 @@ class Anatomy:
                 yield f"{block.address}.{role}", norm
         yield from ((a, p) for a, p in self.stem.items() if a in later)
 
-    def part(self, address: str) -> Part:
-        """The part at an address: "blocks.3.attention", "blocks.3.mlp_norm", "final_norm"."""
-        found = dict(self.parts())
+    def part(self, address: str) -> Any:
+        """What stands at an address: a part, a projection of one, or a block.
+
+        Raises:
+            Refused: nothing does; names the nearest.
+
+        Example:
+            >>> import modwright
+            >>> anatomy = modwright.open("preset:tiny-llama").anatomy
+            >>> anatomy.part("blocks.3.mlp_norm"), anatomy.part("blocks.3.mlp.up").weight.shape
+            (Norm(blocks.3.mlp_norm, 48 parameters), torch.Size([96, 48]))
+        """
+        found: dict[str, Any] = dict(self.parts())
+        for block in self.blocks:
+            found[block.address] = block
+            for _, sublayer in block.sublayers():
+                found |= {p.address: p for p in sublayer.projections().values()}
         if address not in found:
             raise unknown_name("part", address, found)
         return found[address]
@@ -143,17 +160,21 @@ class Anatomy:
     def _repr_html_(self) -> str:
         """The parts as a collapsible tree, for notebooks; `modwright.cost.inspect` has costs."""
 
-        def line(part: object, size: int) -> str:
-            return f"<li><code>{escape(repr(part))}</code> {size:,} parameters</li>"
+        def line(part: Part) -> str:
+            if self.is_tied and part is self.stem.get("head"):
+                return "<li><code>head</code> the table of embed, 0 parameters of its own</li>"
+            said = repr(part)
+            count = "" if "parameters" in said else f" {part.num_parameters:,} parameters"
+            return f"<li><code>{escape(said)}</code>{count}</li>"
 
         blocks = "".join(
             f"<details><summary><code>{escape(repr(block))}</code> {block.num_parameters:,} "
             "parameters</summary><ul>"
-            + "".join(line(part, part.num_parameters) for _, part in block.sublayers())
+            + "".join(line(part) for _, part in block.sublayers())
             + "</ul></details>"
             for block in self.blocks
         )
-        stem = "".join(line(part, part.num_parameters) for part in self.stem.values())
+        stem = "".join(line(part) for part in self.stem.values())
         return f"<div><b>{escape(repr(self))}</b><ul>{stem}</ul>{blocks}</div>"
 
     def __repr__(self) -> str:

@@ -1,5 +1,6 @@
 """Data in, statistics out: block by block, one block's statistics in memory, resumable."""
 
+from modwright.calibration.as_data import calibration_of
 from modwright.calibration.collectors import Collector, Grams, Similarity, StreamGaps
 from modwright.calibration.forecast import forecast_bytes
 from modwright.calibration.statistics import Statistics
@@ -21,6 +22,7 @@ __all__ = [
     "TextData",
     "TokenWindows",
     "calibrate",
+    "calibration_of",
     "forecast_bytes",
     "from_tensors",
     "text_names",

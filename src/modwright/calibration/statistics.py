@@ -83,6 +83,10 @@ class BlockStatistics(Mapping[str, Tensor]):
         return len(self.stored)
 
 
+def _kind_told(told: Any) -> str:
+    return str(told.get("collector", "?")) if isinstance(told, Mapping) else str(told)
+
+
 class Statistics:
     """What a walk collected: block index -> tensors by name, read from disk when asked for.
 
@@ -152,6 +156,10 @@ class Statistics:
     def names(self) -> set[str]:
         """What was collected, in one block or another."""
         return {name for values in self for name in values}
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(_kind_told(told) for told in self.recipe.get("collectors", ()))
+        return f"Statistics({self.num_blocks} blocks: {kinds or 'nothing'})"
 
     def column(self, name: str) -> list[float]:
         """One number per block; NaN where the block has none.

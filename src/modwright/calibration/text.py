@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -64,6 +64,21 @@ class TokenizedText:
             f"{length} text tokens every {stride}, and {windows} were asked for; legal values of "
             f"windows at this length: {legal}"
         )
+
+
+def tokenizer_of(given: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer that is given, or that an opened checkpoint has.
+
+    Raises:
+        Refused: it is none, or the checkpoint has none.
+    """
+    found = given if callable(given) else getattr(given, "tokenizer", None)
+    if callable(found) and hasattr(found, "model_max_length"):
+        return cast("PreTrainedTokenizerBase", found)
+    raise Refused(
+        f"expected a tokenizer, or what modwright.open returned for a model that has one, not "
+        f"{type(given).__name__}"
+    )
 
 
 def tokenize_text(
@@ -146,7 +161,7 @@ class TokenWindows:
 
 
 def token_windows(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     data: TextData | str,
     *,
     windows: int,
@@ -158,7 +173,7 @@ def token_windows(
     """Cut a text into full, non-overlapping windows of token ids; no padding, no mask.
 
     Args:
-        tokenizer: of the model that will read the windows.
+        tokenizer: of the model that will read the windows, or the opened checkpoint.
         data: where the text comes from; a string is a packaged name or a path.
         windows: how many windows to take.
         length: tokens of a window, special tokens included.
@@ -173,6 +188,7 @@ def token_windows(
     """
     require_count("windows", windows)
     require_count("batch_size", batch_size)
+    tokenizer = tokenizer_of(tokenizer)
     limit = tokenizer.model_max_length
     most = limit if limit < _SANE_LENGTH else None
     tokenized = tokenize_text(tokenizer, data)

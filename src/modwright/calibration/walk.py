@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Block
+from modwright.calibration.as_data import calibration_of
 from modwright.calibration.collectors import Collector, Watch
 from modwright.calibration.recording import Call, ModelInput, moved, on_device, record
 from modwright.calibration.statistics import Statistics, qualified, require_distinct
 from modwright.calibration.streams import Stream
-from modwright.calibration.tensors import CalibrationData
 from modwright.core import distributed
 from modwright.core.capture import (
     StopForward,
@@ -65,9 +65,9 @@ class LiveBlocks:
 @torch.no_grad()
 @distributed.fail_together()
 def calibrate(
-    anatomy: Anatomy,
-    windows: CalibrationData,
-    collectors: Sequence[Collector],
+    anatomy: Any,
+    windows: Any,
+    collectors: Collector | Sequence[Collector],
     *,
     directory: Path | None = None,
     blocks: BlockSource | None = None,
@@ -77,9 +77,9 @@ def calibrate(
     """Collects statistics of every block.
 
     Args:
-        anatomy: of the model to run; its weights do not change.
-        windows: the data: windows of text, or batches of other tensors.
-        collectors: what to measure; the results of all are stored together.
+        anatomy: of the model to run, or the model; its weights do not change.
+        windows: the data: windows of text, token ids, or batches of other tensors.
+        collectors: what to measure, one or several; the results of all are stored together.
         directory: where statistics are kept; a walk that was stopped goes on from there. None for
             a temporary place. Several processes need one that all of them see.
         blocks: where blocks come from; the model itself by default.
@@ -106,6 +106,8 @@ def calibrate(
         >>> len(calibrate(anatomy, windows, [Similarity()]).column("attention"))
         4
     """
+    anatomy, windows = Anatomy.of(anatomy), calibration_of(windows)
+    collectors = collectors if isinstance(collectors, Sequence) else [collectors]
     source = blocks if blocks is not None else LiveBlocks(anatomy)
     require_distinct(collectors)
     batches: list[ModelInput] = list(windows)

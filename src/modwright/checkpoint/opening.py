@@ -84,6 +84,7 @@ def open(
     head: str | None = None,
     trust_remote_code: bool = False,
     progress: Progress = SILENT,
+    **unknown: Any,
 ) -> Checkpoint:
     """Open a model from anywhere, with at most a tenth more memory than its weights.
 
@@ -98,6 +99,7 @@ def open(
             so on. Its weights must all be there.
         trust_remote_code: allow model code that a checkpoint brings.
         progress: hears of long phases.
+        unknown: refused, with the name that is meant.
 
     Raises:
         CheckpointError: the source cannot be found, is damaged, quantized, or lacks tensors.
@@ -113,6 +115,10 @@ def open(
         >>> open("preset:doc-llama")
         Checkpoint('preset:doc-llama', LlamaForCausalLM, 6.2k parameters, float32)
     """
+    for name in unknown:
+        raise _unknown_argument(name)
+    if isinstance(source, Checkpoint):
+        return source
     if not isinstance(source, str | os.PathLike | Source):
         return _open_live(source, dtype=dtype, device=device, head=head)
     wanted = _dtype(dtype)
@@ -121,6 +127,17 @@ def open(
     load = _LOADERS[_layout(found)]
     model, unread = load(found, wanted, place, head, trust_remote_code, progress)
     return Checkpoint(model, found, unread, trust_remote_code)
+
+
+# Words of from_pretrained, and ours.
+_OTHER_WORDS = {"torch_dtype": "dtype", "device_map": "device"}
+
+
+def _unknown_argument(name: str) -> Refused:
+    if name in _OTHER_WORDS:
+        return Refused(f"open has no argument {name!r}; use {_OTHER_WORDS[name]}=")
+    known = ("dtype", "device", "head", "trust_remote_code", "progress")
+    return unknown_name("argument of open", name, known)
 
 
 def _open_live(model: torch.nn.Module, **options: Any) -> Checkpoint:

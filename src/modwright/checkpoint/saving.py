@@ -25,7 +25,7 @@ _PLACE = "_name_or_path"
 
 
 def save(
-    model: PreTrainedModel,
+    model: Any,
     out: str | os.PathLike[str],
     *,
     source: Source | None = None,
@@ -42,7 +42,8 @@ def save(
     its generation config included; ``files`` wins over both.
 
     Args:
-        model: what to save; its values are streamed, so memory does not grow.
+        model: what to save, or an opened checkpoint or an edit's result that holds it; its values
+            are streamed, so memory does not grow.
         out: the directory to make.
         source: where the model was opened from; its tokenizer, chat template and so on travel.
         tokenizer: written where the source carries no files of it, as with GGUF.
@@ -61,6 +62,12 @@ def save(
         WriteFailed: the disk became full on the way.
         VerificationError: the files do not hold what the model holds.
     """
+    from modwright.anatomy.coerce import model_of
+    from modwright.checkpoint.opening import Checkpoint
+
+    if isinstance(model, Checkpoint):
+        source, tokenizer = source or model.source, tokenizer or model.tokenizer
+    model = model_of(model)
     extra = dict(files or {})
     _check_names(extra)
     _check_model(model)

@@ -19,6 +19,7 @@ from modwright.anatomy import Anatomy
 from modwright.core.errors import ModwrightError, Refused, VerificationError
 from modwright.core.modes import copy_modes
 from modwright.edits.canonical import Target, target_of
+from modwright.edits.change import Change
 from modwright.edits.configured import check_as_configured
 from modwright.edits.edit import split_address
 from modwright.edits.plan import Plan
@@ -60,13 +61,19 @@ class Applied:
     accounting: Accounting
     verification: Verification | None
 
+    def __repr__(self) -> str:
+        checked = "not verified" if self.verification is None else "verified"
+        kind = type(self.model).__name__
+        return f"Applied({kind}, {'plain, ' if self.plain else ''}{self.accounting}, {checked})"
 
-def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
+
+def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
     """Builds the edited model; all or nothing.
 
     Args:
-        model: stays as it is and shares its unchanged tensors with the result.
-        plan: made for a model of this structure.
+        model: stays as it is and shares its unchanged tensors with the result; an opened
+            checkpoint or an earlier result will do.
+        plan: made for a model of this structure; or a change.
         check: verify decoding, causality and finiteness of the result.
 
     Raises:
@@ -76,14 +83,14 @@ def apply(model: PreTrainedModel, plan: Plan, *, check: bool = True) -> Applied:
 
     Example:
         >>> import modwright
-        >>> from modwright.edits import Plan, remove
-        >>> model = modwright.open("preset:tiny-llama").model
-        >>> anatomy = modwright.Anatomy.of(model)
-        >>> plan = Plan.of(anatomy, "by hand", remove(anatomy.blocks[0].attention))
-        >>> modwright.Anatomy.of(apply(model, plan).model).blocks[0]
+        >>> from modwright.edits import remove
+        >>> opened = modwright.open("preset:tiny-llama")
+        >>> edited = apply(opened, remove(opened.anatomy.blocks[0].attention))
+        >>> modwright.Anatomy.of(edited).blocks[0]
         Block(0, pre-norm, holds mlp)
     """
     anatomy = Anatomy.of(model)
+    plan = Plan.from_given(anatomy, plan)
     model = anatomy.model  # a model of another library is wrapped there
     _refuse_unready(model)
     check_as_configured(model)

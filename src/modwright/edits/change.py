@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, Mlp, Projection
+from modwright.anatomy.coerce import address_of
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import Refused
 from modwright.edits.edit import Arrange, Edit, Remove, Replace
@@ -40,6 +41,10 @@ class Change:
     edits: tuple[Edit, ...] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
+    def __radd__(self, other: int) -> Change:
+        """So that ``sum`` of changes is the change of all."""
+        return self if other == 0 else NotImplemented
+
     def __add__(self, other: Change) -> Change:
         twice = self.tensors.keys() & other.tensors.keys()
         if twice:
@@ -47,9 +52,9 @@ class Change:
         return Change((*self.edits, *other.edits), {**self.tensors, **other.tensors})
 
 
-def remove(part: Block | Sublayer, drop_norm: bool = False) -> Change:
-    """Takes a block, an attention or an MLP out of the model."""
-    return Change((Remove(part.address, drop_norm),))
+def remove(part: Block | Sublayer | str, drop_norm: bool = False) -> Change:
+    """Takes a block, an attention or an MLP out of the model, given as a part or by its address."""
+    return Change((Remove(address_of(part), drop_norm),))
 
 
 def arrange(order: Sequence[int]) -> Change:
@@ -134,7 +139,15 @@ def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
     Raises:
         Refused: what is narrowed has no neurons, or an index is not there.
     """
-    raise Refused(f"{part.address}: a {type(part).__name__} has no neurons")
+    raise _without(part, "neurons")
+
+
+def _without(part: object, what: str) -> Refused:
+    """The refusal of something that has no neurons or heads."""
+    if isinstance(part, str):
+        return Refused(f"{part!r} is an address; give the part itself: anatomy.part({part!r})")
+    where = f"{part.address}: " if isinstance(part, Sublayer | Projection | Block) else ""
+    return Refused(f"{where}a {type(part).__name__} has no {what}")
 
 
 @keep_neurons.register
@@ -197,6 +210,12 @@ def factorize(projection: Projection, outer: Tensor, inner: Tensor) -> Change:
         Refused: the rank saves nothing, or the map is a slice of a fused one.
     """
     rank = inner.shape[0]
+    wanted = (projection.out_features, rank), (rank, projection.in_features)
+    if (tuple(outer.shape), tuple(inner.shape)) != wanted:
+        raise Refused(
+            f"{projection.address}: outer is {tuple(outer.shape)} and inner {tuple(inner.shape)}; "
+            f"valid are {wanted[0]} and {wanted[1]}, for a rank of your choice in place of {rank}"
+        )
     largest = (projection.in_features * projection.out_features - 1) // (
         projection.in_features + projection.out_features
     )
@@ -339,6 +358,8 @@ def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
     A key/value head goes when all its query heads go. Groups may end up with unequal sizes; then
     each query head carries an explicit index.
     """
+    if not isinstance(attention, Attention):
+        raise _without(attention, "heads")
     kept = checked_index(heads, attention.num_heads, f"{attention.address}: heads").sort().values
     owner = attention.kv_of_head()[kept]
     kv = owner.unique(sorted=True)

@@ -85,6 +85,22 @@ class Plan:
             notes,
         )
 
+    @classmethod
+    def from_given(cls, anatomy: Anatomy, given: Any) -> Plan:
+        """The plan that is given, or one for this anatomy from a change or several.
+
+        Raises:
+            Refused: it is none of these.
+        """
+        if isinstance(given, Plan):
+            return given
+        changes = list(given) if isinstance(given, list | tuple) else [given]
+        odd = next((one for one in changes if not isinstance(one, Change)), None)
+        if odd is None and changes:
+            return cls.of(anatomy, "by hand", sum(changes, Change()))
+        said = "an empty list" if odd is None else type(odd).__name__
+        raise Refused(f"expected a plan or a change, such as edits.remove makes, not {said}")
+
     def check_fits(self, anatomy: Anatomy) -> None:
         """Refuses a model whose structure is not the one planned for."""
         found = structure_of(anatomy)

@@ -12,12 +12,12 @@ from pydantic import ConfigDict
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import CalibrationData, Collector
+from modwright.calibration import CalibrationData, Collector, calibration_of
 from modwright.core.errors import ModwrightError, Refused
 from modwright.core.options import make_options
 from modwright.core.progress import SILENT, Progress
 from modwright.core.registry import Registry
-from modwright.edits import Applied, Plan
+from modwright.edits import Applied, Change, Plan
 from modwright.edits import apply as apply_plan
 
 __all__ = [
@@ -151,17 +151,33 @@ def method_type(name: str) -> type[Any]:
     return METHODS[name]
 
 
-def make_method(name: str, options: Mapping[str, Any] | None = None) -> Any:
-    """A method with checked options.
+def make_method(name: str, options: Mapping[str, Any] | None = None, **more: Any) -> Any:
+    """A method with checked options, given as a mapping or by name.
 
     Raises:
         Refused: unknown method or option, or an illegal value; one line each.
 
     Example:
-        >>> make_method("llm_drop", {"target": "attention", "n": 4}).title()
+        >>> make_method("llm_drop", target="attention", n=4).title()
         'drop 4 attentions'
     """
-    return make_options(method_type(name), name, options)
+    return make_options(method_type(name), name, {**(options or {}), **more})
+
+
+def _method_of(given: Any) -> Any:
+    """The method that is given, or the one of this name.
+
+    Raises:
+        Refused: it is neither; an unknown name.
+    """
+    if isinstance(given, str):
+        return make_method(given)
+    if isinstance(given, type) or not callable(getattr(given, "plan", None)):
+        raise Refused(
+            f"expected a method, such as make_method('llm_drop', n=2), the name of one, a plan or "
+            f"a change, not {given!r:.60}"
+        )
+    return given
 
 
 def why_not(method: Any, anatomy: Anatomy) -> str | None:
@@ -192,19 +208,27 @@ def ready_for(name: str, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def plan(
-    model: PreTrainedModel,
+    model: Any,
     method: Any,
-    calibration: CalibrationData | None = None,
+    calibration: Any = None,
     *,
     directory: Path | None = None,
     progress: Progress = SILENT,
 ) -> Plan:
     """What a method would do to a model.
 
+    Args:
+        model: a model, or what `modwright.open` or `modwright.apply` returned.
+        method: a method or the name of one.
+        calibration: its data: token windows, token ids, or batches of tensors.
+        directory: keeps statistics, so that a stopped run goes on.
+        progress: told of long phases.
+
     Raises:
         Refused: the method needs calibration data and got none.
     """
-    anatomy = Anatomy.of(model)
+    anatomy, method = Anatomy.of(model), _method_of(method)
+    calibration = None if calibration is None else calibration_of(calibration)
     if method.needs.calibration and calibration is None and method.wants_data():
         reads_text = anatomy.family.inputs().is_text
         what = "token windows" if reads_text else "pictures, as calibration.from_tensors takes them"
@@ -214,14 +238,21 @@ def plan(
 
 
 def apply(
-    model: PreTrainedModel,
+    model: Any,
     what: Any,
-    calibration: CalibrationData | None = None,
+    calibration: Any = None,
     *,
     check: bool = True,
     progress: Progress = SILENT,
 ) -> Applied:
-    """Applies a plan, or plans with a method and applies that. The given model stays as it is.
+    """Applies a plan or a change, or plans with a method and applies that.
+
+    Args:
+        model: stays as it is; a model, or what `modwright.open` or `modwright.apply` returned.
+        what: a plan, a change or a list of changes, a method, or the name of one.
+        calibration: data of a method: token windows, token ids, or batches of tensors.
+        check: verify the result.
+        progress: told of long phases.
 
     Example:
         >>> import modwright
@@ -233,5 +264,6 @@ def apply(
         >>> str(modwright.apply(model, method, data).accounting)
         '35 tensors kept, 0 changed, 0 added, 5 removed'
     """
-    decided = what if isinstance(what, Plan) else plan(model, what, calibration, progress=progress)
-    return apply_plan(model, decided, check=check)
+    if not isinstance(what, Plan | Change | list | tuple):
+        what = plan(model, what, calibration, progress=progress)
+    return apply_plan(model, what, check=check)

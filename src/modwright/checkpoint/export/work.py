@@ -33,7 +33,7 @@ class Work:
             Refused: it is neither, or its weights are not in the CPU's memory.
         """
         checkpoint = what if isinstance(what, Checkpoint) else None
-        model = what.model if checkpoint is not None else what
+        model = what if hasattr(what, "save_pretrained") else getattr(what, "model", what)
         if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
             raise Refused(
                 f"a {type(what).__name__} cannot be exported; give what modwright.open returns, or "

@@ -1,0 +1,55 @@
+"""What is meant by a model or a part that someone gives: one function for each."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+
+from modwright.core.errors import Refused
+
+__all__ = ["address_of", "model_of"]
+
+
+def model_of(given: Any) -> nn.Module:
+    """The model that is given, or that an opened checkpoint, an anatomy or an edit's result holds.
+
+    Raises:
+        Refused: it is none of these.
+
+    Example:
+        >>> import modwright
+        >>> opened = modwright.open("preset:tiny-llama")
+        >>> model_of(opened) is model_of(opened.anatomy) is opened.model
+        True
+    """
+    found = given if isinstance(given, nn.Module) else getattr(given, "model", None)
+    if isinstance(found, nn.Module):
+        return found
+    hint = ""
+    if isinstance(given, str | os.PathLike):
+        hint = f"; open it first: modwright.open({os.fspath(given)!r})"
+    raise Refused(
+        "expected a model, or what modwright.open, Anatomy.of or modwright.apply returned, not "
+        f"{type(given).__name__}{hint}"
+    )
+
+
+def address_of(part: Any) -> str:
+    """The address of a part, or the address itself.
+
+    Raises:
+        Refused: it is neither.
+
+    Example:
+        >>> address_of("blocks.0.attention")
+        'blocks.0.attention'
+    """
+    found = part if isinstance(part, str) else getattr(part, "address", None)
+    if isinstance(found, str) and found:
+        return found
+    raise Refused(
+        "expected a part of an anatomy or its address, such as anatomy.blocks[0].attention or "
+        f"'blocks.0.attention', not {type(part).__name__}"
+    )
