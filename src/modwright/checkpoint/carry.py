@@ -6,13 +6,13 @@ concern must be in the output as it was in the source.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
 
 from modwright.core.errors import CheckpointError
+from modwright.core.reading import read_json
 
 __all__ = ["carried_files", "carry"]
 
@@ -118,8 +118,8 @@ def _is_checkpoint(names: Collection[str]) -> bool:
 def _module_folders(directory: Path) -> set[Path]:
     """Folders that ``modules.json`` of a sentence encoder names, without the top one."""
     try:
-        modules = json.loads((directory / "modules.json").read_text(encoding="utf-8"))
+        modules = read_json(directory / "modules.json")
         paths = {Path(module["path"]) for module in modules}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (CheckpointError, TypeError, KeyError):
         return set()
     return {path for path in paths if path.parts and not path.is_absolute()}

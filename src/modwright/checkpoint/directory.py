@@ -6,9 +6,11 @@ they are written to; other types are converted tensor by tensor.
 
 from __future__ import annotations
 
-import json
+import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -16,16 +18,31 @@ import transformers
 from modwright.checkpoint.classes import model_class, remote_class
 from modwright.checkpoint.export.reading import edited_config, is_standalone
 from modwright.checkpoint.memory import require_memory
+from modwright.checkpoint.plausible import require_counts, require_fit
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.shards import StoredTensor, read_headers
 from modwright.core.errors import CheckpointError, ModwrightError, first_line
 from modwright.core.modes import set_eval
+from modwright.core.reading import read_json
 
-__all__ = ["check_loading", "load_directory", "placement"]
+__all__ = ["Loaded", "check_loading", "load_directory", "placement", "stored_type"]
 
 # As safetensors spells the types that edits compute with.
-_PLAIN = ("F64", "F32", "F16", "BF16")
+_PLAIN = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 _QUANTIZED = ("quantization_config", "compression_config")
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode, the stored tensors it has no place for, and what to say of it."""
+
+    model: transformers.PreTrainedModel
+    unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load_directory(
@@ -35,27 +52,36 @@ def load_directory(
     device: torch.device | None,
     head: str | None,
     trust_remote_code: bool,
-) -> tuple[transformers.PreTrainedModel, tuple[str, ...]]:
+) -> Loaded:
     """Build the model of ``directory`` and fill it from its safetensors files.
 
     Args:
         directory: holds ``config.json`` and the weights, sharded or not.
-        dtype: None keeps the checkpoint's own.
+        dtype: None keeps the one that the weights are stored in, whatever the config says; the
+            widest where there are several.
         device: where the weights go; None is the CPU.
         head: another class than the saved one, see `classes.HEADS`.
         trust_remote_code: allow code that the directory brings.
 
-    Returns:
-        The model in evaluation mode, and the names of stored tensors it has no place for.
-
     Raises:
         CheckpointError: something is missing, damaged, quantized or does not fit.
     """
-    _read_config_json(directory)
+    fields = _read_config_json(directory)
     stored = read_headers(directory)
-    config = _config(directory, trust_remote_code)
+    require_counts(fields, (tensor.shape for tensor in stored.values()), str(directory))
+    config = _config(directory, fields, trust_remote_code)
     own = remote_class(config, head) if trust_remote_code else None
     cls: Any = own or model_class(config, head)
+    if own is None:
+        values = sum(tensor.numel for tensor in stored.values())
+        require_fit(cls, config, values, str(directory))
+    kinds = sorted({tensor.dtype for tensor in stored.values() if tensor.dtype in _PLAIN})
+    notes: tuple[str, ...] = ()
+    if dtype is None:
+        dtype = stored_type(stored, cls)
+        if len(kinds) > 1:
+            told = str(dtype).removeprefix("torch.")
+            notes = (f"The weights are stored as {' and '.join(kinds)} and opened as {told}.",)
     if device is None:
         require_memory(_needed(stored, dtype), f"opening {directory.name or directory}")
     remote = {"trust_remote_code": True} if own is not None else {}
@@ -80,7 +106,30 @@ def load_directory(
         ) from error
     check_loading(info, str(directory), cls.__name__)
     _check_types(model, stored, directory)
-    return set_eval(model), tuple(sorted(info["unexpected_keys"]))
+    return Loaded(set_eval(model), tuple(sorted(info["unexpected_keys"])), notes)
+
+
+def stored_type(stored: Mapping[str, StoredTensor], cls: Any = None) -> torch.dtype | None:
+    """The type that holds every stored weight as it is; None where there are none.
+
+    Where types are mixed it is the widest, so that no value is rounded. Tensors that the class
+    keeps in float32 anyway, or is known to have no use for, do not decide.
+
+    Example:
+        >>> stored_type({"a": StoredTensor((2,), "F16", "f"), "b": StoredTensor((2,), "F32", "f")})
+        torch.float32
+    """
+    plain = {name: _PLAIN[t.dtype] for name, t in stored.items() if t.dtype in _PLAIN}
+    aside = [
+        *(getattr(cls, "_keep_in_fp32_modules", None) or ()),
+        *(getattr(cls, "_keep_in_fp32_modules_strict", None) or ()),
+        *(getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ()),
+    ]
+    deciding = [t for name, t in plain.items() if not any(re.search(one, name) for one in aside)]
+    found: torch.dtype | None = None
+    for dtype in set(deciding or plain.values()):
+        found = dtype if found is None else torch.promote_types(found, dtype)
+    return found
 
 
 def _check_types(model: torch.nn.Module, stored: dict[str, StoredTensor], directory: Path) -> None:
@@ -129,23 +178,22 @@ def _and_more(count: int, shown: int = 1) -> str:
     return f" (and {count - shown} more)" if count > shown else ""
 
 
-def _read_config_json(directory: Path) -> None:
-    """Refuse what the config alone tells is no plain checkpoint."""
+def _read_config_json(directory: Path) -> dict[str, Any]:
+    """The fields of a config; refuses what they alone tell is no plain checkpoint."""
     file = directory / "config.json"
-    if not file.is_file():
+    if not os.path.lexists(file):
         raise CheckpointError(f"{directory} is no checkpoint: {_without_config(directory)}")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not JSON: {error}") from error
-    if not isinstance(config, dict) or "model_type" not in config:
+    config = read_json(file)
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"{file} names no model_type, so it is no transformers config")
+    names = config.get("architectures")
+    if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise CheckpointError(f"{file}: architectures must be a list of names, not {names!r:.60}")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in _QUANTIZED:
             if part.get(key):
-                method = part[key].get("quant_method", "unknown method")
+                told = part[key] if isinstance(part[key], dict) else {}
+                method = told.get("quant_method", "unknown method")
                 raise CheckpointError(
                     f"{directory}: the weights are stored quantized ({method}); dequantize them "
                     "first, edits need plain floating-point weights"
@@ -154,6 +202,7 @@ def _read_config_json(directory: Path) -> None:
         raise CheckpointError(
             f"{directory} holds a PEFT adapter; merge it (merge_and_unload) and save that model"
         )
+    return config
 
 
 def _without_config(directory: Path) -> str:
@@ -174,8 +223,9 @@ def _without_config(directory: Path) -> str:
     return f"it has no config.json (it holds {', '.join(names[:4]) or 'nothing'})"
 
 
-def _config(directory: Path, trust_remote_code: bool) -> transformers.PreTrainedConfig:
-    stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+def _config(
+    directory: Path, stored: dict[str, Any], trust_remote_code: bool
+) -> transformers.PreTrainedConfig:
     try:
         if is_standalone(stored):
             edited: transformers.PreTrainedConfig = edited_config(stored)

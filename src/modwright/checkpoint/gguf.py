@@ -21,10 +21,11 @@ import transformers
 from transformers import modeling_gguf_pytorch_utils as reference
 
 from modwright.checkpoint.classes import model_class
-from modwright.checkpoint.directory import check_loading, placement
+from modwright.checkpoint.directory import Loaded, check_loading, placement
 from modwright.checkpoint.gguf_header import Header, StoredTensor, has_rules, read_header
 from modwright.checkpoint.gguf_metadata import ROTARY_FACTORS, unexplained_tensors
 from modwright.checkpoint.memory import require_memory
+from modwright.checkpoint.plausible import require_fit
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.core.errors import CheckpointError, ModwrightError, first_line
 from modwright.core.modes import set_eval
@@ -43,7 +44,7 @@ def load_gguf(
     device: torch.device | None,
     head: str | None,
     progress: Progress,
-) -> tuple[transformers.PreTrainedModel, tuple[str, ...]]:
+) -> Loaded:
     """Build the model of a GGUF file with dequantized weights.
 
     Args:
@@ -54,8 +55,7 @@ def load_gguf(
         progress: hears of each tensor.
 
     Returns:
-        The model in evaluation mode, without any record of quantization, and the names of stored
-        tensors it has no place for.
+        The model without any record of quantization.
 
     Raises:
         CheckpointError: the file is damaged, or of an architecture transformers cannot read.
@@ -64,9 +64,10 @@ def load_gguf(
         with quiet_transformers():
             header = read_header(file)
         cls = model_class(header.config, head)
+        values = sum(math.prod(tensor.shape) for tensor in header.tensors)
+        require_fit(cls, header.config, values, str(file))
         if device is None:
-            needed = sum(math.prod(tensor.shape) for tensor in header.tensors) * dtype.itemsize
-            require_memory(needed, f"opening {file.name}")
+            require_memory(values * dtype.itemsize, f"opening {file.name}")
         load = _load_by_rules if has_rules(header.architecture) else _load_streaming
         phase = progress.phase(f"opening {file.name}", len(header.tensors))
         with phase as task, quiet_transformers():
@@ -95,7 +96,7 @@ def load_gguf(
             "compute something else without; open the original checkpoint instead"
         )
     _forget_origin(model)
-    return set_eval(model), tuple(unread)
+    return Loaded(set_eval(model), tuple(unread))
 
 
 def _load_streaming(

@@ -17,12 +17,15 @@ import numpy as np
 import transformers
 
 from modwright.checkpoint.gguf_metadata import ROTARY_FACTORS, settle
+from modwright.checkpoint.plausible import require_counts
 from modwright.core.errors import CheckpointError, first_line
+from modwright.core.reading import require_regular
 
 __all__ = ["Header", "StoredTensor", "has_rules", "read_header"]
 
 # No config holds a longer list: there are as many as layers or heads. Vocabularies are longer.
 _LONGEST_LIST = 4096
+_WIDEST_ALIGNMENT = 2**16
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,10 @@ def read_header(file: Path, *, settled: bool = True) -> Header:
         CheckpointError: damaged, cut short, of another byte order, or it says what is not read.
         ValueError: transformers does not know the architecture.
     """
+    require_regular(file)
     try:
         reader = _Reader(file)
-    except (ValueError, KeyError, IndexError, UnicodeDecodeError) as error:
+    except (ArithmeticError, ValueError, KeyError, IndexError, TypeError) as error:
         raise CheckpointError(
             f"{file} is damaged or cut short ({first_line(error)}); copy or download it again"
         ) from error
@@ -85,12 +89,14 @@ def read_header(file: Path, *, settled: bool = True) -> Header:
         for tensor in reader.tensors
     )
     name = str(architecture.contents())
+    keys = {key: f.contents() if f.data else None for key, f in reader.fields.items()}
+    own = {key.rpartition(".")[2]: value for key, value in keys.items() if key.startswith(name)}
+    require_counts(own, (tensor.shape for tensor in tensors), str(file))
     if has_rules(name):
         config = _parse(file)
     else:
         config = _parse_without_vocabulary(reader)
     if settled:
-        keys = {key: f.contents() if f.data else None for key, f in reader.fields.items()}
         settle(file, name, keys, config, _rotary_factors(reader))
     return Header(name, tensors, config)
 
@@ -118,23 +124,44 @@ def has_rules(architecture: str) -> bool:
 class _Reader(gguf.GGUFReader):
     """A reader that steps over long lists: of those it keeps only how long they are."""
 
+    def _get_str(self, offset: int) -> Any:
+        self._require(offset, 8, 1)
+        self._require(offset + 8, int(self._get(offset, np.uint64)[0]), 1)
+        return super()._get_str(offset)
+
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
         if raw_type != gguf.GGUFValueType.ARRAY or self.byte_order != "I":
             return super()._get_field_parts(orig_offs, raw_type)
+        self._require(orig_offs, 12, 1)
         inner = gguf.GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
         count = int(self._get(orig_offs + 4, np.uint64)[0])
-        size = 12
+        if inner == gguf.GGUFValueType.ARRAY:
+            raise ValueError("an array of arrays")
+        text = inner == gguf.GGUFValueType.STRING
+        width = 8 if text else np.dtype(self.gguf_scalar_to_np[inner]).itemsize
+        self._require(orig_offs + 12, count, width)
         if count <= _LONGEST_LIST:
             return super()._get_field_parts(orig_offs, raw_type)
-        if inner in self.gguf_scalar_to_np:
-            size += count * np.dtype(self.gguf_scalar_to_np[inner]).itemsize
-        elif inner == gguf.GGUFValueType.STRING:
+        size = 12
+        if text:
             view = memoryview(self.data)[orig_offs:]
             for _ in range(count):
                 size += 8 + int.from_bytes(view[size : size + 8], "little")
+            self._require(orig_offs, size, 1)
         else:
-            return super()._get_field_parts(orig_offs, raw_type)
+            size += count * width
         return size, [np.array([count])], [], [gguf.GGUFValueType.ARRAY, inner]
+
+    def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+        alignment = int(self.alignment)
+        if not 1 <= alignment <= _WIDEST_ALIGNMENT or alignment & (alignment - 1):
+            raise ValueError(f"general.alignment is {alignment}, no power of two below 65,537")
+        super()._build_tensors(start_offs, fields)
+
+    def _require(self, offset: int, count: int, width: int) -> None:
+        """Refuse lengths that reach beyond the end of the file before they are gone through."""
+        if offset + count * width > len(self.data):
+            raise ValueError(f"a length of {count:,} at byte {offset:,} reaches beyond its end")
 
 
 def _parse(file: Path) -> transformers.PreTrainedConfig:

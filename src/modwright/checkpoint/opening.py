@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from modwright.anatomy import Anatomy
+    from modwright.checkpoint.directory import Loaded
 
 __all__ = ["DTYPES", "Checkpoint", "check_finite", "open"]
 
@@ -36,12 +37,27 @@ class Checkpoint:
         source: where it came from, and the files that travel with it.
         unread: stored tensors the model has no place for, which a saved copy will not hold.
         trust_remote_code: whether code of the source may run, for the tokenizer too.
+        remarks: what else to say of the opening, in sentences.
     """
 
     model: PreTrainedModel
     source: Source
     unread: tuple[str, ...] = ()
     trust_remote_code: bool = field(default=False, repr=False)
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences on what was opened otherwise than it is stored, for people."""
+        if not self.unread:
+            return self.remarks
+        one, shown = len(self.unread) == 1, ", ".join(self.unread[:5])
+        more = f" and {len(self.unread) - 5} more" if len(self.unread) > 5 else ""
+        told = (
+            f"{len(self.unread)} stored tensor{'' if one else 's'} {'has' if one else 'have'} no "
+            f"place in the model and {'is' if one else 'are'} left out: {shown}{more}."
+        )
+        return (told, *self.remarks)
 
     @property
     def name(self) -> str:
@@ -125,8 +141,8 @@ def open(
     place = _device(device)
     found = locate(source)
     load = _LOADERS[_layout(found)]
-    model, unread = load(found, wanted, place, head, trust_remote_code, progress)
-    return Checkpoint(model, found, unread, trust_remote_code)
+    model, unread, remarks = load(found, wanted, place, head, trust_remote_code, progress)
+    return Checkpoint(model, found, unread, trust_remote_code, remarks)
 
 
 # Words of from_pretrained, and ours.
@@ -175,13 +191,12 @@ def check_finite(model: torch.nn.Module) -> None:
             )
 
 
-_Loaded = tuple["PreTrainedModel", tuple[str, ...]]
-_Loader = Callable[[Source, Any, Any, "str | None", bool, Progress], _Loaded]
+_Loader = Callable[[Source, Any, Any, "str | None", bool, Progress], "Loaded"]
 
 
 def _open_directory(
     source: Source, dtype: Any, device: Any, head: str | None, trust: bool, progress: Progress
-) -> _Loaded:
+) -> Loaded:
     from modwright.checkpoint.directory import load_directory
 
     assert source.path is not None
@@ -192,7 +207,7 @@ def _open_directory(
 
 def _open_gguf(
     source: Source, dtype: Any, device: Any, head: str | None, trust: bool, progress: Progress
-) -> _Loaded:
+) -> Loaded:
     import torch
 
     from modwright.checkpoint.gguf import load_gguf
@@ -205,10 +220,11 @@ def _open_gguf(
 
 def _open_preset(
     source: Source, dtype: Any, device: Any, head: str | None, trust: bool, progress: Progress
-) -> _Loaded:
+) -> Loaded:
     import torch
 
     from modwright.checkpoint.classes import model_class
+    from modwright.checkpoint.directory import Loaded
 
     config = preset_config(source.name.removeprefix(PREFIX))
     cls: Any = model_class(config, head)
@@ -220,7 +236,7 @@ def _open_preset(
     for tensor in model.state_dict(keep_vars=True).values():
         if dtype is not None and tensor.is_floating_point():
             tensor.data = tensor.data.to(dtype)
-    return set_eval(model.to(device=device)), ()
+    return Loaded(set_eval(model.to(device=device)))
 
 
 _LOADERS: dict[str, _Loader] = {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from modwright.core.errors import CheckpointError
+from modwright.core.reading import read_json
 
 __all__ = ["StoredTensor", "read_headers", "weight_files"]
 
@@ -111,11 +111,9 @@ def _damage(file: Path, error: Exception) -> str:
 
 def _weight_map(directory: Path) -> dict[str, str]:
     try:
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        index = read_json(directory / INDEX)
         return {str(name): str(file) for name, file in index["weight_map"].items()}
-    except OSError as error:
-        raise CheckpointError(f"{directory / INDEX}: {error.strerror or error}") from error
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except (KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{directory / INDEX} is not a shard index: {error}") from error
 
 

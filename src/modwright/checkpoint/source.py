@@ -11,6 +11,7 @@ from modwright.checkpoint.aliases import ALIASES, STAND_INS, alias_names
 from modwright.checkpoint.carry import carried_files
 from modwright.checkpoint.presets import PREFIX, preset_names
 from modwright.core.errors import CheckpointError, did_you_mean, first_line, nearest, unknown_name
+from modwright.core.reading import first_bytes
 
 __all__ = ["Source", "locate"]
 
@@ -88,6 +89,10 @@ def locate(source: str | os.PathLike[str] | Source) -> Source:
         return _directory(name, path)
     if name and path.exists():
         return _file(name, path)
+    if name and path.is_symlink():
+        raise CheckpointError(
+            f"{name!r} is a link to {str(path.readlink())!r}, which leads nowhere"
+        )
     if name in ALIASES:
         return _alias(name)
     if isinstance(source, str) and _HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
@@ -115,8 +120,7 @@ def _directory(name: str, path: Path) -> Source:
 
 
 def _file(name: str, path: Path) -> Source:
-    with path.open("rb") as stream:
-        magic = stream.read(4)
+    magic = first_bytes(path, 4)
     if magic == b"GGUF":
         return Source("gguf", name, path, description=f"GGUF file {path.name}")
     if path.suffix == ".gguf":

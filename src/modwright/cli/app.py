@@ -85,7 +85,7 @@ def inspect(
 ) -> None:
     """Show a model's parts with their parameters, MACs and bytes."""
     from modwright.anatomy import Anatomy
-    from modwright.checkpoint import open as open_checkpoint
+    from modwright.cli.opening import open_checkpoint
     from modwright.cost import inspect as inspect_parts
 
     if html is not None:
@@ -118,7 +118,7 @@ def cost(
 
     Bytes are of the weights, the key/value cache and the activations; --measure times it too.
     """
-    from modwright.checkpoint import open as open_checkpoint
+    from modwright.cli.opening import open_checkpoint
     from modwright.cost import count, measure_speed
 
     progress = make_progress()
@@ -159,7 +159,7 @@ def plan(
 
     The forecast is made before any data is read. With --save the plan itself is computed and kept.
     """
-    from modwright.checkpoint import open as open_checkpoint
+    from modwright.cli.opening import open_checkpoint
     from modwright.cli.show import forecast_table, plan_lines
     from modwright.recipes import load_recipe
     from modwright.recipes.forecast import forecast
@@ -197,7 +197,7 @@ def apply(
     force: Force = False,
 ) -> None:
     """Carry out a saved plan and write the checkpoint."""
-    from modwright.checkpoint import open as open_checkpoint
+    from modwright.cli.opening import open_checkpoint
     from modwright.core.errors import Refused
     from modwright.edits.reopen import check_reopens
     from modwright.recipes.plans import apply_plans, load_plans

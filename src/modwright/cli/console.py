@@ -21,7 +21,7 @@ def output() -> Console:
     from rich.console import Console
 
     wide = None if sys.stdout.isatty() else 100
-    return Console(file=sys.stdout, width=wide, highlight=False)
+    return Console(file=sys.stdout, width=wide, highlight=False, markup=False, emoji=False)
 
 
 def say(message: str) -> None:
@@ -68,7 +68,7 @@ class RichProgress:
         from rich.progress import Progress as Bar
 
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),

@@ -70,7 +70,7 @@ def evaluate(
     from dataclasses import asdict
 
     from modwright.calibration import TextData
-    from modwright.checkpoint import open as open_checkpoint
+    from modwright.cli.opening import open_checkpoint
     from modwright.cli.show_evaluation import evaluation_lines
     from modwright.recipes.evaluation import evaluate as measure
     from modwright.tasks.generation import generate_sample

@@ -51,9 +51,9 @@ def export(
     plain: a stock checkpoint. standalone: a checkpoint with one Python file, for transformers
     without modwright. pt2: torch.export. onnx: ONNX Runtime. gguf: llama.cpp and its kin.
     """
-    from modwright.checkpoint import open as open_checkpoint
     from modwright.checkpoint.export import export as export_model
     from modwright.checkpoint.export import make_target, serving_table
+    from modwright.cli.opening import open_checkpoint
 
     target = make_target(to, _options(options or ()))
     if out is not None:

@@ -37,7 +37,7 @@ def upscale(
     A model such as CRAFT looks at the whole picture, so tiles, which need less memory, are an
     approximation. Pictures of any size are taken; gray ones are read as color.
     """
-    from modwright.checkpoint import open as open_checkpoint
+    from modwright.cli.opening import open_checkpoint
     from modwright.core.errors import Refused
     from modwright.core.modes import set_eval
     from modwright.models.upscaling import upscale_image

@@ -122,7 +122,7 @@ def rename(
     The way back from `modwright import`: the file loads in the authors' code, or in transformers or
     timm, and every tensor has the same bits.
     """
-    from modwright.checkpoint import open as open_checkpoint
+    from modwright.cli.opening import open_checkpoint
     from modwright.core.errors import Refused
     from modwright.models import to_layout
     from modwright.models.picture_model import PictureModel

@@ -111,6 +111,8 @@ def first_line(error: BaseException) -> str:
         'no such layer'
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if len(lines) > 1 and lines[0].endswith(":"):
+        return " ".join(lines[:2])
     return lines[0] if lines else type(error).__name__
 
 

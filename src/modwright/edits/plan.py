@@ -14,6 +14,7 @@ from torch import Tensor
 from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
 from modwright.core.errors import CheckpointError, Refused
 from modwright.core.files import whole_directory, write_file
+from modwright.core.reading import read_json, require_regular
 from modwright.edits.change import Change
 from modwright.edits.edit import FORMAT, Arrange, Edit, Replace, edits_from_json
 from modwright.nn import ExpertShape
@@ -160,14 +161,19 @@ class Plan:
         Raises:
             CheckpointError: no plan stands there, or it is of a newer format.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         path = Path(directory)
         try:
-            stored = json.loads((path / "plan.json").read_text())
+            stored = read_json(path / "plan.json")
+            require_regular(path / "plan.safetensors")
             tensors = load_file(path / "plan.safetensors")
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} holds no readable plan: {error}") from None
+        except (OSError, ValueError, SafetensorError, CheckpointError) as error:
+            told = str(error).split("\n")[0]
+            raise CheckpointError(f"{path} holds no readable plan: {told}") from None
+        if not isinstance(stored, dict) or not isinstance(stored.get("format", 0), int):
+            raise CheckpointError(f"{path} holds no readable plan: it is no mapping with a format")
         if stored.get("format", 0) > FORMAT:
             raise CheckpointError(f"{path} has format {stored['format']}; known up to {FORMAT}")
         try:
@@ -180,7 +186,7 @@ class Plan:
                 stored["reasons"],
                 tuple(stored["notes"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{path} holds no readable plan: {error!r}") from None
 
     def summary(self) -> list[tuple[str, str]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from modwright.core.errors import CheckpointError, Refused, unknown_name
+from modwright.core.reading import read_json
 from modwright.models.key_maps import KeyMap
 from modwright.models.picture_model import PictureModel
 from modwright.models.source_configs import SourceConfig, read_source_config, same_value
@@ -91,7 +91,11 @@ def _read_directory(path: Path) -> dict[str, Tensor]:
         if (path / name).is_file():
             return read_weights(path / name)
         if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            stored = read_json(index)
+            named = stored.get("weight_map") if isinstance(stored, dict) else None
+            if not isinstance(named, dict) or not all(isinstance(n, str) for n in named.values()):
+                raise CheckpointError(f"{index} is no shard index")
+            shards = sorted(set(named.values()))
             return {n: t for shard in shards for n, t in read_weights(path / shard).items()}
     raise CheckpointError(f"{path} holds no model.safetensors or pytorch_model.bin")
 

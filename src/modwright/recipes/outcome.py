@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from modwright.checkpoint import Checkpoint, rehearse
 from modwright.core import distributed
 from modwright.core.errors import CheckpointError, Refused
+from modwright.core.reading import read_yaml
 from modwright.edits.reopen import Reopened
 from modwright.recipes.schema import Recipe
 from modwright.report import Report
@@ -103,8 +102,8 @@ def _stands_already(place: Path, full: dict[str, Any], force: bool, told: str) -
 def is_result_of(place: Path, full: dict[str, Any], told: str = "report.json") -> bool:
     """Whether a whole result of this resolved recipe stands there."""
     try:
-        stored = yaml.safe_load((place / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        stored = read_yaml(place / "recipe.yaml")
+    except CheckpointError:
         return False
     whole = all((place / name).is_file() for name in ("config.json", told))
     return whole and bool(stored == full)

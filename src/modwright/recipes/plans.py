@@ -12,6 +12,7 @@ from modwright.checkpoint import Checkpoint
 from modwright.core.errors import CheckpointError
 from modwright.core.files import whole_directory, write_file
 from modwright.core.progress import SILENT, Progress
+from modwright.core.reading import read_yaml
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.recipes.load import resolved
@@ -62,8 +63,8 @@ def load_plans(directory: Path) -> tuple[list[Plan], dict[str, Any]]:
         return [Plan.load(directory)], {}
     steps = sorted(directory.glob("step-*"), key=lambda place: (len(place.name), place.name))
     try:
-        recipe = yaml.safe_load((directory / "recipe.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        recipe = read_yaml(directory / "recipe.yaml")
+    except CheckpointError:
         recipe = None
     if not steps or not isinstance(recipe, dict):
         raise CheckpointError(

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from modwright.core.errors import CheckpointError, Refused, nearest
+from modwright.core.reading import parse_yaml, require_regular
 
 __all__ = ["Location", "Places", "override", "read_changed", "read_tree"]
 
@@ -31,7 +32,7 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Plac
         raise Refused(f"{file.name}: extends goes in a circle; a file cannot extend itself")
     text = _text(file, extended_by)
     try:
-        tree = yaml.safe_load(text)
+        tree = parse_yaml(text, file.name)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise Refused(f"{file.name}{_yaml_problem(error)}") from None
@@ -73,7 +74,7 @@ def override(tree: Any, places: Places, text: str) -> None:
     if not equals or not all(keys):
         raise Refused(f"{said}: write KEY=VALUE, for example steps.0.n=6")
     try:
-        parsed = yaml.safe_load(value)
+        parsed = parse_yaml(value, said)
     except (yaml.YAMLError, ValueError):
         raise Refused(f"{said}: {value!r} is not a YAML value; put text into quotes") from None
     here, at = tree, _Walk(said)
@@ -116,6 +117,8 @@ def _text(file: Path, extended_by: tuple[Path, ...]) -> str:
     if extended_by:
         told += f", which {extended_by[-1].name} extends"
     try:
+        if file.exists() and not file.is_dir():
+            require_regular(file)
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CheckpointError(f"{told}: no such file{_nearest_file(file)}") from None

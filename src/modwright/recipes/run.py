@@ -133,6 +133,8 @@ class _Run:
         self.journal.write(f"modwright run into {self.place}, process {os.getpid()}")
         self.say(f"opening {self.recipe.model}")
         opened = open_checkpoint(self.recipe.model, dtype=self.recipe.dtype, progress=self.progress)
+        for note in opened.notes:
+            self.say(f"note: {note}")
         check_finite(opened.model)
         if distributed.is_main():
             require_place(opened, self.place, self.force)
@@ -227,6 +229,7 @@ class _Run:
             "title": "as it came",
             "plain": is_plain(model),
             "source_blocks": list(range(len(Anatomy.of(model).blocks))),
+            "notes": list(opened.notes),
         }
         self._measure(0, opened, model, "before", told)
         self.work.keep(0, self.key(0), self.stages[0], None)

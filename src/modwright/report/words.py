@@ -108,8 +108,8 @@ def _value(stage: Stage, group: str, key: str) -> float | None:
 def verdicts(report: Report) -> list[str]:
     """What the report says, as sentences in the order in which they matter.
 
-    First the whole, then each step where there are several, then the sample and what loads the
-    result. Every sentence names its numbers with their units.
+    First the whole, then each step where there are several, then the sample, what of the source was
+    left out, and what loads the result. Every sentence names its numbers with their units.
 
     Example:
         >>> for line in verdicts(Report("example", stages=[Stage("before")])):
@@ -133,6 +133,7 @@ def verdicts(report: Report) -> list[str]:
             lines += _say(step, _quality_of_step, *_PAY, _speed_missed)
     for stage in report.stages:
         lines += _sample(stage)
+    lines += report.before.notes
     if steps:
         lines += _loading(report.after)
     return lines

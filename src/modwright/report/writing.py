@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modwright.core.errors import CheckpointError
 from modwright.core.files import write_file
+from modwright.core.reading import read_json
 from modwright.report.data import Report
 from modwright.report.html import render_html
 from modwright.report.markdown import render_markdown
@@ -49,7 +50,7 @@ def read_report(path: Path) -> Report:
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        stored = read_json(path)
+    except CheckpointError as error:
         raise CheckpointError(f"{path} holds no readable report: {error}") from None
     return Report.from_json(stored)

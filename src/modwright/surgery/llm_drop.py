@@ -6,7 +6,6 @@ tokens.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,6 +24,7 @@ from modwright.calibration import (
 )
 from modwright.core.errors import CheckpointError, Refused, unknown_name
 from modwright.core.progress import SILENT, Progress
+from modwright.core.reading import read_json
 from modwright.edits import Change, Plan, remove
 from modwright.edits.replay import num_removed, preview
 from modwright.surgery.method import Needs, register_method
@@ -387,8 +387,8 @@ def _changes(anatomy: Anatomy, picked: Iterable[tuple[str, int]], drop_post_norm
 
 def _read_lists(path: str, anatomy: Anatomy) -> list[tuple[str, int]]:
     try:
-        config = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+        config = read_json(Path(path))
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: no readable config: {error}") from None
     lists = DropLists.from_config(config, len(anatomy.blocks))
     for index in (*lists.attention, *lists.mlp):

@@ -154,9 +154,13 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> 
     if not prompt:
         raise Refused("the prompt is empty; give at least one word")
     if chat:
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
+        try:
+            prompt = tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program: it may raise what it likes
+            told = str(error).split("\n")[0]
+            raise Refused(f"the chat template of this tokenizer fails: {told}") from error
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
     if not chat:  # a template writes the special tokens itself
         # The text goes on, so nothing that ends it stands after the prompt.

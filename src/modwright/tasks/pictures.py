@@ -6,8 +6,10 @@ Axes: N pictures, C channels, H height, W width.
 from __future__ import annotations
 
 import gzip
+import math
 import struct
 import warnings
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.core.errors import CheckpointError, Refused
+from modwright.core.reading import first_bytes
 from modwright.tasks.image_files import read_image
 from modwright.tasks.image_folder import find_images
 
@@ -26,6 +29,7 @@ __all__ = ["Pictures", "digits", "folder_pictures", "idx_pictures", "read_idx"]
 
 # Type codes of idx files; the numbers in them are big-endian.
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+_LONGEST_IDX = 2**31
 _FASHION = (
     "t-shirt",
     "trouser",
@@ -144,15 +148,17 @@ def read_idx(path: str | Path) -> Tensor:
     """
     path = Path(path)
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-    try:
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
-        zero, kind, axes = struct.unpack(">HBB", data[:4])
-        shape = struct.unpack(f">{axes}I", data[4 : 4 + 4 * axes])
-        numbers = np.frombuffer(data, _IDX_TYPES[kind], offset=4 + 4 * axes).reshape(shape)
-    except (struct.error, KeyError, ValueError, EOFError, gzip.BadGzipFile):
+        packed = first_bytes(path, 2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as stream:
+            zero, kind, axes = struct.unpack(">HBB", stream.read(4))
+            shape = struct.unpack(f">{axes}I", stream.read(4 * axes))
+            length = math.prod(shape) * np.dtype(_IDX_TYPES[kind]).itemsize
+            if length > _LONGEST_IDX:
+                raise CheckpointError(f"{path} says {shape}, more than {_LONGEST_IDX:,} bytes")
+            # A packed file may hold far more than it says; one byte more is enough to know.
+            data = stream.read(length + 1)
+        numbers = np.frombuffer(data, _IDX_TYPES[kind]).reshape(shape)
+    except (struct.error, KeyError, ValueError, EOFError, gzip.BadGzipFile, zlib.error):
         raise CheckpointError(f"{path} is no whole idx file") from None
     if zero:
         raise CheckpointError(f"{path} is no whole idx file")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from modwright.core.errors import CheckpointError
+from modwright.core.reading import read_json
 
 __all__ = ["MODEL_TYPE", "code_file", "edited_config", "is_standalone"]
 
@@ -39,9 +41,9 @@ def edited_config(stored: Mapping[str, Any]) -> Any:
 def code_file(directory: Path) -> str | None:
     """The Python file that belongs to a standalone checkpoint; it is made anew, never carried."""
     try:
-        stored = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        stored = read_json(directory / "config.json")
         if not is_standalone(stored):
             return None
         return f"{str(stored['auto_map']['AutoConfig']).partition('.')[0]}.py"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (CheckpointError, KeyError, TypeError, AttributeError):
         return None
