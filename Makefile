@@ -11,8 +11,8 @@ OLDEST_TESTS := tests/anatomy tests/test_autoload.py tests/edits/test_traps.py t
   tests/edits/test_edited_decoding.py tests/calibration/test_walk.py tests/checkpoint/test_saving.py \
   tests/checkpoint/test_gguf.py tests/cost tests/surgery/test_modegpt.py tests/surgery/test_llm_drop.py
 ALL_TESTS := $(BIN)/python -m pytest -q -n 2 --dist worksteal --doctest-modules src/modwright tests
-# Cases on each family that is no layout class, on the oldest transformers.
-FEW ?= 1
+# On the oldest transformers every family runs some cases of each test.
+CASES ?= --few 2
 WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
@@ -50,7 +50,7 @@ test: lint
 
 test-full: lint
 	$(ALL_TESTS) --full --durations-file out/durations-full.json
-	$(MAKE) -j 2 test-oldest test-timm FEW=100
+	$(MAKE) -j 2 test-oldest test-timm WORKERS=1 CASES=--full
 
 durations:
 	cp out/durations.json tests/data/durations.json
@@ -114,7 +114,7 @@ $(MERGEKIT): requirements-mergekit.lock
 
 # The oldest transformers that is supported, in an environment of its own.
 test-oldest: $(OLDEST)/.ready
-	$(OLDEST)/bin/python -m pytest -q -n $(WORKERS) --few $(FEW) -m "not models" $(OLDEST_TESTS)
+	$(OLDEST)/bin/python -m pytest -q -n $(WORKERS) $(CASES) -m "not models" $(OLDEST_TESTS)
 
 # Vision models of timm. A plain `pytest` leaves these tests out: they need timm.
 test-timm: $(TIMM)/.ready

@@ -9,7 +9,7 @@ import pytest
 
 __all__ = ["FAMILY_ARGUMENTS", "FEW", "LAYOUT_CLASSES", "covering"]
 
-FAMILY_ARGUMENTS = ("preset", "decoder", "reader", "dense_mlps", "plain_heads")
+FAMILY_ARGUMENTS = ("preset", "decoder", "reader", "dense_mlps", "plain_heads", "dense")
 LAYOUT_CLASSES = {
     "tiny-llama": "maps apart, rotary positions, key/value heads in groups, gates",
     "tiny-gpt2": "one transposed map for queries, keys and values, learned positions",
@@ -23,13 +23,15 @@ FEW = 3
 """Cases that run on each other family, where a test does not say which."""
 
 
-def covering(items: list[pytest.Item], presets: Container[str], few: int) -> list[pytest.Item]:
+def covering(
+    items: list[pytest.Item], presets: Container[str], few: int | None = None
+) -> list[pytest.Item]:
     """The tests that are run without ``--full``, in their order.
 
     A test over families and other parameters runs all its cases on the families of
     ``LAYOUT_CLASSES``. On the others it runs the cases for which the predicate of its ``covering``
-    mark holds, or ``few`` cases, from one family to the next in turn. A test with the mark
-    ``families`` runs on these families alone.
+    mark holds, or ``FEW`` cases, from one family to the next in turn. A test with the mark
+    ``families`` runs on these families alone. With ``few`` all families run so many cases.
     """
     cases: dict[Any, list[tuple[Any, ...]]] = {}
     families: dict[Any, list[str]] = {}
@@ -39,7 +41,7 @@ def covering(items: list[pytest.Item], presets: Container[str], few: int) -> lis
             function, preset, case = split
             for known, value in ((cases, case), (families, preset)):
                 listed: list[Any] = known.setdefault(function, [])  # type: ignore[attr-defined]
-                if value not in listed and value not in LAYOUT_CLASSES:
+                if value not in listed and (few or value not in LAYOUT_CLASSES):
                     listed.append(value)
 
     def runs(item: Any, split: Any) -> bool:
@@ -49,13 +51,13 @@ def covering(items: list[pytest.Item], presets: Container[str], few: int) -> lis
         only, mark = item.get_closest_marker("families"), item.get_closest_marker("covering")
         if only is not None:
             return preset in only.args
-        if preset in LAYOUT_CLASSES:
+        if few is None and preset in LAYOUT_CLASSES:
             return True
-        if mark is not None and few >= FEW:
+        if few is None and mark is not None:
             return bool(mark.args[0](item.callspec.params))
-        number = len(cases[function])
-        first = families[function].index(preset) * few
-        return (cases[function].index(case) - first) % number < few
+        share, number = few or FEW, len(cases[function])
+        first = families[function].index(preset) * share
+        return (cases[function].index(case) - first) % number < share
 
     return [item for item, split in found if runs(item, split)]
 
@@ -64,7 +66,8 @@ def _split(item: Any, presets: Container[str]) -> tuple[Any, str, tuple[Any, ...
     """The function of a test, its family and the rest of its parameters; None without a family."""
     spec = getattr(item, "callspec", None)
     names = [name for name in FAMILY_ARGUMENTS if spec is not None and name in spec.params]
-    if not names or spec.params[names[0]] not in presets:
+    family = spec.params[names[0]] if names else None
+    if not isinstance(family, str) or family not in presets:
         return None
     rest = tuple(sorted((n, i) for n, i in spec.indices.items() if n != names[0]))
-    return (item.path, item.originalname), spec.params[names[0]], rest
+    return (item.path, item.originalname), family, rest

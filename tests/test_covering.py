@@ -40,7 +40,7 @@ def product(cases: int, argument: str = "preset", **marks: Any) -> list[Any]:
     ]
 
 
-def kept(items: list[Any], few: int = FEW) -> set[tuple[str, int]]:
+def kept(items: list[Any], few: int | None = None) -> set[tuple[str, int]]:
     return {tuple(item.callspec.params.values()) for item in covering(items, PRESETS, few)}
 
 
@@ -60,16 +60,22 @@ def test_a_test_may_say_which_cases_and_which_families() -> None:
     found = kept(product(6, covering=even))
     assert {case for preset, case in found if preset == "tiny-opt"} == {0, 2, 4}
     assert {case for preset, case in found if preset == "tiny-llama"} == set(range(6))
-    assert len(kept(product(6, covering=even), few=1)) == 6 * len(LAYOUT_CLASSES) + len(OTHERS)
     families = pytest.mark.families("tiny-opt", "tiny-bert").mark
     assert kept(product(2, families=families)) == {
         (name, case) for name in ("tiny-opt", "tiny-bert") for case in range(2)
     }
 
 
+@pytest.mark.parametrize("few", [1, 2])
+def test_all_families_may_run_a_few_cases(few: int) -> None:
+    found = kept(product(9, covering=pytest.mark.covering(lambda params: True).mark), few)
+    assert len(found) == few * len(PRESETS)
+    assert {case for _, case in found} == set(range(9))
+
+
 def test_tests_without_a_family_are_kept() -> None:
     items: list[Any] = [Item("test_g", None), Item("test_h", Spec({"case": 1}, {"case": 1}))]
-    assert covering(items, PRESETS, FEW) == items
+    assert covering(items, PRESETS) == items
 
 
 def test_every_layout_class_is_a_preset(family_presets: dict[str, str]) -> None:
