@@ -59,7 +59,7 @@ steps:
 evaluate:
   perplexity: {{data: {wordy_text}, windows: 2, length: 24}}
   generate: {{prompt: w7 w8, max_new_tokens: 3}}
-  speed: {{prompt: 4, new_tokens: 2, repeats: 1}}
+  speed: {{prompt: 4, new_tokens: 2, repeats: 1, max_seconds: 0}}
   length: 32
 """
     (place / "recipe.yaml").write_text(text)

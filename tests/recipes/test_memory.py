@@ -74,7 +74,7 @@ def test_a_real_run_keeps_its_forecast(
             "evaluate": {
                 "perplexity": {"data": text, "windows": 2, "length": 64},
                 "generate": {"prompt": "w7 w8", "max_new_tokens": 3},
-                "speed": {"prompt": 8, "new_tokens": 2, "repeats": 1},
+                "speed": {"prompt": 8, "new_tokens": 2, "repeats": 1, "max_seconds": 0},
                 "length": 64,
             },
             **changed,

@@ -271,3 +271,18 @@ def test_no_sentence_praises(example: Report) -> None:
     said = " ".join(verdicts(example)).lower()
     for word in ("great", "excellent", "impressive", "only", "amazing", "successful", "improve"):
         assert word not in said.split()
+
+
+def test_fault_A19_the_file_that_was_opened_is_named_with_its_size() -> None:
+    opened = {"opened_file": "small.Q4_1.gguf", "opened_bytes": 700_000}
+    told = "The file that was opened, small.Q4_1.gguf, has 700.0 kB; its weights take 4.00 MB as "
+    machine = {"dtype": "float32"}
+    one = report(stage(), stage("1 x", stored_bytes=3.5e6), model=opened, environment=machine)
+    assert f"{told}float32, and the result is 5.00 times as large as that file." in verdicts(one)
+    assert f"{told}float32." in verdicts(report(stage(), model=opened, environment=machine))
+
+
+def test_a_file_of_the_weights_own_size_is_not_named() -> None:
+    for model in ({}, {"opened_file": "model.safetensors", "opened_bytes": 4_004_000}):
+        lines = verdicts(report(stage(), stage("1 x"), model=model))
+        assert not any("was opened" in line for line in lines)

@@ -14,7 +14,7 @@ from pathlib import Path
 from modwright.core.errors import CheckpointError
 from modwright.core.reading import read_json
 
-__all__ = ["carried_files", "carry"]
+__all__ = ["carried_files", "carry", "weight_files"]
 
 _WEIGHTS = (
     ".safetensors",
@@ -32,6 +32,20 @@ _WEIGHTS = (
     ".tflite",
 )
 _README = "README.md"
+
+
+def weight_files(place: Path) -> tuple[Path, ...]:
+    """The files that a model's weights are read from: the file itself, or those of a directory.
+
+    Of a directory that holds copies in several formats, safetensors are read.
+    """
+    if place.is_file():
+        return (place,)
+    for suffix in (".safetensors", ".bin"):
+        found = tuple(sorted(place.glob(f"*{suffix}")))
+        if found:
+            return found
+    return ()
 
 
 def carried_files(directory: Path) -> tuple[str, ...]:

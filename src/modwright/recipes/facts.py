@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from modwright.checkpoint import peak_rss_bytes
+from modwright.checkpoint.carry import weight_files
 from modwright.checkpoint.classes import HEADS, model_class
+from modwright.checkpoint.source import Source
 from modwright.core.errors import Refused
 
-__all__ = ["auto_class", "environment", "listed", "versions"]
+__all__ = ["auto_class", "environment", "listed", "opened_files", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -34,6 +36,18 @@ def environment(model: Any) -> dict[str, Any]:
         "device": str(model.device),
         "memory": f"{peak_rss_bytes() / 1e9:.2f} GB at most",
     }
+
+
+def opened_files(source: Source) -> dict[str, Any]:
+    """What was opened, as files: what it is called and how many bytes; nothing of random weights.
+
+    The bytes of a quantized file are not those of the weights that it was expanded to.
+    """
+    files = () if source.path is None else weight_files(source.path)
+    if not files:
+        return {}
+    name = files[0].name if len(files) == 1 else f"{len(files)} weight files"
+    return {"opened_file": name, "opened_bytes": sum(file.stat().st_size for file in files)}
 
 
 def auto_class(model: Any) -> str:

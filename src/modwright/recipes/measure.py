@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,11 +29,13 @@ def measure_stage(
     evaluate: Evaluate,
     progress: Progress,
     baseline: Baseline | None = None,
+    say: Callable[[str], None] | None = None,
     **told: Any,
 ) -> Stage:
     """A stage of the report: everything that the recipe asks to measure, plus what is ``told``.
 
     With a ``baseline`` speed is measured against it, in pairs of neighboring runs.
+    ``say`` hears of perplexity and agreement as soon as they are known.
     """
     anatomy = Anatomy.of(model)
     seconds: dict[str, float] = dict(told.pop("seconds", {}))
@@ -53,7 +55,7 @@ def measure_stage(
     }
     speed = sample = None
     teacher = baseline.model if baseline is not None else None
-    quality, spent = measure_quality(model, tokenizer, evaluate, progress, teacher)
+    quality, spent = measure_quality(model, tokenizer, evaluate, progress, teacher, say)
     seconds.update(spent)
     if evaluate.speed is not None:
         start = time.monotonic()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -79,13 +79,19 @@ def _check_harness(opened: Checkpoint, evaluate: Evaluate) -> str | None:
 
 
 def measure_quality(
-    model: Any, tokenizer: Any, evaluate: Evaluate, progress: Progress, teacher: Any = None
+    model: Any,
+    tokenizer: Any,
+    evaluate: Evaluate,
+    progress: Progress,
+    teacher: Any = None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """What a stage of the report holds of a model's quality, and the seconds of each measurement.
 
     Agreement is measured where there is a ``teacher``; all else also on the model as it came, in
-    the same run.
+    the same run. ``say`` hears of each number as soon as it is known.
     """
+    say = say or (lambda message: None)
     found: dict[str, Any] = {}
     seconds: dict[str, float] = {}
 
@@ -104,6 +110,7 @@ def measure_quality(
             "finite": quality.finite,
             "recipe": quality.recipe,
         }
+        say(f"perplexity {quality.value:.2f}")
     if evaluate.agreement and evaluate.perplexity is not None and teacher is not None:
         with timed("agreement"):
             near = agreement(teacher, model, tokenizer, _windows(evaluate.perplexity), progress)
@@ -114,6 +121,8 @@ def measure_quality(
             "finite": near.finite,
             "recipe": {**near.recipe, "teacher": TEACHER},
         }
+        told = (f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
+        say(f"agreement: {', '.join(told)}")
     if evaluate.harness is not None:
         with timed("harness"):
             scored = run_harness(model, tokenizer, _tasks(evaluate.harness), progress)

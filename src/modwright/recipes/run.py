@@ -26,7 +26,7 @@ from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
 from modwright.edits.remodelled import is_plain
 from modwright.edits.reopen import Reopened, check_reopens
-from modwright.recipes.facts import auto_class, environment, listed, versions
+from modwright.recipes.facts import auto_class, environment, listed, opened_files, versions
 from modwright.recipes.forecast import forecast, require_room
 from modwright.recipes.journal import Journal
 from modwright.recipes.load import resolved
@@ -243,6 +243,7 @@ class _Run:
             self.recipe.evaluate,
             self.progress,
             Baseline(opened.model, self.stages[0].speed) if index else None,
+            self.say,
             name=name,
             **told,
         )
@@ -282,6 +283,7 @@ class _Run:
                 "name": opened.name,
                 "family": Anatomy.of(model).family.name,
                 "source": opened.source.description,
+                **opened_files(opened.source),
                 "auto_class": auto_class(model),
             },
             created=datetime.date.today().isoformat(),

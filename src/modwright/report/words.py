@@ -32,6 +32,8 @@ NEARLY_FREE = 1.02
 FAR_OUTSIDE = 2.0
 REPEATS = 0.5
 SAME = 0.0005
+# Headers make files larger than their weights by less than this.
+OPENED = 0.05
 
 _WHOLE = "The result"
 
@@ -125,6 +127,7 @@ def verdicts(report: Report) -> list[str]:
     if not steps:
         lines.append("Nothing was changed: these are the measurements of the model as it came.")
     lines += _say(whole, _size)
+    lines += _opened(report)
     lines += _say(whole, _quality, _agreement, _scores)
     lines += _say(whole, *_PAY)
     lines += _say(whole, _speed)
@@ -167,6 +170,23 @@ def _size(pair: _Pair) -> Iterator[str]:
         )
     if parts:
         yield f"{pair.name} has {' and '.join(parts)}."
+
+
+def _opened(report: Report) -> Iterator[str]:
+    """The size of the file that was opened, where it is not that of the weights."""
+    opened, before = report.model.get("opened_bytes"), report.before.cost.get("stored_bytes")
+    after = report.after.cost.get("stored_bytes")
+    if not opened or not before or not after or abs(before / opened - 1) < OPENED:
+        return
+    name = report.model.get("opened_file") or "the file that was opened"
+    dtype = report.environment.get("dtype")
+    line = (
+        f"The file that was opened, {name}, has {bytes_text(opened)}; its weights take "
+        f"{bytes_text(before)} {f'as {dtype}' if dtype else 'here'}"
+    )
+    if report.before is not report.after:
+        line += f", and the result is {number_text(after / opened)} times as large as that file"
+    yield f"{line}."
 
 
 def _quality(pair: _Pair) -> Iterator[str]:
