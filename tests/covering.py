@@ -31,18 +31,15 @@ def covering(
     A test over families and other parameters runs all its cases on the families of
     ``LAYOUT_CLASSES``. On the others it runs the cases for which the predicate of its ``covering``
     mark holds, or ``FEW`` cases, from one family to the next in turn. A test with the mark
-    ``families`` runs on these families alone. With ``few`` all families run so many cases.
+    ``families`` runs on these families alone. With ``few`` all families run so many cases. A case
+    that nothing stands for, because it is one of a family alone, is always run.
     """
-    cases: dict[Any, list[tuple[Any, ...]]] = {}
-    families: dict[Any, list[str]] = {}
     found = [(item, _split(item, presets)) for item in items]
+    runs_on: dict[Any, dict[Any, list[str]]] = {}  # function -> case -> families
     for _, split in found:
         if split is not None:
             function, preset, case = split
-            for known, value in ((cases, case), (families, preset)):
-                listed: list[Any] = known.setdefault(function, [])  # type: ignore[attr-defined]
-                if value not in listed and (few or value not in LAYOUT_CLASSES):
-                    listed.append(value)
+            runs_on.setdefault(function, {}).setdefault(case, []).append(preset)
 
     def runs(item: Any, split: Any) -> bool:
         if split is None:
@@ -51,13 +48,18 @@ def covering(
         only, mark = item.get_closest_marker("families"), item.get_closest_marker("covering")
         if only is not None:
             return preset in only.args
-        if few is None and preset in LAYOUT_CLASSES:
+        full = () if few else LAYOUT_CLASSES
+        stands_for = full or runs_on[function][case][1:]
+        if preset in full or not set(stands_for) & set(runs_on[function][case]):
             return True
         if few is None and mark is not None:
             return bool(mark.args[0](item.callspec.params))
-        share, number = few or FEW, len(cases[function])
-        first = families[function].index(preset) * share
-        return (cases[function].index(case) - first) % number < share
+        cases, share = list(runs_on[function]), few or FEW
+        others = {
+            name: None for on in runs_on[function].values() for name in on if name not in full
+        }
+        first = list(others).index(preset) * share
+        return (cases.index(case) - first) % len(cases) < share
 
     return [item for item, split in found if runs(item, split)]
 
@@ -69,5 +71,6 @@ def _split(item: Any, presets: Container[str]) -> tuple[Any, str, tuple[Any, ...
     family = spec.params[names[0]] if names else None
     if not isinstance(family, str) or family not in presets:
         return None
-    rest = tuple(sorted((n, i) for n, i in spec.indices.items() if n != names[0]))
+    # The values of a product are the same objects for every family; pytest's indices are not.
+    rest = tuple(sorted((n, id(value)) for n, value in spec.params.items() if n != names[0]))
     return (item.path, item.originalname), family, rest

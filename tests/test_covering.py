@@ -16,7 +16,6 @@ PRESETS = {*LAYOUT_CLASSES, *OTHERS}
 @dataclass(eq=False)
 class Spec:
     params: dict[str, Any]
-    indices: dict[str, int]
 
 
 @dataclass(eq=False)
@@ -34,8 +33,8 @@ class Item:
 
 def product(cases: int, argument: str = "preset", **marks: Any) -> list[Any]:
     return [
-        Item("test_f", Spec({argument: name, "case": case}, {argument: i, "case": case}), marks)
-        for i, name in enumerate(sorted(PRESETS))
+        Item("test_f", Spec({argument: name, "case": case}), marks)
+        for name in sorted(PRESETS)
         for case in range(cases)
     ]
 
@@ -73,8 +72,17 @@ def test_all_families_may_run_a_few_cases(few: int) -> None:
     assert {case for _, case in found} == set(range(9))
 
 
+@pytest.mark.parametrize("few", [None, 1])
+def test_cases_of_one_family_alone_are_kept(few: int | None) -> None:
+    pairs = [(name, case) for case, name in enumerate(["tiny-opt"] * 5 + ["tiny-llama"] * 2)]
+    items: list[Any] = [
+        Item("test_f", Spec({"preset": name, "case": case})) for name, case in pairs
+    ]
+    assert kept(items, few) == set(pairs)
+
+
 def test_tests_without_a_family_are_kept() -> None:
-    items: list[Any] = [Item("test_g", None), Item("test_h", Spec({"case": 1}, {"case": 1}))]
+    items: list[Any] = [Item("test_g", None), Item("test_h", Spec({"case": 1}))]
     assert covering(items, PRESETS) == items
 
 
