@@ -29,7 +29,7 @@ from modwright.anatomy import (
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.cost.forward_macs import forward_macs
-from modwright.nn import ExpertShape, PlacedMixer
+from modwright.nn import ExpertShape, Opaque, PlacedMixer
 
 __all__ = ["Pass", "line_macs", "map_macs", "part_macs", "score_macs"]
 
@@ -144,9 +144,28 @@ def _(part: MixtureOfExperts, run: Pass) -> int:
 def _(part: OtherMixer | Unread, run: Pass) -> int:
     if part.address in run.counted:
         return run.sequences * run.counted[part.address]
-    if isinstance(part.module, PlacedMixer):
-        return run.sequences * forward_macs(part.module, 1, run.tokens, part.module.hidden_size)
-    raise UnsupportedArchitecture(f"{part.address}: its cost is known of a running model only")
+    width = _width(part)
+    if width is None:
+        raise UnsupportedArchitecture(f"{part.address}: its cost is known of a running model only")
+    try:
+        return run.sequences * forward_macs(part.module, 1, run.tokens, width)
+    except Exception as error:  # whatever a module of someone else raises when it is called alone
+        told = str(error).partition("\n")[0] or type(error).__name__
+        raise UnsupportedArchitecture(
+            f"{part.address}: a {type(part.module).__name__} does not run by itself, so its cost "
+            f"is not known ({told}); give a formula with modwright.cost.part_macs.register"
+        ) from None
+
+
+def _width(part: OtherMixer | Unread) -> int | None:
+    """Channels of the stream that a placed part reads: its own word for it, or its norm's."""
+    if not isinstance(part, OtherMixer) or not isinstance(part.module, PlacedMixer | Opaque):
+        return None
+    told = getattr(part.module, "hidden_size", None)
+    if isinstance(told, int):
+        return told
+    weight = None if part.norm is None else part.norm.parameters().get("weight")
+    return None if weight is None else len(weight)
 
 
 @part_macs.register

@@ -114,8 +114,11 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
     if check:
         try:
             verification = verify(built)
-        except RuntimeError as error:
-            raise VerificationError(f"after {plan.method}: it does not run: {error}") from error
+        except ModwrightError:
+            raise
+        except Exception as error:  # whatever a part of someone else raises when it runs
+            told = str(error).partition("\n")[0] or type(error).__name__
+            raise VerificationError(f"after {plan.method}: it does not run: {told}") from error
         if not verification.ok:
             raise VerificationError(f"after {plan.method}: {verification.failure}")
     return Applied(built, target.plain, accounting, verification)

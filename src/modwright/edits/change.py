@@ -13,7 +13,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from modwright.anatomy import Anatomy, Attention, Block, Mlp, Projection
+from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
 from modwright.anatomy.coerce import address_of
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import Refused
@@ -30,6 +30,7 @@ __all__ = [
     "remove",
     "replace_attention",
     "replace_mlp",
+    "require_separable",
     "untie",
 ]
 
@@ -128,6 +129,15 @@ def checked_index(index: Sequence[int] | Sequence[bool] | Tensor, size: int, wha
     return kept
 
 
+def require_separable(part: Mlp | MixtureOfExperts, what: str = "neurons cannot go") -> None:
+    """Refuses an MLP or a mixture whose neurons depend on each other."""
+    if not part.separable:
+        raise Refused(
+            f"{part.address}: the activation {part.activation!r} normalizes over the neurons, so "
+            f"{what} without changing the others"
+        )
+
+
 @singledispatch
 def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
     """Narrows an MLP to the neurons ``index``, in that order; nothing makes up for the others.
@@ -137,7 +147,8 @@ def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
     In a mixture of experts, every expert keeps its neurons of these numbers.
 
     Raises:
-        Refused: what is narrowed has no neurons, or an index is not there.
+        Refused: what is narrowed has no neurons, they depend on each other, or an index is not
+            there.
     """
     raise _without(part, "neurons")
 
@@ -181,6 +192,8 @@ def replace_mlp(
     if mlp.experts is not None:
         raise Refused(f"{mlp.address} is split into {mlp.num_experts} experts; merge them first")
     width = up.shape[0]
+    if width != mlp.intermediate_size:
+        require_separable(mlp)
     given = {"up": (up, up_bias), "gate": (gate, gate_bias), "down": (down, mlp.down.bias)}
     change = Change()
     for role, projection in mlp.projections().items():

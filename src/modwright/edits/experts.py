@@ -14,7 +14,7 @@ from torch import Tensor
 from modwright.anatomy import Mlp, Projection
 from modwright.anatomy.projection import PointwiseProjection
 from modwright.core.errors import Refused
-from modwright.edits.change import Change
+from modwright.edits.change import Change, require_separable
 from modwright.edits.edit import Replace, Restore
 from modwright.nn import ExpertShape, FeedForwardShape
 from modwright.nn.channel_mixers.expert_feed_forward import mean_keys
@@ -36,6 +36,7 @@ def expert_shape(mlp: Mlp, num_experts: int, top_k: int, **routing: Any) -> Expe
     here = mlp.address
     if mlp.experts is not None:
         raise Refused(f"{here} is split into {mlp.num_experts} experts already; merge them first")
+    require_separable(mlp, "they cannot be split into experts")
     for projection in mlp.projections().values():
         if type(projection) not in (Projection, PointwiseProjection):
             stored = type(projection.module).__name__

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modwright.anatomy import MixtureOfExperts
 from modwright.core.errors import Refused
-from modwright.edits.change import Change, checked_index, keep_neurons
+from modwright.edits.change import Change, checked_index, keep_neurons, require_separable
 from modwright.edits.edit import Replace
 from modwright.nn import MixtureShape
 
@@ -44,6 +44,8 @@ def replace_mixture(
             f"{mixture.address}: all experts must have one width, and the router a row for each; "
             f"widths {sorted(widths)}, {len(down)} experts, {len(scores)} rows"
         )
+    if widths != {mixture.intermediate_size}:
+        require_separable(mixture)
     try:
         shape = MixtureShape(
             mixture.hidden_size,

@@ -229,7 +229,7 @@ def _describe(edit: Edit) -> str:
     if fields["part"] == "mixture":
         width, count = kwargs["intermediate_size"], kwargs["num_experts"]
         return f"{count} experts, {width} wide, {kwargs['top_k']} at work"
-    if "in_features" in kwargs:
+    if {"in_features", "out_features"} <= kwargs.keys():
         rank = f" through rank {kwargs['rank']}" if "rank" in kwargs else ""
         return f"{fields['part']} {kwargs['in_features']} -> {kwargs['out_features']}{rank}"
     return (

@@ -97,7 +97,7 @@ class _RemodelledConfig:
         gone = {
             edit.path
             for edit in state_from_json(self.edits)
-            if isinstance(edit, Remove) or edit.part == "token_mixer"
+            if isinstance(edit, Remove) or edit.part != "attention"
         }
         return [
             index for index in range(self._num_layers()) if f"blocks.{index}.attention" not in gone

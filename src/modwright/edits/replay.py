@@ -16,9 +16,21 @@ from modwright.core.modes import set_mode
 from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.registry import build_part
 from modwright.edits.slots import number_slots
-from modwright.nn import GroupedAttention
+from modwright.nn import (
+    Absent,
+    AbsentAttention,
+    FeedForward,
+    GroupedAttention,
+    Mixture,
+    PassThrough,
+    PlacedMixer,
+)
+from modwright.nn.opaque import as_opaque
 
 __all__ = ["num_removed", "preview", "renumber", "replay"]
+
+_KNOWN = (Absent, AbsentAttention, FeedForward, GroupedAttention, Mixture, PassThrough, PlacedMixer)
+"""Sublayers that families read as what they are."""
 
 
 def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
@@ -35,8 +47,16 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
         holder = model if index is None else layers[index]
         for path, part, kwargs in _placements(family, holder, role, edit):
             standing = holder.get_submodule(path)
-            _set(holder, path, build_part(part, model.config, kwargs, standing))
+            built = build_part(part, model.config, kwargs, standing)
+            if role in ("attention", "mlp") and part == getattr(edit, "part", None):
+                built = _hosted(built, standing, family.pairs and role == "attention")
+            _set(holder, path, built)
     renumber(model, family)
+
+
+def _hosted(part: nn.Module, standing: nn.Module, paired: bool) -> nn.Module:
+    """A sublayer of a kind that nobody here knows stands as a whole, as its host calls it."""
+    return part if part is standing or isinstance(part, _KNOWN) else as_opaque(part, paired)
 
 
 @contextmanager

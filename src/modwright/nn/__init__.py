@@ -8,6 +8,7 @@ from modwright.nn.channel_mixers.mixture import Mixture, MixtureShape, route
 from modwright.nn.factored import FactorPair
 from modwright.nn.narrow import narrow_
 from modwright.nn.norms import CRMSNorm, RestoringCRMSNorm, RMSNorm
+from modwright.nn.opaque import Opaque
 from modwright.nn.token_mixers.attention import (
     AttentionShape,
     BareAttention,
@@ -32,6 +33,7 @@ __all__ = [
     "GroupedAttention",
     "Mixture",
     "MixtureShape",
+    "Opaque",
     "PassThrough",
     "PlacedMixer",
     "RMSNorm",

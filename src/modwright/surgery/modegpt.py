@@ -269,6 +269,11 @@ class MoDeGpt:
                     f"modegpt: {mlp.address} is split into {mlp.num_experts} experts; merge them "
                     "first, or leave mlp out of pairs"
                 )
+            if "mlp" in self.pairs and mlp is not None and not mlp.separable:
+                raise Refused(
+                    f"modegpt: {mlp.address} normalizes over its neurons ({mlp.activation}), so "
+                    "taking some away changes all others; leave mlp out of pairs"
+                )
             if attention is None or "query_key" not in self.pairs:
                 continue
             if attention.q_norm is not None:

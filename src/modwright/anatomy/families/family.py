@@ -30,6 +30,7 @@ from modwright.nn import (
     ExpertFeedForward,
     FeedForward,
     GroupedAttention,
+    Opaque,
     PassThrough,
     PlacedMixer,
 )
@@ -57,6 +58,7 @@ class Family:
         transposed: its linear maps store [in, out].
         last_norm_keeps_width: its forward takes what the norm behind the blocks returns for as wide
             as what entered the blocks.
+        pairs: blocks take (output, attention weights) from an attention.
         counts_by_running: positions differ between blocks, or parts are of kinds without a formula;
             so the model is run, without numbers, to count what it costs.
     """
@@ -70,6 +72,7 @@ class Family:
     presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
     transposed: ClassVar[bool] = False
     last_norm_keeps_width: ClassVar[bool] = False
+    pairs: ClassVar[bool] = True
     counts_by_running: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
@@ -187,7 +190,8 @@ class Family:
     def slot_owner(self, block: nn.Module) -> nn.Module | None:
         """The module of a block that holds ``layer_idx``, or None when it owns no cache slot."""
         module = block.get_submodule(self.block["attention"])
-        return module if hasattr(module, "layer_idx") else None
+        owns = hasattr(module, "layer_idx") and not isinstance(module, Opaque)
+        return module if owns else None
 
     # Reading parts
 
@@ -230,19 +234,21 @@ class Family:
     def _read_others(
         self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
     ) -> dict[str, OtherMixer]:
-        """A token mixer that an edit put where an attention was."""
-        module = block.get_submodule(self.block["attention"])
-        if not isinstance(module, PlacedMixer):
-            return {}
-        taps = self._taps(block, "attention", layout)
-        here, norm = f"{address}.attention", norms.get("attention_norm")
-        return {"attention": OtherMixer(address=here, module=module, norm=norm, **taps)}
+        """What an edit put where an attention or an MLP was, and is of another kind."""
+        others = {}
+        for role in ("attention", "mlp"):
+            module = block.get_submodule(self.block[role])
+            if isinstance(module, PlacedMixer | Opaque):
+                taps = self._taps(block, role, layout)
+                here, norm = f"{address}.{role}", norms.get(f"{role}_norm")
+                others[role] = OtherMixer(address=here, module=module, norm=norm, **taps)
+        return others
 
     def _read_attention(
         self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
     ) -> Attention | None:
         module = block.get_submodule(self.block["attention"])
-        if isinstance(module, Absent | AbsentAttention | PassThrough | PlacedMixer):
+        if isinstance(module, Absent | AbsentAttention | PassThrough | PlacedMixer | Opaque):
             return None
         here = f"{address}.attention"
         parts: dict[str, Any]
@@ -316,7 +322,7 @@ class Family:
         self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
     ) -> Mlp | MixtureOfExperts | None:
         module = block.get_submodule(self.block["mlp"])
-        if isinstance(module, Absent | PassThrough):
+        if isinstance(module, Absent | PassThrough | Opaque):
             return None
         here = f"{address}.mlp"
         if isinstance(module, FeedForward):
@@ -385,8 +391,8 @@ class Family:
         if part == "attention":
             return self._place_attention(path, kwargs)
         idle = list(self.beside.get(role, ()))
-        if part == "token_mixer" and self._last_of("attention") != path:
-            idle.append(self._last_of("attention"))
+        if role == "attention" and self._last_of("attention") != path:
+            idle.append(self._last_of("attention"))  # the part does its work, too
         return [(path, part, kwargs), *((other, "identity", {}) for other in idle)]
 
     def _place_attention(self, path: str, kwargs: dict[str, Any]) -> list[Placement]:
@@ -464,7 +470,10 @@ class Family:
 
     def _attention_fields(self, kwargs: dict[str, Any] | None) -> dict[str, Any]:
         shape = kwargs or {}
-        if not shape.get("num_heads") or shape["qk_head_dim"] != shape["v_head_dim"]:
+        needed = ("num_heads", "num_kv_heads", "qk_head_dim", "v_head_dim")
+        if not all(shape.get(name) for name in needed):
+            return {}  # nothing is there, or something that is no attention
+        if shape["qk_head_dim"] != shape["v_head_dim"]:
             return {}
         words = {"num_heads": "num_heads", "num_kv_heads": "num_kv_heads", "head_dim": "v_head_dim"}
         return {

@@ -75,6 +75,7 @@ class PictureBlocks(Family):
         "activation": "act",
     }
     counts_by_running = True
+    pairs = False
 
     def __init__(self, config: Any, model: nn.Module | None = None) -> None:
         super().__init__(config)

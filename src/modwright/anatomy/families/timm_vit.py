@@ -50,6 +50,7 @@ class TimmVit(Family):
         "mlp.down": "mlp.fc2",
         "mlp_norm": "norm2",
     }
+    pairs = False
     gains = {"attention": "ls1", "mlp": "ls2"}
     config_fields = {
         "num_layers": f"{_INSIDE}.depth",

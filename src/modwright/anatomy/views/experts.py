@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.anatomy.projection import Projection
+from modwright.anatomy.separable import is_separable
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.sublayer import Sublayer
 from modwright.core.capture import Tap
@@ -92,6 +93,11 @@ class MixtureOfExperts(Sublayer):
     def intermediate_size(self) -> int:
         """Neurons of each expert."""
         return int(self.stack.get_parameter("down_proj").shape[-1])
+
+    @property
+    def separable(self) -> bool:
+        """The neurons of an expert do not depend on each other."""
+        return is_separable(self.act, self.intermediate_size)
 
     @property
     def is_generic(self) -> bool:

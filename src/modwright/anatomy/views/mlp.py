@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from modwright.anatomy.projection import Projection
+from modwright.anatomy.separable import activations_of, is_separable
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.sublayer import Sublayer
 from modwright.core.capture import Tap
@@ -74,6 +75,13 @@ class Mlp(Sublayer):
     def top_k(self) -> int:
         """Experts by whose rank those of a token are chosen; 1 where there are none."""
         return 1 if self.experts is None else self.experts.top_k
+
+    @property
+    def separable(self) -> bool:
+        """Its neurons do not depend on each other: some may go and the others stay as they are."""
+        maps = [projection.module for projection in self.projections().values()]
+        acts = activations_of(self.module, maps, self.activation)
+        return all(is_separable(act, self.intermediate_size) for act in acts)
 
     @property
     def inner(self) -> Tap:

@@ -1,0 +1,93 @@
+"""Whether the neurons of an MLP are independent of each other, so that some may go.
+
+An activation that works on each neuron by itself leaves the others as they are when a neuron goes.
+One that normalizes over the neurons, as PolyNorm or a softmax do, changes all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+
+__all__ = ["activations_of", "is_separable"]
+
+_ELEMENTWISE = ("transformers.activations", "torch.nn.modules.activation")
+"""Modules all of whose classes work on each number by itself, but for those below."""
+
+_MIXING = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU, nn.MultiheadAttention)
+_IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
+
+
+def is_separable(act: Callable[[Tensor], Tensor], width: int) -> bool:
+    """No output depends on another neuron than its own.
+
+    What torch and transformers have is known; of other modules and functions a few neurons are
+    changed, and then no other may move. One that cannot be run so is not taken for separable.
+
+    Example:
+        >>> is_separable(torch.nn.GELU(), 64), is_separable(torch.nn.Softmax(-1), 64)
+        (True, False)
+        >>> is_separable(lambda x: x / x.norm(dim=-1, keepdim=True), 64)
+        False
+    """
+    known = type(act).__module__ in _ELEMENTWISE and not isinstance(act, _MIXING)
+    if width < 2 or known or isinstance(act, _IDLE):
+        return True
+    if isinstance(act, nn.Module):
+        if any(tensor.is_meta for tensor in (*act.parameters(), *act.buffers())):
+            return True  # a model without numbers: it is asked again where there are some
+        act = copy.deepcopy(act).to("cpu", torch.float64)
+        act.train(False)
+    changed = sorted({0, width // 2, width - 1})
+    base = torch.randn(width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rows = base.repeat(1 + len(changed), 1, 1)
+    for row, neuron in enumerate(changed, start=1):
+        rows[row, 0, neuron] += 100.0
+    try:
+        with torch.no_grad():
+            out = act(rows)
+    except Exception:  # whatever a module of someone else raises
+        return False
+    if not isinstance(out, Tensor) or out.shape != rows.shape:
+        return False
+    bound = 1e-9 * (1 + float(out[0].abs().max()))
+    for row, neuron in enumerate(changed, start=1):
+        moved = (out[row] - out[0]).abs()
+        moved[0, neuron] = 0
+        if not float(moved.max()) <= bound:
+            return False
+    return True
+
+
+def activations_of(
+    module: nn.Module, maps: Iterable[nn.Module], name: str
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """What an MLP does between its maps: modules beside them, and what has the activation's name.
+
+    Args:
+        module: the MLP.
+        maps: its linear maps.
+        name: of its activation, as configs of transformers have it.
+    """
+    held = {id(part) for one in maps for part in one.modules()}
+    yield from _beside(module, held)
+    own: Any = getattr(module, "act", None)
+    if callable(own) and not isinstance(own, nn.Module):
+        yield own
+    if name in ACT2FN:
+        yield ACT2FN[name]
+
+
+def _beside(module: nn.Module, held: set[int]) -> Iterator[nn.Module]:
+    for child in module.children():
+        if id(child) in held:
+            continue
+        if any(id(part) in held for part in child.modules()):
+            yield from _beside(child, held)
+        else:
+            yield child
