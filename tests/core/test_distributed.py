@@ -103,21 +103,3 @@ def test_a_lost_connection_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert line.startswith("process 1 of 2: another process of this run is gone, or was silent")
     assert "the same command goes on" in line and "\n" not in line
     assert not caught.value.reported and other.sent == []
-
-
-def test_no_other_module_calls_torch_distributed() -> None:
-    """Neither by an import nor as an attribute of torch."""
-    found = []
-    for path in sorted(SOURCE.rglob("*.py")):
-        if path == Path(distributed.__file__):
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            module = getattr(node, "module", None) or ""
-            named = [module]
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                named += [f"{module}.{alias.name}".lstrip(".") for alias in node.names]
-            elif isinstance(node, ast.Attribute):
-                named = [ast.unparse(node)]
-            if any(name.startswith("torch.distributed") for name in named):
-                found.append(f"{path.relative_to(SOURCE)}:{node.lineno}")
-    assert not found, f"only core/distributed.py calls torch.distributed: {found}"

@@ -112,6 +112,22 @@ def test_killed_anywhere_it_ends_the_same(
         assert sorted(entry.name for entry in place.iterdir()) == ["out", "out.log"], moment
 
 
+def test_fault_B22_a_killed_run_with_force_goes_on_without_it(
+    runs: Runs, tree: Tree, tmp_path: Path
+) -> None:
+    recipe, out = tree("llm_drop"), tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    moment = "measuring is done"
+    assert runs(recipe=recipe, out=str(out))["code"] == 1, "nobody said that it may be replaced"
+    killed = runs(recipe=recipe, out=str(out), force=True, moment=moment, call=2)
+    assert killed["code"] == -signal.SIGKILL
+    assert [file.name for file in out.iterdir()] == ["old"]
+    resumed = runs(recipe=recipe, out=str(out))
+    assert resumed["code"] == 0 and not resumed["done_before"], resumed
+    assert not (out / "old").exists() and (out / "report.json").exists()
+
+
 def test_killed_again_and_again_it_ends_the_same(runs: Runs, tree: Tree, tmp_path: Path) -> None:
     """Every time a little further."""
     recipe = tree("two steps")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from modwright.core.errors import CheckpointError
+from modwright.core.files import tidy_after_killed
 from modwright.recipes.load import resolved
 from modwright.recipes.work import Inputs, WorkPlace, file_stamps, step_key
 from modwright.report import Stage
@@ -134,6 +135,44 @@ def test_one_run_at_a_time(tmp_path: Path) -> None:
     with second.alone():
         assert (tmp_path / "deep").is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fault_B22_a_killed_run_with_force_may_still_replace_what_it_was_told_to(
+    tmp_path: Path,
+) -> None:
+    """By the same recipe, and only the same directory, untouched since."""
+    out, asked = tmp_path / "out", {"model": "m"}
+    out.mkdir()
+    work = WorkPlace(out)
+    assert not work.may_replace(asked)
+    work.claim(asked)
+    assert not work.may_replace(asked)
+    work.claim(asked, force=True)
+    assert WorkPlace(out).may_replace(asked)
+    assert not work.may_replace({"model": "other"})
+    out.rename(tmp_path / ".out.old-7")  # a run that is killed while it puts its result there
+    assert not work.may_replace(asked)
+    tidy_after_killed(out)
+    assert work.may_replace(asked)
+    (out / "mine").write_text("made since")
+    assert not work.may_replace(asked)
+    work.claim(asked, force=True)
+    out.rename(tmp_path / "kept")
+    out.mkdir()
+    assert not work.may_replace(asked)
+    work.claim(asked)
+    assert not work.may_replace(asked)
+
+
+@pytest.mark.parametrize("content", ["", "null", "[1", "[1, 2]", '"x"'])
+def test_a_damaged_note_of_what_may_be_replaced_allows_nothing(
+    content: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    work = WorkPlace(tmp_path / "out")
+    work.claim({}, force=True)
+    (work.root / "replaces.json").write_text(content)
+    assert not work.may_replace({})
 
 
 def test_the_lock_of_a_killed_run_does_not_hold(tmp_path: Path) -> None:

@@ -6,18 +6,21 @@ two runs from one output directory; what a killed run left is cleaned up by the 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from modwright.core.errors import CheckpointError, WriteFailed, first_line
 from modwright.core.formatting import format_bytes
 
 __all__ = [
     "alone_at",
+    "read_json",
     "require_new",
     "require_new_directory",
     "require_space",
@@ -83,6 +86,19 @@ def write_file(
         kind = WriteFailed if begun else CheckpointError
         raise kind(f"cannot write {str(out)!r}: {_reason(error)}") from error
     return place
+
+
+def read_json(file: Path) -> Any:
+    """What a JSON file holds; None where there is no such file, or none that can be read.
+
+    Example:
+        >>> read_json(Path("nowhere.json")) is None
+        True
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @contextmanager

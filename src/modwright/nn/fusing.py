@@ -223,4 +223,5 @@ def _fill(layer: _Layer, weight: Tensor, bias: Tensor) -> _Layer:
         layer.weight.copy_(weight)
         assert layer.bias is not None
         layer.bias.copy_(bias)
-    return layer.eval()
+    layer.training = False
+    return layer

@@ -98,7 +98,7 @@ class _Run:
     ) -> None:
         self.recipe, self.full, self.place = recipe, {**resolved(recipe), "output": ""}, place
         self.work, self.journal = WorkPlace(place), Journal(place)
-        self.force, self.check = force, check
+        self.force, self.check = force or self.work.may_replace(self.full), check
         self.progress, self.say = self.journal.progress(progress), self.journal.listener(say)
         self.versions = versions()
         self.stages: list[Stage] = []  # the main process's
@@ -164,7 +164,7 @@ class _Run:
             self.journal.write(f"{distributed.size()} processes calibrate together")
         told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
         self.journal.write("recipe, resolved:\n" + told)
-        self.work.claim(self.full)
+        self.work.claim(self.full, force=self.force)
 
     def _resume(self, opened: Checkpoint) -> tuple[Any, int]:
         """Takes over finished steps; returns the model that they led to, and how many stages."""

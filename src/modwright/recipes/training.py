@@ -20,7 +20,7 @@ from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
 from modwright.core import distributed
 from modwright.core.errors import ModwrightError, Refused, VerificationError
-from modwright.core.files import write_file
+from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.recipes.facts import auto_class, environment, versions
@@ -100,6 +100,7 @@ def train(
     """
     place = output_place(recipe, output)
     full = {**recipe.model_dump(mode="json"), "output": ""}
+    force = force or WorkPlace(place).may_replace(full)
     with distributed.init_distributed():
         if not distributed.is_main():
             progress, say = SILENT, _unheard
@@ -184,7 +185,7 @@ class _Training:
             "teacher": _stamps(self.recipe.objective, "teacher"),
         }
         known = self.work.root / "depends.json"
-        same = self.work.belongs_to(self.full) and _stored(known) == depends
+        same = self.work.belongs_to(self.full) and read_json(known) == depends
         if not same:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             shutil.rmtree(self.events, ignore_errors=True)
@@ -192,7 +193,7 @@ class _Training:
         self.journal.begin(goes_on=same)
         told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
         self.journal.write("recipe, resolved:\n" + told)
-        self.work.claim(self.full)
+        self.work.claim(self.full, force=self.force)
         write_file(known, json.dumps(depends), kept_in=self.work.root)
         count = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
         who = f"{type(ready.model).__name__} with {count:,} parameters"
@@ -285,13 +286,6 @@ def _digest(pictures: Pictures) -> str:
 def _stamps(options: Mapping[str, Any], *keys: str) -> list[Any]:
     places = [Path(options[key]).expanduser() for key in keys if options.get(key)]
     return [file_stamps(place) for place in places if place.exists()]
-
-
-def _stored(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _card(told: Mapping[str, Any], name: str) -> str:

@@ -15,11 +15,13 @@ from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
 from modwright.core import distributed
 from modwright.core.errors import CheckpointError, Refused
-from modwright.core.files import alone_at, tidy_after_killed, write_file, writing
+from modwright.core.files import alone_at, read_json, tidy_after_killed, write_file, writing
 from modwright.recipes.journal import Journal
 from modwright.report import Stage
 
 __all__ = ["Inputs", "WorkPlace", "alone", "file_stamps", "step_key"]
+
+_REPLACES = "replaces.json"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,15 @@ def step_key(
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
+def _stamp(place: Path) -> list[int] | None:
+    """Tells a directory from any other, and from itself after a change; None where none is."""
+    try:
+        found = place.stat()
+    except OSError:
+        return None
+    return [found.st_dev, found.st_ino, found.st_mtime_ns]
+
+
 @contextmanager
 def alone(work: WorkPlace, journal: Journal) -> Iterator[None]:
     """The main process keeps other runs out, and its log listens, for as long as the block runs.
@@ -102,8 +113,8 @@ class WorkPlace:
         with alone_at(self.root, str(self.output)):
             yield
 
-    def claim(self, recipe: dict[str, Any]) -> None:
-        """Notes which recipe the work is for.
+    def claim(self, recipe: dict[str, Any], *, force: bool = False) -> None:
+        """Notes which recipe the work is for, and with ``force`` which output it may replace.
 
         Raises:
             WriteFailed: the disk is full, or the place cannot be written.
@@ -111,14 +122,24 @@ class WorkPlace:
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         write_file(self.root / "recipe.json", json.dumps(recipe), kept_in=self.root)
+        replaced = json.dumps(_stamp(self.output) if force else None)
+        write_file(self.root / _REPLACES, replaced, kept_in=self.root)
 
     def belongs_to(self, recipe: dict[str, Any]) -> bool:
         """Whether the work that stands there was begun for this recipe."""
-        try:
-            stored = json.loads((self.root / "recipe.json").read_text())
-        except (OSError, ValueError):
-            return False
-        return bool(stored == json.loads(json.dumps(recipe)))
+        return bool(read_json(self.root / "recipe.json") == json.loads(json.dumps(recipe)))
+
+    def may_replace(self, recipe: dict[str, Any]) -> bool:
+        """Whether a run of this recipe was killed that was told to replace what stands there.
+
+        It is still the same output, untouched since.
+        """
+        stamp = _stamp(self.output)
+        return (
+            stamp is not None
+            and stamp == read_json(self.root / _REPLACES)
+            and (self.belongs_to(recipe))
+        )
 
     def remove_leftovers(self, recipe: dict[str, Any]) -> None:
         """Removes what a run left that was killed when its output stood already."""

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
+from modwright.core.modes import set_eval
 from modwright.core.errors import Refused, unknown_name
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.key_maps import KeyMap, Rule
@@ -237,7 +238,7 @@ class DuoFormerForImageClassification(TokenClassifier):
         """Training mode; a frozen backbone stays as it is in use."""
         super().train(mode)
         if self.config.freeze_backbone:
-            self.backbone.eval()
+            set_eval(self.backbone)
         return self
 
     def initialize_linear(self, linear: nn.Linear) -> None:

@@ -1,0 +1,114 @@
+"""Opens a checkpoint in a process of its own, as a user would, and returns what it computes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from modwright.core.errors import VerificationError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Opened", "open_in_new_process"]
+
+_WORKER = Path(__file__).with_name("subprocess_worker.py")
+
+Library = Literal["imported", "left out", "forbidden"]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What another process found in a checkpoint.
+
+    Attributes:
+        model_class: what it opened.
+        opener: the Auto class that opened it.
+        names: of the parameters, sorted.
+        outputs: the first output for each batch.
+        written: tokens that it wrote, greedily and with a cache; None where it was not asked to, or
+            does not write.
+    """
+
+    model_class: str
+    opener: str
+    names: tuple[str, ...]
+    outputs: tuple[Tensor, ...]
+    written: Tensor | None = None
+
+
+def open_in_new_process(
+    folder: Path,
+    batches: Sequence[dict[str, Tensor]],
+    *,
+    library: Library,
+    what: str,
+    auto: str | None = None,
+    trust: bool = False,
+    write: int | None = None,
+) -> Opened:
+    """Opens ``folder`` with an Auto class in a new process, and runs the model there.
+
+    Threads are as many as here, so that sums are taken in the same order.
+
+    Args:
+        folder: with the checkpoint.
+        batches: keyword arguments of a forward pass each.
+        library: modwright is imported there first, is left out, or cannot be imported at all.
+        what: the checkpoint in a word or two, for the message.
+        auto: name of the Auto class; the one that builds the class of the config by default.
+        trust: code in the folder may run.
+        write: index of the batch after whose first row the model writes a few tokens.
+
+    Raises:
+        VerificationError: it does not open, or does not run; says what that process said last.
+    """
+    import torch
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(prefix="modwright-") as place:
+        asked, answered = Path(place, "asked.safetensors"), Path(place, "answered.safetensors")
+        flat = {f"{i}.{name}": t.contiguous() for i, b in enumerate(batches) for name, t in b.items()}
+        save_file(flat, asked)
+        request: dict[str, Any] = {
+            "folder": str(folder.resolve()),
+            "library": library,
+            "auto": auto,
+            "trust": trust,
+            "write": write,
+            "asked": str(asked),
+            "answered": str(answered),
+        }
+        threads = str(torch.get_num_threads())
+        done = subprocess.run(
+            # As text: so the directory of this package is not where the process imports from.
+            [sys.executable, "-c", _WORKER.read_text(encoding="utf-8"), json.dumps(request)],
+            capture_output=True,
+            text=True,
+            cwd=place if library == "forbidden" else None,
+            env={
+                **os.environ,
+                "HF_HUB_OFFLINE": "1",
+                "HF_MODULES_CACHE": place,
+                "OMP_NUM_THREADS": threads,
+                "MKL_NUM_THREADS": threads,
+            },
+            check=False,
+        )
+        if done.returncode or not answered.exists():
+            last = (done.stderr.strip().split("\n") or ["no word"])[-1]
+            raise VerificationError(f"{what} does not open in a new process: {last}")
+        with safe_open(answered, "pt") as stored:
+            told = stored.metadata()
+            outputs = tuple(stored.get_tensor(str(i)) for i in range(len(batches)))
+            written = stored.get_tensor("written") if "written" in stored.keys() else None  # noqa: SIM118
+    names = tuple(told["names"].split("\n"))
+    return Opened(told["class"], told["opener"], names, outputs, written)
