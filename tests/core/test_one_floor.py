@@ -109,7 +109,7 @@ RULES = [
         "the mode of a model",
         "core.modes: eval_mode, set_eval, set_mode",
         sets_a_mode,
-        ("core/modes.py",),
+        ("core/modes.py", "core/subprocess_worker.py"),  # the worker may not import the library
         ("model.eval()", "self.model.train(was)", "build().eval().to(x)", "part.train(mode=True)"),
         ("trainer.train(resume_from_checkpoint=x)", "super().train(mode)", "pandas.eval('x')"),
     ),
@@ -140,6 +140,13 @@ RULES = [
         imports("difflib"),
         ("core/errors.py",),
         ("import difflib", "from difflib import get_close_matches"),
+    ),
+    Rule(
+        "digests",
+        "core.digest: sha256_of",
+        imports("hashlib"),
+        ("core/digest.py",),
+        ("import hashlib", "from hashlib import sha256"),
     ),
     Rule(
         "writing a file",
@@ -190,4 +197,4 @@ def test_the_rules_see_what_they_forbid_and_no_more(rule: Rule) -> None:
     assert set(rule.home) <= set(trees()), "the home of a rule moved"
     assert [code for code in rule.bad if not sees(rule, code)] == []
     assert [code for code in rule.good if sees(rule, code)] == []
-    assert any(sees(rule, ast.unparse(trees()[home])) for home in rule.home)
+    assert all(sees(rule, ast.unparse(trees()[home])) for home in rule.home)

@@ -5,15 +5,14 @@ Axes: B rows of a batch, T tokens of a row, C channels, h height, w width.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from modwright.calibration.recording import ModelInput
+from modwright.core.digest import sha256_of
 from modwright.core.errors import Refused
 
 __all__ = ["CalibrationData", "TensorBatch", "TensorBatches", "from_tensors"]
@@ -116,9 +115,8 @@ def from_tensors(batches: Sequence[Mapping[str, Tensor]], name: str = "tensors")
 
 
 def _digest(batches: Sequence[TensorBatch]) -> str:
-    digest = hashlib.sha256()
+    parts: list[str | Tensor] = []
     for batch in batches:
         for name, tensor in sorted(batch.given.items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+            parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}", tensor]
+    return sha256_of(*parts)

@@ -5,7 +5,6 @@ Axes: B sequences of a batch, T tokens of a sequence, N tokens of the whole text
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from modwright.calibration.special_tokens import Bos, SpecialTokens, special_tokens
 from modwright.calibration.text_sources import TextData, load_text, read_text, text_names
+from modwright.core.digest import sha256_of
 from modwright.core.errors import Refused, unknown_name
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class TokenizedText:
         """Windows (len(starts), T) of ``length`` text tokens each with ``special``, and facts."""
         rows = torch.stack([self.ids[start : start + length] for start in starts])
         rows = special.around(rows)
-        return rows, {**self.facts, "sha256": _digest(rows)}
+        return rows, {**self.facts, "sha256": sha256_of(rows.long())}
 
     def require(self, windows: int, length: int, stride: int) -> None:
         """Refuse when the text is too short for so many windows."""
@@ -100,10 +100,6 @@ def tokenize_text(
         raise Refused(f"text {facts['data']!r} gives no token with this tokenizer")
     ends = torch.tensor([end for _, end in encoded["offset_mapping"]]) if offsets else None
     return TokenizedText(text, ids, ends, {**facts, "vocabulary": len(tokenizer)})
-
-
-def _digest(ids: Tensor) -> str:
-    return hashlib.sha256(ids.cpu().numpy().astype("<i8").tobytes()).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,7 +239,7 @@ def from_sequences(
     unknown = ("split", "column", "encoding", "documents", "vocabulary", "seed", "special_tokens")
     recipe |= dict.fromkeys(unknown)
     recipe |= {"windows": len(lengths), "length": max(lengths), "tokens": sum(lengths)}
-    recipe |= {"batch_size": batch_size, "sha256": _digest(torch.cat(list(sequences)))}
+    recipe |= {"batch_size": batch_size, "sha256": sha256_of(torch.cat(list(sequences)).long())}
     return TokenWindows(batches, recipe)
 
 

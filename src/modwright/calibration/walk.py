@@ -8,7 +8,6 @@ by side, each over its share of the batches, and add their sums up after every b
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -31,6 +30,7 @@ from modwright.core.capture import (
     channels_last,
     on_forward,
 )
+from modwright.core.digest import sha256_of
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress, Task
@@ -368,13 +368,11 @@ def _tapped(watches: Sequence[Watch]) -> Iterator[list[dict[str, Tensor]]]:
 
 def _fingerprint(model: nn.Module) -> str:
     """Tells models apart by a few values of every parameter; reads little of each."""
-    digest = hashlib.sha256()
+    parts: list[str | Tensor] = []
     for name, parameter in model.named_parameters():
-        digest.update(name.encode())
-        digest.update(str(tuple(parameter.shape)).encode())
+        parts.append(f"{name}{tuple(parameter.shape)}")
         if parameter.is_meta:  # its values come with its block
             continue
         flat = parameter.detach().reshape(-1)
-        step = max(1, flat.numel() // 16)
-        digest.update(flat[::step].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
+        parts.append(flat[:: max(1, flat.numel() // 16)].float())
+    return sha256_of(*parts)

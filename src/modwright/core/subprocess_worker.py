@@ -5,6 +5,7 @@ Where modwright is not to be imported, what opens the checkpoint is stock transf
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from typing import Any
@@ -59,7 +60,7 @@ def main(
     answered: str,
 ) -> None:
     if library == "imported":
-        import modwright  # noqa: F401 (makes its architectures known)
+        importlib.import_module("modwright")  # makes its architectures known
     elif library == "forbidden":
         sys.modules["modwright"] = None  # type: ignore[assignment]
     import torch

@@ -76,7 +76,9 @@ def open_in_new_process(
 
     with tempfile.TemporaryDirectory(prefix="modwright-") as place:
         asked, answered = Path(place, "asked.safetensors"), Path(place, "answered.safetensors")
-        flat = {f"{i}.{name}": t.contiguous() for i, b in enumerate(batches) for name, t in b.items()}
+        flat = {
+            f"{i}.{name}": t.contiguous() for i, b in enumerate(batches) for name, t in b.items()
+        }
         save_file(flat, asked)
         request: dict[str, Any] = {
             "folder": str(folder.resolve()),
@@ -89,13 +91,14 @@ def open_in_new_process(
         }
         threads = str(torch.get_num_threads())
         done = subprocess.run(
-            # As text: so the directory of this package is not where the process imports from.
+            # As text, in a directory of its own: it imports from nowhere else than a user would.
             [sys.executable, "-c", _WORKER.read_text(encoding="utf-8"), json.dumps(request)],
             capture_output=True,
             text=True,
-            cwd=place if library == "forbidden" else None,
+            cwd=place,
             env={
                 **os.environ,
+                **({"PYTHONPATH": _with_this_package()} if library == "imported" else {}),
                 "HF_HUB_OFFLINE": "1",
                 "HF_MODULES_CACHE": place,
                 "OMP_NUM_THREADS": threads,
@@ -105,10 +108,17 @@ def open_in_new_process(
         )
         if done.returncode or not answered.exists():
             last = (done.stderr.strip().split("\n") or ["no word"])[-1]
-            raise VerificationError(f"{what} does not open in a new process: {last}")
+            beside = " without modwright" if library == "forbidden" else ""
+            raise VerificationError(f"{what} does not open in a new process{beside}: {last}")
         with safe_open(answered, "pt") as stored:
             told = stored.metadata()
             outputs = tuple(stored.get_tensor(str(i)) for i in range(len(batches)))
             written = stored.get_tensor("written") if "written" in stored.keys() else None  # noqa: SIM118
     names = tuple(told["names"].split("\n"))
     return Opened(told["class"], told["opener"], names, outputs, written)
+
+
+def _with_this_package() -> str:
+    """The path that modules are imported from, with the place where this package was found."""
+    here = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy.families import family_of
+from modwright.anatomy.inputs import Inputs, Pictures, Tokens
+from modwright.core.errors import UnsupportedArchitecture
 from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
 
@@ -47,25 +49,61 @@ class Verification:
         )
 
 
-def probe_batch(model: nn.Module, length: int = 12, seed: int = 0) -> dict[str, Tensor]:
-    """Two rows of random tokens, the second left-padded by a third of its length; or two pictures.
+def probe_batch(
+    model: nn.Module, rows: int = 2, length: int = 12, seed: int = 0
+) -> dict[str, Tensor]:
+    """Random inputs to look at what a model computes; of several rows the last is left-padded.
 
-    Pictures come in the dtype of the weights, as no model needs to convert them then.
+    A third of that row is padding. No row is longer than the positions that the model has. Pictures
+    come in the dtype of the weights, as no model needs to convert them then.
+
+    Args:
+        model: of any family; of one that is not known, what its config says is read.
+        rows: texts, or pictures.
+        length: tokens of a row; pictures have their own size.
+        seed: of the random numbers.
+
+    Example:
+        >>> import modwright
+        >>> batch = probe_batch(modwright.open("preset:tiny-llama").model, length=6)
+        >>> batch["attention_mask"].tolist()
+        [[1, 1, 1, 1, 1, 1], [0, 0, 1, 1, 1, 1]]
     """
-    config: Any = model.config
-    inputs = family_of(config, model).inputs()
-    limit = getattr(config, "max_position_embeddings", None) or length
-    length = max(2, min(length, limit // 2))
-    batch = inputs.random(2, length, torch.Generator().manual_seed(seed))
+    inputs = _inputs_of(model)
+    length = min(length, _limit(model, length))
+    batch = inputs.random(rows, length, torch.Generator().manual_seed(seed))
     if inputs.is_text:
         mask = torch.ones_like(batch["input_ids"])
-        mask[1, : length // 3] = 0
+        if rows > 1:
+            mask[-1, : length // 3] = 0
         batch["attention_mask"] = mask
     near = next(model.parameters())
     return {
         name: tensor.to(near.device, near.dtype if tensor.is_floating_point() else tensor.dtype)
         for name, tensor in batch.items()
     }
+
+
+def _limit(model: Any, otherwise: int) -> int:
+    found: int = getattr(model.config, "max_position_embeddings", None) or otherwise
+    return found
+
+
+def _inputs_of(model: Any) -> Inputs:
+    config = model.config
+    try:
+        return family_of(config, model).inputs()
+    except UnsupportedArchitecture:
+        if model.main_input_name != "pixel_values":
+            return Tokens(config.vocab_size)
+        size = config.image_size
+        size = (size, size) if isinstance(size, int) else tuple(size)
+        return Pictures(getattr(config, "num_channels", 3), size, size)
+
+
+def _short_batch(model: nn.Module) -> dict[str, Tensor]:
+    """A probe of at most half of the model's positions, so that there is room to decode."""
+    return probe_batch(model, length=max(2, min(12, _limit(model, 24) // 2)))
 
 
 @torch.no_grad()
@@ -106,13 +144,13 @@ def _tolerance(reference: Tensor, model: nn.Module) -> float:
 
 
 def _finite(model: nn.Module) -> Check:
-    out = _outputs(model, **probe_batch(model))
+    out = _outputs(model, **_short_batch(model))
     good = bool(torch.isfinite(out).all())
     return Check("finite outputs", good, f"{int((~torch.isfinite(out)).sum())} values are not")
 
 
 def _causal(model: Any) -> Check:
-    ids = probe_batch(model)["input_ids"][:1]
+    ids = _short_batch(model)["input_ids"][:1]
     other = ids.clone()
     other[0, -1] = (other[0, -1] + 1) % model.config.vocab_size
     before, after = _outputs(model, input_ids=ids), _outputs(model, input_ids=other)
@@ -141,8 +179,8 @@ def _every_expert(model: nn.Module) -> Iterator[bool]:
 
 
 def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
-    length = probe_batch(model)["input_ids"].shape[1]
-    limit = getattr(model.config, "max_position_embeddings", None) or length + new_tokens
+    length = _short_batch(model)["input_ids"].shape[1]
+    limit = _limit(model, length + new_tokens)
     new_tokens = max(1, min(new_tokens, limit - length))
     with _every_expert(model) as has_experts:
         off, tolerance = _off_by_caching(model, new_tokens)
@@ -156,7 +194,7 @@ def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
 
 def _off_by_caching(model: Any, new_tokens: int) -> tuple[float, float]:
     """The largest difference of logits, and the largest that rounding explains."""
-    batch = probe_batch(model)
+    batch = _short_batch(model)
     length = batch["input_ids"].shape[1]
     result = model.generate(
         **batch,
@@ -187,7 +225,7 @@ def _off_by_caching(model: Any, new_tokens: int) -> tuple[float, float]:
 
 
 def _rows_are_apart(model: nn.Module) -> Check:
-    batch = probe_batch(model)
+    batch = _short_batch(model)
     together = _outputs(model, **batch)
     alone = _outputs(model, **{name: tensor[:1] for name, tensor in batch.items()})
     moved = float((together[:1] - alone).abs().max())
@@ -200,7 +238,7 @@ def _rows_are_apart(model: nn.Module) -> Check:
 
 def _padding_is_ignored(model: nn.Module) -> Check:
     """Hides the middle of a row: pooled heads read its first token or its last."""
-    ids = probe_batch(model)["input_ids"]
+    ids = _short_batch(model)["input_ids"]
     third = ids.shape[1] // 3
     mask = torch.ones_like(ids)
     mask[1, third : 2 * third] = 0

@@ -5,7 +5,6 @@ What could not be measured later is refused before any work.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 
 from modwright.calibration.text import load_text
 from modwright.checkpoint import Checkpoint
+from modwright.core.digest import sha256_of
 from modwright.core.errors import Refused
 from modwright.core.progress import Progress
 from modwright.recipes.schema import Evaluate, HarnessTasksOf, PerplexityOf
@@ -46,7 +46,7 @@ def _check_text(opened: Checkpoint, evaluate: Evaluate) -> str | None:
         return None
     with _named("perplexity"):
         text = load_text(text_of(evaluate.perplexity)[0])
-    return hashlib.sha256(text.encode()).hexdigest()
+    return sha256_of(text)
 
 
 def _check_agreement(opened: Checkpoint, evaluate: Evaluate) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import warnings
@@ -19,6 +18,7 @@ from transformers import TrainerCallback
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
 from modwright.core import distributed
+from modwright.core.digest import sha256_of
 from modwright.core.errors import ModwrightError, Refused, VerificationError
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
@@ -278,9 +278,7 @@ def _try(model: Any, pictures: Pictures, what: str) -> None:
 
 
 def _digest(pictures: Pictures) -> str:
-    whole = hashlib.sha256(pictures.labels.numpy().tobytes())
-    whole.update(pictures.pixels.numpy().data)
-    return whole.hexdigest()
+    return sha256_of(pictures.labels, pictures.pixels)
 
 
 def _stamps(options: Mapping[str, Any], *keys: str) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
 from modwright.core import distributed
+from modwright.core.digest import sha256_of
 from modwright.core.errors import CheckpointError, Refused
 from modwright.core.files import alone_at, read_json, tidy_after_killed, write_file, writing
 from modwright.recipes.journal import Journal
@@ -68,7 +68,7 @@ def step_key(
         "evaluate": recipe["evaluate"],
         "versions": versions,
     }
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return sha256_of(told)
 
 
 def _stamp(place: Path) -> list[int] | None:

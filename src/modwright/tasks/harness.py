@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from modwright.core.digest import sha256_of
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
@@ -219,12 +220,11 @@ def _task_facts(found: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _digest(tasks: HarnessTasks) -> str:
     """Of every request: two runs with the same one were asked the same."""
-    whole = hashlib.sha256()
-    for name, task in tasks.loaded["tasks"].items():
-        whole.update(name.encode())
-        for instance in task.instances:
-            whole.update(repr(instance.args).encode())
-    return whole.hexdigest()
+    asked = (
+        (name, *(repr(instance.args) for instance in task.instances))
+        for name, task in tasks.loaded["tasks"].items()
+    )
+    return sha256_of(*chain.from_iterable(asked))
 
 
 def _number(value: Any) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modwright.calibration.text import require_count
+from modwright.core.digest import sha256_of
 from modwright.core.errors import Refused, first_line, nearest
 from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
 
@@ -56,7 +56,7 @@ class HarnessTasks:
             data = getattr(task, "dataset", None) or {}
             prints = {split: getattr(data[split], "_fingerprint", None) for split in data}
             told.append([name, task.dump_config(), prints])
-        return hashlib.sha256(json.dumps(told, default=str).encode()).hexdigest()
+        return sha256_of(json.dumps(told, default=str))
 
 
 def harness_version() -> str:

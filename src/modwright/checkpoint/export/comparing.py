@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modwright.core.errors import VerificationError
 from modwright.core.modes import eval_mode
+from modwright.edits.verify import probe_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,7 +21,6 @@ __all__ = [
     "compare",
     "open_axes",
     "positions_of",
-    "probe",
     "probes",
     "rounding",
 ]
@@ -83,26 +83,6 @@ def rounding(model: Any, floor: float = 1e-4) -> float:
     return max(floor, 16 * torch.finfo(model.dtype).eps)
 
 
-def probe(model: Any, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs for a model. Of several rows the last is left-padded by a third."""
-    import torch
-
-    generator = torch.Generator().manual_seed(seed)
-    config = model.config
-    if model.main_input_name == "pixel_values":
-        size = config.image_size
-        height, width = (size, size) if isinstance(size, int) else size
-        shape = (rows, getattr(config, "num_channels", 3), height, width)
-        return {"pixel_values": torch.randn(shape, generator=generator).to(model.dtype)}
-    limit = getattr(config, "max_position_embeddings", None) or tokens
-    tokens = min(tokens, limit)
-    ids = torch.randint(0, config.vocab_size, (rows, tokens), generator=generator)
-    mask = torch.ones_like(ids)
-    if rows > 1:
-        mask[-1, : tokens // 3] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
 def open_axes(batch: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
     """Which axes of each input a graph leaves open: rows and tokens; pictures keep their size.
 
@@ -124,7 +104,7 @@ def open_axes(batch: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
 def probes(model: Any) -> Iterator[dict[str, Tensor]]:
     """The batches that outputs are compared on."""
     for seed, (rows, tokens) in enumerate(_ASKED, start=1):
-        yield probe(model, rows, tokens, seed)
+        yield probe_batch(model, rows, tokens, seed)
 
 
 def positions_of(batch: dict[str, Tensor]) -> Tensor:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from modwright.checkpoint.export.comparing import positions_of, probe
-from modwright.checkpoint.export.fresh_worker import write_greedily
+from modwright.checkpoint.export.comparing import positions_of
 from modwright.checkpoint.export.work import Work
 from modwright.core.errors import VerificationError
 from modwright.core.modes import eval_mode
+from modwright.core.subprocess_worker import write_greedily
+from modwright.edits.verify import probe_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +43,7 @@ def decode_greedily(work: Work, graphs: Mapping[str, Any], new_tokens: int = 6) 
     """
     import torch
 
-    batch = probe(work.model, 1, 5, seed=2)
+    batch = probe_batch(work.model, 1, 5, seed=2)
     mask, written = batch["attention_mask"], batch["input_ids"]
     out = prefill(work, graphs["prefill"], {**batch, "position_ids": positions_of(batch)})
     cache = next(name for name in graphs["decode"].metadata.kwargs if name in _CACHE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from modwright.checkpoint.export.layout import Layout, layout_of
 from modwright.checkpoint.export.reading import MODEL_TYPE
 from modwright.checkpoint.export.target import Target, register_target
 from modwright.checkpoint.export.work import Work
+from modwright.core.digest import sha256_of
 from modwright.core.files import write_file
 from modwright.core.progress import Progress
 
@@ -58,7 +58,7 @@ class Standalone(Target):
         code = None if layout is None else standalone_code(work.model, layout)
         save(work.model, folder)
         if layout is not None and code is not None:
-            name = f"modeling_{hashlib.sha256(code.encode()).hexdigest()[:12]}"
+            name = f"modeling_{sha256_of(code)[:12]}"
             write_file(folder / f"{name}.py", code)
             _rewrite_config(folder / "config.json", work.model, layout, name)
 

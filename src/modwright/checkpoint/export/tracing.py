@@ -17,7 +17,6 @@ from modwright.checkpoint.export.comparing import (
     Compared,
     compare,
     open_axes,
-    probe,
     rounding,
 )
 from modwright.checkpoint.export.decoding import decode_greedily, prefill
@@ -26,6 +25,7 @@ from modwright.checkpoint.export.work import Work
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.core.errors import ModwrightError, Refused, VerificationError, first_line
 from modwright.core.progress import Progress
+from modwright.edits.verify import probe_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ class Traced(Target):
         return getattr(exporters, self.exporter)(), settings
 
     def _trace_outputs(self, work: Work) -> Any:
-        batch = probe(work.model, *TRACED)
+        batch = probe_batch(work.model, *TRACED)
         exporter, settings = self._tools(dynamic_shapes=open_axes(batch))
         with _tensors_alone(work.model):
             return exporter.export(work.model, batch, settings)
@@ -92,7 +92,7 @@ class Traced(Target):
     def _trace_generation(self, work: Work) -> Any:
         exporter, settings = self._tools()
         return exporter.export_for_generation(
-            work.model, probe(work.model, *TRACED), settings, multi_token_decode=True
+            work.model, probe_batch(work.model, *TRACED), settings, multi_token_decode=True
         )
 
     @property

@@ -10,8 +10,8 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.modes import set_eval
 from modwright.core.errors import Refused, unknown_name
+from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture

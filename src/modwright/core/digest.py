@@ -1,0 +1,46 @@
+"""Digests: the same for the same content, on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["sha256_of"]
+
+
+def sha256_of(*parts: str | bytes | Tensor | dict[str, Any] | list[Any]) -> str:
+    """The SHA-256 of some parts, one after the other, in hexadecimal.
+
+    Of a tensor its numbers count, as they lie in memory when it is contiguous; nothing is copied
+    where it is. Of a dictionary or a list its JSON counts, whatever the order of its keys.
+
+    Example:
+        >>> import torch
+        >>> letters = torch.tensor([97, 98, 99], dtype=torch.uint8)
+        >>> sha256_of("abc") == sha256_of("a", b"bc") == sha256_of(letters)
+        True
+        >>> sha256_of({"a": 1, "b": 2}) == sha256_of({"b": 2, "a": 1})
+        True
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, str):
+            digest.update(part.encode())
+        elif isinstance(part, bytes):
+            digest.update(part)
+        elif isinstance(part, dict | list):
+            digest.update(json.dumps(part, sort_keys=True).encode())
+        else:
+            digest.update(_numbers(part))
+    return digest.hexdigest()
+
+
+def _numbers(tensor: Tensor) -> Any:
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy()  # bfloat16 has no form in NumPy, its bytes have
