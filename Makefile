@@ -74,7 +74,7 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# With SLUG the acceptance tests of one paper as CI runs them, into tests/evidence/SLUG.jsonl.
+# With SLUG the acceptance tests of one paper, or of `all`, as CI runs them: tests/evidence/SLUG.jsonl.
 figures: $(READY)
 ifdef SLUG
 	OMP_NUM_THREADS=1 $(BIN)/python tests/evidence.py $(SLUG)

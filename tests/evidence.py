@@ -40,8 +40,9 @@ def command(slug: str) -> str:
 
 
 def with_evidence() -> list[Paper]:
-    """Papers whose acceptance tests were written down."""
-    return [record for record in papers() if ledger_file(record.slug).exists()]
+    """Papers whose acceptance tests were written down, one for each file of tests."""
+    owners = (paper_of(record.acceptance) for record in papers() if record.acceptance is not None)
+    return [paper(slug) for slug in dict.fromkeys(owners) if slug and ledger_file(slug).exists()]
 
 
 def ledger_file(slug: str) -> Path:
@@ -57,7 +58,10 @@ def ledger(slug: str) -> dict[str, dict[str, Any]]:
 
 @cache
 def paper_of(file: str) -> str | None:
-    """The first paper whose acceptance tests are in this file, a path from the root."""
+    """The first paper whose acceptance tests are in this file, a path from the root.
+
+    Papers that share a file share its evidence, under the name of the first.
+    """
     return next((record.slug for record in papers() if record.acceptance == file), None)
 
 
@@ -65,9 +69,13 @@ def paper_of(file: str) -> str | None:
 
 
 def digest_of(record: Paper) -> str:
-    """Of what its modules and its acceptance tests say; comments, docstrings and layout aside."""
+    """Of what its modules and its acceptance tests say; comments, docstrings and layout aside.
+
+    The modules are those of all papers that share the tests.
+    """
     assert record.acceptance is not None
-    files = [_source(module) for module in sorted(record.rooms)]
+    sharing = (other for other in papers() if other.acceptance == record.acceptance)
+    files = [_source(module) for module in sorted({m for other in sharing for m in other.rooms})]
     files.append(ROOT / record.acceptance)
     found = hashlib.sha256()
     for file in files:
@@ -216,17 +224,21 @@ def _commit() -> str:
 
 
 def main() -> int:
-    """``python tests/evidence.py SLUG``: measure and write down."""
+    """``python tests/evidence.py SLUG``, or ``all`` papers that work: measure and write down."""
+    if sys.argv[1] == "all":  # each in a process of its own, as the first use of a model costs more
+        files = {record.acceptance for record in papers() if record.acceptance is not None}
+        slugs = sorted(str(paper_of(file)) for file in files)
+        runs = [subprocess.run([sys.executable, __file__, slug], check=False) for slug in slugs]
+        return max(done.returncode for done in runs)
     import pytest
 
-    slug = sys.argv[1]
-    acceptance = paper(slug).acceptance
+    acceptance = paper(sys.argv[1]).acceptance
     if acceptance is None:
-        print(f"{slug} has no acceptance test", file=sys.stderr)
+        print(f"{sys.argv[1]} has no acceptance test", file=sys.stderr)
         return 2
     os.environ.pop("MODWRIGHT_FIGURES", None)  # as CI measures it, and not as pages quote it
     options = ["-q", "--full", "-p", "no:cacheprovider", str(ROOT / acceptance)]
-    return int(pytest.main(options, plugins=[Ledger(slug)]))
+    return int(pytest.main(options, plugins=[Ledger(str(paper_of(acceptance)))]))
 
 
 if __name__ == "__main__":
