@@ -132,25 +132,14 @@ def test_drop_path_rates_reach_the_last_block_or_stop_before() -> None:
 
 
 def test_a_block_is_its_formula() -> None:
-    for post_norm in (False, True):
-        mixer, mlp = SelfAttention(8, 2), Mlp(8, 16)
-        block = Block(
-            8,
-            mixer,
-            mlp,
-            lambda: nn.LayerNorm(8),
-            layer_scale=0.5,
-            scaled=True,
-            post_norm=post_norm,
-        )
-        with torch.no_grad():
-            block.res1.alpha.fill_(0.7)
-            block.res2.beta.fill_(1.3)
-        x = torch.randn(2, 6, 8)
-        first = block.norm1(mixer(x)) if post_norm else mixer(block.norm1(x))
-        y = 0.7 * x + 0.5 * first
-        second = block.norm2(mlp(y)) if post_norm else mlp(block.norm2(y))
-        assert torch.allclose(block(x, (2, 3)), y + 1.3 * 0.5 * second, atol=1e-6)
+    mixer, mlp = SelfAttention(8, 2), Mlp(8, 16)
+    block = Block(8, mixer, mlp, lambda: nn.LayerNorm(8), layer_scale=0.5, scaled=True)
+    with torch.no_grad():
+        block.res1.alpha.fill_(0.7)
+        block.res2.beta.fill_(1.3)
+    x = torch.randn(2, 6, 8)
+    y = 0.7 * x + 0.5 * mixer(block.norm1(x))
+    assert torch.allclose(block(x, (2, 3)), y + 1.3 * 0.5 * mlp(block.norm2(y)), atol=1e-6)
 
 
 def test_halves_of_a_block_can_be_left_out() -> None:

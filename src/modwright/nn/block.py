@@ -25,7 +25,6 @@ class Block(nn.Module):
         drop_path: rate of stochastic depth of both branches.
         layer_scale: start of a learned factor per channel on both branches; None has none.
         scaled: residuals with two learned numbers each.
-        post_norm: the norm stands behind each mixer instead of before it.
 
     Shapes:
         x (B, N, C) or (B, C, H, W) by ``layout``, with ``grid`` (H, W) -> the same.
@@ -49,10 +48,9 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         scaled: bool = False,
-        post_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.layout, self.post_norm = layout, post_norm
+        self.layout = layout
         self.norm1 = self.mixer = self.ls1 = self.res1 = None
         self.norm2 = self.mlp = self.ls2 = self.res2 = None
         if mixer is not None:
@@ -78,9 +76,6 @@ class Block(nn.Module):
         self, norm: nn.Module | None, part: nn.Module, x: Tensor, grid: Grid, **extra: Any
     ) -> Tensor:
         assert norm is not None
-        if self.post_norm:
-            after: Tensor = norm(call_in_layout(part, x, grid, self.layout, **extra))
-            return after
         return call_in_layout(part, norm(x), grid, self.layout, **extra)
 
     def _add(

@@ -47,7 +47,7 @@ def _fuse_parts_(module: nn.Module) -> None:
             setattr(module, name, fuse())
     if isinstance(module, nn.Sequential):
         _fold_sequence_(module)
-    if isinstance(module, Block) and not module.post_norm:
+    if isinstance(module, Block):
         _fold_halves_(module)
 
 

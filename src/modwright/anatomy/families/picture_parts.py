@@ -64,7 +64,6 @@ def _read_attention(module: Any, address: str) -> dict[str, Any] | None:
         scaling=float(module.scale),
         biases="".join(role for role in "qkvo" if roles[role].bias is not None),
         causal=False,
-        dropout=float(module.attn_drop),
         output_dropout=float(module.proj_drop.p),
     )
     return {**roles, "shape": shape}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from modwright.core.errors import Refused, unknown_name
 from modwright.models.classifier import ImageConfig, TokenClassifier
-from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.converters.t2t_vit import official_names
+from modwright.models.key_maps import KeyMap
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
@@ -278,7 +278,7 @@ class T2TViTForImageClassification(TokenClassifier):
 
     @classmethod
     def key_maps(cls, config: T2TViTConfig) -> dict[str, KeyMap]:
-        return {"official": _official(config)}
+        return {"official": official_names(config)}
 
 
 def _width_behind(block: nn.Module, dim: int) -> int:
@@ -286,121 +286,6 @@ def _width_behind(block: nn.Module, dim: int) -> int:
     if isinstance(block, DenseBlock):
         return block.grow.in_features + block.grow.out_features
     return block.linear.out_features if isinstance(block, DenseTransition) else dim
-
-
-# Names in the authors' repository, yitu-opensource/T2T-ViT
-
-
-def _swap_thirds(tensor: Tensor) -> Tensor:
-    """Rows of keys, queries, values -> rows of queries, keys, values, and back."""
-    first, second, third = tensor.chunk(3)
-    return torch.cat((second, first, third))
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.flatten()
-
-
-def _one_tap(tensor: Tensor) -> Tensor:
-    return tensor[:, None, None]
-
-
-def _renamed(names: dict[str, str], theirs: str, ours: str) -> list[Rule]:
-    return [Rule(f"{theirs}.{there}", f"{ours}.{here}") for here, there in names.items()]
-
-
-_SAME = {name: name for name in ("norm1", "norm2")}
-_MLP = {"mlp.fc1": "mlp.fc1", "mlp.fc2": "mlp.fc2"}
-_PERFORMER = {
-    **_SAME,
-    "attention.proj": "proj",
-    "attention.features": "w",
-    "mlp.fc1": "mlp.0",
-    "mlp.fc2": "mlp.2",
-}
-_TRANSFORMER = {
-    **_SAME,
-    **_MLP,
-    "attention.qkv": "attn.qkv",
-    "attention.proj": "attn.proj",
-}
-
-
-def _performer_names() -> list[Rule]:
-    found = [Rule("tokens_to_token.project", "stem.project")]
-    for n in range(2):
-        theirs, ours = f"tokens_to_token.attention{n + 1}", f"stem.layers.{n}"
-        found += _renamed(_PERFORMER, theirs, ours)
-        swapped = (f"{theirs}.kqv", f"{ours}.attention.qkv")
-        found.append(Rule(*swapped, to_ours=_swap_thirds, to_theirs=_swap_thirds))
-    return found
-
-
-def _transformer_names() -> list[Rule]:
-    found = [Rule("tokens_to_token.project", "stem.project")]
-    for n in range(2):
-        found += _renamed(_TRANSFORMER, f"tokens_to_token.attention{n + 1}", f"stem.layers.{n}")
-    return found
-
-
-def _convolution_names() -> list[Rule]:
-    theirs = {"conv0": "soft_split0", "conv1": "soft_split1", "conv2": "project"}
-    return _renamed(theirs, "tokens_to_token", "stem")
-
-
-def _patch_names() -> list[Rule]:
-    return [Rule("patch_embed.proj", "stem.conv0")]
-
-
-_STEM_NAMES: dict[str, Callable[[], list[Rule]]] = {
-    "performer": _performer_names,
-    "transformer": _transformer_names,
-    "convolution": _convolution_names,
-    "patch": _patch_names,
-}
-
-_BLOCK = {**_SAME, **_MLP, "mixer.qkv": "attn.qkv", "mixer.proj": "attn.proj"}
-_BLOCK_NAMES: dict[str, dict[str, str]] = {
-    "plain": _BLOCK,
-    "squeeze_excite": {
-        **_BLOCK,
-        "mixer.gate.fc1": "attn.se_layer.fc.0",
-        "mixer.gate.fc2": "attn.se_layer.fc.2",
-    },
-    "ghost": {
-        **_SAME,
-        **_MLP,
-        "mixer.proj": "attn.proj",
-        **{f"mixer.{map_}.primary": f"attn.{map_}" for map_ in "qkv"},
-    },
-    "dense": {
-        **{f"block.{here}": there for here, there in _BLOCK.items()},
-        "grow": "dense_linear",
-        "linear": "linear",
-    },
-}
-_ONE_TAP = {
-    "ghost": {
-        **{f"mixer.{map_}.cheap": f"attn.cheap_operation_{map_}" for map_ in "qkv"},
-        "mlp.cheap1": "mlp.cheap_operation2",
-        "mlp.cheap2": "mlp.cheap_operation3",
-    }
-}
-
-
-def _official(config: T2TViTConfig) -> KeyMap:
-    rules = _STEM_NAMES[config.stem]()
-    rules += [Rule("cls_token", "prefix.cls_token"), Rule("pos_embed", "positions.table")]
-    count = config.depth
-    if config.blocks == "dense":
-        count = sum(config.dense_groups) + len(config.dense_groups) - 1
-    for b in range(count):
-        block = f"blocks.{b}"
-        rules += _renamed(_BLOCK_NAMES[config.blocks], block, block)
-        for here, there in _ONE_TAP.get(config.blocks, {}).items():
-            rules.append(Rule(f"{block}.{there}", f"{block}.{here}", _flat, _one_tap))
-    rules += [Rule("norm", "norm"), Rule("head", "head.fc")]
-    return KeyMap(tuple(rules))
 
 
 _DROP = {"drop_path_rate": 0.1}

@@ -45,7 +45,6 @@ class Mlp(nn.Module):
         dim: channels.
         hidden: neurons.
         act: name of the activation.
-        bias: of both maps.
         drop: dropout.
         layout: "tokens" has linear maps, "map" has 1 x 1 convolutions.
         inside: a part between fc1 and the activation, on ``hidden`` channels.
@@ -67,7 +66,6 @@ class Mlp(nn.Module):
         hidden: int,
         *,
         act: str = "gelu",
-        bias: bool = True,
         drop: float = 0.0,
         layout: Layout = "tokens",
         inside: nn.Module | None = None,
@@ -79,10 +77,10 @@ class Mlp(nn.Module):
             raise ValueError(f"hidden must be at least 1, not {hidden}")
         self.layout = layout
         linear = LINEAR[layout] if linear is None else linear
-        self.fc1 = linear(dim, hidden, bias)
+        self.fc1 = linear(dim, hidden, True)
         self.inside = inside
         self.act = make_activation(act)
-        self.fc2 = linear(hidden, dim, bias)
+        self.fc2 = linear(hidden, dim, True)
         self.drop = nn.Dropout(drop)
         self.gate = gate
 

@@ -93,9 +93,8 @@ class PerformerAttention(SelfAttention):
         proj_drop: float = 0.0,
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(
-            dim, num_heads, out_dim=out_dim, qkv_bias=qkv_bias, scale=1.0, proj_drop=proj_drop
-        )
+        super().__init__(dim, num_heads, out_dim=out_dim, qkv_bias=qkv_bias, scale=1.0)
+        self.proj_drop = nn.Dropout(proj_drop)
         if num_features < 1:
             raise ValueError(f"at least 1 random feature is needed, not {num_features}")
         self.eps = eps

@@ -38,14 +38,13 @@ class SelfAttention(nn.Module):
         out_dim: channels that go out, and width of queries, keys and values together; ``dim``
             unless it is said.
         qkv_bias: biases of the maps to queries, keys and values.
-        proj_bias: bias of the last map.
         scale: of the scores; d ** -0.5 unless it is said.
         storage: "fused", "q_kv", "qk_v" or "separate": how the three maps are stored.
-        attn_drop: dropout on the attention's weights.
-        proj_drop: dropout on the result.
         linear: makes a map from (in, out, bias).
-        gate: a part that the result passes through before its dropout, on (B, N, C).
-        bias: a part that, called with the grid, gives what is added to the scores (H, N, N).
+        gate: a part that the result passes through, on (B, N, C).
+
+    A subclass may set ``bias``, a part that, called with the grid, gives what is added to the
+    scores (H, N, N), and ``proj_drop``, dropout on the result.
 
     Shapes:
         (B, N, C) -> (B, N, out_dim).
@@ -56,6 +55,7 @@ class SelfAttention(nn.Module):
     """
 
     layout = "tokens"
+    bias: nn.Module | None
 
     def __init__(
         self,
@@ -64,14 +64,10 @@ class SelfAttention(nn.Module):
         *,
         out_dim: int | None = None,
         qkv_bias: bool = True,
-        proj_bias: bool = True,
         scale: float | None = None,
         storage: str = "fused",
-        attn_drop: float = 0.0,
-        proj_drop: float = 0.0,
         linear: Callable[[int, int, bool], nn.Module] = nn.Linear,
         gate: nn.Module | None = None,
-        bias: nn.Module | None = None,
     ) -> None:
         super().__init__()
         width = dim if out_dim is None else out_dim
@@ -81,12 +77,12 @@ class SelfAttention(nn.Module):
             raise ValueError(f"unknown storage {storage!r}; legal values: {', '.join(STORAGE)}")
         self.dim, self.width, self.num_heads = dim, width, num_heads
         self.scale = (width // num_heads) ** -0.5 if scale is None else scale
-        self.storage, self.attn_drop = storage, attn_drop
+        self.storage = storage
         for name in STORAGE[storage]:
             self.add_module(name, linear(dim, len(name) * width, qkv_bias))
-        self.proj = nn.Linear(width, width, bias=proj_bias)
-        self.gate, self.bias = gate, bias
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.proj = nn.Linear(width, width)
+        self.gate, self.bias = gate, None
+        self.proj_drop = nn.Dropout(0.0)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (B, N, C) -> three of (B, H, N, d)."""
@@ -100,10 +96,7 @@ class SelfAttention(nn.Module):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None = None) -> Tensor:
         """Three of (B, H, N, d) -> (B, N, H d)."""
         bias = None if self.bias is None else self.bias(grid)
-        drop = self.attn_drop if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale
-        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         return mixed.transpose(1, 2).flatten(2)
 
     def finish(self, mixed: Tensor) -> Tensor:

@@ -42,7 +42,9 @@ class WindowAttention(SelfAttention):
     def __init__(
         self, dim: int, num_heads: int, window: Grid, *, shift: bool = False, **more: Any
     ) -> None:
-        super().__init__(dim, num_heads, bias=RelativePositionBias(num_heads, window), **more)
+        bias = RelativePositionBias(num_heads, window)
+        super().__init__(dim, num_heads, **more)
+        self.bias = bias
         self.window, self.shift = window, shift
 
     def steps(self, grid: Grid) -> Grid:
@@ -81,10 +83,7 @@ class WindowAttention(SelfAttention):
             pictures = x.shape[0] // apart.shape[0]
             bias = bias.masked_fill(apart, float("-inf"))
             bias = bias[None].expand(pictures, -1, -1, -1, -1).flatten(0, 1)
-        drop = self.attn_drop if self.training else 0.0
-        mixed = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=bias, dropout_p=drop, scale=self.scale
-        )
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         return self.finish(mixed.transpose(1, 2).flatten(2))
 
 

@@ -1,0 +1,1 @@
+"""Names of tensors in checkpoints of others, one file per architecture."""
