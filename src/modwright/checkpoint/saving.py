@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from modwright.checkpoint.carry import carry
 from modwright.checkpoint.memory import weights_bytes
 from modwright.checkpoint.source import Source
+from modwright.checkpoint.ties import state_apart
 from modwright.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from modwright.core.errors import CheckpointError, Refused, WriteFailed, first_line
 from modwright.core.files import require_space, whole_directory, write_file
@@ -128,7 +129,9 @@ def _write_weights(model: PreTrainedModel, folder: Path, max_shard_size: int | s
 
     try:
         with quiet_transformers():
-            model.save_pretrained(folder, max_shard_size=max_shard_size)
+            model.save_pretrained(
+                folder, state_dict=state_apart(model), max_shard_size=max_shard_size
+            )
     except OSError:
         raise
     except SafetensorError as error:

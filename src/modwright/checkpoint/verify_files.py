@@ -11,6 +11,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from modwright.checkpoint.shards import INDEX, StoredTensor, read_headers
+from modwright.checkpoint.ties import state_apart, stored_names
 from modwright.core.errors import VerificationError
 
 __all__ = ["verify_files"]
@@ -46,11 +47,11 @@ def verify_files(model: transformers.PreTrainedModel, directory: Path) -> None:
 def _expected(model: transformers.PreTrainedModel) -> list[dict[str, tuple[int, ...]]]:
     """The tensors a checkpoint must hold: one entry each, with all its names if it is tied."""
     ignored = set(model._keys_to_ignore_on_save or ())
-    state = {name: t for name, t in model.state_dict().items() if name not in ignored}
-    groups: dict[object, dict[str, tuple[int, ...]]] = {}
+    state = {name: t for name, t in state_apart(model).items() if name not in ignored}
+    tied = stored_names(model)
+    groups: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, tensor in state.items():
-        key = (tensor.data_ptr(), tensor.shape) if tensor.numel() else name
-        groups.setdefault(key, {})[name] = tuple(tensor.shape)
+        groups.setdefault(tied[name], {})[name] = tuple(tensor.shape)
     # Files keep the names of the original format, which for some families (experts) are others
     # than the model's; transformers' own rules, run without values, tell which.
     kept = remove_tied_weights_from_state_dict(dict(state), model)

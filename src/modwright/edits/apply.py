@@ -222,10 +222,7 @@ def _write(
     stored: _Stored,
 ) -> None:
     """Writes the plan's values, and carries over parts whose storage changed."""
-    new_index = {old: new for new, old in enumerate(target.blocks)}
-    given = {}
-    for address, value in tensors.items():
-        given[_moved(address, new_index)] = value
+    given = {_moved(address, target.blocks): value for address, value in tensors.items()}
     old_parts = dict(source.parts())
     written: set[int] = set()
     for address, part in edited.parts():
@@ -248,14 +245,21 @@ def _write(
     stored.empty -= written
 
 
-def _moved(address: str, new_index: Mapping[int, int]) -> str:
+def _moved(address: str, blocks: tuple[int, ...]) -> str:
+    """The address in the result of what the plan calls by the source's number of its block."""
     head, _, rest = address.partition(".")
     if head != "blocks":
         return address
     index, _, leaf = rest.partition(".")
-    if not index.isdigit() or int(index) not in new_index:
+    times = blocks.count(int(index)) if index.isdigit() else 0
+    if not times:
         raise Refused(f"the plan has a value for {address}, which is not there")
-    return f"blocks.{new_index[int(index)]}.{leaf}"
+    if times > 1:
+        raise Refused(
+            f"the plan has one value for {address}, and {times} copies of blocks.{index} will "
+            "stand; arrange the blocks first, then write each copy by a plan of its own"
+        )
+    return f"blocks.{blocks.index(int(index))}.{leaf}"
 
 
 def _origin(address: str, blocks: tuple[int, ...]) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
@@ -258,9 +259,10 @@ def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | 
         wanted["num_experts"] = counts.pop()
     shapes = {None if b.attention is None else b.attention.shape for b in whole.blocks}
     shape = next(iter(shapes)) if len(shapes) == 1 else None
-    # Gathered rotary channels are taken from the angles of the width that the config names.
+    # Gathered rotary channels are taken from the angles of the width that the config names, and
+    # which key/value head a query head reads is no field of any config.
     same = shape is not None and shape.qk_head_dim == shape.v_head_dim
-    if shape is not None and same and not shape.rotary_gather:
+    if shape is not None and same and not shape.rotary_gather and not shape.kv_map:
         words = {
             "num_heads": shape.num_heads,
             "num_kv_heads": shape.num_kv_heads,
@@ -287,17 +289,29 @@ def _needed(
     """The edits that a stock model of this config does not fulfil already; None if it cannot be."""
     if not any(_check_of(edit) for edit in edits):
         return edits
-    try:
-        config.validate()
-        plain = Anatomy.of(_skeleton(stock, config))
-    except (ValueError, RuntimeError, AttributeError, TypeError):
+    built = _buildable(stock, config)
+    if built is None:
         return None
+    plain = Anatomy.of(built)
     inside = {edit.path for edit in edits}  # what is edited in an edited part is not stock's
     return tuple(
         edit
         for edit in edits
         if edit.path.rpartition(".")[0] in inside or not _fulfilled(plain, edit)
     )
+
+
+def _buildable(stock: type[PreTrainedModel], config: Any) -> PreTrainedModel | None:
+    """The stock model of a config on the meta device; None where the config cannot say this.
+
+    What transformers raises for numbers that do not go together counts, and nothing else: a mistake
+    in a family is an error, not a reason to call a result other than plain.
+    """
+    try:
+        config.validate()
+        return _skeleton(stock, config)
+    except (ValueError, StrictDataclassError):
+        return None
 
 
 def _check_of(edit: State) -> Callable[[Any, str, dict[str, Any]], bool] | None:

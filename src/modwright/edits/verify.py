@@ -110,10 +110,10 @@ def _short_batch(model: nn.Module) -> dict[str, Tensor]:
 def verify(model: nn.Module, new_tokens: int = 8) -> Verification:
     """Checks a model without changing it.
 
-    For models that generate: cached decoding of a batch with a left-padded row gives the logits of
-    uncached decoding, and no position sees a later one. For encoders: what stands under the padding
-    has no influence. For models of pictures: a picture's outputs do not depend on what stands
-    beside it in a batch. For all: outputs are finite.
+    Where attention is causal, no position sees a later one, and decoding a batch with a left-padded
+    row with a cache gives the logits of decoding without. For encoders, whatever head they have:
+    what stands under the padding has no influence. For models of pictures: a picture's outputs do
+    not depend on what stands beside it in a batch. For all: outputs are finite.
 
     Example:
         >>> import modwright
@@ -121,14 +121,15 @@ def verify(model: nn.Module, new_tokens: int = 8) -> Verification:
         True
     """
     with eval_mode(model):
+        family = family_of(model.config, model)
         generates = getattr(model, "can_generate", lambda: False)()
         checks: list[Callable[[nn.Module], Check]] = [_finite]
-        if not family_of(model.config, model).inputs().is_text:
+        if not family.inputs().is_text:
             checks.append(_rows_are_apart)
-        elif generates:
-            checks += [_causal, lambda m: _cached_is_uncached(m, new_tokens)]
-        else:
+        elif not (family.is_causal() and generates):
             checks.append(_padding_is_ignored)
+        else:
+            checks += [_causal, lambda m: _cached_is_uncached(m, new_tokens)]
         return Verification(tuple(check(model) for check in checks))
 
 

@@ -20,7 +20,7 @@ class Opaque(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if not args and "hidden_states" in kwargs:
             args = (kwargs.pop("hidden_states"),)
-        return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return super().forward(*args, **kwargs)
 
 
 class _Paired(Opaque):
@@ -40,7 +40,8 @@ def as_opaque(module: nn.Module, paired: bool = False) -> nn.Module:
         >>> module(torch.zeros(1, 4))[0].shape, isinstance(module, nn.Linear)
         (torch.Size([1, 4]), True)
     """
-    module.__class__ = _marked(type(module), paired)
+    kind: Any = type(module)
+    module.__class__ = _marked(kind, paired)
     return module
 
 
