@@ -66,7 +66,8 @@ def run(command: str, folder: Path) -> str:
     )
     if done.returncode:
         raise SystemExit(f"{command}: exit code {done.returncode}")
-    return done.stdout
+    # Before it is drawn: in a finished picture the letters would be spread over the old width.
+    return done.stdout.replace(f"{folder.resolve()}{os.sep}", "")
 
 
 def terminal(title: str, lines: list[tuple[str, str]]) -> str:
@@ -78,7 +79,8 @@ def terminal(title: str, lines: list[tuple[str, str]]) -> str:
     console = Console(record=True, width=COLUMNS, file=io.StringIO(), force_terminal=True)
     for command, printed in lines:
         console.print(Text("$ ", style="green").append(command, style="bold white"))
-        console.print(Text.from_ansi(printed.rstrip("\n")), soft_wrap=True)
+        # Lines longer than the terminal go on below, as in one; soft wrapping would cut them off.
+        console.print(Text.from_ansi(printed.rstrip("\n")), overflow="fold")
     form = re.sub(r"@font-face \{\{.*?\}\}", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
     form = form.replace("Fira Code, monospace", FONTS).replace("arial", "sans-serif")
     return console.export_svg(title=title, code_format=form, unique_id=title)

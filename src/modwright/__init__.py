@@ -44,6 +44,7 @@ _PACKAGES = (
     "anatomy",
     "calibration",
     "checkpoint",
+    "core",
     "cost",
     "edits",
     "models",

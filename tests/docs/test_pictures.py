@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import re
 from pathlib import Path
@@ -47,6 +48,32 @@ def test_terminals_show_commands_and_ask_for_no_font(pictures: Any) -> None:
     assert "modwright" in made and "bold" in made and "a-title" in made
     assert "@font-face" not in made and "\x1b" not in made
     assert made == pictures.terminal("a-title", [("modwright x", "\x1b[1mbold\x1b[0m and plain\n")])
+
+
+CELL = 12.2  # width of a letter in the pictures of a terminal
+
+
+def test_fault_B13_every_line_of_a_terminal_is_whole_and_as_wide_as_its_letters(
+    pictures: Any,
+) -> None:
+    long = " ".join(["from transformers import AutoModelForCausalLM"] * 4)
+    made = pictures.terminal("a-title", [("modwright x", f"{long}\n{'x' * 230}\n")])
+    drawn = {file.name: file.read_text(encoding="utf-8") for file in PICTURES.glob("*.svg")}
+    for name, text in {"made": made, **drawn}.items():
+        lines = re.findall(
+            r'<text [^>]*x="([\d.]+)"[^>]*textLength="([\d.]+)"[^>]*>(.*?)</text>', text
+        )
+        assert lines, name
+        for left, width, letters in lines:
+            count = len(html.unescape(letters))
+            assert float(width) == pytest.approx(CELL * count), (name, letters)
+            assert float(left) + float(width) <= CELL * pictures.COLUMNS + 0.1, (name, letters)
+    letters = "".join(re.findall(r"<text [^>]*>(.*?)</text>", made)).replace("&#160;", "")
+    assert long.replace(" ", "") in letters and "x" * 230 in letters
+
+
+def test_the_folder_of_a_command_is_not_shown(pictures: Any, tmp_path: Path) -> None:
+    assert pictures.run("echo $PWD/first.log", tmp_path) == "first.log\n"
 
 
 def test_terminals_fetch_nothing() -> None:

@@ -111,3 +111,15 @@ def test_fault_B4_packages_are_found_without_an_import() -> None:
     assert {"surgery", "edits", "apply"} <= set(dir(modwright))
     with pytest.raises(AttributeError, match="no attribute 'surgrey'"):
         modwright.surgrey
+
+
+def test_fault_B4_what_measures_takes_what_holds_a_model(tiny: Any) -> None:
+    from modwright.cost import compare_speed, count, inspect
+
+    opened = modwright.open(tiny("tiny-llama"))
+    done = modwright.apply(opened, remove("blocks.0.mlp"))
+    few = {"prompt": 4, "new_tokens": 1, "repeats": 1, "max_seconds": 0}
+    assert set(compare_speed(opened, done, **few).ratios) == {"prefill", "decode"}
+    assert count(done, length=4).parameters < count(opened, length=4).parameters
+    assert inspect(opened, length=4).root.parameters == opened.anatomy.num_parameters
+    assert modwright.verify(done).ok

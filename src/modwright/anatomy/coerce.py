@@ -12,7 +12,7 @@ from modwright.core.errors import Refused
 __all__ = ["address_of", "model_of"]
 
 
-def model_of(given: Any) -> nn.Module:
+def model_of(given: Any) -> Any:
     """The model that is given, or that an opened checkpoint, an anatomy or an edit's result holds.
 
     Raises:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
@@ -103,7 +103,7 @@ class Comparison(NamedTuple):
 
 
 def measure_speed(
-    model: nn.Module,
+    model: Any,
     *,
     batch: int = 1,
     prompt: int = 128,
@@ -134,8 +134,8 @@ def measure_speed(
 
 
 def compare_speed(
-    a: nn.Module,
-    b: nn.Module,
+    a: Any,
+    b: Any,
     *,
     batch: int = 1,
     prompt: int = 128,
@@ -175,8 +175,9 @@ class _Run:
 
     def __init__(self, model: Any, batch: int, prompt: int, new_tokens: int, seed: int) -> None:
         at_least(1, batch=batch, prompt=prompt, new_tokens=new_tokens)
-        self.model, self.batch, self.prompt, self.new_tokens = model, batch, prompt, new_tokens
         anatomy = Anatomy.of(model)
+        self.model = model = anatomy.model
+        self.batch, self.prompt, self.new_tokens = batch, prompt, new_tokens
         self.decodes = anatomy.family.is_causal()
         self.reads = anatomy.family.inputs()
         self.prompt = prompt = self.reads.positions(prompt)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modwright.anatomy.coerce import model_of
 from modwright.anatomy.families import family_of
 from modwright.anatomy.inputs import Inputs, Pictures, Tokens
 from modwright.core.errors import UnsupportedArchitecture
@@ -107,7 +108,7 @@ def _short_batch(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def verify(model: nn.Module, new_tokens: int = 8) -> Verification:
+def verify(model: Any, new_tokens: int = 8) -> Verification:
     """Checks a model without changing it.
 
     Where attention is causal, no position sees a later one, and decoding a batch with a left-padded
@@ -117,9 +118,10 @@ def verify(model: nn.Module, new_tokens: int = 8) -> Verification:
 
     Example:
         >>> import modwright
-        >>> verify(modwright.open("preset:tiny-llama").model).ok
+        >>> verify(modwright.open("preset:tiny-llama")).ok
         True
     """
+    model = model_of(model)
     with eval_mode(model):
         family = family_of(model.config, model)
         generates = getattr(model, "can_generate", lambda: False)()

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.calibration.text import TokenWindows
+from modwright.anatomy.coerce import model_of
+from modwright.calibration.text import TokenWindows, tokenizer_of
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
@@ -24,7 +25,7 @@ from modwright.tasks.places import HIDDEN, MASKED, NEXT, Places, kind_of, places
 from modwright.tasks.windows import PerplexityRecipe
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 __all__ = ["Agreement", "agreement", "require_comparable"]
 
@@ -64,9 +65,9 @@ class Agreement:
 
 
 def agreement(
-    teacher: PreTrainedModel,
-    student: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
+    teacher: Any,
+    student: Any,
+    tokenizer: Any,
     windows: PerplexityRecipe | TokenWindows,
     progress: Progress = SILENT,
 ) -> Agreement:
@@ -82,7 +83,7 @@ def agreement(
     computed in float64 (float32 where the device has none) whatever the dtypes of the models.
 
     Args:
-        teacher: the original.
+        teacher: the original; a model, an opened checkpoint or an edit's result, as the student.
         student: what was made of it.
         tokenizer: of both; `modwright.tasks.vocabulary.require_same_tokenizer` checks that. None
             will do for one's own sequences, where nothing has to be masked.
@@ -95,6 +96,8 @@ def agreement(
     Example:
         ``agreement(original, smaller, tokenizer, PerplexityRecipe("lee")).kl``
     """
+    teacher, student = model_of(teacher), model_of(student)
+    tokenizer = None if tokenizer is None else tokenizer_of(tokenizer)
     with eval_mode(teacher, student), torch.no_grad():
         kind = require_comparable(teacher, student)
         reading = places_of(kind, teacher, tokenizer, windows)

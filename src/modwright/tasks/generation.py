@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from modwright.anatomy.coerce import model_of
 from modwright.calibration.special_tokens import SpecialTokens, special_tokens
-from modwright.calibration.text import require_count
+from modwright.calibration.text import require_count, tokenizer_of
 from modwright.core.errors import Refused
 from modwright.core.modes import eval_mode
 from modwright.tasks.forward import position_limit
@@ -47,8 +48,8 @@ class Sample:
 
 
 def generate_sample(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    tokenizer: Any,
     prompt: str,
     *,
     max_new_tokens: int = 40,
@@ -61,8 +62,8 @@ def generate_sample(
     that samples of two models are comparable; its end tokens are kept.
 
     Args:
-        model: a transformers model that can generate from a prompt alone.
-        tokenizer: the model's own.
+        model: a transformers model that can generate from a prompt alone, or what holds it.
+        tokenizer: the model's own, or the opened checkpoint that has it.
         prompt: plain text; with ``chat`` it becomes one user message.
         max_new_tokens: the most tokens to write.
         seed: for models whose layers are random at inference; greedy decoding itself uses none.
@@ -75,6 +76,7 @@ def generate_sample(
     Example:
         ``generate_sample(model, tokenizer, "The capital of France is").text``
     """
+    model, tokenizer = model_of(model), tokenizer_of(tokenizer)
     _require_generator(model)
     require_count("max_new_tokens", max_new_tokens)
     chat = tokenizer.chat_template is not None if chat is None else chat

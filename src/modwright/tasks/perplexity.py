@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.calibration.text import TokenizedText
+from modwright.anatomy.coerce import model_of
+from modwright.calibration.text import TokenizedText, tokenizer_of
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.tasks.forward import (
@@ -70,8 +71,8 @@ class Perplexity:
 
 
 def perplexity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    tokenizer: Any,
     recipe: PerplexityRecipe,
     progress: Progress = SILENT,
 ) -> Perplexity:
@@ -81,8 +82,9 @@ def perplexity(
     evaluation mode for the while.
 
     Args:
-        model: a transformers model with logits over a vocabulary.
-        tokenizer: the model's own.
+        model: a transformers model with logits over a vocabulary, or what holds it: an opened
+            checkpoint, an edit's result.
+        tokenizer: the model's own, or the opened checkpoint that has it.
         recipe: what to measure.
         progress: told of every batch.
 
@@ -92,6 +94,7 @@ def perplexity(
     Example:
         ``perplexity(model, tokenizer, PerplexityRecipe("lee")).value``
     """
+    model, tokenizer = model_of(model), tokenizer_of(tokenizer)
     require_vocabulary(model, _NO_LM)
     windows = cut_windows(model, tokenizer, recipe)
     # How many text tokens of a window count: all that have something before them, or the new ones.
