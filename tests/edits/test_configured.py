@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import types
 from collections.abc import Callable
 from typing import Any
@@ -172,3 +173,9 @@ def test_fault_A5_image_models_alike(architecture: str) -> None:
     block.module.register_forward_hook(lambda module, args, output: None)
     with pytest.raises(Refused, match=r"has a forward hook"):
         edit(model, remove(Anatomy.of(model).blocks[1]))
+
+
+def test_fault_A5_where_a_model_came_from_is_no_difference(tiny: Any) -> None:
+    model = copy.deepcopy(tiny("tiny-llama"))
+    model.model.name_or_path = model.name_or_path = "None"
+    check_as_configured(model)

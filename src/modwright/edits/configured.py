@@ -33,6 +33,7 @@ _STATE = {
     "training",
     "gradient_checkpointing",
     "inplace",
+    "name_or_path",  # where it was opened from
     "p",  # of a dropout
     "drop_prob",
     "max_seq_len_cached",  # grows while a rotary embedding runs
