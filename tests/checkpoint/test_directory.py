@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modwright import checkpoint
+from modwright.core.errors import CheckpointError
 
 FILE = "model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -128,3 +129,41 @@ def test_fault_A13_a_run_names_it_in_log_report_and_card(
     assert "odd [/b] title :smile:" in told.out
     for name in ("README.md", "report.md", "report.html", "report.json"):
         assert sentence in (out / name).read_text(), name
+
+
+@pytest.mark.parametrize("lists", [{"drop_attn_list": [1, 2]}, {"drop_mlp_list": [True, False]}])
+def test_fault_B11_lists_of_dropped_layers_are_refused(
+    lists: dict[str, Any], tiny: Any, tmp_path: Path
+) -> None:
+    model = tiny("tiny-llama")
+    model.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **lists}))
+    with pytest.raises(CheckpointError, match=rf"{next(iter(lists))}.* --lists {tmp_path}"):
+        checkpoint.open(tmp_path)
+    empty: dict[str, list[int]] = {key: [] for key in lists}
+    (tmp_path / "config.json").write_text(json.dumps({**config, **empty}))
+    checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"vocab_size": 15_000_000}, r"has 720,092,592 parameters .* weights hold 98,736"),
+        ({"intermediate_size": 5_000_000}, r"model\.layers\.0\.mlp\.gate_proj\.weight alone"),
+        ({"num_hidden_layers": 100_000}, "num_hidden_layers is 100,000, more than the weights"),
+        ({"num_labels": 10**8}, "num_labels is 100,000,000"),
+        ({"model_type": ["llama"]}, "names no model_type"),
+        ({"architectures": [42]}, "architectures must be a list of names"),
+        ({"quantization_config": "yes"}, "stored quantized"),
+        ({"nested": json.loads("[" * 900 + "]" * 900)}, "nests deeper than 64 levels"),
+    ],
+)
+def test_fault_B21_a_config_is_held_against_the_weights(
+    changed: dict[str, Any], told: str, tiny: Any, tmp_path: Path
+) -> None:
+    tiny("tiny-llama").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(CheckpointError, match=told):
+        checkpoint.open(tmp_path)

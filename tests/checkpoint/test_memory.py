@@ -51,3 +51,50 @@ def test_a_container_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert available_bytes() == 450_000
     (tmp_path / "memory.max").write_text("max\n")
     assert available_bytes() > 1_000_000
+
+
+def control_groups(root: Path, folder: Path, limit: int, files: tuple[str, str, str]) -> None:
+    for place in (folder, *folder.parents):
+        place.mkdir(parents=True, exist_ok=True)
+        if place == root:
+            break
+    limit_file, used_file, cached = files
+    (folder / limit_file).write_text(f"{limit}\n")
+    (folder / used_file).write_text("700000\n")
+    (folder / "memory.stat").write_text(f"rss 400000\n{cached} 150000\n")
+
+
+V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+V2 = ("memory.max", "memory.current", "inactive_file")
+
+
+@pytest.mark.parametrize(
+    ("membership", "place", "files"),
+    [
+        ("5:memory:/docker/abc\n0::/\n", "memory/docker/abc", V1),
+        ("5:memory:/docker/abc\n", "memory/docker", V1),
+        ("5:cpu,memory:/job\n4:pids:/other\n", "memory/job", V1),
+        ("5:memory:/not/seen/from/inside\n", "memory", V1),
+        ("0::/slice/unit\n", "slice/unit", V2),
+        ("0::/slice/unit\n", "slice", V2),
+        ("0::/../outside\n", "", V2),
+    ],
+)
+def test_fault_B19_limits_of_both_versions_and_of_groups_above_count(
+    membership: str,
+    place: str,
+    files: tuple[str, str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    root = tmp_path / "cgroup"
+    root.mkdir()
+    told = tmp_path / "membership"
+    told.write_text(membership)
+    monkeypatch.setattr(memory, "_CGROUP", root)
+    monkeypatch.setattr(memory, "_MEMBERSHIP", told)
+    assert available_bytes() > 1_000_000
+    control_groups(root, root / place, 1_000_000, files)
+    assert available_bytes() == 450_000
+    control_groups(root, root / place, 2**63 - 4096, files)
+    assert available_bytes() > 1_000_000

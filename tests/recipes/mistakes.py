@@ -178,7 +178,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "recipe that holds itself": (
         "model: m\nsteps:\n  - {method: llm_drop, n: &a [*a]}\n",
-        ("r.yaml line 3, steps.0", "n:"),
+        ("r.yaml", "nests deeper than 64 levels"),
     ),
     "extends something odd": (
         "extends: [a.yaml]\nmodel: m\n",

@@ -34,6 +34,7 @@ _PLAIN = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
+_DROP_LISTS = ("drop_attn_list", "drop_mlp_list", "drop_block_list")
 _QUANTIZED = ("quantization_config", "compression_config")
 
 
@@ -198,6 +199,13 @@ def _read_config_json(directory: Path) -> dict[str, Any]:
                     f"{directory}: the weights are stored quantized ({method}); dequantize them "
                     "first, edits need plain floating-point weights"
                 )
+    lists = [key for key in _DROP_LISTS if config.get(key)]
+    if lists:
+        raise CheckpointError(
+            f"{file} holds lists of dropped layers ({', '.join(lists)}) that the stock class does "
+            "not read; open the whole model and drop them: modwright edit llm_drop MODEL -o OUT "
+            f"--lists {file}"
+        )
     if (directory / "adapter_config.json").exists():
         raise CheckpointError(
             f"{directory} holds a PEFT adapter; merge it (merge_and_unload) and save that model"

@@ -20,6 +20,7 @@ __all__ = [
 ]
 
 _CGROUP = Path("/sys/fs/cgroup")
+_MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
@@ -83,19 +84,54 @@ def require_memory(needed: int, what: str) -> None:
         )
 
 
+# Names of the files in version 2 of control groups, and in version 1.
+_FILES = (
+    ("memory.max", "memory.current", ("inactive_file", "active_file")),
+    (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        ("total_inactive_file", "total_active_file"),
+    ),
+)
+_NO_LIMIT = 2**60
+
+
 def _container_bytes() -> int | None:
-    """What is left below the memory limit of the control group, or None without a limit."""
+    """What is left below the limits of the process's control groups, or None without a limit."""
+    rooms = [room for folder in _groups() if (room := _left(folder)) is not None]
+    return min(rooms, default=None)
+
+
+def _groups() -> list[Path]:
+    """The control groups that limit memory: the process's own and all above it."""
     try:
-        limit = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        if limit == "max":
-            return None
-        used = int((_CGROUP / "memory.current").read_text(encoding="ascii"))
-        stat = (_CGROUP / "memory.stat").read_text(encoding="ascii")
+        lines = _MEMBERSHIP.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return None
-    # Pages of files are counted as used but given back on demand.
-    reclaimable = {"inactive_file", "active_file"}
-    cached = sum(
-        int(value) for key, value in map(str.split, stat.splitlines()) if key in reclaimable
-    )
-    return max(0, int(limit) - used + cached)
+        lines = []
+    found = [_CGROUP, _CGROUP / "memory"]
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = _CGROUP / "memory" if controllers else _CGROUP
+        inside = [part for part in path.split("/") if part not in ("", "..")]
+        found += [root.joinpath(*inside[:depth]) for depth in range(1, len(inside) + 1)]
+    return found
+
+
+def _left(folder: Path) -> int | None:
+    for limit_file, used_file, reclaimable in _FILES:
+        try:
+            told = (folder / limit_file).read_text(encoding="ascii").strip()
+            limit = _NO_LIMIT if told == "max" else int(told)
+            if limit >= _NO_LIMIT:
+                return None
+            used = int((folder / used_file).read_text(encoding="ascii"))
+            stat = (folder / "memory.stat").read_text(encoding="ascii")
+        except (OSError, ValueError):
+            continue
+        # Pages of files are counted as used but given back on demand.
+        pairs = (line.split() for line in stat.splitlines())
+        cached = sum(int(pair[1]) for pair in pairs if pair and pair[0] in reclaimable)
+        return max(0, limit - used + cached)
+    return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modwright.core.errors import CheckpointError
-from modwright.core.reading import read_json
+from modwright.core.reading import read_json, refuse_no_weights
 
 __all__ = ["StoredTensor", "read_headers", "weight_files"]
 
@@ -86,9 +86,8 @@ def read_headers(directory: Path) -> dict[str, StoredTensor]:
 def _file_header(file: Path) -> dict[str, StoredTensor]:
     from safetensors import SafetensorError, safe_open
 
+    refuse_no_weights(file)
     try:
-        with file.open("rb"):  # a file that may not be read is said to be missing by safetensors
-            pass
         with safe_open(str(file), framework="numpy") as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
             return {
@@ -96,17 +95,11 @@ def _file_header(file: Path) -> dict[str, StoredTensor]:
                 for name, part in slices.items()
             }
     except SafetensorError as error:
-        raise CheckpointError(f"{file} {_damage(file, error)}") from error
+        raise CheckpointError(
+            f"{file} is damaged or cut short ({error}); copy or download it again"
+        ) from error
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
-
-
-def _damage(file: Path, error: Exception) -> str:
-    with file.open("rb") as stream:
-        begin = stream.read(40)
-    if begin.startswith(b"version https://git-lfs"):
-        return "is a git-lfs pointer, not the weights; run `git lfs pull` in its directory"
-    return f"is damaged or cut short ({error}); copy or download it again"
 
 
 def _weight_map(directory: Path) -> dict[str, str]:

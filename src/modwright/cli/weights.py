@@ -44,6 +44,10 @@ def import_model(
     layout: Annotated[
         str, typer.Option(help="Names that the file has; found by default. --to says what back.")
     ] = "auto",
+    key: Annotated[
+        str | None,
+        typer.Option(help="Which set of tensors of the file, where it holds several: params_ema."),
+    ] = None,
     resize: Annotated[
         bool,
         typer.Option("--resize", help="Resize positions of another picture size; NAME is a model."),
@@ -66,7 +70,7 @@ def import_model(
     from modwright.models.source_configs import config_beside
 
     fields = _fields(changes or ())
-    tensors = read_weights(checkpoint)
+    tensors = read_weights(checkpoint, key)
     found = import_named(name, tensors, layout, resize, checkpoint, **fields)
     folder = checkpoint if checkpoint.is_dir() else config_beside(checkpoint)
     source = None

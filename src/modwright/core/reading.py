@@ -17,6 +17,7 @@ __all__ = [
     "read_json",
     "read_text",
     "read_yaml",
+    "refuse_no_weights",
     "require_depth",
     "require_regular",
 ]
@@ -70,6 +71,23 @@ def first_bytes(path: Path, count: int) -> bytes:
             return stream.read(count)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def refuse_no_weights(path: Path) -> None:
+    """Refuse what stands where weights should: a git-lfs pointer, a web page, a pipe.
+
+    Raises:
+        CheckpointError: names what the file is.
+    """
+    begin = first_bytes(path, 512).lstrip().lower()
+    if begin.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its directory"
+        )
+    if begin.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{path} is a web page, not the weights; download the file itself")
+    if not begin:
+        raise CheckpointError(f"{path} is empty; copy or download it again")
 
 
 def read_text(path: Path, longest: int = _LONGEST) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
+import pickle
+import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.core.errors import CheckpointError, Refused, unknown_name
-from modwright.core.reading import read_json
+from modwright.core.errors import CheckpointError, ModwrightError, Refused, first_line, unknown_name
+from modwright.core.reading import read_json, refuse_no_weights
 from modwright.models.key_maps import KeyMap
 from modwright.models.picture_model import PictureModel
 from modwright.models.source_configs import SourceConfig, read_source_config, same_value
@@ -22,7 +24,10 @@ __all__ = ["Imported", "import_weights", "layouts_of", "name_classes", "read_wei
 # Fields that may differ from those of the weights: rates of training, and what `resize` is for.
 _MAY_DIFFER = {"drop_rate", "drop_path_rate", "image_size"}
 _CLASSIFIERS = ("head.fc.", "head.fc_distilled.")
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_WRAPPERS = ("params_ema", "state_dict_ema", "model_ema", "params", "state_dict", "model")
+_UNKNOWN_CLASS = re.compile(r"Unsupported global: GLOBAL ([\w.]+) was not an allowed global")
+_FILLED_CLASS = re.compile(r"Can only (SETITEM|append|extend) .*but got <class 'inert\.([\w.]+)'>")
+_MOST_CLASSES = 100
 
 
 @dataclass(frozen=True)
@@ -45,43 +50,123 @@ def layouts_of(model: PictureModel) -> dict[str, KeyMap]:
     return model.key_maps(model.config)
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
+def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors or torch file, out of the dicts that training scripts wrap them in.
 
     A directory is one that transformers wrote, in one file or in shards. Torch files are read with
-    ``weights_only=True``: no code of theirs runs.
+    ``weights_only=True``: no code of theirs runs. Configs and counters beside the weights, of
+    whatever class, become empty objects.
 
     Of several sets the averaged one is taken: published numbers come from it.
 
+    Args:
+        path: the file or directory.
+        key: which of the dicts of a file, "params_ema" say, with dots for those inside others;
+            found by default where there is one, or one of a usual name.
+
     Raises:
         CheckpointError: there is no such file, or it holds no tensors.
+        Refused: an unknown key.
     """
     path = Path(path)
     if path.is_dir():
         return _read_directory(path)
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{path}: no such file")
+    refuse_no_weights(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
             found: Any = load_file(path)
         else:
-            # Training scripts keep their arguments beside the weights; a Namespace runs no code.
-            with torch.serialization.safe_globals([argparse.Namespace]):
-                found = torch.load(path, map_location="cpu", weights_only=True)
+            found = _load_inert(path)
+    except ModwrightError:
+        raise
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-    for key in _WRAPPERS:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no tensors by name")
-    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{path} holds no tensors by name")
+        raise CheckpointError(f"{path} cannot be read: {_torch_says(error)}") from None
+    tensors = _tensors(_chosen(found, key, path), path)
     if all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+class _Inert(dict[Any, Any]):
+    """Stands for an object of a class that is not loaded: it takes anything and does nothing."""
+
+    def __new__(cls, *arguments: Any, **named: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _load_inert(path: Path) -> Any:
+    """A torch file's content, with `_Inert` for every class that torch does not allow by itself."""
+    stand_ins: dict[str, type] = {}
+    while True:
+        allowed: list[Any] = [(stand_in, name) for name, stand_in in stand_ins.items()]
+        try:
+            with torch.serialization.safe_globals(allowed):
+                return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            unknown = _UNKNOWN_CLASS.search(str(error))
+            filled = _FILLED_CLASS.search(str(error))
+            if filled is not None and issubclass(stand_ins[filled[2]], _Inert):
+                # Torch fills plain containers only.
+                stand_ins[filled[2]] = {"SETITEM": OrderedDict}.get(filled[1], list)
+                continue
+            if unknown is None or len(stand_ins) >= _MOST_CLASSES:
+                raise
+            name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
+            if name in stand_ins:
+                raise
+            # A type of its own: torch finds allowed objects by what they are.
+            stand_ins[name] = type(name, (_Inert,), {"__module__": "inert"})
+
+
+def _torch_says(error: Exception) -> str:
+    """Torch's message without its advice, which is to run the code of the file."""
+    blocked = re.search(r"GLOBAL ([\w.]+) whose module", str(error))
+    if blocked:
+        return f"it would run {blocked[1]} when read"
+    if isinstance(error, OSError):
+        return error.strerror or first_line(error)
+    return "it is damaged, or no file of torch or safetensors"
+
+
+def _chosen(found: Any, key: str | None, path: Path) -> Any:
+    """The dict of tensors inside what a file holds."""
+    if key is not None:
+        for piece in key.split("."):
+            if not isinstance(found, dict) or piece not in found:
+                names = [str(name) for name in found] if isinstance(found, dict) else []
+                raise unknown_name(f"key of {path.name}", key, names[:20])
+            found = found[piece]
+        return found
+    for name in _WRAPPERS:
+        if isinstance(found, dict) and isinstance(found.get(name), dict):
+            found = found[name]
+    if not isinstance(found, dict) or any(isinstance(v, Tensor) for v in found.values()):
+        return found
+    holders = [
+        str(name)
+        for name, value in found.items()
+        if isinstance(value, dict) and any(isinstance(one, Tensor) for one in value.values())
+    ]
+    if len(holders) > 1:
+        raise Refused(f"{path} holds several sets of tensors; choose a key: {', '.join(holders)}")
+    return found[holders[0]] if holders else found
+
+
+def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
+    items = found.items() if isinstance(found, dict) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors by name")
     return tensors
 
 

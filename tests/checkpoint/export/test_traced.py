@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 import modwright
 from modwright.checkpoint import weights_bytes
@@ -220,3 +221,26 @@ def test_every_family_is_traced(
     for target in ("pt2", "onnx"):
         done = modwright.export(edited_model(preset), tmp_path / target, target)
         assert done.compared.held, (preset, target)
+
+
+def test_fault_A15_segments_reach_the_graph(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    model = transformers.BertForSequenceClassification(config).eval()
+    with torch.no_grad():
+        model.bert.embeddings.token_type_embeddings.weight.mul_(100)
+    done = modwright.export(model, tmp_path / "out", "pt2")
+    program = torch.export.load(done.output / "model.pt2").module()
+    ids = torch.randint(0, 40, (3, 9))
+    for segments in (torch.zeros_like(ids), (torch.arange(9) > 4).long().expand(3, 9)):
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        batch["token_type_ids"] = segments.contiguous()
+        found = next(iter(program(**batch).values()))
+        torch.testing.assert_close(found, model(**batch).logits, atol=1e-4, rtol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ __all__ = [
     "compare",
     "open_axes",
     "positions_of",
+    "probe",
     "probes",
     "rounding",
 ]
@@ -83,6 +85,23 @@ def rounding(model: Any, floor: float = 1e-4) -> float:
     return max(floor, 16 * torch.finfo(model.dtype).eps)
 
 
+def probe(model: Any, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs for a graph: all that a model's tokenizer or image processor makes.
+
+    Where a model tells segments of a text apart, as BERT does, its tokenizer numbers them, and so
+    do these: the second half of each row is another segment.
+    """
+    import torch
+
+    batch = probe_batch(model, rows, tokens, seed)
+    kinds = getattr(model.config, "type_vocab_size", None) or 0
+    if kinds > 1 and "token_type_ids" in inspect.signature(model.forward).parameters:
+        ids = batch["input_ids"]
+        segments = (torch.arange(ids.shape[1]) >= ids.shape[1] // 2).to(ids)
+        batch["token_type_ids"] = segments.expand_as(ids).contiguous()
+    return batch
+
+
 def open_axes(batch: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
     """Which axes of each input a graph leaves open: rows and tokens; pictures keep their size.
 
@@ -104,7 +123,7 @@ def open_axes(batch: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
 def probes(model: Any) -> Iterator[dict[str, Tensor]]:
     """The batches that outputs are compared on."""
     for seed, (rows, tokens) in enumerate(_ASKED, start=1):
-        yield probe_batch(model, rows, tokens, seed)
+        yield probe(model, rows, tokens, seed)
 
 
 def positions_of(batch: dict[str, Tensor]) -> Tensor:
@@ -144,6 +163,7 @@ def compare(
     expected: list[Tensor] = []
     for batch in probes(work.model):
         if positions:
+            batch.pop("token_type_ids", None)  # graphs for generation take none
             batch["position_ids"] = positions_of(batch)
         with torch.no_grad(), eval_mode(work.model):
             live = work.model(**batch)[0].float()

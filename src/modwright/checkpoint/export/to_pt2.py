@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from modwright.checkpoint.export.comparing import TRACED
+from modwright.checkpoint.export.comparing import TRACED, probe
 from modwright.checkpoint.export.target import register_target
 from modwright.checkpoint.export.tracing import Traced
 from modwright.checkpoint.export.work import Work
-from modwright.edits.verify import probe_batch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +54,7 @@ class Pt2(Traced):
                 "from transformers.exporters import ExportedModel\n\n"
                 'parts = ExportedModel.from_pretrained(".", trust_remote_code=True).runners'
             )
-        given = ", ".join(f"{name}=..." for name in probe_batch(work.model, *TRACED))
+        given = ", ".join(f"{name}=..." for name in probe(work.model, *TRACED))
         return (
             "import torch\n\n"
             'program = torch.export.load("model.pt2").module()\n'

@@ -17,6 +17,7 @@ from modwright.checkpoint.export.comparing import (
     Compared,
     compare,
     open_axes,
+    probe,
     rounding,
 )
 from modwright.checkpoint.export.decoding import decode_greedily, prefill
@@ -84,7 +85,7 @@ class Traced(Target):
         return getattr(exporters, self.exporter)(), settings
 
     def _trace_outputs(self, work: Work) -> Any:
-        batch = probe_batch(work.model, *TRACED)
+        batch = probe(work.model, *TRACED)
         exporter, settings = self._tools(dynamic_shapes=open_axes(batch))
         with _tensors_alone(work.model):
             return exporter.export(work.model, batch, settings)
