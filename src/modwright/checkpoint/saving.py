@@ -64,9 +64,8 @@ def save(
         VerificationError: the files do not hold what the model holds.
     """
     from modwright.anatomy.coerce import model_of
-    from modwright.checkpoint.opening import Checkpoint
 
-    if isinstance(model, Checkpoint):
+    if isinstance(getattr(model, "source", None), Source):  # a checkpoint that was opened
         source, tokenizer = source or model.source, tokenizer or model.tokenizer
     model = model_of(model)
     extra = dict(files or {})

@@ -22,11 +22,11 @@ from modwright.calibration import (
     StreamGaps,
     calibrate,
 )
-from modwright.core.errors import CheckpointError, Refused, unknown_name
+from modwright.core.errors import Refused, unknown_name
 from modwright.core.progress import SILENT, Progress
-from modwright.core.reading import read_json
 from modwright.edits import Change, Plan, remove
 from modwright.edits.replay import num_removed, preview
+from modwright.surgery.drop_lists import DropLists, read_lists
 from modwright.surgery.method import Needs, register_method
 
 __all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "most_similar", "sdr"]
@@ -35,55 +35,6 @@ Target = Literal["attention", "mlp", "block", "joint"]
 Mode = Literal["one_shot", "iterative"]
 TARGETS: tuple[Target, ...] = get_args(Target)
 MODES: tuple[Mode, ...] = get_args(Mode)
-
-
-@dataclass(frozen=True)
-class DropLists:
-    """Which layers lose what, in the terms of the reference implementation's config.
-
-    A block stands in both lists there.
-    """
-
-    attention: tuple[int, ...] = ()
-    mlp: tuple[int, ...] = ()
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], layers: int | None = None) -> DropLists:
-        """Reads ``drop_attn_list`` and ``drop_mlp_list``: indices, or one boolean per layer.
-
-        Args:
-            config: holds at least one of the two keys.
-            layers: of the model, where it is known: that many booleans must stand in a list.
-
-        Raises:
-            Refused: neither key is there, an entry is neither an index nor a boolean, or booleans
-                are not one per layer.
-
-        Example:
-            >>> DropLists.from_config({"drop_attn_list": [False, True], "drop_mlp_list": []})
-            DropLists(attention=(1,), mlp=())
-        """
-        keys = ("drop_attn_list", "drop_mlp_list")
-        if not any(key in config for key in keys):
-            raise Refused(f"no drop lists: the config has neither of {', '.join(keys)}")
-        return cls(*(_indices(key, config.get(key) or [], layers) for key in keys))
-
-    def to_config(self) -> dict[str, list[int]]:
-        """The two keys, as indices."""
-        return {"drop_attn_list": sorted(self.attention), "drop_mlp_list": sorted(self.mlp)}
-
-
-def _indices(key: str, entries: Any, layers: int | None) -> tuple[int, ...]:
-    listed = isinstance(entries, list | tuple)
-    if listed and entries and all(isinstance(entry, bool) for entry in entries):
-        if layers not in (None, len(entries)):
-            raise Refused(f"{key} has {len(entries)} booleans; the model has {layers} layers")
-        return tuple(i for i, gone in enumerate(entries) if gone)
-    if not listed or not all(
-        isinstance(entry, int) and not isinstance(entry, bool) for entry in entries
-    ):
-        raise Refused(f"{key} must hold layer indices, or one boolean per layer")
-    return tuple(entries)
 
 
 def most_similar(similarity: Sequence[float], n: int) -> list[int]:
@@ -206,7 +157,7 @@ class LlmDrop:
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """The n smallest and the n largest parts that may go."""
         if self.lists is not None:
-            picked = _read_lists(self.lists, anatomy)
+            picked = read_lists(self.lists, anatomy)
             gone = sum(self._size(anatomy, _part(anatomy, *each)) for each in picked)
             return gone, gone
         self._check_available(anatomy)
@@ -235,7 +186,7 @@ class LlmDrop:
     ) -> Plan:
         """Scores the parts and picks those that go."""
         if self.lists is not None:
-            picked = _read_lists(self.lists, anatomy)
+            picked = read_lists(self.lists, anatomy)
             return self._decide(anatomy, picked, {}, None)
         self._check_available(anatomy)
         if calibration is None:
@@ -383,22 +334,3 @@ def _changes(anatomy: Anatomy, picked: Iterable[tuple[str, int]], drop_post_norm
         part = _part(anatomy, kind, index)
         change += remove(part, drop_norm=drop_post_norm and kind != "block")
     return change
-
-
-def _read_lists(path: str, anatomy: Anatomy) -> list[tuple[str, int]]:
-    try:
-        config = read_json(Path(path))
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: no readable config: {error}") from None
-    lists = DropLists.from_config(config, len(anatomy.blocks))
-    for index in (*lists.attention, *lists.mlp):
-        anatomy.block(index)
-    for name, column in (("attention", lists.attention), ("mlp", lists.mlp)):
-        if len(set(column)) != len(column):
-            raise Refused(f"the {name} list names a layer twice: {list(column)}")
-    both = set(lists.attention) & set(lists.mlp)
-    return [
-        *(("block", i) for i in sorted(both)),
-        *(("attention", i) for i in lists.attention if i not in both),
-        *(("mlp", i) for i in lists.mlp if i not in both),
-    ]

@@ -16,14 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
 from modwright.calibration import CalibrationData, Collector, Grams, Statistics, calibrate
 from modwright.core.errors import Refused, unknown_name
 from modwright.core.progress import SILENT, Progress
-from modwright.edits import Change, Plan, replace_attention, replace_mlp
+from modwright.edits import Change, Plan, replace_attention
 from modwright.surgery.allocation import allocate_sparsity, spread
 from modwright.surgery.decompositions import (
     moment_roots,
@@ -34,6 +33,14 @@ from modwright.surgery.decompositions import (
 )
 from modwright.surgery.method import Needs, register_method
 from modwright.surgery.narrow_experts import narrow_experts, starved
+from modwright.surgery.narrowing import (
+    folded_bias,
+    narrow_mlp,
+    narrow_values,
+    nystrom_error,
+    pick_channels,
+    take_channels,
+)
 
 __all__ = [
     "MoDeGpt",
@@ -332,7 +339,7 @@ class MoDeGpt:
         if keep == size:
             return Change(), {"intermediate_size": size}
         if isinstance(part, Mlp):
-            return self._mlp(part, moments["grams/mlp"], keep)
+            return narrow_mlp(part, moments["grams/mlp"], keep, self.ridge_mlp)
         return self._experts(part, moments["grams/mlp"], moments["grams/expert_tokens"], keep)
 
     def _experts(
@@ -340,25 +347,11 @@ class MoDeGpt:
     ) -> tuple[Change, dict[str, Any]]:
         change, index, down = narrow_experts(mixture, moments, tokens, keep, self.ridge_mlp)
         errors = [
-            _nystrom_error(expert.down.weight.to(moments), moments[i], index[i], down[i])
+            nystrom_error(expert.down.weight.to(moments), moments[i], index[i], down[i])
             for i, expert in enumerate(mixture.experts)
         ]
         told = {"intermediate_size": keep, "mlp_error": sum(errors) / len(errors)}
         return change, {**told, "expert_errors": errors, "expert_tokens": tokens.tolist()}
-
-    def _mlp(self, mlp: Mlp, moments: Tensor, keep: int) -> tuple[Change, dict[str, Any]]:
-        index, down = nystrom_mlp(mlp.down.weight, moments, keep, self.ridge_mlp)
-        gate = mlp.gate
-        change = replace_mlp(
-            mlp,
-            up=mlp.up.weight[index],
-            down=down,
-            gate=None if gate is None else gate.weight[index],
-            up_bias=None if mlp.up.bias is None else mlp.up.bias[index],
-            gate_bias=None if gate is None or gate.bias is None else gate.bias[index],
-        )
-        error = _nystrom_error(mlp.down.weight.to(moments), moments, index, down)
-        return change, {"intermediate_size": keep, "mlp_error": error}
 
     def _head_dim(self, size: int, share: float, even: bool) -> int:
         keep = int(size * (1 - share))
@@ -377,8 +370,8 @@ class MoDeGpt:
             keep = self._head_dim(shape.qk_head_dim, share, even=shape.rotary_dim > 0)
             told["qk_head_dim"] = keep
             if keep < shape.qk_head_dim:
-                index = self._query_key(attention, moments, mean, keep)
-                new |= _take_channels(attention, index)
+                index = pick_channels(attention, moments, mean, keep)
+                new |= take_channels(attention, index)
                 for role, which in (("q", attention.kv_of_head()), ("k", None)):
                     bias = attention.projections()[role].bias
                     if bias is not None:
@@ -388,115 +381,17 @@ class MoDeGpt:
             keep = self._head_dim(shape.v_head_dim, share, even=False)
             told["v_head_dim"] = keep
             if keep < shape.v_head_dim:
-                value, output, error = self._value_output(attention, moments, keep)
+                joint = self.shared_values == "joint"
+                value, output, error = narrow_values(attention, moments, keep, self.ridge_vo, joint)
                 new |= {"v": value, "o": output}
                 told["value_output_error"] = error
-                biases |= _folded_bias(attention)
+                biases |= folded_bias(attention)
         if not new:
             return Change(), told
         return replace_attention(attention, **new, biases=biases), told
-
-    def _query_key(self, attention: Attention, moments: Tensor, mean: Tensor, keep: int) -> Tensor:
-        """(K, keep) channels for each key/value head."""
-        q_moments = _channel_moments(attention.read_q(), attention.q.bias, moments, mean)
-        k_moments = _channel_moments(attention.read_k(), attention.k.bias, moments, mean)
-        owner = attention.kv_of_head().cpu()
-        picked = []
-        for head in range(attention.num_kv_heads):
-            q_here, k_here = q_moments[owner == head], k_moments[head]
-            if attention.shape.rotary_dim:
-                pairs = _channel_pairs(attention, (q_here * k_here).sum(0))
-                picked.append(select_rotary_pairs(q_here, k_here, keep, pairs))
-            else:
-                picked.append(select_query_key(q_here, k_here, keep).sort().values)
-        return torch.stack(picked)
-
-    def _value_output(
-        self, attention: Attention, moments: Tensor, keep: int
-    ) -> tuple[Tensor, Tensor, float]:
-        root, inverse_root = moment_roots(moments, self.ridge_vo)
-        values, outputs = attention.read_v().to(moments), attention.read_o().to(moments)
-        owner = attention.kv_of_head().cpu()
-        new_values = []
-        new_outputs = torch.empty(len(owner), keep, outputs.shape[-1], dtype=torch.float64)
-        error = 0.0
-        for head, value in enumerate(values):
-            mine = owner == head
-            shared = int(mine.sum()) > 1
-            joint = self.shared_values == "joint" or not shared
-            new_value, new_output, lost = value_output(
-                value, outputs[mine], root, inverse_root, keep, joint
-            )
-            new_values.append(new_value)
-            new_outputs[mine] = new_output
-            error += lost
-        return torch.stack(new_values), new_outputs, error
 
 
 def _value_bytes(projection: Projection, exact: bool = False) -> int:
     """Of a map's new values: ``exact`` ones are float64, others only picked from the old."""
     item = 8 if exact else next(projection.module.parameters()).element_size()
     return item * projection.num_parameters
-
-
-def _nystrom_error(down: Tensor, moments: Tensor, index: Tensor, new_down: Tensor) -> float:
-    """Mean squared error of the MLP's output, from the moments alone."""
-    wide = torch.zeros_like(down)
-    wide[:, index] = new_down.to(down.dtype)
-    off = down - wide
-    return float(((off @ moments) * off).sum())
-
-
-def _channel_moments(weight: Tensor, bias: Tensor | None, moments: Tensor, mean: Tensor) -> Tensor:
-    """(heads, D): mean square of every channel of x W^T + b, from the moments of x."""
-    w = weight.to(moments)
-    square = ((w @ moments) * w).sum(-1)
-    if bias is not None:
-        b = bias.to(moments).view(w.shape[:2])
-        square = square + 2 * b * (w @ mean) + b.square()
-    return square.clamp(min=0)
-
-
-def _channel_pairs(attention: Attention, scores: Tensor) -> Tensor:
-    """(D/2, 2): channels that must go together.
-
-    Rotary channels pair with the one that they turn with. Channels that do not turn may pair at
-    will: they are taken two by two in the order of their scores.
-    """
-    shape = attention.shape
-    if shape.rotary_gather:
-        first = torch.arange(shape.qk_head_dim // 2)
-        return torch.stack((first, first + shape.qk_head_dim // 2), dim=1)
-    first = torch.arange(shape.rotary_dim // 2)
-    turning = torch.stack((first, first + shape.rotary_dim // 2), dim=1)
-    rest = torch.arange(shape.rotary_dim, shape.qk_head_dim)
-    by_score = rest[scores[rest].argsort(descending=True, stable=True)]
-    return torch.cat((turning, by_score.view(-1, 2)))
-
-
-def _take_channels(attention: Attention, index: Tensor) -> dict[str, Tensor]:
-    """Queries and keys with the channels ``index`` (K, keep), and the rotary channel of each."""
-    q, k = attention.read_q(), attention.read_k()
-    index = index.to(q.device)
-    per_query = index[attention.kv_of_head()]
-    new = {
-        "q": q.gather(1, per_query[..., None].expand(-1, -1, q.shape[-1])),
-        "k": k.gather(1, index[..., None].expand(-1, -1, k.shape[-1])),
-    }
-    rotary = attention.rotary_index()
-    if rotary is not None:
-        new["rotary_index"] = rotary.gather(1, index)
-    return new
-
-
-def _folded_bias(attention: Attention) -> dict[str, Tensor | None]:
-    """The value bias moved into the output bias: attention weights sum to one, so that is exact."""
-    bias = attention.v.bias
-    if bias is None:
-        return {}
-    shape = attention.shape
-    per_head = bias.double().view(shape.num_kv_heads, -1)[attention.kv_of_head()]  # (H, D)
-    moved = torch.einsum("hd,hde->e", per_head, attention.read_o().double())
-    if attention.o.bias is not None:
-        moved = moved + attention.o.bias.double()
-    return {"v": None, "o": moved}

@@ -1,13 +1,13 @@
-"""What a family says of itself: names and layouts as tables, and where parts go in a block."""
+"""How a family reads the parts of a block, and where others go in it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import nn
 
-from modwright.anatomy.inputs import Inputs, Tokens
+from modwright.anatomy.families.table import FamilyTable
 from modwright.anatomy.projection import Projection, as_projection
 from modwright.anatomy.views import (
     Attention,
@@ -22,7 +22,7 @@ from modwright.anatomy.views import (
     Part,
 )
 from modwright.core.capture import Tap
-from modwright.core.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import Refused
 from modwright.nn import (
     Absent,
     AbsentAttention,
@@ -41,157 +41,16 @@ Placement = tuple[str, str, dict[str, Any]]
 """(path of a module inside its block, name of a registered part, its keyword arguments)."""
 
 
-class Family:
-    """Maps the parts of one architecture to their modules. Subclasses fill tables; few need code.
+class Family(FamilyTable):
+    """Reads the parts of one architecture from its modules, and places others there.
 
-    Class attributes:
-        name: how the family is called in messages.
-        model_types: the ``config.model_type`` values that it serves.
-        stem: address -> module path, relative to the backbone, for what stands outside the blocks,
-            in the order of the forward pass; "blocks" is the list of layers.
-        block: address inside a block -> module path relative to the block.
-        beside: role -> modules that belong to the part but lie outside its own module, such as the
-            output map of BERT's attention; they become pass-throughs where a part of modwright's
-            does their work.
-        config_fields: modwright's word -> the config's field, where they differ from the usual.
-        presets: name -> config arguments of a tiny random model, for trying things out.
-        transposed: its linear maps store [in, out].
-        last_norm_keeps_width: its forward takes what the norm behind the blocks returns for as wide
-            as what entered the blocks.
-        pairs: blocks take (output, attention weights) from an attention.
-        counts_by_running: positions differ between blocks, or parts are of kinds without a formula;
-            so the model is run, without numbers, to count what it costs.
+    Subclasses fill the tables of :class:`FamilyTable`; few need code.
     """
-
-    name: ClassVar[str]
-    model_types: ClassVar[tuple[str, ...]]
-    stem: Mapping[str, str]
-    block: ClassVar[Mapping[str, str]]
-    beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    config_fields: ClassVar[Mapping[str, str]] = {}
-    presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
-    transposed: ClassVar[bool] = False
-    last_norm_keeps_width: ClassVar[bool] = False
-    pairs: ClassVar[bool] = True
-    counts_by_running: ClassVar[bool] = False
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    # What the config says
-
-    def field(self, word: str) -> str:
-        """The config's own name for one of num_layers, hidden_size, intermediate_size, num_heads,
-        num_kv_heads, head_dim, activation."""
-        usual = {
-            "num_layers": "num_hidden_layers",
-            "num_heads": "num_attention_heads",
-            "num_kv_heads": "num_key_value_heads",
-            "activation": "hidden_act",
-        }
-        return self.config_fields.get(word, usual.get(word, word))
-
-    def get(self, word: str, default: Any = None) -> Any:
-        return getattr(self.config, self.field(word), default)
-
-    def put(self, config: Any, word: str, value: Any) -> None:
-        """Sets in a config what :meth:`get` reads from it."""
-        setattr(config, self.field(word), value)
-
-    def keep_blocks(self, config: Any, kept: Sequence[int]) -> None:
-        """Lets a stock config say that blocks ``kept``, by their numbers, stand in this order.
-
-        Raises:
-            Refused: the config has no way to say it.
-        """
-        types = getattr(config, "layer_types", None)
-        if types is not None:
-            config.__dict__["layer_types"] = [types[i] for i in kept]
-        self.put(config, "num_layers", len(kept))
-
-    @classmethod
-    def wrap(cls, model: nn.Module) -> nn.Module | None:
-        """A transformers model around one of another library, with the same weights; None where
-        the family does not know it.
-
-        Raises:
-            UnsupportedArchitecture: it knows the library, and not this model.
-        """
-        return None
-
-    def check(self) -> None:
-        """Refuses variants of the family that are not supported, before any work."""
-        for flag in ("add_cross_attention", "is_encoder_decoder"):
-            if getattr(self.config, flag, False):
-                raise UnsupportedArchitecture(
-                    f"{self.name} with {flag}=True is not supported: there is no part for "
-                    "cross-attention"
-                )
-
-    def layout(self, block: nn.Module) -> Layout:
-        return "post" if self.is_post_norm() else "pre"
-
-    def is_post_norm(self) -> bool:
-        """Blocks normalize h + sublayer(h), so a norm has work to do without its sublayer."""
-        return False
-
-    def is_causal(self) -> bool:
-        return True
 
     def fitting(self, model: nn.Module) -> Family:
         """The family whose names are those of this model; other versions may name modules
         differently."""
         return self
-
-    def inputs(self) -> Inputs:
-        """What the model reads."""
-        return Tokens(self.config.vocab_size)
-
-    def pools(self, model: nn.Module) -> bool:
-        """Heads on top of the backbone read one vector of each sequence, not every position."""
-        return getattr(self.backbone(model), "pooler", None) is not None
-
-    @property
-    def chained(self) -> bool:
-        """What a block returns is what the next one reads."""
-        return True
-
-    def returns_stream(self, model: nn.Module) -> bool:
-        """The first output is the residual stream itself, which no norm read."""
-        return False
-
-    # Paths
-
-    def backbone(self, model: nn.Module) -> nn.Module:
-        """The model without its head."""
-        return getattr(model, "base_model", model)
-
-    def prefix(self, model: nn.Module) -> str:
-        """Path of the backbone inside the model, with a trailing dot; empty for a bare backbone."""
-        backbone = self.backbone(model)
-        if backbone is model:
-            return ""
-        return f"{model.base_model_prefix}."
-
-    def blocks_path(self, model: nn.Module) -> str:
-        return self.prefix(model) + self.stem["blocks"]
-
-    def layer_paths(self, model: nn.Module) -> list[str]:
-        """Paths of the blocks, first to last; with a block goes all that lies below its path."""
-        container = self.blocks_path(model)
-        named = model.get_submodule(container)._modules.items()
-        return [f"{container}.{name}" for name, module in named if module is not None]
-
-    def layers(self, model: nn.Module) -> list[nn.Module]:
-        """The modules of the blocks, first to last; one that is used twice is listed twice."""
-        container = model.get_submodule(self.blocks_path(model))
-        return [module for module in container._modules.values() if module is not None]
-
-    def slot_owner(self, block: nn.Module) -> nn.Module | None:
-        """The module of a block that holds ``layer_idx``, or None when it owns no cache slot."""
-        module = block.get_submodule(self.block["attention"])
-        owns = hasattr(module, "layer_idx") and not isinstance(module, Opaque)
-        return module if owns else None
 
     # Reading parts
 
