@@ -302,6 +302,23 @@ def test_eval_gives_the_recipe_of_its_number(
     assert "sha256" in done.out
 
 
+def test_fault_A14_eval_reads_the_rows_of_a_file_and_names_its_columns(
+    command: Command, place: Path, wordy_model: Path, wordy_text: Path
+) -> None:
+    words = wordy_text.read_text()
+    (place / "rows.jsonl").write_text(json.dumps({"id": 1, "body": words}) + "\n")
+    asked = f"eval {wordy_model} --length 24 --windows 2 --json"
+    plain = value(command(f"{asked} --text {wordy_text}"))["perplexity"]
+    rows = value(command(f"{asked} --text rows.jsonl --column body"))["perplexity"]
+    assert rows["value"] == plain["value"]
+    assert rows["recipe"]["column"] == "body"
+    none = value(command(f"{asked} --text {wordy_text} --no-bos"))["perplexity"]
+    assert none["recipe"]["special_tokens"] == {"before": [], "after": []}
+    refused = command(f"{asked} --text rows.jsonl")
+    assert refused.code == 2
+    assert "'text'; legal values: id, body" in refused.err
+
+
 def test_numbers_that_are_not_finite_are_still_json(
     command: Command,
     place: Path,
