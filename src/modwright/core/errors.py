@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 __all__ = [
@@ -117,14 +117,16 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
-def refusing(where: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)) -> Iterator[None]:
+def refusing(
+    where: str | Callable[[], str] = "", kinds: tuple[type[Exception], ...] = (ValueError,)
+) -> Iterator[None]:
     """Turns what plain parts raise into a refusal in one line.
 
     ``nn`` knows no configs and no recipes, so it raises what torch does: ``ValueError``. Whoever
     builds parts from what a user said does so inside this block.
 
     Args:
-        where: what the line begins with; it may be empty.
+        where: what the line begins with, or what gives it then; it may be empty.
         kinds: what is turned into a refusal.
 
     Raises:
@@ -143,4 +145,5 @@ def refusing(where: str = "", kinds: tuple[type[Exception], ...] = (ValueError,)
         if isinstance(error, ModwrightError):
             raise
         told = " ".join(str(error).split()) or type(error).__name__
-        raise Refused(f"{where}: {told}" if where else told) from error
+        begin = where() if callable(where) else where
+        raise Refused(f"{begin}: {told}" if begin else told) from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, Refused, refusing
 from modwright.models.key_maps import KeyMap
 from modwright.models.source_configs import ConfigMap
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
@@ -20,6 +21,45 @@ from modwright.nn.relative_position_bias import RelativePositionBias
 from modwright.nn.residual import ScaledResidual
 
 __all__ = ["PictureConfig", "PictureModel", "check_count"]
+
+
+_RAISED = (ValueError, TypeError, ArithmeticError, IndexError, RuntimeError)
+"""What plain parts and torch say to sizes of which no model can be built."""
+
+
+def _refuses(cls: type, name: str) -> None:
+    """Lets a method that a class defines refuse what plain parts and arithmetic choke on."""
+    work = vars(cls).get(name)
+    if work is None:
+        return
+
+    @functools.wraps(work)
+    def refusing_work(self: Any, *args: Any, **kwargs: Any) -> None:
+        config = self if isinstance(self, PreTrainedConfig) else kwargs.get("config") or args[0]
+        with refusing(kinds=_RAISED, where=lambda: _named(config)):
+            work(self, *args, **kwargs)
+
+    setattr(cls, name, refusing_work)
+
+
+def _named(config: Any) -> str:
+    """The architecture, and those of its fields that are most likely wrong."""
+    values = {name: getattr(config, name, None) for name in type(config).field_names()}
+    low = {
+        name: value
+        for name, value in values.items()
+        if name != "num_labels" and any(_is_low(one) for one in _listed(value))
+    }
+    shown = ", ".join(f"{name} {value}" for name, value in low.items())
+    return f"{config.model_type}, whose {shown} is below 1" if low else str(config.model_type)
+
+
+def _listed(value: Any) -> Sequence[Any]:
+    return (value or [0]) if isinstance(value, list | tuple) else [value]
+
+
+def _is_low(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value < 1
 
 
 @strict
@@ -33,6 +73,10 @@ class PictureConfig(PreTrainedConfig):
 
     image_size: int | list[int] | tuple[int, ...] = 224
     num_channels: int = 3
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        _refuses(cls, "__post_init__")
+        super().__init_subclass__(**kwargs)
 
     def __post_init__(self, **kwargs: Any) -> None:
         if kwargs.get("edits"):  # the config with edits takes them before they come here
@@ -87,6 +131,15 @@ class PictureModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["Block"]
     min_size = 1
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """What plain parts raise while a model is built from its config becomes a refusal.
+
+        So it does on every road to a model: by name, by an Auto class, from a checkpoint, in an
+        edit.
+        """
+        super().__init_subclass__(**kwargs)
+        _refuses(cls, "__init__")
 
     def post_init(self) -> None:
         """Ends the building: initializes, and notes which parameters are not trained."""

@@ -51,6 +51,12 @@ _BARE = {
 _ON_MAPS = {"linear": "pointwise"}
 
 
+_OTHER_NAMES = {
+    "hidden_size": ("embed_dim", "dim", "outer_dim"),
+    "num_heads": ("num_heads", "heads", "outer_heads"),
+}
+
+
 @register_family
 class PictureBlocks(Family):
     """Plain stacks: every block has tokens of one grid and one width."""
@@ -76,6 +82,12 @@ class PictureBlocks(Family):
     }
     counts_by_running = True
     pairs = False
+
+    def field(self, word: str) -> str:
+        """Every architecture has the names of its paper."""
+        names = _OTHER_NAMES.get(word, ())
+        there = (name for name in names if getattr(self.config, name, None) is not None)
+        return next(there, super().field(word))
 
     def __init__(self, config: Any, model: nn.Module | None = None) -> None:
         super().__init__(config)
@@ -287,7 +299,7 @@ class PicturePyramid(PictureBlocks):
             return len(self._roots) if self._roots or depths is None else sum(depths)
         if word == "hidden_size":
             widths = getattr(self.config, "widths", None)
-            return default if widths is None else widths[-1]
+            return Family.get(self, word, default) if widths is None else widths[-1]
         return Family.get(self, word, default) if word == "activation" else default
 
     def put(self, config: Any, word: str, value: Any) -> None:
