@@ -10,7 +10,9 @@ TIMM := .venv-timm
 OLDEST_TESTS := tests/anatomy tests/test_autoload.py tests/edits/test_traps.py tests/edits/test_reload.py \
   tests/edits/test_edited_decoding.py tests/calibration/test_walk.py tests/checkpoint/test_saving.py \
   tests/checkpoint/test_gguf.py tests/cost tests/surgery/test_modegpt.py tests/surgery/test_llm_drop.py
-ALL_TESTS := $(BIN)/python -m pytest -q -n 2 --dist worksteal --doctest-modules src/modwright tests
+# Whole files, longest first: what a file shares is made once, and no long file is left for the end.
+PARALLEL := --dist loadfile --no-loadscope-reorder
+ALL_TESTS := $(BIN)/python -m pytest -q -n 2 $(PARALLEL) --doctest-modules src/modwright tests
 # On the oldest transformers every family runs some cases of each test.
 CASES ?= --few 2
 WORKERS ?= 2
@@ -56,10 +58,10 @@ durations:
 	cp out/durations.json tests/data/durations.json
 
 fast: $(READY)
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 $(PARALLEL) -m "not slow"
 
 slow: $(READY)
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow
+	$(BIN)/python -m pytest -q -n 2 $(PARALLEL) -m slow
 
 docs: $(READY)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --clean

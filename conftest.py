@@ -31,7 +31,6 @@ def _names_for_doctests(doctest_namespace: dict[str, Any], request: pytest.Fixtu
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--durations-file",
-        type=Path,
         metavar="FILE",
         help="where to write the processor seconds of every file of tests",
     )
@@ -76,4 +75,5 @@ def pytest_runtest_makereport(
 def pytest_configure(config: pytest.Config) -> None:
     target, gate = config.getoption("durations_file"), config.getoption("paper_gate")
     if (target or gate) and not hasattr(config, "workerinput"):
-        config.pluginmanager.register(Clock(target, gate), "clock")
+        clock = Clock(Path(target) if target else None, gate)
+        config.pluginmanager.register(clock, "clock")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +16,10 @@ from timing import Clock, in_order
 @dataclass
 class Item:
     nodeid: str
-    fixturenames: tuple[str, ...] = ()
-    callspec: Any = field(default_factory=lambda: SimpleNamespace(params={}))
+    slow: bool = False
+
+    def get_closest_marker(self, name: str) -> bool:
+        return self.slow and name == "slow"
 
 
 def report(nodeid: str, seconds: float) -> Any:
@@ -25,24 +27,11 @@ def report(nodeid: str, seconds: float) -> Any:
 
 
 def test_long_files_start_first_and_keep_their_order() -> None:
-    items = [Item("a.py::1"), Item("b.py::1"), Item("b.py::2"), Item("c.py::1")]
-    found = in_order(items, {"b.py": 2.0, "c.py": 9.0})
-    assert [item.nodeid for item in found] == ["c.py::1", "b.py::1", "b.py::2", "a.py::1"]
-
-
-def test_shared_models_are_looked_at_family_by_family() -> None:
-    def sharing(nodeid: str, **params: str) -> Item:
-        return Item(nodeid, ("edited",), SimpleNamespace(params=params))
-
-    items = [
-        sharing("a.py::1", preset="x"),
-        sharing("a.py::2", preset="y"),
-        Item("a.py::3"),
-        sharing("b.py::1", decoder="x"),
-        Item("c.py::1"),
-    ]
-    found = [item.nodeid for item in in_order(items, {"a.py": 2.0, "b.py": 3.0, "c.py": 4.0})]
-    assert found == ["a.py::1", "b.py::1", "a.py::2", "c.py::1", "a.py::3"]
+    items = [Item("a.py::1"), Item("b.py::1"), Item("b.py::2"), Item("new.py::1", slow=True)]
+    items += [Item("c.py::1"), Item("long.py::1", slow=True)]
+    found = in_order(items, {"b.py": 2.0, "c.py": 9.0, "long.py": 200.0})
+    names = ["long.py::1", "new.py::1", "c.py::1", "b.py::1", "b.py::2", "a.py::1"]
+    assert [item.nodeid for item in found] == names
 
 
 @pytest.mark.parametrize(("gate", "failed"), [(10.0, True), (20.0, False)])

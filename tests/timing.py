@@ -15,6 +15,9 @@ from paper_tests import of_papers
 
 __all__ = ["Clock", "file_of", "in_order", "processor_seconds"]
 
+UNKNOWN = 100.0
+"""Processor seconds of a file with slow tests that was never measured."""
+
 
 def processor_seconds() -> float:
     """Of this process and of the processes that it has waited for."""
@@ -28,24 +31,12 @@ def file_of(nodeid: str) -> str:
 def in_order(items: Iterable[Any], recorded: dict[str, float]) -> list[Any]:
     """Files that took long come first, so that no worker is left with one of them at the end.
 
-    What looks at shared edited models stands together, one family after the other, so that one
-    worker does what can be shared.
+    A file that was never measured is taken for a long one if it has slow tests.
     """
     found = list(items)
-    sharing = {file_of(item.nodeid) for item in found if _shares(item)}
-    together = sum(recorded.get(file, 0.0) for file in sharing)
-
-    def place(item: Any) -> tuple[float, str]:
-        if not _shares(item):
-            return -recorded.get(file_of(item.nodeid), 0.0), ""
-        params = item.callspec.params if hasattr(item, "callspec") else {}
-        return -together, "family " + str(params.get("preset", params.get("decoder", "")))
-
-    return sorted(found, key=place)
-
-
-def _shares(item: Any) -> bool:
-    return "edited" in getattr(item, "fixturenames", ())
+    slow = {file_of(item.nodeid) for item in found if item.get_closest_marker("slow")}
+    guess = dict.fromkeys(slow, UNKNOWN) | recorded
+    return sorted(found, key=lambda item: -guess.get(file_of(item.nodeid), 0.0))
 
 
 class Clock:
