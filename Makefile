@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MERGEKIT := .venv-mergekit/.ready
+# Bytecode is made of what is imported, when it is: compiling all of torch three times takes minutes.
+PIP := --quiet --disable-pip-version-check --no-compile
 OLDEST := .venv-oldest
 TIMM := .venv-timm
 OLDEST_TESTS := tests/anatomy tests/test_autoload.py tests/edits/test_traps.py tests/edits/test_reload.py \
@@ -36,10 +38,10 @@ help:
 
 $(READY): requirements.lock requirements-data.lock requirements-docs.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-data.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-docs.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install $(PIP) -r requirements.lock
+	$(BIN)/python -m pip install $(PIP) --no-deps -r requirements-data.lock
+	$(BIN)/python -m pip install $(PIP) --no-deps -r requirements-docs.lock
+	$(BIN)/python -m pip install $(PIP) --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
 demo: $(READY)
@@ -85,7 +87,7 @@ else
 endif
 
 bench: $(READY) $(MERGEKIT)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-bench.lock
+	$(BIN)/python -m pip install $(PIP) --no-deps -r requirements-bench.lock
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/apply_save.py --threads 2
 	$(BIN)/python benchmarks/walker.py --threads 2
@@ -111,7 +113,7 @@ bench-vision: $(READY) $(TIMM)/.ready
 
 $(MERGEKIT): requirements-mergekit.lock
 	$(PYTHON) -m venv .venv-mergekit
-	.venv-mergekit/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-mergekit.lock
+	.venv-mergekit/bin/python -m pip install $(PIP) -r requirements-mergekit.lock
 	@touch $(MERGEKIT)
 
 # The oldest transformers that is supported, in an environment of its own.
@@ -127,8 +129,8 @@ environments: $(READY) $(OLDEST)/.ready $(TIMM)/.ready
 
 $(OLDEST)/.ready $(TIMM)/.ready: .venv-%/.ready: requirements-%.lock pyproject.toml
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-$*.lock
-	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	.venv-$*/bin/python -m pip install $(PIP) --no-deps -r requirements-$*.lock
+	.venv-$*/bin/python -m pip install $(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
 clean:
