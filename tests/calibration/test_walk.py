@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from walk_cases import (
     without_mask,
 )
 
-from helpers import edit, number_of_hooks, snapshot, unchanged
+from helpers import edit, number_of_hooks, random_data, snapshot, unchanged
 from modwright.anatomy import Anatomy, Block
 from modwright.calibration import (
     CalibrationData,
@@ -33,6 +34,7 @@ from modwright.calibration import (
     recording,
 )
 from modwright.calibration.text import Batch, from_sequences
+from modwright.calibration.walk import calibrate
 from modwright.core.errors import Refused
 from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
 from modwright.surgery import make_method
@@ -357,3 +359,44 @@ def test_progress_counts_every_batch_of_every_block(tiny: Any) -> None:
     progress = StopsAfter()
     walk(tiny("tiny-llama"), Similarity(), progress=progress, label="looking")
     assert (progress.label, progress.done, progress.total) == ("looking", 8, 8)
+
+
+class FromElsewhere:
+    """Blocks of a model whose layers hold no values until they are asked for."""
+
+    def __init__(self, whole: Any, hollow: Anatomy) -> None:
+        self.whole, self.hollow = whole, hollow
+
+    def __len__(self) -> int:
+        return len(self.hollow.blocks)
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[Block]:
+        block = self.hollow.blocks[index]
+        block.module.to_empty(device="cpu")
+        block.module.load_state_dict(Anatomy.of(self.whole).blocks[index].module.state_dict())
+        yield block
+        block.module.to("meta")
+
+
+def test_fault_B20_statistics_of_other_weights_in_the_blocks_are_not_taken(
+    tiny: Any, tmp_path: Path
+) -> None:
+    def collect(whole: Any) -> Any:
+        hollow = tiny.copy("tiny-llama")
+        for layer in hollow.model.layers:
+            layer.to("meta")
+        anatomy = Anatomy.of(hollow)
+        source = FromElsewhere(whole, anatomy)
+        data = random_data(whole, count=2, batch_size=2)
+        return calibrate(anatomy, data, [Similarity()], directory=tmp_path, blocks=source)
+
+    whole, other = tiny("tiny-llama"), tiny.copy("tiny-llama")
+    found = collect(whole)
+    direct = calibrate(whole, random_data(whole, count=2, batch_size=2), [Similarity()])
+    assert found.column("block") == direct.column("block")
+    assert collect(whole).column("block") == found.column("block")
+    with torch.no_grad():
+        other.model.layers[2].mlp.up_proj.weight.mul_(2)
+    with pytest.raises(Refused, match="holds statistics of another model"):
+        collect(other)

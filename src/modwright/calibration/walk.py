@@ -118,7 +118,7 @@ def calibrate(
     recipe = {
         "data": windows.recipe,
         "collectors": [collector.describe() for collector in collectors],
-        "model": _fingerprint(anatomy.model),
+        "model": _fingerprint(anatomy.model, source),
     }
     statistics = Statistics(len(source), recipe, directory, mine=distributed.is_main())
     mine = distributed.shard(batches)
@@ -366,13 +366,24 @@ def _tapped(watches: Sequence[Watch]) -> Iterator[list[dict[str, Tensor]]]:
         yield [stack.enter_context(capture(watch.taps)) for watch in watches]
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Tells models apart by a few values of every parameter; reads little of each."""
-    parts: list[str | Tensor] = []
-    for name, parameter in model.named_parameters():
-        parts.append(f"{name}{tuple(parameter.shape)}")
-        if parameter.is_meta:  # its values come with its block
-            continue
-        flat = parameter.detach().reshape(-1)
-        parts.append(flat[:: max(1, flat.numel() // 16)].float())
+def _fingerprint(model: nn.Module, source: BlockSource) -> str:
+    """Tells models apart by a few values of every parameter; reads little of each.
+
+    Values that come with their block are read there.
+    """
+    parts = _sampled(model)
+    if any(parameter.is_meta for parameter in model.parameters()):
+        for index in range(len(source)):
+            with source.block(index) as block:
+                parts += [f"block {index}", *_sampled(block.module)]
     return sha256_of(*parts)
+
+
+def _sampled(module: nn.Module) -> list[str | Tensor]:
+    parts: list[str | Tensor] = []
+    for name, parameter in module.named_parameters():
+        parts.append(f"{name}{tuple(parameter.shape)}")
+        if not parameter.is_meta:
+            flat = parameter.detach().reshape(-1)
+            parts.append(flat[:: max(1, flat.numel() // 16)].float())
+    return parts
