@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from modwright.core.modes import set_eval
+
 __all__ = ["activations_of", "is_separable"]
 
 _ELEMENTWISE = ("transformers.activations", "torch.nn.modules.activation")
@@ -41,8 +43,7 @@ def is_separable(act: Callable[[Tensor], Tensor], width: int) -> bool:
     if isinstance(act, nn.Module):
         if any(tensor.is_meta for tensor in (*act.parameters(), *act.buffers())):
             return True  # a model without numbers: it is asked again where there are some
-        act = copy.deepcopy(act).to("cpu", torch.float64)
-        act.train(False)
+        act = set_eval(copy.deepcopy(act).to("cpu", torch.float64))
     changed = sorted({0, width // 2, width - 1})
     base = torch.randn(width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = base.repeat(1 + len(changed), 1, 1)

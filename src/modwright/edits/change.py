@@ -16,7 +16,7 @@ from torch import Tensor
 from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
 from modwright.anatomy.coerce import address_of
 from modwright.anatomy.views import Sublayer
-from modwright.core.errors import Refused
+from modwright.core.errors import Refused, refusing
 from modwright.edits.edit import Arrange, Edit, Remove, Replace
 from modwright.nn import AttentionShape
 
@@ -291,7 +291,7 @@ def replace_attention(
         kv_index = None
     index = attention.rotary_index() if rotary_index is None else rotary_index
     gather = index is not None and not _is_plain(index, old.rotary_dim, weights["q"].shape[1])
-    try:
+    with refusing(here):
         shape = replace(
             old,
             hidden_size=weights["q"].shape[2],
@@ -303,8 +303,6 @@ def replace_attention(
             kv_map=kv_index is not None,
             biases="".join(role for role in "qkvo" if new_biases[role] is not None),
         )
-    except ValueError as error:
-        raise Refused(f"{here}: {error}") from None
     _check_widths(here, shape, weights)
     if gather and index is not None:
         _check_pairs(here, shape, index)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modwright.anatomy import Mlp, Projection
 from modwright.anatomy.projection import PointwiseProjection
-from modwright.core.errors import Refused
+from modwright.core.errors import Refused, refusing
 from modwright.edits.change import Change, require_separable
 from modwright.edits.edit import Replace, Restore
 from modwright.nn import ExpertShape, FeedForwardShape
@@ -44,10 +44,8 @@ def expert_shape(mlp: Mlp, num_experts: int, top_k: int, **routing: Any) -> Expe
     own = {field.name: getattr(mlp.shape, field.name) for field in fields(FeedForwardShape)}
     if routing.get("score") == "gate" and mlp.gate is None:
         routing["score"] = "up"
-    try:
+    with refusing(here):
         return ExpertShape(**own, num_experts=num_experts, top_k=top_k, **routing)
-    except ValueError as error:
-        raise Refused(f"{here}: {error}") from None
 
 
 def split_mlp(mlp: Mlp, labels: Tensor, shape: ExpertShape) -> Change:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from modwright.anatomy import MixtureOfExperts
-from modwright.core.errors import Refused
+from modwright.core.errors import Refused, refusing
 from modwright.edits.change import Change, checked_index, keep_neurons, require_separable
 from modwright.edits.edit import Replace
 from modwright.nn import MixtureShape
@@ -46,7 +46,7 @@ def replace_mixture(
         )
     if widths != {mixture.intermediate_size}:
         require_separable(mixture)
-    try:
+    with refusing(mixture.address):
         shape = MixtureShape(
             mixture.hidden_size,
             widths.pop(),
@@ -54,8 +54,6 @@ def replace_mixture(
             mixture.top_k if top_k is None else top_k,
             mixture.activation,
         )
-    except ValueError as error:
-        raise Refused(f"{mixture.address}: {error}") from None
     tensors = {f"{mixture.address}.router.weight": scores}
     for index, maps in enumerate(zip(gate, up, down)):
         for role, weight in zip(("gate", "up", "down"), maps):

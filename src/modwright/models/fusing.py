@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from modwright.core.errors import Refused, VerificationError
+from modwright.core.errors import Refused, VerificationError, refusing
 from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageClassifier
 from modwright.nn.inference_form import to_inference_form_
@@ -50,10 +50,8 @@ def fuse(model: _Model, *, verify: bool = True, tolerance: float = 1e-4) -> _Mod
         raise Refused("a model in training mode has no fixed statistics to fold: call eval() first")
     dtype = model.dtype
     twin = copy.deepcopy(model).double()  # so that there is one rounding only, at the end
-    try:
+    with refusing():
         to_inference_form_(twin)
-    except ValueError as error:
-        raise Refused(str(error)) from None
     set_eval(twin.to(dtype))
     twin.config.fused = True
     if verify:

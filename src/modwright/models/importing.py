@@ -13,7 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.core.errors import CheckpointError, ModwrightError, Refused, first_line, unknown_name
+from modwright.core.errors import (
+    CheckpointError,
+    ModwrightError,
+    Refused,
+    first_line,
+    refusing,
+    unknown_name,
+)
 from modwright.core.reading import read_json, refuse_no_weights
 from modwright.models.key_maps import KeyMap
 from modwright.models.picture_model import PictureModel
@@ -222,12 +229,10 @@ def import_weights(
         raise Refused(f"{type(model).__name__} has no layout of another library")
     if layout not in ("auto", *maps):
         raise unknown_name("layout", layout, ["auto", *maps])
-    try:
+    with refusing():
         if layout == "auto":
             layout = min(maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected))
         converted = maps[layout].to_ours(tensors)
-    except ValueError as error:
-        raise Refused(str(error)) from None
     own = model.state_dict()
     found = converted.tensors
     if new_classifier:

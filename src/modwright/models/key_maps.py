@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Converted", "KeyMap", "Rule", "Stack", "as_conv1x1", "as_linear", "same"]
+__all__ = ["Converted", "KeyMap", "Rule", "Stack", "same"]
 
 Change = Callable[[Tensor], Tensor]
 
@@ -20,16 +20,6 @@ Change = Callable[[Tensor], Tensor]
 def same(tensor: Tensor) -> Tensor:
     """As it is."""
     return tensor
-
-
-def as_linear(tensor: Tensor) -> Tensor:
-    """(out, in, 1, 1) -> (out, in); others stay."""
-    return tensor.flatten(1) if tensor.dim() == 4 else tensor
-
-
-def as_conv1x1(tensor: Tensor) -> Tensor:
-    """(out, in) -> (out, in, 1, 1); others stay."""
-    return tensor[:, :, None, None] if tensor.dim() == 2 else tensor
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import Refused, refusing, unknown_name
+from modwright.core.modes import set_eval
 from modwright.models.importing import import_weights, layouts_of, name_classes
 from modwright.models.registry import create_model, list_models, model_class, variant_config
 from modwright.models.source_configs import read_source_config, same_value
@@ -175,7 +176,7 @@ def import_named(
         own = {"num_classes": fit.classes, **own}
     plain = variant_config(fit.variant)
     own = {**model_class(plain).fields_of(tensors), **own}
-    model = create_model(fit.variant, **own).eval()
+    model = set_eval(create_model(fit.variant, **own))
     other = fit.classes is not None and own["num_classes"] != fit.classes
     chosen = layout if resize else fit.layout
     done = import_weights(model, tensors, chosen, resize, new_classifier=other)
@@ -213,10 +214,8 @@ def _fit(
     own = model.state_dict()
     tried = []
     for chosen in maps if layout == "auto" else [layout]:
-        try:
+        with refusing():
             converted = maps[chosen].to_ours(tensors)
-        except ValueError as error:
-            raise Refused(str(error)) from None
         found = converted.tensors
         classifier = found.get(_CLASSIFIER)
         odd = sorted(

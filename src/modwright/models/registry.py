@@ -122,7 +122,7 @@ def _types_of(config_class: Any) -> dict[str, TypeAdapter[Any]]:
     return found
 
 
-def _check_type(config_class: type[PictureConfig], name: str, value: Any) -> None:
+def _check_type(config_class: Any, name: str, value: Any) -> None:
     """Refuses a value that is not of the field's type, in one line."""
     wanted = _types_of(config_class).get(name)
     try:

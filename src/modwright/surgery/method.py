@@ -41,7 +41,6 @@ class Needs:
     """What a method asks for before it can plan."""
 
     calibration: bool = False
-    gradients: bool = False
     parts: tuple[str, ...] = ()
 
 

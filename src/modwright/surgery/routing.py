@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from modwright.anatomy import Anatomy, Mlp
 from modwright.calibration.text import Batch
 from modwright.core.capture import Tap, capture
-from modwright.core.errors import Refused
+from modwright.core.errors import Refused, refusing
 from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
 
@@ -68,10 +68,8 @@ def set_routing(model: nn.Module, **changes: Any) -> None:
             raise Refused(f"routing has no {name!r}; it has {', '.join(sorted(legal))}")
     shapes = []
     for mlp, part in parts:
-        try:
+        with refusing(mlp.address):
             shapes.append(dataclasses.replace(part.shape, **changes))
-        except ValueError as error:
-            raise Refused(f"{mlp.address}: {error}") from None
     config: Any = model.config
     for (mlp, part), shape in zip(parts, shapes):
         part.reroute(shape)

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import Refused, refusing, unknown_name
 from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.key_maps import KeyMap, Rule
@@ -273,12 +273,10 @@ class DuoFormerForImageClassification(TokenClassifier):
         Raises:
             Refused: maps that are too few or do not fit each other, or another grid.
         """
-        try:
+        with refusing():
             tokens = self.tokenise(features[-self.config.scales :])
             if self.channel_token is not None:
                 tokens = torch.cat((self.channel_token(features), tokens), dim=2)
-        except ValueError as error:
-            raise Refused(str(error)) from None
         if self.scale_prefix is not None:
             tokens = self.scale_prefix(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
         grid = (features[-1].shape[2], features[-1].shape[3])

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import Refused, refusing, unknown_name
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
@@ -191,12 +191,10 @@ class SReTForImageClassification(PyramidClassifier):
             return super().forward(pixel_values, *args, **more)
 
     def _check_loops(self, loops: int) -> None:
-        try:
+        with refusing():
             for part in self.modules():
                 if isinstance(part, RecursiveStage):
                     part.check_loops(loops)
-        except ValueError as error:
-            raise Refused(str(error)) from None
 
     def initialize_linear(self, linear: nn.Linear) -> None:
         linear.reset_parameters()
