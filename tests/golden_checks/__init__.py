@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, ItemsView
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,52 @@ from torch import Tensor
 
 __all__ = ["GoldenCase", "checker_of", "golden_files"]
 
-CHECKED = ("output.", "inter.")
+CHECKED = ("output.", "inter.", "grad.", "fused.")
+# Metadata that says where a file comes from, not what it holds.
+PROVENANCE = {"source", "seed", "commit", "repo", "torch", "timm", "notes"}
+
+
+class Recorded(dict[str, Any]):
+    """A mapping that knows which of its keys were read; the mappings in it are such, too."""
+
+    def __init__(self, given: dict[str, Any]) -> None:
+        nested = {k: Recorded(v) if isinstance(v, dict) else v for k, v in given.items()}
+        super().__init__(nested)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def items(self) -> ItemsView[str, Any]:
+        self.read.update(self)
+        return super().items()
+
+    def unread(self) -> list[str]:
+        """Paths of the keys that nobody read; of a mapping of which nothing was read, its own."""
+        found = []
+        for key, value in super().items():
+            if key not in self.read:
+                found.append(key)
+            elif isinstance(value, Recorded):
+                found += [f"{key}.{path}" for path in value.unread()]
+        return found
 
 
 @dataclass
 class GoldenCase:
-    """One file: its tensors, its config, and which of its outputs were compared."""
+    """One file: its tensors, its metadata, and what of both was looked at.
+
+    ``config`` is the metadata's key of that name, or all of the metadata where it has none.
+    """
 
     path: Path
-    config: dict[str, Any]
+    meta: Recorded
+    config: Recorded
     tensors: dict[str, Tensor]
     compared: set[str] = field(default_factory=set)
 
@@ -38,7 +75,9 @@ class GoldenCase:
             metadata = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         assert "meta" in metadata, f"{path} has no metadata key 'meta' with its config"
-        return cls(path, json.loads(metadata["meta"])["config"], tensors)
+        told = json.loads(metadata["meta"])
+        meta = Recorded({key: value for key, value in told.items() if key not in PROVENANCE})
+        return cls(path, meta, meta.get("config", meta), tensors)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -85,11 +124,13 @@ class GoldenCase:
             )
 
     def assert_complete(self) -> None:
-        """Every output was compared, and there was one."""
+        """Every output and gradient was compared, and there was one; every key was read."""
         outputs = {name for name in self.tensors if name.startswith(CHECKED)}
         assert outputs, f"{self.path} holds no output to compare with"
         left = sorted(outputs - self.compared)
         assert not left, f"nothing compares {', '.join(left)} of {self.path}"
+        unread = self.meta.unread()
+        assert not unread, f"nothing reads {', '.join(unread)} of the metadata of {self.path}"
 
 
 def golden_files(trees: list[Path]) -> list[Path]:

@@ -20,6 +20,7 @@ def check(case: GoldenCase) -> None:
 
 def _model(case: GoldenCase) -> None:
     c = case.config
+    assert c["resi_connection"] == "1conv"
     config = CraftConfig(
         upscale=c["upscale"],
         dim=c["embed_dim"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,10 @@ from modwright.nn.stems.backbone_tokens import cell_positions
 
 ALLOWED = 1e-5
 GRID, STAGES, SHOWN = (7, 7), 4, [0, 8, 24, 48]
-SEED = 77  # of the rule that the metadata gives for the features
+RULE = (
+    "rng = numpy.random.default_rng({seed}); for stage in 0,1,2,3: rng.standard_normal((1,C,S,S))"
+    ".astype(float32), C=64,128,256,512, S=56,28,14,7"
+)
 
 
 def check(case: GoldenCase) -> None:
@@ -63,8 +67,11 @@ def _tokens(case: GoldenCase) -> None:
         "unused_norm.",
         "head.",
     }
+    assert c["backbone"] == "resnet18 channels 64,128,256,512"
     model = _model(case, kept, scales=c["scales"], dim=c["proj_dim"], depth=0, heads=1)
-    rng = np.random.default_rng(SEED)
+    seed = int(re.findall(r"default_rng\((\d+)\)", c["feature_rule"])[0])
+    assert c["feature_rule"] == RULE.format(seed=seed)
+    rng = np.random.default_rng(seed)
     features = []
     for stage, width in enumerate(model.config.widths):
         side = GRID[0] * 2 ** (STAGES - 1 - stage)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from golden_checks import GoldenCase
 from golden_checks.pictures import tokens
+from modwright.models.architectures.fmvit import FmvitConfig, hidden_width
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.frequency_blocks import EmbeddedBlock
@@ -71,7 +72,8 @@ def _conv_block(case: GoldenCase) -> None:
     c = case.config
     dim = c["dim"]
     conv = MultiGroupConv(dim, dim, [(3, dim // c["head_dim"])], identity=False)
-    mlp = Mlp(dim, dim * c["mlp_ratio"], act="relu", layout="map")
+    hidden = hidden_width(dim * c["mlp_ratio"], FmvitConfig().mlp_multiple)
+    mlp = Mlp(dim, hidden, act="relu", layout="map")
     halves = [
         Block(dim, ConvMixer(dim, conv), None, nn.Identity, layout="map"),
         Block(dim, None, mlp, lambda: nn.BatchNorm2d(dim), layout="map"),

@@ -12,6 +12,7 @@ from modwright.models.architectures.metaformer import (
     MetaFormerConfig,
     MetaFormerForImageClassification,
 )
+from modwright.models.importing import layouts_of
 
 ALLOWED = 1e-5
 
@@ -31,24 +32,27 @@ def check(case: GoldenCase) -> None:
         loss = (logits**2).mean()
         loss.backward()
         case.close("grad.input_loss", loss.detach().view_as(case["grad.input_loss"]), atol=ALLOWED)
-        gradients = {
-            "grad.patch_embed.proj.weight": model.stem.conv0.weight.grad,
-            "grad.network.0.0.layer_scale_1": model.stages[0].blocks[0].ls1.gamma.grad,
-        }
-        for name, gradient in gradients.items():
-            case.close(name, gradient, atol=ALLOWED)
+        gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+        official = layouts_of(model)["official"].to_theirs(gradients).tensors
+        for name in set(case.names("grad.")) - {"grad.input_loss"}:
+            case.close(name, official[name.removeprefix("grad.")], atol=ALLOWED)
+
+
+NORMS = {"LayerNormChannel": "ln", "GroupNorm(1,C,eps=1e-5)": "gn1"}
 
 
 def _config(c: dict[str, Any]) -> MetaFormerConfig:
-    norm = "ln" if c["norm"] == "LayerNormChannel" else "gn1"
     stages = len(c["layers"])
+    assert c.get("down_patch", [3, 2, 1]) == [3, 2, 1]
     return MetaFormerConfig(
         image_size=list(c["img"]),
         depths=c["layers"],
         widths=c["embed_dims"],
         mlp_ratios=c.get("mlp_ratios", [4] * stages),
         token_mixers=c.get("token_mixers", ["pool"] * stages),
-        norm=norm,
+        norm=NORMS[c["norm"]],
+        act=c.get("act", "gelu"),
+        stem=c.get("in_patch", [7, 4, 2]),
         positions=c.get("add_pos_embs", [False] * stages),
         pool_size=c.get("pool_size", 3),
         attention_head_dim=c.get("attention_head_dim", 32),

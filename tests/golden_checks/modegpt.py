@@ -54,6 +54,7 @@ def _value_output(case: GoldenCase, name: str, values: str) -> None:
     c = case.config
     heads, width, d = c["H"], c["D"], c["d"]
     value = case[values].view(-1, width, d)
+    assert len(value) in (heads, c["K"])
     output = case["weight.vo.o"].T.reshape(heads, width, d)
     groups = heads // len(value)
     root, inverse = moment_roots(case["input.vo.C"], c["ridge_vo"])
@@ -97,10 +98,11 @@ def _allocation(case: GoldenCase, name: str) -> None:
     """``output.alloc.keep``, or ``output.alloc.keep_eps5`` with another epsilon than the config."""
     c = case.config["alloc"]
     _, named, epsilon = name.partition("keep_eps")
+    epsilon_of_all = c["eps"]
     sparsity = allocate_sparsity(
         case["input.alloc.bi"].tolist(),
         c["avg_sparsity"],
-        float(epsilon) if named else c["eps"],
+        float(epsilon) if named else epsilon_of_all,
         c["max_sparsity"],
     )
     case.close(name, 1 - torch.tensor(sparsity, dtype=torch.float64), rtol=RTOL)

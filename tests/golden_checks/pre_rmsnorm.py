@@ -59,6 +59,7 @@ def _vit(case: GoldenCase) -> None:
     c, size = case.config, case.config["patch_size"]
     model = _vit_model(case)
     pictures = _pictures(case["input.patches"], size)
+    assert len(pictures) == c["batch"]
 
     @torch.no_grad()
     def logits(of: Any) -> Tensor:
@@ -171,7 +172,7 @@ def _from_conv(weight: Tensor, size: int) -> Tensor:
 
 def _gpt(case: GoldenCase) -> None:
     c = case.config
-    assert c["causal"]
+    assert c["causal"] and c["method"] == "pre-rms with runtime recentring"
     double = c["dtype"] == "float64"
     values = VALUES if double else SINGLE["values"]
     model = _gpt_model(case)

@@ -23,6 +23,7 @@ def check(case: GoldenCase) -> None:
 
 def _modulation(case: GoldenCase) -> None:
     c = case.config
+    assert c["module"] == "Attention(ca_attention=1)"
     part = ScaleAwareModulation(
         c["dim"], c["ca_num_heads"], c["expand_ratio"], bias=c["qkv_bias"]
     ).eval()
@@ -74,5 +75,11 @@ def _config(c: dict[str, Any]) -> SMTConfig:
         modulation_ratio=c["expand_ratio"],
         stem_kernel=c["head_conv"],
         qkv_bias=c["qkv_bias"],
+        layer_scale_init=_layer_scale(c),
         num_labels=c["num_classes"],
     )
+
+
+def _layer_scale(c: dict[str, Any]) -> float | None:
+    start: float = c.get("layerscale_value", 1e-4)
+    return start if c.get("use_layerscale") else None

@@ -12,10 +12,11 @@ from golden_checks.pictures import fill, outputs_of
 from modwright.models.architectures.sret import SReTConfig, SReTForImageClassification
 
 ALLOWED = 1e-5
+SLICED = {"SReT": True, "RecursiveTransformer": False}
 
 
 def check(case: GoldenCase) -> None:
-    model = fill(SReTForImageClassification(_config(case.config)), case)
+    model = fill(SReTForImageClassification(_config(case.config)), case, case.meta.get("aliases"))
     _permute(model, case)
     names: dict[str, nn.Module] = {"inter.embed": model.stem.positions}
     for s, stage in enumerate(model.stages):
@@ -34,6 +35,7 @@ def _permute(model: Any, case: GoldenCase) -> None:
     mixers = [block.mixer for stage in model.stages for block in stage.blocks.shared]
     shuffling = [mixer for mixer in mixers if mixer.groups[-1] > 1 and len(mixer.groups) > 1]
     drawn = case.names("input.perm.")
+    assert case.meta["perm_order"] == "call order during one forward"
     assert len(drawn) == len(shuffling)
     for index, mixer in enumerate(shuffling):
         mixer.fix_permutation(case[f"input.perm.{index}"])
@@ -42,6 +44,7 @@ def _permute(model: Any, case: GoldenCase) -> None:
 def _config(c: dict[str, Any]) -> SReTConfig:
     (head_dim,) = set(c["base_dims"])
     whole = [1] * len(c["depth"])
+    assert ("groups1" in c) == ("groups2" in c) == SLICED[c["cls"]]
     return SReTConfig(
         image_size=c["image_size"],
         head_dim=head_dim,

@@ -48,6 +48,7 @@ def _config(c: dict[str, Any]) -> T2TViTConfig:
         depth=c["depth"],
         num_heads=c["num_heads"],
         mlp_ratio=c["mlp_ratio"],
+        qkv_bias=c.get("qkv_bias", False),
         qk_scale=c.get("qk_scale"),
         blocks=BLOCKS[c["model"]],
         num_labels=c["num_classes"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from golden_checks import GoldenCase, checker_of
+from golden_checks import GoldenCase, checker_of, golden_files
 
 OWN = Path(__file__).parents[1] / "golden"
 LLM_DROP = OWN / "llm-drop" / "case0.safetensors"
@@ -303,28 +304,119 @@ def check(path: Path, slug: str) -> None:
     case.assert_complete()
 
 
+def named(source: Path) -> str:
+    return f"{source.parent.name}/{source.stem}"
+
+
 def raise_entry(name: str, by: float) -> Callable[[dict[str, Tensor]], None]:
     def change(tensors: dict[str, Tensor]) -> None:
         flat = tensors[name].view(-1)
-        flat[0] = flat[0] + by if flat.is_floating_point() else (flat[0] + 1) % 5
+        at = int(flat.isfinite().int().argmax())
+        flat[at] = flat[at] + by if flat.is_floating_point() else (flat[at] + 1) % 5
 
     return change
 
 
-@pytest.mark.parametrize(
-    ("source", "name"),
-    [
-        (source, name)
-        for source in (LLM_DROP, MODEGPT, PRE_LN_VIT, PRE_LN_GPT)
-        for name in load_file(source)
-        if name.startswith(("output.", "inter."))
-    ],
-    ids=lambda value: value if isinstance(value, str) else value.parent.name,
-)
-def test_every_output_is_looked_at(tmp_path: Path, source: Path, name: str) -> None:
-    rewrite(source, tmp_path / "a.safetensors", raise_entry(name, 1e-3))
-    with pytest.raises(AssertionError):
-        check(tmp_path / "a.safetensors", source.parent.name)
+class Doubting(GoldenCase):
+    """Sees to it that every comparison would find another number."""
+
+    def _expected(self, name: str, found: Tensor) -> Tensor:
+        expected = super()._expected(name, found)
+        if self.changed:
+            raise_entry(name, 1e-3)(changed := {name: expected.clone()})
+            return changed[name]
+        return expected
+
+    changed = False
+
+    def _doubted(self, compare: Callable[..., None], name: str, found: Tensor, **how: Any) -> None:
+        self.changed = True
+        with pytest.raises(AssertionError, match=re.escape(name)):
+            compare(name, found, **how)
+        self.changed = False
+        compare(name, found, **how)
+
+    def close(self, name: str, found: Tensor, **how: Any) -> None:
+        self._doubted(super().close, name, found, **how)
+
+    def equal(self, name: str, found: Tensor) -> None:
+        self._doubted(super().equal, name, found)
+
+    def same_sets(self, name: str, found: Tensor) -> None:
+        self._doubted(super().same_sets, name, found)
+
+
+@pytest.mark.parametrize("source", golden_files([OWN]), ids=named)
+def test_fault_C5_every_output_is_looked_at(source: Path) -> None:
+    case = Doubting.read(source)
+    checker_of(source.parent.name)(case)
+    case.assert_complete()
+
+
+# What is read and decides no number of these files when its last entry is doubled: sizes of images
+# where nothing depends on them, offsets that the file gives, ridges too small to change a ranking,
+# heads of a stage without them, passes of a block that has one.
+FREE = {
+    "craft/dynamic_pos_bias": {"window"},
+    "craft/tiny_x2": {"input_shape"},
+    "metaformer/poolformer_rect": {"img"},
+    "metaformer/poolformer_tiny": {"img"},
+    "modegpt/case0": {"ridge_qk_plain", "ridge_qk_gqa_k", "ridge_qk_gqa_q"},
+    "smt/smt_tiny": {"img", "ca_num_heads"},
+    "sret/sret_tiny": {"recursive_num"},
+    "sret/sret_wo_slice": {"recursive_num"},
+    "t2t-vit/t2t_dense": {"depth"},
+}
+
+
+def other(value: Any) -> Any:
+    """A legal value in place of another one, or at least one of its type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value * 2 if value else 1
+    if isinstance(value, list):
+        return [*value[:-1], other(value[-1])]
+    return None if isinstance(value, str) else 3
+
+
+@pytest.mark.parametrize("source", golden_files([OWN]), ids=named)
+def test_fault_C5_every_key_is_read_and_decides(source: Path) -> None:
+    free = set()
+    for key in GoldenCase.read(source).config:
+        case = GoldenCase.read(source)
+        case.config[key] = other(case.config[key])
+        with contextlib.suppress(Exception):
+            checker_of(source.parent.name)(case)
+            free.add(key)
+    assert free == FREE.get(named(source), set())
+
+
+def test_fault_C5_a_key_that_no_checker_reads_fails(tmp_path: Path) -> None:
+    with safe_open(MODEGPT, "pt") as stored:
+        told = json.loads(stored.metadata()["meta"])
+    for more in ({"shared_experts": 2}, {"config": {**told["config"], "heads_of_keys": 2}}):
+        meta = json.dumps({**told, **more})
+        save_file(load_file(MODEGPT), tmp_path / "a.safetensors", {"meta": meta})
+        with pytest.raises(AssertionError, match=r"nothing reads (shared_ex|config\.heads_of_k)"):
+            check(tmp_path / "a.safetensors", "modegpt")
+
+
+def test_fault_C5_a_file_without_the_key_config_is_read_by_its_metadata(tmp_path: Path) -> None:
+    meta = json.dumps({"kind": "fit", "noise": 0.01, "seed": 1, "sizes": {"x": 7}})
+    save_file({"output.x": torch.zeros(1)}, tmp_path / "a.safetensors", {"meta": meta})
+    case = GoldenCase.read(tmp_path / "a.safetensors")
+    assert case.config["kind"] == "fit" and case.config["sizes"]["x"] == 7
+    assert case.meta.unread() == ["noise"]
+
+
+def test_fault_C5_a_gradient_that_nothing_compares_fails(tmp_path: Path) -> None:
+    def more(tensors: dict[str, Tensor]) -> None:
+        tensors["grad.something"] = torch.zeros(1)
+
+    rewrite(MODEGPT, tmp_path / "a.safetensors", more)
+    with pytest.raises(AssertionError, match=r"nothing compares grad\.something"):
+        check(tmp_path / "a.safetensors", "modegpt")
 
 
 def test_an_output_that_no_checker_knows_fails(tmp_path: Path) -> None:

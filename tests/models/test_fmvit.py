@@ -379,3 +379,19 @@ def test_impossible_parts_and_pictures_are_refused() -> None:
         tiny()(torch.zeros(1, 3, 40, 32))
     with pytest.raises(Refused, match="unknown model 'fmvit_nan'"):
         create_model("fmvit_nan")
+
+
+def test_fault_A22_neurons_are_multiples_of_32_whatever_the_heads() -> None:
+    from modwright.models.architectures.fmvit import hidden_width
+
+    # (neurons, multiple) -> what _make_divisible of Next-ViT gives
+    found = [hidden_width(n, 32) for n in (8, 48, 47, 40, 96, 113.6)]
+    assert found == [32, 64, 32 + 32 * (32 < 0.9 * 47), 64, 96, 128]
+    small = {"widths": [16] * 4, "out_widths": [16, 32, 32, 32], "head_dim": 16, "conv_ratio": 3.0}
+    model = create_model("fmvit_nano", **small, num_classes=5)
+    convs = [m for m in model.stages[0].blocks.modules() if type(m).__name__ == "Mlp"]
+    assert convs[0].fc1.convs[0].out_channels == 64
+    stored = model.config.to_dict()
+    assert type(model.config).from_dict(stored).mlp_multiple == 32
+    del stored["mlp_multiple"]  # as files of version 0.1
+    assert type(model.config).from_dict(stored).mlp_multiple == 16

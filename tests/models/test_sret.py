@@ -371,7 +371,6 @@ def test_maps_have_strides_of_8_16_and_32() -> None:
         ({"groups_later": [2, 5]}, "5 groups do not divide the 16 tokens of stage 1"),
         ({"groups_first": [0, 1]}, "0 groups do not divide"),
         ({"depths": [5, 2]}, "5 passes of stage 0 cannot be shared out evenly to 2 blocks"),
-        ({"head_dim": 3, "num_heads": [1, 2]}, "must be even, not 3"),
         ({"num_heads": [2, 3]}, "the width 12 of stage 1 is no multiple of the 8"),
         ({"blocks": [2]}, "blocks has 1 entries for 2 stages"),
         ({"permutation": "fix"}, "unknown permutation 'fix'"),
@@ -407,3 +406,10 @@ def test_bad_input_of_parts_is_refused() -> None:
         SlicedAttention(8, 2, [])
     with pytest.raises(ValueError, match="3 projections for 2 blocks and 2 loops"):
         recursive(behind=3)
+
+
+def test_fault_A22_an_odd_first_width_is_halved_downwards() -> None:
+    fields = {"head_dim": 3, "num_heads": [1, 2, 4], "image_size": 64, "num_classes": 5}
+    model = create_model("sret_t_wo_slice", **fields)
+    assert model.stem.convs.conv0.out_channels == 1
+    assert model(torch.zeros(1, 3, 64, 64)).logits.shape == (1, 5)

@@ -450,3 +450,14 @@ def test_pictures_that_do_not_divide_are_refused() -> None:
         small()(torch.zeros(1, 3, 32, 40))
     with pytest.raises(ValueError, match="at least 1 random feature"):
         PerformerAttention(8, 1, 0)
+
+
+def test_fault_A22_biases_of_the_blocks_are_none_of_the_stem() -> None:
+    fields = {"image_size": 32, "depth": 1, "embed_dim": 16, "num_heads": 2, "token_dim": 8}
+    names = set(create_model("t2t_vit_t_14", qkv_bias=True, **fields).state_dict())
+    assert "blocks.0.mixer.qkv.bias" in names
+    assert not any(name.startswith("stem.") and name.endswith("qkv.bias") for name in names)
+    stored = T2TViTConfig(qkv_bias=True).to_dict()
+    assert not T2TViTConfig.from_dict(stored).stem_qkv_bias
+    del stored["stem_qkv_bias"]  # as files of version 0.1
+    assert T2TViTConfig.from_dict(stored).stem_qkv_bias

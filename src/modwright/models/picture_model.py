@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -73,6 +73,18 @@ class PictureConfig(PreTrainedConfig):
 
     image_size: int | list[int] | tuple[int, ...] = 224
     num_channels: int = 3
+
+    # Fields that files of older versions do not have -> the field whose value they had instead.
+    stands_for: ClassVar[Mapping[str, str]] = {}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A config of what a file holds; those of older versions mean what they meant."""
+        if "transformers_version" in config_dict:
+            older = {k: v for k, v in cls.stands_for.items() if k not in config_dict}
+            given = {k: config_dict[v] for k, v in older.items() if v in config_dict}
+            config_dict = {**config_dict, **given}
+        return super().from_dict(config_dict, **kwargs)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         _refuses(cls, "__post_init__")

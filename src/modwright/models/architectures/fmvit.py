@@ -31,7 +31,7 @@ from modwright.nn.stems.conv_stem import Conv, ConvStem
 from modwright.nn.token_mixers.conv_mixer import ConvMixer
 from modwright.nn.token_mixers.reduced_attention import POOLS, ReducedAttention
 
-__all__ = ["VARIANTS", "FmvitConfig", "FmvitForImageClassification"]
+__all__ = ["VARIANTS", "FmvitConfig", "FmvitForImageClassification", "hidden_width"]
 
 # Of a mixing block's stochastic depth: what its attention and its convolution have of it.
 LOW_SHARE, HIGH_SHARE = 0.75, 0.25
@@ -57,6 +57,7 @@ class FmvitConfig(ImageConfig):
         branches: of the maps to queries, keys and values.
         conv_ratio: neurons per channel in convolution blocks.
         mixing_ratio: the same in mixing blocks.
+        mlp_multiple: what numbers of neurons are rounded to.
         fused: the form for inference: no norms, no branches. See ``modwright.models.fusing``.
     """
 
@@ -76,7 +77,11 @@ class FmvitConfig(ImageConfig):
     branches: int = 2
     conv_ratio: float = 3.0
     mixing_ratio: float = 2.0
+    mlp_multiple: int = 32
     fused: bool = False
+
+    # Files of version 0.1 do not say it and have the head's.
+    stands_for = {"mlp_multiple": "head_dim"}
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -169,8 +174,19 @@ def _maps(groups: Any, identity: bool | None = None) -> _Map:
     )
 
 
+def hidden_width(neurons: float, multiple: int) -> int:
+    """The nearest multiple, or the one above where that would be below nine tenths.
+
+    Example:
+        >>> hidden_width(48, 32), hidden_width(40, 32), hidden_width(96, 32)
+        (64, 64, 96)
+    """
+    found = max(multiple, int(neurons + multiple / 2) // multiple * multiple)
+    return found + multiple if found < 0.9 * neurons else found
+
+
 def _channel_block(config: FmvitConfig, dim: int, ratio: float, rate: float) -> Block:
-    hidden = max(1, int(dim * ratio / config.head_dim + 0.5)) * config.head_dim
+    hidden = hidden_width(dim * ratio, config.mlp_multiple)
     mlp = Mlp(dim, hidden, act="relu", layout="map", linear=_maps(config.groups))
     return Block(dim, None, mlp, partial(nn.BatchNorm2d, dim), layout="map", drop_path=rate)
 

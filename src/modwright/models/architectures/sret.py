@@ -88,8 +88,6 @@ class SReTConfig(ImageConfig):
                     f"{depth} passes of stage {s} cannot be shared out evenly to {blocks} blocks"
                 )
         widths = self.widths
-        if widths[0] % 2:
-            raise Refused(f"the stem halves the first width, so it must be even, not {widths[0]}")
         for s in range(1, stages):
             if widths[s] % widths[s - 1]:
                 raise Refused(

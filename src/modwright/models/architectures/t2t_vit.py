@@ -50,7 +50,8 @@ class T2TViTConfig(ImageConfig):
             how fast stochastic depth grows from group to group.
         num_heads: heads of each block.
         mlp_ratio: neurons per channel.
-        qkv_bias: biases of the maps to queries, keys and values.
+        qkv_bias: biases of the blocks' maps to queries, keys and values.
+        stem_qkv_bias: the same in the attention of the stem "transformer".
         qk_scale: of the scores; the root of the channels of a head, inverted, unless it is said.
         blocks: a name of :data:`BLOCKS`: "plain", "squeeze_excite", "ghost" or "dense".
         reduction: of "squeeze_excite".
@@ -70,12 +71,16 @@ class T2TViTConfig(ImageConfig):
     num_heads: int = 6
     mlp_ratio: float | int = 3
     qkv_bias: bool = False
+    stem_qkv_bias: bool = False
     qk_scale: float | None = None
     blocks: str = "plain"
     reduction: int = 16
     dense_groups: list[int] | tuple[int, ...] = (3, 6, 6, 4)
     growth: int = 64
     global_pool: str = "token"
+
+    # Files of version 0.1 do not say it and have the blocks'.
+    stands_for = {"stem_qkv_bias": "qkv_bias"}
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -137,7 +142,7 @@ def _transformer(config: T2TViTConfig) -> nn.Module:
     def layer(channels: int, width: int) -> nn.Module:
         # the scale is one of the channels that come in, not of those of the head
         attention = SelfAttention(
-            channels, 1, out_dim=width, qkv_bias=config.qkv_bias, scale=channels**-0.5
+            channels, 1, out_dim=width, qkv_bias=config.stem_qkv_bias, scale=channels**-0.5
         )
         return TokenLayer(channels, attention)
 
