@@ -84,6 +84,43 @@ def test_a_checkpoint_teaches_and_is_trained_further(command: Command, recipe: P
     assert other.code == 0, other.err
 
 
+def shades(folder: Path, *names: str) -> str:
+    """Ten images for each class, and the key that names them."""
+    drawn = np.random.default_rng(0)
+    for level, name in enumerate(names):
+        (folder / name).mkdir(parents=True)
+        for index in range(10):
+            pixels = drawn.integers(0, 60, (40, 50, 3)) + 90 * level
+            Image.fromarray(pixels.astype("uint8")).save(folder / name / f"{index}.png")
+    return f"'data={{pictures: folder, folder: {folder.name}, side: 32, test: 0.3}}'"
+
+
+def test_fault_A8_a_model_that_is_trained_further_answers_in_the_new_names(
+    command: Command, recipe: Path
+) -> None:
+    first = shades(recipe.parent / "first", "blue", "green", "red")
+    second = shades(recipe.parent / "second", "amber", "blue", "green")
+
+    def labels(folder: str) -> list[str]:
+        return list(json.loads(Path(folder, "config.json").read_text())["id2label"].values())
+
+    assert command(f"train train.yaml -o one --set {first}").code == 0
+    assert labels("one") == ["blue", "green", "red"]
+    done = command(f"train train.yaml -o two --set {second} --set 'model={{checkpoint: one}}'")
+    assert done.code == 0, done.err
+    assert labels("two") == ["amber", "blue", "green"]
+    assert "classes were blue, green, red and are now" in done.err
+    more = "'model={checkpoint: one, num_classes: 4}'"
+    assert command(f"train train.yaml -o more --set {second} --set {more}").code == 0
+    assert labels("more") == ["amber", "blue", "green", "LABEL_3"]
+    given = "'model.id2label={0: Amber, 1: Blue, 2: Green}'"
+    assert command(f"train train.yaml -o given --set {second} --set {given}").code == 0
+    assert labels("given") == ["Amber", "Blue", "Green"]
+    teacher = "'objective={loss: distillation, teacher: one}'"
+    done = command(f"train train.yaml -o taught --set {second} --set {teacher}")
+    assert done.code == 2 and "objective.teacher: its classes are blue, green, red" in done.err
+
+
 def test_pictures_of_a_folder(command: Command, recipe: Path) -> None:
     drawn = np.random.default_rng(0)
     for name in ("dark", "light"):

@@ -113,10 +113,13 @@ def _maker(config_class: type[PictureConfig], fields: Mapping[str, Any]) -> Call
 @cache
 def _types_of(config_class: Any) -> dict[str, TypeAdapter[Any]]:
     found: dict[str, TypeAdapter[Any]] = {}
+    known = {field.name for field in dataclasses.fields(config_class)}
     for base in config_class.__mro__:
         if issubclass(base, PictureConfig):  # transformers checks its own fields
             names = vars(sys.modules[base.__module__])
             for name, hint in inspect.get_annotations(base).items():
+                if name not in known:
+                    continue
                 kind = eval(hint, dict(names)) if isinstance(hint, str) else hint
                 found.setdefault(name, TypeAdapter(kind))
     return found

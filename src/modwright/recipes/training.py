@@ -6,7 +6,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -158,12 +158,16 @@ class _Training:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the log says them
             learned, measured = pictures_of(self.recipe)
+        named = self.recipe.model.get("id2label")
+        if named is not None:  # names that the user gives to the classes of the pictures
+            learned, measured = (_renamed(part, named) for part in (learned, measured))
         torch.manual_seed(self.recipe.seed)
         model = MODEL.make(self.recipe.model, learned)
         objective = objective_of(self.recipe)
         _try(model, learned, "model")
         if hasattr(objective, "teacher"):
             _try(objective.teacher, learned, "objective.teacher")
+            _require_classes(objective.teacher, learned)
         if distributed.is_main():
             rehearse(model, self.place, force=self.force)
         return _Prepared(model, learned, measured, objective, self._settings())
@@ -189,7 +193,7 @@ class _Training:
         if not same:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             shutil.rmtree(self.events, ignore_errors=True)
-        forget_broken(self.checkpoints)
+        broken = forget_broken(self.checkpoints)
         self.journal.begin(goes_on=same)
         told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
         self.journal.write("recipe, resolved:\n" + told)
@@ -198,7 +202,7 @@ class _Training:
         count = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
         who = f"{type(ready.model).__name__} with {count:,} parameters"
         self.say(f"{who} learns from {len(ready.train)} pictures ({ready.train.name})")
-        for note in ready.train.notes:
+        for note in [*ready.train.notes, *_other_names(ready), *broken]:
             self.say(note)
         newest = newest_checkpoint(self.checkpoints)
         if newest is not None:
@@ -275,6 +279,37 @@ def _try(model: Any, pictures: Pictures, what: str) -> None:
     if known < shown:
         more = "; num_classes gives it others" if what == "model" else ""
         raise Refused(f"{what}: has {known} classes, the pictures {shown}{more}")
+
+
+def _renamed(pictures: Pictures, named: Mapping[Any, str]) -> Pictures:
+    given = {int(index): str(name) for index, name in named.items()}
+    if sorted(given) != list(range(len(pictures.classes))):
+        raise Refused(f"model.id2label: names the classes 0 to {len(pictures.classes) - 1}")
+    return replace(pictures, classes=tuple(given[i] for i in sorted(given)))
+
+
+def _names(model: Any, count: int) -> list[str] | None:
+    """Names of a model's first classes; None where it was given none."""
+    names = [str(model.config.id2label.get(i)) for i in range(count)]
+    return None if names == [f"LABEL_{i}" for i in range(count)] else names
+
+
+def _other_names(ready: _Prepared) -> list[str]:
+    """What is said of class names that the pictures' replace."""
+    old, new = _names(ready.model, len(ready.train.classes)), list(ready.train.classes)
+    if old is None or old == new:
+        return []
+    return [f"classes were {', '.join(old)} and are now those of the pictures: {', '.join(new)}"]
+
+
+def _require_classes(teacher: Any, pictures: Pictures) -> None:
+    """Refuses a teacher whose answers mean other classes than the pictures' labels."""
+    told, classes = _names(teacher, len(pictures.classes)), list(pictures.classes)
+    if told is not None and told != classes:
+        raise Refused(
+            f"objective.teacher: its classes are {', '.join(told)}; those of the pictures are "
+            f"{', '.join(classes)}"
+        )
 
 
 def _digest(pictures: Pictures) -> str:

@@ -89,11 +89,10 @@ class ModelEntry:
         """
         if "checkpoint" in given:
             return self._opened(**given)
-        names = dict(enumerate(pictures.classes))
-        fields = {"num_classes": len(names), "image_size": pictures.pixels.shape[-1], **given}
-        if fields["num_classes"] == len(names):
-            twins = {name: index for index, name in names.items()}
-            fields = {**fields, "id2label": names, "label2id": twins}
+        sizes = {"num_classes": len(pictures.classes), "image_size": pictures.pixels.shape[-1]}
+        fields = {**sizes, **given}
+        for named in ("id2label", "label2id"):  # training names the classes
+            fields.pop(named, None)
         try:
             return create_model(**fields)
         except ModwrightError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,42 +11,80 @@ from typing import Any
 from transformers import TrainerCallback
 
 from modwright.core import distributed
+from modwright.core.files import read_json, write_file
 
 __all__ = ["WholeCheckpoints", "forget_broken", "newest_checkpoint"]
 
-_MARK = "whole"
+_MARK = "whole.json"
+# Of version 0.1: an empty file, which says only that all was written.
+_OLD_MARK = "whole"
 
 
 def newest_checkpoint(output: str | Path) -> Path | None:
-    """The newest checkpoint that was written to its end, or None.
+    """The newest checkpoint that was written to its end and is as it was written, or None.
 
-    A process that is killed while it writes leaves a directory that looks like one.
+    A process that is killed while it writes leaves a directory that looks like one, and a full disk
+    files that are shorter than they should be.
 
     Example:
         >>> newest_checkpoint("nowhere") is None
         True
     """
-    whole = [path.parent for path in Path(output).glob(f"checkpoint-*/{_MARK}")]
-    return max(whole, key=_step, default=None)
+    found = sorted(Path(output).glob("checkpoint-*"), key=_step, reverse=True)
+    return next((path for path in found if _damage(path) is None), None)
 
 
-def forget_broken(output: str | Path) -> None:
-    """Removes checkpoints that were not written to their end."""
-    for path in Path(output).glob("checkpoint-*"):
-        if not (path / _MARK).exists():
+def forget_broken(output: str | Path) -> list[str]:
+    """Removes checkpoints that are not whole, and says what is wrong with each.
+
+    One that was never finished goes without a word.
+    """
+    said = []
+    for path in sorted(Path(output).glob("checkpoint-*"), key=_step):
+        damage = _damage(path)
+        if damage is not None:
             shutil.rmtree(path, ignore_errors=True)
+            said += [f"{path.name} is left out: {damage}"] if damage else []
+    return said
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint: None if nothing is, "" if it was never finished."""
+    mark = checkpoint / _MARK
+    if not mark.exists():
+        return None if (checkpoint / _OLD_MARK).exists() else ""
+    told = read_json(mark)
+    if not isinstance(told, dict):
+        return f"{_MARK} is damaged"
+    for name, stored in told.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != stored["bytes"] or _sha256(file) != stored["sha256"]:
+            return f"{name} is not as it was written"
+    return None
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while piece := opened.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
+    number = checkpoint.name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else -1
 
 
 class WholeCheckpoints(TrainerCallback):
     """Marks every checkpoint when all of it is there, and logs wherever one is written.
 
-    Losses are logged as means since the last entry. With an entry at every checkpoint, a training
-    that goes on from one has the same entries as one that never stopped. It is the last of the
-    callbacks: what others add to a checkpoint is there before the mark.
+    The mark holds the digests of its files. Losses are logged as means since the last entry. With
+    an entry at every checkpoint, a training that goes on from one has the same entries as one that
+    never stopped. It is the last of the callbacks: what others add to a checkpoint is there before
+    the mark.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -55,4 +95,14 @@ class WholeCheckpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         distributed.barrier()  # each process stores its own random numbers
         if state.is_world_process_zero:
-            Path(args.output_dir, f"checkpoint-{state.global_step}", _MARK).touch()
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            (folder / _MARK).unlink(missing_ok=True)
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            told = {
+                path.relative_to(folder).as_posix(): {
+                    "bytes": path.stat().st_size,
+                    "sha256": _sha256(path),
+                }
+                for path in files
+            }
+            write_file(folder / _MARK, json.dumps(told))

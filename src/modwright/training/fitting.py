@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -21,12 +23,12 @@ from modwright.core.modes import set_eval
 from modwright.core.progress import Progress
 from modwright.tasks.pictures import Pictures
 from modwright.tasks.upscaling import PicturePairs
-from modwright.training.checkpoints import WholeCheckpoints, newest_checkpoint
+from modwright.training.checkpoints import WholeCheckpoints, forget_broken, newest_checkpoint
 from modwright.training.objectives import CrossEntropy, Objective
 from modwright.training.trainer import AveragedWeights, ObjectiveTrainer
 from modwright.training.watching import EpochMeasure, StepProgress
 
-__all__ = ["Fitted", "Settings", "accuracy", "fit"]
+__all__ = ["Fitted", "Settings", "accuracy", "fit", "name_classes"]
 
 _OWN_SCHEDULE = "one_cycle"
 
@@ -106,7 +108,10 @@ def fit(
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Fitted:
-    """Trains a classifier in place.
+    """Trains a classifier in place; its classes get the names of the pictures' classes.
+
+    Where the last batch of an epoch would hold one picture that a BatchNorm cannot be trained on,
+    that batch is left out.
 
     Args:
         model: takes ``pixel_values`` and gives ``logits``.
@@ -121,11 +126,16 @@ def fit(
         measure_epochs: measures the accuracy after every epoch, too.
         progress: told of every step; without one transformers shows a bar where there is an
             ``output``.
-        callbacks: of transformers' Trainer, more of them.
+        callbacks: of transformers' Trainer, more of them. What they correct after a step (masks,
+            tied weights) is corrected before averaged weights take it up.
 
     Raises:
-        Refused: the model has fewer classes than the pictures, there is nothing to resume, or the
-            pictures of a step cannot be shared by all processes.
+        Refused: the model has fewer classes than the pictures, there is nothing to resume, batches
+            of one that a BatchNorm cannot be trained on, or the pictures of a step cannot be shared
+            by all processes.
+
+    Warns:
+        UserWarning: a newer checkpoint is damaged and an older one is taken.
 
     Example:
         >>> from modwright.models import create_model
@@ -141,6 +151,11 @@ def fit(
         raise Refused(
             f"the model has {model.config.num_labels} classes, the pictures {len(train.classes)}"
         )
+    if isinstance(train, Pictures):
+        name_classes(model.config, train.classes)
+    if resume and output is not None and distributed.is_main():
+        for told in forget_broken(output):
+            warnings.warn(told, stacklevel=2)
     checkpoint = None if output is None else newest_checkpoint(output)
     if resume and checkpoint is None:
         raise Refused(f"{output} holds no checkpoint to resume from")
@@ -148,19 +163,24 @@ def fit(
     if averaged is not None and resume and checkpoint is not None:
         averaged.restore(checkpoint)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
-        watchers: list[TrainerCallback] = [] if averaged is None else [averaged]
+        # What others correct after a step comes before the mean is taken and the model measured.
+        watchers: list[TrainerCallback] = [*callbacks]
+        watchers += [] if averaged is None else [averaged]
         if measure_epochs and test is not None:
             means = nullcontext if averaged is None else averaged.applied_to
             watchers.append(EpochMeasure(lambda now: accuracy(now, test), means))
         if progress is not None:
             watchers.append(StepProgress(progress, stack))
+        arguments = _arguments(settings, str(output or scratch), keep=output is not None)
+        if _leaves_one(model, train, arguments):
+            arguments.dataloader_drop_last = True
         trainer = ObjectiveTrainer(
             model,
-            _arguments(settings, str(output or scratch), keep=output is not None),
+            arguments,
             train_dataset=train,
             objective=objective or CrossEntropy(),
             one_cycle=settings.schedule == _OWN_SCHEDULE,
-            callbacks=[*watchers, *callbacks, WholeCheckpoints()],
+            callbacks=[*watchers, WholeCheckpoints()],
         )
         if output is None or progress is not None:
             trainer.remove_callback(PrinterCallback)  # what Trainer prints where it shows no bar
@@ -206,6 +226,46 @@ def _arguments(settings: Settings, directory: str, keep: bool) -> TrainingArgume
         "dataloader_pin_memory": torch.cuda.is_available(),
     }
     return TrainingArguments(output_dir=directory, **{**given, **settings.more})
+
+
+def name_classes(config: Any, classes: Sequence[str]) -> None:
+    """Gives outputs the names of the classes; outputs beyond them are LABEL_i."""
+    names = {i: f"LABEL_{i}" for i in range(config.num_labels)} | dict(enumerate(classes))
+    config.id2label, config.label2id = names, {name: index for index, name in names.items()}
+
+
+def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
+    """Whether the last batch holds one picture that the model cannot be trained on.
+
+    Raises:
+        Refused: every batch does.
+    """
+    size = arguments.per_device_train_batch_size
+    if distributed.size() > 1:  # batches are filled up, then
+        return False
+    if (len(train) % size != 1 and size != 1) or arguments.dataloader_drop_last:
+        return False
+    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+        return False
+    pixels = train[0]["pixel_values"][None].to(next(model.parameters()).device)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    was_training = [module for module in model.modules() if module.training]
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            model.train()
+            torch.func.functional_call(model, buffers, (), {"pixel_values": pixels})
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+    else:
+        return False
+    finally:
+        model.eval()
+        for module in was_training:
+            module.training = True
+    if size == 1 or len(train) == 1:
+        raise Refused("a BatchNorm cannot be trained on batches of one picture of this size")
+    return True
 
 
 @torch.no_grad()
