@@ -165,7 +165,7 @@ def test_planned_may_not_claim_results(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Paper)])
 def test_every_field_is_required(tmp_path: Path, field: str) -> None:
-    with pytest.raises(ModwrightError, match=rf"'some-paper' lacks the fields: {field}$"):
+    with pytest.raises(ModwrightError, match=rf"'some-paper': needs the field {field}$"):
         load_one(tmp_path, without=field)
 
 
@@ -175,14 +175,15 @@ def test_every_field_is_required(tmp_path: Path, field: str) -> None:
         ({"figures": "typo"}, r"unknown field.*'figures'.*did you mean 'figure'"),
         ({"status": "done"}, r"unknown status.*'done'; legal values: planned, partial, works"),
         ({"category": ["surgry"]}, r"unknown category.*'surgry'.*did you mean 'surgery'"),
-        ({"category": []}, "category is empty"),
-        ({"category": "surgery"}, "category must be a list"),
-        ({"arxiv": 2401.0001}, "arxiv must be one line of text"),
-        ({"arxiv": "cs/0401001"}, "is not an id such as"),
-        ({"year": "2024"}, "year must be a year"),
-        ({"title": None}, "title must be one line of text"),
-        ({"figure": "two\nlines"}, "figure must be one line of text"),
-        ({"rooms": [1]}, "rooms must be one line of text"),
+        ({"category": []}, "category: must have at least one entry"),
+        ({"category": "surgery"}, "category: must be a list"),
+        ({"arxiv": 2401.0001}, r"arxiv: must be text, not 2401\.0001"),
+        ({"arxiv": "cs/0401001"}, "arxiv: must be an id such as '2406.15786', not 'cs/0401001'"),
+        ({"year": "2024"}, "year: must be a whole number, not '2024'"),
+        ({"year": 2204}, "year: must be 2100 or less, not 2204"),
+        ({"title": None}, "title: must be text"),
+        ({"figure": "two\nlines"}, "figure: must be one line of text"),
+        ({"rooms": [1]}, "rooms.0: must be text, not 1"),
         ({"slug": "other-paper"}, "differs from the file name"),
     ],
 )

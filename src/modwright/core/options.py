@@ -28,10 +28,13 @@ _PROBLEMS: dict[str, Problem] = {
     "int_parsing": lambda item: "must be a whole number",
     "int_type": lambda item: "must be a whole number",
     "invalid_key": lambda item: "a key must be text",
+    "less_than_equal": lambda item: f"must be {item['ctx']['le']} or less",
     "list_type": lambda item: "must be a list, whose entries begin with '- '",
     "literal_error": lambda item: f"must be {_as_yaml_writes(item['ctx']['expected'])}",
     "string_type": lambda item: "must be text",
     "too_short": lambda item: "must have at least one entry",
+    "tuple_type": lambda item: "must be a list, whose entries begin with '- '",
+    "value_error": lambda item: str(item["ctx"]["error"]),
 }
 _WITHOUT_VALUE = ("missing", "extra_forbidden")
 
@@ -42,6 +45,7 @@ def make_options(
     options: Mapping[str, Any] | None = None,
     *,
     strict: bool = True,
+    word: str = "option",
 ) -> T:
     """A dataclass of plain values, each checked by its type.
 
@@ -50,6 +54,7 @@ def make_options(
         name: what messages call it.
         options: a list stands for a tuple.
         strict: text does not stand for numbers and booleans.
+        word: what messages call one of the values.
 
     Raises:
         Refused: an unknown option, one that is missing, or an illegal value; one line each.
@@ -72,11 +77,11 @@ def make_options(
     names = [field.name for field in fields]
     for key in given:
         if key not in names:
-            raise unknown_name(f"option of {name}", key, names)
+            raise unknown_name(f"{word} of {name}", key, names)
     missing = [field.name for field in fields if _is_needed(field) and field.name not in given]
     if missing:
-        raise Refused(f"{name}: needs the option {', '.join(missing)}")
-    hints = get_type_hints(kind)
+        raise Refused(f"{name}: needs the {word} {', '.join(missing)}")
+    hints = get_type_hints(kind, include_extras=True)
     checked: dict[str, Any] = {}
     wrong: list[str] = []
     for key, value in given.items():

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import yaml
+from pydantic import AfterValidator, Field
 
 from modwright.core.errors import Refused, unknown_name
+from modwright.core.options import make_options
 
 if TYPE_CHECKING:  # its place differs between Python 3.10 and later ones
     from importlib.resources.abc import Traversable
@@ -33,7 +35,22 @@ CATEGORIES = (
 )
 STATUSES = ("planned", "partial", "works")
 
-_ARXIV = re.compile(r"\d{4}\.\d{4,5}")
+
+def _one_line(text: str) -> str:
+    if not text.strip() or "\n" in text:
+        raise ValueError("must be one line of text")
+    return text
+
+
+def _arxiv_id(text: str) -> str:
+    if re.fullmatch(r"\d{4}\.\d{4,5}", text) is None:
+        raise ValueError("must be an id such as '2406.15786'")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+Lines = tuple[Line, ...]
+
 _LOADER: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
@@ -64,22 +81,22 @@ class Paper:
         note: What a reader must know beside, for example what is not from the paper.
     """
 
-    slug: str
-    title: str
-    arxiv: str
-    year: int
-    category: tuple[str, ...]
-    summary: str
-    status: str
-    rooms: tuple[str, ...]
-    golden: tuple[str, ...]
-    acceptance: str | None
-    page: str | None
-    command: str | None
-    figure: str | None
-    paper_figure: str | None
-    not_shown: str | None
-    note: str | None
+    slug: Line
+    title: Line
+    arxiv: Annotated[str, AfterValidator(_arxiv_id)]
+    year: Annotated[int, Field(ge=1990, le=2100)]
+    category: Annotated[Lines, Field(min_length=1)]
+    summary: Line
+    status: Line
+    rooms: Lines
+    golden: Lines
+    acceptance: Line | None
+    page: Line | None
+    command: Line | None
+    figure: Line | None
+    paper_figure: Line | None
+    not_shown: Line | None
+    note: Line | None
 
     @property
     def url(self) -> str:
@@ -155,66 +172,15 @@ def _load(item: Traversable) -> Paper:
         raise Refused(f"paper record {item.name!r} is not YAML{where}: {problem}") from error
     if not isinstance(raw, Mapping):
         raise Refused(f"paper record {slug!r} must map fields to values")
-    record = _build(slug, raw)
+    record = make_options(Paper, f"paper record {slug!r}", raw, word="field")
     _check_values(record, slug)
     _check_evidence(record)
     return record
 
 
-def _build(slug: str, raw: Mapping[Any, Any]) -> Paper:
-    for key in raw:
-        if key not in _FIELDS:
-            raise unknown_name(f"field of paper record {slug!r}:", key, _FIELDS)
-    missing = [name for name in _FIELDS if name not in raw]
-    if missing:
-        raise Refused(f"paper record {slug!r} lacks the fields: {', '.join(missing)}")
-    return Paper(**{name: read(slug, name, raw[name]) for name, read in _FIELDS.items()})
-
-
-def _text(slug: str, name: str, value: object) -> str:
-    if not isinstance(value, str) or not value.strip() or "\n" in value:
-        raise Refused(
-            f"paper record {slug!r}: {name} must be one line of text (quoted if it reads as a "
-            f"number), got {value!r}"
-        )
-    return value
-
-
-def _text_or_none(slug: str, name: str, value: object) -> str | None:
-    return None if value is None else _text(slug, name, value)
-
-
-def _texts(slug: str, name: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise Refused(f"paper record {slug!r}: {name} must be a list, got {value!r}")
-    return tuple(_text(slug, name, entry) for entry in value)
-
-
-def _year(slug: str, name: str, value: object) -> int:
-    if not isinstance(value, int) or not 1990 <= value <= 2100:
-        raise Refused(f"paper record {slug!r}: {name} must be a year, got {value!r}")
-    return value
-
-
-_READERS: dict[str, Callable[[str, str, object], Any]] = {
-    "str": _text,
-    "str | None": _text_or_none,
-    "tuple[str, ...]": _texts,
-    "int": _year,
-}
-# Annotations are strings in this module, so a field's declared type finds its reader.
-_FIELDS = {f.name: _READERS[str(f.type)] for f in dataclasses.fields(Paper)}
-
-
 def _check_values(record: Paper, slug: str) -> None:
     if record.slug != slug:
         raise Refused(f"paper record {slug!r}: slug {record.slug!r} differs from the file name")
-    if not _ARXIV.fullmatch(record.arxiv):
-        raise Refused(
-            f"paper record {slug!r}: arxiv {record.arxiv!r} is not an id such as '2406.15786'"
-        )
-    if not record.category:
-        raise Refused(f"paper record {slug!r}: category is empty; name at least one room")
     for word in record.category:
         if word not in CATEGORIES:
             raise unknown_name(f"category in paper record {slug!r}:", word, CATEGORIES)
