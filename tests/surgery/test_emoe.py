@@ -11,6 +11,7 @@ import torch
 from expert_cases import SMALL, close, experts_of, merge, split, windows
 from torch.nn import functional as F
 
+from covering import LAYOUT_CLASSES
 from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
 from modwright.core.errors import Refused
@@ -19,6 +20,8 @@ from modwright.edits import arrange, factorize, keep_neurons, verify
 from modwright.edits.remodelled import edits_of
 from modwright.surgery import apply, make_method, plan, why_not
 from modwright.surgery.clustering import inertia
+
+on_layout_classes = pytest.mark.families(*LAYOUT_CLASSES)
 
 
 def has_mlps(model: Any) -> bool:
@@ -95,6 +98,7 @@ def test_neurons_are_grouped_by_their_keys(tiny: Any, preset: str) -> None:
     assert all(torch.equal(g, g.sort().values) for g in order.view(8, -1))
 
 
+@on_layout_classes
 def test_masked_and_dispatched_models_agree(tiny: Any, preset: str, tmp_path: Path) -> None:
     model = tiny(preset)
     if not has_mlps(model):
@@ -112,6 +116,7 @@ def test_masked_and_dispatched_models_agree(tiny: Any, preset: str, tmp_path: Pa
     assert close(outputs(back), outputs(sparse), 1e-6)
 
 
+@on_layout_classes
 def test_generation_with_cache_is_generation_without(tiny: Any, decoder: str) -> None:
     model = tiny(decoder)
     if not has_mlps(model):
@@ -154,6 +159,7 @@ def test_no_parameter_is_new_and_dispatch_multiplies_less(tiny: Any, preset: str
 # Other edits
 
 
+@on_layout_classes
 @pytest.mark.parametrize("part", ["attention[1]", "mlp[2]", "block[0]"])
 @pytest.mark.parametrize("swapped", [False, True], ids=["drop first", "split first"])
 def test_it_composes_with_dropping_in_both_orders(
@@ -201,6 +207,7 @@ def test_scores_of_redundancy_see_the_experts_at_work(tiny: Any, swapped: bool) 
     assert (scores == dense) is not swapped
 
 
+@on_layout_classes
 def test_narrowing_comes_before_splitting(tiny: Any, decoder: str, tmp_path: Path) -> None:
     model = tiny(decoder)
     if not has_mlps(model):
