@@ -40,7 +40,9 @@ def test_a_training_leaves_a_checkpoint_with_its_course(command: Command, recipe
     done = command("train train.yaml -o out")
     assert done.code == 0, done.err
     assert "accuracy on test pictures: " in done.out
-    assert "load: AutoModelForImageClassification.from_pretrained('out')" in done.out
+    auto = "AutoModelForImageClassification"
+    load = f"import modwright; from transformers import {auto}; {auto}.from_pretrained('out')"
+    assert f"load: {load}" in done.out
     assert "learns from 64 pictures (digits, train, seed 0, 32 x 32)" in done.err
     told = json.loads(Path("out/training.json").read_text())
     assert (told["steps"], told["pictures"]["test"][1]) == (8, 1733)

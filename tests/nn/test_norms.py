@@ -136,3 +136,22 @@ def test_they_say_what_they_are() -> None:
     assert repr(RMSNorm(8, bias=True)) == "RMSNorm(8, eps=1e-06, weight, bias)"
     assert repr(CRMSNorm(7)) == "CRMSNorm(7 of 8, eps=1e-06)"
     assert repr(RestoringCRMSNorm(8, index=2)) == "RestoringCRMSNorm(8, eps=1e-06, weight, index=2)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_fault_C2_the_compressed_norm_is_its_formula_with_gradients(dtype: torch.dtype) -> None:
+    z, other = (draw(5, 11, dtype=dtype) for _ in range(2))
+    z[0] = other[0] = 0  # the length of nothing has a gradient, too
+    z.requires_grad_()
+    other.requires_grad_()
+    out = CRMSNorm(11, EPS)(z)
+    wide = other.to(torch.promote_types(dtype, torch.float32))
+    energy = wide.pow(2).sum(-1, keepdim=True) + wide.sum(-1, keepdim=True).pow(2)
+    truth = (wide * torch.rsqrt(energy / 12 + EPS)).to(dtype)
+    tolerance = 8 * torch.finfo(dtype).eps
+    assert out.dtype == dtype and (out - truth).abs().max() <= tolerance * truth.abs().max()
+    upstream = draw(5, 11, dtype=dtype)
+    out.backward(upstream)
+    truth.backward(upstream)
+    assert z.grad is not None and other.grad is not None and z.grad.isfinite().all()
+    assert (z.grad - other.grad).abs().max() <= 8 * tolerance * other.grad.abs().max()

@@ -70,6 +70,9 @@ def train(
     if losses:
         lines.append(f"loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
     lines.append(f"steps: {done.told['steps']} in {done.told['seconds']:.1f} s")
-    lines.append(f"load: {done.told['auto_class']}.from_pretrained({str(done.output)!r})")
+    auto = done.told["auto_class"]
+    first = "" if done.told.get("plain") else "import modwright; "
+    load = f"from transformers import {auto}; {auto}.from_pretrained({str(done.output)!r})"
+    lines.append(f"load: {first}{load}")
     for line in lines:
         output().print(line, markup=False, soft_wrap=True)

@@ -23,6 +23,7 @@ from modwright.edits.change import Change
 from modwright.edits.configured import check_as_configured
 from modwright.edits.edit import split_address
 from modwright.edits.plan import Plan
+from modwright.edits.remodelled import is_plain
 from modwright.edits.sharing import note_sharing
 from modwright.edits.verify import Verification, verify
 
@@ -121,7 +122,7 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
             raise VerificationError(f"after {plan.method}: it does not run: {told}") from error
         if not verification.ok:
             raise VerificationError(f"after {plan.method}: {verification.failure}")
-    return Applied(built, target.plain, accounting, verification)
+    return Applied(built, is_plain(built), accounting, verification)
 
 
 def _refuse_unready(model: Any) -> None:

@@ -104,7 +104,9 @@ class CRMSNorm(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         wide = _wide(z)
-        energy = wide.pow(2).sum(-1, keepdim=True) + wide.sum(-1, keepdim=True).pow(2)
+        # The norm is taken without a tensor of squares.
+        length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+        energy = length.square() + wide.sum(-1, keepdim=True).square()
         return (wide * torch.rsqrt(energy / (self.hidden_size + 1) + self.eps)).to(z.dtype)
 
     def extra_repr(self) -> str:

@@ -23,6 +23,7 @@ from modwright.core.errors import ModwrightError, Refused, VerificationError
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
+from modwright.edits.remodelled import is_plain
 from modwright.recipes.facts import auto_class, environment, versions
 from modwright.recipes.journal import Journal
 from modwright.recipes.outcome import output_place, stands_already
@@ -224,6 +225,7 @@ class _Training:
             "seconds": fitted.seconds,
             "parameters": fitted.parameters,
             "auto_class": auto_class(ready.model),
+            "plain": is_plain(ready.model),
             "pictures": {
                 "train": [ready.train.name, len(ready.train)],
                 "test": [ready.test.name, len(ready.test)],

@@ -42,7 +42,7 @@ def model_card(report: Report, location: str = ".") -> str:
     ]
     if not report.after.plain:
         parts.append(
-            "Its layers differ from the stock architecture, so `import modwright` must stand "
+            "Stock transformers does not have its layers, so `import modwright` must stand "
             "before the loading lines; without it transformers refuses the checkpoint."
         )
     shown = [report.before] if report.before is report.after else [report.before, report.after]

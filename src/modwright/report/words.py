@@ -361,7 +361,7 @@ def _loading(stage: Stage) -> Iterator[str]:
         yield "The result is plain: stock transformers loads it."
     else:
         yield (
-            "The result is not plain: its layers differ from the stock architecture, and it loads "
+            "The result is not plain: stock transformers does not have its layers, and it loads "
             "after `import modwright`."
         )
 

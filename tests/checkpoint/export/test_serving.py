@@ -27,6 +27,14 @@ def test_a_plain_model(tiny: Any) -> None:
     assert "--to gguf" in found["llama.cpp"].command
 
 
+def test_an_architecture_of_our_own_needs_modwright_though_nothing_is_edited() -> None:
+    from modwright.models import create_model
+
+    found = table(create_model("poolformer_s12", depths=[1], widths=[8], num_classes=2))
+    assert found["transformers"].why == "after `import modwright`"
+    assert found["transformers without modwright"].answer != "yes"
+
+
 @pytest.mark.contract("E1")
 def test_an_edited_model_says_what_differs(edited_model: Callable[[str], Any]) -> None:
     found = table(edited_model("tiny-llama"))

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from modwright.checkpoint.export.differences import differences
 from modwright.checkpoint.export.target import make_target
+from modwright.edits.remodelled import is_plain
 
 __all__ = ["Answer", "Servable", "serving_table"]
 
@@ -53,8 +54,8 @@ def serving_table(model: Any) -> tuple[Servable, ...]:
     odd = differences(model)
     told = f"layers differ: {'; '.join(odd)}" if odd else ""
     return (
-        _transformers(odd),
-        _without_modwright(model, odd),
+        _transformers(model),
+        _without_modwright(model),
         Servable(
             "vLLM, transformers backend",
             "not tested",
@@ -69,14 +70,14 @@ def _command(target: str) -> str:
     return f"modwright export DIR -o OUT --to {target}"
 
 
-def _transformers(odd: list[str]) -> Servable:
-    why = "after `import modwright`" if odd else "the checkpoint is plain"
+def _transformers(model: Any) -> Servable:
+    why = "the checkpoint is plain" if is_plain(model) else "after `import modwright`"
     return Servable("transformers", "yes", why)
 
 
-def _without_modwright(model: Any, odd: list[str]) -> Servable:
+def _without_modwright(model: Any) -> Servable:
     runtime = "transformers without modwright"
-    if not odd:
+    if is_plain(model):
         return Servable(runtime, "yes", "the checkpoint is plain")
     why = make_target("standalone").refusal(model)
     if why is not None:
