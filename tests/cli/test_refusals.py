@@ -45,7 +45,7 @@ REFUSALS: list[tuple[str, tuple[str, ...]]] = [
     ("plan recipe.yaml --set steps.0.n=99", ("steps.0", "n=99", "0 to 4")),
     ("plan recipe.yaml --set steps.0.metod=x", ("--set", "'metod'", "legal values: n, target")),
     ("plan recipe.yaml --set model=modle", ("'modle'", "did you mean 'model'?")),
-    ("plan recipe.yaml --save full", ("full", "not empty", "new directory")),
+    ("plan recipe.yaml --save full", ("full", "not empty", "another directory")),
     ("plan recipe.yaml --save words.txt", ("words.txt", "is a file")),
     ("apply plan", ("-o", "usage: modwright apply PLAN -o DIR")),
     ("apply gone -o out", ("'gone'", "holds no plan", "modwright plan RECIPE --save DIR")),
