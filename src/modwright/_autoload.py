@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from modwright.core.compat.transformers import extend_registered_configs
+
 __all__ = ["PREFIX", "watch"]
 
 PREFIX = "modwright_"
@@ -60,8 +62,7 @@ class _Entries(dict[str, Any]):
 
 
 def _extend(module: Any) -> None:
-    mapping = module.CONFIG_MAPPING
-    mapping._extra_content = _Entries(mapping._extra_content, mapping)
+    extend_registered_configs(module.CONFIG_MAPPING, _Entries)
 
 
 class _Loader(importlib.abc.Loader):

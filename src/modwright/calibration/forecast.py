@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from modwright.anatomy import Anatomy, Block
 from modwright.calibration.collectors import Collector
+from modwright.core.compat.transformers import attention_implementation
 
 __all__ = ["block_activations", "forecast_bytes", "largest_block"]
 
@@ -64,7 +65,7 @@ def block_activations(anatomy: Anatomy, block: Block, batch: int, length: int) -
         shape = block.attention.shape
         heads = shape.num_heads + shape.num_kv_heads
         numbers += heads * (shape.qk_head_dim + shape.v_head_dim)
-        if getattr(anatomy.config, "_attn_implementation", None) == "eager":
+        if attention_implementation(anatomy.config) == "eager":
             singles += 2 * shape.num_heads * length
     if block.mlp is not None:
         numbers += 3 * block.mlp.intermediate_size

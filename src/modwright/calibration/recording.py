@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy
 from modwright.core.capture import StopForward
+from modwright.core.compat.torch import tensor_tables
 
 __all__ = ["Call", "ModelInput", "moved", "on_device", "record"]
 
@@ -132,8 +133,7 @@ def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
     there: dict[int, Tensor] = {}
     try:
         for part in module.modules():
-            tables: tuple[dict[str, Any], ...] = (part._parameters, part._buffers)
-            for table in tables:
+            for table in tensor_tables(part):
                 for name, own in table.items():
                     if own is None or own.device == device:
                         continue

@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 
+from modwright.core.compat.transformers import model_classes
 from modwright.core.errors import Refused, unknown_name
 
 __all__ = ["HEADS", "model_class", "remote_class"]
@@ -91,12 +92,5 @@ def _with_head(
     )
 
 
-def _mapped(
-    auto: str, config: transformers.PreTrainedConfig
-) -> tuple[type[transformers.PreTrainedModel], ...]:
-    """The classes an Auto class knows for a config, registered ones included."""
-    mapping = getattr(transformers, auto)._model_mapping
-    if type(config) not in mapping:
-        return ()
-    found = mapping[type(config)]
-    return tuple(found) if isinstance(found, (tuple, list)) else (found,)
+def _mapped(auto: str, config: transformers.PreTrainedConfig) -> tuple[type[Any], ...]:
+    return model_classes(getattr(transformers, auto), type(config))

@@ -27,6 +27,7 @@ from modwright.checkpoint.gguf_metadata import ROTARY_FACTORS, unexplained_tenso
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.plausible import require_fit
 from modwright.checkpoint.quiet import quiet_transformers
+from modwright.core.compat.transformers import forget_quantization
 from modwright.core.errors import CheckpointError, ModwrightError, first_line
 from modwright.core.modes import set_eval
 from modwright.core.progress import Progress, Task
@@ -246,7 +247,6 @@ def _forget_origin(model: transformers.PreTrainedModel) -> None:
     """Take off what would keep a now plain model from being saved as one."""
     for name in ("hf_quantizer", "is_quantized", "quantization_method"):
         model.__dict__.pop(name, None)
-    for name in ("quantization_config", "_is_quantized"):
-        model.config.__dict__.pop(name, None)
+    forget_quantization(model.config)
     model.config.name_or_path = ""
     model.name_or_path = ""

@@ -18,6 +18,7 @@ import transformers
 
 from modwright.checkpoint.gguf_metadata import ROTARY_FACTORS, settle
 from modwright.checkpoint.plausible import require_counts
+from modwright.core.compat.tools import read_number
 from modwright.core.errors import CheckpointError, first_line
 from modwright.core.reading import require_regular
 
@@ -133,8 +134,8 @@ class _Reader(gguf.GGUFReader):
         if raw_type != gguf.GGUFValueType.ARRAY or self.byte_order != "I":
             return super()._get_field_parts(orig_offs, raw_type)
         self._require(orig_offs, 12, 1)
-        inner = gguf.GGUFValueType(int(self._get(orig_offs, np.uint32)[0]))
-        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        inner = gguf.GGUFValueType(read_number(self, orig_offs, np.uint32))
+        count = read_number(self, orig_offs + 4, np.uint64)
         if inner == gguf.GGUFValueType.ARRAY:
             raise ValueError("an array of arrays")
         text = inner == gguf.GGUFValueType.STRING

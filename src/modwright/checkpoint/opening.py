@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modwright.checkpoint.presets import PREFIX, preset_config
 from modwright.checkpoint.source import Source, locate
 from modwright.checkpoint.tokenizer import load_tokenizer
+from modwright.core.compat.transformers import build
 from modwright.core.errors import Refused, unknown_name
 from modwright.core.modes import set_eval
 from modwright.core.progress import SILENT, Progress
@@ -230,7 +231,7 @@ def _open_preset(
     cls: Any = model_class(config, head)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = cls._from_config(config)
+        model = build(cls, config)
     # What no checkpoint stores, rotary frequencies above all, keeps its type, as in one that is
     # loaded.
     for tensor in model.state_dict(keep_vars=True).values():

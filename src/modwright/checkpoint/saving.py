@@ -13,6 +13,7 @@ from modwright.checkpoint.memory import weights_bytes
 from modwright.checkpoint.source import Source
 from modwright.checkpoint.ties import state_apart
 from modwright.checkpoint.tokenizer import has_tokenizer, load_tokenizer
+from modwright.core.compat.transformers import has_adapters
 from modwright.core.errors import CheckpointError, Refused, WriteFailed, first_line
 from modwright.core.files import require_space, whole_directory, write_file
 
@@ -188,7 +189,7 @@ def _check_names(files: Mapping[str, str | bytes]) -> None:
 
 
 def _check_model(model: PreTrainedModel) -> None:
-    if getattr(model, "_hf_peft_config_loaded", False):
+    if has_adapters(model):
         raise Refused("the model carries PEFT adapters; merge them first (merge_and_unload)")
     for name, tensor in model.state_dict().items():
         if tensor.is_meta:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 import transformers
-from transformers.core_model_loading import revert_weight_conversion
-from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from modwright.checkpoint.shards import INDEX, StoredTensor, read_headers
 from modwright.checkpoint.ties import state_apart, stored_names
+from modwright.core.compat.transformers import keys_not_saved, names_in_files
 from modwright.core.errors import VerificationError
 
 __all__ = ["verify_files"]
@@ -46,7 +44,7 @@ def verify_files(model: transformers.PreTrainedModel, directory: Path) -> None:
 
 def _expected(model: transformers.PreTrainedModel) -> list[dict[str, tuple[int, ...]]]:
     """The tensors a checkpoint must hold: one entry each, with all its names if it is tied."""
-    ignored = set(model._keys_to_ignore_on_save or ())
+    ignored = keys_not_saved(model)
     state = {name: t for name, t in state_apart(model).items() if name not in ignored}
     tied = stored_names(model)
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -54,10 +52,8 @@ def _expected(model: transformers.PreTrainedModel) -> list[dict[str, tuple[int, 
         groups.setdefault(tied[name], {})[name] = tuple(tensor.shape)
     # Files keep the names of the original format, which for some families (experts) are others
     # than the model's; transformers' own rules, run without values, tell which.
-    kept = remove_tied_weights_from_state_dict(dict(state), model)
-    hollow = {name: torch.empty_like(tensor, device="meta") for name, tensor in kept.items()}
-    reverted = revert_weight_conversion(model, dict(hollow))
-    if set(reverted) == set(hollow):
+    kept, reverted = names_in_files(model, state)
+    if set(reverted) == kept:
         return list(groups.values())
     return [{name: tuple(tensor.shape)} for name, tensor in reverted.items()]
 

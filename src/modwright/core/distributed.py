@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from modwright.core.compat.tools import forget_processes
 from modwright.core.errors import ModwrightError, ProcessFailed, Refused
 
 __all__ = ["all_gather", "all_reduce_", "barrier", "broadcast", "device"]
@@ -60,7 +61,7 @@ def init_distributed() -> Iterator[None]:
         yield
     finally:
         state.destroy_process_group()
-        PartialState._reset_state()
+        forget_processes()
 
 
 def _ready() -> bool:

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from modwright.anatomy import Anatomy, Part
 from modwright.anatomy.views import Sublayer
+from modwright.core.compat.torch import tensor_tables
 from modwright.core.formatting import human
 from modwright.cost.checks import as_anatomy, at_least
 from modwright.cost.macs import Pass, part_macs
@@ -230,7 +231,8 @@ class _Ledger:
         held = (
             tensor
             for module in modules
-            for tensor in (*module._parameters.values(), *module._buffers.values())
+            for table in tensor_tables(module)
+            for tensor in table.values()
             if tensor is not None
         )
         found = [self.left.pop(id(tensor)) for tensor in held if id(tensor) in self.left]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from modwright.anatomy import Anatomy, Block, Embedding, MixtureOfExperts, Mlp
+from modwright.core.compat.transformers import attention_implementation
 from modwright.cost.checks import at_least, dtype_of
 from modwright.cost.running import Ran, observed
 from modwright.nn import AttentionShape
@@ -100,7 +101,7 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1, ran: Ran | N
         return batch * ran.largest * item
     length = anatomy.family.inputs().positions(length)
     width = anatomy.hidden_size
-    eager = getattr(anatomy.config, "_attn_implementation", None) == "eager"
+    eager = attention_implementation(anatomy.config) == "eager"
     sets = [width]
     for block in anatomy.blocks:
         reads = width * (1 if block.layout == "post" else 2)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
+from modwright.core.compat.torch import tensor_tables
 from modwright.core.errors import ModwrightError, Refused, VerificationError
 from modwright.core.modes import copy_modes
 from modwright.edits.canonical import Target, target_of
@@ -169,9 +170,10 @@ class _Stored:
         if id(old) not in self.shared:
             return
         if isinstance(old, nn.Parameter):
-            module._parameters[name] = nn.Parameter(old.detach().clone(), old.requires_grad)
+            own: Any = nn.Parameter(old.detach().clone(), old.requires_grad)
         else:
-            module._buffers[name] = old.clone()
+            own = old.clone()
+        setattr(module, name, own)
 
 
 def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> _Stored:
@@ -186,10 +188,10 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> _Sto
         origin = before if before is not None and _continues(module, before) else None
         copied = paths[path] in placed  # a block that stands twice
         placed.add(paths[path])
-        for kind in ("_parameters", "_buffers"):
-            slots = getattr(module, kind)
+        olds = ({}, {}) if origin is None else tensor_tables(origin)
+        for slots, there in zip(tensor_tables(module), olds):
             for name, slot in [(n, s) for n, s in slots.items() if s is not None]:
-                old = None if origin is None else getattr(origin, kind).get(name)
+                old = there.get(name)
                 if old is None or old.shape != slot.shape:
                     slots[name] = _room(slot, near)
                     stored.empty.add(id(slots[name]))

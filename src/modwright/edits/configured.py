@@ -16,16 +16,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from modwright.core.compat.torch import hooks_of, tensor_tables
 from modwright.core.errors import Refused
 
 __all__ = ["check_as_configured", "differences_from_config"]
 
-_HOOKS = {
-    "_forward_hooks": "forward hook",
-    "_forward_pre_hooks": "forward pre-hook",
-    "_backward_hooks": "backward hook",
-    "_backward_pre_hooks": "backward pre-hook",
-}
 _LIBRARIES = ("transformers.", "accelerate.")
 """Whose hooks do no more than record, move to a device or change a precision."""
 
@@ -102,8 +97,8 @@ def _class_name(module: nn.Module) -> str:
 
 def _inside(path: str, module: nn.Module, expected: nn.Module) -> Iterator[str]:
     """Differences of one module of the right class: what it stores, and what is hung onto it."""
-    for kind in ("_parameters", "_buffers"):
-        stored, wanted = (_shapes(one, kind) for one in (module, expected))
+    for tables in zip(tensor_tables(module), tensor_tables(expected)):
+        stored, wanted = map(_shapes, tables)
         for name in sorted(stored.keys() | wanted.keys()):
             if stored.get(name) == wanted.get(name):
                 continue
@@ -115,8 +110,8 @@ def _inside(path: str, module: nn.Module, expected: nn.Module) -> Iterator[str]:
             else:
                 yield f"{full} has the shape {stored[name]}, not {wanted[name]}"
     here = path or "the model"
-    for kind, word in _HOOKS.items():
-        for hook in getattr(module, kind).values():
+    for word, hooks in hooks_of(module).items():
+        for hook in hooks:
             if not str(getattr(hook, "__module__", "")).startswith(_LIBRARIES):
                 yield f"{here} has a {word} ({getattr(hook, '__name__', type(hook).__name__)})"
     own = vars(module)
@@ -126,8 +121,8 @@ def _inside(path: str, module: nn.Module, expected: nn.Module) -> Iterator[str]:
         yield from _numbers(path, own, vars(expected))
 
 
-def _shapes(module: nn.Module, kind: str) -> dict[str, tuple[int, ...]]:
-    return {n: tuple(t.shape) for n, t in getattr(module, kind).items() if t is not None}
+def _shapes(table: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in table.items() if t is not None}
 
 
 def _numbers(path: str, own: dict[str, Any], expected: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from modwright.core.compat.transformers import attention_implementation
 from modwright.core.errors import Refused, unknown_name
 from modwright.nn import (
     AttentionShape,
@@ -29,7 +30,7 @@ def attend_as_configured(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Runs the attention function that the model's config names: eager, sdpa, flash, flex."""
-    chosen = module.config._attn_implementation
+    chosen = attention_implementation(module.config)
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(chosen, naive_attention)
     result: tuple[Tensor, Tensor | None] = attend(module, query, key, value, mask, **kwargs)
     return result

@@ -17,6 +17,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.anatomy.families import family_of
+from modwright.core.compat.transformers import auto_classes, model_classes
 from modwright.core.errors import CheckpointError, Refused
 from modwright.edits.attention_maps import forward_with_all_maps
 from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_json
@@ -178,9 +179,9 @@ def remodelled(base: Any) -> type[PreTrainedModel]:
     def no_common_cache_shape(self: Any) -> None:
         """A static cache takes its shapes from the first keys and values, not from the config."""
 
-    def can_set_experts(kind: Any) -> bool:
+    def stock_can_set_experts(kind: Any) -> bool:
         """transformers reads it off the source of a class's module: that of the stock one."""
-        return bool(base._can_set_experts_implementation())
+        return can_set_experts(base)
 
     cls: type[PreTrainedModel] = type(
         _PREFIX + base.__name__,
@@ -193,7 +194,7 @@ def remodelled(base: Any) -> type[PreTrainedModel]:
             "config_class": config_class,
             "config": None,
             "_get_static_cache_init_shape": no_common_cache_shape,
-            "_can_set_experts_implementation": classmethod(can_set_experts),
+            "_can_set_experts_implementation": classmethod(stock_can_set_experts),
             "__reduce_ex__": _by_base,
             "_base": base,
         },
@@ -208,21 +209,11 @@ def register_models(config_class: Any) -> None:
     It runs when the first config of a family is made, so that no family's modeling code is imported
     before it is wanted.
     """
-    from transformers.models.auto import auto_factory, modeling_auto
-
     stock = base_config_class(config_class)
-    auto: Any
-    for auto in vars(modeling_auto).values():
-        mapping = getattr(auto, "_model_mapping", None)
-        if not isinstance(auto, type) or not isinstance(mapping, auto_factory._LazyAutoMapping):
-            continue
-        if stock in mapping:
-            found = mapping[stock]
-            model_class = found[0] if isinstance(found, tuple | list) else found
-            if model_class.config_class is not stock:
-                continue  # another family's model that reads this config in part
-            register = auto.register  # type: ignore[attr-defined]
-            register(config_class, remodelled(model_class), exist_ok=True)
+    for auto in auto_classes():
+        for model_class in model_classes(auto, stock)[:1]:
+            if model_class.config_class is stock:  # or another family's, which reads it in part
+                auto.register(config_class, remodelled(model_class), exist_ok=True)
 
 
 def is_remodelled(model: Any) -> bool:

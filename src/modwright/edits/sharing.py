@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from torch import Tensor, nn
 
+from modwright.core.compat.torch import tensor_tables
+
 __all__ = ["own_tensors", "sharing_with"]
 
 _GROUPS: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
@@ -54,13 +56,13 @@ def own_tensors(model: nn.Module, *others: nn.Module) -> int:
     }
     made: dict[int, tuple[Tensor, Tensor]] = {}  # the old one stays alive, so its id is its own
     for module in model.modules():
-        for slots in (module._parameters, module._buffers):
+        for slots in tensor_tables(module):
             for name, tensor in slots.items():
                 if tensor is None or not _memory(tensor) or _memory(tensor) not in taken:
                     continue
                 if id(tensor) not in made:
                     made[id(tensor)] = tensor, copy.deepcopy(tensor)
-                slots[name] = made[id(tensor)][1]  # type: ignore[assignment]
+                slots[name] = made[id(tensor)][1]
     return len(made)
 
 

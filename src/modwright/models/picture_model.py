@@ -12,6 +12,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from modwright.core.compat.transformers import is_loaded
 from modwright.core.errors import CheckpointError, Refused, refusing
 from modwright.models.key_maps import KeyMap
 from modwright.models.source_configs import ConfigMap
@@ -231,6 +232,9 @@ class PictureModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
+        stored = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        if stored and all(map(is_loaded, stored)):
+            return  # also what reset_parameters writes without torch's initializers
         if isinstance(module, nn.Linear):
             self.initialize_linear(module)
         elif isinstance(module, nn.Conv1d | nn.Conv2d):

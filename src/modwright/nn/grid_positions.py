@@ -120,7 +120,7 @@ class LearnedTable(nn.Module):
     def reset_parameters(self) -> None:
         if not self.fixed:
             nn.init.trunc_normal_(self.table, std=self.std)
-        elif not (self.table.is_meta or getattr(self.table, "_is_hf_initialized", False)):
+        elif not self.table.is_meta:
             with torch.no_grad():
                 self.table.copy_(sinusoids(*self.table.shape[1:]))
 

@@ -32,7 +32,7 @@ def narrow_(module: nn.Module, axes: Mapping[str, int], size: int) -> nn.Module:
         raise ValueError(f"size must be at least 1, not {size}")
     sizes = set()
     for name, axis in axes.items():
-        old = module._parameters.get(name)
+        old = dict(module.named_parameters(recurse=False)).get(name)
         if old is None:
             raise ValueError(f"{type(module).__name__} has no parameter {name!r}")
         if not -old.ndim <= axis < old.ndim:
@@ -41,7 +41,7 @@ def narrow_(module: nn.Module, axes: Mapping[str, int], size: int) -> nn.Module:
         shape = list(old.shape)
         shape[axis] = size
         new = torch.empty(shape, dtype=old.dtype, device=old.device)
-        module._parameters[name] = nn.Parameter(new, requires_grad=old.requires_grad)
+        setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
     if len(sizes) > 1:
         raise ValueError(f"the axes {dict(axes)} are {sorted(sizes)} wide, not of one width")
     for name in _NAMES:

@@ -11,6 +11,7 @@ from torch import nn
 
 from modwright.anatomy import Anatomy, MixtureOfExperts, Stream, Unread
 from modwright.anatomy.stream import Writer
+from modwright.core.compat.torch import tensor_tables
 from modwright.core.errors import Refused
 from modwright.nn import FactorPair, ZeroMean
 from modwright.surgery.centring import mean_share
@@ -163,7 +164,7 @@ def _shared(anatomy: Anatomy) -> Iterator[str]:
     tied = {id(getattr(anatomy.stem.get(role), "module", None)) for role in ("embed", "head")}
     held: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
     for path, module in anatomy.model.named_modules(remove_duplicate=False):
-        for name, parameter in module._parameters.items():
+        for name, parameter in tensor_tables(module)[0].items():
             if parameter is not None and not parameter.is_meta and parameter.numel():
                 held[parameter.data_ptr()].append((f"{path}.{name}", module))
     for places in held.values():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modwright.calibration.text import require_count
+from modwright.core.compat.tools import data_fingerprint, is_task_file
 from modwright.core.digest import sha256_of
 from modwright.core.errors import Refused, first_line, nearest
 from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
@@ -54,7 +54,7 @@ class HarnessTasks:
         told: list[Any] = [harness_version()]
         for name, task in sorted(self.loaded["tasks"].items()):
             data = getattr(task, "dataset", None) or {}
-            prints = {split: getattr(data[split], "_fingerprint", None) for split in data}
+            prints = {split: data_fingerprint(data[split]) for split in data}
             told.append([name, task.dump_config(), prints])
         return sha256_of(json.dumps(told, default=str))
 
@@ -129,21 +129,11 @@ def _is_complete(name: str, index: Mapping[str, Any]) -> bool:
     """Whether a task, or a group or tag with all that it names, is known without the harness's."""
     entry = index.get(name)
     if entry is None:
-        return _is_task_file(name)
+        return is_task_file(name)
     settings = entry.cfg or {}
     members = [*entry.tags] if entry.cfg is None else []
     members += _members(settings.get("task")) if "group" in settings else []
     return all(_is_complete(member, index) for member in members)
-
-
-def _is_task_file(name: str) -> bool:
-    """Whether a name is the path of a file with one task, which needs no others."""
-    from lm_eval.tasks._index import Kind, TaskIndex
-
-    with contextlib.suppress(Exception):  # what is wrong with it is said when it is loaded
-        entry = TaskIndex.entry_from_path(Path(name))
-        return entry is not None and entry.kind in (Kind.TASK, Kind.PY_TASK)
-    return False
 
 
 def _members(listed: Any) -> Iterator[str]:

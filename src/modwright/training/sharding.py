@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from modwright.core.compat.transformers import blocks_in_one_piece
 from modwright.core.distributed import shard_modules_
 from modwright.core.errors import Refused
 from modwright.nn.block import BlockSequence
@@ -24,7 +25,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
         >>> len(blocks_of(create_model("poolformer_s12", depths=[1, 2], widths=[8, 16])))
         3
     """
-    names = set(getattr(model, "_no_split_modules", None) or ())
+    names = blocks_in_one_piece(model)
     found = {
         block: None
         for module in model.modules()

@@ -8,6 +8,7 @@ from typing import Any
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.projection import Projection
+from modwright.core.compat.transformers import drops_final_norm
 from modwright.nn import AttentionShape
 
 _TINY = {
@@ -49,7 +50,7 @@ class Opt(Family):
     def __init__(self, config: Any) -> None:
         super().__init__(config)
         projected = config.word_embed_proj_dim != config.hidden_size
-        normed = config.do_layer_norm_before and not config._remove_final_layer_norm
+        normed = config.do_layer_norm_before and not drops_final_norm(config)
         self.stem = {
             "embed": "decoder.embed_tokens",
             "positions": "decoder.embed_positions",

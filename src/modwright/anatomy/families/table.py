@@ -9,6 +9,7 @@ from torch import nn
 
 from modwright.anatomy.inputs import Inputs, Tokens
 from modwright.anatomy.views import Layout
+from modwright.core.compat.torch import child_modules
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.nn import Opaque
 
@@ -148,13 +149,11 @@ class FamilyTable:
     def layer_paths(self, model: nn.Module) -> list[str]:
         """Paths of the blocks, first to last; with a block goes all that lies below its path."""
         container = self.blocks_path(model)
-        named = model.get_submodule(container)._modules.items()
-        return [f"{container}.{name}" for name, module in named if module is not None]
+        return [f"{container}.{name}" for name in child_modules(model.get_submodule(container))]
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """The modules of the blocks, first to last; one that is used twice is listed twice."""
-        container = model.get_submodule(self.blocks_path(model))
-        return [module for module in container._modules.values() if module is not None]
+        return list(child_modules(model.get_submodule(self.blocks_path(model))).values())
 
     def slot_owner(self, block: nn.Module) -> nn.Module | None:
         """The module of a block that holds ``layer_idx``, or None when it owns no cache slot."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from modwright.checkpoint.classes import HEADS
+from modwright.core.compat.transformers import model_classes
 
 __all__ = ["auto_classes"]
 
@@ -28,10 +29,8 @@ def auto_classes(model: Any) -> dict[str, type[Any]]:
     own, config_class = base_class(type(model)), base_config_class(type(model.config))
     built: dict[str, tuple[type[Any], ...]] = {}
     for auto in HEADS.values():
-        mapping = getattr(transformers, auto)._model_mapping
-        if config_class in mapping:
-            found = mapping[config_class]
-            built[auto] = tuple(found) if isinstance(found, tuple | list) else (found,)
+        if found := model_classes(getattr(transformers, auto), config_class):
+            built[auto] = found
     first = next((auto for auto, kinds in built.items() if own in kinds), None)
     chosen: dict[str, type[Any]] = {} if first is None else {first: own}
     if "AutoModel" in built:

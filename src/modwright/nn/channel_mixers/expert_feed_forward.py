@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modwright.core.compat.torch import has_forward_hooks
 from modwright.nn.channel_mixers.expert_shape import STORED, ExpertShape
 from modwright.nn.channel_mixers.feed_forward import FeedForward
 from modwright.nn.routing import choose_experts
@@ -142,8 +143,7 @@ class ExpertFeedForward(FeedForward):
         return not any(
             type(m) is not nn.Linear
             or type(m.weight) not in (Tensor, nn.Parameter)  # quantised, or shared out
-            or m._forward_hooks
-            or m._forward_pre_hooks
+            or has_forward_hooks(m)
             # An offloading library hooks in by replacing the method.
             or "forward" in m.__dict__
             for m in maps

@@ -89,7 +89,7 @@ class RandomMixing(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        if self.matrix.is_meta or getattr(self.matrix, "_is_hf_initialized", False):
+        if self.matrix.is_meta:
             return
         with torch.no_grad():
             self.matrix.copy_(torch.softmax(torch.rand_like(self.matrix), dim=-1))

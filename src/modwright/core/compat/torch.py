@@ -1,0 +1,56 @@
+"""What torch has no public name for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["child_modules", "has_forward_hooks", "hooks_of", "tensor_tables"]
+
+
+def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The module's own parameters and buffers by name; what is written there is what it has.
+
+    ``named_parameters`` leaves out what is None and what has two names, and cannot be written.
+
+    Example:
+        >>> parameters, buffers = tensor_tables(nn.Linear(2, 3, bias=False))
+        >>> sorted(parameters), parameters["bias"], buffers
+        (['bias', 'weight'], None, {})
+    """
+    return module._parameters, module._buffers
+
+
+def child_modules(module: nn.Module) -> dict[str, nn.Module]:
+    """The module's own children by name; ``named_children`` leaves out one that has two names.
+
+    Example:
+        >>> step = nn.Linear(2, 2)
+        >>> len(child_modules(nn.Sequential(step, step)))
+        2
+    """
+    return {name: child for name, child in module._modules.items() if child is not None}
+
+
+def hooks_of(module: nn.Module) -> dict[str, list[Any]]:
+    """What is hung onto a module, by kind. Hooks can be registered in public, but not seen.
+
+    Example:
+        >>> model = nn.Linear(2, 2)
+        >>> handle = model.register_forward_hook(print)
+        >>> {kind: len(hooks) for kind, hooks in hooks_of(model).items() if hooks}
+        {'forward hook': 1}
+    """
+    kinds = {
+        "forward hook": module._forward_hooks,
+        "forward pre-hook": module._forward_pre_hooks,
+        "backward hook": module._backward_hooks,
+        "backward pre-hook": module._backward_pre_hooks,
+    }
+    return {kind: list(hooks.values()) for kind, hooks in kinds.items()}
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Someone looks at what the module reads or gives, so it must really be called."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

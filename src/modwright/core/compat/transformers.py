@@ -1,0 +1,113 @@
+"""What transformers has no public name for. It is imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = [
+    "attention_implementation",
+    "auto_classes",
+    "blocks_in_one_piece",
+    "build",
+    "can_set_experts",
+    "drops_final_norm",
+    "extend_registered_configs",
+    "forget_quantization",
+    "has_adapters",
+    "is_loaded",
+    "keys_not_saved",
+    "model_classes",
+    "names_in_files",
+]
+
+
+def model_classes(auto: Any, config_class: type[Any]) -> tuple[type[Any], ...]:
+    """The classes that an Auto class may build for a config class, registered ones included.
+
+    ``from_config`` builds a model to tell; the mapping itself is private.
+    """
+    mapping = auto._model_mapping
+    if config_class not in mapping:
+        return ()
+    found = mapping[config_class]
+    return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def auto_classes() -> Iterator[Any]:
+    """Every Auto class of models, in transformers' order: there is no list of them."""
+    from transformers.models.auto import auto_factory, modeling_auto
+
+    for auto in vars(modeling_auto).values():
+        mapping = getattr(auto, "_model_mapping", None)
+        if isinstance(auto, type) and isinstance(mapping, auto_factory._LazyAutoMapping):
+            yield auto
+
+
+def extend_registered_configs(mapping: Any, extended: type[dict[str, Any]]) -> None:
+    """Gives transformers' table of configs another dictionary of registered ones.
+
+    ``AutoConfig.register`` wants the class at once; ours are made when they are first asked for.
+    """
+    mapping._extra_content = extended(mapping._extra_content, mapping)  # type: ignore[call-arg]
+
+
+def attention_implementation(config: Any) -> str | None:
+    """The attention function that a model runs; the public argument sets it and is not kept."""
+    return getattr(config, "_attn_implementation", None)
+
+
+def can_set_experts(model_class: Any) -> bool:
+    """Whether the class lets its experts be computed in several ways."""
+    return bool(model_class._can_set_experts_implementation())
+
+
+def is_loaded(tensor: Any) -> bool:
+    """A checkpoint gave the tensor its values, so they are not drawn anew."""
+    return bool(getattr(tensor, "_is_hf_initialized", False))
+
+
+def blocks_in_one_piece(model: Any) -> set[str]:
+    """Names of the classes that are not split over devices: a model's blocks."""
+    return set(getattr(model, "_no_split_modules", None) or ())
+
+
+def keys_not_saved(model: Any) -> set[str]:
+    """Tensors that ``save_pretrained`` leaves out."""
+    return set(model._keys_to_ignore_on_save or ())
+
+
+def has_adapters(model: Any) -> bool:
+    """PEFT adapters are loaded into the model; the public question raises where PEFT is missing."""
+    return bool(getattr(model, "_hf_peft_config_loaded", False))
+
+
+def drops_final_norm(config: Any) -> bool:
+    """An OPT of Meta's first checkpoints, which lacks the norm behind its blocks."""
+    return bool(config._remove_final_layer_norm)
+
+
+def build(model_class: Any, config: Any) -> Any:
+    """A model with random weights; only Auto classes have a public ``from_config``."""
+    return model_class._from_config(config)
+
+
+def forget_quantization(config: Any) -> None:
+    """A config no longer says that its weights were quantized."""
+    for name in ("quantization_config", "_is_quantized"):
+        config.__dict__.pop(name, None)
+
+
+def names_in_files(model: Any, state: Mapping[str, Any]) -> tuple[set[str], dict[str, Any]]:
+    """The names of what is saved, tied tensors once, and tensors by their names in files.
+
+    For some families these are others; transformers applies the rules in the midst of saving. The
+    tensors have shapes and no values.
+    """
+    import torch
+    from transformers.core_model_loading import revert_weight_conversion
+    from transformers.modeling_utils import remove_tied_weights_from_state_dict
+
+    kept = remove_tied_weights_from_state_dict(dict(state), model)
+    hollow = {name: torch.empty_like(tensor, device="meta") for name, tensor in kept.items()}
+    return set(hollow), dict(revert_weight_conversion(model, dict(hollow)))

@@ -1,0 +1,284 @@
+"""Private names of other libraries: each is there, and means what the function says."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, OPTConfig
+
+from modwright.core.compat import tools
+from modwright.core.compat import torch as of_torch
+from modwright.core.compat import transformers as of_transformers
+
+# torch
+
+
+def test_tensor_tables_are_the_module_s_own() -> None:
+    """``_parameters``, ``_buffers``"""
+    norm = nn.BatchNorm1d(3, affine=False)
+    parameters, buffers = of_torch.tensor_tables(norm)
+    assert parameters == {"weight": None, "bias": None}
+    buffers["running_mean"] = torch.full((3,), 2.0)
+    assert torch.equal(norm.running_mean, torch.full((3,), 2.0))
+
+
+def test_child_modules_list_a_module_twice_that_stands_twice() -> None:
+    """``_modules``"""
+    step = nn.Linear(2, 2)
+    twice = nn.Sequential(step, step)
+    twice.register_module("nothing", None)
+    assert list(of_torch.child_modules(twice).items()) == [("0", step), ("1", step)]
+
+
+def test_hooks_are_seen() -> None:
+    """``_forward_hooks``, ``_forward_pre_hooks``, ``_backward_hooks``, ``_backward_pre_hooks``"""
+    step = nn.Linear(2, 2)
+    assert not of_torch.has_forward_hooks(step)
+    handles = [
+        step.register_forward_hook(print),
+        step.register_forward_pre_hook(print),
+        step.register_full_backward_hook(print),
+        step.register_full_backward_pre_hook(print),
+    ]
+    assert of_torch.has_forward_hooks(step)
+    assert set(map(len, of_torch.hooks_of(step).values())) == {1}
+    for handle in handles:
+        handle.remove()
+    assert not of_torch.has_forward_hooks(step)
+    assert not any(of_torch.hooks_of(step).values())
+
+
+# transformers
+
+
+def test_model_classes_are_those_that_an_auto_class_builds() -> None:
+    """``_model_mapping``"""
+    classes = of_transformers.model_classes(AutoModelForCausalLM, LlamaConfig)
+    assert classes == (transformers.LlamaForCausalLM,)
+    assert len(of_transformers.model_classes(AutoModel, transformers.FunnelConfig)) == 2
+    assert of_transformers.model_classes(AutoModelForCausalLM, transformers.ViTConfig) == ()
+
+
+def test_auto_classes_are_all_of_them() -> None:
+    """``_LazyAutoMapping``"""
+    found = list(of_transformers.auto_classes())
+    assert {AutoModel, AutoModelForCausalLM, transformers.AutoModelForMaskedLM} <= set(found)
+    assert all(inspect.isclass(auto) and auto.__name__.startswith("Auto") for auto in found)
+
+
+def test_registered_configs_can_be_made_on_demand() -> None:
+    """``CONFIG_MAPPING._extra_content``"""
+
+    class Table:
+        _extra_content: dict[str, Any] = {"there": 1}
+
+    class Extended(dict[str, Any]):
+        def __init__(self, known: dict[str, Any], stock: Any) -> None:
+            super().__init__(known)
+            self.stock = stock
+
+    table = Table()
+    of_transformers.extend_registered_configs(table, Extended)
+    assert table._extra_content == {"there": 1} and table._extra_content.stock is table
+    config = AutoConfig.for_model("modwright_llama")
+    assert config.model_type == "modwright_llama"
+
+
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        tie_word_embeddings=True,
+    )
+    return of_transformers.build(transformers.LlamaForCausalLM, config)
+
+
+def test_a_model_class_is_built_with_random_weights(llama: Any) -> None:
+    """``_from_config``"""
+    assert type(llama) is transformers.LlamaForCausalLM
+    assert float(llama.model.embed_tokens.weight.detach().std()) > 0
+
+
+def test_the_attention_implementation_is_told(llama: Any) -> None:
+    """``_attn_implementation``"""
+    model = copy.deepcopy(llama)
+    for name in ("eager", "sdpa"):
+        model.set_attn_implementation(name)
+        assert of_transformers.attention_implementation(model.config) == name
+    assert of_transformers.attention_implementation(object()) is None
+
+
+def test_whether_experts_can_be_set(llama: Any) -> None:
+    """``_can_set_experts_implementation``"""
+    assert of_transformers.can_set_experts(transformers.MixtralForCausalLM)
+    assert not of_transformers.can_set_experts(type(llama))
+
+
+def test_loaded_tensors_are_known(llama: Any, tmp_path: Path) -> None:
+    """``_is_hf_initialized``: set while a checkpoint is loaded, when weights are drawn."""
+    seen: list[bool] = []
+
+    class Watched(transformers.LlamaForCausalLM):
+        def _init_weights(self, module: nn.Module) -> None:
+            seen.extend(map(of_transformers.is_loaded, module.parameters(recurse=False)))
+            super()._init_weights(module)
+
+    llama.save_pretrained(tmp_path)
+    Watched.from_pretrained(tmp_path)
+    assert all(seen)  # what is loaded whole may not be asked about at all
+    assert not of_transformers.is_loaded(torch.ones(1))
+    marked = nn.Parameter(torch.ones(1))
+    marked._is_hf_initialized = True
+    assert of_transformers.is_loaded(marked)
+
+
+def test_blocks_are_named(llama: Any) -> None:
+    """``_no_split_modules``"""
+    assert of_transformers.blocks_in_one_piece(llama.model) == {"LlamaDecoderLayer"}
+    assert of_transformers.blocks_in_one_piece(nn.Linear(1, 1)) == set()
+
+
+def test_keys_that_are_not_saved(llama: Any) -> None:
+    """``_keys_to_ignore_on_save``"""
+    assert of_transformers.keys_not_saved(llama) == set()
+    assert hasattr(transformers.PreTrainedModel, "_keys_to_ignore_on_save")
+
+
+def test_adapters_are_seen(llama: Any) -> None:
+    """``_hf_peft_config_loaded``"""
+    assert not of_transformers.has_adapters(llama)
+    assert hasattr(transformers.PreTrainedModel, "_hf_peft_config_loaded")
+
+
+def test_the_final_norm_of_an_old_opt() -> None:
+    """``_remove_final_layer_norm``"""
+    assert not of_transformers.drops_final_norm(OPTConfig())
+    assert of_transformers.drops_final_norm(OPTConfig(_remove_final_layer_norm=True))
+
+
+def test_a_config_forgets_that_it_was_quantized() -> None:
+    """``_is_quantized``"""
+    config = LlamaConfig()
+    config.quantization_config, config._is_quantized = {"bits": 4}, True
+    of_transformers.forget_quantization(config)
+    assert not {"quantization_config", "_is_quantized"} & config.__dict__.keys()
+
+
+def test_names_in_files_are_those_of_a_saved_model(llama: Any, tmp_path: Path) -> None:
+    """``revert_weight_conversion``, ``remove_tied_weights_from_state_dict``"""
+    from safetensors import safe_open
+
+    mixtral = of_transformers.build(
+        transformers.MixtralForCausalLM,
+        transformers.MixtralConfig(
+            vocab_size=16,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_local_experts=2,
+        ),
+    )
+    for model, renamed in ((llama, False), (mixtral, True)):
+        place = tmp_path / type(model).__name__
+        model.save_pretrained(place)
+        with safe_open(place / "model.safetensors", "pt") as file:
+            written = set(file.keys())
+        kept, found = of_transformers.names_in_files(model, model.state_dict())
+        assert set(found) == written and (kept != written) == renamed
+        assert all(tensor.is_meta for tensor in found.values())
+
+
+def test_what_is_overridden_is_there_to_override() -> None:
+    """Names that modwright's classes define anew, and transformers calls."""
+    for name in ("_init_weights", "_supports_sdpa", "_get_static_cache_init_shape"):
+        if name == "_get_static_cache_init_shape" and not hasattr(
+            transformers.PreTrainedModel, name
+        ):
+            continue  # 5.5 asks the config
+        assert hasattr(transformers.PreTrainedModel, name), name
+
+
+# other tools
+
+
+def test_processes_can_be_started_again() -> None:
+    """``PartialState._reset_state``"""
+    accelerate = pytest.importorskip("accelerate")
+    held = dict(accelerate.PartialState._shared_state)
+    try:
+        accelerate.PartialState(cpu=True)
+        assert accelerate.PartialState._shared_state
+        tools.forget_processes()
+        assert not accelerate.PartialState._shared_state
+    finally:
+        accelerate.PartialState._shared_state.update(held)
+
+
+def test_data_sets_are_told_apart() -> None:
+    """``_fingerprint``"""
+    datasets = pytest.importorskip("datasets")
+    one, two = (datasets.Dataset.from_dict({"a": [value]}) for value in (1, 2))
+    assert tools.data_fingerprint(one) and tools.data_fingerprint(one) != tools.data_fingerprint(
+        two
+    )
+    assert tools.data_fingerprint([1, 2]) is None
+
+
+def test_numbers_of_a_gguf_file_are_read_where_they_stand(tmp_path: Path) -> None:
+    """``_get``; and ``_get_field_parts``, which the reader of headers overrides."""
+    gguf = pytest.importorskip("gguf")
+    import numpy as np
+
+    path = tmp_path / "one.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_uint32("answer", 42)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    reader = gguf.GGUFReader(path)
+    assert tools.read_number(reader, 0, np.uint32) == gguf.GGUF_MAGIC
+    assert list(inspect.signature(gguf.GGUFReader._get_field_parts).parameters) == [
+        "self",
+        "orig_offs",
+        "raw_type",
+    ]
+
+
+@pytest.mark.slow  # the harness takes seconds to import
+def test_a_task_file_of_the_harness_is_known(tmp_path: Path) -> None:
+    """``tasks._index``; and ``_model_call``, ``_loglikelihood_tokens``, which are overridden."""
+    pytest.importorskip("lm_eval")
+    from lm_eval.models.huggingface import HFLM
+
+    task, other = tmp_path / "task.yaml", tmp_path / "other.yaml"
+    task.write_text("task: mine\ndataset_path: json\noutput_type: loglikelihood\n")
+    other.write_text("nothing: here\n")
+    assert tools.is_task_file(str(task)) and not tools.is_task_file(str(other))
+    assert not tools.is_task_file("arc_easy")
+    assert callable(HFLM._model_call) and callable(HFLM._loglikelihood_tokens)
+
+
+def test_the_libraries_are_imported_when_they_are_asked_for() -> None:
+    code = (
+        "import sys; import modwright.core.compat.transformers, modwright.core.compat.tools\n"
+        "libraries = {'torch', 'transformers', 'accelerate', 'gguf', 'lm_eval'}\n"
+        "print(sorted(libraries & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
