@@ -57,6 +57,12 @@ def test_hooks_are_seen() -> None:
     assert not any(of_torch.hooks_of(step).values())
 
 
+def test_every_dropout_is_one() -> None:
+    """``_DropoutNd``"""
+    kinds = (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+    assert all(issubclass(kind, of_torch.DROPOUTS) for kind in kinds)
+
+
 # transformers
 
 
@@ -155,6 +161,20 @@ def test_keys_that_are_not_saved(llama: Any) -> None:
     """``_keys_to_ignore_on_save``"""
     assert of_transformers.keys_not_saved(llama) == set()
     assert hasattr(transformers.PreTrainedModel, "_keys_to_ignore_on_save")
+
+
+def test_keys_without_a_type_are_patterns_of_a_class() -> None:
+    """``_keep_in_fp32_modules``, ``.._strict``, ``_keys_to_ignore_on_load_unexpected``"""
+
+    class Kept(transformers.LlamaForCausalLM):
+        _keep_in_fp32_modules = ["norm"]
+        _keep_in_fp32_modules_strict = {"router"}
+        _keys_to_ignore_on_load_unexpected = ["old"]
+
+    assert of_transformers.keys_without_a_type(Kept) == ["norm", "router", "old"]
+    assert of_transformers.keys_without_a_type(None) == []
+    names = {"_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"}
+    assert names <= set(dir(transformers.PreTrainedModel))
 
 
 def test_adapters_are_seen(llama: Any) -> None:

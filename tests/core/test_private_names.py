@@ -22,8 +22,8 @@ ALLOWED = {
     "core/subprocess_worker.py",
     "edits/reopen_worker.py",
 }
-MARKS = {"_all_know"}
-"""What modwright writes onto objects of others for itself."""
+MARKS = {"_all_know", "_opaque"}
+"""What modwright writes onto objects and classes of others for itself."""
 
 
 def is_private(name: object) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from modwright.core.compat.torch import DROPOUTS
 from modwright.core.modes import set_eval
 
 __all__ = ["activations_of", "is_separable"]
@@ -22,7 +23,7 @@ _ELEMENTWISE = ("transformers.activations", "torch.nn.modules.activation")
 """Modules all of whose classes work on each number by itself, but for those below."""
 
 _MIXING = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU, nn.MultiheadAttention)
-_IDLE = (nn.Identity, nn.modules.dropout._DropoutNd)
+_IDLE = (nn.Identity, *DROPOUTS)
 
 
 def is_separable(act: Callable[[Tensor], Tensor], width: int) -> bool:

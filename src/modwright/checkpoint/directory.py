@@ -21,6 +21,7 @@ from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.plausible import require_counts, require_fit
 from modwright.checkpoint.quiet import quiet_transformers
 from modwright.checkpoint.shards import StoredTensor, read_headers
+from modwright.core.compat.transformers import keys_without_a_type
 from modwright.core.errors import CheckpointError, ModwrightError, first_line
 from modwright.core.modes import set_eval
 from modwright.core.reading import read_json
@@ -121,11 +122,7 @@ def stored_type(stored: Mapping[str, StoredTensor], cls: Any = None) -> torch.dt
         torch.float32
     """
     plain = {name: _PLAIN[t.dtype] for name, t in stored.items() if t.dtype in _PLAIN}
-    aside = [
-        *(getattr(cls, "_keep_in_fp32_modules", None) or ()),
-        *(getattr(cls, "_keep_in_fp32_modules_strict", None) or ()),
-        *(getattr(cls, "_keys_to_ignore_on_load_unexpected", None) or ()),
-    ]
+    aside = keys_without_a_type(cls)
     deciding = [t for name, t in plain.items() if not any(re.search(one, name) for one in aside)]
     found: torch.dtype | None = None
     for dtype in set(deciding or plain.values()):

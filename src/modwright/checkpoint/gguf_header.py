@@ -127,7 +127,7 @@ class _Reader(gguf.GGUFReader):
 
     def _get_str(self, offset: int) -> Any:
         self._require(offset, 8, 1)
-        self._require(offset + 8, int(self._get(offset, np.uint64)[0]), 1)
+        self._require(offset + 8, read_number(self, offset, np.uint64), 1)
         return super()._get_str(offset)
 
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:

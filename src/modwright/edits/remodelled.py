@@ -17,7 +17,7 @@ import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.anatomy.families import family_of
-from modwright.core.compat.transformers import auto_classes, model_classes
+from modwright.core.compat.transformers import auto_classes, can_set_experts, model_classes
 from modwright.core.errors import CheckpointError, Refused
 from modwright.edits.attention_maps import forward_with_all_maps
 from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_json

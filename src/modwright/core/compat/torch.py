@@ -6,7 +6,10 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["child_modules", "has_forward_hooks", "hooks_of", "tensor_tables"]
+__all__ = ["DROPOUTS", "child_modules", "has_forward_hooks", "hooks_of", "tensor_tables"]
+
+DROPOUTS: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd,)
+"""What all kinds of dropout derive from; no public class has them all below it."""
 
 
 def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:

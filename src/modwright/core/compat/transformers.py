@@ -17,6 +17,7 @@ __all__ = [
     "has_adapters",
     "is_loaded",
     "keys_not_saved",
+    "keys_without_a_type",
     "model_classes",
     "names_in_files",
 ]
@@ -75,6 +76,13 @@ def blocks_in_one_piece(model: Any) -> set[str]:
 def keys_not_saved(model: Any) -> set[str]:
     """Tensors that ``save_pretrained`` leaves out."""
     return set(model._keys_to_ignore_on_save or ())
+
+
+def keys_without_a_type(model_class: Any) -> list[str]:
+    """Patterns of tensors that a class keeps in float32 whatever is stored, or does not read."""
+    lists = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+    lists += ("_keys_to_ignore_on_load_unexpected",)
+    return [key for name in lists for key in getattr(model_class, name, None) or ()]
 
 
 def has_adapters(model: Any) -> bool:
