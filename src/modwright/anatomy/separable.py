@@ -23,7 +23,7 @@ _ELEMENTWISE = ("transformers.activations", "torch.nn.modules.activation")
 """Modules all of whose classes work on each number by itself, but for those below."""
 
 _MIXING = (nn.Softmax, nn.LogSoftmax, nn.Softmin, nn.Softmax2d, nn.GLU, nn.MultiheadAttention)
-_IDLE = (nn.Identity, *DROPOUTS)
+_IDLE: tuple[type[nn.Module], ...] = (nn.Identity, *DROPOUTS)
 
 
 def is_separable(act: Callable[[Tensor], Tensor], width: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-def model_classes(auto: Any, config_class: type[Any]) -> tuple[type[Any], ...]:
+def model_classes(auto: Any, config_class: type[Any]) -> tuple[Any, ...]:
     """The classes that an Auto class may build for a config class, registered ones included.
 
     ``from_config`` builds a model to tell; the mapping itself is private.
@@ -45,12 +45,12 @@ def auto_classes() -> Iterator[Any]:
             yield auto
 
 
-def extend_registered_configs(mapping: Any, extended: type[dict[str, Any]]) -> None:
+def extend_registered_configs(mapping: Any, extended: Callable[[Any, Any], Any]) -> None:
     """Gives transformers' table of configs another dictionary of registered ones.
 
     ``AutoConfig.register`` wants the class at once; ours are made when they are first asked for.
     """
-    mapping._extra_content = extended(mapping._extra_content, mapping)  # type: ignore[call-arg]
+    mapping._extra_content = extended(mapping._extra_content, mapping)
 
 
 def attention_implementation(config: Any) -> str | None:
@@ -80,8 +80,8 @@ def keys_not_saved(model: Any) -> set[str]:
 
 def keys_without_a_type(model_class: Any) -> list[str]:
     """Patterns of tensors that a class keeps in float32 whatever is stored, or does not read."""
-    lists = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
-    lists += ("_keys_to_ignore_on_load_unexpected",)
+    lists = ["_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"]
+    lists += ["_keys_to_ignore_on_load_unexpected"]
     return [key for name in lists for key in getattr(model_class, name, None) or ()]
 
 
