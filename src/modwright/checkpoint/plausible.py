@@ -48,7 +48,11 @@ the weights can hold; at most 1,024
     most = max(_FEW, len(known), *(max(shape, default=0) for shape in known), 0)
     for name, value in _numbers(stored, ""):
         last = name.rpartition(".")[2]
-        if value > most and _COUNTED.search(last) and not _NO_COUNT.search(last):
+        if not _COUNTED.search(last) or _NO_COUNT.search(last):
+            continue
+        if value < -1:
+            raise CheckpointError(f"{where}: {name} is {value}, no number of parts")
+        if value > most:
             raise CheckpointError(
                 f"{where}: {name} is {value:,}, more than the weights can hold; at most {most:,}"
             )

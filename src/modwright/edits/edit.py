@@ -110,6 +110,10 @@ class Restore:
         return {"op": self.op, "path": self.path}
 
 
+MOST_BLOCKS = 1024
+"""As many as an arrangement may have: each is built, filled and verified."""
+
+
 @dataclass(frozen=True)
 class Arrange:
     """The blocks stand in this order; one may stand more than once, one left out is gone.
@@ -131,6 +135,10 @@ class Arrange:
             raise Refused(f"an arrangement is a list of block numbers, not {self.order!r}")
         if not numbers:
             raise Refused("an arrangement without blocks; at least one must stay")
+        if len(numbers) > MOST_BLOCKS:
+            raise Refused(
+                f"an arrangement of {len(numbers):,} blocks; at most {MOST_BLOCKS} can stand"
+            )
         object.__setattr__(self, "order", tuple(numbers))
 
     def to_json(self) -> dict[str, Any]:

@@ -176,6 +176,10 @@ class Plan:
             raise CheckpointError(f"{path} holds no readable plan: it is no mapping with a format")
         if stored.get("format", 0) > FORMAT:
             raise CheckpointError(f"{path} has format {stored['format']}; known up to {FORMAT}")
+        odd = [key for key in ("options", "structure", "reasons") if key in stored]
+        odd = [key for key in odd if not isinstance(stored[key], dict)]
+        if odd:
+            raise CheckpointError(f"{path} holds no readable plan: {odd[0]} is no mapping")
         try:
             return cls(
                 stored["method"],

@@ -28,6 +28,10 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Plac
         CheckpointError: a file cannot be read.
         Refused: it is not YAML, gives a key twice, or extends itself.
     """
+    try:
+        file.resolve()
+    except (OSError, RuntimeError):
+        raise CheckpointError(f"cannot read {str(file)!r}: its links lead in a circle") from None
     if file.resolve() in extended_by:
         raise Refused(f"{file.name}: extends goes in a circle; a file cannot extend itself")
     text = _text(file, extended_by)

@@ -14,6 +14,7 @@ from modwright.calibration import TokenWindows
 from modwright.core.errors import Refused
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Plan, arrange
+from modwright.edits.edit import MOST_BLOCKS
 from modwright.edits.replay import num_removed
 from modwright.surgery.method import Needs, WithoutData, register_method
 
@@ -76,6 +77,8 @@ class ArrangeBlocks(WithoutData):
 
     def _order(self, layers: int) -> list[int]:
         order = pick_layers(self.blocks, layers)
+        if len(order) > MOST_BLOCKS:
+            raise Refused(f"arrange: {len(order):,} blocks; at most {MOST_BLOCKS} can stand")
         if order == list(range(layers)):
             raise Refused(f"arrange: {self.blocks!r} is the order that the blocks have already")
         return order

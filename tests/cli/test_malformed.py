@@ -1,0 +1,39 @@
+"""Each of 333 malformed inputs is refused in one line, at once and without memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SCRIPT = Path(__file__).parents[1] / "malformed.py"
+SECONDS, MEGABYTES = 5.0, 500
+
+
+def test_fault_B21_malformed_inputs_are_refused_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(found) >= 333
+    odd = []
+    for one in found:
+        lines = [line for line in one["said"].splitlines() if line.startswith("modwright:")]
+        quick = one["seconds"] <= SECONDS and one["megabytes"] <= MEGABYTES
+        if one["code"] != 2 or len(lines) != 1 or not quick:
+            odd.append(one)
+    assert not odd, json.dumps(odd[:10], indent=1)
+    for one in found[:: len(found) // 10][:10]:
+        entry = [sys.executable, "-m", "modwright.cli", *one["words"]]
+        alone = subprocess.run(
+            entry, capture_output=True, text=True, timeout=60, env={**os.environ}
+        )
+        last = alone.stderr.strip().splitlines()[-1]
+        assert alone.returncode == 2 and last.startswith("modwright: "), one
+        assert "Traceback" not in alone.stderr
