@@ -80,6 +80,7 @@ def test_anchors_and_merged_keys_are_plain_yaml(tmp_path: Path) -> None:
         calibration: &text {data: words.txt, windows: 3}
         steps:
           - method: llm_drop
+            n: 1
             calibration: {<<: *text, windows: 9}
           - {method: modegpt, calibration: *text}
         """,
