@@ -171,3 +171,16 @@ def test_two_vocabularies_are_refused_before_any_pass(
     text = PerplexityRecipe(str(wordy_text), windows=2, length=16)
     with pytest.raises(Refused, match=r"different tokenizers: 128 and 100 tokens, .* id 100"):
         evaluate(opened, text, against=original)
+
+
+@pytest.mark.parametrize("perplexity", [True, False])
+def test_fault_A27_agreement_of_a_model_of_images_is_refused_before_work(
+    tmp_path: Path, perplexity: bool
+) -> None:
+    from modwright.models import create_model
+
+    model = create_model("poolformer_s12", depths=[1], widths=[8], num_classes=3)
+    model.save_pretrained(tmp_path / "small")
+    asked = Evaluate(agreement=True, perplexity=PerplexityOf() if perplexity else None)
+    with pytest.raises(Refused, match=r"evaluate\.agreement: it is measured on"):
+        evaluation_digest(open_checkpoint(tmp_path / "small"), asked)
