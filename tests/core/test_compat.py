@@ -57,8 +57,10 @@ def test_hooks_are_seen() -> None:
     assert not any(of_torch.hooks_of(step).values())
 
 
-def test_every_dropout_is_one() -> None:
-    """``_DropoutNd``"""
+def test_every_dropout_and_batch_norm_is_one() -> None:
+    """``_DropoutNd``, ``_BatchNorm``"""
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+    assert all(issubclass(kind, of_torch.BATCH_NORMS) for kind in norms)
     kinds = (nn.Dropout, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout)
     assert all(issubclass(kind, of_torch.DROPOUTS) for kind in kinds)
 

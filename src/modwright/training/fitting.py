@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from modwright.core import distributed
+from modwright.core.compat.torch import BATCH_NORMS
 from modwright.core.errors import Refused, unknown_name
 from modwright.core.modes import set_eval
 from modwright.core.progress import Progress
@@ -245,7 +245,7 @@ def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
         return False
     if (len(train) % size != 1 and size != 1) or arguments.dataloader_drop_last:
         return False
-    if not any(isinstance(module, _BatchNorm) for module in model.modules()):
+    if not any(isinstance(module, BATCH_NORMS) for module in model.modules()):
         return False
     pixels = train[0]["pixel_values"][None].to(next(model.parameters()).device)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}

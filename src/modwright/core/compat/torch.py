@@ -6,7 +6,17 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["DROPOUTS", "child_modules", "has_forward_hooks", "hooks_of", "tensor_tables"]
+__all__ = [
+    "BATCH_NORMS",
+    "DROPOUTS",
+    "child_modules",
+    "has_forward_hooks",
+    "hooks_of",
+    "tensor_tables",
+]
+
+BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._BatchNorm,)
+"""What all kinds of batch norm derive from; no public class has them all below it."""
 
 DROPOUTS: tuple[type[nn.Module], ...] = (nn.modules.dropout._DropoutNd,)
 """What all kinds of dropout derive from; no public class has them all below it."""
