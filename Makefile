@@ -21,13 +21,14 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-full fast slow environments test-oldest test-timm docs lint format figures \
+.PHONY: demo test test-full mutants fast slow environments test-oldest test-timm docs lint format figures \
   durations bench bench-vision clean help
 
 help:
 	@echo "make demo     cut a real model in two ways, report, reload it in a new process (minutes)"
 	@echo "make test     what must hold before a change lands: style, types, layers, doctests, tests"
 	@echo "make test-full  the same with whole products in place of covering tests, and pages on real models"
+	@echo "make mutants  plant faults and see which tests find them (an hour, after the recording)"
 	@echo "make fast     the quick tests; make slow: those on real models and with processes"
 	@echo "make test-oldest  on the oldest transformers supported; make test-timm: ViTs of timm"
 	@echo "make docs     the documentation site, in out/site"
@@ -55,6 +56,10 @@ test: lint
 test-full: lint
 	$(ALL_TESTS) --full --durations-file out/durations-full.json
 	$(MAKE) -j 2 test-oldest test-timm WORKERS=1 CASES=--full
+
+# Faults that are planted one by one: the tests of CI must find each of them.
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py
 
 durations:
 	cp out/durations.json tests/data/durations.json
