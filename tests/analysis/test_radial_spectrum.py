@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modwright.analysis import radial_spectrum
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 
 def waves(height: int, width: int, down: int, across: int) -> torch.Tensor:
@@ -35,9 +35,9 @@ def test_rings_sum_to_the_mean_square(shape: tuple[int, ...]) -> None:
 
 
 def test_what_is_no_map_is_refused() -> None:
-    with pytest.raises(Refused, match=r"not \(3,\)"):
+    with pytest.raises(InvalidInputError, match=r"not \(3,\)"):
         radial_spectrum(torch.zeros(3))
-    with pytest.raises(Refused, match=r"not \(0, 3\)"):
+    with pytest.raises(InvalidInputError, match=r"not \(0, 3\)"):
         radial_spectrum(torch.zeros(0, 3))
-    with pytest.raises(Refused, match="bins is at least 1, not 0"):
+    with pytest.raises(InvalidInputError, match="bins is at least 1, not 0"):
         radial_spectrum(torch.zeros(3, 3), bins=0)

@@ -14,7 +14,7 @@ from models.tiny import tiny as tiny_classifier
 from modwright.analysis import stream_mean
 from modwright.anatomy import Anatomy
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.surgery import apply, make_method
 
 
@@ -114,5 +114,5 @@ def test_it_is_told_in_numbers_and_words(tiny: Any) -> None:
 
 
 def test_without_a_batch_there_is_nothing_to_say(tiny: Any) -> None:
-    with pytest.raises(Refused, match="there is no batch"):
+    with pytest.raises(InvalidInputError, match="there is no batch"):
         stream_mean(tiny("tiny-gpt2"), [])

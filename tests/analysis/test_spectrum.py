@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modwright.analysis import Spectrum, band_energy, map_spectra, relative_log_amplitude
 from modwright.analysis.spectrum import frequencies
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 
 def wave(rows: int, columns: int, side: int = 16) -> Tensor:
@@ -76,16 +76,16 @@ def test_a_map_of_one_place_is_its_mean() -> None:
 
 
 def test_what_has_no_spectrum_is_refused() -> None:
-    with pytest.raises(Refused, match=r"maps are \(B, C, H, W\), not \(2, 3\)"):
+    with pytest.raises(InvalidInputError, match=r"maps are \(B, C, H, W\), not \(2, 3\)"):
         band_energy(torch.ones(2, 3))
-    with pytest.raises(Refused, match="edges of bands must rise"):
+    with pytest.raises(InvalidInputError, match="edges of bands must rise"):
         band_energy(torch.ones(1, 1, 2, 2), (0.5, 0.5))
     for nothing in (0.0, math.nan):
-        with pytest.raises(Refused, match="have no spectrum"):
+        with pytest.raises(InvalidInputError, match="have no spectrum"):
             band_energy(torch.full((1, 1, 2, 2), nothing))
-    with pytest.raises(Refused, match="means are all 0"):
+    with pytest.raises(InvalidInputError, match="means are all 0"):
         relative_log_amplitude(torch.zeros(1, 1, 2, 2))
-    with pytest.raises(Refused, match="no part 'middle'"):
+    with pytest.raises(InvalidInputError, match="no part 'middle'"):
         map_spectra(nn.Sequential(nn.Identity()), torch.ones(1, 1, 2, 2), ["middle"])
 
     class Lazy(nn.Module):
@@ -96,7 +96,7 @@ def test_what_has_no_spectrum_is_refused() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x
 
-    with pytest.raises(Refused, match="give no tensor in a pass: unused"):
+    with pytest.raises(InvalidInputError, match="give no tensor in a pass: unused"):
         map_spectra(Lazy(), torch.ones(1, 1, 2, 2), ["unused"])
 
 

@@ -9,7 +9,7 @@ import pytest
 from modwright.anatomy import Anatomy
 from modwright.anatomy.coerce import address_of, model_of
 from modwright.checkpoint import open as open_checkpoint
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 
 def test_fault_B4_a_model_is_found_in_what_holds_it(tiny: Any) -> None:
@@ -24,7 +24,7 @@ def test_fault_B4_a_model_is_found_in_what_holds_it(tiny: Any) -> None:
 
 @pytest.mark.parametrize("given", [None, 3, "preset:tiny-llama", {"model": 1}, []])
 def test_fault_B4_what_is_no_model_is_refused_in_one_line(given: Any) -> None:
-    with pytest.raises(Refused, match="expected a model, or what") as refusal:
+    with pytest.raises(InvalidInputError, match="expected a model, or what") as refusal:
         Anatomy.of(given)
     assert "\n" not in str(refusal.value)
     if isinstance(given, str):
@@ -35,7 +35,7 @@ def test_fault_B4_a_part_is_named_by_its_address(tiny: Any) -> None:
     anatomy = Anatomy.of(tiny("tiny-llama"))
     assert address_of(anatomy.blocks[0].attention) == address_of("blocks.0.attention")
     for given in (None, 3, "", anatomy):
-        with pytest.raises(Refused, match="expected a part of an anatomy or its address"):
+        with pytest.raises(InvalidInputError, match="expected a part of an anatomy or its address"):
             address_of(given)
 
 
@@ -50,7 +50,7 @@ def test_fault_B13_every_address_finds_what_it_names(tiny: Any) -> None:
         assert anatomy.part("blocks.1.attention.q").address == "blocks.1.attention.q"
         assert repr(anatomy.part("blocks.1.mlp_norm")) == repr(block.norms["mlp_norm"])
     assert anatomy.part("embed") is anatomy.stem["embed"]
-    with pytest.raises(Refused, match=r"did you mean 'blocks\.1\.mlp\.up'"):
+    with pytest.raises(InvalidInputError, match=r"did you mean 'blocks\.1\.mlp\.up'"):
         anatomy.part("blocks.1.mlp.upp")
 
 

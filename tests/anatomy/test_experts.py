@@ -9,7 +9,7 @@ import torch
 
 from helpers import outputs
 from modwright.anatomy import Anatomy, MixtureOfExperts
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import count
 
 
@@ -50,7 +50,7 @@ def test_what_is_written_lands_in_its_slice_alone(tiny: Any) -> None:
     rest = before[name].clone()
     rest[2, 64:] = value
     assert torch.equal(stack, rest)
-    with pytest.raises(Refused, match=r"blocks\.1\.mlp\.experts\.2\.up\.weight: shape"):
+    with pytest.raises(InvalidInputError, match=r"blocks\.1\.mlp\.experts\.2\.up\.weight: shape"):
         Anatomy.of(model).write("blocks.1.mlp.experts.2.up.weight", value[:3])
 
 

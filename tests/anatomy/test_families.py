@@ -9,7 +9,7 @@ import torch
 
 from helpers import batch_of, edit, outputs, worst
 from modwright.anatomy import Anatomy, Attention, Linear, Mlp, Norm, Patches
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import keep_heads, remove, replace_attention
 
 
@@ -240,5 +240,5 @@ def test_a_mask_token_belongs_to_the_positions(tiny: Any) -> None:
 
 
 def test_an_attention_cannot_be_narrowed_below_nothing(tiny: Any) -> None:
-    with pytest.raises(Refused, match="remove the part instead"):
+    with pytest.raises(InvalidInputError, match="remove the part instead"):
         keep_heads(attention_of(tiny("tiny-vit")), [])

@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers import batch_of, outputs, snapshot
 from modwright.anatomy import Anatomy, Attention, Norm, Part, Tap
 from modwright.anatomy.families import families, family_of
-from modwright.core.errors import ModwrightError, Refused, UnsupportedArchitecture
+from modwright.core.errors import ModwrightError, InvalidInputError, UnsupportedArchitecture
 
 OUTSIDE = {"bert": ("pooler.",), "vit": ("pooler.",)}
 """What no part stands for: heads on top that no edit concerns."""
@@ -263,21 +263,21 @@ def test_wrong_addresses_and_shapes_are_refused(tiny: Any, dense_mlps: str) -> N
     anatomy = Anatomy.of(model)
     last = len(anatomy.blocks) - 1
     for index in (-1, last + 1):
-        with pytest.raises(Refused, match=rf"no block {index}; the model has blocks 0 to {last}$"):
+        with pytest.raises(InvalidInputError, match=rf"no block {index}; the model has blocks 0 to {last}$"):
             anatomy.block(index)
     with pytest.raises(
-        Refused, match=r"unknown part 'blocks\.0\.mpl'.*did you mean 'blocks\.0\.mlp'"
+        InvalidInputError, match=r"unknown part 'blocks\.0\.mpl'.*did you mean 'blocks\.0\.mlp'"
     ):
         anatomy.part("blocks.0.mpl")
-    with pytest.raises(Refused, match="unknown parameter address"):
+    with pytest.raises(InvalidInputError, match="unknown parameter address"):
         anatomy.write("nowhere.weight", torch.zeros(1))
-    with pytest.raises(Refused, match=r"blocks\.0\.mlp has no part 'middle'; it has .*up, down"):
+    with pytest.raises(InvalidInputError, match=r"blocks\.0\.mlp has no part 'middle'; it has .*up, down"):
         anatomy.write("blocks.0.mlp.middle.weight", torch.zeros(1))
-    with pytest.raises(Refused, match=r"blocks\.0\.mlp\.up has no 'wheight'; it has weight"):
+    with pytest.raises(InvalidInputError, match=r"blocks\.0\.mlp\.up has no 'wheight'; it has weight"):
         anatomy.write("blocks.0.mlp.up.wheight", torch.zeros(1))
-    with pytest.raises(Refused, match=r"blocks\.0\.attention\.q\.weight: shape \(2, 3\) where"):
+    with pytest.raises(InvalidInputError, match=r"blocks\.0\.attention\.q\.weight: shape \(2, 3\) where"):
         anatomy.write("blocks.0.attention.q.weight", torch.zeros(2, 3))
-    with pytest.raises(Refused, match=r"embed: cannot write 'weight' \(2, 3\); it has weight"):
+    with pytest.raises(InvalidInputError, match=r"embed: cannot write 'weight' \(2, 3\); it has weight"):
         anatomy.write("embed.weight", torch.zeros(2, 3))
     assert all(torch.equal(before[n], t) for n, t in snapshot(model).items())
 
@@ -294,11 +294,11 @@ def test_layers_that_share_a_module_are_refused(tiny: Any, preset: str) -> None:
 def test_a_quantised_model_is_refused(tiny: Any, preset: str) -> None:
     model = tiny.copy(preset)
     model.config.quantization_config = {"quant_method": "bitsandbytes"}
-    with pytest.raises(Refused, match="quantised"):
+    with pytest.raises(InvalidInputError, match="quantised"):
         Anatomy.of(model)
     del model.config.quantization_config
     model.is_quantized = True
-    with pytest.raises(Refused, match="quantised"):
+    with pytest.raises(InvalidInputError, match="quantised"):
         Anatomy.of(model)
 
 
@@ -333,7 +333,7 @@ def test_gpt2_with_cross_attention_is_refused(tiny: Any) -> None:
 
 
 def test_every_refusal_is_one_line_and_exits_with_two() -> None:
-    for kind in (Refused, UnsupportedArchitecture):
+    for kind in (InvalidInputError, UnsupportedArchitecture):
         assert issubclass(kind, ModwrightError)
         assert kind.exit_code == 2
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modwright.anatomy import Anatomy, pick_layers, select
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import apply, remove
 from modwright.edits.plan import Plan
 
@@ -46,7 +46,7 @@ def test_slices_are_those_of_python_or_refused(
     if wanted and inside and start != layers:
         assert pick_layers(text, layers) == wanted
     else:
-        with pytest.raises(Refused):
+        with pytest.raises(InvalidInputError):
             pick_layers(text, layers)
 
 
@@ -72,7 +72,7 @@ def test_slices_are_those_of_python_or_refused(
     ],
 )
 def test_what_matches_nothing_is_refused_in_one_line(tiny: Any, text: str, said: str) -> None:
-    with pytest.raises(Refused, match=said) as refusal:
+    with pytest.raises(InvalidInputError, match=said) as refusal:
         select(Anatomy.of(tiny("tiny-llama")), text)
     assert "\n" not in str(refusal.value)
 
@@ -80,6 +80,6 @@ def test_what_matches_nothing_is_refused_in_one_line(tiny: Any, text: str, said:
 def test_a_part_that_went_before_is_refused(tiny: Any) -> None:
     anatomy = Anatomy.of(tiny("tiny-gpt2"))
     gone = apply(anatomy.model, Plan.of(anatomy, "test", remove(anatomy.blocks[1].mlp))).model
-    with pytest.raises(Refused, match=r"'mlp\[1\]': block 1 has no mlp, it was removed before"):
+    with pytest.raises(InvalidInputError, match=r"'mlp\[1\]': block 1 has no mlp, it was removed before"):
         select(Anatomy.of(gone), "mlp[1]")
     assert addresses(gone, "attention[1]") == ["blocks.1.attention"]

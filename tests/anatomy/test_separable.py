@@ -15,7 +15,7 @@ from helpers import edit
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
 from modwright.anatomy.separable import is_separable
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import keep_neurons, replace_mlp
 from modwright.edits.experts import expert_shape
 from modwright.edits.mixtures import keep_expert_neurons, keep_experts
@@ -99,7 +99,7 @@ def test_fault_A3_narrowing_and_splitting_are_refused(
         lambda: replace_mlp(mlp, **half),
         lambda: expert_shape(mlp, num_experts=4, top_k=1),
     ):
-        with pytest.raises(Refused, match="normalizes over the neurons") as refusal:
+        with pytest.raises(InvalidInputError, match="normalizes over the neurons") as refusal:
             narrow()
         assert "\n" not in str(refusal.value)
     for method in (make_method("emoe", {"num_experts": 4, "top_k": 1}), make_method("modegpt")):
@@ -117,7 +117,7 @@ def test_fault_A3_elementwise_activations_of_others_stay_legal(tiny: Any) -> Non
 def test_fault_A3_a_live_activation_counts_as_well(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.model.layers[1].mlp.act_fn = PolyNorm()
-    with pytest.raises(Refused, match="normalizes over the neurons"):
+    with pytest.raises(InvalidInputError, match="normalizes over the neurons"):
         keep_neurons(Anatomy.of(model).blocks[1].mlp, range(8))
 
 
@@ -129,7 +129,7 @@ def test_fault_A3_whole_experts_may_still_go(tiny: Any) -> None:
         lambda: keep_neurons(mixture, range(8)),
         lambda: keep_expert_neurons(mixture, [range(8)] * 4),
     ):
-        with pytest.raises(Refused, match="normalizes over the neurons"):
+        with pytest.raises(InvalidInputError, match="normalizes over the neurons"):
             narrow()
     assert "normalizes over" in str(why_not(make_method("modegpt"), Anatomy.of(source)))
     assert len(keep_experts(mixture, [0, 2]).edits) == 1

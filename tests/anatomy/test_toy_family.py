@@ -16,7 +16,7 @@ import modwright
 from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy, Family, family_names, register_family
 from modwright.anatomy.families import MODEL_TYPES
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import (
     Change,
     factorize,
@@ -158,7 +158,7 @@ def test_a_copy_of_an_edited_toy_is_edited_too(model: Any) -> None:
 
 def test_a_model_type_has_one_family() -> None:
     with pytest.raises(
-        Refused, match=r"called 'llama' is registered already, by \S+\.families\.llama"
+        InvalidInputError, match=r"called 'llama' is registered already, by \S+\.families\.llama"
     ):
 
         @register_family

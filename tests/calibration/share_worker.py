@@ -22,7 +22,7 @@ from modwright.calibration import Grams, Similarity, StreamGaps, calibrate
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core import distributed
-from modwright.core.errors import ModwrightError, Refused
+from modwright.core.errors import ModwrightError, InvalidInputError
 
 COLLECTORS: dict[str, tuple[Any, ...]] = {
     "similarity": (Similarity(),),
@@ -62,7 +62,7 @@ class Trouble:
         time.sleep(10)
 
     def refuse(self) -> None:
-        raise Refused("the activations here are not finite; check the weights")
+        raise InvalidInputError("the activations here are not finite; check the weights")
 
     def crash(self) -> None:
         raise ZeroDivisionError("a crash")

@@ -9,7 +9,7 @@ import torch
 
 from modwright.calibration import Similarity, calibrate, calibration_of, token_windows
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 IDS = [[5, 6, 7], [8, 9, 10]]
 
@@ -54,12 +54,12 @@ def test_fault_B4_batches_by_keyword_are_taken(tiny: Any) -> None:
     ],
 )
 def test_fault_B4_other_data_is_refused_with_what_is_valid(given: Any, said: str) -> None:
-    with pytest.raises(Refused, match=f"calibration data cannot be {said}; .*token_windows") as no:
+    with pytest.raises(InvalidInputError, match=f"calibration data cannot be {said}; .*token_windows") as no:
         calibration_of(given)
     assert "\n" not in str(no.value)
 
 
 def test_fault_B4_windows_need_a_tokenizer() -> None:
     for given in (None, "gpt2", torch.nn.Linear(1, 1)):
-        with pytest.raises(Refused, match="expected a tokenizer"):
+        with pytest.raises(InvalidInputError, match="expected a tokenizer"):
             token_windows(given, "lee", windows=1, length=4)

@@ -15,7 +15,7 @@ from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, Similarity, StreamGaps
 from modwright.calibration.streams import Stream
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import remove
 
 COLLECTORS = {"gaps": (Similarity(), StreamGaps(3)), "grams": (Grams(),)}
@@ -160,6 +160,6 @@ def test_a_directory_of_another_walk_is_refused(tiny: Any, tmp_path: Path) -> No
         "method": lambda: walk(model, Similarity(drop_norm=False), directory=tmp_path),
     }
     for one in walks.values():
-        with pytest.raises(Refused, match="another model, data or method; choose another dir"):
+        with pytest.raises(InvalidInputError, match="another model, data or method; choose another dir"):
             one()
     assert equal_statistics(walk(model, Similarity(), directory=tmp_path), first)

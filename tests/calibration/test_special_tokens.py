@@ -18,7 +18,7 @@ from transformers import (
 
 from modwright.calibration.special_tokens import SpecialTokens, special_tokens
 from modwright.calibration.text import token_windows
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.tasks.agreement import agreement
 from modwright.tasks.generation import generate_sample
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
@@ -160,7 +160,7 @@ def test_fault_A28_encoders_are_compared_between_their_special_tokens(text: str)
     assert framed.recipe["special_tokens"] == {"before": ["[CLS]"], "after": ["[SEP]"]}
     bare = agreement(model, model, bert_tokenizer(), PerplexityRecipe(text, 2, 12, bos=False))
     assert bare.recipe["special_tokens"] == {"before": [], "after": []}
-    with pytest.raises(Refused, match="valid values of bos: auto, False"):
+    with pytest.raises(InvalidInputError, match="valid values of bos: auto, False"):
         agreement(model, model, bert_tokenizer(), PerplexityRecipe(text, 2, 12, bos=True))
 
 
@@ -176,7 +176,7 @@ def test_fault_A28_a_sample_begins_with_them_and_never_after_an_end_token() -> N
 
 
 def test_values_of_bos_are_named() -> None:
-    with pytest.raises(Refused, match="no BOS token; valid values of bos: auto, False"):
+    with pytest.raises(InvalidInputError, match="no BOS token; valid values of bos: auto, False"):
         special_tokens(tokenizer(), "w1", True)
-    with pytest.raises(Refused, match="bos is 'yes'; valid values: auto, True, False"):
+    with pytest.raises(InvalidInputError, match="bos is 'yes'; valid values: auto, True, False"):
         special_tokens(tokenizer(), "w1", "yes")  # type: ignore[arg-type]

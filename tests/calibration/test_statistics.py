@@ -11,7 +11,7 @@ import torch
 
 from modwright.calibration import Statistics
 from modwright.calibration.streams import Stream
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 
 def test_blocks_are_read_back_as_they_were_stored(tmp_path: Path) -> None:
@@ -42,9 +42,9 @@ def test_fault_A16_a_column_of_an_unknown_name_is_refused(tmp_path: Path) -> Non
     statistics.store(0, {"block": torch.tensor(0.5), "gaps": torch.zeros(3)})
     statistics.store(1, {"mlp": torch.tensor(0.5)})
     assert statistics.names == {"block", "gaps", "mlp"}
-    with pytest.raises(Refused, match=r"unknown statistic 'blok'; legal values: block, gaps, mlp"):
+    with pytest.raises(InvalidInputError, match=r"unknown statistic 'blok'; legal values: block, gaps, mlp"):
         statistics.column("blok")
-    with pytest.raises(Refused, match="'gaps' is more than one number per block"):
+    with pytest.raises(InvalidInputError, match="'gaps' is more than one number per block"):
         statistics.column("gaps")
 
 
@@ -61,7 +61,7 @@ def test_without_a_directory_nothing_stays_behind() -> None:
 def test_another_recipe_in_the_same_place_is_refused(tmp_path: Path) -> None:
     Statistics(1, {"data": {"windows": 3}}, tmp_path)
     Statistics(1, {"data": {"windows": 3}}, tmp_path)
-    with pytest.raises(Refused, match="choose another directory or delete it"):
+    with pytest.raises(InvalidInputError, match="choose another directory or delete it"):
         Statistics(1, {"data": {"windows": 4}}, tmp_path)
 
 

@@ -15,7 +15,7 @@ from helpers import random_data
 from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, Similarity, from_tensors
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 
 def pictures(count: int = 5, seed: int = 0) -> torch.Tensor:
@@ -85,7 +85,7 @@ def test_statistics_of_other_pictures_are_not_mixed_in(tiny: Any, tmp_path: Path
     model = tiny("tiny-vit")
     walk(model, Similarity(), data=from_tensors([{"pixel_values": pictures()}]), directory=tmp_path)
     other = from_tensors([{"pixel_values": pictures(seed=1)}])
-    with pytest.raises(Refused, match="another model, data or method"):
+    with pytest.raises(InvalidInputError, match="another model, data or method"):
         walk(model, Similarity(), data=other, directory=tmp_path)
 
 
@@ -101,7 +101,7 @@ def test_statistics_of_other_pictures_are_not_mixed_in(tiny: Any, tmp_path: Path
     ],
 )
 def test_what_is_no_batch_is_refused(batches: Any, said: str) -> None:
-    with pytest.raises(Refused, match=said) as refusal:
+    with pytest.raises(InvalidInputError, match=said) as refusal:
         from_tensors(batches, name="x")
     assert "\n" not in str(refusal.value)
 
@@ -110,13 +110,13 @@ def test_data_that_a_model_cannot_read_is_refused_before_it_runs(tiny: Any, pres
     model = tiny(preset)
     reads = Anatomy.of(model).family.inputs()
     other = tiny("tiny-vit") if reads.is_text else tiny("tiny-llama")
-    with pytest.raises(Refused, match=f"the model reads {model.main_input_name}; the data gives"):
+    with pytest.raises(InvalidInputError, match=f"the model reads {model.main_input_name}; the data gives"):
         walk(model, Similarity(), data=random_data(other))
     if reads.is_text:
         beyond = from_tensors([{"input_ids": torch.tensor([[3, 128]])}])
-        with pytest.raises(Refused, match="token id 128 and the model a vocabulary of 128"):
+        with pytest.raises(InvalidInputError, match="token id 128 and the model a vocabulary of 128"):
             walk(model, Similarity(), data=beyond)
     else:
         small = from_tensors([{"pixel_values": torch.zeros(2, 3, 8, 8)}])
-        with pytest.raises(Refused, match=r"shape \(3, 16, 16\) .* gives \(3, 8, 8\)"):
+        with pytest.raises(InvalidInputError, match=r"shape \(3, 16, 16\) .* gives \(3, 8, 8\)"):
             walk(model, Similarity(), data=small)

@@ -14,7 +14,7 @@ from modwright.calibration.text import (
     token_windows,
     tokenize_text,
 )
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 WORDS = 100
 
@@ -77,7 +77,7 @@ def test_bos_is_part_of_the_length(counting):
     )
     assert ids_of(windows) == [[100, 0, 1, 2], [100, 3, 4, 5]]
     assert "<bos> first in each" in windows.describe()
-    with pytest.raises(Refused, match="no BOS token"):
+    with pytest.raises(InvalidInputError, match="no BOS token"):
         token_windows(word_tokenizer(), counting, windows=2, length=4, bos=True)
 
 
@@ -124,7 +124,7 @@ def test_batches_do_not_change_the_digest(counting):
     ],
 )
 def test_numbers_outside_their_range_name_the_legal_ones(counting, numbers, said):
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         token_windows(word_tokenizer(), counting, **numbers)
 
 
@@ -141,7 +141,7 @@ def test_the_tokenizers_limit_holds_for_windows_and_is_silent_for_the_text(count
     tokenizer = word_tokenizer(model_max_length=8)
     assert token_windows(tokenizer, counting, windows=1, length=8).num_tokens == 8
     assert warned == []
-    with pytest.raises(Refused, match=r"length is 9; legal values: 1\.\.8"):
+    with pytest.raises(InvalidInputError, match=r"length is 9; legal values: 1\.\.8"):
         token_windows(tokenizer, counting, windows=1, length=9)
 
 
@@ -176,11 +176,11 @@ def test_own_sequences_are_padded_and_masked(side, ids, mask):
 
 
 def test_bad_sequences_are_refused():
-    with pytest.raises(Refused, match="legal values: left, right"):
+    with pytest.raises(InvalidInputError, match="legal values: left, right"):
         from_sequences([torch.tensor([1])], 0, side="middle")
-    with pytest.raises(Refused, match=r"sequence 1 has shape \(0,\)"):
+    with pytest.raises(InvalidInputError, match=r"sequence 1 has shape \(0,\)"):
         from_sequences([torch.tensor([1]), torch.tensor([])], 0)
-    with pytest.raises(Refused, match=r"shape \(1, 1\); each must be 1-D"):
+    with pytest.raises(InvalidInputError, match=r"shape \(1, 1\); each must be 1-D"):
         from_sequences([torch.tensor([[1]])], 0)
-    with pytest.raises(Refused, match="number of sequences is 0"):
+    with pytest.raises(InvalidInputError, match="number of sequences is 0"):
         from_sequences([], 0)

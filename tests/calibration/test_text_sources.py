@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modwright.calibration.text_sources import TextData, load_text, text_names
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 
 def test_packaged_texts_are_found_without_importing_their_package():
@@ -23,14 +23,14 @@ def test_packaged_texts_are_found_without_importing_their_package():
 
 def test_a_missing_package_is_named_with_its_installation(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Refused, match=r"gensim.*pip install --no-deps gensim"):
+    with pytest.raises(InvalidInputError, match=r"gensim.*pip install --no-deps gensim"):
         load_text("lee")
 
 
 def test_an_unknown_name_lists_the_names_and_the_nearest():
-    with pytest.raises(Refused, match=r"lee, lee-background \(did you mean 'lee'\?\).*path"):
+    with pytest.raises(InvalidInputError, match=r"lee, lee-background \(did you mean 'lee'\?\).*path"):
         load_text("leee")
-    with pytest.raises(Refused, match="legal values: lee"):
+    with pytest.raises(InvalidInputError, match="legal values: lee"):
         load_text("")
 
 
@@ -43,10 +43,10 @@ def test_a_file_is_taken_as_it_is(tmp_path):
 def test_the_wrong_encoding_is_refused_with_the_file_named(tmp_path):
     path = tmp_path / "old.txt"
     path.write_bytes("é".encode("latin-1"))
-    with pytest.raises(Refused, match=r"old\.txt cannot be read as 'utf-8'.*latin-1"):
+    with pytest.raises(InvalidInputError, match=r"old\.txt cannot be read as 'utf-8'.*latin-1"):
         load_text(str(path))
     assert load_text(TextData(str(path), encoding="latin-1")) == "é"
-    with pytest.raises(Refused, match="utf-9"):
+    with pytest.raises(InvalidInputError, match="utf-9"):
         load_text(TextData(str(path), encoding="utf-9"))
 
 
@@ -55,7 +55,7 @@ def test_a_directory_joins_its_text_files_in_order(tmp_path):
         (tmp_path / name).write_text(said)
     (tmp_path / "folder").mkdir()
     assert load_text(str(tmp_path)) == "one\n\ntwo"
-    with pytest.raises(Refused, match=r"holds no text: expected \*\.txt"):
+    with pytest.raises(InvalidInputError, match=r"holds no text: expected \*\.txt"):
         load_text(str(tmp_path / "folder"))
 
 
@@ -63,14 +63,14 @@ def test_a_directory_joins_its_text_files_in_order(tmp_path):
 def test_an_empty_text_is_refused(tmp_path, said):
     path = tmp_path / "empty.txt"
     path.write_text(said)
-    with pytest.raises(Refused, match="is empty"):
+    with pytest.raises(InvalidInputError, match="is empty"):
         load_text(str(path))
 
 
 def test_a_split_of_plain_text_is_refused_rather_than_ignored():
-    with pytest.raises(Refused, match="split 'test' has no meaning"):
+    with pytest.raises(InvalidInputError, match="split 'test' has no meaning"):
         load_text(TextData("lee", split="test"))
-    with pytest.raises(Refused, match="column 'body' has no meaning"):
+    with pytest.raises(InvalidInputError, match="column 'body' has no meaning"):
         load_text(TextData("lee", column="body"))
 
 
@@ -83,11 +83,11 @@ def test_saved_datasets_are_read_by_split_and_column(tmp_path):
     one, many = (f"datasets:{tmp_path / name}" for name in ("one", "many"))
     assert load_text(TextData(one, column="body")) == "w1 w2\n\n\n\nw3"
     assert load_text(TextData(many, split="test", column="body")) == "w1 w2\n\n\n\nw3"
-    with pytest.raises(Refused, match=r"split .*'train'; legal values: test"):
+    with pytest.raises(InvalidInputError, match=r"split .*'train'; legal values: test"):
         load_text(TextData(many, column="body"))
-    with pytest.raises(Refused, match=r"column .*'text'; legal values: body, number"):
+    with pytest.raises(InvalidInputError, match=r"column .*'text'; legal values: body, number"):
         load_text(one)
-    with pytest.raises(Refused, match="is int; it must be text"):
+    with pytest.raises(InvalidInputError, match="is int; it must be text"):
         load_text(TextData(one, column="number"))
 
 
@@ -103,22 +103,22 @@ def test_saved_datasets_are_read_by_split_and_column(tmp_path):
 def test_local_files_are_read_through_datasets(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert load_text(f"datasets:{tmp_path / name}") == "w1\n\nw2"
-    with pytest.raises(Refused, match="legal values: train"):
+    with pytest.raises(InvalidInputError, match="legal values: train"):
         load_text(TextData(f"datasets:{tmp_path / name}", split="test"))
 
 
 def test_what_datasets_cannot_read_is_one_line(tmp_path):
     (tmp_path / "rows.xml").write_text("<a/>")
-    with pytest.raises(Refused, match=r"suffix '\.xml'; legal values: \.json"):
+    with pytest.raises(InvalidInputError, match=r"suffix '\.xml'; legal values: \.json"):
         load_text(f"datasets:{tmp_path / 'rows.xml'}")
-    with pytest.raises(Refused, match="save_to_disk") as refusal:
+    with pytest.raises(InvalidInputError, match="save_to_disk") as refusal:
         load_text(f"datasets:{tmp_path / 'nowhere'}")
     assert "\n" not in str(refusal.value)
 
 
 def test_missing_datasets_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(Refused, match=r"pip install modwright\[text\]"):
+    with pytest.raises(InvalidInputError, match=r"pip install modwright\[text\]"):
         load_text("datasets:anything")
 
 
@@ -151,7 +151,7 @@ def test_fault_A14_files_of_rows_are_read_as_rows(tmp_path: Path, suffix: str) -
     assert load_text(_rows(tmp_path, suffix, "text")) == "één\n\nw2"
     named = _rows(tmp_path, suffix, "body")
     assert load_text(TextData(named, column="body")) == "één\n\nw2"
-    with pytest.raises(Refused, match="'text'; legal values: number, body") as refusal:
+    with pytest.raises(InvalidInputError, match="'text'; legal values: number, body") as refusal:
         load_text(named)
     assert "\n" not in str(refusal.value)
 
@@ -159,7 +159,7 @@ def test_fault_A14_files_of_rows_are_read_as_rows(tmp_path: Path, suffix: str) -
 def test_fault_A14_a_file_of_rows_that_holds_something_else_is_refused(tmp_path: Path) -> None:
     for name in ("a.json", "a.jsonl", "a.parquet"):
         (tmp_path / name).write_text("no rows here")
-        with pytest.raises(Refused, match="cannot be read") as refusal:
+        with pytest.raises(InvalidInputError, match="cannot be read") as refusal:
             load_text(str(tmp_path / name))
         assert "\n" not in str(refusal.value)
 
@@ -167,6 +167,6 @@ def test_fault_A14_a_file_of_rows_that_holds_something_else_is_refused(tmp_path:
 def test_rows_in_another_encoding_are_read_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "old.csv"
     path.write_bytes("text,number\né,1\n".encode("latin-1"))
-    with pytest.raises(Refused, match="cannot be read"):
+    with pytest.raises(InvalidInputError, match="cannot be read"):
         load_text(str(path))
     assert load_text(TextData(str(path), encoding="latin-1")) == "é"

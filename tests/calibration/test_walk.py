@@ -35,7 +35,7 @@ from modwright.calibration import (
 )
 from modwright.calibration.text import Batch, from_sequences
 from modwright.calibration.walk import calibrate
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
 from modwright.surgery import make_method
 
@@ -306,13 +306,13 @@ def test_weights_that_are_not_finite_are_refused_at_their_block(
     mlp = Anatomy.of(model).blocks[2].mlp
     assert mlp is not None
     next(mlp.down.module.parameters()).data[0, 0] = bad
-    with pytest.raises(Refused, match="after block 2 are not finite; check the weights"):
+    with pytest.raises(InvalidInputError, match="after block 2 are not finite; check the weights"):
         walk(model, Similarity())
 
 
 def test_no_data_is_refused(tiny: Any) -> None:
     empty = TokenWindows((), {"tokens": 0})
-    with pytest.raises(Refused, match="no calibration data"):
+    with pytest.raises(InvalidInputError, match="no calibration data"):
         walk(tiny("tiny-llama"), Similarity(), data=empty)
 
 
@@ -324,7 +324,7 @@ def test_fault_B20_collectors_that_give_the_same_names_share_a_walk(tiny: Any) -
         for both, alone in zip(together, walk(model, collector)):
             assert all(torch.equal(both[f"{kind}/{name}"], alone[name]) for name in alone)
     assert together.column("similarity/block") == together.column("block")
-    with pytest.raises(Refused, match=r"'attention'.*grams/attention, similarity/attention"):
+    with pytest.raises(InvalidInputError, match=r"'attention'.*grams/attention, similarity/attention"):
         together.column("attention")
 
 
@@ -342,7 +342,7 @@ def test_fault_B20_one_collector_twice_is_refused_before_anything_runs(
     tiny: Any, twin: Similarity
 ) -> None:
     progress = StopsAfter()
-    with pytest.raises(Refused, match="the collector 'similarity' is given 2 times"):
+    with pytest.raises(InvalidInputError, match="the collector 'similarity' is given 2 times"):
         walk(tiny("tiny-llama"), Similarity(), twin, progress=progress)
     assert progress.done == 0
 
@@ -398,5 +398,5 @@ def test_fault_B20_statistics_of_other_weights_in_the_blocks_are_not_taken(
     assert collect(whole).column("block") == found.column("block")
     with torch.no_grad():
         other.model.layers[2].mlp.up_proj.weight.mul_(2)
-    with pytest.raises(Refused, match="holds statistics of another model"):
+    with pytest.raises(InvalidInputError, match="holds statistics of another model"):
         collect(other)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM
 
 from modwright import checkpoint
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 
 from .tiny import MAKERS, tiny_bert, tiny_llama
 
@@ -97,9 +97,9 @@ def test_heads(tmp_path: Path) -> None:
     assert type(checkpoint.open(tmp_path).model) is BertForMaskedLM
     with pytest.raises(CheckpointError, match=r"pooler\.dense\.weight"):
         checkpoint.open(tmp_path, head="base")
-    with pytest.raises(Refused, match=r"unknown head 'mask-lm'.*did you mean 'masked-lm'"):
+    with pytest.raises(InvalidInputError, match=r"unknown head 'mask-lm'.*did you mean 'masked-lm'"):
         checkpoint.open(tmp_path, head="mask-lm")
-    with pytest.raises(Refused, match="has no head 'image-classification'; it has: causal-lm"):
+    with pytest.raises(InvalidInputError, match="has no head 'image-classification'; it has: causal-lm"):
         checkpoint.open(tmp_path, head="image-classification")
 
 
@@ -262,7 +262,7 @@ def test_surplus_tensors_are_listed(llama_dir: Path) -> None:
     ],
 )
 def test_illegal_arguments(arguments: dict[str, Any], message: str, llama_dir: Path) -> None:
-    with pytest.raises(Refused, match=message):
+    with pytest.raises(InvalidInputError, match=message):
         checkpoint.open(llama_dir, **arguments)
 
 
@@ -271,7 +271,7 @@ def test_too_little_memory_is_said_before_loading(
     llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modwright.checkpoint.memory.available_bytes", lambda: 1000)
-    with pytest.raises(Refused, match=r"opening tiny-llama needs about .* kB .*1\.0 kB are avail"):
+    with pytest.raises(InvalidInputError, match=r"opening tiny-llama needs about .* kB .*1\.0 kB are avail"):
         checkpoint.open(llama_dir)
 
 
@@ -285,7 +285,7 @@ def test_check_finite(dtype: torch.dtype, value: float, llama_dir: Path) -> None
     checkpoint.check_finite(model)
     edit_weights(llama_dir, spoil)
     model = checkpoint.open(llama_dir, dtype=dtype).model
-    with pytest.raises(Refused, match=r"'model\.layers\.2\.self_attn\.k_proj\.weight'.*1 of 512"):
+    with pytest.raises(InvalidInputError, match=r"'model\.layers\.2\.self_attn\.k_proj\.weight'.*1 of 512"):
         checkpoint.check_finite(model)
 
 

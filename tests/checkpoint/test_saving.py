@@ -16,7 +16,7 @@ from transformers import AutoModel, MixtralConfig, MixtralForCausalLM
 from modwright import checkpoint
 from modwright.checkpoint import save
 from modwright.checkpoint.verify_files import verify_files
-from modwright.core.errors import CheckpointError, Refused, VerificationError
+from modwright.core.errors import CheckpointError, InvalidInputError, VerificationError
 
 from .tiny import MAKERS, tiny_bert, tiny_gpt2, tiny_llama
 
@@ -108,7 +108,7 @@ def test_readme_and_extra_files(llama_dir: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../up.txt", "/abs.txt", "", "config.json", "a.safetensors"])
 def test_illegal_extra_names(name: str, tmp_path: Path) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidInputError):
         save(tiny_gpt2(), tmp_path / "out", files={name: "x"})
     assert not (tmp_path / "out").exists()
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modwright.core import distributed
-from modwright.core.errors import ProcessFailed, Refused
+from modwright.core.errors import ProcessFailed, InvalidInputError
 
 SOURCE = Path(distributed.__file__).parents[1]
 
@@ -23,8 +23,8 @@ def test_one_process_has_all_of_it_and_waits_for_nobody() -> None:
         sums = {"a": torch.ones(2)}
         distributed.all_reduce_(sums)
         assert sums["a"].tolist() == [1, 1]
-        with pytest.raises(Refused, match="as it is"), distributed.fail_together():
-            raise Refused("as it is")
+        with pytest.raises(InvalidInputError, match="as it is"), distributed.fail_together():
+            raise InvalidInputError("as it is")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5])

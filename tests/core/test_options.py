@@ -4,7 +4,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.options import make_options, one_line, shown
 
 
@@ -19,7 +19,7 @@ class Cut:
 
     def __post_init__(self) -> None:
         if self.n < 0:
-            raise Refused("n is 0 or more")
+            raise InvalidInputError("n is 0 or more")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ class Cut:
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(options: dict[str, Any], told: str) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInputError) as refused:
         make_options(Cut, "cut", options)
     assert told in str(refused.value) and "\n" not in str(refused.value)
 

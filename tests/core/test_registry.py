@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.registry import Registry, registries_restored
 
 
@@ -58,7 +58,7 @@ def test_a_name_is_taken_once_and_the_same_thing_may_come_again() -> None:
     table = Registry[object]("part")
     thing = table.add("norm", object)
     assert table.add("norm", thing) is thing
-    with pytest.raises(Refused, match=r"a part called 'norm' is registered already, by builtins;"):
+    with pytest.raises(InvalidInputError, match=r"a part called 'norm' is registered already, by builtins;"):
         table.add("norm", int)
     table.add("norm", int, again=lambda old: old is object)
     assert table["norm"] is int
@@ -68,7 +68,7 @@ def test_unknown_names_are_answered_with_all_and_the_nearest() -> None:
     table = Registry[int]("norm")
     table.add("layer", 1)
     table.add("batch", 2)
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInputError) as refused:
         table["bach"]
     assert str(refused.value) == (
         "unknown norm 'bach'; legal values: batch, layer (did you mean 'batch'?)"

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from modwright import cost
 from modwright.anatomy import Anatomy, Embedding, Part
 from modwright.anatomy.calling import cache_keyword
-from modwright.core.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.cost import Cost, Pass, count, part_macs
 
 LENGTH, BATCH = 10, 2
@@ -243,7 +243,7 @@ def test_growth_in_length_is_what_it_says(make: Any) -> None:
 def test_numbers_out_of_range_are_refused_with_the_legal_range(
     make: Any, name: str, value: object
 ) -> None:
-    with pytest.raises(Refused, match=rf"{name} must be a whole number, 1 or more, not "):
+    with pytest.raises(InvalidInputError, match=rf"{name} must be a whole number, 1 or more, not "):
         count(make("tiny-gpt2"), **{name: value})  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import activation_bytes, count, kv_cache_bytes
 
 LENGTH, BATCH = 10, 2
@@ -63,11 +63,11 @@ def test_the_cache_follows_the_dtype(make: Any) -> None:
 
 def test_refusals_name_what_is_legal(make: Any) -> None:
     anatomy = Anatomy.of(make("tiny-llama"))
-    with pytest.raises(Refused, match="length must be a whole number, 1 or more, not 0"):
+    with pytest.raises(InvalidInputError, match="length must be a whole number, 1 or more, not 0"):
         kv_cache_bytes(anatomy, 0)
-    with pytest.raises(Refused, match="batch must be a whole number, 1 or more, not -1"):
+    with pytest.raises(InvalidInputError, match="batch must be a whole number, 1 or more, not -1"):
         activation_bytes(anatomy, 4, batch=-1)
-    with pytest.raises(Refused, match=r"unknown dtype 'float23'; legal values: .*'float32'"):
+    with pytest.raises(InvalidInputError, match=r"unknown dtype 'float23'; legal values: .*'float32'"):
         kv_cache_bytes(anatomy, 4, dtype="float23")
 
 

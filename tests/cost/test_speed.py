@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.paired import PairedRatio
 from modwright.cost import compare_speed, measure_speed
 
@@ -154,13 +154,13 @@ def test_fault_A18_pairs_are_added_until_the_interval_is_narrow(
 def test_refusals_name_what_is_legal(make: Any) -> None:
     model = make("tiny-gpt2")
     for name in ("batch", "prompt", "new_tokens", "repeats", "threads"):
-        with pytest.raises(Refused, match=f"{name} must be a whole number, 1 or more, not 0"):
+        with pytest.raises(InvalidInputError, match=f"{name} must be a whole number, 1 or more, not 0"):
             measure_speed(model, **{**SMALL, name: 0})  # type: ignore[arg-type]
-    with pytest.raises(Refused, match="warmup must be a whole number, 0 or more, not -1"):
+    with pytest.raises(InvalidInputError, match="warmup must be a whole number, 0 or more, not -1"):
         measure_speed(model, warmup=-1, **SMALL)
-    with pytest.raises(Refused, match="need 260 positions; the model has 1 to 256"):
+    with pytest.raises(InvalidInputError, match="need 260 positions; the model has 1 to 256"):
         measure_speed(model, prompt=250, new_tokens=10)
     with torch.device("meta"):
         empty = type(model)(model.config)
-    with pytest.raises(Refused, match="no weights"):
+    with pytest.raises(InvalidInputError, match="no weights"):
         measure_speed(empty)

@@ -13,7 +13,7 @@ from edit_cases import CASES, KINDS, attention_of, mlp_of
 
 from helpers import edit, outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
-from modwright.core.errors import CheckpointError, ModwrightError, Refused, VerificationError
+from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError, VerificationError
 from modwright.edits import (
     Change,
     Plan,
@@ -35,7 +35,7 @@ def planned(model: Any, change: Change) -> Plan:
 def refused(model: Any, change: Change, said: str) -> None:
     """The change is refused in one line, and the model is as it was."""
     before = snapshot(model)
-    with pytest.raises(Refused, match=said) as refusal:
+    with pytest.raises(InvalidInputError, match=said) as refusal:
         apply(model, planned(model, change))
     assert "\n" not in str(refusal.value)
     assert unchanged(model, before)
@@ -126,7 +126,7 @@ def test_a_plan_for_another_structure_is_refused(tiny: Any) -> None:
         "does not fit: block 0 is .*'mlp': None": apply(source, plan).model,
     }
     for said, model in others.items():
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             apply(model, plan)
 
 
@@ -316,10 +316,10 @@ def test_models_that_are_not_on_one_device_are_refused(tiny: Any) -> None:
     source = tiny.copy("tiny-llama")
     plan = planned(source, Change())
     source.hf_device_map = {"model.layers.0": "cpu", "model.layers.1": "disk"}
-    with pytest.raises(Refused, match="spread over devices"):
+    with pytest.raises(InvalidInputError, match="spread over devices"):
         apply(source, plan)
     del source.hf_device_map
-    with pytest.raises(Refused, match=r"model\.embed_tokens\.weight is on the meta device"):
+    with pytest.raises(InvalidInputError, match=r"model\.embed_tokens\.weight is on the meta device"):
         apply(source.to("meta"), plan)
 
 
@@ -331,7 +331,7 @@ def test_a_source_that_holds_nan_is_refused_by_name(tiny: Any, dense_mlps: str, 
     value = part.parameters()["weight"].clone()
     value[0, 0] = torch.nan
     anatomy.write(where, value)
-    with pytest.raises(Refused, match="the source weights hold NaN at"):
+    with pytest.raises(InvalidInputError, match="the source weights hold NaN at"):
         apply(source, planned(source, remove(anatomy.blocks[0])))
 
 

@@ -11,7 +11,7 @@ from edit_cases import attention_of
 from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy
 from modwright.anatomy.families.llama import Llama
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, arrange, keep_heads, keep_neurons
 from modwright.edits.plan import Plan
 
@@ -73,7 +73,7 @@ def test_fault_A23_one_value_for_several_copies_is_refused(tiny: Any) -> None:
         ([1, 1], "one value for blocks.1.mlp_norm.weight, and 2 copies"),
     ):
         change = arrange(order) + Change((), {"blocks.1.mlp_norm.weight": value})
-        with pytest.raises(Refused, match=said) as refusal:
+        with pytest.raises(InvalidInputError, match=said) as refusal:
             edit(source, change)
         assert "\n" not in str(refusal.value)
     assert unchanged(source, before)

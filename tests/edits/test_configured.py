@@ -14,7 +14,7 @@ from torch import nn
 from helpers import batch_of, edit, snapshot, unchanged
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, remove
 from modwright.edits.configured import check_as_configured
 
@@ -117,7 +117,7 @@ def test_fault_A5_what_is_not_in_the_config_is_refused_by_name(
     model = tiny.copy("tiny-llama")
     change(model)
     before = snapshot(model)
-    with pytest.raises(Refused, match=CHANGES[change]) as refusal:
+    with pytest.raises(InvalidInputError, match=CHANGES[change]) as refusal:
         edit(model, remove(Anatomy.of(model).blocks[2].mlp))
     assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 500
     assert unchanged(model, before)
@@ -136,14 +136,14 @@ def test_fault_A26_layers_that_share_are_refused_by_name(tiny: Any) -> None:
         (one, r"layers\.1\.self_attn\.k_proj\.weight and .*layers\.3.* are one tensor"),
         (outside, r"layers\.0\.input_layernorm\.weight and model\.norm\.weight are one tensor"),
     ):
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             edit(model, remove(Anatomy.of(model).blocks[1].mlp))
 
 
 def test_fault_A26_a_head_that_lost_its_tie_is_refused(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    with pytest.raises(Refused, match=r"lm_head.weight and model.embed_tokens.weight are not one"):
+    with pytest.raises(InvalidInputError, match=r"lm_head.weight and model.embed_tokens.weight are not one"):
         edit(model, remove(Anatomy.of(model).blocks[1].mlp))
 
 
@@ -171,7 +171,7 @@ def test_fault_A5_image_models_alike(architecture: str) -> None:
     check_as_configured(model)
     block = Anatomy.of(model).blocks[0]
     block.module.register_forward_hook(lambda module, args, output: None)
-    with pytest.raises(Refused, match=r"has a forward hook"):
+    with pytest.raises(InvalidInputError, match=r"has a forward hook"):
         edit(model, remove(Anatomy.of(model).blocks[1]))
 
 

@@ -18,7 +18,7 @@ from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy, OtherMixer
 from modwright.calibration import Similarity, calibrate
 from modwright.checkpoint import save
-from modwright.core.errors import Refused, VerificationError
+from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.registry import registries_restored
 from modwright.cost import activation_bytes, inspect, kv_cache_bytes
 from modwright.edits import Change, Replace, register_part, remove, verify
@@ -136,5 +136,5 @@ def test_fault_B20_a_buffer_of_any_type_is_filled_by_the_plan(tiny: Any, kind: s
     assert found is not None
     assert torch.equal(found.parameters()[kind], change.tensors[f"blocks.0.attention.{kind}"])
     lacking = {n: t for n, t in change.tensors.items() if not n.endswith(kind)}
-    with pytest.raises(Refused, match=f"no value for blocks.0.attention.{kind}"):
+    with pytest.raises(InvalidInputError, match=f"no value for blocks.0.attention.{kind}"):
         edit(source, Change(change.edits, lacking))

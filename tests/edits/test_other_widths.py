@@ -11,7 +11,7 @@ from torch import nn
 
 from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy, FactoredProjection
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, Plan, Replace, Restore, edits_from_json, factorize, remove
 from modwright.edits.refit import refit
 from modwright.edits.registry import build_part, part_names
@@ -40,7 +40,7 @@ def test_refitted_with_its_own_values_a_part_computes_the_same(tiny: Any, preset
     for role, sublayer in Anatomy.of(model).blocks[1].sublayers():
         try:
             change = refit(sublayer, {})
-        except Refused as refusal:
+        except InvalidInputError as refusal:
             assert role == "mlp" and "cannot be given other widths" in str(refusal)
             continue
         assert worst(outputs(edit(model, change).model), outputs(model)) < 1e-5
@@ -138,15 +138,15 @@ def test_parts_that_alter_what_stands_there_are_parts_like_others(
 def test_what_a_config_says_of_them_is_checked(tiny: Any) -> None:
     model = tiny("tiny-gpt2")
     axes: dict[str, Any] = {"axes": {"weight": -1}, "size": 20, "standing": 1}
-    with pytest.raises(Refused, match=r"part 'narrowed': .*standing"):
+    with pytest.raises(InvalidInputError, match=r"part 'narrowed': .*standing"):
         edit(model, Change((Replace("positions", "narrowed", axes),)))
-    with pytest.raises(Refused, match="part 'narrowed': Embedding has no parameter 'bias'"):
+    with pytest.raises(InvalidInputError, match="part 'narrowed': Embedding has no parameter 'bias'"):
         wrong = {"axes": {"bias": 0}, "size": 20}
         edit(model, Change((Replace("positions", "narrowed", wrong),)))
-    with pytest.raises(Refused, match=r"gives no value for positions\.weight \(256, 20\)"):
+    with pytest.raises(InvalidInputError, match=r"gives no value for positions\.weight \(256, 20\)"):
         right = {"axes": {"weight": -1}, "size": 20}
         edit(model, Change((Replace("positions", "narrowed", right),)))
-    with pytest.raises(Refused, match="part 'crms_norm': hidden_size must be at least 1"):
+    with pytest.raises(InvalidInputError, match="part 'crms_norm': hidden_size must be at least 1"):
         build_part("crms_norm", model.config, {"hidden_size": 0, "eps": 1e-5})
 
 
@@ -169,17 +169,17 @@ def test_taking_back_travels_in_plans_only(tiny: Any, tmp_path: Path) -> None:
     stored = [Restore("blocks.1.mlp.up").to_json()]
     assert stored == [{"op": "restore", "path": "blocks.1.mlp.up"}]
     assert edits_from_json(stored) == (Restore("blocks.1.mlp.up"),)
-    with pytest.raises(Refused, match="a whole block that was removed cannot come back"):
+    with pytest.raises(InvalidInputError, match="a whole block that was removed cannot come back"):
         Restore("blocks.1")
     model = tiny("tiny-gpt2")
     gone = edit(model, remove(Anatomy.of(model).blocks[0].mlp)).model
-    with pytest.raises(Refused, match="mlp of block 0 was removed"):
+    with pytest.raises(InvalidInputError, match="mlp of block 0 was removed"):
         edit(gone, Change((Restore("blocks.0.mlp.up"),)))
     plan = Plan.of(Anatomy.of(model), "test", Change((Restore("embed"),)))
     assert plan.summary() == [("embed", "the family's own again")]
     config = type(gone.config)(**{**gone.config.to_dict(), "edits": stored})
     assert config.edits == stored
-    with pytest.raises(Refused, match="'restore' belongs into a plan, not into a config"):
+    with pytest.raises(InvalidInputError, match="'restore' belongs into a plan, not into a config"):
         edits_of(config)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import batch_of, edit, outputs
 from modwright.anatomy import Anatomy
-from modwright.core.errors import CheckpointError, ModwrightError, Refused
+from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
 from modwright.edits import Applied, Change, Replace, keep_neurons, remove, replace_attention
 from modwright.edits.remodelled import base_class, remodelled
 
@@ -330,7 +330,7 @@ def test_per_layer_entries_are_never_read_back(tiny: Any, tmp_path: Path) -> Non
     back = transformers.AutoModelForCausalLM.from_pretrained(directory)
     assert Anatomy.of(back).blocks[0].mlp.intermediate_size == 96
     assert "7" not in json.dumps(back.config.to_dict()["per_layer_config"])
-    with pytest.raises(Refused, match="follows from its edits"):
+    with pytest.raises(InvalidInputError, match="follows from its edits"):
         back.config.per_layer_config = lie
 
 

@@ -18,7 +18,7 @@ import modwright.edits.replay
 import modwright.edits.slots
 from helpers import batch_of, edit, outputs, worst
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused, VerificationError
+from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.edits import Verification, apply, keep_heads, remove, verify
 from modwright.edits.plan import Plan
 from modwright.edits.remodelled import _RemodelledConfig
@@ -99,7 +99,7 @@ def test_slots_are_numbered_within_each_type_of_layer(monkeypatch: pytest.Monkey
     monkeypatch.setattr(modwright.edits.slots, "_KNOWS_EMPTY_SLOTS", True)
     assert numbered([1, 3, 5], mixed) == [1, 3, 5]
     monkeypatch.setattr(modwright.edits.slots, "_KNOWS_EMPTY_SLOTS", False)
-    with pytest.raises(Refused, match=r"all full layers would go.*keep one of layers \[0, 2, 4\]"):
+    with pytest.raises(InvalidInputError, match=r"all full layers would go.*keep one of layers \[0, 2, 4\]"):
         numbered([1, 3, 5], mixed)
 
 

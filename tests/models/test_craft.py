@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageToImage
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, list_models, to_layout
 from modwright.models.architectures.craft import CraftConfig, CraftForImageSuperResolution
@@ -66,11 +66,11 @@ def test_counts(name: str) -> None:
 
 def test_its_names_are_listed_and_nothing_of_a_classifier_is_taken() -> None:
     assert list_models("craft*") == list(COUNTS)
-    with pytest.raises(Refused, match="unknown field of CraftConfig 'drop_rate'"):
+    with pytest.raises(InvalidInputError, match="unknown field of CraftConfig 'drop_rate'"):
         create_model("craft_x2", drop_rate=0.1)
-    with pytest.raises(Refused, match="unknown field of CraftConfig 'global_pool'"):
+    with pytest.raises(InvalidInputError, match="unknown field of CraftConfig 'global_pool'"):
         create_model("craft_x2", global_pool="avg")
-    with pytest.raises(Refused, match="craft_x2 is no classifier"):
+    with pytest.raises(InvalidInputError, match="craft_x2 is no classifier"):
         create_model("craft_x2", features_only=True)
 
 
@@ -305,7 +305,7 @@ def test_the_official_layout_there_and_back() -> None:
     own, other = model.state_dict(), twin.state_dict()
     assert all(other[name].equal(tensor) for name, tensor in own.items())
     weights["layers.0.conv.wait"] = weights.pop("layers.0.conv.weight")
-    with pytest.raises(Refused, match=r"groups\.0\.conv\.wait for one"):
+    with pytest.raises(InvalidInputError, match=r"groups\.0\.conv\.wait for one"):
         import_weights(twin, weights)
 
 
@@ -351,7 +351,7 @@ def test_flat_pictures_and_half_precision() -> None:
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         tiny(**fields)
     if "dim" in fields:
         assert run(tiny(dim=16, position_dim=2), torch.rand(1, 3, 4, 4)).isfinite().all()
@@ -374,27 +374,27 @@ def test_impossible_parts_are_refused() -> None:
 
 def test_pictures_that_do_not_fit_are_refused() -> None:
     model = tiny()
-    with pytest.raises(Refused, match=r"multiples of 4, not 8 x 6; .*upscale_image"):
+    with pytest.raises(InvalidInputError, match=r"multiples of 4, not 8 x 6; .*upscale_image"):
         model(torch.rand(1, 3, 8, 6))
-    with pytest.raises(Refused, match=r"numbers from 0 to 1, not torch\.uint8"):
+    with pytest.raises(InvalidInputError, match=r"numbers from 0 to 1, not torch\.uint8"):
         model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(Refused, match="takes 3 channels, the pictures have 4"):
+    with pytest.raises(InvalidInputError, match="takes 3 channels, the pictures have 4"):
         model(torch.rand(1, 4, 8, 8))
-    with pytest.raises(Refused, match="has 4; drop the alpha channel"):
+    with pytest.raises(InvalidInputError, match="has 4; drop the alpha channel"):
         upscale_image(model, torch.rand(4, 8, 8))
-    with pytest.raises(Refused, match=r"not \(8, 8\)"):
+    with pytest.raises(InvalidInputError, match=r"not \(8, 8\)"):
         upscale_image(model, torch.rand(8, 8))
-    with pytest.raises(Refused, match="the picture is empty"):
+    with pytest.raises(InvalidInputError, match="the picture is empty"):
         upscale_image(model, torch.rand(3, 0, 8))
-    with pytest.raises(Refused, match="between 0 and 255, not -1 and 300"):
+    with pytest.raises(InvalidInputError, match="between 0 and 255, not -1 and 300"):
         upscale_image(model, torch.tensor([-1, 300, 0]).view(3, 1, 1))
-    with pytest.raises(Refused, match="no finite numbers"):
+    with pytest.raises(InvalidInputError, match="no finite numbers"):
         upscale_image(model, torch.full((3, 8, 8), math.nan))
-    with pytest.raises(Refused, match=r"to 255, not torch\.bool"):
+    with pytest.raises(InvalidInputError, match=r"to 255, not torch\.bool"):
         upscale_image(model, torch.zeros(3, 8, 8, dtype=torch.bool))
-    with pytest.raises(Refused, match=r"unknown padding 'zero'; legal values: reflect"):
+    with pytest.raises(InvalidInputError, match=r"unknown padding 'zero'; legal values: reflect"):
         upscale_image(model, torch.rand(3, 8, 8), pad="zero")
-    with pytest.raises(Refused, match="less than half a tile of 64: 32"):
+    with pytest.raises(InvalidInputError, match="less than half a tile of 64: 32"):
         upscale_image(model, torch.rand(3, 8, 8), tile=64)
-    with pytest.raises(Refused, match="tile must be a multiple of 4, not 30"):
+    with pytest.raises(InvalidInputError, match="tile must be a multiple of 4, not 30"):
         upscale_image(model, torch.rand(3, 8, 8), tile=30, overlap=2)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models import create_model, import_weights, list_models, to_layout
 from modwright.models.architectures.duoformer import (
     DuoFormerConfig,
@@ -130,7 +130,7 @@ def test_maps_that_do_not_fit_are_refused() -> None:
         part([*given[:2], given[2][..., :6], given[3]])
     with pytest.raises(ValueError, match="4 maps are wanted, not 2"):
         ChannelToken([4, 4, 8, 8], 6)(given[2:])
-    with pytest.raises(Refused, match="4 maps are wanted, not 3"):
+    with pytest.raises(InvalidInputError, match="4 maps are wanted, not 3"):
         small(scale_token="channel").forward_tokens(given[1:])
 
 
@@ -317,9 +317,9 @@ def test_weights_start_where_the_released_code_starts_them() -> None:
 def test_positions_of_cells_are_resized_if_asked() -> None:
     model, free = small(), small(interpolate_positions=True)
     x = torch.randn(1, 3, 32, 48)
-    with pytest.raises(Refused, match=r"4 x 6 cells where .* 4 x 4; interpolate_positions=True"):
+    with pytest.raises(InvalidInputError, match=r"4 x 6 cells where .* 4 x 4; interpolate_positions=True"):
         model(x)
-    with pytest.raises(Refused, match="2 x 2 cells where the config has 4 x 4"):
+    with pytest.raises(InvalidInputError, match="2 x 2 cells where the config has 4 x 4"):
         model.forward_tokens(features(side=2))
     with torch.no_grad():
         assert free(x).logits.isfinite().all()
@@ -344,5 +344,5 @@ def test_positions_of_cells_are_resized_if_asked() -> None:
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         small(**fields)

@@ -11,7 +11,7 @@ from models.tiny import TINY, tiny
 from modwright.anatomy import Anatomy, Attention, Mlp, OtherMixer
 from modwright.calibration import Grams, Similarity, calibrate
 from modwright.calibration.tensors import from_tensors
-from modwright.core.errors import CheckpointError, ModwrightError, Refused, UnsupportedArchitecture
+from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError, UnsupportedArchitecture
 from modwright.cost import count, inspect
 from modwright.cost.forward_macs import forward_macs
 from modwright.edits import Plan, apply, factorize, remove
@@ -140,7 +140,7 @@ def test_statistics_are_those_of_a_plain_forward_pass(model: Any) -> None:
 def test_streams_apart_are_not_compared_where_they_change_shape() -> None:
     from modwright.calibration.collectors import StreamGaps
 
-    with pytest.raises(Refused, match="the stream changes its shape"):
+    with pytest.raises(InvalidInputError, match="the stream changes its shape"):
         calibrate(Anatomy.of(m := tiny("metaformer")), data(m), [StreamGaps(2)])
 
 
@@ -228,7 +228,7 @@ def test_whole_blocks_leave_stages_shorter() -> None:
     assert result.config.token_mixers[1] == ["attention"]  # the block that stayed is the second
     first, second = Anatomy.of(result).blocks[1].module, anatomy.blocks[2].module
     assert torch.equal(first.mlp.fc1.weight, second.mlp.fc1.weight)
-    with pytest.raises(Refused, match="stage 0 would be left without a block"):
+    with pytest.raises(InvalidInputError, match="stage 0 would be left without a block"):
         apply(model, Plan.of(anatomy, "by hand", remove(anatomy.blocks[0])))
 
 
@@ -236,7 +236,7 @@ def test_whole_blocks_leave_stages_shorter() -> None:
 def test_whole_blocks_stay_where_the_config_cannot_count_them(kind: str) -> None:
     model = tiny(kind)
     anatomy = Anatomy.of(model)
-    with pytest.raises(Refused, match="remove their attention and mlp instead"):
+    with pytest.raises(InvalidInputError, match="remove their attention and mlp instead"):
         apply(model, Plan.of(anatomy, "by hand", remove(anatomy.blocks[0])))
 
 
@@ -329,5 +329,5 @@ def test_replacing_is_refused_where_it_makes_no_sense() -> None:
         (deit, {"mixer": "pool", "kernel_size": 2}, "kernel_size is odd, not 2"),
         (deit, {"mixer": "pool", "blocks": "9"}, "there is no layer 9"),
     ):
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             make_method("replace_token_mixer", options).plan(anatomy)

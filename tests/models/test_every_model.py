@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig
 
 from models.tiny import TINY, tiny
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models import (
     FeatureMaps,
     architectures,
@@ -120,7 +120,7 @@ def test_layouts_round_trip_bit_by_bit(model: Any) -> None:
         assert import_weights(twin, weights).layout in layouts_of(model)
         name = next(iter(weights))
         weights[f"{name}x"] = weights.pop(name)
-        with pytest.raises(Refused, match=r"have no place|missing from the file"):
+        with pytest.raises(InvalidInputError, match=r"have no place|missing from the file"):
             import_weights(twin, weights, layout)
 
 
@@ -187,9 +187,9 @@ def test_a_trace_gives_the_same_numbers(model: Any) -> None:
 
 
 def test_what_is_no_picture_is_refused(model: Any) -> None:
-    with pytest.raises(Refused, match="pictures are"):
+    with pytest.raises(InvalidInputError, match="pictures are"):
         model(torch.zeros(3, 8, 8))
-    with pytest.raises(Refused, match="the model takes 3 channels, the pictures have 4"):
+    with pytest.raises(InvalidInputError, match="the model takes 3 channels, the pictures have 4"):
         model(torch.zeros(1, 4, *model.config.size))
 
 
@@ -200,15 +200,15 @@ def test_names_are_unique_and_wrong_ones_answered() -> None:
     def again(**overrides: Any) -> Any: ...
 
     again.__name__ = taken
-    with pytest.raises(Refused, match=f"a model called '{taken}' is registered already"):
+    with pytest.raises(InvalidInputError, match=f"a model called '{taken}' is registered already"):
         register_model(again)
-    with pytest.raises(Refused, match=r"unknown model 'poolformer_s13'.*poolformer_s12"):
+    with pytest.raises(InvalidInputError, match=r"unknown model 'poolformer_s13'.*poolformer_s12"):
         create_model("poolformer_s13")
-    with pytest.raises(Refused, match=r"unknown field of MetaFormerConfig 'depth'.*depths"):
+    with pytest.raises(InvalidInputError, match=r"unknown field of MetaFormerConfig 'depth'.*depths"):
         create_model("poolformer_s12", depth=3)
-    with pytest.raises(Refused, match="drop_path_rate lies between 0 and 1"):
+    with pytest.raises(InvalidInputError, match="drop_path_rate lies between 0 and 1"):
         create_model("poolformer_s12", drop_path_rate=1.5)
-    with pytest.raises(Refused, match="not shipped"):
+    with pytest.raises(InvalidInputError, match="not shipped"):
         create_model("poolformer_s12", pretrained=True)
 
 
@@ -224,9 +224,9 @@ def test_every_variant_can_be_built(name: str) -> None:
 @pytest.mark.parametrize("count", [-1, 2.0, True, "10", None])
 def test_fault_A16_counts_are_whole_numbers(count: Any) -> None:
     for name in ("num_classes", "in_chans"):
-        with pytest.raises(Refused, match=f"{name} is a whole number of at least"):
+        with pytest.raises(InvalidInputError, match=f"{name} is a whole number of at least"):
             create_model("poolformer_s12", **{name: count})
-    with pytest.raises(Refused, match="in_chans is a whole number of at least 1, not 0"):
+    with pytest.raises(InvalidInputError, match="in_chans is a whole number of at least 1, not 0"):
         create_model("poolformer_s12", in_chans=0)
-    with pytest.raises(Refused, match="num_classes is a whole number"):
+    with pytest.raises(InvalidInputError, match="num_classes is a whole number"):
         tiny("metaformer").reset_classifier(count)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.models.importing import read_weights
 
 WEIGHTS = {"conv.weight": torch.ones(2, 3), "conv.bias": torch.zeros(2)}
@@ -84,10 +84,10 @@ def test_fault_B9_one_nested_dict_or_the_key(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "network": WEIGHTS}, file)
     assert read_weights(file)["conv.weight"].equal(WEIGHTS["conv.weight"])
     torch.save({"generator": WEIGHTS, "critic": {"g": EMA}, "other": EMA}, file)
-    with pytest.raises(Refused, match=r"several sets of tensors; choose a key: generator, other"):
+    with pytest.raises(InvalidInputError, match=r"several sets of tensors; choose a key: generator, other"):
         read_weights(file)
     assert read_weights(file, "critic.g")["conv.weight"].equal(EMA["conv.weight"])
-    with pytest.raises(Refused, match=r"unknown key of a\.pth 'gen'; legal values: generator, cr"):
+    with pytest.raises(InvalidInputError, match=r"unknown key of a\.pth 'gen'; legal values: generator, cr"):
         read_weights(file, "gen")
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PoolFormerConfig, PoolFormerForImageClassification
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.metaformer import (
     VARIANTS,
@@ -137,7 +137,7 @@ def test_positions_are_resized_to_a_larger_picture() -> None:
         MetaFormerConfig(**fields, depths=[1, 1, 1, 1], num_labels=5, image_size=256)
     )
     weights = to_layout(at_224, "official")
-    with pytest.raises(Refused, match=r"stages\.2\.positions\.table is \(1, 320, 16, 16\) here"):
+    with pytest.raises(InvalidInputError, match=r"stages\.2\.positions\.table is \(1, 320, 16, 16\) here"):
         import_weights(at_256, weights)
     import_weights(at_256, weights, resize=True)
     assert at_256.stages[2].positions.table.shape == (1, 320, 16, 16)
@@ -158,7 +158,7 @@ def test_positions_are_resized_to_a_larger_picture() -> None:
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         small(**fields)
 
 
@@ -173,8 +173,8 @@ def test_even_pools_and_other_grids_are_refused() -> None:
 def test_a_checkpoint_of_another_structure_is_refused_by_its_first_bad_name() -> None:
     weights = to_layout(small(), "official")
     deeper = create_model("poolformer_s12", num_classes=5, depths=[1, 1, 2, 1])
-    with pytest.raises(Refused, match=r"missing from the file, stages\.2\.blocks\.1"):
+    with pytest.raises(InvalidInputError, match=r"missing from the file, stages\.2\.blocks\.1"):
         import_weights(deeper, weights)
     weights["network.9.0.norm1.weight"] = torch.zeros(1)
-    with pytest.raises(Refused, match=r"network\.9\.0\.norm1\.weight for one"):
+    with pytest.raises(InvalidInputError, match=r"network\.9\.0\.norm1\.weight for one"):
         import_weights(small(), weights)

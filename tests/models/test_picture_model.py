@@ -10,7 +10,7 @@ import torch
 
 import modwright
 from modwright.anatomy.families import family_of
-from modwright.core.errors import ModwrightError, Refused, UnsupportedArchitecture
+from modwright.core.errors import ModwrightError, InvalidInputError, UnsupportedArchitecture
 from modwright.models import create_model
 from modwright.models.registry import model_class
 
@@ -31,7 +31,7 @@ from .tiny import TINY, tiny
 def test_fault_B4_what_parts_refuse_is_refused_by_create_model(
     fields: dict[str, Any], told: str
 ) -> None:
-    with torch.device("meta"), pytest.raises(Refused) as refused:
+    with torch.device("meta"), pytest.raises(InvalidInputError) as refused:
         create_model("poolformer_s12", **fields)
     assert told in str(refused.value) and "\n" not in str(refused.value)
     assert refused.value.exit_code == 2

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.models import create_model, to_layout
 from modwright.models.importing import read_weights
 from modwright.models.recognising import import_named, recognise, variants_of
@@ -30,7 +30,7 @@ def test_a_paper_names_the_variants_of_its_architecture() -> None:
     assert variants_of("deit_tiny_patch16_224") == ["deit_tiny_patch16_224"]
     assert {"t2t_vit_7", "t2t_vit_t_14"} <= set(variants_of("t2t-vit"))
     assert variants_of("t2t_vit") == variants_of("t2t-vit")
-    with pytest.raises(Refused, match=r"unknown model 'metaforma'.*did you mean 'metaformer'"):
+    with pytest.raises(InvalidInputError, match=r"unknown model 'metaforma'.*did you mean 'metaformer'"):
         variants_of("metaforma")
 
 
@@ -50,7 +50,7 @@ def test_of_a_paper_the_variant_that_fits_is_taken(official: Any) -> None:
     for name, tensor in large.state_dict().items():
         assert found.model.state_dict()[name].equal(tensor), name
     # one that pools and one that does nothing have the same tensors
-    with pytest.raises(Refused, match=r"fits 2 models alike.* metaformer_id_s12, poolformer_s12"):
+    with pytest.raises(InvalidInputError, match=r"fits 2 models alike.* metaformer_id_s12, poolformer_s12"):
         import_named("metaformer", official)
 
 
@@ -66,18 +66,18 @@ def test_what_does_not_fit_is_named(official: Any) -> None:
     lacking = dict(official)
     first = lacking.pop(next(iter(official)))
     with pytest.raises(
-        Refused,
+        InvalidInputError,
         match=r"no model of metaformer fits the file; the nearest, \w+_s12 with the layout "
         r"official: missing from the file: 1 \(stem",
     ):
         recognise("metaformer", lacking)
     with pytest.raises(
-        Refused, match=r"poolformer_s12 .* without a place in the model: 1 \(more\)"
+        InvalidInputError, match=r"poolformer_s12 .* without a place in the model: 1 \(more\)"
     ):
         recognise("poolformer_s12", {**official, "more": first})
-    with pytest.raises(Refused, match=r"poolformer_m36 .* missing from the file: \d+ \(.*, …\)"):
+    with pytest.raises(InvalidInputError, match=r"poolformer_m36 .* missing from the file: \d+ \(.*, …\)"):
         recognise("poolformer_m36", official)
-    with pytest.raises(Refused, match=r"unknown layout 'offical'.*did you mean 'official'"):
+    with pytest.raises(InvalidInputError, match=r"unknown layout 'offical'.*did you mean 'official'"):
         recognise("poolformer_s12", official, "offical")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models import create_model
 
 SMALL: dict[str, Any] = {"depths": [1, 1], "widths": [8, 16]}
@@ -38,6 +38,6 @@ def test_fault_B4_words_of_the_config_are_accepted() -> None:
     ],
 )
 def test_fault_B4_values_of_another_type_are_refused(fields: dict[str, Any], said: str) -> None:
-    with pytest.raises(Refused, match=said) as refusal:
+    with pytest.raises(InvalidInputError, match=said) as refusal:
         create_model("poolformer_s12", **{**SMALL, **fields})
     assert "\n" not in str(refusal.value)

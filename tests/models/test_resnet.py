@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from models.counting import check_counts
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models import create_model, import_weights, list_models, to_layout
 from modwright.models.architectures.residual_network import (
     ResidualNetworkConfig,
@@ -185,11 +185,11 @@ def test_duoformer_stands_on_the_same_parts() -> None:
 
 
 def test_impossible_structures_are_refused() -> None:
-    with pytest.raises(Refused, match="unknown branch 'wide'"):
+    with pytest.raises(InvalidInputError, match="unknown branch 'wide'"):
         ResidualNetworkConfig(branch="wide")
-    with pytest.raises(Refused, match="multiples of 4"):
+    with pytest.raises(InvalidInputError, match="multiples of 4"):
         ResidualNetworkConfig(widths=[16, 30, 64, 128])
-    with pytest.raises(Refused, match="widths has 2 entries for 4 stages"):
+    with pytest.raises(InvalidInputError, match="widths has 2 entries for 4 stages"):
         ResidualNetworkConfig(widths=[16, 32])
     with pytest.raises(ValueError, match="unknown branch 'wide'"):
         ResidualPyramid(3, [8], [1], "wide")

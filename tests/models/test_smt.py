@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageClassification
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.smt import SMTConfig, SMTForImageClassification
@@ -282,7 +282,7 @@ def test_a_file_says_how_deep_its_model_is(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert model(x).logits.equal(source(x).logits)
-    with pytest.raises(Refused, match="have no place"):  # a depth that is said is kept
+    with pytest.raises(InvalidInputError, match="have no place"):  # a depth that is said is kept
         create_model(
             "smt_small",
             num_classes=5,
@@ -295,7 +295,7 @@ def test_a_file_says_how_deep_its_model_is(tmp_path: Path) -> None:
 def test_another_classifier_is_left_out_on_request() -> None:
     model, other = small(), small(num_labels=7)
     weights = to_layout(model, "official")
-    with pytest.raises(Refused, match=r"head\.fc\.weight is \(7, 32\) here"):
+    with pytest.raises(InvalidInputError, match=r"head\.fc\.weight is \(7, 32\) here"):
         import_weights(other, weights)
     import_weights(other, weights, new_classifier=True)
     assert other.stages[0].blocks[0].mixer.v.weight.equal(model.stages[0].blocks[0].mixer.v.weight)
@@ -321,7 +321,7 @@ def test_another_classifier_is_left_out_on_request() -> None:
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         small(**fields)
 
 
@@ -344,5 +344,5 @@ def test_bad_input_of_parts_is_refused() -> None:
         ScaleAwareAggregation(8, 4).train()(torch.zeros(1, 8, 1, 1))
     with pytest.raises(ValueError, match="training mode"):
         ScaleAwareAggregation(8, 4).train().fuse()
-    with pytest.raises(Refused, match="at least 32 pixels"):
+    with pytest.raises(InvalidInputError, match="at least 32 pixels"):
         small()(torch.zeros(1, 3, 31, 64))

@@ -23,7 +23,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from modwright.core.errors import CheckpointError, Refused, UnsupportedArchitecture
+from modwright.core.errors import CheckpointError, InvalidInputError, UnsupportedArchitecture
 from modwright.models import create_model, import_weights
 from modwright.models.importing import read_weights
 from modwright.models.recognising import import_named
@@ -136,7 +136,7 @@ def test_fault_A7_every_field_is_computed_by_or_refused_by_name(
     theirs = saved(tmp_path, kind, **change)
     try:
         ours = imported(tmp_path, KINDS[kind][0])
-    except Refused as refusal:
+    except InvalidInputError as refusal:
         said = str(refusal)
         assert "config.json" in said and any(key in said for key in change), said
         assert set(change) & {"hidden_act", "layer_norm_eps", "strides"} or True in change.values()
@@ -160,7 +160,7 @@ def test_fault_A7_fields_that_nothing_is_known_of_are_refused(tmp_path: Path) ->
         ({"architectures": ["ViTModel"]}, "architectures is ViTModel; ViTForImageClassification"),
     ):
         file.write_text(json.dumps({**whole, **change}))
-        with pytest.raises(Refused, match=rf"config\.json: {said}"):
+        with pytest.raises(InvalidInputError, match=rf"config\.json: {said}"):
             imported(tmp_path, "deit_tiny_patch16_224")
     for change in ({"model_type": "beit"}, {"model_type": None}):
         file.write_text(json.dumps({**whole, **change}))
@@ -174,13 +174,13 @@ def test_fault_A7_fields_that_nothing_is_known_of_are_refused(tmp_path: Path) ->
         with pytest.raises(CheckpointError, match=r"config\.json is no JSON object"):
             imported(tmp_path, "deit_tiny_patch16_224")
     file.write_text(json.dumps({**whole, "id2label": {"0": "eel", "1": "owl"}}))
-    with pytest.raises(Refused, match="names 2 classes, the classifier has 3"):
+    with pytest.raises(InvalidInputError, match="names 2 classes, the classifier has 3"):
         imported(tmp_path, "deit_tiny_patch16_224")
 
 
 def test_fault_A7_one_classifier_on_two_tokens_is_refused(tmp_path: Path) -> None:
     DeiTForImageClassification(DeiTConfig(**TOKENS)).save_pretrained(tmp_path)
-    with pytest.raises(Refused, match="DeiTForImageClassificationWithTeacher is read"):
+    with pytest.raises(InvalidInputError, match="DeiTForImageClassificationWithTeacher is read"):
         imported(tmp_path, "deit_tiny_distilled_patch16_224")
 
 
@@ -190,7 +190,7 @@ def test_fault_A7_weights_into_a_model_that_computes_by_other_fields(tmp_path: P
     own |= {"mlp_ratio": 25 / 16, "num_classes": 3}
     model = create_model("deit_tiny_patch16_224", **own).eval()
     for place in (tmp_path, tmp_path / "model.safetensors"):
-        with pytest.raises(Refused, match=r"says layer_norm_eps 0\.01, the model has 1e-06"):
+        with pytest.raises(InvalidInputError, match=r"says layer_norm_eps 0\.01, the model has 1e-06"):
             import_weights(model, place)
     model = create_model("deit_tiny_patch16_224", **own, layer_norm_eps=1e-2).eval()
     import_weights(model, tmp_path)
@@ -210,7 +210,7 @@ def test_configs_of_timm_are_read(tmp_path: Path) -> None:
     assert found is not None and found.id2label == {0: "eel", 1: "owl"}
     assert found.fields == {"global_pool": "avg"}
     (tmp_path / "config.json").write_text(json.dumps({**stored, "model_args": {"act": "silu"}}))
-    with pytest.raises(Refused, match=r"model_args\.act has no counterpart here"):
+    with pytest.raises(InvalidInputError, match=r"model_args\.act has no counterpart here"):
         read_source_config(tmp_path, {})
     assert config_beside(tmp_path / "other.safetensors") is None
 

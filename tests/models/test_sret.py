@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.counting import check_counts
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.sret import SReTConfig, SReTForImageClassification
@@ -283,7 +283,7 @@ def test_loops_of_one_call_can_be_said() -> None:
     assert logits(model, x, num_loops=2).equal(whole)
     assert not torch.allclose(logits(model, x, num_loops=1), whole, atol=1e-3)
     assert logits(model, x).equal(whole)
-    with pytest.raises(Refused, match="3 loops need projections"):
+    with pytest.raises(InvalidInputError, match="3 loops need projections"):
         model(x, num_loops=3)
     free = small(projections="per_block")
     assert logits(free, x, num_loops=4).isfinite().all()
@@ -312,7 +312,7 @@ def test_files_under_all_official_names_give_the_same_logits_and_others_are_refu
     weights = to_layout(model, "official")
     name = "transformers.0.blocks.6.attn.qkv.weight"
     weights[name] = weights[name] + 1
-    with pytest.raises(Refused, match=rf"{name} and .*blocks\.4.* hold other numbers"):
+    with pytest.raises(InvalidInputError, match=rf"{name} and .*blocks\.4.* hold other numbers"):
         import_weights(twin, weights)
 
 
@@ -328,7 +328,7 @@ def test_a_saved_file_holds_each_shared_tensor_once(tmp_path: Path) -> None:
 def test_positions_of_another_size_are_resized_on_request() -> None:
     model, larger = stir(small()), small(image_size=96)
     weights = to_layout(model, "official")
-    with pytest.raises(Refused, match=r"stem\.positions\.table is \(1, 8, 12, 12\) here"):
+    with pytest.raises(InvalidInputError, match=r"stem\.positions\.table is \(1, 8, 12, 12\) here"):
         import_weights(larger, weights)
     import_weights(larger, weights, resize=True)
     x = torch.randn(1, 3, 96, 96)
@@ -378,15 +378,15 @@ def test_maps_have_strides_of_8_16_and_32() -> None:
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         small(**fields)
 
 
 def test_pictures_that_cannot_be_sliced_are_refused() -> None:
     model = small()
-    with pytest.raises(Refused, match="4 groups do not divide the 81 tokens of stage 0"):
+    with pytest.raises(InvalidInputError, match="4 groups do not divide the 81 tokens of stage 0"):
         model(torch.zeros(1, 3, 72, 72))
-    with pytest.raises(Refused, match="at least 32 pixels"):
+    with pytest.raises(InvalidInputError, match="at least 32 pixels"):
         model(torch.zeros(1, 3, 16, 64))
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification, SwinConfig, SwinForImageClassification
 
 from models.counting import check_counts
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models import create_model, import_weights, list_models, to_layout
 from modwright.models.architectures.swin_transformer import (
     SwinTransformerConfig,
@@ -140,7 +140,7 @@ def test_names_of_the_authors_and_of_timm() -> None:
 def test_trained_on_another_window_its_table_is_resized() -> None:
     model, larger = shaken(small()), small(window_size=8, image_size=128)
     weights = to_layout(model, "official")
-    with pytest.raises(Refused, match=r"position_table is .*resize=True"):
+    with pytest.raises(InvalidInputError, match=r"position_table is .*resize=True"):
         import_weights(larger, weights)
     import_weights(larger, weights, resize=True)
     name = "stages.0.blocks.0.mixer.bias.position_table"
@@ -265,7 +265,7 @@ def test_decay_spares_tables_of_offsets() -> None:
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         small(**fields)
-    with pytest.raises(Refused, match="must be multiples of 4 pixels, not 64 x 66"):
+    with pytest.raises(InvalidInputError, match="must be multiples of 4 pixels, not 64 x 66"):
         small()(torch.zeros(1, 3, 64, 66))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.t2t_vit import (
@@ -249,7 +249,7 @@ def test_positions_are_sinusoids_that_nobody_trains() -> None:
 def test_a_resized_table_is_not_that_of_the_new_grid() -> None:
     at_32, at_64 = small(), small(image_size=64)
     weights = to_layout(at_32, "official")
-    with pytest.raises(Refused, match=r"positions\.table is \(1, 17, 16\) here"):
+    with pytest.raises(InvalidInputError, match=r"positions\.table is \(1, 17, 16\) here"):
         import_weights(at_64, weights)
     fresh = at_64.positions.table.clone()
     import_weights(at_64, weights, resize=True)
@@ -341,7 +341,7 @@ def test_dense_widths_and_rates_go_by_groups() -> None:
     model = small(blocks="dense")
     model.reset_classifier(3)
     assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 3)
-    with pytest.raises(Refused, match="fits the last feature map alone"):
+    with pytest.raises(InvalidInputError, match="fits the last feature map alone"):
         model.forward_intermediates(torch.zeros(1, 3, 32, 32), norm=True)
 
 
@@ -441,12 +441,12 @@ def test_prefix_tokens_stand_in_order_under_their_names() -> None:
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         small(**fields)
 
 
 def test_pictures_that_do_not_divide_are_refused() -> None:
-    with pytest.raises(Refused, match="must be multiples of 16 pixels, not 32 x 40"):
+    with pytest.raises(InvalidInputError, match="must be multiples of 16 pixels, not 32 x 40"):
         small()(torch.zeros(1, 3, 32, 40))
     with pytest.raises(ValueError, match="at least 1 random feature"):
         PerformerAttention(8, 1, 0)

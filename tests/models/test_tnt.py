@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from models.counting import check_counts
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.tnt import TNTConfig, TNTForImageClassification
@@ -282,7 +282,7 @@ def test_positions_of_sentences_are_resized_and_those_of_words_are_not() -> None
     assert big.word_positions.table.shape == (1, 16, 24)
     model, larger = small(), small(image_size=[24, 32])
     weights = to_layout(model, "official")
-    with pytest.raises(Refused, match=r"positions\.table is \(1, 13, 16\) here"):
+    with pytest.raises(InvalidInputError, match=r"positions\.table is \(1, 13, 16\) here"):
         import_weights(larger, weights)
     import_weights(larger, weights, resize=(2, 2))
     assert larger.positions.table[:, 0].equal(model.positions.table[:, 0])
@@ -335,12 +335,12 @@ def test_the_form_is_read_from_a_file(tmp_path: Path) -> None:
         assert opened.config.legacy is legacy
         assert opened.blocks[0].fuse.proj.weight.equal(model.blocks[0].fuse.proj.weight)
     weights = to_layout(small(), "timm")
-    with pytest.raises(Refused, match="have no place"):
+    with pytest.raises(InvalidInputError, match="have no place"):
         import_weights(small(legacy=True), weights)
     for part in ("weight", "bias"):
         del weights[f"blocks.1.norm2_proj.{part}"]
     torch.save(weights, tmp_path / "mixed.pth")
-    with pytest.raises(Refused, match=r"mixes two forms of TNT: blocks\.0 .* blocks\.1 has none"):
+    with pytest.raises(InvalidInputError, match=r"mixes two forms of TNT: blocks\.0 .* blocks\.1 has none"):
         create_model("tnt_s_patch16_224", checkpoint_path=tmp_path / "mixed.pth", **fields)
 
 
@@ -369,10 +369,10 @@ def test_a_sentence_is_made_of_words_in_order() -> None:
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         small(**fields)
 
 
 def test_pictures_that_patches_do_not_fill_are_refused() -> None:
-    with pytest.raises(Refused, match="16 x 20 is not made of whole patches of 8"):
+    with pytest.raises(InvalidInputError, match="16 x 20 is not made of whole patches of 8"):
         small()(torch.zeros(1, 3, 16, 20))

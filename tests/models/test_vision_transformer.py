@@ -15,7 +15,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.vision_transformer import (
@@ -151,7 +151,7 @@ def test_heads_answer_with_their_mean() -> None:
 def test_positions_are_resized_on_the_way_and_in_a_file(tmp_path: Path) -> None:
     model, larger = small(), small(image_size=[48, 64])
     weights = to_layout(model, "official")
-    with pytest.raises(Refused, match=r"positions\.table is \(1, 49, 16\) here"):
+    with pytest.raises(InvalidInputError, match=r"positions\.table is \(1, 49, 16\) here"):
         import_weights(larger, weights)
     torch.save({"model": weights}, tmp_path / "deit.pth")
     import_weights(larger, tmp_path / "deit.pth", resize=True)
@@ -175,7 +175,7 @@ def test_stacked_modules_come_together_and_apart() -> None:
 def test_a_file_that_lacks_one_map_is_refused() -> None:
     weights = to_layout(small(), "transformers")
     del weights["vit.layers.1.attention.k_proj.bias"]
-    with pytest.raises(Refused, match=r"missing from the file, blocks\.1\.mixer\.qkv\.bias"):
+    with pytest.raises(InvalidInputError, match=r"missing from the file, blocks\.1\.mixer\.qkv\.bias"):
         import_weights(small(), weights)
 
 
@@ -193,7 +193,7 @@ def test_decay_spares_tokens_and_positions() -> None:
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         small(**fields)
-    with pytest.raises(Refused, match="must be multiples of 8 pixels, not 32 x 36"):
+    with pytest.raises(InvalidInputError, match="must be multiples of 8 pixels, not 32 x 36"):
         small()(torch.zeros(1, 3, 32, 36))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.papers.support import Support, support_table
 from modwright.surgery import Needs, method_names, register_method
 from modwright.surgery.method import METHODS
@@ -68,7 +68,7 @@ def test_a_new_method_enters_by_registering(no_methods: None) -> None:
 
         def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
             if self.wide and anatomy.family.name == "bert":
-                raise Refused("choosy: bert is not wide")
+                raise InvalidInputError("choosy: bert is not wide")
             return 0, 0
 
     rows: dict[str, Any] = {row.preset: row for row in support_table()}

@@ -18,7 +18,7 @@ import modwright.recipes.run as running
 import modwright.surgery.llm_drop as planning
 from modwright.cli.entry import run_command
 from modwright.core import distributed
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 PLACES = {
     "measuring": (running, "measure_stage"),
@@ -37,7 +37,7 @@ def make_trouble(place: str, kind: str) -> None:
         if kind == "wait":
             time.sleep(3)
             return original(*args, **kwargs)
-        raise Refused("trouble is asked for here")
+        raise InvalidInputError("trouble is asked for here")
 
     original = getattr(module, name)
     setattr(module, name, trouble)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import modwright.recipes.run as running
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.progress import SILENT
 from modwright.recipes import Recipe
 from modwright.recipes.journal import Journal, log_place
@@ -93,25 +93,25 @@ def test_a_refusal_on_the_way_is_told(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
-        raise Refused("not with me")
+        raise InvalidInputError("not with me")
 
     monkeypatch.setattr(running, "apply_plan", refuse)
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidInputError):
         run(recipe(steps=DROP, evaluate=NOTHING), tmp_path / "out")
-    assert lines(tmp_path / "out.log")[-1] == "Refused: not with me"
+    assert lines(tmp_path / "out.log")[-1] == "InvalidInputError: not with me"
 
 
 def test_a_refusal_before_work_leaves_no_file(recipe: MakeRecipe, tmp_path: Path) -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidInputError):
         run(recipe(calibration={"data": "gone", "length": 8}), tmp_path / "deep" / "out")
     assert list(tmp_path.iterdir()) == []
     # Where a log stands already, it is told there.
     (tmp_path / "out.log").write_text("of yesterday\n")
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidInputError):
         run(recipe(calibration={"data": "gone", "length": 8}), tmp_path / "out")
     text = (tmp_path / "out.log").read_text()
     assert text.startswith("of yesterday\n")
-    assert lines(tmp_path / "out.log")[-1].startswith("Refused: calibration: unknown text 'gone'")
+    assert lines(tmp_path / "out.log")[-1].startswith("InvalidInputError: calibration: unknown text 'gone'")
 
 
 def test_what_nobody_foresaw_leaves_one_even_before_work(

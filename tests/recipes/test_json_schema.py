@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.recipes.json_schema import recipe_schema
 from modwright.recipes.load import parse_recipe, resolved
 from modwright.recipes.training_schema import parse_training, training_schema
@@ -93,7 +93,7 @@ def test_the_schema_of_trainings_marks_what_is_refused(change: dict[str, Any]) -
     good = {"model": {"name": "poolformer_s12"}, "data": {"pictures": "digits"}}
     assert not list(faults(good, schema, schema))
     assert list(faults({**good, **change}, schema, schema))
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidInputError):
         parse_training({**good, **change})
 
 

@@ -16,7 +16,7 @@ import torch
 import modwright.recipes.run as running
 from modwright.calibration import Grams, Similarity, StreamGaps
 from modwright.checkpoint import open as open_checkpoint
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.recipes import Recipe
 from modwright.recipes.forecast import forecast
 from modwright.recipes.run import run
@@ -183,7 +183,7 @@ def test_too_little_memory_names_the_step_and_the_phase(
         monkeypatch.setattr("modwright.checkpoint.memory.available_bytes", lambda: free)
 
     monkeypatch.setattr(running, "check_finite", memory_runs_short)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         run(recipe(steps=[ALL]), tmp_path / "out")
     line = str(caught.value)
     assert "'MoDeGPT 30% of MLP, query/key, value/output' (reopen)" in line or "(plan)" in line

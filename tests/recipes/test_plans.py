@@ -11,7 +11,7 @@ import yaml
 
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
-from modwright.core.errors import CheckpointError, ModwrightError, Refused
+from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
 from modwright.recipes import Recipe
 from modwright.recipes.load import resolved
 from modwright.recipes.plans import apply_plans, load_plans, make_plans, save_plans
@@ -81,9 +81,9 @@ def test_ten_steps_and_more_keep_their_order(
 
 def test_a_plan_for_another_model_is_refused(planned: Path) -> None:
     plans, _ = load_plans(planned)
-    with pytest.raises(Refused, match="plan was made for"):
+    with pytest.raises(InvalidInputError, match="plan was made for"):
         apply_plans(open_checkpoint("preset:tiny-gpt2").model, plans)
-    with pytest.raises(Refused, match="does not fit"):
+    with pytest.raises(InvalidInputError, match="does not fit"):
         apply_plans(open_checkpoint("preset:tiny-llama").model, plans[1:])
 
 

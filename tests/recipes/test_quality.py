@@ -12,7 +12,7 @@ import pytest
 
 from harness_tasks import CHOICE, write_task, write_tasks
 from modwright.checkpoint import open as open_checkpoint
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT
 from modwright.recipes import Recipe
 from modwright.recipes.evaluation import evaluate
@@ -108,14 +108,14 @@ def test_what_cannot_be_measured_is_refused_before_any_work(
 ) -> None:
     no_work(monkeypatch)
     asked = recipe(steps=DROP, evaluate=asking(wordy_text, **more))
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         run(asked, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_model_without_a_tokenizer_has_no_agreement(tiny: Any, tmp_path: Path) -> None:
     bare = write_checkpoint(tiny("tiny-llama"), tmp_path / "bare", tokenizer=False)
-    with pytest.raises(Refused, match=r"evaluate\.agreement: .*bare brings no tokenizer"):
+    with pytest.raises(InvalidInputError, match=r"evaluate\.agreement: .*bare brings no tokenizer"):
         evaluation_digest(open_checkpoint(bare), Evaluate(agreement=True))
 
 
@@ -169,7 +169,7 @@ def test_two_vocabularies_are_refused_before_any_pass(
     for model in (opened.model, original.model):
         monkeypatch.setattr(model, "forward", None)
     text = PerplexityRecipe(str(wordy_text), windows=2, length=16)
-    with pytest.raises(Refused, match=r"different tokenizers: 128 and 100 tokens, .* id 100"):
+    with pytest.raises(InvalidInputError, match=r"different tokenizers: 128 and 100 tokens, .* id 100"):
         evaluate(opened, text, against=original)
 
 
@@ -182,5 +182,5 @@ def test_fault_A27_agreement_of_a_model_of_images_is_refused_before_work(
     model = create_model("poolformer_s12", depths=[1], widths=[8], num_classes=3)
     model.save_pretrained(tmp_path / "small")
     asked = Evaluate(agreement=True, perplexity=PerplexityOf() if perplexity else None)
-    with pytest.raises(Refused, match=r"evaluate\.agreement: it is measured on"):
+    with pytest.raises(InvalidInputError, match=r"evaluate\.agreement: it is measured on"):
         evaluation_digest(open_checkpoint(tmp_path / "small"), asked)

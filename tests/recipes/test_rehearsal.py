@@ -15,7 +15,7 @@ from modwright.calibration.rehearsal import rehearse_block
 from modwright.calibration.streams import Stream
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
-from modwright.core.errors import CheckpointError, ModwrightError, Refused
+from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
 from modwright.edits import keep_neurons
 from modwright.recipes import Recipe
 from modwright.recipes.rehearsal import dry_run
@@ -109,7 +109,7 @@ def tokens(length: int) -> Any:
 def test_no_data_is_refused(tiny: Any) -> None:
     from modwright.calibration import TokenWindows
 
-    with pytest.raises(Refused, match="no calibration data"):
+    with pytest.raises(InvalidInputError, match="no calibration data"):
         rehearse_block(Anatomy.of(tiny("tiny-llama")), TokenWindows((), {}), [Similarity()])
 
 
@@ -119,7 +119,7 @@ def test_memory_that_cannot_be_had_is_one_line(tiny: Any, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("modwright.calibration.rehearsal.measure_block", fail)
     windows = from_sequences([tokens(8)], 0)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         rehearse_block(Anatomy.of(tiny("tiny-llama")), windows, [Grams()])
     line = str(caught.value)
     assert "largest block does not fit" in line and "smaller calibration.batch_size" in line

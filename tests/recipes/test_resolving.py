@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from hypothesis import given, settings
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.recipes import load_recipe
 from modwright.recipes.load import parse_recipe, resolved
 from modwright.recipes.schema import Recipe
@@ -40,5 +40,5 @@ def test_a_resolved_recipe_names_every_default(tmp_path: Path) -> None:
 def test_whatever_is_given_is_taken_or_refused_in_one_line(tree: Any) -> None:
     try:
         parse_recipe(tree)
-    except Refused as error:
+    except InvalidInputError as error:
         assert len(str(error).splitlines()) == 1

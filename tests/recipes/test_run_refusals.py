@@ -11,7 +11,7 @@ import yaml
 from safetensors.torch import save_file
 
 import modwright.recipes.run as running
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.recipes import Recipe
 from modwright.recipes.run import run
 from wordy import write_checkpoint
@@ -26,7 +26,7 @@ def test_a_model_without_tokenizer_cannot_be_calibrated_on_text(
     recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_work(monkeypatch)
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(InvalidInputError) as caught:
         run(recipe(model="preset:tiny-llama"), tmp_path / "out")
     assert str(caught.value).startswith("calibration: llm_drop calibrates on text, and preset:tiny")
     assert "tokenizer" in str(caught.value)
@@ -41,7 +41,7 @@ def test_weights_that_are_not_numbers(
     stored = weights(model)
     stored["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
     save_file(stored, model / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(Refused, match=r"model\.layers\.1\.mlp\.up_proj\.weight.* NaN"):
+    with pytest.raises(InvalidInputError, match=r"model\.layers\.1\.mlp\.up_proj\.weight.* NaN"):
         run(recipe(model=str(model)), tmp_path / "out")
     assert [entry.name for entry in tmp_path.iterdir()] == ["broken"]
 
@@ -68,7 +68,7 @@ def test_what_cannot_be_done_is_refused_before_work(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     no_work(monkeypatch)
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(InvalidInputError, match=told):
         run(recipe(**changed), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -79,7 +79,7 @@ def test_windows_longer_than_learned_positions(
     """Without the refusal the table of positions is read past its end."""
     no_work(monkeypatch)
     model = write_checkpoint(tiny("tiny-gpt2", n_positions=16), tmp_path / "gpt2")
-    with pytest.raises(Refused, match=r"length is 32; the model has positions for 2\.\.16"):
+    with pytest.raises(InvalidInputError, match=r"length is 32; the model has positions for 2\.\.16"):
         run(recipe(model=str(model)), tmp_path / "out")
 
 
@@ -87,7 +87,7 @@ def test_a_perplexity_window_that_does_not_fit_says_which_key(
     recipe: MakeRecipe, wordy_text: Path, tmp_path: Path
 ) -> None:
     asked = recipe(evaluate={"perplexity": {"data": str(wordy_text), "windows": 9999, "length": 8}})
-    with pytest.raises(Refused, match=r"^evaluate\.perplexity: text .* legal values of windows"):
+    with pytest.raises(InvalidInputError, match=r"^evaluate\.perplexity: text .* legal values of windows"):
         run(asked, tmp_path / "out")
 
 
@@ -117,7 +117,7 @@ def test_places_that_are_no_output(
 
 
 def test_an_output_is_needed(recipe: MakeRecipe) -> None:
-    with pytest.raises(Refused, match="-o"):
+    with pytest.raises(InvalidInputError, match="-o"):
         run(recipe())
 
 
@@ -140,5 +140,5 @@ def test_too_little_memory_is_found_before_work(
         monkeypatch.setattr("modwright.checkpoint.memory.available_bytes", lambda: 1000)
 
     monkeypatch.setattr(running, "check_finite", memory_runs_short)
-    with pytest.raises(Refused, match=r"needs about .* of memory"):
+    with pytest.raises(InvalidInputError, match=r"needs about .* of memory"):
         run(recipe(), tmp_path / "out")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.report import Report, Stage
 
 from .conftest import EXAMPLE
@@ -112,7 +112,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
 
 @pytest.mark.parametrize(("build", "words"), REFUSED, ids=[words for _, words in REFUSED])
 def test_refusals_name_the_place_in_one_line(build: Callable[[], object], words: str) -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(InvalidInputError) as refusal:
         build()
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)

@@ -7,7 +7,7 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.formatting import MISSING
 from modwright.report import Report, Stage, model_card, render_html, render_markdown
 from modwright.report.serving import HEADS, serving_rows
@@ -64,5 +64,5 @@ def test_one_sentence_is_a_reason_as_in_older_reports() -> None:
 
 @pytest.mark.parametrize("odd", [3, ["yes"], {"answer": 1}, {"verdict": "yes"}])
 def test_what_is_no_text_is_refused(odd: object) -> None:
-    with pytest.raises(Refused, match="servable: "):
+    with pytest.raises(InvalidInputError, match="servable: "):
         Stage("before", servable={"vLLM": odd})

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.report import Report, read_report, write_report
 
 from .small import report, stage
@@ -58,7 +58,7 @@ def test_what_is_no_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no readable report"):
         read_report(tmp_path)
     path.write_text("[]")
-    with pytest.raises(Refused, match="a mapping of fields"):
+    with pytest.raises(InvalidInputError, match="a mapping of fields"):
         read_report(path)
 
 

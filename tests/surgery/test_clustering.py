@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.surgery.clustering import (
     assign_evenly,
     balanced_kmeans,
@@ -153,14 +153,14 @@ def test_half_precision_rows_are_clustered() -> None:
     [(5, "12 rows do not split into 5 groups of equal size; nearest: 4 or 6"), (24, "nearest: 12")],
 )
 def test_uneven_groups_are_refused(groups: int, said: str) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         balanced_kmeans(torch.randn(12, 4), groups)
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         split_evenly(torch.randn(12, 4), groups, "contiguous")
 
 
 def test_rows_that_are_not_finite_are_refused() -> None:
-    with pytest.raises(Refused, match="must be finite"):
+    with pytest.raises(InvalidInputError, match="must be finite"):
         balanced_kmeans(torch.full((4, 2), torch.nan), 2)
-    with pytest.raises(Refused, match="iters must be at least 1"):
+    with pytest.raises(InvalidInputError, match="iters must be at least 1"):
         balanced_kmeans(torch.ones(4, 2), 2, iters=0)

@@ -13,7 +13,7 @@ from helpers import edit, outputs
 from modwright.anatomy import Anatomy
 from modwright.cli.entry import run_command
 from modwright.cli.shorthand import spelled_out
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, remove
 from modwright.surgery import apply, make_method, plan
 
@@ -44,7 +44,7 @@ def test_a_plan_says_who_chose(tiny: Any) -> None:
     ],
 )
 def test_drop_refuses_when_it_plans(tiny: Any, parts: str, said: str) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         plan(tiny("tiny-llama"), make_method("drop", {"parts": parts}))
 
 
@@ -62,7 +62,7 @@ def test_blocks_are_repeated_and_left_out(tiny: Any, preset: str) -> None:
 
 
 def test_the_same_order_is_refused(tiny: Any) -> None:
-    with pytest.raises(Refused, match="is the order that the blocks have already"):
+    with pytest.raises(InvalidInputError, match="is the order that the blocks have already"):
         plan(tiny("tiny-llama"), make_method("arrange", {"blocks": "*"}))
 
 

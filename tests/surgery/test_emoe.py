@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from covering import LAYOUT_CLASSES
 from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import count
 from modwright.edits import arrange, factorize, keep_neurons, verify
 from modwright.edits.remodelled import edits_of
@@ -228,7 +228,7 @@ def test_narrowing_comes_before_splitting(tiny: Any, decoder: str, tmp_path: Pat
 
     said = "modegpt: blocks.0.mlp is split into 8 experts; merge them first, or leave mlp out"
     assert (why_not(narrow, Anatomy.of(back)) or "").startswith(said)
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         plan(back, narrow, windows())
 
 
@@ -251,15 +251,15 @@ def test_blocks_with_experts_are_copied_and_moved(tiny: Any, preset: str) -> Non
 def test_what_takes_a_map_apart_is_refused(tiny: Any) -> None:
     parted = split(tiny("tiny-llama")).model
     mlp = experts_of(parted)[0]
-    with pytest.raises(Refused, match=r"blocks.0.mlp is split into 8 experts; merge them first"):
+    with pytest.raises(InvalidInputError, match=r"blocks.0.mlp is split into 8 experts; merge them first"):
         keep_neurons(mlp, range(5))
     u, s, vh = torch.linalg.svd(mlp.down.weight, full_matrices=False)
-    with pytest.raises(Refused, match=r"mlp.down: experts share their maps; merge the experts"):
+    with pytest.raises(InvalidInputError, match=r"mlp.down: experts share their maps; merge the experts"):
         edit(parted, factorize(mlp.down, u[:, :4] * s[:4], vh[:4]))
-    with pytest.raises(Refused, match=r"blocks.0.mlp is split into 8 experts already"):
+    with pytest.raises(InvalidInputError, match=r"blocks.0.mlp is split into 8 experts already"):
         split(parted)
     factored = edit(tiny("tiny-llama"), factorize(*thin(tiny("tiny-llama")))).model
-    with pytest.raises(Refused, match=r"blocks.2.mlp.down is a FactorPair, which does not split"):
+    with pytest.raises(InvalidInputError, match=r"blocks.2.mlp.down is a FactorPair, which does not split"):
         split(factored)
 
 
@@ -319,7 +319,7 @@ def test_a_plan_for_a_split_model_does_not_fit_a_dense_one(tiny: Any) -> None:
     parted = split(model).model
     for made_for, other in ((model, parted), (parted, model)):
         decided = plan(made_for, make_method("drop", {"parts": "attention[1]"}))
-        with pytest.raises(Refused, match="does not fit: block 0"):
+        with pytest.raises(InvalidInputError, match="does not fit: block 0"):
             apply(other, decided)
 
 
@@ -346,7 +346,7 @@ def test_a_plan_for_a_split_model_does_not_fit_a_dense_one(tiny: Any) -> None:
     ],
 )
 def test_options_that_cannot_be_are_refused(tiny: Any, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(Refused, match=said) as refusal:
+    with pytest.raises(InvalidInputError, match=said) as refusal:
         plan(tiny("tiny-llama"), make_method("emoe", options))
     assert "\n" not in str(refusal.value)
 
@@ -354,7 +354,7 @@ def test_options_that_cannot_be_are_refused(tiny: Any, options: dict[str, Any], 
 def test_words_are_checked_in_python_too() -> None:
     from modwright.surgery.emoe import Emoe
 
-    with pytest.raises(Refused, match=r"unknown mode 'sparse'; legal values: mask, dispatch"):
+    with pytest.raises(InvalidInputError, match=r"unknown mode 'sparse'; legal values: mask, dispatch"):
         Emoe(mode="sparse")  # type: ignore[arg-type]
     assert dataclasses.replace(Emoe(), num_experts=8, top_k=1).title().endswith("top 1 by gate")
 
@@ -371,14 +371,14 @@ def test_weights_that_are_not_finite_are_refused(tiny: Any) -> None:
 
 def test_an_mlp_that_was_removed_and_an_unknown_activation_are_refused(tiny: Any) -> None:
     dropped = apply(tiny("tiny-llama"), make_method("drop", {"parts": "mlp[1]"})).model
-    with pytest.raises(Refused, match="block 1 has no MLP, it was removed before"):
+    with pytest.raises(InvalidInputError, match="block 1 has no MLP, it was removed before"):
         split(dropped, layers=[1])
     gone = apply(tiny("tiny-llama"), make_method("drop", {"parts": "mlp[0,2]"})).model
-    with pytest.raises(Refused, match="no MLP stands in an even layer"):
+    with pytest.raises(InvalidInputError, match="no MLP stands in an even layer"):
         split(gone)
     odd = tiny.copy("tiny-llama")
     odd.config.hidden_act = "my_act"
-    with pytest.raises(Refused, match="unknown activation 'my_act'"):
+    with pytest.raises(InvalidInputError, match="unknown activation 'my_act'"):
         split(odd)
 
 
@@ -396,19 +396,19 @@ def test_caching_is_checked_with_all_experts_and_routing_stays(tiny: Any) -> Non
 @pytest.mark.parametrize("layers", [None, "all", (1,)])
 def test_a_model_of_experts_is_named_as_one(tiny: Any, layers: Any) -> None:
     method = make_method("emoe", {"num_experts": 8, "top_k": 2, "layers": layers})
-    with pytest.raises(Refused, match=r"emoe: blocks\.\d\.mlp holds experts of its own"):
+    with pytest.raises(InvalidInputError, match=r"emoe: blocks\.\d\.mlp holds experts of its own"):
         plan(tiny("tiny-mixtral"), method)
 
 
 def test_quantised_models_are_refused(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.config.quantization_config = {"quant_method": "awq"}
-    with pytest.raises(Refused, match="the model is quantised"):
+    with pytest.raises(InvalidInputError, match="the model is quantised"):
         split(model)
 
 
 def test_there_must_be_something_to_merge(tiny: Any, preset: str) -> None:
-    with pytest.raises(Refused, match="no MLP is split into experts; split some with emoe first"):
+    with pytest.raises(InvalidInputError, match="no MLP is split into experts; split some with emoe first"):
         merge(tiny(preset))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from helpers import batch_of, edit, number_of_hooks, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
 from modwright.calibration import Similarity, StreamGaps, calibrate
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.cost import kv_cache_bytes
 from modwright.edits import apply as apply_plan
 from modwright.edits import remove
@@ -68,7 +68,7 @@ def test_ties_go_to_the_lower_index_and_nan_is_nothing() -> None:
     assert most_similar([math.nan, 0.1, math.nan, 0.2], 2) == [3, 1]
     assert most_similar([0.5], 0) == []
     for n in (-1, 3):
-        with pytest.raises(Refused, match="legal values are 0 to 2"):
+        with pytest.raises(InvalidInputError, match="legal values are 0 to 2"):
             most_similar([0.1, math.nan, 0.2], n)
 
 
@@ -120,7 +120,7 @@ def test_blocks_in_a_row_from_a_table() -> None:
     assert consecutive_blocks(table, 2) == [1, 2]
     assert consecutive_blocks(table, 0) == []
     for n in (-1, 4):
-        with pytest.raises(Refused, match="legal values are 0 to 3"):
+        with pytest.raises(InvalidInputError, match="legal values are 0 to 3"):
             consecutive_blocks(table, n)
 
 
@@ -207,7 +207,7 @@ def test_scores_that_are_there_already_serve_many_decisions(tiny: Any) -> None:
         wanted = method(**options)
         found = wanted.plan_from(anatomy, scores)
         assert found.edits == wanted.plan(anatomy, data()).edits
-    with pytest.raises(Refused, match="scores anew after each removal"):
+    with pytest.raises(InvalidInputError, match="scores anew after each removal"):
         method(n=2, mode="iterative").plan_from(anatomy, scores)
 
 
@@ -217,7 +217,7 @@ def test_a_part_that_is_gone_already_is_not_counted(tiny: Any, preset: str) -> N
     decided = plan(reduced, method(n=3), data(model))
     assert sorted(decided.reasons["removed"]["attention"]) == [0, 2, 3]
     assert decided.reasons["scores"]["attention"][1] is None
-    with pytest.raises(Refused, match="n=4, but only 0 to 3 attention parts can go"):
+    with pytest.raises(InvalidInputError, match="n=4, but only 0 to 3 attention parts can go"):
         plan(reduced, method(n=4), data(model))
 
 
@@ -344,5 +344,5 @@ def test_titles() -> None:
 def test_sdr_is_points_lost_per_per_cent_of_speed() -> None:
     assert sdr(73.9, 71.5, 1.484, 1.0) == pytest.approx(0.05, abs=5e-4)
     assert sdr(70.0, 70.5, 2.0, 1.0) < 0
-    with pytest.raises(Refused, match="no speed-up"):
+    with pytest.raises(InvalidInputError, match="no speed-up"):
         sdr(70.0, 69.0, 1.0, 1.0)

@@ -12,7 +12,7 @@ from helpers import random_data
 from models.tiny import TINY
 from models.tiny import tiny as classifier
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.surgery import apply, make_method, plan
 
 KINDS = sorted(TINY.keys() - {"residual_network"})  # which has neither attentions nor MLPs
@@ -39,7 +39,7 @@ def test_fault_B3_the_forecast_brackets_what_goes(kind: str, target: str) -> Non
     low, high = method.forecast(Anatomy.of(model))
     try:
         assert 0 < low <= gone(model, decided) <= high
-    except Refused as refused:  # a whole block cannot go where maps change between blocks
+    except InvalidInputError as refused:  # a whole block cannot go where maps change between blocks
         assert target == "block", refused
 
 
@@ -89,5 +89,5 @@ def test_fault_B3_a_list_that_names_nothing_is_refused_alike(tmp_path: Path) -> 
     lists.write_text(json.dumps({"drop_attn_list": [missing]}))
     again = make_method("llm_drop", {"lists": str(lists)})
     for ask in (lambda: again.forecast(Anatomy.of(less)), lambda: plan(less, again)):
-        with pytest.raises(Refused, match=f"block {missing} has no attention any more"):
+        with pytest.raises(InvalidInputError, match=f"block {missing} has no attention any more"):
             ask()

@@ -13,7 +13,7 @@ from drop_cases import data, drop, method, removed
 from helpers import edit, outputs
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits import apply as apply_plan
 from modwright.edits import keep_heads, remove
 from modwright.surgery import apply, make_method, plan
@@ -85,14 +85,14 @@ LISTS = {
 @pytest.mark.parametrize("case", LISTS)
 def test_bad_lists_are_refused(tiny: Any, case: str, tmp_path: Path) -> None:
     config, words = LISTS[case]
-    with pytest.raises(Refused, match=words):
+    with pytest.raises(InvalidInputError, match=words):
         drop(tiny("tiny-llama"), config, tmp_path)
 
 
 def test_a_list_of_what_is_gone_is_refused(tiny: Any, tmp_path: Path) -> None:
     model = tiny("tiny-llama")
     reduced = edit(model, remove(Anatomy.of(model).blocks[1].attention)).model
-    with pytest.raises(Refused, match="block 1 has no attention any more"):
+    with pytest.raises(InvalidInputError, match="block 1 has no attention any more"):
         drop(reduced, {"drop_attn_list": [1]}, tmp_path)
 
 
@@ -123,14 +123,14 @@ OPTIONS = {
 @pytest.mark.parametrize("case", OPTIONS)
 def test_bad_options_are_refused(case: str) -> None:
     options, words = OPTIONS[case]
-    with pytest.raises(Refused, match=words) as refusal:
+    with pytest.raises(InvalidInputError, match=words) as refusal:
         make_method("llm_drop", options)
     assert "\n" not in str(refusal.value)
 
 
 def test_fault_A16_how_many_go_has_no_default() -> None:
     for make in (LlmDrop, lambda: make_method("llm_drop"), lambda: LlmDrop(target="mlp")):
-        with pytest.raises(Refused, match="n is missing: how many parts are to go"):
+        with pytest.raises(InvalidInputError, match="n is missing: how many parts are to go"):
             make()
     assert LlmDrop(n=0).title() == "drop 0 attentions"
     assert LlmDrop(lists="config.json").count == 0
@@ -141,7 +141,7 @@ def test_bad_options_are_refused_in_python_too() -> None:
         ({"target": "attn"}, "legal values: attention, mlp, block, joint"),
         ({"mode": "often"}, "legal values: one_shot, iterative"),
     ):
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(InvalidInputError, match=words):
             LlmDrop(**options)  # type: ignore[arg-type]
 
 
@@ -160,17 +160,17 @@ def test_more_than_there_are_is_refused_before_any_work(
         lambda: plan(model, wanted, no_data),
         lambda: wanted.forecast(Anatomy.of(model)),
     ):
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(InvalidInputError, match=words):
             refused()
     assert len(plan(model, method(n=most, target=target), data()).edits) == most
 
 
 def test_without_data_it_is_refused(tiny: Any) -> None:
-    with pytest.raises(Refused, match="llm_drop needs calibration data"):
+    with pytest.raises(InvalidInputError, match="llm_drop needs calibration data"):
         plan(tiny("tiny-llama"), method(n=1))
-    with pytest.raises(Refused, match="llm_drop needs calibration data"):
+    with pytest.raises(InvalidInputError, match="llm_drop needs calibration data"):
         method(n=1).plan(Anatomy.of(tiny("tiny-llama")))
-    with pytest.raises(Refused, match="no calibration data"):
+    with pytest.raises(InvalidInputError, match="no calibration data"):
         plan(tiny("tiny-llama"), method(n=1), TokenWindows((), {"tokens": 0}))
 
 
@@ -178,14 +178,14 @@ def test_activations_that_are_not_finite_are_refused(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = math.nan
     for mode in ("one_shot", "iterative"):
-        with pytest.raises(Refused, match="after block 1 are not finite"):
+        with pytest.raises(InvalidInputError, match="after block 1 are not finite"):
             plan(model, method(n=1, mode=mode), data())
 
 
 def test_a_quantised_model_is_refused(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.is_quantized = True
-    with pytest.raises(Refused, match="open it dequantised"):
+    with pytest.raises(InvalidInputError, match="open it dequantised"):
         plan(model, method(n=1, mode="iterative"), data())
 
 

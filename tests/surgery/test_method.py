@@ -16,7 +16,7 @@ from helpers import outputs
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.registry import Registry
 from modwright.edits import Plan, remove
 from modwright.papers import paper
@@ -49,7 +49,7 @@ def register_first_gone(name: str = "first_gone") -> type[Any]:
 
         def __post_init__(self) -> None:
             if self.count < 1:
-                raise Refused("count must be at least 1")
+                raise InvalidInputError("count must be at least 1")
 
         def wants_data(self) -> bool:
             return False
@@ -92,27 +92,27 @@ def test_a_method_from_outside_enters_by_registering(registry: Any, tiny: Any) -
     model = tiny("tiny-llama")
     applied = modwright.apply(model, method)
     assert len(Anatomy.of(applied.model).blocks) == 2
-    with pytest.raises(Refused, match="count must be at least 1"):
+    with pytest.raises(InvalidInputError, match="count must be at least 1"):
         make_method("first_gone", {"count": 0})
 
 
 def test_a_name_is_registered_once(registry: Any) -> None:
     register_first_gone()
-    with pytest.raises(Refused, match="'first_gone' is registered already"):
+    with pytest.raises(InvalidInputError, match="'first_gone' is registered already"):
         register_first_gone()
     with pytest.raises(TypeError, match="must be a dataclass"):
         register_method("other", paper="none", needs=Needs())(object)
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
-    with pytest.raises(Refused, match=r"unknown method 'llm_dorp'.*mean 'llm_drop'"):
+    with pytest.raises(InvalidInputError, match=r"unknown method 'llm_dorp'.*mean 'llm_drop'"):
         make_method("llm_dorp")
-    with pytest.raises(Refused, match=r"legal values: n, target, mode.*mean 'target'"):
+    with pytest.raises(InvalidInputError, match=r"legal values: n, target, mode.*mean 'target'"):
         make_method("llm_drop", {"tarket": "mlp"})
 
 
 def test_every_wrong_option_is_named_in_one_line() -> None:
-    with pytest.raises(Refused) as refusal:
+    with pytest.raises(InvalidInputError) as refusal:
         make_method("llm_drop", {"n": "x", "target": "y"})
     said = str(refusal.value)
     assert said.startswith("llm_drop: ") and "\n" not in said
@@ -143,6 +143,6 @@ def test_plan_and_apply_are_one_line_each(tiny: Any) -> None:
 
 def test_a_method_that_needs_data_says_so_before_any_work(tiny: Any) -> None:
     for name, options in (("llm_drop", {"n": 1}), ("modegpt", {})):
-        with pytest.raises(Refused, match=f"{name} needs calibration data: pass token windows"):
+        with pytest.raises(InvalidInputError, match=f"{name} needs calibration data: pass token windows"):
             apply(tiny("tiny-llama"), make_method(name, options))
     assert plan(tiny("tiny-llama"), make_method("llm_drop", {"n": 0})).edits == ()

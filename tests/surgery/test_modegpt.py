@@ -12,7 +12,7 @@ from torch import Tensor
 from helpers import outputs, worst
 from modwright.anatomy import Anatomy, Attention, Tap
 from modwright.calibration import Grams, calibrate
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, Plan, Replace
 from modwright.edits import apply as apply_plan
 from modwright.surgery import apply, plan
@@ -184,7 +184,7 @@ def test_queries_that_are_normalized_are_refused(tiny: Any) -> None:
         ),
         lambda: plan(model, even("query_key", sparsity=0.0), None),
     ):
-        with pytest.raises(Refused, match=r"blocks\.1\.attention normalizes its queries.*leave"):
+        with pytest.raises(InvalidInputError, match=r"blocks\.1\.attention normalizes its queries.*leave"):
             asked()
     assert apply(model, method(pairs=("mlp", "value_output")), data()).verification.ok
 

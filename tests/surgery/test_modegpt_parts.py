@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.surgery.modegpt import (
     allocate_sparsity,
     moment_roots,
@@ -90,7 +90,7 @@ def test_nystrom_survives_dead_neurons() -> None:
 
 
 def test_nystrom_refuses_moments_that_cannot_be() -> None:
-    with pytest.raises(Refused, match="not positive"):
+    with pytest.raises(InvalidInputError, match="not positive"):
         nystrom_mlp(double(3, 4), torch.full((4, 4), torch.nan, dtype=torch.float64), 2)
 
 
@@ -261,5 +261,5 @@ def test_allocation_ends_at_the_cap(scores: list[float], target: float) -> None:
     ],
 )
 def test_impossible_allocations_are_refused(options: dict[str, float], words: str) -> None:
-    with pytest.raises(Refused, match=words):
+    with pytest.raises(InvalidInputError, match=words):
         allocate_sparsity([0.1, 0.2], **options)

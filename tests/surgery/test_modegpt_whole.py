@@ -15,7 +15,7 @@ from helpers import outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
 from modwright.calibration import Grams, TokenWindows, calibrate
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import Plan
 from modwright.edits import apply as apply_plan
 from modwright.surgery import apply, make_method, plan
@@ -200,7 +200,7 @@ OPTIONS = {
 @pytest.mark.parametrize("case", OPTIONS)
 def test_bad_options_are_refused(case: str) -> None:
     options, words = OPTIONS[case]
-    with pytest.raises(Refused, match=words) as refusal:
+    with pytest.raises(InvalidInputError, match=words) as refusal:
         make_method("modegpt", options)
     assert "\n" not in str(refusal.value)
 
@@ -211,31 +211,31 @@ def test_bad_options_are_refused_in_python_too() -> None:
         ({"allocation": "even"}, "unknown allocation 'even'; legal values: global, uniform"),
         ({"shared_values": "no"}, "unknown shared_values 'no'; legal values: joint, two_step"),
     ):
-        with pytest.raises(Refused, match=words):
+        with pytest.raises(InvalidInputError, match=words):
             MoDeGpt(**options)  # type: ignore[arg-type]
 
 
 def test_without_data_it_is_refused(tiny: Any) -> None:
     model = tiny("tiny-llama")
-    with pytest.raises(Refused, match="modegpt needs calibration data"):
+    with pytest.raises(InvalidInputError, match="modegpt needs calibration data"):
         plan(model, method())
-    with pytest.raises(Refused, match="modegpt needs calibration data"):
+    with pytest.raises(InvalidInputError, match="modegpt needs calibration data"):
         method().plan(Anatomy.of(model))
-    with pytest.raises(Refused, match="no calibration data"):
+    with pytest.raises(InvalidInputError, match="no calibration data"):
         plan(model, method(), TokenWindows((), {"tokens": 0}))
 
 
 def test_activations_that_are_not_finite_are_refused(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.model.layers[2].self_attn.v_proj.weight.data[0, 0] = math.nan
-    with pytest.raises(Refused, match="after block 2 are not finite; check the weights"):
+    with pytest.raises(InvalidInputError, match="after block 2 are not finite; check the weights"):
         plan(model, method(), data())
 
 
 def test_a_quantised_model_is_refused(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.is_quantized = True
-    with pytest.raises(Refused, match="open it dequantised"):
+    with pytest.raises(InvalidInputError, match="open it dequantised"):
         plan(model, method(), data())
 
 

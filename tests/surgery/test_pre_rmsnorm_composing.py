@@ -13,7 +13,7 @@ from helpers import edit, outputs
 from modwright.anatomy import Anatomy, FactoredProjection
 from modwright.calibration import TokenWindows
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import factorize
 from modwright.edits.remodelled import edits_of
 from modwright.surgery import apply, make_method, why_not
@@ -113,7 +113,7 @@ def test_factor_pairs_are_rewritten_as_pairs(tiny: Any, options: dict[str, Any])
         u, s, vh = torch.linalg.svd(projection.weight, full_matrices=False)
         thin = edit(thin, factorize(projection, u[:, :9] * s[:9], vh[:9])).model
     if options.get("training"):
-        with pytest.raises(Refused, match="factor pair"):
+        with pytest.raises(InvalidInputError, match="factor pair"):
             converted(thin, **options)
         return
     result = converted(thin, **options).model
@@ -134,7 +134,7 @@ def test_experts_keep_their_choice_or_are_refused(tiny: Any, options: dict[str, 
         return
     reason = why_not(make_method("pre_rmsnorm", options), Anatomy.of(split))
     assert reason is not None and "consists of experts" in reason and "merge" in reason
-    with pytest.raises(Refused, match="consists of experts"):
+    with pytest.raises(InvalidInputError, match="consists of experts"):
         converted(split, **options)
     merged = apply(split, make_method("emoe_merge")).model
     assert far(outputs(converted(merged, **options).model), outputs(model)) < 1e-12

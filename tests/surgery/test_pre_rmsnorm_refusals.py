@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy, Norm
-from modwright.core.errors import ModwrightError, Refused, UnsupportedArchitecture
+from modwright.core.errors import ModwrightError, InvalidInputError, UnsupportedArchitecture
 from modwright.edits import factorize
 from modwright.surgery import make_method, plan, why_not
 from modwright.surgery.stream_obstacles import obstacles
@@ -95,7 +95,7 @@ def test_norms_that_are_no_layer_norm_of_the_last_axis(
     model = tiny.copy(GPT2)
     model.transformer.h[1].ln_1 = norm
     for form in ("rms", "crms"):
-        with pytest.raises(Refused, match=said):
+        with pytest.raises(InvalidInputError, match=said):
             plan(model, make_method("pre_rmsnorm", {"form": form}))
 
 
@@ -127,7 +127,7 @@ def test_weights_that_are_not_there_or_not_numbers_to_recentre(tiny: Any) -> Non
     assert "transformer.h.3.mlp.c_fc.weight is torch.float8_e4m3fn" in said and "float32" in said
     model = tiny.copy(GPT2)
     model.config.quantization_config = {"quant_method": "bitsandbytes"}
-    with pytest.raises(Refused, match="quantised"):
+    with pytest.raises(InvalidInputError, match="quantised"):
         Anatomy.of(model)
 
 
@@ -175,7 +175,7 @@ def test_a_plain_encoder_of_torch_has_no_family() -> None:
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         make_method("pre_rmsnorm", options)
 
 

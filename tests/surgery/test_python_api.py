@@ -11,7 +11,7 @@ import torch
 
 import modwright
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import factorize, keep_heads, keep_neurons, remove
 from modwright.surgery import make_method
 
@@ -41,9 +41,9 @@ def test_fault_B4_a_method_is_named_and_its_data_given_as_they_are(tiny: Any) ->
     model = tiny("tiny-llama")
     found = modwright.apply(model, make_method("llm_drop", n=1), DATA.tolist())
     assert shape(found) == shape(modwright.apply(model, make_method("llm_drop", {"n": 1}), DATA))
-    with pytest.raises(Refused, match="needs calibration data"):
+    with pytest.raises(InvalidInputError, match="needs calibration data"):
         modwright.apply(model, "modegpt")
-    with pytest.raises(Refused, match="unknown method 'llmdrop'"):
+    with pytest.raises(InvalidInputError, match="unknown method 'llmdrop'"):
         modwright.apply(model, "llmdrop")
 
 
@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Callable[[Anatomy], Any], str]] = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_fault_B4_what_is_not_meant_is_refused_in_one_line(tiny: Any, name: str) -> None:
     call, said = REFUSED[name]
-    with pytest.raises(Refused, match=said) as refusal:
+    with pytest.raises(InvalidInputError, match=said) as refusal:
         call(Anatomy.of(tiny("tiny-llama")))
     assert "\n" not in str(refusal.value)
 

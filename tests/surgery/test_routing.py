@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, Trainin
 
 from helpers import batch_of, edit, outputs, snapshot, worst
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import remove
 from modwright.surgery import apply, make_method
 from modwright.surgery.routing import TieKeys, expert_usage, set_routing, set_top_k, tie_keys
@@ -79,7 +79,7 @@ def test_routing_that_cannot_be_changes_nothing(
 ) -> None:
     model = fresh(tiny)
     before, config = outputs(model), copy.deepcopy(model.config.edits)
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         set_routing(model, **changes)
     assert torch.equal(outputs(model), before) and model.config.edits == config
 
@@ -91,9 +91,9 @@ def test_a_dense_model_has_no_routing(tiny: Any) -> None:
         lambda: tie_keys(model),
         lambda: expert_usage(model, [batch_of(model)]),
     ):
-        with pytest.raises(Refused, match="no MLP of this model is split into experts"):
+        with pytest.raises(InvalidInputError, match="no MLP of this model is split into experts"):
             call()
-    with pytest.raises(Refused, match=r"momentum 1.0 must lie in \[0, 1\)"):
+    with pytest.raises(InvalidInputError, match=r"momentum 1.0 must lie in \[0, 1\)"):
         tie_keys(fresh(tiny), momentum=1.0)
 
 
@@ -151,7 +151,7 @@ def test_usage_leaves_the_model_as_it_was(tiny: Any) -> None:
     assert all(torch.equal(value, before[name]) for name, value in snapshot(model).items())
     assert not any(mlp.module._forward_pre_hooks for mlp in experts_of(model))
     assert repr(usage).startswith("ExpertUsage(192 tokens; tokens per expert: blocks.0.mlp ")
-    with pytest.raises(Refused, match="give at least one batch"):
+    with pytest.raises(InvalidInputError, match="give at least one batch"):
         expert_usage(model, [])
 
 

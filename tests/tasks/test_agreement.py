@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.tasks.agreement import agreement, require_comparable
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
@@ -165,7 +165,7 @@ def test_padding_is_neither_compared_nor_seen(make: Any, side: str, text: str) -
 def test_own_sequences_need_no_tokenizer_and_a_text_does(text: str) -> None:
     teacher, own = llama(), from_sequences([ids_of(text)[:9]], pad_id=0)
     assert agreement(teacher, disturbed(teacher), None, own).tokens == 8
-    with pytest.raises(Refused, match="need the models' tokenizer"):
+    with pytest.raises(InvalidInputError, match="need the models' tokenizer"):
         agreement(teacher, teacher, None, PerplexityRecipe(text, 2, 8))
 
 
@@ -336,7 +336,7 @@ def labels() -> Any:
     ],
 )
 def test_what_cannot_be_compared_is_refused(teacher: Any, student: Any, said: str) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         require_comparable(teacher(), student())
 
 
@@ -362,5 +362,5 @@ def test_windows_that_cannot_be_read_are_refused(
 ) -> None:
     model = tiny_bert(make)
     asked = PerplexityRecipe(text, **{"windows": 2, "length": 12, **recipe})
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         agreement(model, model, tokenizer(), asked)

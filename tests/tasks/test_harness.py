@@ -24,7 +24,7 @@ import modwright
 from harness_tasks import CHOICE, write_task, write_tasks
 from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import remove
 from modwright.tasks import harness_tasks
 from modwright.tasks.harness import Harness, HarnessRecipe, run_harness
@@ -294,7 +294,7 @@ def test_the_digest_of_tasks_changes_with_settings_and_data(folder: Path) -> Non
 
 
 def refused(**recipe: Any) -> str:
-    with pytest.raises(Refused) as told:
+    with pytest.raises(InvalidInputError) as told:
         load_harness_tasks(HarnessRecipe(**recipe))
     message = str(told.value)
     assert "\n" not in message
@@ -379,5 +379,5 @@ def test_an_old_harness_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_only_causal_models_are_scored(model: Any, tokenizer: Any, said: str, folder: Path) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         run_harness(model(), tokenizer(), HarnessRecipe(("words",), str(folder)))

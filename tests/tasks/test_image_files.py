@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modwright.core.errors import CheckpointError, ModwrightError, Refused
+from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
 from modwright.tasks.image_files import is_image, read_image
 
 RAMP = np.linspace(0, 65535, 64).round().reshape(8, 8)
@@ -35,7 +35,7 @@ def test_fault_A11_sixteen_bits_are_scaled(tmp_path: Path, suffix: str, kind: st
 def test_fault_A11_32_bit_integers_are_refused_where_white_is_not_known(tmp_path: Path) -> None:
     path = tmp_path / "counts.tif"
     Image.fromarray(RAMP.astype(np.int32)).save(path)
-    with pytest.raises(Refused, match=r"counts\.tif holds 32-bit pixels \(0 to 65535\)"):
+    with pytest.raises(InvalidInputError, match=r"counts\.tif holds 32-bit pixels \(0 to 65535\)"):
         read_image(path)
 
 
@@ -45,7 +45,7 @@ def test_fault_A11_floating_point_is_scaled_or_refused(tmp_path: Path) -> None:
     assert np.abs(read(path).astype(int) - EIGHT[:, :, None]).max() <= 1
     for numbers, told in ((RAMP, "0 to 65535"), (RAMP * np.nan, "NaN"), (RAMP - 1, "-1 to")):
         Image.fromarray(numbers.astype(np.float32)).save(path)
-        with pytest.raises(Refused, match=rf"depth\.tif holds floating-point pixels of {told}"):
+        with pytest.raises(InvalidInputError, match=rf"depth\.tif holds floating-point pixels of {told}"):
             read_image(path)
 
 
@@ -94,7 +94,7 @@ def test_fault_A11_transparency_is_laid_over_white(tmp_path: Path) -> None:
         sticker.save(path)
         found = read(path)
         assert (found[2, 1] == 9).all() and (found[0] == 255).all()
-        with pytest.raises(Refused, match=r"sticker\.png is partly transparent"):
+        with pytest.raises(InvalidInputError, match=r"sticker\.png is partly transparent"):
             read_image(path, single=True)
         Image.new(mode, (4, 4), opaque).save(path)
         assert (read(path, single=True) == 9).all()
@@ -108,7 +108,7 @@ def test_of_several_frames_the_first_is_read_or_none(tmp_path: Path) -> None:
     frames = [Image.new("L", (4, 4), shade) for shade in (10, 200)]
     frames[0].save(tmp_path / "a.tif", save_all=True, append_images=frames[1:])
     assert (read(tmp_path / "a.tif") == 10).all()
-    with pytest.raises(Refused, match=r"a\.tif has several frames"):
+    with pytest.raises(InvalidInputError, match=r"a\.tif has several frames"):
         read_image(tmp_path / "a.tif", single=True)
     # A phone's photograph with a second image of its own, as a JPEG file
     frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
@@ -132,5 +132,5 @@ def test_what_is_no_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             read_image(tmp_path / name)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert is_image(tmp_path / "a.png")
-    with pytest.raises(Refused, match=r"a\.png has more than 200 pixels"):
+    with pytest.raises(InvalidInputError, match=r"a\.png has more than 200 pixels"):
         read_image(tmp_path / "a.png")

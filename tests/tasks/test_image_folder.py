@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.tasks.image_folder import find_images
 from modwright.tasks.pictures import folder_pictures
 
@@ -58,14 +58,14 @@ def test_fault_A9_a_lone_train_folder_is_divided(tmp_path: Path) -> None:
 def test_fault_A9_splits_that_do_not_go_together_are_refused(tmp_path: Path) -> None:
     images(tmp_path / "train", {"cat": 2, "dog": 2})
     images(tmp_path / "val", {"cat": 1, "wolf": 1})
-    with pytest.raises(Refused, match="val has the class 'wolf', which train has not"):
+    with pytest.raises(InvalidInputError, match="val has the class 'wolf', which train has not"):
         find_images(tmp_path, 0.2, 0)
     images(tmp_path / "flat", {"train": 3, "val": 2})
-    with pytest.raises(Refused, match="train has 0 folders of images"):
+    with pytest.raises(InvalidInputError, match="train has 0 folders of images"):
         find_images(tmp_path / "flat", 0.2, 0)
     images(tmp_path / "odd" / "val", {"cat": 1})
     images(tmp_path / "odd" / "test", {"cat": 1})
-    with pytest.raises(Refused, match="has val, test, but no folder train"):
+    with pytest.raises(InvalidInputError, match="has val, test, but no folder train"):
         find_images(tmp_path / "odd", 0.2, 0)
     # A class may be called like a split where nothing else says that it is one
     images(tmp_path / "vehicles", {"bus": 2, "train": 2})
@@ -109,7 +109,7 @@ def test_fault_A10_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None
     assert train.notes == tuple(str(one.message) for one in told)
     for file in (tmp_path / "dog").glob("*.png"):
         file.unlink()
-    with pytest.raises(Refused, match=r"'dog' holds no readable image; 4 files .* 2 \.heic"):
+    with pytest.raises(InvalidInputError, match=r"'dog' holds no readable image; 4 files .* 2 \.heic"):
         find_images(tmp_path, 0.5, 0)
 
 
@@ -131,10 +131,10 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         find_images(tmp_path / "gone", 0.2, 0)
     images(tmp_path, {"cat": 1, "dog": 1})
-    with pytest.raises(Refused, match=r"2 images cannot be split at 0\.2"):
+    with pytest.raises(InvalidInputError, match=r"2 images cannot be split at 0\.2"):
         find_images(tmp_path, 0.2, 0)
     images(tmp_path, {"cat": 4, "dog": 4})
-    with pytest.raises(Refused, match="8 images cannot be split at 1"):
+    with pytest.raises(InvalidInputError, match="8 images cannot be split at 1"):
         find_images(tmp_path, 1, 0)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.tasks import pictures
 from modwright.tasks.pictures import digits, folder_pictures, idx_pictures, read_idx
 
@@ -47,7 +47,7 @@ def test_fault_A20_names_of_labels_are_those_of_the_known_sets(
 
 def test_fault_A20_other_sets_need_names(tmp_path: Path) -> None:
     fashion(tmp_path)
-    with pytest.raises(Refused, match="neither MNIST nor Fashion-MNIST; name its 6 labels with `c"):
+    with pytest.raises(InvalidInputError, match="neither MNIST nor Fashion-MNIST; name its 6 labels with `c"):
         idx_pictures(tmp_path)
 
 
@@ -60,9 +60,9 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert not digits(side=32, seed=1)[0].labels.equal(train.labels)
     assert sorted(train.labels.unique().tolist()) == list(range(10))
     assert torch.allclose(train.pixels.min(), torch.tensor(-0.3 / 0.35), atol=1e-5)
-    with pytest.raises(Refused, match="1 to 1796 can be for training, not 1797"):
+    with pytest.raises(InvalidInputError, match="1 to 1796 can be for training, not 1797"):
         digits(train=1797)
-    with pytest.raises(Refused, match="has 500 pictures, not 501"):
+    with pytest.raises(InvalidInputError, match="has 500 pictures, not 501"):
         test.take(501)
 
 
@@ -88,9 +88,9 @@ def test_damaged_and_missing_idx_files_are_named(tmp_path: Path) -> None:
         idx_pictures(tmp_path, classes=CLOTHES)
     fashion(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(5)))
-    with pytest.raises(Refused, match="6 pictures, but 5 labels"):
+    with pytest.raises(InvalidInputError, match="6 pictures, but 5 labels"):
         idx_pictures(tmp_path, classes=CLOTHES)
-    with pytest.raises(Refused, match="label 5, but 2 names; `classes` names labels 0 to 5"):
+    with pytest.raises(InvalidInputError, match="label 5, but 2 names; `classes` names labels 0 to 5"):
         fashion(tmp_path)
         idx_pictures(tmp_path, classes=("a", "b"))
     with pytest.raises(CheckpointError, match="cannot be read"):
@@ -111,5 +111,5 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     (tmp_path / "dark" / "0.png").write_bytes(b"no picture")
     with pytest.raises(CheckpointError, match=r"0\.png is no image"):
         folder_pictures(tmp_path)
-    with pytest.raises(Refused, match="has 0 folders of images"):
+    with pytest.raises(InvalidInputError, match="has 0 folders of images"):
         folder_pictures(tmp_path / "dark")

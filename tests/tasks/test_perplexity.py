@@ -31,7 +31,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
 
@@ -250,7 +250,7 @@ def _without_mask(model: LlamaForCausalLM):
     ],
 )
 def test_only_causal_language_models_have_a_perplexity(text, make, said):
-    with pytest.raises(Refused, match=f"perplexity needs a causal language model; .*{said}"):
+    with pytest.raises(InvalidInputError, match=f"perplexity needs a causal language model; .*{said}"):
         perplexity(make(), word_tokenizer(), PerplexityRecipe(text, windows=2, length=16))
 
 
@@ -276,12 +276,12 @@ def test_a_bert_that_is_a_decoder_is_measured(text):
 )
 def test_numbers_outside_their_range_name_the_legal_ones(text, changed, said):
     recipe = PerplexityRecipe(**({"data": text, "windows": 2, "length": 16} | changed))
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         perplexity(llama(), word_tokenizer(), recipe)
 
 
 def test_a_foreign_tokenizer_is_refused(text):
-    with pytest.raises(Refused, match=r"a vocabulary of 20; give the model's own tokenizer"):
+    with pytest.raises(InvalidInputError, match=r"a vocabulary of 20; give the model's own tokenizer"):
         perplexity(llama(vocab_size=20), word_tokenizer(), PerplexityRecipe(text, 2, 16))
 
 

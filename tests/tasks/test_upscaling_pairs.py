@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.tasks.upscaling import (
     PicturePairs,
     bicubic,
@@ -186,36 +186,36 @@ def test_quality_is_of_all_pairs_without_the_border() -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     picture = torch.rand(3, 16, 16)
-    with pytest.raises(Refused, match=r"of one shape .* not \(3, 16, 16\) and \(3, 16, 15\)"):
+    with pytest.raises(InvalidInputError, match=r"of one shape .* not \(3, 16, 16\) and \(3, 16, 15\)"):
         psnr(picture, picture[..., 1:])
-    with pytest.raises(Refused, match="of one shape"):
+    with pytest.raises(InvalidInputError, match="of one shape"):
         psnr(picture[0], picture[0])
-    with pytest.raises(Refused, match="without 8 pixels at each side nothing is left of 16 x 16"):
+    with pytest.raises(InvalidInputError, match="without 8 pixels at each side nothing is left of 16 x 16"):
         psnr(picture, picture, 8)
-    with pytest.raises(Refused, match="without -1 pixels"):
+    with pytest.raises(InvalidInputError, match="without -1 pixels"):
         ssim(picture, picture, -1)
-    with pytest.raises(Refused, match="luma is of red, green and blue, not of 1 channels"):
+    with pytest.raises(InvalidInputError, match="luma is of red, green and blue, not of 1 channels"):
         psnr(picture[:1], picture[:1])
-    with pytest.raises(Refused, match="finite numbers from 0 to 1"):
+    with pytest.raises(InvalidInputError, match="finite numbers from 0 to 1"):
         psnr(picture * math.nan, picture)
-    with pytest.raises(Refused, match="finite numbers from 0 to 1"):
+    with pytest.raises(InvalidInputError, match="finite numbers from 0 to 1"):
         psnr((picture * 255).byte(), (picture * 255).byte())
-    with pytest.raises(Refused, match="10 x 10 holds no window of 11 x 11"):
+    with pytest.raises(InvalidInputError, match="10 x 10 holds no window of 11 x 11"):
         ssim(picture, picture, 3)
 
 
 def test_pairs_that_cannot_be_made_are_refused() -> None:
-    with pytest.raises(Refused, match="scale is at least 2"):
+    with pytest.raises(InvalidInputError, match="scale is at least 2"):
         photograph_pairs(scale=1)
-    with pytest.raises(Refused, match="held_out lies between 0 and 1, not 1"):
+    with pytest.raises(InvalidInputError, match="held_out lies between 0 and 1, not 1"):
         photograph_pairs(held_out=1)
-    with pytest.raises(Refused, match="unknown part of a photograph 'top'"):
+    with pytest.raises(InvalidInputError, match="unknown part of a photograph 'top'"):
         photograph_pairs(where="top")
-    with pytest.raises(Refused, match="holds pieces of 97 small pixels"):
+    with pytest.raises(InvalidInputError, match="holds pieces of 97 small pixels"):
         photograph_pairs(test_side=97)
-    with pytest.raises(Refused, match="holds pieces of 113 small pixels"):
+    with pytest.raises(InvalidInputError, match="holds pieces of 113 small pixels"):
         photograph_pairs(side=113)
     train, _ = photograph_pairs(train=4)
     assert len(train.take(3)) == 3 and train[1]["labels"].equal(train.large[1])
-    with pytest.raises(Refused, match="has 4 pairs, not 5"):
+    with pytest.raises(InvalidInputError, match="has 4 pairs, not 5"):
         train.take(5)

@@ -10,7 +10,7 @@ from small_models import encoder_tokenizer, word_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.tasks.vocabulary import require_same_tokenizer
 
 NAMES = ("small", "large")
@@ -49,7 +49,7 @@ def test_equal_tokenizers_pass(text: str) -> None:
     ],
 )
 def test_the_first_difference_is_named(one: Any, other: Any, said: str) -> None:
-    with pytest.raises(Refused, match=said):
+    with pytest.raises(InvalidInputError, match=said):
         require_same_tokenizer(one, other, NAMES)
 
 
@@ -59,7 +59,7 @@ def test_the_same_tokens_joined_by_other_rules_differ(tmp_path: Path) -> None:
     require_same_tokenizer(one, other, NAMES)
     file = tmp_path / "text.txt"
     file.write_text("ab bc abc")
-    with pytest.raises(Refused, match="token 2 of the text is 'ab' in small and 'a' in large"):
+    with pytest.raises(InvalidInputError, match="token 2 of the text is 'ab' in small and 'a' in large"):
         require_same_tokenizer(one, other, NAMES, str(file))
     file.write_text("ab bc")
     require_same_tokenizer(one, other, NAMES, str(file))

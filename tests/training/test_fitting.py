@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models import create_model
 from modwright.tasks.pictures import Pictures
 from modwright.training import Settings, fit
@@ -62,7 +62,7 @@ def test_fault_B6_one_image_left_over_is_known_before_the_start() -> None:
     model = batch_norm(8)
     model.min_size = 1
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with pytest.raises(Refused, match="batches of one picture"):
+    with pytest.raises(InvalidInputError, match="batches of one picture"):
         fit(model, left_over, None, Settings(epochs=1, batch_size=1))
     assert all(buffer.equal(before[name]) for name, buffer in model.named_buffers())
     assert fit(model, left_over, None, Settings(epochs=2, batch_size=4)).steps == 4

@@ -10,7 +10,7 @@ import torch
 from helpers import edit, outputs, snapshot, unchanged
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, remove
 from modwright.edits.sharing import own_tensors, sharing_with
 from modwright.tasks.pictures import Pictures
@@ -105,7 +105,7 @@ def test_fault_A2_ties_survive_the_separation(tiny: Any) -> None:
 
 def test_fault_A2_a_model_is_not_its_own_teacher() -> None:
     model = tiny_image_model("metaformer")
-    with pytest.raises(Refused, match="its own teacher; give the objective a copy"):
+    with pytest.raises(InvalidInputError, match="its own teacher; give the objective a copy"):
         fit(model, images(model), settings=SETTINGS, objective=Distillation(model))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models import create_model
 from modwright.tasks.pictures import Pictures, digits
 from modwright.tasks.upscaling import PicturePairs
@@ -108,7 +108,7 @@ def test_distillation_mixes_classes_and_teacher() -> None:
     ],
 )
 def test_numbers_out_of_range_are_refused(make: Any, says: str) -> None:
-    with pytest.raises(Refused, match=says):
+    with pytest.raises(InvalidInputError, match=says):
         make()
 
 
@@ -170,13 +170,13 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_losses(tmp_path: Path) 
     assert found == losses
     for name, tensor in whole.state_dict().items():
         assert resumed.state_dict()[name].equal(tensor), name
-    with pytest.raises(Refused, match="holds no checkpoint to resume from"):
+    with pytest.raises(InvalidInputError, match="holds no checkpoint to resume from"):
         fit(model(), train, None, settings, output=tmp_path / "empty", resume=True)
 
 
 def test_too_few_classes_are_refused() -> None:
     few = create_model("poolformer_s12", num_classes=3, depths=[1, 1], widths=[8, 16])
-    with pytest.raises(Refused, match="the model has 3 classes, the pictures 10"):
+    with pytest.raises(InvalidInputError, match="the model has 3 classes, the pictures 10"):
         fit(few, digits()[0].take(8))
 
 

@@ -12,7 +12,7 @@ import torch
 
 from launch import launch
 from models.tiny import TINY, tiny
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.training.sharding import blocks_of, shard_blocks
 
 WORKER = processes_worker.__file__
@@ -82,5 +82,5 @@ def test_blocks_are_found_in_every_architecture(model_type: str) -> None:
 
 
 def test_without_processes_nothing_is_sharded() -> None:
-    with pytest.raises(Refused, match=r"torch\.distributed is not set up"):
+    with pytest.raises(InvalidInputError, match=r"torch\.distributed is not set up"):
         shard_blocks(tiny("metaformer"))

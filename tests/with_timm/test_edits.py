@@ -19,7 +19,7 @@ from helpers import batch_of, edit, outputs, random_data, snapshot, unchanged, w
 from modwright.anatomy import Anatomy
 from modwright.calibration import from_tensors
 from modwright.checkpoint import save
-from modwright.core.errors import ModwrightError, Refused
+from modwright.core.errors import ModwrightError, InvalidInputError
 from modwright.edits import Plan, apply, keep_heads, keep_neurons, remove
 from modwright.edits.reopen import check_reopens
 from modwright.surgery import make_method, method_names, method_type, plan, why_not
@@ -105,7 +105,7 @@ def test_heads_take_a_third_of_their_rows_from_each_map(dense: dict[str, Any]) -
     gone = anatomy.num_parameters - Anatomy.of(model).num_parameters
     rows = 3 * 12
     assert gone == 3 * rows * 48 + 3 * rows + rows * 48  # q, k, v, their biases, and o
-    with pytest.raises(Refused, match="nothing would be left"):
+    with pytest.raises(InvalidInputError, match="nothing would be left"):
         keep_heads(attention, [])
 
 
@@ -253,14 +253,14 @@ def test_a_plan_for_one_model_does_not_fit_another(dense: dict[str, Any], tmp_pa
     a = Anatomy.of(dense["vit_tiny_patch16_224"])
     decided = Plan.of(a, "by hand", remove(a.blocks[0].attention))
     decided.save(tmp_path / "plan")
-    with pytest.raises(Refused):
+    with pytest.raises(InvalidInputError):
         apply(dense["deit3_small_patch16_224"], Plan.load(tmp_path / "plan"))
     assert apply(dense["vit_tiny_patch16_224"], Plan.load(tmp_path / "plan")).verification
 
 
 def test_pictures_of_another_size_are_refused_before_any_work(dense: dict[str, Any]) -> None:
     data = from_tensors([{"pixel_values": torch.zeros(2, 3, 16, 16)}], name="small")
-    with pytest.raises(Refused, match=r"pictures of shape \(3, 32, 32\)"):
+    with pytest.raises(InvalidInputError, match=r"pictures of shape \(3, 32, 32\)"):
         plan(dense["vit_tiny_patch16_224"], make_method("llm_drop", {"n": 1}), data)
 
 

@@ -16,7 +16,7 @@ from torch import nn
 import modwright
 from helpers import worst
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 
 OUTSIDE = ("head", "attn_pool", "head_dist")
 """What stands after the stream: no part of it."""
@@ -198,9 +198,9 @@ def test_a_model_that_timm_would_not_build_again_is_refused(vit: Callable[..., A
 def test_other_models_without_a_config_are_refused_as_before() -> None:
     with pytest.raises(UnsupportedArchitecture, match="Linear has no config"):
         Anatomy.of(nn.Linear(2, 2))
-    with pytest.raises(Refused, match="taken as it is; dtype is for checkpoints"):
+    with pytest.raises(InvalidInputError, match="taken as it is; dtype is for checkpoints"):
         modwright.open(timm.models.VisionTransformer(**SMALL), dtype="bfloat16")
-    with pytest.raises(Refused, match="a path, a name or a model, not int"):
+    with pytest.raises(InvalidInputError, match="a path, a name or a model, not int"):
         modwright.open(3)  # type: ignore[arg-type]
 
 

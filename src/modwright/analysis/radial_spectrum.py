@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["radial_spectrum"]
 
@@ -30,7 +30,7 @@ def radial_spectrum(maps: Tensor, bins: int = 16) -> Tensor:
         (bins,)
 
     Raises:
-        Refused: no maps, or no ring.
+        InvalidInputError: no maps, or no ring.
 
     Example:
         >>> stripes = torch.tensor([1.0, -1.0]).repeat(8).expand(1, 16, 16)  # the finest there are
@@ -38,9 +38,9 @@ def radial_spectrum(maps: Tensor, bins: int = 16) -> Tensor:
         tensor([0., 0., 0., 1.])
     """
     if maps.dim() < 2 or 0 in maps.shape:
-        raise Refused(f"maps are (..., height, width), not {tuple(maps.shape)}")
+        raise InvalidInputError(f"maps are (..., height, width), not {tuple(maps.shape)}")
     if bins < 1:
-        raise Refused(f"bins is at least 1, not {bins}")
+        raise InvalidInputError(f"bins is at least 1, not {bins}")
     height, width = maps.shape[-2:]
     spectrum = torch.fft.fft2(maps.reshape(-1, height, width), norm="forward")
     power = spectrum.abs().square().mean(0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy
 from modwright.core.capture import on_tensors
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.nn.norms import restore_coordinate
 
@@ -76,7 +76,7 @@ def stream_mean(
             text.
 
     Raises:
-        Refused: there is no batch.
+        InvalidInputError: there is no batch.
 
     Example:
         >>> import modwright
@@ -111,7 +111,7 @@ def stream_mean(
             mask = inputs.get("attention_mask")
             anatomy.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
     if not counts[0]:
-        raise Refused("stream_mean: there is no batch to look at")
+        raise InvalidInputError("stream_mean: there is no batch to look at")
     shares = tuple(total / count for total, count in zip(sums, counts))
     return StreamMean(shares, counts[0], tuple(widths))
 

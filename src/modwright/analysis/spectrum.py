@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.core.capture import Tap, capture
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 
 __all__ = ["Spectrum", "band_energy", "frequencies", "map_spectra", "relative_log_amplitude"]
@@ -82,7 +82,7 @@ def band_energy(features: Tensor, edges: Sequence[float] = MEAN_AND_HALVES) -> T
             of a map, its lower and its upper half.
 
     Raises:
-        Refused: edges that do not rise, or features that are no maps or hold nothing.
+        InvalidInputError: edges that do not rise, or features that are no maps or hold nothing.
 
     Example:
         >>> stripes = torch.tensor([1.0, -1.0]).repeat(4)
@@ -90,10 +90,10 @@ def band_energy(features: Tensor, edges: Sequence[float] = MEAN_AND_HALVES) -> T
         [0.5, 0.0, 0.5]
     """
     if list(edges) != sorted(set(edges)):
-        raise Refused(f"edges of bands must rise: {list(edges)}")
+        raise InvalidInputError(f"edges of bands must rise: {list(edges)}")
     energy = _transformed(features).abs().square().sum((0, 1))
     if not energy.sum() > 0:
-        raise Refused("maps of zeros, or of what is no number, have no spectrum")
+        raise InvalidInputError("maps of zeros, or of what is no number, have no spectrum")
     rings = frequencies(*energy.shape).to(energy.device)
     band = torch.bucketize(rings, torch.tensor(edges, device=energy.device))
     shares = energy.new_zeros(len(edges) + 1).index_add_(0, band.flatten(), energy.flatten())
@@ -104,7 +104,7 @@ def relative_log_amplitude(features: Tensor) -> tuple[Tensor, Tensor]:
     """Frequencies (K,) of maps, and the log of the mean amplitude of each beside frequency 0's.
 
     Raises:
-        Refused: features that are no maps, or a mean of exactly 0.
+        InvalidInputError: features that are no maps, or a mean of exactly 0.
 
     Example:
         >>> steps, found = relative_log_amplitude(torch.ones(1, 1, 4, 4) + torch.eye(4))
@@ -113,7 +113,7 @@ def relative_log_amplitude(features: Tensor) -> tuple[Tensor, Tensor]:
     """
     amplitude = _transformed(features).abs().mean((0, 1))
     if not amplitude[0, 0] > 0:
-        raise Refused("maps whose means are all 0 have nothing to set amplitudes beside")
+        raise InvalidInputError("maps whose means are all 0 have nothing to set amplitudes beside")
     rings = frequencies(*amplitude.shape).to(amplitude.device)
     steps, at = rings.unique(return_inverse=True)
     sums = amplitude.new_zeros(len(steps)).index_add_(0, at.flatten(), amplitude.flatten())
@@ -123,7 +123,7 @@ def relative_log_amplitude(features: Tensor) -> tuple[Tensor, Tensor]:
 
 def _transformed(features: Tensor) -> Tensor:
     if features.dim() != 4:
-        raise Refused(f"maps are (B, C, H, W), not {tuple(features.shape)}")
+        raise InvalidInputError(f"maps are (B, C, H, W), not {tuple(features.shape)}")
     return torch.fft.fft2(features.double())
 
 
@@ -136,7 +136,7 @@ def map_spectra(model: nn.Module, pictures: Tensor, parts: Sequence[str]) -> dic
         parts: names as in ``model.named_modules()``; each gives maps.
 
     Raises:
-        Refused: a name that the model does not have, a part that did not run, or no maps.
+        InvalidInputError: a name that the model does not have, a part that did not run, or no maps.
 
     Example:
         >>> smooth = nn.Sequential(nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1))
@@ -147,11 +147,11 @@ def map_spectra(model: nn.Module, pictures: Tensor, parts: Sequence[str]) -> dic
     known = dict(model.named_modules())
     for name in parts:
         if name not in known:
-            raise Refused(f"the model has no part {name!r}")
+            raise InvalidInputError(f"the model has no part {name!r}")
     taps = {name: Tap(known[name], "output") for name in parts}
     # A copy: what follows a part may work in place.
     with capture(taps, copy=True) as kept, eval_mode(model), torch.no_grad():
         model(pictures)
     if silent := [name for name in parts if name not in kept]:
-        raise Refused(f"parts that give no tensor in a pass: {', '.join(silent)}")
+        raise InvalidInputError(f"parts that give no tensor in a pass: {', '.join(silent)}")
     return {name: Spectrum.of(kept[name]) for name in parts}

@@ -13,7 +13,7 @@ from modwright.anatomy.families import family_of, wrapped
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.stream import Stream, stream_of
 from modwright.anatomy.views import Block, Embedding, Part
-from modwright.core.errors import Refused, UnsupportedArchitecture, unknown_name
+from modwright.core.errors import InvalidInputError, UnsupportedArchitecture, unknown_name
 
 __all__ = ["Anatomy"]
 
@@ -50,14 +50,14 @@ class Anatomy:
 
         Raises:
             UnsupportedArchitecture: no family knows its ``config.model_type``.
-            Refused: its weights are quantised.
+            InvalidInputError: its weights are quantised.
         """
         if isinstance(model, cls):
             return model
         model = wrapped(model_of(model))
         config: Any = model.config
         if getattr(config, "quantization_config", None) or getattr(model, "is_quantized", False):
-            raise Refused("the model is quantised; open it dequantised (dtype float32 or bfloat16)")
+            raise InvalidInputError("the model is quantised; open it dequantised (dtype float32 or bfloat16)")
         return cls(model, family_of(config, model))
 
     @property
@@ -116,7 +116,7 @@ class Anatomy:
 
     def block(self, index: int) -> Block:
         if not 0 <= index < len(self.blocks):
-            raise Refused(f"no block {index}; the model has blocks 0 to {len(self.blocks) - 1}")
+            raise InvalidInputError(f"no block {index}; the model has blocks 0 to {len(self.blocks) - 1}")
         return self.blocks[index]
 
     def parts(self) -> Iterator[tuple[str, Part]]:
@@ -134,7 +134,7 @@ class Anatomy:
         """What stands at an address: a part, a projection of one, or a block.
 
         Raises:
-            Refused: nothing does; names the nearest.
+            InvalidInputError: nothing does; names the nearest.
 
         Example:
             >>> import modwright

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["address_of", "model_of"]
 
@@ -16,7 +16,7 @@ def model_of(given: Any) -> Any:
     """The model that is given, or that an opened checkpoint, an anatomy or an edit's result holds.
 
     Raises:
-        Refused: it is none of these.
+        InvalidInputError: it is none of these.
 
     Example:
         >>> import modwright
@@ -30,7 +30,7 @@ def model_of(given: Any) -> Any:
     hint = ""
     if isinstance(given, str | os.PathLike):
         hint = f"; open it first: modwright.open({os.fspath(given)!r})"
-    raise Refused(
+    raise InvalidInputError(
         "expected a model, or what modwright.open, Anatomy.of or modwright.apply returned, not "
         f"{type(given).__name__}{hint}"
     )
@@ -40,7 +40,7 @@ def address_of(part: Any) -> str:
     """The address of a part, or the address itself.
 
     Raises:
-        Refused: it is neither.
+        InvalidInputError: it is neither.
 
     Example:
         >>> address_of("blocks.0.attention")
@@ -49,7 +49,7 @@ def address_of(part: Any) -> str:
     found = part if isinstance(part, str) else getattr(part, "address", None)
     if isinstance(found, str) and found:
         return found
-    raise Refused(
+    raise InvalidInputError(
         "expected a part of an anatomy or its address, such as anatomy.blocks[0].attention or "
         f"'blocks.0.attention', not {type(part).__name__}"
     )

@@ -12,7 +12,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["Inputs", "Maps", "Pictures", "Tokens"]
 
@@ -64,9 +64,9 @@ class Tokens:
     def check(self, given: Mapping[str, Tensor]) -> None:
         ids = given.get("input_ids")
         if ids is None and "inputs_embeds" not in given:
-            raise Refused(f"the model reads input_ids; the data gives {', '.join(given)}")
+            raise InvalidInputError(f"the model reads input_ids; the data gives {', '.join(given)}")
         if ids is not None and ids.numel() and not 0 <= int(ids.max()) < self.vocab_size:
-            raise Refused(
+            raise InvalidInputError(
                 f"the data has token id {int(ids.max())} and the model a vocabulary of "
                 f"{self.vocab_size}; give the model's own tokenizer"
             )
@@ -110,10 +110,10 @@ class Pictures:
     def check(self, given: Mapping[str, Tensor]) -> None:
         pictures = given.get("pixel_values")
         if pictures is None:
-            raise Refused(f"the model reads pixel_values; the data gives {', '.join(given)}")
+            raise InvalidInputError(f"the model reads pixel_values; the data gives {', '.join(given)}")
         wanted = (self.channels, *self.size)
         if pictures.shape[1:] != wanted:
-            raise Refused(
+            raise InvalidInputError(
                 f"the model reads pictures of shape {wanted} (channels, height, width); the data "
                 f"gives {tuple(pictures.shape[1:])}"
             )

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.nn import FactorPair, ZeroMean
 from modwright.nn.zero_mean import recentred
 
@@ -62,7 +62,7 @@ class Projection:
     def _full_weight(self) -> Tensor:
         weight = self._stored("weight")
         if weight is None:
-            raise Refused(f"{self.address}: {type(self.module).__name__} stores no weight")
+            raise InvalidInputError(f"{self.address}: {type(self.module).__name__} stores no weight")
         return weight.T if self.transposed else weight
 
     @property
@@ -102,12 +102,12 @@ class Projection:
         """Stores ``value`` as "weight" [out, in] or "bias" [out]; other shapes are refused."""
         current = self.parameters().get(name)
         if current is None:
-            raise Refused(
+            raise InvalidInputError(
                 f"{self.address} has no {name!r}; it has "
                 + (", ".join(self.parameters()) or "nothing")
             )
         if current.shape != value.shape:
-            raise Refused(
+            raise InvalidInputError(
                 f"{self.address}.{name}: shape {tuple(value.shape)} where "
                 f"{tuple(current.shape)} stands"
             )

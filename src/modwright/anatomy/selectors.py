@@ -11,7 +11,7 @@ import re
 
 from modwright.anatomy.anatomy import Anatomy
 from modwright.anatomy.views import Block, Sublayer
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = ["KINDS", "pick_layers", "select"]
 
@@ -24,7 +24,7 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
     """The parts that ``text`` names, in its order.
 
     Raises:
-        Refused: a clause that cannot be read, a layer that is not there, a part that was removed
+        InvalidInputError: a clause that cannot be read, a layer that is not there, a part that was removed
             already, or one that is named twice.
 
     Example:
@@ -35,7 +35,7 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
     """
     clauses = [clause.strip() for clause in text.split(";") if clause.strip()]
     if not clauses:
-        raise Refused("the selector is empty; write for example 'attention[3,7]; block[28:30]'")
+        raise InvalidInputError("the selector is empty; write for example 'attention[3,7]; block[28:30]'")
     chosen: list[Block | Sublayer] = []
     for clause in clauses:
         kind, inside = _split(clause)
@@ -44,7 +44,7 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
     addresses = [part.address for part in chosen]
     twice = next((a for a in addresses if addresses.count(a) > 1), None)
     if twice is not None:
-        raise Refused(f"{text!r} names {twice} twice")
+        raise InvalidInputError(f"{text!r} names {twice} twice")
     return chosen
 
 
@@ -57,7 +57,7 @@ def pick_layers(text: str, layers: int, clause: str | None = None) -> list[int]:
         clause: what is quoted in messages; ``text`` by default.
 
     Raises:
-        Refused: nothing is named, or what is named is not there.
+        InvalidInputError: nothing is named, or what is named is not there.
 
     Example:
         >>> pick_layers("0, -1, 2:4", 6)
@@ -68,7 +68,7 @@ def pick_layers(text: str, layers: int, clause: str | None = None) -> list[int]:
     for item in (piece.strip() for piece in text.split(",")):
         found = range(layers) if item == "*" else _one(item, layers, where)
         if not found:
-            raise Refused(f"{where!r}: {item!r} matches no layer; there are 0 to {layers - 1}")
+            raise InvalidInputError(f"{where!r}: {item!r} matches no layer; there are 0 to {layers - 1}")
         named += found
     return named
 
@@ -80,7 +80,7 @@ def _one(item: str, layers: int, where: str) -> list[int] | range:
     else:
         match = _SLICE.match(item)
         if match is None or match[3] == "0":
-            raise Refused(
+            raise InvalidInputError(
                 f"{where!r}: cannot read {item or 'nothing'!r}; legal are 3, -1, 4:8, 4:, ::2 and *"
             )
         start, stop, step = (int(number) if number else None for number in match.groups())
@@ -88,14 +88,14 @@ def _one(item: str, layers: int, where: str) -> list[int] | range:
         found = range(layers)[start:stop:step]
     beyond = next((number for number in bounds if not -layers <= number < layers), None)
     if beyond is not None:
-        raise Refused(f"{where!r}: there is no layer {beyond}; there are 0 to {layers - 1}")
+        raise InvalidInputError(f"{where!r}: there is no layer {beyond}; there are 0 to {layers - 1}")
     return found
 
 
 def _split(clause: str) -> tuple[str, str]:
     match = _CLAUSE.match(clause)
     if match is None:
-        raise Refused(
+        raise InvalidInputError(
             f"cannot read {clause!r}; a clause is a kind and layers in brackets, such as "
             f"attention[3,7]; kinds are {', '.join(KINDS)}"
         )
@@ -108,6 +108,6 @@ def _part(anatomy: Anatomy, kind: str, index: int, clause: str) -> Block | Subla
     block = anatomy.block(index)
     part = block if kind == "block" else block.at(kind)
     if part is None:
-        raise Refused(f"{clause!r}: block {index} has no {kind}, it was removed before")
+        raise InvalidInputError(f"{clause!r}: block {index} has no {kind}, it was removed before")
     found: Block | Sublayer = part
     return found

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from modwright.calibration.tensors import CalibrationData, from_tensors
 from modwright.calibration.text import from_sequences
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["calibration_of"]
 
@@ -24,7 +24,7 @@ def calibration_of(given: Any) -> CalibrationData:
             ``DataLoader`` of them.
 
     Raises:
-        Refused: it is something else.
+        InvalidInputError: it is something else.
 
     Example:
         >>> calibration_of([[5, 6, 7], [8, 9]]).recipe["tokens"]
@@ -45,7 +45,7 @@ def calibration_of(given: Any) -> CalibrationData:
     if ids and all(row is not None for row in ids):
         return from_sequences([row for row in ids if row is not None], pad_id=0)
     what = f"a list of {type(rows[0]).__name__}" if rows else type(given).__name__
-    raise Refused(
+    raise InvalidInputError(
         f"calibration data cannot be {what}; valid: token ids, a list of dicts of tensors, or for "
         "text modwright.calibration.token_windows(tokenizer, text, windows=..., length=...)"
     )

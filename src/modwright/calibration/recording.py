@@ -42,7 +42,7 @@ def record(
         Streams (b, t, d), one per batch; ``calls[block][batch]``.
 
     Raises:
-        Refused: batches of something that the model does not read.
+        InvalidInputError: batches of something that the model does not read.
     """
     modules = [block.module for block in anatomy.blocks]
     backbone = anatomy.family.backbone(anatomy.model)

@@ -17,7 +17,7 @@ from modwright.calibration.recording import ModelInput, on_device, record
 from modwright.calibration.text import TokenWindows
 from modwright.calibration.walk import compute_device, measure_block
 from modwright.core import distributed
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 
 __all__ = ["BlockRehearsal", "rehearse_block"]
@@ -61,7 +61,7 @@ def rehearse_block(
     """Runs the largest block on the largest batch with its statistics, as a walk would; no files.
 
     Raises:
-        Refused: no data, activations that are not finite, or memory that cannot be had.
+        InvalidInputError: no data, activations that are not finite, or memory that cannot be had.
 
     Example:
         >>> import modwright
@@ -74,7 +74,7 @@ def rehearse_block(
     """
     batches: list[ModelInput] = list(windows)
     if not batches:
-        raise Refused("there is no calibration data")
+        raise InvalidInputError("there is no calibration data")
     batch = max(batches, key=_size)
     try:
         with eval_mode(anatomy.model):
@@ -82,7 +82,7 @@ def rehearse_block(
     except (MemoryError, RuntimeError) as error:
         if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
             raise
-        raise Refused(
+        raise InvalidInputError(
             f"the largest block does not fit into memory: {str(error).splitlines()[0]}; use a "
             "smaller calibration.batch_size or a smaller dtype"
         ) from error

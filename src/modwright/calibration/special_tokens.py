@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -71,16 +71,16 @@ def special_tokens(
             tokenizer adds it or not; False for none.
 
     Raises:
-        Refused: no BOS token, or a tokenizer that splits a text differently with special tokens.
+        InvalidInputError: no BOS token, or a tokenizer that splits a text differently with special tokens.
     """
     if bos is False:
         return SpecialTokens()
     if bos is True:
         if tokenizer.bos_token_id is None:
-            raise Refused("this tokenizer has no BOS token; valid values of bos: auto, False")
+            raise InvalidInputError("this tokenizer has no BOS token; valid values of bos: auto, False")
         return SpecialTokens((int(tokenizer.bos_token_id),))
     if bos != "auto":
-        raise Refused(f"bos is {bos!r}; valid values: auto, True, False")
+        raise InvalidInputError(f"bos is {bos!r}; valid values: auto, True, False")
     # A text may begin with characters that give no token at all.
     for sample in (text.strip()[:_SAMPLE], text):
         plain, whole = (
@@ -92,7 +92,7 @@ def special_tokens(
     starts = range(len(whole) - len(plain) + 1)
     at = next((i for i in starts if whole[i : i + len(plain)] == plain), None)
     if at is None:
-        raise Refused(
+        raise InvalidInputError(
             "this tokenizer splits a text differently when it adds its special tokens, so they "
             "cannot be told from the text; valid values of bos: True, False"
         )

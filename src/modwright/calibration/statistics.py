@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.files import write_file, writing
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def require_distinct(collectors: Iterable[Collector]) -> None:
     """
     for kind, count in Counter(map(_kind, collectors)).items():
         if count > 1:
-            raise Refused(f"the collector {kind!r} is given {count} times; calibrate once for each")
+            raise InvalidInputError(f"the collector {kind!r} is given {count} times; calibrate once for each")
 
 
 class BlockStatistics(Mapping[str, Tensor]):
@@ -50,7 +50,7 @@ class BlockStatistics(Mapping[str, Tensor]):
     A name that one collector alone gives may stand without it: "gaps" for "stream gaps/gaps".
 
     Raises:
-        Refused: a name that several collectors give.
+        InvalidInputError: a name that several collectors give.
 
     Example:
         >>> found = BlockStatistics({"grams/mlp": torch.eye(2), "similarity/mlp": torch.eye(1)})
@@ -72,7 +72,7 @@ class BlockStatistics(Mapping[str, Tensor]):
             return self.stored[bare]
         full = self._full[name]
         if len(full) > 1:
-            raise Refused(f"several collectors give {name!r}; it is one of {', '.join(full)}")
+            raise InvalidInputError(f"several collectors give {name!r}; it is one of {', '.join(full)}")
         return self.stored[full[0]]
 
     def __iter__(self) -> Iterator[str]:
@@ -122,7 +122,7 @@ class Statistics:
         path = self.directory / "walk.json"
         told = json.dumps(self.recipe, sort_keys=True, indent=1)
         if path.exists() and path.read_text() != told:
-            raise Refused(
+            raise InvalidInputError(
                 f"{self.directory} holds statistics of another model, data or method; "
                 "choose another directory or delete it"
             )
@@ -165,11 +165,11 @@ class Statistics:
         """One number per block; NaN where the block has none.
 
         Raises:
-            Refused: no block has a statistic of this name, or it is more than one number.
+            InvalidInputError: no block has a statistic of this name, or it is more than one number.
         """
         found = [values.get(name) for values in self]
         if all(value is None for value in found):
             raise unknown_name("statistic", name, sorted(self.names))
         if any(value is not None and value.numel() != 1 for value in found):
-            raise Refused(f"{name!r} is more than one number per block; read statistics[index]")
+            raise InvalidInputError(f"{name!r} is more than one number per block; read statistics[index]")
         return [math.nan if value is None else float(value) for value in found]

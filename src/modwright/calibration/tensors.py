@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modwright.calibration.recording import ModelInput
 from modwright.core.digest import sha256_of
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["CalibrationData", "TensorBatch", "TensorBatches", "from_tensors"]
 
@@ -76,7 +76,7 @@ def from_tensors(batches: Sequence[Mapping[str, Tensor]], name: str = "tensors")
         name: what the data is called in plans and reports.
 
     Raises:
-        Refused: no batches, no tensors, or rows that do not go together; says which.
+        InvalidInputError: no batches, no tensors, or rows that do not go together; says which.
 
     Example:
         >>> import modwright
@@ -89,17 +89,17 @@ def from_tensors(batches: Sequence[Mapping[str, Tensor]], name: str = "tensors")
         '66 tensors kept, 0 changed, 0 added, 6 removed'
     """
     if not batches:
-        raise Refused(f"{name}: no batches; give at least one mapping of names to tensors")
+        raise InvalidInputError(f"{name}: no batches; give at least one mapping of names to tensors")
     made = []
     for index, batch in enumerate(batches):
         given = dict(batch)
         wrong = [key for key, value in given.items() if not isinstance(value, Tensor)]
         if wrong or not given:
             what = f"{wrong[0]} is {type(given[wrong[0]]).__name__}" if wrong else "it is empty"
-            raise Refused(f"{name}: batch {index} must hold tensors by name; {what}")
+            raise InvalidInputError(f"{name}: batch {index} must hold tensors by name; {what}")
         rows = {key: value.shape[0] if value.dim() else 0 for key, value in given.items()}
         if len(set(rows.values())) != 1 or 0 in rows.values():
-            raise Refused(
+            raise InvalidInputError(
                 f"{name}: the tensors of batch {index} have {rows} rows; give all as many"
             )
         made.append(TensorBatch(given))

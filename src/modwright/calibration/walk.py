@@ -31,7 +31,7 @@ from modwright.core.capture import (
     on_forward,
 )
 from modwright.core.digest import sha256_of
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress, Task
 
@@ -94,7 +94,7 @@ def calibrate(
     walks its share of the batches, and all get the statistics of all of them.
 
     Raises:
-        Refused: no data, one collector twice, or activations that are not finite.
+        InvalidInputError: no data, one collector twice, or activations that are not finite.
         ProcessFailed: another process failed or is gone.
 
     Example:
@@ -112,9 +112,9 @@ def calibrate(
     require_distinct(collectors)
     batches: list[ModelInput] = list(windows)
     if not batches:
-        raise Refused("there is no calibration data")
+        raise InvalidInputError("there is no calibration data")
     if directory is None and distributed.size() > 1:
-        raise Refused("several processes calibrate into one directory that all see; name it")
+        raise InvalidInputError("several processes calibrate into one directory that all see; name it")
     recipe = {
         "data": windows.recipe,
         "collectors": [collector.describe() for collector in collectors],
@@ -242,12 +242,12 @@ class _WholeWalk(_Walk):
 
     def go(self) -> None:
         if self.history > 1:
-            raise Refused(
+            raise InvalidInputError(
                 "streams of blocks apart cannot be compared here: between the blocks of this "
                 f"{self.anatomy.config.model_type} the stream changes its shape"
             )
         if not isinstance(self.source, LiveBlocks):
-            raise Refused("the blocks of this model cannot be read one at a time; open it whole")
+            raise InvalidInputError("the blocks of this model cannot be read one at a time; open it whole")
         reads = self.anatomy.family.inputs()
         for batch in self.batches:
             reads.check(batch.tensors())
@@ -343,7 +343,7 @@ def _results(collectors: Sequence[Collector], watches: Sequence[Watch]) -> dict[
 
 def _require_finite(stream: Tensor, block: Block) -> None:
     if not torch.isfinite(stream).all():
-        raise Refused(
+        raise InvalidInputError(
             f"the activations after block {block.index} are not finite; check the weights"
         )
 

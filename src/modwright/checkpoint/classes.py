@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 
 from modwright.core.compat.transformers import model_classes
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = ["HEADS", "model_class", "remote_class"]
 
@@ -38,7 +38,7 @@ def model_class(
         head: a key of `HEADS`, to build another class than the checkpoint was saved from.
 
     Raises:
-        Refused: unknown head, or the model type has no such class; the legal ones are listed.
+        InvalidInputError: unknown head, or the model type has no such class; the legal ones are listed.
 
     Example:
         >>> model_class(transformers.LlamaConfig()).__name__
@@ -63,7 +63,7 @@ def model_class(
     for auto in autos:
         for found in _mapped(auto, config):
             return found
-    raise Refused(f"no model class is known for model type {config.model_type!r}")
+    raise InvalidInputError(f"no model class is known for model type {config.model_type!r}")
 
 
 def remote_class(config: transformers.PreTrainedConfig, head: str | None = None) -> Any:
@@ -87,7 +87,7 @@ def _with_head(
     for found in _mapped(HEADS[head], config):
         return found
     legal = [name for name, auto in HEADS.items() if _mapped(auto, config)]
-    raise Refused(
+    raise InvalidInputError(
         f"model type {config.model_type!r} has no head {head!r}; it has: {', '.join(legal)}"
     )
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.formatting import format_bytes
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ def require_memory(needed: int, what: str) -> None:
     """Refuse ``what`` before it starts when fewer than ``needed`` bytes of memory are available.
 
     Raises:
-        Refused: with both figures.
+        InvalidInputError: with both figures.
     """
     free = available_bytes()
     if needed > free:
-        raise Refused(
+        raise InvalidInputError(
             f"{what} needs about {format_bytes(needed)} of memory and {format_bytes(free)} are "
             "available; free some, use a smaller dtype (bfloat16, float16) or a larger machine"
         )

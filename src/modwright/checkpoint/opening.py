@@ -13,7 +13,7 @@ from modwright.checkpoint.presets import PREFIX, preset_config
 from modwright.checkpoint.source import Source, locate
 from modwright.checkpoint.tokenizer import load_tokenizer
 from modwright.core.compat.transformers import build
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import set_eval
 from modwright.core.progress import SILENT, Progress
 
@@ -120,7 +120,7 @@ def open(
 
     Raises:
         CheckpointError: the source cannot be found, is damaged, quantized, or lacks tensors.
-        Refused: an argument is illegal, or memory is too short.
+        InvalidInputError: an argument is illegal, or memory is too short.
         UnsupportedArchitecture: no family knows a live model of another library.
 
     Example:
@@ -150,9 +150,9 @@ def open(
 _OTHER_WORDS = {"torch_dtype": "dtype", "device_map": "device"}
 
 
-def _unknown_argument(name: str) -> Refused:
+def _unknown_argument(name: str) -> InvalidInputError:
     if name in _OTHER_WORDS:
-        return Refused(f"open has no argument {name!r}; use {_OTHER_WORDS[name]}=")
+        return InvalidInputError(f"open has no argument {name!r}; use {_OTHER_WORDS[name]}=")
     known = ("dtype", "device", "head", "trust_remote_code", "progress")
     return unknown_name("argument of open", name, known)
 
@@ -163,10 +163,10 @@ def _open_live(model: torch.nn.Module, **options: Any) -> Checkpoint:
     from modwright.anatomy.families import wrapped
 
     if not isinstance(model, torch.nn.Module):
-        raise Refused(f"open takes a path, a name or a model, not {type(model).__name__}")
+        raise InvalidInputError(f"open takes a path, a name or a model, not {type(model).__name__}")
     given = [name for name, value in options.items() if value is not None]
     if given:
-        raise Refused(f"a live model is taken as it is; {given[0]} is for checkpoints")
+        raise InvalidInputError(f"a live model is taken as it is; {given[0]} is for checkpoints")
     found = wrapped(model)
     return Checkpoint(found, Source("live", type(model).__name__, description="a live model"))
 
@@ -175,7 +175,7 @@ def check_finite(model: torch.nn.Module) -> None:
     """Refuse a model whose weights are not all finite, before a method computes with them.
 
     Raises:
-        Refused: names the first tensor that holds NaN or infinity.
+        InvalidInputError: names the first tensor that holds NaN or infinity.
     """
     import torch
 
@@ -186,7 +186,7 @@ def check_finite(model: torch.nn.Module) -> None:
         low, high = torch.aminmax(tensor)
         if not (torch.isfinite(low) and torch.isfinite(high)):
             bad = int((~torch.isfinite(tensor)).sum())
-            raise Refused(
+            raise InvalidInputError(
                 f"the weights of {name!r} hold NaN or infinity ({bad} of {tensor.numel()} values); "
                 "mend or replace the checkpoint first"
             )
@@ -276,7 +276,7 @@ def _device(device: str | torch.device | None) -> torch.device | None:
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         legal = "cpu, cuda, cuda:0" if torch.cuda.is_available() else "cpu (no GPU is usable here)"
-        raise Refused(f"device {str(device)!r} cannot be used; legal values: {legal}") from error
+        raise InvalidInputError(f"device {str(device)!r} cannot be used; legal values: {legal}") from error
     if place.type == "meta":
-        raise Refused("device 'meta' holds no weights; legal values: cpu, cuda, cuda:0")
+        raise InvalidInputError("device 'meta' holds no weights; legal values: cpu, cuda, cuda:0")
     return None if place.type == "cpu" else place

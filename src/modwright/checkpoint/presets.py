@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def register_preset(name: str, make_config: Callable[[], PreTrainedConfig]) -> N
         True
     """
     if not name or name != name.strip():
-        raise Refused(f"a preset needs a name without spaces around it, not {name!r}")
+        raise InvalidInputError(f"a preset needs a name without spaces around it, not {name!r}")
     PRESETS.add(name, make_config)
 
 
@@ -63,7 +63,7 @@ def preset_config(name: str) -> PreTrainedConfig:
     """A fresh config of the preset.
 
     Raises:
-        Refused: unknown name; the legal ones are listed.
+        InvalidInputError: unknown name; the legal ones are listed.
     """
     known = _known()
     if name not in known:

@@ -14,7 +14,7 @@ from modwright.checkpoint.source import Source
 from modwright.checkpoint.ties import state_apart
 from modwright.checkpoint.tokenizer import has_tokenizer, load_tokenizer
 from modwright.core.compat.transformers import has_adapters
-from modwright.core.errors import CheckpointError, Refused, WriteFailed, first_line
+from modwright.core.errors import CheckpointError, InvalidInputError, WriteFailed, first_line
 from modwright.core.files import require_space, whole_directory, write_file
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def save(
     return Path(out)
 
 
-class _RehearsedError(Exception):
+class _DryRunError(Exception):
     pass
 
 
@@ -115,8 +115,8 @@ def rehearse(
             with quiet_transformers():
                 model.save_pretrained(folder, state_dict={})
             _forget_places(folder / "config.json")
-            raise _RehearsedError
-    except _RehearsedError:
+            raise _DryRunError
+    except _DryRunError:
         return
     except WriteFailed as error:
         raise CheckpointError(str(error)) from error  # no work is lost yet
@@ -183,14 +183,14 @@ def _check_names(files: Mapping[str, str | bytes]) -> None:
     for name in files:
         path = Path(name)
         if not name or path.is_absolute() or ".." in path.parts:
-            raise Refused(f"{name!r} is no path inside the output")
+            raise InvalidInputError(f"{name!r} is no path inside the output")
         if name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json")):
-            raise Refused(f"{name!r} is written from the model; give the file another name")
+            raise InvalidInputError(f"{name!r} is written from the model; give the file another name")
 
 
 def _check_model(model: PreTrainedModel) -> None:
     if has_adapters(model):
-        raise Refused("the model carries PEFT adapters; merge them first (merge_and_unload)")
+        raise InvalidInputError("the model carries PEFT adapters; merge them first (merge_and_unload)")
     for name, tensor in model.state_dict().items():
         if tensor.is_meta:
             raise CheckpointError(

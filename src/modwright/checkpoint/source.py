@@ -70,7 +70,7 @@ def locate(source: str | os.PathLike[str] | Source) -> Source:
 
     Raises:
         CheckpointError: nothing of this name can be opened; says what is legal and what is nearest.
-        Refused: unknown preset.
+        InvalidInputError: unknown preset.
 
     Example:
         >>> from modwright.checkpoint import register_preset

@@ -198,14 +198,14 @@ def apply(
 ) -> None:
     """Carry out a saved plan and write the checkpoint."""
     from modwright.cli.opening import open_checkpoint
-    from modwright.core.errors import Refused
+    from modwright.core.errors import InvalidInputError
     from modwright.edits.reopen import check_reopens
     from modwright.recipes.plans import apply_plans, load_plans
 
     plans, recipe = load_plans(plan)
     source = model or recipe.get("model")
     if source is None:
-        raise Refused("the plan does not name a model; give --model")
+        raise InvalidInputError("the plan does not name a model; give --model")
     opened = open_checkpoint(source, dtype=recipe.get("dtype"), progress=make_progress())
     applied = apply_plans(opened.model, plans)
     say(str(applied.accounting))

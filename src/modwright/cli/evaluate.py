@@ -108,7 +108,7 @@ def _tasks(
     batch_size: int,
 ) -> HarnessTasks | None:
     """The tasks that are asked for, looked up before a model is opened."""
-    from modwright.core.errors import Refused
+    from modwright.core.errors import InvalidInputError
     from modwright.tasks.harness_tasks import HarnessRecipe, load_harness_tasks
 
     names = tuple(name.strip() for text in given or () for name in text.split(",") if name.strip())
@@ -116,7 +116,7 @@ def _tasks(
         stray = {"--include-path": include_path, "--limit": limit, "--num-fewshot": num_fewshot}
         for option, value in stray.items():
             if value is not None:
-                raise Refused(f"{option} is about harness tasks; name them with --tasks")
+                raise InvalidInputError(f"{option} is about harness tasks; name them with --tasks")
         return None
     recipe = HarnessRecipe(names, include_path, limit, num_fewshot, batch_size)
     return load_harness_tasks(recipe)

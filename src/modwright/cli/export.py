@@ -69,13 +69,13 @@ def export(
 
 
 def _options(given: Sequence[str]) -> dict[str, str]:
-    from modwright.core.errors import Refused
+    from modwright.core.errors import InvalidInputError
 
     found = {}
     for one in given:
         key, equals, value = one.partition("=")
         if not equals or not key:
-            raise Refused(f"--set {one!r}: KEY=VALUE is wanted, such as --set type=q8_0")
+            raise InvalidInputError(f"--set {one!r}: KEY=VALUE is wanted, such as --set type=q8_0")
         found[key] = value
     return found
 

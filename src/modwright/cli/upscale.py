@@ -38,7 +38,7 @@ def upscale(
     approximation. Pictures of any size are taken; gray ones are read as color.
     """
     from modwright.cli.opening import open_checkpoint
-    from modwright.core.errors import Refused
+    from modwright.core.errors import InvalidInputError
     from modwright.core.modes import set_eval
     from modwright.models.upscaling import upscale_image
 
@@ -46,7 +46,7 @@ def upscale(
     pixels = _read(picture)
     opened: Any = open_checkpoint(str(model)).model
     if not hasattr(opened.config, "upscale"):
-        raise Refused(f"{model}: {type(opened).__name__} makes no pictures larger")
+        raise InvalidInputError(f"{model}: {type(opened).__name__} makes no pictures larger")
     large = upscale_image(set_eval(opened), pixels, tile, overlap)
     _write(large, out)
     sizes = [f"{side.shape[2]} x {side.shape[1]}" for side in (pixels, large)]

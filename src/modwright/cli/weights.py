@@ -127,7 +127,7 @@ def rename(
     timm, and every tensor has the same bits.
     """
     from modwright.cli.opening import open_checkpoint
-    from modwright.core.errors import Refused
+    from modwright.core.errors import InvalidInputError
     from modwright.models import to_layout
     from modwright.models.picture_model import PictureModel
 
@@ -135,7 +135,7 @@ def rename(
     require_new(out, force)
     opened: Any = open_checkpoint(model).model
     if not isinstance(opened, PictureModel):
-        raise Refused(
+        raise InvalidInputError(
             f"{model}: {type(opened).__name__} has no layouts of others; `modwright export` writes "
             "it for other programs"
         )
@@ -148,17 +148,17 @@ def _fields(given: Sequence[str]) -> dict[str, Any]:
     """``num_classes=10`` and the like; values are YAML."""
     import yaml
 
-    from modwright.core.errors import Refused
+    from modwright.core.errors import InvalidInputError
 
     found: dict[str, Any] = {}
     for one in given:
         key, equals, value = one.partition("=")
         if not equals or not key.isidentifier():
-            raise Refused(f"--set {one!r}: KEY=VALUE is wanted, such as --set num_classes=10")
+            raise InvalidInputError(f"--set {one!r}: KEY=VALUE is wanted, such as --set num_classes=10")
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            raise Refused(f"--set {one!r}: {value!r} is not a YAML value") from None
+            raise InvalidInputError(f"--set {one!r}: {value!r} is not a YAML value") from None
     return found
 
 
@@ -167,12 +167,12 @@ def _writer(out: Path) -> Any:
     import torch
     from safetensors.torch import save_file
 
-    from modwright.core.errors import Refused
+    from modwright.core.errors import InvalidInputError
 
     writers = {
         ".safetensors": save_file,
         **dict.fromkeys((".pth", ".pt", ".bin"), torch.save),
     }
     if out.suffix not in writers:
-        raise Refused(f"{out}: the file ends in {', '.join(writers)}, not in {out.suffix!r}")
+        raise InvalidInputError(f"{out}: the file ends in {', '.join(writers)}, not in {out.suffix!r}")
     return writers[out.suffix]

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from modwright.core.compat.tools import forget_processes
-from modwright.core.errors import ModwrightError, ProcessFailed, Refused
+from modwright.core.errors import ModwrightError, ProcessFailed, InvalidInputError
 
 __all__ = ["all_gather", "all_reduce_", "barrier", "broadcast", "device"]
 __all__ += ["fail_together", "init_distributed", "is_main", "local_size", "main_process_only"]
@@ -185,10 +185,10 @@ def shard_modules_(modules: Sequence[nn.Module], mesh: Any = None) -> None:
     """Gives each process its part of the parameters of ``modules``, one group each (FSDP2).
 
     Raises:
-        Refused: no processes were joined.
+        InvalidInputError: no processes were joined.
     """
     if not _ready():
-        raise Refused(
+        raise InvalidInputError(
             "torch.distributed is not set up: start with torchrun, and call this inside "
             "modwright.core.distributed.init_distributed()"
         )

@@ -10,7 +10,7 @@ __all__ = [
     "CheckpointError",
     "ModwrightError",
     "ProcessFailed",
-    "Refused",
+    "InvalidInputError",
     "UnsupportedArchitecture",
     "VerificationError",
     "WriteFailed",
@@ -36,7 +36,7 @@ class UnsupportedArchitecture(ModwrightError):
     """The model's family is not known: says what was recognised and how to add a family."""
 
 
-class Refused(ModwrightError):
+class InvalidInputError(ModwrightError):
     """A value, a combination or a file is refused before any work is done."""
 
 
@@ -91,7 +91,7 @@ def did_you_mean(value: object, names: Iterable[str], cutoff: float = 0.5) -> st
     return "".join(f" (did you mean {near!r}?)" for near in nearest(value, names, 1, cutoff))
 
 
-def unknown_name(what: str, value: object, allowed: Iterable[str]) -> Refused:
+def unknown_name(what: str, value: object, allowed: Iterable[str]) -> InvalidInputError:
     """A refusal that names the offending value, all legal ones and the nearest.
 
     Example:
@@ -100,7 +100,7 @@ def unknown_name(what: str, value: object, allowed: Iterable[str]) -> Refused:
     """
     names = list(allowed)
     legal = ", ".join(names) or "none"
-    return Refused(f"unknown {what} {value!r}; legal values: {legal}{did_you_mean(value, names)}")
+    return InvalidInputError(f"unknown {what} {value!r}; legal values: {legal}{did_you_mean(value, names)}")
 
 
 def first_line(error: BaseException) -> str:
@@ -130,14 +130,14 @@ def refusing(
         kinds: what is turned into a refusal.
 
     Raises:
-        Refused: the work raised one of them.
+        InvalidInputError: the work raised one of them.
 
     Example:
         >>> with refusing("norm 'foo'"):
         ...     raise ValueError("there is no such norm")
         Traceback (most recent call last):
         ...
-        modwright.core.errors.Refused: norm 'foo': there is no such norm
+        modwright.core.errors.InvalidInputError: norm 'foo': there is no such norm
     """
     try:
         yield
@@ -146,4 +146,4 @@ def refusing(
             raise
         told = " ".join(str(error).split()) or type(error).__name__
         begin = where() if callable(where) else where
-        raise Refused(f"{begin}: {told}" if begin else told) from error
+        raise InvalidInputError(f"{begin}: {told}" if begin else told) from error

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from modwright.core.errors import Refused, did_you_mean, unknown_name
+from modwright.core.errors import InvalidInputError, did_you_mean, unknown_name
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -57,7 +57,7 @@ def make_options(
         word: what messages call one of the values.
 
     Raises:
-        Refused: an unknown option, one that is missing, or an illegal value; one line each.
+        InvalidInputError: an unknown option, one that is missing, or an illegal value; one line each.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ def make_options(
         >>> make_options(Cut, "cut", {"n": "x"})
         Traceback (most recent call last):
         ...
-        modwright.core.errors.Refused: cut: n: must be a whole number, not 'x'
+        modwright.core.errors.InvalidInputError: cut: n: must be a whole number, not 'x'
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -80,7 +80,7 @@ def make_options(
             raise unknown_name(f"{word} of {name}", key, names)
     missing = [field.name for field in fields if _is_needed(field) and field.name not in given]
     if missing:
-        raise Refused(f"{name}: needs the {word} {', '.join(missing)}")
+        raise InvalidInputError(f"{name}: needs the {word} {', '.join(missing)}")
     hints = get_type_hints(kind, include_extras=True)
     checked: dict[str, Any] = {}
     wrong: list[str] = []
@@ -91,7 +91,7 @@ def make_options(
         except ValidationError as error:
             wrong.append(one_line(error, (key,)))
     if wrong:
-        raise Refused(f"{name}: {'; '.join(wrong)}")
+        raise InvalidInputError(f"{name}: {'; '.join(wrong)}")
     return kind(**checked)
 
 

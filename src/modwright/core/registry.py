@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Generic, TypeVar
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = ["Registry", "registries_restored"]
 
@@ -37,7 +37,7 @@ class Registry(Generic[T]):
         >>> mixers["maximum"]
         Traceback (most recent call last):
         ...
-        modwright.core.errors.Refused: unknown mixer 'maximum'; legal values: mean
+        modwright.core.errors.InvalidInputError: unknown mixer 'maximum'; legal values: mean
     """
 
     _all: ClassVar[list[Registry[Any]]] = []
@@ -57,12 +57,12 @@ class Registry(Generic[T]):
             again: says whether what has the name now is the same thing, defined once more.
 
         Raises:
-            Refused: the name is taken.
+            InvalidInputError: the name is taken.
         """
         taken = self._entries.get(name, entry)
         if taken is not entry and not (again is not None and again(taken)):
             source = getattr(taken, "source", None) or getattr(taken, "__module__", "")
-            raise Refused(
+            raise InvalidInputError(
                 f"a {self.what} called {name!r} is registered already"
                 f"{f', by {source}' if source else ''}; choose another name"
             )
@@ -92,7 +92,7 @@ class Registry(Generic[T]):
         """An entry.
 
         Raises:
-            Refused: unknown name; the message lists all and the nearest.
+            InvalidInputError: unknown name; the message lists all and the nearest.
         """
         if name not in self:
             raise unknown_name(self.what, name, self.names())

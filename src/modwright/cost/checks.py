@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from modwright.anatomy import Anatomy
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = ["as_anatomy", "at_least", "dtype_of"]
 
@@ -24,11 +24,11 @@ def at_least(lowest: int, **values: object) -> None:
     Example:
         >>> at_least(1, length=0)
         Traceback (most recent call last):
-        modwright.core.errors.Refused: length must be a whole number, 1 or more, not 0
+        modwright.core.errors.InvalidInputError: length must be a whole number, 1 or more, not 0
     """
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-            raise Refused(f"{name} must be a whole number, {lowest} or more, not {value!r}")
+            raise InvalidInputError(f"{name} must be a whole number, {lowest} or more, not {value!r}")
 
 
 def dtype_of(dtype: torch.dtype | str | None, default: torch.dtype) -> torch.dtype:

@@ -175,7 +175,7 @@ def count(
             None for ``length``.
 
     Raises:
-        Refused: ``length``, ``batch`` or ``context`` below 1.
+        InvalidInputError: ``length``, ``batch`` or ``context`` below 1.
         UnsupportedArchitecture: unknown family, or a part without a formula.
 
     Example:

@@ -49,7 +49,7 @@ def kv_cache_bytes(
         dtype: of the cached numbers; None for that of the weights.
 
     Raises:
-        Refused: ``length`` or ``batch`` below 1, or an unknown dtype.
+        InvalidInputError: ``length`` or ``batch`` below 1, or an unknown dtype.
 
     Example:
         >>> import modwright
@@ -92,7 +92,7 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1, ran: Ran | N
     activation, masks) come on top. The key/value cache and the weights count elsewhere.
 
     Raises:
-        Refused: ``length`` or ``batch`` below 1.
+        InvalidInputError: ``length`` or ``batch`` below 1.
     """
     at_least(1, length=length, batch=batch)
     item = next(anatomy.model.parameters()).dtype.itemsize

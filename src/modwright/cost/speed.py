@@ -15,7 +15,7 @@ from torch import Tensor
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.calling import cache_keyword
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.paired import PairedRatio
 from modwright.core.progress import SILENT, Progress
@@ -126,7 +126,7 @@ def measure_speed(
         seed: of the random tokens.
 
     Raises:
-        Refused: a number out of range, more tokens than the model has positions, or a model
+        InvalidInputError: a number out of range, more tokens than the model has positions, or a model
             without weights.
     """
     runs = [_Run(model, batch, prompt, new_tokens, seed)]
@@ -277,10 +277,10 @@ def _random_inputs(anatomy: Anatomy, batch: int, length: int, seed: int) -> dict
 
 def _refuse_unfit(anatomy: Anatomy, length: int) -> None:
     if any(parameter.is_meta for parameter in anatomy.model.parameters()):
-        raise Refused("the model has no weights (meta device); open it with weights to measure it")
+        raise InvalidInputError("the model has no weights (meta device); open it with weights to measure it")
     limit = getattr(anatomy.config, "max_position_embeddings", None)
     if "positions" in anatomy.stem and limit is not None and length > limit:
-        raise Refused(
+        raise InvalidInputError(
             f"prompt and new_tokens need {length} positions; the model has 1 to {limit}, so take "
             "fewer tokens"
         )

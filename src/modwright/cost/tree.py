@@ -25,7 +25,7 @@ from modwright.anatomy import (
     Unread,
 )
 from modwright.anatomy.views import Sublayer
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.formatting import human
 from modwright.cost.checks import as_anatomy
 from modwright.cost.counting import Row, counted
@@ -141,12 +141,12 @@ class Tree:
         """The node at an address.
 
         Raises:
-            Refused: there is none.
+            InvalidInputError: there is none.
         """
         for node in self.root.walk():
             if node.address == address:
                 return node
-        raise Refused(f"no part at {address!r}; the top ones are {self._top()}")
+        raise InvalidInputError(f"no part at {address!r}; the top ones are {self._top()}")
 
     def _top(self) -> str:
         return ", ".join(child.address for child in self.root.children)
@@ -180,7 +180,7 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
             its own.
 
     Raises:
-        Refused: ``length`` below 1.
+        InvalidInputError: ``length`` below 1.
 
     Example:
         >>> import modwright
@@ -241,7 +241,7 @@ def _(part: Mlp) -> str:
 def _(part: Norm) -> str:
     try:
         return f"{part.kind}, eps {part.eps:g}"
-    except Refused:
+    except InvalidInputError:
         return part.kind
 
 

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
 from modwright.core.compat.torch import tensor_tables
-from modwright.core.errors import ModwrightError, Refused, VerificationError
+from modwright.core.errors import ModwrightError, InvalidInputError, VerificationError
 from modwright.core.modes import copy_modes
 from modwright.edits.canonical import Target, target_of
 from modwright.edits.change import Change
@@ -79,7 +79,7 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
         check: verify decoding, causality and finiteness of the result.
 
     Raises:
-        Refused: the plan does not fit, the model is offloaded or is not what its config says, or a
+        InvalidInputError: the plan does not fit, the model is offloaded or is not what its config says, or a
             new value is missing or NaN.
         VerificationError: the result breaks a promise.
 
@@ -99,10 +99,10 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
     plan.check_fits(anatomy)
     for address, value in plan.tensors.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise Refused(f"the plan holds NaN or infinite values at {address}")
+            raise InvalidInputError(f"the plan holds NaN or infinite values at {address}")
     target = target_of(anatomy, plan.edits)
     if anatomy.is_tied and target.tied and "head.weight" in plan.tensors:
-        raise Refused(
+        raise InvalidInputError(
             "head.weight is tied to embed.weight; write embed.weight, or untie them first"
         )
     built = target.skeleton()
@@ -129,9 +129,9 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
 def _refuse_unready(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            raise Refused(f"{name} is on the meta device (offloaded or not loaded); load it first")
+            raise InvalidInputError(f"{name} is on the meta device (offloaded or not loaded); load it first")
     if getattr(model, "hf_device_map", None) and len(set(model.hf_device_map.values())) > 1:
-        raise Refused("the model is spread over devices; open it on one device to edit it")
+        raise InvalidInputError("the model is spread over devices; open it on one device to edit it")
 
 
 def _source_paths(anatomy: Anatomy, built: nn.Module, target: Target) -> dict[str, str]:
@@ -240,11 +240,11 @@ def _write(
             elif id(getattr(module, leaf)) in stored.empty:
                 old = old_values.get(name)
                 if old is None or old.shape != current.shape:
-                    raise Refused(f"the plan gives no value for {full} {tuple(current.shape)}")
+                    raise InvalidInputError(f"the plan gives no value for {full} {tuple(current.shape)}")
                 part.write(name, old)
             written.add(id(getattr(module, leaf)))
     if given:
-        raise Refused(f"the plan has a value for {sorted(given)[0]}, which is not there")
+        raise InvalidInputError(f"the plan has a value for {sorted(given)[0]}, which is not there")
     stored.empty -= written
 
 
@@ -256,9 +256,9 @@ def _moved(address: str, blocks: tuple[int, ...]) -> str:
     index, _, leaf = rest.partition(".")
     times = blocks.count(int(index)) if index.isdigit() else 0
     if not times:
-        raise Refused(f"the plan has a value for {address}, which is not there")
+        raise InvalidInputError(f"the plan has a value for {address}, which is not there")
     if times > 1:
-        raise Refused(
+        raise InvalidInputError(
             f"the plan has one value for {address}, and {times} copies of blocks.{index} will "
             "stand; arrange the blocks first, then write each copy by a plan of its own"
         )
@@ -279,7 +279,7 @@ def _finish(
             origin = _origin_name(name, paths)
             original = dict(source.named_parameters()).get(origin)
             if original is not None and torch.isnan(original).any():
-                raise Refused(f"the source weights hold NaN at {origin}")
+                raise InvalidInputError(f"the source weights hold NaN at {origin}")
             raise ModwrightError(f"no value reached {name} {tuple(tensor.shape)}")
     if getattr(source, "generation_config", None) is not None:
         built.generation_config = copy.deepcopy(source.generation_config)

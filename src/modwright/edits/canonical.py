@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
 from modwright.anatomy.views import Attention, Sublayer
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.edits.edit import (
     FORMAT,
     Arrange,
@@ -73,7 +73,7 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
     """Merges new edits into those that the model carries already.
 
     Raises:
-        Refused: an edit of something that is not there, two edits of one place, or no block left.
+        InvalidInputError: an edit of something that is not there, two edits of one place, or no block left.
     """
     merged = {edit.path: edit for edit in edits_of(anatomy.config)}
     _check_apart(edits)
@@ -108,7 +108,7 @@ def _order(anatomy: Anatomy, edits: Sequence[Edit]) -> tuple[int, ...]:
     gone = {index for index, role in (split_address(e.path) for e in edits) if not role}
     kept = tuple(i for i in range(len(anatomy.blocks)) if i not in gone)
     if not kept:
-        raise Refused("all blocks would go; at least one must stay")
+        raise InvalidInputError("all blocks would go; at least one must stay")
     return kept
 
 
@@ -126,15 +126,15 @@ def _overruled(anatomy: Anatomy, path: str, edit: State | Restore) -> bool:
 def _check_apart(edits: Sequence[Edit]) -> None:
     """No place is edited twice, and nothing is edited inside what goes."""
     if len(edits) > 1 and any(isinstance(edit, Arrange) for edit in edits):
-        raise Refused("an arrangement of blocks is a plan of its own; other edits go into another")
+        raise InvalidInputError("an arrangement of blocks is a plan of its own; other edits go into another")
     paths = [edit.path for edit in edits]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:
-        raise Refused(f"{twice} is edited twice in one plan")
+        raise InvalidInputError(f"{twice} is edited twice in one plan")
     for removed in (edit.path for edit in edits if isinstance(edit, Remove)):
         inside = next((path for path in paths if path.startswith(removed + ".")), None)
         if inside is not None:
-            raise Refused(f"{inside} is edited in a plan that removes {removed}")
+            raise InvalidInputError(f"{inside} is edited in a plan that removes {removed}")
 
 
 def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State | Restore) -> None:
@@ -150,7 +150,7 @@ def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State | R
         raise unknown_name("part of a block", role, ("attention", "mlp"))
     if outer and block.at(outer) is None:
         verb = "removed already" if isinstance(edit, Remove) else "removed, so it cannot be edited"
-        raise Refused(f"{edit.path}: the {outer} of block {index} was {verb}")
+        raise InvalidInputError(f"{edit.path}: the {outer} of block {index} was {verb}")
 
 
 def _renumber(edits: Iterable[State], kept: tuple[int, ...]) -> tuple[State, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
 from modwright.anatomy.coerce import address_of
 from modwright.anatomy.views import Sublayer
-from modwright.core.errors import Refused, refusing
+from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.edit import Arrange, Edit, Remove, Replace
 from modwright.nn import AttentionShape
 
@@ -49,7 +49,7 @@ class Change:
     def __add__(self, other: Change) -> Change:
         twice = self.tensors.keys() & other.tensors.keys()
         if twice:
-            raise Refused(f"two changes write {sorted(twice)[0]}")
+            raise InvalidInputError(f"two changes write {sorted(twice)[0]}")
         return Change((*self.edits, *other.edits), {**self.tensors, **other.tensors})
 
 
@@ -71,11 +71,11 @@ def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = 
         bias: (vocabulary,), for a head that gets one.
 
     Raises:
-        Refused: the model has no head.
+        InvalidInputError: the model has no head.
     """
     head = anatomy.stem.get("head")
     if head is None:
-        raise Refused("the model has no head over its vocabulary")
+        raise InvalidInputError("the model has no head over its vocabulary")
     old = head.parameters()
     weight = old["weight"] if weight is None else weight
     bias = old.get("bias") if bias is None else bias
@@ -97,7 +97,7 @@ def checked_index(index: Sequence[int] | Sequence[bool] | Tensor, size: int, wha
         what: for the message.
 
     Raises:
-        Refused: anything else, a number alone and fractions among it.
+        InvalidInputError: anything else, a number alone and fractions among it.
 
     Example:
         >>> checked_index([2, 0], 3, "heads"), checked_index([True, False, True], 3, "heads")
@@ -108,31 +108,31 @@ def checked_index(index: Sequence[int] | Sequence[bool] | Tensor, size: int, wha
     try:
         given = torch.as_tensor(index)
     except (TypeError, ValueError, RuntimeError):
-        raise Refused(f"{wanted} {index!r}") from None
+        raise InvalidInputError(f"{wanted} {index!r}") from None
     if given.dim() != 1 or mixed:
-        raise Refused(f"{wanted} {index!r}")
+        raise InvalidInputError(f"{wanted} {index!r}")
     if not len(given):
-        raise Refused(f"{what}: nothing would be left; remove the part instead")
+        raise InvalidInputError(f"{what}: nothing would be left; remove the part instead")
     if given.dtype == torch.bool:
         if len(given) != size:
-            raise Refused(f"{what}: the mask has {len(given)} truth values, and there are {size}")
+            raise InvalidInputError(f"{what}: the mask has {len(given)} truth values, and there are {size}")
         given = given.nonzero().flatten()
         if not len(given):
-            raise Refused(f"{what}: nothing would be left; remove the part instead")
+            raise InvalidInputError(f"{what}: nothing would be left; remove the part instead")
     if given.is_floating_point() or given.is_complex():
-        raise Refused(f"{wanted} {given.dtype} numbers".replace("torch.", ""))
+        raise InvalidInputError(f"{wanted} {given.dtype} numbers".replace("torch.", ""))
     kept = given.long()
     if int(kept.min()) < 0 or int(kept.max()) >= size:
-        raise Refused(f"{what}: indices must lie between 0 and {size - 1}")
+        raise InvalidInputError(f"{what}: indices must lie between 0 and {size - 1}")
     if len(kept.unique()) != len(kept):
-        raise Refused(f"{what}: an index is repeated")
+        raise InvalidInputError(f"{what}: an index is repeated")
     return kept
 
 
 def require_separable(part: Mlp | MixtureOfExperts, what: str = "neurons cannot go") -> None:
     """Refuses an MLP or a mixture whose neurons depend on each other."""
     if not part.separable:
-        raise Refused(
+        raise InvalidInputError(
             f"{part.address}: the activation {part.activation!r} normalizes over the neurons, so "
             f"{what} without changing the others"
         )
@@ -147,18 +147,18 @@ def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
     In a mixture of experts, every expert keeps its neurons of these numbers.
 
     Raises:
-        Refused: what is narrowed has no neurons, they depend on each other, or an index is not
+        InvalidInputError: what is narrowed has no neurons, they depend on each other, or an index is not
             there.
     """
     raise _without(part, "neurons")
 
 
-def _without(part: object, what: str) -> Refused:
+def _without(part: object, what: str) -> InvalidInputError:
     """The refusal of something that has no neurons or heads."""
     if isinstance(part, str):
-        return Refused(f"{part!r} is an address; give the part itself: anatomy.part({part!r})")
+        return InvalidInputError(f"{part!r} is an address; give the part itself: anatomy.part({part!r})")
     where = f"{part.address}: " if isinstance(part, Sublayer | Projection | Block) else ""
-    return Refused(f"{where}a {type(part).__name__} has no {what}")
+    return InvalidInputError(f"{where}a {type(part).__name__} has no {what}")
 
 
 @keep_neurons.register
@@ -190,7 +190,7 @@ def replace_mlp(
         up_bias, gate_bias: (k,).
     """
     if mlp.experts is not None:
-        raise Refused(f"{mlp.address} is split into {mlp.num_experts} experts; merge them first")
+        raise InvalidInputError(f"{mlp.address} is split into {mlp.num_experts} experts; merge them first")
     width = up.shape[0]
     if width != mlp.intermediate_size:
         require_separable(mlp)
@@ -199,7 +199,7 @@ def replace_mlp(
     for role, projection in mlp.projections().items():
         weight, bias = given[role]
         if weight is None or weight.shape[0 if role != "down" else 1] != width:
-            raise Refused(f"{mlp.address}: {role} does not have the width {width} of the others")
+            raise InvalidInputError(f"{mlp.address}: {role} does not have the width {width} of the others")
         change += _linear(projection, weight, bias, width)
     return change
 
@@ -220,12 +220,12 @@ def factorize(projection: Projection, outer: Tensor, inner: Tensor) -> Change:
     """Stores a linear map as ``outer (out, r) @ inner (r, in)``; its bias is kept.
 
     Raises:
-        Refused: the rank saves nothing, or the map is a slice of a fused one.
+        InvalidInputError: the rank saves nothing, or the map is a slice of a fused one.
     """
     rank = inner.shape[0]
     wanted = (projection.out_features, rank), (rank, projection.in_features)
     if (tuple(outer.shape), tuple(inner.shape)) != wanted:
-        raise Refused(
+        raise InvalidInputError(
             f"{projection.address}: outer is {tuple(outer.shape)} and inner {tuple(inner.shape)}; "
             f"valid are {wanted[0]} and {wanted[1]}, for a rank of your choice in place of {rank}"
         )
@@ -233,11 +233,11 @@ def factorize(projection: Projection, outer: Tensor, inner: Tensor) -> Change:
         projection.in_features + projection.out_features
     )
     if not 1 <= rank <= largest:
-        raise Refused(
+        raise InvalidInputError(
             f"{projection.address}: rank {rank} saves nothing; legal ranks are 1 to {largest}"
         )
     if projection.rows is not None:
-        raise Refused(
+        raise InvalidInputError(
             f"{projection.address} is a slice of a fused map; replace the attention first"
         )
     kwargs = {
@@ -273,7 +273,7 @@ def replace_attention(
             the map stays, else heads belong to key/value heads in groups of equal size.
 
     Raises:
-        Refused: shapes that do not go together.
+        InvalidInputError: shapes that do not go together.
     """
     old = attention.shape
     weights = {
@@ -339,13 +339,13 @@ def _is_grouped(kv_index: Tensor, num_kv_heads: int) -> bool:
 def _check_pairs(address: str, shape: AttentionShape, index: Tensor) -> None:
     if index.shape != (shape.num_kv_heads, shape.qk_head_dim):
         wanted = (shape.num_kv_heads, shape.qk_head_dim)
-        raise Refused(f"{address}.rotary_index: shape {tuple(index.shape)}, needs {wanted}")
+        raise InvalidInputError(f"{address}.rotary_index: shape {tuple(index.shape)}, needs {wanted}")
     half = shape.rotary_dim // 2
     first, second = index.chunk(2, dim=-1)
     turned = (first >= 0) & (first < half) & (second == first + half)
     still = (first == shape.rotary_dim) & (second == shape.rotary_dim)
     if not bool((turned | still).all()):
-        raise Refused(
+        raise InvalidInputError(
             f"{address}.rotary_index: channels j and j + {shape.qk_head_dim // 2} of a head must "
             f"be a rotary pair (r, r + {half}), or both {shape.rotary_dim} for no rotation"
         )
@@ -360,7 +360,7 @@ def _check_widths(address: str, shape: AttentionShape, weights: Mapping[str, Ten
     }
     for role, size in wanted.items():
         if tuple(weights[role].shape) != size:
-            raise Refused(f"{address}.{role}: shape {tuple(weights[role].shape)}, needs {size}")
+            raise InvalidInputError(f"{address}.{role}: shape {tuple(weights[role].shape)}, needs {size}")
 
 
 def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from modwright.core.compat.torch import hooks_of, tensor_tables
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["check_as_configured", "differences_from_config"]
 
@@ -41,7 +41,7 @@ def check_as_configured(model: PreTrainedModel) -> None:
     """Refuses a model that differs from what its config builds.
 
     Raises:
-        Refused: names up to three differences.
+        InvalidInputError: names up to three differences.
 
     Example:
         >>> import modwright, torch
@@ -51,12 +51,12 @@ def check_as_configured(model: PreTrainedModel) -> None:
         >>> check_as_configured(model)
         Traceback (most recent call last):
             ...
-        modwright.core.errors.Refused: the model is not what its config says, and an edit would \
+        modwright.core.errors.InvalidInputError: the model is not what its config says, and an edit would \
 lose the difference: lm_head.bias (128,) is not in the config's model
     """
     found = list(islice(differences_from_config(model), 3))
     if found:
-        raise Refused(
+        raise InvalidInputError(
             "the model is not what its config says, and an edit would lose the difference: "
             + "; ".join(found)
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from operator import index
 from typing import Any, ClassVar
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = [
     "FORMAT",
@@ -41,13 +41,13 @@ def split_address(path: str) -> tuple[int | None, str]:
     What stands outside the blocks has no index: "final_norm" -> (None, "final_norm").
 
     Raises:
-        Refused: anything that is not an address of a part.
+        InvalidInputError: anything that is not an address of a part.
     """
     if _OUTSIDE.match(path):
         return None, path
     match = _INSIDE.match(path)
     if match is None:
-        raise Refused(
+        raise InvalidInputError(
             f"{path!r} is no address of a part; legal: blocks.N, blocks.N.attention, blocks.N.mlp, "
             "blocks.N.mlp.up, blocks.N.mlp_norm, final_norm, embed and the like"
         )
@@ -68,7 +68,7 @@ class Remove:
 
     def __post_init__(self) -> None:
         if split_address(self.path)[0] is None:
-            raise Refused(f"{self.path} stands outside the blocks: it can be replaced, not removed")
+            raise InvalidInputError(f"{self.path} stands outside the blocks: it can be replaced, not removed")
 
     def to_json(self) -> dict[str, Any]:
         extra = {"drop_norm": True} if self.drop_norm else {}
@@ -86,7 +86,7 @@ class Replace:
 
     def __post_init__(self) -> None:
         if not split_address(self.path)[1]:
-            raise Refused(f"{self.path}: a whole block can be removed but not replaced")
+            raise InvalidInputError(f"{self.path}: a whole block can be removed but not replaced")
 
     def to_json(self) -> dict[str, Any]:
         return {"op": self.op, "path": self.path, "part": self.part, "kwargs": dict(self.kwargs)}
@@ -104,7 +104,7 @@ class Restore:
 
     def __post_init__(self) -> None:
         if not split_address(self.path)[1]:
-            raise Refused(f"{self.path}: a whole block that was removed cannot come back")
+            raise InvalidInputError(f"{self.path}: a whole block that was removed cannot come back")
 
     def to_json(self) -> dict[str, Any]:
         return {"op": self.op, "path": self.path}
@@ -132,11 +132,11 @@ class Arrange:
         except TypeError:
             numbers = None
         if numbers is None or any(isinstance(i, bool) for i in self.order):
-            raise Refused(f"an arrangement is a list of block numbers, not {self.order!r}")
+            raise InvalidInputError(f"an arrangement is a list of block numbers, not {self.order!r}")
         if not numbers:
-            raise Refused("an arrangement without blocks; at least one must stay")
+            raise InvalidInputError("an arrangement without blocks; at least one must stay")
         if len(numbers) > MOST_BLOCKS:
-            raise Refused(
+            raise InvalidInputError(
                 f"an arrangement of {len(numbers):,} blocks; at most {MOST_BLOCKS} can stand"
             )
         object.__setattr__(self, "order", tuple(numbers))
@@ -158,7 +158,7 @@ def edits_from_json(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
     """Reads edits back.
 
     Raises:
-        Refused: an unknown operation or field.
+        InvalidInputError: an unknown operation or field.
 
     Example:
         >>> edits_from_json([{"op": "remove", "path": "blocks.1.attention"}])
@@ -174,7 +174,7 @@ def edits_from_json(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
         try:
             edits.append(kind(**fields))
         except TypeError as error:
-            raise Refused(f"edit {item}: {error}") from None
+            raise InvalidInputError(f"edit {item}: {error}") from None
     return tuple(edits)
 
 
@@ -182,12 +182,12 @@ def state_from_json(items: Iterable[dict[str, Any]]) -> tuple[State, ...]:
     """Reads the edits of a config.
 
     Raises:
-        Refused: as :func:`edits_from_json`, and an edit that only a plan can hold.
+        InvalidInputError: as :func:`edits_from_json`, and an edit that only a plan can hold.
     """
     state: list[State] = []
     for edit in edits_from_json(items):
         if not isinstance(edit, State):
             what = {"arrange": "an arrangement of blocks"}.get(edit.op, f"{edit.op!r}")
-            raise Refused(f"{what} belongs into a plan, not into a config")
+            raise InvalidInputError(f"{what} belongs into a plan, not into a config")
         state.append(edit)
     return tuple(state)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modwright.anatomy import Mlp, Projection
 from modwright.anatomy.projection import PointwiseProjection
-from modwright.core.errors import Refused, refusing
+from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.change import Change, require_separable
 from modwright.edits.edit import Replace, Restore
 from modwright.nn import ExpertShape, FeedForwardShape
@@ -30,17 +30,17 @@ def expert_shape(mlp: Mlp, num_experts: int, top_k: int, **routing: Any) -> Expe
             pre-activations: in an MLP without a gate those of the up map.
 
     Raises:
-        Refused: it is split already, a map of it is stored in another way than as a matrix, or a
+        InvalidInputError: it is split already, a map of it is stored in another way than as a matrix, or a
             number or word is not legal for it.
     """
     here = mlp.address
     if mlp.experts is not None:
-        raise Refused(f"{here} is split into {mlp.num_experts} experts already; merge them first")
+        raise InvalidInputError(f"{here} is split into {mlp.num_experts} experts already; merge them first")
     require_separable(mlp, "they cannot be split into experts")
     for projection in mlp.projections().values():
         if type(projection) not in (Projection, PointwiseProjection):
             stored = type(projection.module).__name__
-            raise Refused(f"{projection.address} is a {stored}, which does not split into experts")
+            raise InvalidInputError(f"{projection.address} is a {stored}, which does not split into experts")
     own = {field.name: getattr(mlp.shape, field.name) for field in fields(FeedForwardShape)}
     if routing.get("score") == "gate" and mlp.gate is None:
         routing["score"] = "up"
@@ -56,7 +56,7 @@ def split_mlp(mlp: Mlp, labels: Tensor, shape: ExpertShape) -> Change:
         shape: from :func:`expert_shape`.
 
     Raises:
-        Refused: experts of unequal size.
+        InvalidInputError: experts of unequal size.
 
     Example:
         >>> import modwright
@@ -71,7 +71,7 @@ def split_mlp(mlp: Mlp, labels: Tensor, shape: ExpertShape) -> Change:
     here, inner = mlp.address, mlp.intermediate_size
     sizes = torch.bincount(labels, minlength=shape.num_experts)
     if len(labels) != inner or bool((sizes != shape.expert_size).any()):
-        raise Refused(
+        raise InvalidInputError(
             f"{here}: {inner} labels with {shape.expert_size} of each of {shape.num_experts} "
             f"experts are needed, not {sizes.tolist()}"
         )
@@ -92,11 +92,11 @@ def merge_experts(mlp: Mlp, restore_order: bool = True) -> Change:
             MLP that was not trained since is the old one, bit for bit.
 
     Raises:
-        Refused: it is not split into experts.
+        InvalidInputError: it is not split into experts.
     """
     here = mlp.address
     if mlp.experts is None:
-        raise Refused(f"{here} is not split into experts, so there is nothing to merge")
+        raise InvalidInputError(f"{here} is not split into experts, so there is nothing to merge")
     order = mlp.buffers()["order"]
     place = order.argsort() if restore_order else torch.arange(len(order), device=order.device)
     maps = tuple(

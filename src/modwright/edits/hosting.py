@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from modwright.core.compat.transformers import attention_implementation
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.nn import (
     AttentionShape,
     ExpertFeedForward,
@@ -73,10 +73,10 @@ def hosted_mixture(config: Any, kwargs: dict[str, Any]) -> Mixture:
     """A mixture of experts with the activation that transformers has by that name.
 
     Raises:
-        Refused: the model returns router scores, whose loss stacks those of all layers as equals.
+        InvalidInputError: the model returns router scores, whose loss stacks those of all layers as equals.
     """
     if getattr(config, "output_router_logits", False):
-        raise Refused(
+        raise InvalidInputError(
             "output_router_logits is on, and its loss needs the family's own routers in every "
             "layer; set it to False in the config first"
         )

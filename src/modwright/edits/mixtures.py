@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from modwright.anatomy import MixtureOfExperts
-from modwright.core.errors import Refused, refusing
+from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.change import Change, checked_index, keep_neurons, require_separable
 from modwright.edits.edit import Replace
 from modwright.nn import MixtureShape
@@ -35,12 +35,12 @@ def replace_mixture(
         top_k: experts of a position; None for as many as before.
 
     Raises:
-        Refused: widths or counts that do not go together, or a loss that counts on equal layers.
+        InvalidInputError: widths or counts that do not go together, or a loss that counts on equal layers.
     """
     scores = mixture.router.weight if router is None else router
     widths = {len(m) for m in (*gate, *up)} | {m.shape[1] for m in down}
     if len(widths) != 1 or not len(gate) == len(up) == len(down) == len(scores):
-        raise Refused(
+        raise InvalidInputError(
             f"{mixture.address}: all experts must have one width, and the router a row for each; "
             f"widths {sorted(widths)}, {len(down)} experts, {len(scores)} rows"
         )
@@ -65,11 +65,11 @@ def keep_experts(mixture: MixtureOfExperts, index: Sequence[int] | Tensor) -> Ch
     """Keeps the experts ``index``, in that order; positions choose among those that are left.
 
     Raises:
-        Refused: fewer are left than work on a position.
+        InvalidInputError: fewer are left than work on a position.
     """
     kept = checked_index(index, mixture.num_experts, f"{mixture.address}: experts")
     if len(kept) < mixture.top_k:
-        raise Refused(
+        raise InvalidInputError(
             f"{mixture.address}: {mixture.top_k} experts work on a position, so at least as many "
             f"must stay; {len(kept)} were asked for"
         )
@@ -89,7 +89,7 @@ def keep_expert_neurons(
     """Narrows every expert to its own neurons ``index`` (E, k); nothing makes up for the rest."""
     count = len(index) if isinstance(index, Sequence) or getattr(index, "ndim", 0) == 2 else 0
     if count != mixture.num_experts:
-        raise Refused(
+        raise InvalidInputError(
             f"{mixture.address}: neurons of {count} experts; there are {mixture.num_experts}"
         )
     size = mixture.intermediate_size

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
 from modwright.core.reading import read_json, require_regular
 from modwright.edits.change import Change
@@ -91,7 +91,7 @@ class Plan:
         """The plan that is given, or one for this anatomy from a change or several.
 
         Raises:
-            Refused: it is none of these.
+            InvalidInputError: it is none of these.
         """
         if isinstance(given, Plan):
             return given
@@ -100,7 +100,7 @@ class Plan:
         if odd is None and changes:
             return cls.of(anatomy, "by hand", sum(changes, Change()))
         said = "an empty list" if odd is None else type(odd).__name__
-        raise Refused(f"expected a plan or a change, such as edits.remove makes, not {said}")
+        raise InvalidInputError(f"expected a plan or a change, such as edits.remove makes, not {said}")
 
     def check_fits(self, anatomy: Anatomy) -> None:
         """Refuses a model whose structure is not the one planned for."""
@@ -109,19 +109,19 @@ class Plan:
             return
         for name in ("family", "hidden_size"):
             if found[name] != self.structure[name]:
-                raise Refused(
+                raise InvalidInputError(
                     f"the plan was made for {name} {self.structure[name]}, the model has "
                     f"{found[name]}"
                 )
         if len(found["blocks"]) != len(self.structure["blocks"]):
-            raise Refused(
+            raise InvalidInputError(
                 f"the plan was made for {len(self.structure['blocks'])} blocks, the model has "
                 f"{len(found['blocks'])}"
             )
         at = next(
             i for i, (a, b) in enumerate(zip(found["blocks"], self.structure["blocks"])) if a != b
         )
-        raise Refused(
+        raise InvalidInputError(
             f"the plan does not fit: block {at} is {found['blocks'][at]}, planned for "
             f"{self.structure['blocks'][at]}"
         )

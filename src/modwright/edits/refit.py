@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modwright.anatomy import Attention, Mlp, Projection
 from modwright.anatomy.views import Sublayer
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits.change import Change
 from modwright.edits.edit import Replace
 
@@ -30,7 +30,7 @@ def refit(sublayer: Sublayer, values: Mapping[str, Stored]) -> Change:
         values: role -> parameters in place of the old ones, or beside them (a bias).
 
     Raises:
-        Refused: it is of a kind that cannot be refitted.
+        InvalidInputError: it is of a kind that cannot be refitted.
 
     Example:
         >>> import modwright
@@ -39,7 +39,7 @@ def refit(sublayer: Sublayer, values: Mapping[str, Stored]) -> Change:
         >>> [edit.kwargs["in_features"] for edit in refit(mlp, narrow).edits]
         [40, 192]
     """
-    raise Refused(f"{sublayer.address}: a {type(sublayer).__name__} cannot be given other widths")
+    raise InvalidInputError(f"{sublayer.address}: a {type(sublayer).__name__} cannot be given other widths")
 
 
 @refit.register

@@ -66,7 +66,7 @@ def build_part(
         standing: what stands where the part will.
 
     Raises:
-        Refused: unknown name, or arguments that the part does not take.
+        InvalidInputError: unknown name, or arguments that the part does not take.
     """
     builder = PARTS[name]
     given = {"standing": standing} if "standing" in inspect.signature(builder).parameters else {}

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.anatomy.families import family_of
 from modwright.core.compat.transformers import auto_classes, can_set_experts, model_classes
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.attention_maps import forward_with_all_maps
 from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_json
 from modwright.edits.guard import with_layers, with_lists, without_lists
@@ -91,7 +91,7 @@ class _RemodelledConfig:
     @per_layer_config.setter
     def per_layer_config(self, value: Any) -> None:
         if value:
-            raise Refused("per_layer_config of a remodelled model follows from its edits")
+            raise InvalidInputError("per_layer_config of a remodelled model follows from its edits")
 
     def _with_attention(self) -> list[int]:
         """The layers that have an attention."""

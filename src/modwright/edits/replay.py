@@ -11,7 +11,7 @@ from torch import nn
 from modwright.anatomy import Anatomy, Block
 from modwright.anatomy.families.family import Family, Placement
 from modwright.anatomy.views import Sublayer
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_mode
 from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.registry import build_part
@@ -43,7 +43,7 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
     for edit in sorted(edits, key=lambda e: (e.path.count("."), e.path)):
         index, role = split_address(edit.path)
         if index is not None and not 0 <= index < len(layers):
-            raise Refused(f"{edit.path}: the model has blocks 0 to {len(layers) - 1}")
+            raise InvalidInputError(f"{edit.path}: the model has blocks 0 to {len(layers) - 1}")
         holder = model if index is None else layers[index]
         for path, part, kwargs in _placements(family, holder, role, edit):
             standing = holder.get_submodule(path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import transformers.cache_utils
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["number_slots", "slots_of", "unfilled_slots"]
 
@@ -27,7 +27,7 @@ def slots_of(layers: Sequence[int], types: Sequence[str] | None) -> list[int]:
     Layers of one type take the slots of that type in order, so each type's first slot is filled.
 
     Raises:
-        Refused: no attention of the type of slot 0 is left while others are, and this version of
+        InvalidInputError: no attention of the type of slot 0 is left while others are, and this version of
             transformers would read positions from that slot.
 
     Example:
@@ -41,7 +41,7 @@ def slots_of(layers: Sequence[int], types: Sequence[str] | None) -> list[int]:
         free[kind].append(slot)
     survivors = {types[index] for index in layers}
     if survivors and types[0] not in survivors and not _KNOWS_EMPTY_SLOTS:
-        raise Refused(
+        raise InvalidInputError(
             f"all {types[0]} layers would go, but cache slot 0 is of that type and gives the "
             f"position; keep one of layers {free[types[0]]}, or use transformers 5.24 or newer"
         )
@@ -71,7 +71,7 @@ def number_slots(layers: list[tuple[int, Any]], config: Any) -> None:
     """Gives each attention (its layer index, the module with ``layer_idx``) its slot, in place.
 
     Raises:
-        Refused: as in :func:`slots_of`.
+        InvalidInputError: as in :func:`slots_of`.
     """
     slots = slots_of([index for index, _ in layers], getattr(config, "layer_types", None))
     for (_, module), slot in zip(layers, slots):

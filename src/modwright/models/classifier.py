@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models.picture_model import PictureConfig, PictureModel, check_count
 from modwright.nn.layouts import Grid, to_map
 
@@ -47,17 +47,17 @@ def chosen_indices(indices: int | Sequence[int] | None, count: int) -> list[int]
     """Which of ``count`` are meant: the last n, those listed (negative from the end), or all.
 
     Raises:
-        Refused: one is not there.
+        InvalidInputError: one is not there.
     """
     if indices is None:
         return list(range(count))
     if isinstance(indices, int):
         if not 1 <= indices <= count:
-            raise Refused(f"the last {indices} of {count} feature maps are not there")
+            raise InvalidInputError(f"the last {indices} of {count} feature maps are not there")
         return list(range(count - indices, count))
     for index in indices:
         if not -count <= index < count:
-            raise Refused(f"feature map {index} is not there: legal are 0 to {count - 1}")
+            raise InvalidInputError(f"feature map {index} is not there: legal are 0 to {count - 1}")
     return [index % count for index in indices]
 
 
@@ -135,7 +135,7 @@ class ImageClassifier(PictureModel):
             output_fmt: "NCHW" maps or "NLC" tokens.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise Refused(f"unknown output_fmt {output_fmt!r}; legal values: NCHW, NLC")
+            raise InvalidInputError(f"unknown output_fmt {output_fmt!r}; legal values: NCHW, NLC")
         self.check_pixels(pixel_values)
         wanted = chosen_indices(indices, len(self.feature_info))
         maps = list(self.forward_maps(pixel_values, norm))

@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from modwright.core.errors import Refused, VerificationError, refusing
+from modwright.core.errors import InvalidInputError, VerificationError, refusing
 from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageClassifier
 from modwright.nn.inference_form import to_inference_form_
@@ -30,7 +30,7 @@ def fuse(model: _Model, *, verify: bool = True, tolerance: float = 1e-4) -> _Mod
         tolerance: how far they may be apart, in parts of the largest logit where that is above 1.
 
     Raises:
-        Refused: another architecture, training mode, a model that is fused already, or running
+        InvalidInputError: another architecture, training mode, a model that is fused already, or running
             statistics that are not finite.
         VerificationError: the logits are too far apart.
 
@@ -42,12 +42,12 @@ def fuse(model: _Model, *, verify: bool = True, tolerance: float = 1e-4) -> _Mod
         (True, False)
     """
     if not hasattr(model.config, "fused"):
-        raise Refused(f"{type(model).__name__} has no fused form")
+        raise InvalidInputError(f"{type(model).__name__} has no fused form")
     if model.config.fused:
-        raise Refused("the model is fused already")
+        raise InvalidInputError("the model is fused already")
     norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     if model.training or any(norm.training for norm in norms):
-        raise Refused("a model in training mode has no fixed statistics to fold: call eval() first")
+        raise InvalidInputError("a model in training mode has no fixed statistics to fold: call eval() first")
     dtype = model.dtype
     twin = copy.deepcopy(model).double()  # so that there is one rounding only, at the end
     with refusing():

@@ -16,7 +16,7 @@ from torch import Tensor
 from modwright.core.errors import (
     CheckpointError,
     ModwrightError,
-    Refused,
+    InvalidInputError,
     first_line,
     refusing,
     unknown_name,
@@ -73,7 +73,7 @@ def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: there is no such file, or it holds no tensors.
-        Refused: an unknown key.
+        InvalidInputError: an unknown key.
     """
     path = Path(path)
     if path.is_dir():
@@ -165,7 +165,7 @@ def _chosen(found: Any, key: str | None, path: Path) -> Any:
         if isinstance(value, dict) and any(isinstance(one, Tensor) for one in value.values())
     ]
     if len(holders) > 1:
-        raise Refused(f"{path} holds several sets of tensors; choose a key: {', '.join(holders)}")
+        raise InvalidInputError(f"{path} holds several sets of tensors; choose a key: {', '.join(holders)}")
     return found[holders[0]] if holders else found
 
 
@@ -213,7 +213,7 @@ def import_weights(
         new_classifier: a map to another number of classes is left as it is in the model.
 
     Raises:
-        Refused: names that are missing, names that nothing knows, shapes that differ, or fields of
+        InvalidInputError: names that are missing, names that nothing knows, shapes that differ, or fields of
             config.json that the model does not compute by; the first of them is named.
     """
     told = None
@@ -226,7 +226,7 @@ def import_weights(
         _check_fields(model, told)
     maps = layouts_of(model)
     if not maps:
-        raise Refused(f"{type(model).__name__} has no layout of another library")
+        raise InvalidInputError(f"{type(model).__name__} has no layout of another library")
     if layout not in ("auto", *maps):
         raise unknown_name("layout", layout, ["auto", *maps])
     with refusing():
@@ -245,17 +245,17 @@ def import_weights(
         found |= {name: model.resize_positions(name, found[name], old) for name in known}
     unexpected = [*converted.unexpected, *sorted(set(found) - set(own))]
     if unexpected:
-        raise Refused(
+        raise InvalidInputError(
             f"{len(unexpected)} names of the {layout} layout have no place in "
             f"{type(model).__name__} of this config, {unexpected[0]} for one"
         )
     missing = [name for name in own if name not in found and not _may_miss(name, new_classifier)]
     if missing:
-        raise Refused(f"{len(missing)} tensors are missing from the file, {missing[0]} for one")
+        raise InvalidInputError(f"{len(missing)} tensors are missing from the file, {missing[0]} for one")
     for name, tensor in found.items():
         if tensor.shape != own[name].shape:
             more = "" if resize else "; resize=True would resize positions"
-            raise Refused(
+            raise InvalidInputError(
                 f"{name} is {tuple(own[name].shape)} here and {tuple(tensor.shape)} in the file"
                 f"{more if 'position' in name else ''}"
             )
@@ -272,7 +272,7 @@ def _check_fields(model: PictureModel, told: SourceConfig) -> None:
     for name, value in told.fields.items():
         own = getattr(model.config, name)
         if name not in _MAY_DIFFER and not same_value(value, own):
-            raise Refused(
+            raise InvalidInputError(
                 f"{told.folder / 'config.json'} says {name} {value!r}, the model has {own!r}"
             )
 
@@ -281,11 +281,11 @@ def name_classes(model: PictureModel, told: SourceConfig) -> None:
     """Gives a model the class names of the config.json that its classifier came with.
 
     Raises:
-        Refused: the config names another number of classes than the classifier has.
+        InvalidInputError: the config names another number of classes than the classifier has.
     """
     count = model.config.num_labels
     if told.id2label and len(told.id2label) != count:
-        raise Refused(
+        raise InvalidInputError(
             f"{told.folder / 'config.json'} names {len(told.id2label)} classes, the classifier "
             f"has {count}"
         )
@@ -303,14 +303,14 @@ def to_layout(model: PictureModel, layout: str) -> dict[str, Tensor]:
     """The model's tensors as another layout has them.
 
     Raises:
-        Refused: an unknown layout, or tensors that it has no name for.
+        InvalidInputError: an unknown layout, or tensors that it has no name for.
     """
     maps = layouts_of(model)
     if layout not in maps:
         raise unknown_name("layout", layout, maps)
     converted = maps[layout].to_theirs(model.state_dict())
     if converted.unexpected:
-        raise Refused(
+        raise InvalidInputError(
             f"the {layout} layout has no name for {len(converted.unexpected)} tensors, "
             f"{converted.unexpected[0]} for one"
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.compat.transformers import is_loaded
-from modwright.core.errors import CheckpointError, Refused, refusing
+from modwright.core.errors import CheckpointError, InvalidInputError, refusing
 from modwright.models.key_maps import KeyMap
 from modwright.models.source_configs import ConfigMap
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
@@ -109,19 +109,19 @@ class PictureConfig(PreTrainedConfig):
     def check_multiples(step: int, height: int, width: int) -> None:
         """Refuses pictures whose sides are no multiples of ``step`` pixels."""
         if height % step or width % step:
-            raise Refused(f"pictures must be multiples of {step} pixels, not {height} x {width}")
+            raise InvalidInputError(f"pictures must be multiples of {step} pixels, not {height} x {width}")
 
     def per_stage(self, stages: int, *names: str) -> None:
         """Fields with an entry per stage: one number or name stands for all stages.
 
         Raises:
-            Refused: a list has another number of entries.
+            InvalidInputError: a list has another number of entries.
         """
         for name in names:
             value = getattr(self, name)
             listed = list(value) if isinstance(value, list | tuple) else [value] * stages
             if len(listed) != stages:
-                raise Refused(f"{name} has {len(listed)} entries for {stages} stages of depths")
+                raise InvalidInputError(f"{name} has {len(listed)} entries for {stages} stages of depths")
             setattr(self, name, listed)
 
     @classmethod
@@ -172,14 +172,14 @@ class PictureModel(PreTrainedModel):
         """Refuses what cannot be a batch of pictures for this model."""
         if pixel_values.dim() != 4:
             shape = tuple(pixel_values.shape)
-            raise Refused(f"pictures are (batch, channels, height, width), not {shape}")
+            raise InvalidInputError(f"pictures are (batch, channels, height, width), not {shape}")
         channels, height, width = pixel_values.shape[1:]
         if channels != self.config.num_channels:
-            raise Refused(
+            raise InvalidInputError(
                 f"the model takes {self.config.num_channels} channels, the pictures have {channels}"
             )
         if min(height, width) < self.min_size:
-            raise Refused(
+            raise InvalidInputError(
                 f"pictures must be at least {self.min_size} pixels high and wide, "
                 f"not {height} x {width}"
             )
@@ -256,4 +256,4 @@ class PictureModel(PreTrainedModel):
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Refuses what is no whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise Refused(f"{name} is a whole number of at least {least}, not {value!r}")
+        raise InvalidInputError(f"{name} is a whole number of at least {least}, not {value!r}")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.core.errors import Refused, refusing, unknown_name
+from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.modes import set_eval
 from modwright.models.importing import import_weights, layouts_of, name_classes
 from modwright.models.registry import create_model, list_models, model_class, variant_config
@@ -91,7 +91,7 @@ def variants_of(name: str) -> list[str]:
     """Named models of an architecture, or of the paper that it is of; a model's own name alone.
 
     Raises:
-        Refused: no model and no architecture has this name.
+        InvalidInputError: no model and no architecture has this name.
 
     Example:
         >>> variants_of("poolformer_s12"), "poolformer_s24" in variants_of("metaformer")
@@ -117,18 +117,18 @@ def recognise(name: str, tensors: Mapping[str, Tensor], layout: str = "auto", **
         fields: of the config; ``num_classes`` may differ from the file's.
 
     Raises:
-        Refused: none fits (the nearest is told), or several do.
+        InvalidInputError: none fits (the nearest is told), or several do.
     """
     fits = [_fit(variant, tensors, layout, fields) for variant in variants_of(name)]
     fits.sort(key=lambda fit: fit.faults)
     whole = [fit for fit in fits if not fit.faults]
     if len(whole) > 1:
         names = ", ".join(fit.variant for fit in whole)
-        raise Refused(f"the file fits {len(whole)} models alike, name one of them: {names}")
+        raise InvalidInputError(f"the file fits {len(whole)} models alike, name one of them: {names}")
     if not whole:
         nearest = fits[0]
         other = "" if len(fits) == 1 else f"no model of {name} fits the file; the nearest, "
-        raise Refused(
+        raise InvalidInputError(
             f"{other}{nearest.variant} with the layout {nearest.layout}: {nearest.told()}"
         )
     return whole[0]
@@ -155,11 +155,11 @@ def import_named(
             fresh.
 
     Raises:
-        Refused: names that are missing, or that nothing knows, or shapes that differ, or a field
+        InvalidInputError: names that are missing, or that nothing knows, or shapes that differ, or a field
             of config.json that is not computed here.
     """
     if resize and name not in list_models():
-        raise Refused("positions are resized for one model; name it, not the paper")
+        raise InvalidInputError("positions are resized for one model; name it, not the paper")
     maps = model_class(variant_config(variants_of(name)[0])).config_maps()
     told = None if source is None else read_source_config(source, maps)
     if told is not None:
@@ -167,7 +167,7 @@ def import_named(
         variant = _nearest(name, tensors, layout, fields)
         fit = _fit(variant, tensors, layout, own)
         if fit.faults and not resize:
-            raise Refused(f"{variant} with the layout {fit.layout}: {fit.told()}")
+            raise InvalidInputError(f"{variant} with the layout {fit.layout}: {fit.told()}")
     elif resize:
         own, fit = fields, _fit(name, tensors, layout, fields)
     else:
@@ -208,7 +208,7 @@ def _fit(
         model = create_model(variant, **{**kind.fields_of(tensors), **fields})
     maps = layouts_of(model)
     if not maps:
-        raise Refused(f"{type(model).__name__} has no layout of another library")
+        raise InvalidInputError(f"{type(model).__name__} has no layout of another library")
     if layout not in ("auto", *maps):
         raise unknown_name("layout", layout, ["auto", *maps])
     own = model.state_dict()

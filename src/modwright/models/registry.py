@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.registry import Registry
 from modwright.models.classifier import ImageClassifier
 from modwright.models.features import FeatureMaps
@@ -56,7 +56,7 @@ def register_model(function: Callable[..., PreTrainedConfig]) -> Callable[..., P
     """Registers a model under the name of a function that makes its config. A decorator.
 
     Raises:
-        Refused: the name is taken.
+        InvalidInputError: the name is taken.
 
     Example:
         >>> from modwright.models.architectures.metaformer import MetaFormerConfig
@@ -133,7 +133,7 @@ def _check_type(config_class: Any, name: str, value: Any) -> None:
             wanted.validate_python(value, strict=True)
     except ValidationError:
         kinds = {field.name: field.type for field in dataclasses.fields(config_class)}
-        raise Refused(f"{name} is {kinds[name]}, not {value!r}") from None
+        raise InvalidInputError(f"{name} is {kinds[name]}, not {value!r}") from None
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -150,7 +150,7 @@ def variant_config(name: str, **overrides: Any) -> PreTrainedConfig:
     """The config of a named model, some of its fields replaced.
 
     Raises:
-        Refused: no such model, or no such field.
+        InvalidInputError: no such model, or no such field.
     """
     return MODELS[name].make(**overrides)
 
@@ -191,7 +191,7 @@ def create_model(
         fields: of the architecture's config, ``image_size`` for one.
 
     Raises:
-        Refused: an unknown name or field, a rate out of range, or a file that does not fit.
+        InvalidInputError: an unknown name or field, a rate out of range, or a file that does not fit.
 
     Example:
         >>> import torch
@@ -200,7 +200,7 @@ def create_model(
         torch.Size([1, 10])
     """
     if pretrained:
-        raise Refused("pretrained weights are not shipped; name a file with checkpoint_path=...")
+        raise InvalidInputError("pretrained weights are not shipped; name a file with checkpoint_path=...")
     # The config's own words for two of the arguments
     num_classes = fields.pop("num_labels", num_classes)
     in_chans = fields.pop("num_channels", in_chans)
@@ -210,7 +210,7 @@ def create_model(
     for said, rate in rates.items():
         number = isinstance(rate, int | float) and not isinstance(rate, bool)
         if rate is not None and not (number and 0 <= rate <= 1):
-            raise Refused(f"{said} lies between 0 and 1, not {rate!r}")
+            raise InvalidInputError(f"{said} lies between 0 and 1, not {rate!r}")
     chosen = {"drop_path_rate": drop_path_rate, "global_pool": global_pool}
     fields.update({key: value for key, value in chosen.items() if value is not None})
     classifies = MODELS[name].classifies
@@ -219,7 +219,7 @@ def create_model(
     if classifies:
         fields["num_labels"] = num_classes
     elif features_only:
-        raise Refused(f"{name} is no classifier: it has no feature maps to give")
+        raise InvalidInputError(f"{name} is no classifier: it has no feature maps to give")
     if checkpoint_path is None:
         config = variant_config(name, num_channels=in_chans, **fields)
         model = model_class(config)(config)

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from modwright.core.errors import CheckpointError, Refused, UnsupportedArchitecture
+from modwright.core.errors import CheckpointError, InvalidInputError, UnsupportedArchitecture
 
 __all__ = ["ConfigMap", "SourceConfig", "config_beside", "read_source_config", "same_value"]
 
@@ -54,20 +54,20 @@ class ConfigMap:
             stored: what the file says.
 
         Raises:
-            Refused: a value that is not computed here, or a field that nothing is known of.
+            InvalidInputError: a value that is not computed here, or a field that nothing is known of.
         """
         known = {*self.renamed, *self.only, *self.read, *self.harmless, *_LABELS, *_HARMLESS}
         unknown = [key for key in stored if key not in known]
         if unknown:
-            raise Refused(f"{unknown[0]} has no counterpart here: {stored[unknown[0]]!r:.60}")
+            raise InvalidInputError(f"{unknown[0]} has no counterpart here: {stored[unknown[0]]!r:.60}")
         built = theirs.get("architectures") or self.architectures
         if self.architectures and not set(built) & set(self.architectures):
-            raise Refused(
+            raise InvalidInputError(
                 f"architectures is {', '.join(built)}; {', '.join(self.architectures)} is read"
             )
         for key, value in self.only.items():
             if theirs.get(key) != value:
-                raise Refused(f"{key} is {theirs.get(key)!r}; only {value!r} is computed here")
+                raise InvalidInputError(f"{key} is {theirs.get(key)!r}; only {value!r} is computed here")
         renamed = {ours: theirs[key] for key, ours in self.renamed.items() if key in theirs}
         return {**renamed, **self.made(theirs)}
 
@@ -104,7 +104,7 @@ def read_source_config(path: str | Path, maps: Mapping[str, ConfigMap]) -> Sourc
     Raises:
         CheckpointError: config.json cannot be read.
         UnsupportedArchitecture: it is of another architecture.
-        Refused: a field is not known here, or has a value that is not computed here.
+        InvalidInputError: a field is not known here, or has a value that is not computed here.
     """
     folder = config_beside(path)
     if folder is None:
@@ -127,8 +127,8 @@ def read_source_config(path: str | Path, maps: Mapping[str, ConfigMap]) -> Sourc
     try:
         theirs = CONFIG_MAPPING[kind].from_dict(stored)
         found = maps[kind].fields(theirs.to_dict(), stored)
-    except Refused as error:
-        raise Refused(f"{file}: {error}") from None
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{file}: {error}") from None
     except Exception as error:  # what the config's class makes of values that are none
         told = " ".join(str(error).split())
         raise CheckpointError(f"{file} is no config of {kind}: {told}") from None
@@ -157,7 +157,7 @@ def _of_timm(folder: Path, stored: Mapping[str, Any]) -> SourceConfig:
     unknown = [f"model_args.{key}" for key in changes]
     unknown += [k for k in stored if k not in _TIMM | {"model_args", "global_pool", "label_names"}]
     if unknown:
-        raise Refused(f"{folder / 'config.json'}: {unknown[0]} has no counterpart here")
+        raise InvalidInputError(f"{folder / 'config.json'}: {unknown[0]} has no counterpart here")
     names: Sequence[str] = stored.get("label_names") or ()
     fields = {"global_pool": stored["global_pool"]} if "global_pool" in stored else {}
     return SourceConfig(folder, fields, dict(enumerate(names)))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = ["PADS", "TileReport", "tile_report", "upscale_image"]
 
@@ -59,7 +59,7 @@ def upscale_image(
         otherwise what the model gives, which may lie a little outside 0 and 1.
 
     Raises:
-        Refused: what is no picture for the model, whole numbers outside of 0 to 255, NaN, an
+        InvalidInputError: what is no picture for the model, whole numbers outside of 0 to 255, NaN, an
             unknown padding, or tiles that do not fit.
 
     Example:
@@ -70,13 +70,13 @@ def upscale_image(
     """
     if image.dim() not in (3, 4):
         shape = tuple(image.shape)
-        raise Refused(f"a picture is ([batch,] channels, height, width), not {shape}")
+        raise InvalidInputError(f"a picture is ([batch,] channels, height, width), not {shape}")
     if 0 in image.shape:
-        raise Refused(f"the picture is empty: {tuple(image.shape)}")
+        raise InvalidInputError(f"the picture is empty: {tuple(image.shape)}")
     channels, multiple = model.config.num_channels, model.config.multiple
     if image.shape[-3] != channels:
         more = "; drop the alpha channel" if image.shape[-3] == channels + 1 else ""
-        raise Refused(
+        raise InvalidInputError(
             f"the model takes {channels} channels, the picture has {image.shape[-3]}{more}"
         )
     if pad not in PADS:
@@ -96,22 +96,22 @@ def upscale_image(
 
 def _check_tiles(tile: int, overlap: int, multiple: int) -> None:
     if tile < 1 or tile % multiple:
-        raise Refused(f"tile must be a multiple of {multiple}, not {tile}")
+        raise InvalidInputError(f"tile must be a multiple of {multiple}, not {tile}")
     if not 0 <= overlap < tile / 2:
-        raise Refused(f"overlap must be at least 0 and less than half a tile of {tile}: {overlap}")
+        raise InvalidInputError(f"overlap must be at least 0 and less than half a tile of {tile}: {overlap}")
 
 
 def _as_numbers(image: Tensor, model: Any) -> tuple[Tensor, bool]:
     """The picture from 0 to 1 in the model's type, and whether it came in whole numbers."""
     if image.is_floating_point():
         if not bool(image.isfinite().all()):
-            raise Refused("the picture has pixels that are no finite numbers")
+            raise InvalidInputError("the picture has pixels that are no finite numbers")
         return image.to(model.device, model.dtype), False
     if image.is_complex() or image.dtype == torch.bool:
-        raise Refused(f"pixels are numbers from 0 to 1, or whole ones to 255, not {image.dtype}")
+        raise InvalidInputError(f"pixels are numbers from 0 to 1, or whole ones to 255, not {image.dtype}")
     low, high = int(image.min()), int(image.max())
     if low < 0 or high > 255:
-        raise Refused(f"whole numbers of pixels lie between 0 and 255, not {low} and {high}")
+        raise InvalidInputError(f"whole numbers of pixels lie between 0 and 255, not {low} and {high}")
     return image.to(model.device, model.dtype) / 255, True
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from pydantic import AfterValidator, Field
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.options import make_options
 
 if TYPE_CHECKING:  # its place differs between Python 3.10 and later ones
@@ -134,7 +134,7 @@ def paper(slug: str) -> Paper:
     """The record named ``slug``.
 
     Raises:
-        Refused: There is no such record; the message names the nearest.
+        InvalidInputError: There is no such record; the message names the nearest.
 
     Example:
         >>> paper("llm-drop").title
@@ -150,7 +150,7 @@ def load_papers(directory: Traversable) -> tuple[Paper, ...]:
     """Read and check every ``*.yaml`` of ``directory``, sorted by slug.
 
     Raises:
-        Refused: A record is malformed, or claims a status without the evidence for it.
+        InvalidInputError: A record is malformed, or claims a status without the evidence for it.
     """
     files = [item for item in directory.iterdir() if item.name.endswith(".yaml")]
     return tuple(_load(item) for item in sorted(files, key=lambda item: item.name[:-5]))
@@ -169,9 +169,9 @@ def _load(item: Traversable) -> Paper:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise Refused(f"paper record {item.name!r} is not YAML{where}: {problem}") from error
+        raise InvalidInputError(f"paper record {item.name!r} is not YAML{where}: {problem}") from error
     if not isinstance(raw, Mapping):
-        raise Refused(f"paper record {slug!r} must map fields to values")
+        raise InvalidInputError(f"paper record {slug!r} must map fields to values")
     record = make_options(Paper, f"paper record {slug!r}", raw, word="field")
     _check_values(record, slug)
     _check_evidence(record)
@@ -180,7 +180,7 @@ def _load(item: Traversable) -> Paper:
 
 def _check_values(record: Paper, slug: str) -> None:
     if record.slug != slug:
-        raise Refused(f"paper record {slug!r}: slug {record.slug!r} differs from the file name")
+        raise InvalidInputError(f"paper record {slug!r}: slug {record.slug!r} differs from the file name")
     for word in record.category:
         if word not in CATEGORIES:
             raise unknown_name(f"category in paper record {slug!r}:", word, CATEGORIES)
@@ -193,7 +193,7 @@ def _check_evidence(record: Paper) -> None:
     if record.status == "planned":
         claimed = [name for name in ("rooms", "command", "figure") if getattr(record, name)]
         if claimed:
-            raise Refused(
+            raise InvalidInputError(
                 f"paper record {record.slug!r}: status 'planned' cannot have {', '.join(claimed)}; "
                 "set the status to 'partial' or 'works'"
             )
@@ -206,7 +206,7 @@ def _check_evidence(record: Paper) -> None:
         missing.remove("golden")
     if missing:
         hint = "; without golden files the note must say why" if "golden" in missing else ""
-        raise Refused(
+        raise InvalidInputError(
             f"paper record {record.slug!r}: status {record.status!r} lacks "
             f"{', '.join(missing)}{hint}"
         )

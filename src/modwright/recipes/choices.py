@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from pydantic import Field, ValidationError, create_model
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.recipes.explaining import explain, place_of
 from modwright.recipes.options import option_help, summary
 from modwright.recipes.reading import Location
@@ -65,23 +65,23 @@ class Choice:
         """The mapping with every default written out.
 
         Raises:
-            Refused: no name, an unknown one, or options that are not its own.
+            InvalidInputError: no name, an unknown one, or options that are not its own.
         """
         legal = ", ".join(self.makers)
         if self.key not in given:
             where = place_of((self.at,), places, name)
-            raise Refused(f"{where}, {self.at}.{self.key}: is missing; legal values: {legal}")
+            raise InvalidInputError(f"{where}, {self.at}.{self.key}: is missing; legal values: {legal}")
         chosen = given[self.key]
         if chosen not in self.makers:
             where = place_of((self.at, self.key), places, name)
             problem = unknown_name(self.key, chosen, self.makers)
-            raise Refused(f"{where}, {self.at}.{self.key}: {problem}")
+            raise InvalidInputError(f"{where}, {self.at}.{self.key}: {problem}")
         options = options_of(self.makers[chosen])
         try:
             found = options.model_validate({k: v for k, v in given.items() if k != self.key})
         except ValidationError as error:
             told = explain(error, options, places, name, (self.at,))
-            raise Refused(told) from None
+            raise InvalidInputError(told) from None
         return {self.key: chosen, **found.model_dump(mode="json")}
 
     def make(self, resolved: Mapping[str, Any]) -> Any:

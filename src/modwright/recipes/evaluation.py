@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from modwright.checkpoint import Checkpoint
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
 from modwright.recipes.texts import writes_text
 from modwright.tasks.agreement import Agreement, agreement, require_comparable
@@ -70,7 +70,7 @@ def evaluate(
         progress: told of every phase.
 
     Raises:
-        Refused: no tokenizer, two different ones, outputs that cannot be compared.
+        InvalidInputError: no tokenizer, two different ones, outputs that cannot be compared.
 
     Example:
         ``evaluate(open("out/demo"), PerplexityRecipe("lee"), against=open("smollm2-135m"))``
@@ -78,9 +78,9 @@ def evaluate(
     both = [opened] if against is None else [opened, against]
     for one in both:
         if getattr(one.model, "main_input_name", "") == "pixel_values":
-            raise Refused(f"{one.source.name} reads pictures: it can be measured on no text")
+            raise InvalidInputError(f"{one.source.name} reads pictures: it can be measured on no text")
         if one.tokenizer is None:
-            raise Refused(
+            raise InvalidInputError(
                 f"{one.source.name} brings no tokenizer, so it cannot be measured on text"
             )
         if tasks is not None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from modwright.core.errors import Refused, did_you_mean
+from modwright.core.errors import InvalidInputError, did_you_mean
 from modwright.core.options import problem
 from modwright.recipes.reading import Location
 from modwright.recipes.schema import Strict
@@ -61,15 +61,15 @@ def validated(kind: type[_M], tree: Any, where: Mapping[Location, str], name: st
         keys: that it cannot do without, in words.
 
     Raises:
-        Refused: it is no mapping, or a value is not legal.
+        InvalidInputError: it is no mapping, or a value is not legal.
     """
     if not isinstance(tree, dict):
         given = "empty" if tree is None else f"a {type(tree).__name__}"
-        raise Refused(f"{name} is {given}; a recipe is a mapping with the keys {keys}")
+        raise InvalidInputError(f"{name} is {given}; a recipe is a mapping with the keys {keys}")
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
-        raise Refused(explain(error, kind, where, name)) from None
+        raise InvalidInputError(explain(error, kind, where, name)) from None
 
 
 def _word(piece: str | int) -> str:

@@ -14,7 +14,7 @@ from modwright.checkpoint import peak_rss_bytes
 from modwright.checkpoint.carry import weight_files
 from modwright.checkpoint.classes import HEADS, model_class
 from modwright.checkpoint.source import Source
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["auto_class", "environment", "listed", "opened_files", "versions"]
 
@@ -54,7 +54,7 @@ def auto_class(model: Any) -> str:
     """The Auto class that opens a checkpoint of this model, head and all."""
     # What opens anything is named where nothing says more.
     for head, auto in sorted(HEADS.items(), key=lambda item: item[0] == "base"):
-        with suppress(Refused):
+        with suppress(InvalidInputError):
             if model_class(model.config, head) is type(model):
                 return auto
     return "AutoModel"

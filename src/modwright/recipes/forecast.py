@@ -9,7 +9,7 @@ from typing import Any
 from modwright.anatomy import Anatomy
 from modwright.calibration import forecast_bytes
 from modwright.checkpoint import available_bytes, require_memory, weights_bytes
-from modwright.core.errors import ModwrightError, Refused
+from modwright.core.errors import ModwrightError, InvalidInputError
 from modwright.core.files import require_space
 from modwright.cost import activation_bytes, kv_cache_bytes
 from modwright.recipes.load import resolved
@@ -110,7 +110,7 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
         processes: how many run side by side on this machine, each with a model of its own.
 
     Raises:
-        Refused: a step that cannot be done on this model.
+        InvalidInputError: a step that cannot be done on this model.
     """
     anatomy = Anatomy.of(model)
     weights = weights_bytes(model)
@@ -124,7 +124,7 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
         try:
             fewest, most = method.forecast(anatomy)
         except ModwrightError as error:
-            raise Refused(f"steps.{index}: {error}") from error
+            raise InvalidInputError(f"steps.{index}: {error}") from error
         # Of what earlier steps have taken nothing more can go.
         fewest = max(0, fewest - (anatomy.num_parameters - low))
         low, high = max(0, low - most), high - fewest
@@ -181,7 +181,7 @@ def require_room(expected: Forecast, place: Path) -> int:
         Bytes that are free on the disk of ``place``.
 
     Raises:
-        Refused: too little memory.
+        InvalidInputError: too little memory.
         CheckpointError: too little room on the disk of ``place``.
     """
     step, phase = expected.hungriest()

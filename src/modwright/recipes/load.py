@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from modwright.core.errors import ModwrightError, Refused
+from modwright.core.errors import ModwrightError, InvalidInputError
 from modwright.recipes.explaining import place_of, validated
 from modwright.recipes.reading import Location, read_changed
 from modwright.recipes.schema import Recipe
@@ -25,7 +25,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises:
         CheckpointError: the file cannot be read.
-        Refused: names file, line, value and the legal values.
+        InvalidInputError: names file, line, value and the legal values.
     """
     return parse_recipe(*read_changed(path, overrides))
 
@@ -41,7 +41,7 @@ def parse_recipe(
         name: what messages call the recipe where no place is known.
 
     Raises:
-        Refused: names the place, the value and what is legal.
+        InvalidInputError: names the place, the value and what is legal.
 
     Example:
         >>> steps = [{"method": "llm_drop", "n": 1}]
@@ -55,7 +55,7 @@ def parse_recipe(
             make_method(step.method, step.options)
         except ModwrightError as error:
             at: Location = ("steps", index, _option_at_fault(str(error), step.options))
-            raise Refused(f"{place_of(at, where, name)}, steps.{index}: {error}") from None
+            raise InvalidInputError(f"{place_of(at, where, name)}, steps.{index}: {error}") from None
     return recipe
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from modwright.checkpoint import Checkpoint, rehearse
 from modwright.core import distributed
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.reading import read_yaml
 from modwright.edits.reopen import Reopened
 from modwright.recipes.schema import Recipe
@@ -44,11 +44,11 @@ def output_place(recipe: Recipe | TrainingRecipe, output: str | Path | None) -> 
     """The directory to write.
 
     Raises:
-        Refused: neither the caller nor the recipe names one.
+        InvalidInputError: neither the caller nor the recipe names one.
         CheckpointError: it cannot be one.
     """
     if not str(output or recipe.output):
-        raise Refused("no output: give `output:` in the recipe or -o on the command line")
+        raise InvalidInputError("no output: give `output:` in the recipe or -o on the command line")
     place = Path(output or recipe.output).expanduser()
     if not place.resolve().name:
         raise CheckpointError(f"cannot write {str(place)!r}: name a directory below it")

@@ -14,7 +14,7 @@ from typing import Any
 from modwright.calibration.text import load_text
 from modwright.checkpoint import Checkpoint
 from modwright.core.digest import sha256_of
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.progress import Progress
 from modwright.recipes.schema import Evaluate, HarnessTasksOf, PerplexityOf
 from modwright.recipes.texts import text_of, writes_text
@@ -33,7 +33,7 @@ def evaluation_digest(opened: Checkpoint, evaluate: Evaluate) -> str | None:
     """Digest of all that quality is measured on; None where nothing is.
 
     Raises:
-        Refused: a text that cannot be read or is too short, a model that has no such measure, a
+        InvalidInputError: a text that cannot be read or is too short, a model that has no such measure, a
             task that is unknown or whose data is not here.
     """
     checks = (_check_text, _check_agreement, _check_harness)
@@ -54,12 +54,12 @@ def _check_agreement(opened: Checkpoint, evaluate: Evaluate) -> str | None:
         return None
     with _named("agreement"):
         if evaluate.perplexity is None:
-            raise Refused(
+            raise InvalidInputError(
                 "it is measured on the windows of evaluate.perplexity, which is null; give that "
                 "too, or set agreement to false"
             )
         if opened.tokenizer is None:
-            raise Refused(
+            raise InvalidInputError(
                 f"it is measured on text, and {opened.source.name} brings no tokenizer; give a "
                 "model that has one, or set agreement to false"
             )
@@ -139,8 +139,8 @@ def _named(what: str) -> Iterator[None]:
     """Says which part of the recipe a refusal is about."""
     try:
         yield
-    except Refused as error:
-        raise Refused(f"evaluate.{what}: {error}") from error
+    except InvalidInputError as error:
+        raise InvalidInputError(f"evaluate.{what}: {error}") from error
 
 
 def _windows(asked: PerplexityOf) -> PerplexityRecipe:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from modwright.core.errors import CheckpointError, Refused, nearest
+from modwright.core.errors import CheckpointError, InvalidInputError, nearest
 from modwright.core.reading import parse_yaml, require_regular
 
 __all__ = ["Location", "Places", "override", "read_changed", "read_tree"]
@@ -26,20 +26,20 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Plac
 
     Raises:
         CheckpointError: a file cannot be read.
-        Refused: it is not YAML, gives a key twice, or extends itself.
+        InvalidInputError: it is not YAML, gives a key twice, or extends itself.
     """
     try:
         file.resolve()
     except (OSError, RuntimeError):
         raise CheckpointError(f"cannot read {str(file)!r}: its links lead in a circle") from None
     if file.resolve() in extended_by:
-        raise Refused(f"{file.name}: extends goes in a circle; a file cannot extend itself")
+        raise InvalidInputError(f"{file.name}: extends goes in a circle; a file cannot extend itself")
     text = _text(file, extended_by)
     try:
         tree = parse_yaml(text, file.name)
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
-        raise Refused(f"{file.name}{_yaml_problem(error)}") from None
+        raise InvalidInputError(f"{file.name}{_yaml_problem(error)}") from None
     places: Places = {}
     if node is not None:
         _note_places(node, (), places, file.name, set())
@@ -47,7 +47,7 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Plac
         return tree, places
     parent = tree.pop("extends")
     if not isinstance(parent, str):
-        raise Refused(f"{places[('extends',)]}, extends: must name one recipe file, not {parent!r}")
+        raise InvalidInputError(f"{places[('extends',)]}, extends: must name one recipe file, not {parent!r}")
     base, base_places = read_tree(file.parent / parent, (*extended_by, file.resolve()))
     return _merged(base, tree, (), base_places, places), places
 
@@ -57,7 +57,7 @@ def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, Place
 
     Raises:
         CheckpointError: the file cannot be read.
-        Refused: an override does not fit.
+        InvalidInputError: an override does not fit.
     """
     file = Path(path)
     tree, places = read_tree(file)
@@ -70,17 +70,17 @@ def override(tree: Any, places: Places, text: str) -> None:
     """Changes one value: ``steps.0.n=6``; the value is read as YAML.
 
     Raises:
-        Refused: no ``=``, a place that is not there, or a value that is not YAML.
+        InvalidInputError: no ``=``, a place that is not there, or a value that is not YAML.
     """
     path, equals, value = text.partition("=")
     keys = path.split(".")
     said = f"--set {text!r}"
     if not equals or not all(keys):
-        raise Refused(f"{said}: write KEY=VALUE, for example steps.0.n=6")
+        raise InvalidInputError(f"{said}: write KEY=VALUE, for example steps.0.n=6")
     try:
         parsed = parse_yaml(value, said)
     except (yaml.YAMLError, ValueError):
-        raise Refused(f"{said}: {value!r} is not a YAML value; put text into quotes") from None
+        raise InvalidInputError(f"{said}: {value!r} is not a YAML value; put text into quotes") from None
     here, at = tree, _Walk(said)
     for piece in keys[:-1]:
         key = at.enter(here, piece)
@@ -108,10 +108,10 @@ class _Walk:
         if isinstance(here, list):
             if not piece.isdecimal() or int(piece) >= len(here):
                 entries = f"the entries 0 to {len(here) - 1}" if here else "no entries"
-                raise Refused(f"{self.said}: {name} has {entries}, not {piece!r}")
+                raise InvalidInputError(f"{self.said}: {name} has {entries}, not {piece!r}")
             key = int(piece)
         elif not isinstance(here, dict):
-            raise Refused(f"{self.said}: {name} is {here!r} and has nothing below it")
+            raise InvalidInputError(f"{self.said}: {name} is {here!r} and has nothing below it")
         self.path.append(key)
         return key
 
@@ -165,7 +165,7 @@ def _note_places(node: yaml.Node, at: Location, places: Places, name: str, seen:
             place = f"{name} line {key.start_mark.line + 1}"
             if here in places and key.tag != "tag:yaml.org,2002:merge":
                 path = ".".join(map(str, here))
-                raise Refused(f"{place}, {path}: stands in {places[here]} already; keep one")
+                raise InvalidInputError(f"{place}, {path}: stands in {places[here]} already; keep one")
             places[here] = place
             _note_places(value, here, places, name, seen)
     elif isinstance(node, yaml.SequenceNode):

@@ -18,7 +18,7 @@ from modwright.calibration import TokenWindows
 from modwright.checkpoint import Checkpoint, check_finite, save
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core import distributed
-from modwright.core.errors import Refused, VerificationError
+from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.formatting import format_bytes
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Applied, Plan
@@ -300,7 +300,7 @@ class _Run:
         seen: list[Reopened] = []
 
         if model.dtype != dtype:
-            raise Refused(f"the weights came as {dtype} and would be written as {model.dtype}")
+            raise InvalidInputError(f"the weights came as {dtype} and would be written as {model.dtype}")
         parts = "weights, new process, report" if self.check else "weights, report"
         with self.progress.phase(f"write ({parts})", parts.count(",") + 1) as task:
 

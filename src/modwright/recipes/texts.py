@@ -10,7 +10,7 @@ from typing import Any
 
 from modwright.calibration import TextData, TokenWindows, token_windows
 from modwright.checkpoint import Checkpoint
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.recipes.schema import Data, PerplexityOf, Recipe
 from modwright.surgery import make_method
 from modwright.tasks.perplexity import position_limit
@@ -34,7 +34,7 @@ def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None
     """For each step the tokens that it calibrates on, or None where it needs none.
 
     Raises:
-        Refused: no tokenizer, no text, too little of it, or windows longer than the model takes.
+        InvalidInputError: no tokenizer, no text, too little of it, or windows longer than the model takes.
     """
     made: dict[Data, TokenWindows] = {}
     found: list[TokenWindows | None] = []
@@ -48,25 +48,25 @@ def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None
         if data not in made:
             try:
                 made[data] = _windows(opened, step.method, data)
-            except Refused as error:
-                raise Refused(f"{where}: {error}") from error
+            except InvalidInputError as error:
+                raise InvalidInputError(f"{where}: {error}") from error
         found.append(made[data])
     return found
 
 
 def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
     if not opened.anatomy.family.inputs().is_text:
-        raise Refused(
+        raise InvalidInputError(
             f"{method} calibrates on text here, and {opened.source.name} reads pictures; give it "
             "pictures in Python: modwright.apply(model, method, calibration.from_tensors(batches))"
         )
     if opened.tokenizer is None:
-        raise Refused(
+        raise InvalidInputError(
             f"{method} calibrates on text, and {opened.source.name} brings no tokenizer; give a "
             "model that has one"
         )
     limit = position_limit(opened.model)
     if limit is not None and data.length > limit:
-        raise Refused(f"length is {data.length}; the model has positions for 2..{limit} tokens")
+        raise InvalidInputError(f"length is {data.length}; the model has positions for 2..{limit} tokens")
     text, fields = text_of(data)
     return token_windows(opened.tokenizer, text, **fields)

@@ -19,7 +19,7 @@ from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
 from modwright.core import distributed
 from modwright.core.digest import sha256_of
-from modwright.core.errors import ModwrightError, Refused, VerificationError
+from modwright.core.errors import ModwrightError, InvalidInputError, VerificationError
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
@@ -155,7 +155,7 @@ class _Training:
     def _prepare(self) -> _Prepared:
         """Refuses now what would fail after hours."""
         if self.recipe.tensorboard and find_spec("tensorboard") is None:
-            raise Refused("tensorboard: true needs the package: pip install tensorboard")
+            raise InvalidInputError("tensorboard: true needs the package: pip install tensorboard")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the log says them
             learned, measured = pictures_of(self.recipe)
@@ -274,19 +274,19 @@ def _try(model: Any, pictures: Pictures, what: str) -> None:
             found = model(pixel_values=pictures.pixels[:1].to(model.dtype))
     except (ModwrightError, ValueError, TypeError, RuntimeError) as error:
         told = str(error).strip().splitlines()[0]
-        raise Refused(f"{what}: does not take pictures of {pictures.name}: {told}") from None
+        raise InvalidInputError(f"{what}: does not take pictures of {pictures.name}: {told}") from None
     if getattr(found, "logits", None) is None or found.logits.dim() != 2:
-        raise Refused(f"{what}: {type(model).__name__} is no classifier of pictures")
+        raise InvalidInputError(f"{what}: {type(model).__name__} is no classifier of pictures")
     known, shown = found.logits.shape[1], len(pictures.classes)
     if known < shown:
         more = "; num_classes gives it others" if what == "model" else ""
-        raise Refused(f"{what}: has {known} classes, the pictures {shown}{more}")
+        raise InvalidInputError(f"{what}: has {known} classes, the pictures {shown}{more}")
 
 
 def _renamed(pictures: Pictures, named: Mapping[Any, str]) -> Pictures:
     given = {int(index): str(name) for index, name in named.items()}
     if sorted(given) != list(range(len(pictures.classes))):
-        raise Refused(f"model.id2label: names the classes 0 to {len(pictures.classes) - 1}")
+        raise InvalidInputError(f"model.id2label: names the classes 0 to {len(pictures.classes) - 1}")
     return replace(pictures, classes=tuple(given[i] for i in sorted(given)))
 
 
@@ -308,7 +308,7 @@ def _require_classes(teacher: Any, pictures: Pictures) -> None:
     """Refuses a teacher whose answers mean other classes than the pictures' labels."""
     told, classes = _names(teacher, len(pictures.classes)), list(pictures.classes)
     if told is not None and told != classes:
-        raise Refused(
+        raise InvalidInputError(
             f"objective.teacher: its classes are {', '.join(told)}; those of the pictures are "
             f"{', '.join(classes)}"
         )

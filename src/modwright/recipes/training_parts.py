@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modwright.checkpoint import open as open_checkpoint
-from modwright.core.errors import ModwrightError, Refused, unknown_name
+from modwright.core.errors import ModwrightError, InvalidInputError, unknown_name
 from modwright.models import create_model, list_models
 from modwright.models.registry import variant_config
 from modwright.recipes.explaining import place_of
@@ -55,25 +55,25 @@ class ModelEntry:
         """Refuses what names no model, or a field that it has not.
 
         Raises:
-            Refused: with the place, and what is legal.
+            InvalidInputError: with the place, and what is legal.
         """
 
         def where(*key: str) -> str:
             return f"{place_of(('model', *key), places, recipe)}, {'.'.join(('model', *key))}"
 
         if ("name" in given) == ("checkpoint" in given):
-            raise Refused(f"{where()}: has one of the keys name and checkpoint; see list_models()")
+            raise InvalidInputError(f"{where()}: has one of the keys name and checkpoint; see list_models()")
         if "checkpoint" in given:
             legal = ["checkpoint", "num_classes"]
         elif given["name"] not in list_models():
-            raise Refused(f"{where('name')}: {unknown_name('model', given['name'], list_models())}")
+            raise InvalidInputError(f"{where('name')}: {unknown_name('model', given['name'], list_models())}")
         elif "id2label" not in type(variant_config(given["name"])).field_names():
-            raise Refused(f"{where('name')}: {given['name']} is no classifier of pictures")
+            raise InvalidInputError(f"{where('name')}: {given['name']} is no classifier of pictures")
         else:
             legal = ["name", *self.legal_fields(given["name"])]
         for key in given:
             if key not in legal:
-                raise Refused(f"{where(key)}: {unknown_name('key', key, legal)}")
+                raise InvalidInputError(f"{where(key)}: {unknown_name('key', key, legal)}")
 
     def legal_fields(self, name: str) -> list[str]:
         """What can be said of a named model."""
@@ -85,7 +85,7 @@ class ModelEntry:
         """The model, made for these pictures: their classes, and their size unless it is said.
 
         Raises:
-            Refused: fields that do not go together, or a checkpoint of something else.
+            InvalidInputError: fields that do not go together, or a checkpoint of something else.
         """
         if "checkpoint" in given:
             return self._opened(**given)
@@ -96,16 +96,16 @@ class ModelEntry:
         try:
             return create_model(**fields)
         except ModwrightError as error:
-            raise Refused(f"model: {error}") from None
+            raise InvalidInputError(f"model: {error}") from None
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
             told = str(error).strip().splitlines()[0]
-            raise Refused(f"model: {given['name']} cannot be built so: {told}") from None
+            raise InvalidInputError(f"model: {given['name']} cannot be built so: {told}") from None
 
     def _opened(self, checkpoint: str, num_classes: int | None = None) -> Any:
         model: Any = open_checkpoint(checkpoint).model
         if num_classes is not None and num_classes != model.config.num_labels:
             if not hasattr(model, "reset_classifier"):
-                raise Refused(f"model: {type(model).__name__} cannot be given other classes")
+                raise InvalidInputError(f"model: {type(model).__name__} cannot be given other classes")
             model.reset_classifier(num_classes)
         return model
 

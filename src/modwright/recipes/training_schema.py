@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import Field
 from transformers import TrainingArguments
 
-from modwright.core.errors import ModwrightError, Refused, unknown_name
+from modwright.core.errors import ModwrightError, InvalidInputError, unknown_name
 from modwright.recipes.choices import Choice, options_of
 from modwright.recipes.explaining import place_of, validated
 from modwright.recipes.reading import Location, read_changed
@@ -88,7 +88,7 @@ def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRe
 
     Raises:
         CheckpointError: the file cannot be read.
-        Refused: names file, line, value and the legal values.
+        InvalidInputError: names file, line, value and the legal values.
     """
     return parse_training(*read_changed(path, overrides))
 
@@ -104,7 +104,7 @@ def parse_training(
         name: what messages call the recipe where no place is known.
 
     Raises:
-        Refused: names the place, the value and what is legal.
+        InvalidInputError: names the place, the value and what is legal.
 
     Example:
         >>> given = {"model": {"name": "poolformer_s12"}, "data": {"pictures": "digits"}}
@@ -121,7 +121,7 @@ def parse_training(
         settings_of(recipe)
     except ModwrightError as error:
         at: Location = ("settings", str(error).split()[0])
-        raise Refused(f"{place_of(at, where, name)}, settings: {error}") from None
+        raise InvalidInputError(f"{place_of(at, where, name)}, settings: {error}") from None
     return recipe.model_copy(update=found)
 
 
@@ -142,12 +142,12 @@ def objective_of(recipe: TrainingRecipe) -> Any:
 
 def _check_argument(key: str, where: str) -> None:
     if key in _OWN_KEYS:
-        raise Refused(f"{where}, settings.more.{key}: say it with the key {_OWN_KEYS[key]}")
+        raise InvalidInputError(f"{where}, settings.more.{key}: say it with the key {_OWN_KEYS[key]}")
     legal = [field.name for field in fields(TrainingArguments)]
     if key not in legal:
         near = str(unknown_name("argument", key, legal)).partition(" (did you mean")[2]
         more = f" (did you mean{near}" if near else ""
-        raise Refused(
+        raise InvalidInputError(
             f"{where}, settings.more.{key}: is no argument of transformers.TrainingArguments{more}"
         )
 

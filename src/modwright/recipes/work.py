@@ -14,7 +14,7 @@ from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
 from modwright.core import distributed
 from modwright.core.digest import sha256_of
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import alone_at, read_json, tidy_after_killed, write_file, writing
 from modwright.recipes.journal import Journal
 from modwright.report import Stage
@@ -156,7 +156,7 @@ class WorkPlace:
         try:
             stored = json.loads((self.step(index) / "stage.json").read_text())
             return Stage.from_json(stored["stage"]) if stored["key"] == key else None
-        except (OSError, ValueError, KeyError, TypeError, Refused):
+        except (OSError, ValueError, KeyError, TypeError, InvalidInputError):
             return None
 
     def holds_model(self, index: int) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = ["FORMAT", "Report", "Stage"]
 
@@ -60,7 +60,7 @@ class Stage:
             sentence in place of the three is a reason.
 
     Raises:
-        Refused: a value is not plain, or ``shape`` and ``source_blocks`` do not fit.
+        InvalidInputError: a value is not plain, or ``shape`` and ``source_blocks`` do not fit.
 
     Example:
         >>> Stage("before", quality={"perplexity": float("inf")}).quality
@@ -116,7 +116,7 @@ class Stage:
         """The stage that ``to_json`` wrote.
 
         Raises:
-            Refused: an unknown field, or no name.
+            InvalidInputError: an unknown field, or no name.
         """
         return cls(**_fields_of(cls, stored, "stage"))
 
@@ -141,7 +141,7 @@ class Report:
         reproduce: the command that makes this result again.
 
     Raises:
-        Refused: no stages, two of one name, a first stage with a method or a later one without.
+        InvalidInputError: no stages, two of one name, a first stage with a method or a later one without.
 
     Example:
         >>> report = Report("example", stages=[Stage("before")])
@@ -166,21 +166,21 @@ class Report:
         object.__setattr__(self, "stages", stages)
         odd = next((stage for stage in stages if not isinstance(stage, Stage)), None)
         if odd is not None:
-            raise Refused(f"stages of a report must be Stage objects, got {odd!r:.60}")
+            raise InvalidInputError(f"stages of a report must be Stage objects, got {odd!r:.60}")
         if not stages:
-            raise Refused("a report needs at least one stage, the model as it came")
+            raise InvalidInputError("a report needs at least one stage, the model as it came")
         names = [stage.name for stage in stages]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise Refused(f"two stages are named {twice!r}; each needs a name of its own")
+            raise InvalidInputError(f"two stages are named {twice!r}; each needs a name of its own")
         if stages[0].method is not None:
-            raise Refused(
+            raise InvalidInputError(
                 f"the first stage is the model as it came and has no method, "
                 f"got {stages[0].method!r}"
             )
         nameless = next((stage.name for stage in stages[1:] if stage.method is None), None)
         if nameless is not None:
-            raise Refused(f"stage {nameless!r} needs the name of its method")
+            raise InvalidInputError(f"stage {nameless!r} needs the name of its method")
 
     @property
     def before(self) -> Stage:
@@ -201,18 +201,18 @@ class Report:
         """The report that ``to_json`` wrote.
 
         Raises:
-            Refused: a newer format, an unknown field, or a value that no report has.
+            InvalidInputError: a newer format, an unknown field, or a value that no report has.
         """
         if not isinstance(stored, Mapping):
-            raise Refused(f"a report is a mapping of fields, got {type(stored).__name__}")
+            raise InvalidInputError(f"a report is a mapping of fields, got {type(stored).__name__}")
         number = stored.get("format", FORMAT)
         if not isinstance(number, int) or number > FORMAT:
-            raise Refused(f"the report has format {number!r}; known up to {FORMAT}")
+            raise InvalidInputError(f"the report has format {number!r}; known up to {FORMAT}")
         rest = {name: value for name, value in stored.items() if name != "format"}
         values = _fields_of(cls, rest, "report")
         stages = values.get("stages", [])
         if not isinstance(stages, list):
-            raise Refused(f"stages of a report must be a list, got {type(stages).__name__}")
+            raise InvalidInputError(f"stages of a report must be a list, got {type(stages).__name__}")
         values["stages"] = [Stage.from_json(stage) for stage in stages]
         return cls(**values)
 
@@ -222,14 +222,14 @@ class Report:
 
 def _fields_of(cls: type[Any], stored: Mapping[str, Any], what: str) -> dict[str, Any]:
     if not isinstance(stored, Mapping):
-        raise Refused(f"a {what} is a mapping of fields, got {type(stored).__name__}")
+        raise InvalidInputError(f"a {what} is a mapping of fields, got {type(stored).__name__}")
     known = {f.name: f for f in dataclasses.fields(cls)}
     for name in stored:
         if name not in known:
             raise unknown_name(f"field of a {what}:", name, known)
     first = next(iter(known))
     if first not in stored:
-        raise Refused(f"a {what} needs the field {first!r}")
+        raise InvalidInputError(f"a {what} needs the field {first!r}")
     return dict(stored)
 
 
@@ -244,7 +244,7 @@ def _make_plain(record: Any, where: str) -> None:
         wanted = _CONTAINERS[declared.partition("[")[0].partition(" ")[0]]
         optional = value is None and declared.endswith("| None")
         if not optional and not isinstance(value, wanted):
-            raise Refused(f"{where}, {f.name}: {wanted.__name__} expected, got {value!r:.60}")
+            raise InvalidInputError(f"{where}, {f.name}: {wanted.__name__} expected, got {value!r:.60}")
         object.__setattr__(record, f.name, value)
 
 
@@ -259,7 +259,7 @@ def _plain(value: Any, where: str) -> Any:
         return {_key(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
-    raise Refused(
+    raise InvalidInputError(
         f"{where} is a {type(value).__name__}; legal values: text, numbers, booleans, None, "
         "lists and mappings of these"
     )
@@ -284,9 +284,9 @@ def _told(entry: Any, stage: str) -> dict[str, str]:
     """What is said of one runtime, with all three texts."""
     given = {"why": entry} if isinstance(entry, str) else entry
     if not isinstance(given, dict) or set(given) - set(_TOLD):
-        raise Refused(f"stage {stage}, servable: {', '.join(_TOLD)} expected, got {entry!r:.60}")
+        raise InvalidInputError(f"stage {stage}, servable: {', '.join(_TOLD)} expected, got {entry!r:.60}")
     if not all(isinstance(text, str) for text in given.values()):
-        raise Refused(f"stage {stage}, servable: text expected, got {entry!r:.60}")
+        raise InvalidInputError(f"stage {stage}, servable: text expected, got {entry!r:.60}")
     return {name: given.get(name, "") for name in _TOLD}
 
 
@@ -295,7 +295,7 @@ def _key(key: Any, where: str) -> str:
         return key
     if isinstance(key, int) and not isinstance(key, bool):
         return str(key)
-    raise Refused(f"{where} has the key {key!r}; legal keys: text and whole numbers")
+    raise InvalidInputError(f"{where} has the key {key!r}; legal keys: text and whole numbers")
 
 
 _NUMBERS = {
@@ -321,36 +321,36 @@ def _check_values(stage: Stage) -> None:
         _check_numbers(getattr(stage, group) or {}, names, f"stage {stage.name!r}, {group}")
     for score in (stage.harness or {}).get("scores") or ():
         if not isinstance(score, dict) or not isinstance(score.get("name"), str):
-            raise Refused(f"stage {stage.name!r}, harness: a score needs a name, got {score!r:.60}")
+            raise InvalidInputError(f"stage {stage.name!r}, harness: a score needs a name, got {score!r:.60}")
         _check_numbers(score, ("value", "stderr"), f"stage {stage.name!r}, harness")
     for name in _TEXTS:
         value = (stage.sample or {}).get(name, "")
         if not isinstance(value, str):
-            raise Refused(f"stage {stage.name!r}, sample.{name}: text expected, got {value!r}")
+            raise InvalidInputError(f"stage {stage.name!r}, sample.{name}: text expected, got {value!r}")
 
 
 def _check_numbers(values: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
     for name in names:
         value = values.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise Refused(f"{where}.{name}: number expected, got {value!r}")
+            raise InvalidInputError(f"{where}.{name}: number expected, got {value!r}")
 
 
 def _check_shape(stage: Stage) -> None:
     where = f"stage {stage.name!r}, shape"
     for index, block in enumerate(stage.shape):
         if not isinstance(block, dict) or set(block) != set(_PARTS):
-            raise Refused(f"{where}[{index}] needs exactly {' and '.join(_PARTS)}, got {block!r}")
+            raise InvalidInputError(f"{where}[{index}] needs exactly {' and '.join(_PARTS)}, got {block!r}")
         attention = block["attention"]
         if attention is not None and (
             not isinstance(attention, dict) or any(name not in attention for name in _ATTENTION)
         ):
-            raise Refused(
+            raise InvalidInputError(
                 f"{where}[{index}].attention needs {', '.join(_ATTENTION)} or is None, "
                 f"got {attention!r}"
             )
     if stage.source_blocks and len(stage.source_blocks) != len(stage.shape):
-        raise Refused(
+        raise InvalidInputError(
             f"stage {stage.name!r} has {len(stage.shape)} blocks in shape and "
             f"{len(stage.source_blocks)} in source_blocks; both list every block"
         )

@@ -45,7 +45,7 @@ def read_report(path: Path) -> Report:
 
     Raises:
         CheckpointError: there is no readable report.
-        Refused: it holds what no report of this version has.
+        InvalidInputError: it holds what no report of this version has.
     """
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path

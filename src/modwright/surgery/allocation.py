@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["allocate_sparsity", "spread"]
 
@@ -26,20 +26,20 @@ def allocate_sparsity(
         max_sparsity: cap of one layer.
 
     Raises:
-        Refused: a target that the cap does not allow.
+        InvalidInputError: a target that the cap does not allow.
 
     Example:
         >>> [round(s, 3) for s in allocate_sparsity([0.5, 0.1, 0.1], 0.2)]
         [0.005, 0.297, 0.297]
     """
     if not 0 <= target < 1:
-        raise Refused(f"sparsity {target} must lie in [0, 1)")
+        raise InvalidInputError(f"sparsity {target} must lie in [0, 1)")
     if not 0 < max_sparsity < 1:
-        raise Refused(f"max_sparsity {max_sparsity} must lie between 0 and 1")
+        raise InvalidInputError(f"max_sparsity {max_sparsity} must lie between 0 and 1")
     if target > max_sparsity:
-        raise Refused(f"sparsity {target} cannot be reached with at most {max_sparsity} a layer")
+        raise InvalidInputError(f"sparsity {target} cannot be reached with at most {max_sparsity} a layer")
     if epsilon <= 0:
-        raise Refused(f"epsilon {epsilon} must be positive")
+        raise InvalidInputError(f"epsilon {epsilon} must be positive")
     weights = (-torch.tensor(scores, dtype=torch.float64) / epsilon).softmax(0)
     total = len(scores) * target
     capped = torch.zeros(len(scores), dtype=torch.bool)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from modwright.anatomy import Anatomy, pick_layers
 from modwright.calibration import TokenWindows
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Plan, arrange
 from modwright.edits.edit import MOST_BLOCKS
@@ -78,7 +78,7 @@ class ArrangeBlocks(WithoutData):
     def _order(self, layers: int) -> list[int]:
         order = pick_layers(self.blocks, layers)
         if len(order) > MOST_BLOCKS:
-            raise Refused(f"arrange: {len(order):,} blocks; at most {MOST_BLOCKS} can stand")
+            raise InvalidInputError(f"arrange: {len(order):,} blocks; at most {MOST_BLOCKS} can stand")
         if order == list(range(layers)):
-            raise Refused(f"arrange: {self.blocks!r} is the order that the blocks have already")
+            raise InvalidInputError(f"arrange: {self.blocks!r} is the order that the blocks have already")
         return order

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.nn.channel_mixers.expert_shape import nearest_divisors
 
 __all__ = ["assign_evenly", "balanced_kmeans", "inertia", "split_evenly"]
@@ -61,7 +61,7 @@ def balanced_kmeans(
         labels (n,) and centers (N, d), the means of the rows as they were clustered.
 
     Raises:
-        Refused: N does not divide n, or a value is not finite.
+        InvalidInputError: N does not divide n, or a value is not finite.
 
     Example:
         >>> rows = torch.tensor([[1.0, 0.1], [0.1, 1.0], [1.0, 0.2], [0.2, 1.0]])
@@ -71,9 +71,9 @@ def balanced_kmeans(
     """
     _check(len(x), n_clusters)
     if not bool(torch.isfinite(x).all()):
-        raise Refused("rows to cluster must be finite")
+        raise InvalidInputError("rows to cluster must be finite")
     if iters < 1:
-        raise Refused(f"iters must be at least 1, not {iters}")
+        raise InvalidInputError(f"iters must be at least 1, not {iters}")
     rows = x.detach().float()
     rows = F.normalize(rows, dim=1) if normalize else rows
     centers = _spread_start(rows, n_clusters, seed)
@@ -100,7 +100,7 @@ def assign_evenly(costs: Costs, prices: Costs | None = None) -> tuple[Labels, Co
         labels (n,), and the prices (N,) under which every row is at its cheapest column.
 
     Raises:
-        Refused: N does not divide n.
+        InvalidInputError: N does not divide n.
 
     Example:
         >>> assign_evenly(np.array([[0.0, 9.0], [1.0, 9.0], [2.0, 9.0], [3.0, 5.0]]))[0].tolist()
@@ -219,7 +219,7 @@ def _exchanged(products: NDArray[np.float32], labels: Labels, rounds: int) -> La
 def _check(size: int, n_clusters: int) -> None:
     if n_clusters < 1 or size % n_clusters:
         near = " or ".join(map(str, nearest_divisors(size, max(n_clusters, 1))))
-        raise Refused(
+        raise InvalidInputError(
             f"{size} rows do not split into {n_clusters} groups of equal size; nearest: {near}"
         )
 

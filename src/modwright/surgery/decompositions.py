@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = [
     "moment_roots",
@@ -53,7 +53,7 @@ def _cholesky(matrix: Tensor, jitter: float, ridge: float = 0.0) -> Tensor:
         if not int(failed):
             return factor
         jitter = max(jitter * 10, 1e-12)
-    raise Refused(
+    raise InvalidInputError(
         "the activations' second moments are not positive; is the calibration text empty?"
     )
 

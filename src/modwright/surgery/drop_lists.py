@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modwright.anatomy import Anatomy
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.reading import read_json
 
 __all__ = ["DropLists", "read_lists"]
@@ -33,7 +33,7 @@ class DropLists:
             layers: of the model, where it is known: that many booleans must stand in a list.
 
         Raises:
-            Refused: neither key is there, an entry is neither an index nor a boolean, or booleans
+            InvalidInputError: neither key is there, an entry is neither an index nor a boolean, or booleans
                 are not one per layer.
 
         Example:
@@ -42,7 +42,7 @@ class DropLists:
         """
         keys = ("drop_attn_list", "drop_mlp_list")
         if not any(key in config for key in keys):
-            raise Refused(f"no drop lists: the config has neither of {', '.join(keys)}")
+            raise InvalidInputError(f"no drop lists: the config has neither of {', '.join(keys)}")
         return cls(*(_indices(key, config.get(key) or [], layers) for key in keys))
 
     def to_config(self) -> dict[str, list[int]]:
@@ -54,12 +54,12 @@ def _indices(key: str, entries: Any, layers: int | None) -> tuple[int, ...]:
     listed = isinstance(entries, list | tuple)
     if listed and entries and all(isinstance(entry, bool) for entry in entries):
         if layers not in (None, len(entries)):
-            raise Refused(f"{key} has {len(entries)} booleans; the model has {layers} layers")
+            raise InvalidInputError(f"{key} has {len(entries)} booleans; the model has {layers} layers")
         return tuple(i for i, gone in enumerate(entries) if gone)
     if not listed or not all(
         isinstance(entry, int) and not isinstance(entry, bool) for entry in entries
     ):
-        raise Refused(f"{key} must hold layer indices, or one boolean per layer")
+        raise InvalidInputError(f"{key} must hold layer indices, or one boolean per layer")
     return tuple(entries)
 
 
@@ -74,7 +74,7 @@ def read_lists(path: str, anatomy: Anatomy) -> list[tuple[str, int]]:
         anatomy.block(index)
     for name, column in (("attention", lists.attention), ("mlp", lists.mlp)):
         if len(set(column)) != len(column):
-            raise Refused(f"the {name} list names a layer twice: {list(column)}")
+            raise InvalidInputError(f"the {name} list names a layer twice: {list(column)}")
     both = set(lists.attention) & set(lists.mlp)
     return [
         *(("block", i) for i in sorted(both)),

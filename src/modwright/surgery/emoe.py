@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from modwright.anatomy import Anatomy, Mlp, pick_layers
 from modwright.anatomy.views import Sublayer
 from modwright.calibration import TokenWindows
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, Replace, expert_shape, merge_experts, split_mlp
 from modwright.edits.canonical import target_of
@@ -98,12 +98,12 @@ class Emoe(WithoutData):
             if getattr(self, name) not in get_args(legal):
                 raise unknown_name(name, getattr(self, name), get_args(legal))
         if self.num_experts < 1:
-            raise Refused(f"num_experts must be at least 1, not {self.num_experts}")
+            raise InvalidInputError(f"num_experts must be at least 1, not {self.num_experts}")
         most = self.num_experts - (self.selection == "not_top")
         if not 1 <= self.top_k <= most:
-            raise Refused(f"top_k {self.top_k} must lie between 1 and {most}")
+            raise InvalidInputError(f"top_k {self.top_k} must lie between 1 and {most}")
         if self.layers is not None and not self.layers:
-            raise Refused("layers names no layer; leave it out for the last even ones")
+            raise InvalidInputError("layers names no layer; leave it out for the last even ones")
 
     def title(self) -> str:
         chosen = f"{self.selection.replace('_', ' ')} {self.top_k}"
@@ -152,13 +152,13 @@ class Emoe(WithoutData):
         """The MLPs that are split, with the shapes they get.
 
         Raises:
-            Refused: what stands in the way.
+            InvalidInputError: what stands in the way.
         """
         found = []
         for index in self._layers(anatomy):
             mlp = anatomy.block(index).mlp
             if mlp is None:
-                raise Refused(f"emoe: block {index} has no MLP, it was removed before")
+                raise InvalidInputError(f"emoe: block {index} has no MLP, it was removed before")
             if not isinstance(mlp, Mlp):
                 raise _has_experts(mlp)
             found.append((mlp, self._shape(mlp)))
@@ -175,12 +175,12 @@ class Emoe(WithoutData):
                 for block in anatomy.blocks:
                     if block.mlp is not None and not isinstance(block.mlp, Mlp):
                         raise _has_experts(block.mlp)
-                raise Refused(f"emoe: no MLP stands in {self.layers or 'an even layer'}")
+                raise InvalidInputError(f"emoe: no MLP stands in {self.layers or 'an even layer'}")
             return layers
         text = self.layers if isinstance(self.layers, str) else ", ".join(map(str, self.layers))
         layers = pick_layers(text, len(anatomy.blocks))
         if len(set(layers)) < len(layers):
-            raise Refused(f"emoe: layers {text!r} names a layer twice")
+            raise InvalidInputError(f"emoe: layers {text!r} names a layer twice")
         return sorted(layers)
 
     def _shape(self, mlp: Mlp) -> ExpertShape:
@@ -190,7 +190,7 @@ class Emoe(WithoutData):
         shape = expert_shape(mlp, self.num_experts, self.top_k, **routing)
         for name, value in mlp.parameters().items():
             if not value.is_meta and not bool(torch.isfinite(value).all()):
-                raise Refused(f"emoe: {mlp.address}.{name} holds NaN or infinite values")
+                raise InvalidInputError(f"emoe: {mlp.address}.{name} holds NaN or infinite values")
         return shape
 
     def _notes(self) -> tuple[str, ...]:
@@ -259,12 +259,12 @@ class EmoeMerge(WithoutData):
         mlps = [block.mlp for block in anatomy.blocks if isinstance(block.mlp, Mlp)]
         split = [mlp for mlp in mlps if mlp.experts is not None]
         if not split:
-            raise Refused("emoe_merge: no MLP is split into experts; split some with emoe first")
+            raise InvalidInputError("emoe_merge: no MLP is split into experts; split some with emoe first")
         return split
 
 
-def _has_experts(mlp: Sublayer) -> Refused:
-    return Refused(f"emoe: {mlp.address} holds experts of its own: {mlp}")
+def _has_experts(mlp: Sublayer) -> InvalidInputError:
+    return InvalidInputError(f"emoe: {mlp.address} holds experts of its own: {mlp}")
 
 
 def _keys(mlp: Mlp) -> Tensor:

@@ -22,7 +22,7 @@ from modwright.calibration import (
     StreamGaps,
     calibrate,
 )
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, remove
 from modwright.edits.replay import num_removed, preview
@@ -48,7 +48,7 @@ def most_similar(similarity: Sequence[float], n: int) -> list[int]:
     """
     there = [i for i, s in enumerate(similarity) if not math.isnan(s)]
     if not 0 <= n <= len(there):
-        raise Refused(f"cannot drop {n}; legal values are 0 to {len(there)}")
+        raise InvalidInputError(f"cannot drop {n}; legal values are 0 to {len(there)}")
     return sorted(there, key=lambda i: (-similarity[i], i))[:n]
 
 
@@ -60,7 +60,7 @@ def consecutive_blocks(gaps: Sequence[Sequence[float]], n: int) -> list[int]:
         n: how many.
     """
     if not 0 <= n <= len(gaps):
-        raise Refused(f"cannot drop {n} blocks in a row; legal values are 0 to {len(gaps)}")
+        raise InvalidInputError(f"cannot drop {n} blocks in a row; legal values are 0 to {len(gaps)}")
     if n == 0:
         return []
     starts = [row[n - 1] for row in gaps]
@@ -79,7 +79,7 @@ def sdr(
     """
     speedup = (time_before / time_after - 1) * 100
     if speedup <= 0:
-        raise Refused(f"there is no speed-up to relate to ({speedup:.1f} %)")
+        raise InvalidInputError(f"there is no speed-up to relate to ({speedup:.1f} %)")
     return (quality_before - quality_after) / speedup
 
 
@@ -122,11 +122,11 @@ class LlmDrop:
             if getattr(self, name) not in legal:
                 raise unknown_name(name, getattr(self, name), legal)
         if self.n is None and self.lists is None:
-            raise Refused("llm_drop: n is missing: how many parts are to go")
+            raise InvalidInputError("llm_drop: n is missing: how many parts are to go")
         if self.count < 0:
-            raise Refused(f"n must be 0 or more, not {self.n}")
+            raise InvalidInputError(f"n must be 0 or more, not {self.n}")
         if self.consecutive and (self.target != "block" or self.mode != "one_shot"):
-            raise Refused("consecutive needs target 'block' and mode 'one_shot'")
+            raise InvalidInputError("consecutive needs target 'block' and mode 'one_shot'")
 
     @property
     def count(self) -> int:
@@ -191,7 +191,7 @@ class LlmDrop:
         self._check_available(anatomy)
         if calibration is None:
             if self.count:
-                raise Refused("llm_drop needs calibration data")
+                raise InvalidInputError("llm_drop needs calibration data")
             return self._decide(anatomy, [], {}, None)
         if self.mode == "iterative":
             picked, scores = self._one_by_one(anatomy, calibration, directory, progress)
@@ -209,7 +209,7 @@ class LlmDrop:
     def plan_from(self, anatomy: Anatomy, statistics: Statistics) -> Plan:
         """Decides in one shot from scores that are there already."""
         if self.mode == "iterative":
-            raise Refused("iterative mode scores anew after each removal: it plans from data")
+            raise InvalidInputError("iterative mode scores anew after each removal: it plans from data")
         self._check_available(anatomy)
         scores: dict[str, Any] = _scores_of(statistics)
         if self.consecutive and self.count:
@@ -232,7 +232,7 @@ class LlmDrop:
         }
         most = sum(there[kind] for kind in self._kinds())
         if self.count > most:
-            raise Refused(
+            raise InvalidInputError(
                 f"llm_drop: n={self.count}, but only 0 to {most} {self.target} parts can go"
             )
 
@@ -309,7 +309,7 @@ def _part(anatomy: Anatomy, kind: str, index: int) -> Block | Sublayer:
     block = anatomy.block(index)
     part = block if kind == "block" else block.at(kind)
     if part is None:
-        raise Refused(f"block {index} has no {kind} any more")
+        raise InvalidInputError(f"block {index} has no {kind} any more")
     return part
 
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import CalibrationData, Collector, calibration_of
-from modwright.core.errors import ModwrightError, Refused
+from modwright.core.errors import ModwrightError, InvalidInputError
 from modwright.core.options import make_options
 from modwright.core.progress import SILENT, Progress
 from modwright.core.registry import Registry
@@ -80,7 +80,7 @@ class Method(Protocol):
         """Between how many and how many parameters go, before any data is seen.
 
         Raises:
-            Refused: these options cannot be used on this model. Whatever ``plan`` would refuse for
+            InvalidInputError: these options cannot be used on this model. Whatever ``plan`` would refuse for
                 the model's sake is refused here already.
         """
 
@@ -145,7 +145,7 @@ def method_type(name: str) -> type[Any]:
     """The dataclass of a method.
 
     Raises:
-        Refused: unknown name; the message lists all and the nearest.
+        InvalidInputError: unknown name; the message lists all and the nearest.
     """
     return METHODS[name]
 
@@ -154,7 +154,7 @@ def make_method(name: str, options: Mapping[str, Any] | None = None, **more: Any
     """A method with checked options, given as a mapping or by name.
 
     Raises:
-        Refused: unknown method or option, or an illegal value; one line each.
+        InvalidInputError: unknown method or option, or an illegal value; one line each.
 
     Example:
         >>> make_method("llm_drop", target="attention", n=4).title()
@@ -167,12 +167,12 @@ def _method_of(given: Any) -> Any:
     """The method that is given, or the one of this name.
 
     Raises:
-        Refused: it is neither; an unknown name.
+        InvalidInputError: it is neither; an unknown name.
     """
     if isinstance(given, str):
         return make_method(given)
     if isinstance(given, type) or not callable(getattr(given, "plan", None)):
-        raise Refused(
+        raise InvalidInputError(
             f"expected a method, such as make_method('llm_drop', n=2), the name of one, a plan or "
             f"a change, not {given!r:.60}"
         )
@@ -224,14 +224,14 @@ def plan(
         progress: told of long phases.
 
     Raises:
-        Refused: the method needs calibration data and got none.
+        InvalidInputError: the method needs calibration data and got none.
     """
     anatomy, method = Anatomy.of(model), _method_of(method)
     calibration = None if calibration is None else calibration_of(calibration)
     if method.needs.calibration and calibration is None and method.wants_data():
         reads_text = anatomy.family.inputs().is_text
         what = "token windows" if reads_text else "pictures, as calibration.from_tensors takes them"
-        raise Refused(f"{method.name} needs calibration data: pass {what}")
+        raise InvalidInputError(f"{method.name} needs calibration data: pass {what}")
     found: Plan = method.plan(anatomy, calibration, directory=directory, progress=progress)
     return found
 

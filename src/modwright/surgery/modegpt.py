@@ -20,7 +20,7 @@ from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
 from modwright.calibration import CalibrationData, Collector, Grams, Statistics, calibrate
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, replace_attention
 from modwright.surgery.allocation import allocate_sparsity, spread
@@ -105,7 +105,7 @@ class MoDeGpt:
 
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
-            raise Refused(f"sparsity {self.sparsity} must lie in [0, 1)")
+            raise InvalidInputError(f"sparsity {self.sparsity} must lie in [0, 1)")
         named = {"allocation": Allocation, "shared_values": Sharing, "expert_tokens": ExpertTokens}
         for name, legal in ((name, get_args(kind)) for name, kind in named.items()):
             if getattr(self, name) not in legal:
@@ -114,13 +114,13 @@ class MoDeGpt:
             if pair not in PAIRS:
                 raise unknown_name("pair", pair, PAIRS)
         if not self.pairs or len(set(self.pairs)) != len(self.pairs):
-            raise Refused(
+            raise InvalidInputError(
                 f"pairs must name each of {', '.join(PAIRS)} at most once, and at least one"
             )
         if self.min_head_dim < 1 or self.round_to < 1:
-            raise Refused("min_head_dim and round_to must be at least 1")
+            raise InvalidInputError("min_head_dim and round_to must be at least 1")
         if self.ridge_mlp <= 0 or self.ridge_vo <= 0:
-            raise Refused("ridges must be positive")
+            raise InvalidInputError("ridges must be positive")
         allocate_sparsity([0.0], self.sparsity, self.epsilon, self.max_sparsity)
 
     def title(self) -> str:
@@ -217,7 +217,7 @@ class MoDeGpt:
         if not self.wants_data():
             return Plan.of(anatomy, "modegpt", Change(), self._options(), {"sparsity": []})
         if calibration is None:
-            raise Refused("modegpt needs calibration data")
+            raise InvalidInputError("modegpt needs calibration data")
         statistics = calibrate(
             anatomy,
             calibration,
@@ -265,31 +265,31 @@ class MoDeGpt:
     def _refuse(self, anatomy: Anatomy) -> None:
         known = [block.attention or block.mlp for block in anatomy.blocks]
         if anatomy.blocks and not any(known):
-            raise Refused(
+            raise InvalidInputError(
                 f"modegpt: no block of this {anatomy.config.model_type} has an attention or an MLP "
                 "whose maps are known"
             )
         for block in anatomy.blocks:
             attention, mlp = block.attention, block.mlp
             if "mlp" in self.pairs and isinstance(mlp, Mlp) and mlp.experts is not None:
-                raise Refused(
+                raise InvalidInputError(
                     f"modegpt: {mlp.address} is split into {mlp.num_experts} experts; merge them "
                     "first, or leave mlp out of pairs"
                 )
             if "mlp" in self.pairs and mlp is not None and not mlp.separable:
-                raise Refused(
+                raise InvalidInputError(
                     f"modegpt: {mlp.address} normalizes over its neurons ({mlp.activation}), so "
                     "taking some away changes all others; leave mlp out of pairs"
                 )
             if attention is None or "query_key" not in self.pairs:
                 continue
             if attention.q_norm is not None:
-                raise Refused(
+                raise InvalidInputError(
                     f"modegpt: {attention.address} normalizes its queries, so taking channels away "
                     "changes all others; leave query_key out of pairs"
                 )
             if attention.shape.rotary_dim and attention.shape.qk_head_dim % 2:
-                raise Refused(f"modegpt: {attention.address} has an odd number of rotary channels")
+                raise InvalidInputError(f"modegpt: {attention.address} has an odd number of rotary channels")
 
     def _notes(self, anatomy: Anatomy, tokens: int) -> tuple[str, ...]:
         widths = [b.mlp.intermediate_size for b in anatomy.blocks if b.mlp is not None]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from modwright.anatomy import MixtureOfExperts
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.edits import Change
 from modwright.edits.mixtures import replace_mixture
 from modwright.surgery.decompositions import nystrom_mlp
@@ -31,11 +31,11 @@ def narrow_experts(
         The change; the neurons (k,) and the new down projection (d, k) of each expert.
 
     Raises:
-        Refused: an expert saw no token, so nothing is known of it.
+        InvalidInputError: an expert saw no token, so nothing is known of it.
     """
     unseen = [str(i) for i, count in enumerate(tokens.tolist()) if not count]
     if unseen:
-        raise Refused(
+        raise InvalidInputError(
             f"{mixture.address}: no calibration token reached expert {', '.join(unseen)}; use more "
             "text, or expert_tokens='all'"
         )

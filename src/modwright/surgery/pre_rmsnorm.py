@@ -15,7 +15,7 @@ from typing import get_args
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan
 from modwright.surgery.method import Needs, WithoutData, register_method
@@ -68,14 +68,14 @@ class PreRmsNorm(WithoutData):
         if self.form not in get_args(Form):
             raise unknown_name("form", self.form, get_args(Form))
         if self.training and self.form == "crms":
-            raise Refused(
+            raise InvalidInputError(
                 "training=True keeps all parameters, so it is of form 'rms'; a model of form "
                 "'crms' can be trained as it is, on fewer parameters"
             )
         if self.training and self.fold_affine:
-            raise Refused("training=True keeps all parameters, and fold_affine=True changes them")
+            raise InvalidInputError("training=True keeps all parameters, and fold_affine=True changes them")
         if self.form == "rms" and self.drop_index != -1:
-            raise Refused("drop_index is of form 'crms'; form 'rms' keeps all coordinates")
+            raise InvalidInputError("drop_index is of form 'crms'; form 'rms' keeps all coordinates")
 
     def title(self) -> str:
         name = {"rms": "Pre-RMSNorm", "crms": "Pre-CRMSNorm"}[self.form]
@@ -117,11 +117,11 @@ class PreRmsNorm(WithoutData):
         )
         width = anatomy.hidden_size
         if not -width <= self.drop_index < width:
-            raise Refused(
+            raise InvalidInputError(
                 f"pre_rmsnorm: drop_index {self.drop_index} must lie between {-width} and "
                 f"{width - 1}"
             )
         made = Conversion(anatomy, self.form, self.training, self.fold_affine, self.drop_index)
         if not made.has_work():
-            raise Refused(f"pre_rmsnorm: the model is {self.title()} already; nothing would change")
+            raise InvalidInputError(f"pre_rmsnorm: the model is {self.title()} already; nothing would change")
         return made

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Pictures, pick_layers
 from modwright.calibration import TokenWindows
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
 from modwright.cost.running import run_without_numbers
 from modwright.edits import Change, Plan
@@ -90,10 +90,10 @@ class ReplaceTokenMixer(WithoutData):
     ) -> Plan:
         """Puts the mixer into the blocks; a place that is empty already is refused."""
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise Refused(f"replace_token_mixer: kernel_size is odd, not {self.kernel_size}")
+            raise InvalidInputError(f"replace_token_mixer: kernel_size is odd, not {self.kernel_size}")
         reads = anatomy.family.inputs()
         if not isinstance(reads, Pictures) and self.mixer != "identity":
-            raise Refused(
+            raise InvalidInputError(
                 f"replace_token_mixer: {self.mixer!r} mixes the places of a picture, and "
                 f"{anatomy.family.name} reads text; legal there: 'identity'"
             )
@@ -105,7 +105,7 @@ class ReplaceTokenMixer(WithoutData):
             for index in chosen:
                 block = anatomy.block(index)
                 if block.at("attention") is None:
-                    raise Refused(f"replace_token_mixer: block {index} mixes no tokens any more")
+                    raise InvalidInputError(f"replace_token_mixer: block {index} mixes no tokens any more")
                 if self.mixer == "attention":
                     change += self._attention(anatomy, index, grids[index])
                 else:
@@ -116,7 +116,7 @@ class ReplaceTokenMixer(WithoutData):
 
     def _mixer(self, anatomy: Anatomy, index: int, grid: dict[str, Any]) -> Change:
         if self.mixer != "identity" and not grid.get("places"):
-            raise Refused(
+            raise InvalidInputError(
                 f"replace_token_mixer: the tokens of block {index} lie on no grid; legal there: "
                 "'identity'"
             )
@@ -128,11 +128,11 @@ class ReplaceTokenMixer(WithoutData):
 
     def _attention(self, anatomy: Anatomy, index: int, grid: dict[str, Any]) -> Change:
         if anatomy.block(index).attention is not None:
-            raise Refused(f"replace_token_mixer: block {index} has an attention already")
+            raise InvalidInputError(f"replace_token_mixer: block {index} has an attention already")
         width = grid["hidden_size"]
         heads = self.num_heads or (width // 32 if width % 32 == 0 else 1)
         if width % heads:
-            raise Refused(f"replace_token_mixer: {heads} heads do not divide a width of {width}")
+            raise InvalidInputError(f"replace_token_mixer: {heads} heads do not divide a width of {width}")
         size = width // heads
         shape = AttentionShape(
             hidden_size=width,

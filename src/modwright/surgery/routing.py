@@ -19,7 +19,7 @@ from transformers import TrainerCallback
 from modwright.anatomy import Anatomy, Mlp
 from modwright.calibration.text import Batch
 from modwright.core.capture import Tap, capture
-from modwright.core.errors import Refused, refusing
+from modwright.core.errors import InvalidInputError, refusing
 from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
 
@@ -36,7 +36,7 @@ def _experts(model: nn.Module) -> Iterator[tuple[Mlp, ExpertFeedForward]]:
             found = True
             yield block.mlp, block.mlp.module
     if not found:
-        raise Refused(NONE_SPLIT)
+        raise InvalidInputError(NONE_SPLIT)
 
 
 def set_routing(model: nn.Module, **changes: Any) -> None:
@@ -47,7 +47,7 @@ def set_routing(model: nn.Module, **changes: Any) -> None:
             run: top_k, score, selection, mode, normalize_keys, weigh_keys, capacity.
 
     Raises:
-        Refused: no MLP is split, a field that is none of these, or a value that is not legal for
+        InvalidInputError: no MLP is split, a field that is none of these, or a value that is not legal for
             one of the MLPs; then nothing is changed.
 
     Example:
@@ -65,7 +65,7 @@ def set_routing(model: nn.Module, **changes: Any) -> None:
     legal = {field.name for field in dataclasses.fields(parts[0][1].shape)} - fixed
     for name in changes:
         if name not in legal:
-            raise Refused(f"routing has no {name!r}; it has {', '.join(sorted(legal))}")
+            raise InvalidInputError(f"routing has no {name!r}; it has {', '.join(sorted(legal))}")
     shapes = []
     for mlp, part in parts:
         with refusing(mlp.address):
@@ -95,13 +95,13 @@ def tie_keys(model: nn.Module, momentum: float = 0.0) -> None:
         momentum: m gives m times the old mean keys plus 1 - m times the present ones.
 
     Raises:
-        Refused: no MLP is split into experts, or a momentum outside [0, 1).
+        InvalidInputError: no MLP is split into experts, or a momentum outside [0, 1).
     """
     if not 0 <= momentum < 1:
-        raise Refused(f"momentum {momentum} must lie in [0, 1)")
+        raise InvalidInputError(f"momentum {momentum} must lie in [0, 1)")
     parts = _parts_in(model)
     if not parts:
-        raise Refused(NONE_SPLIT)
+        raise InvalidInputError(NONE_SPLIT)
     for part in parts:
         part.tie_keys(momentum)
 
@@ -162,7 +162,7 @@ def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batc
             attention mask says 0, a token is not counted.
 
     Raises:
-        Refused: no MLP is split into experts, or there is no batch.
+        InvalidInputError: no MLP is split into experts, or there is no batch.
 
     Example:
         >>> import modwright
@@ -190,5 +190,5 @@ def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batc
                 counts[mlp.address] += used.sum(0).cpu()
             tokens += len(used)
     if not tokens:
-        raise Refused("there is no token to count: give at least one batch")
+        raise InvalidInputError("there is no token to count: give at least one batch")
     return ExpertUsage(counts, tokens)

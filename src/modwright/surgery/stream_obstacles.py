@@ -12,7 +12,7 @@ from torch import nn
 from modwright.anatomy import Anatomy, MixtureOfExperts, Stream, Unread
 from modwright.anatomy.stream import Writer
 from modwright.core.compat.torch import tensor_tables
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.nn import FactorPair, ZeroMean
 from modwright.surgery.centring import mean_share
 
@@ -29,12 +29,12 @@ def refuse_obstacles(anatomy: Anatomy, form: Form, **how: bool) -> None:
     """Refuses a model that cannot be converted; arguments as those of :func:`obstacles`.
 
     Raises:
-        Refused: names the first place and the number of others.
+        InvalidInputError: names the first place and the number of others.
     """
     found = obstacles(anatomy, form, **how)
     if found:
         more = f" (and {len(found) - 1} more such places)" if len(found) > 1 else ""
-        raise Refused(f"pre_rmsnorm: {found[0]}{more}")
+        raise InvalidInputError(f"pre_rmsnorm: {found[0]}{more}")
 
 
 def obstacles(
@@ -197,7 +197,7 @@ def _unplaceable(anatomy: Anatomy, stream: Stream, part: str) -> Iterator[str]:
             continue
         try:
             anatomy.family.place_outside(anatomy.model, writer.address, part, {})
-        except Refused as refusal:
+        except InvalidInputError as refusal:
             yield f"{writer.address}: {refusal}"
 
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from modwright.anatomy.coerce import model_of
 from modwright.calibration.text import TokenWindows, tokenizer_of
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.tasks.forward import call, vocabulary_size
@@ -91,7 +91,7 @@ def agreement(
         progress: told of every batch.
 
     Raises:
-        Refused: the outputs cannot be compared; says which and why.
+        InvalidInputError: the outputs cannot be compared; says which and why.
 
     Example:
         ``agreement(original, smaller, tokenizer, PerplexityRecipe("lee")).kl``
@@ -127,7 +127,7 @@ def require_comparable(teacher: PreTrainedModel, student: PreTrainedModel) -> st
     """What of two models can be compared, seen from a few tokens.
 
     Raises:
-        Refused: outputs of two kinds or two sizes, or none that can be compared.
+        InvalidInputError: outputs of two kinds or two sizes, or none that can be compared.
     """
     names = [type(model).__name__ for model in (teacher, student)]
     with eval_mode(teacher, student), torch.no_grad():
@@ -135,12 +135,12 @@ def require_comparable(teacher: PreTrainedModel, student: PreTrainedModel) -> st
     known = [kind for kind in kinds if kind is not None]
     if len(set(known)) > 1:
         said = " and ".join(f"{name} gives a {kind}" for name, kind in zip(names, kinds))
-        raise Refused(f"two models can be compared if they give the same; {said}")
+        raise InvalidInputError(f"two models can be compared if they give the same; {said}")
     kind = known[0] if known else NEXT
     sizes = [_output_size(model, kind) for model in (teacher, student)]
     if sizes[0] != sizes[1]:
         what = "hidden states" if kind == HIDDEN else "a vocabulary"
-        raise Refused(
+        raise InvalidInputError(
             f"{names[0]} has {what} of {sizes[0]} and {names[1]} of {sizes[1]}; they can be "
             "compared only at one size"
         )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -36,16 +36,16 @@ def require_vocabulary(model: PreTrainedModel, needed: str) -> None:
     """Refuse what is not one model over one vocabulary; ``needed`` says what would be."""
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
-        raise Refused(f"{needed}; {name} is an encoder with a decoder")
+        raise InvalidInputError(f"{needed}; {name} is an encoder with a decoder")
     if vocabulary_size(model) is None:
-        raise Refused(f"{needed}; {name} has no vocabulary")
+        raise InvalidInputError(f"{needed}; {name} has no vocabulary")
 
 
 def require_known_ids(model: PreTrainedModel, ids: Tensor) -> None:
     """Refuse token ids that the model has no embedding for."""
     largest, vocabulary = int(ids.max()), vocabulary_size(model)
     if vocabulary is not None and largest >= vocabulary:
-        raise Refused(
+        raise InvalidInputError(
             f"the text has token id {largest} and {type(model).__name__} a vocabulary of "
             f"{vocabulary}; give the model's own tokenizer"
         )
@@ -73,7 +73,7 @@ def looks_ahead(model: PreTrainedModel, rows: Tensor, needed: str) -> bool | Non
     the later half of a few tokens is changed, and the logits of the earlier half are compared.
 
     Raises:
-        Refused: no logits over the vocabulary for every token; the message begins with ``needed``.
+        InvalidInputError: no logits over the vocabulary for every token; the message begins with ``needed``.
     """
     name, vocabulary = type(model).__name__, vocabulary_size(model)
     assert vocabulary is not None
@@ -83,7 +83,7 @@ def looks_ahead(model: PreTrainedModel, rows: Tensor, needed: str) -> bool | Non
     changed[:, kept:] = (changed[:, kept:] + 1) % vocabulary
     before, after = (_probed(model, tokens, needed) for tokens in (ids, changed))
     if before.shape[:2] != ids.shape or before.shape[-1] <= int(rows.max()):
-        raise Refused(
+        raise InvalidInputError(
             f"{needed}; {name} gives logits of shape {tuple(before.shape)} for "
             f"{tuple(ids.shape)} tokens of a vocabulary of {vocabulary}"
         )
@@ -106,7 +106,7 @@ def require_causal(model: PreTrainedModel, needed: str, rows: Tensor | None = No
     require_known_ids(model, rows)
     if looks_ahead(model, rows, needed):
         name = type(model).__name__
-        raise Refused(f"{needed}; in {name} the logits of a token depend on the tokens after it")
+        raise InvalidInputError(f"{needed}; in {name} the logits of a token depend on the tokens after it")
 
 
 def first_ids(model: PreTrainedModel) -> Tensor:
@@ -121,6 +121,6 @@ def first_ids(model: PreTrainedModel) -> Tensor:
 def _probed(model: PreTrainedModel, ids: Tensor, needed: str) -> Tensor:
     logits = getattr(call(model, ids), "logits", None)
     if logits is None:
-        raise Refused(f"{needed}; {type(model).__name__} gives no logits")
+        raise InvalidInputError(f"{needed}; {type(model).__name__} gives no logits")
     found: Tensor = logits.float()
     return found

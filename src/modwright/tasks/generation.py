@@ -14,7 +14,7 @@ import torch
 from modwright.anatomy.coerce import model_of
 from modwright.calibration.special_tokens import SpecialTokens, special_tokens
 from modwright.calibration.text import require_count, tokenizer_of
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.tasks.forward import position_limit
 
@@ -70,7 +70,7 @@ def generate_sample(
         chat: whether to use the tokenizer's chat template; None uses it where there is one.
 
     Raises:
-        Refused: the model cannot generate, an empty prompt, no chat template, no room for the
+        InvalidInputError: the model cannot generate, an empty prompt, no chat template, no room for the
             prompt and the new tokens.
 
     Example:
@@ -144,7 +144,7 @@ def repetition(text: str) -> float:
 def _require_generator(model: PreTrainedModel) -> None:
     can = getattr(model, "can_generate", None)
     if can is None or not can() or getattr(model.config, "is_encoder_decoder", False):
-        raise Refused(
+        raise InvalidInputError(
             f"{type(model).__name__} cannot continue a prompt; a causal language model can"
         )
 
@@ -152,9 +152,9 @@ def _require_generator(model: PreTrainedModel) -> None:
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> torch.Tensor:
     """Token ids (1, T) of the prompt, special tokens included."""
     if chat and tokenizer.chat_template is None:
-        raise Refused("this tokenizer has no chat template; legal values of chat: False, None")
+        raise InvalidInputError("this tokenizer has no chat template; legal values of chat: False, None")
     if not prompt:
-        raise Refused("the prompt is empty; give at least one word")
+        raise InvalidInputError("the prompt is empty; give at least one word")
     if chat:
         try:
             prompt = tokenizer.apply_chat_template(
@@ -162,14 +162,14 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> 
             )
         except Exception as error:  # a template is a program: it may raise what it likes
             told = str(error).split("\n")[0]
-            raise Refused(f"the chat template of this tokenizer fails: {told}") from error
+            raise InvalidInputError(f"the chat template of this tokenizer fails: {told}") from error
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
     if not chat:  # a template writes the special tokens itself
         # The text goes on, so nothing that ends it stands after the prompt.
         before = special_tokens(tokenizer, prompt).before
         ids = SpecialTokens(before).around(ids)
     if not ids.shape[1]:
-        raise Refused("the prompt gives no token with this tokenizer; give at least one word")
+        raise InvalidInputError("the prompt gives no token with this tokenizer; give at least one word")
     return ids
 
 
@@ -178,7 +178,7 @@ def _require_room(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -
     if longest is not None and prompt_tokens + new_tokens > longest:
         room = longest - prompt_tokens
         legal = f"1..{room}" if room > 0 else "none, the prompt itself is too long"
-        raise Refused(
+        raise InvalidInputError(
             f"max_new_tokens is {new_tokens} after a prompt of {prompt_tokens} tokens, and the "
             f"model has {longest} positions; legal values: {legal}"
         )

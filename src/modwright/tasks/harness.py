@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modwright.core.digest import sha256_of
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.tasks.forward import require_causal, require_vocabulary
@@ -106,7 +106,7 @@ def run_harness(
         progress: told of every request.
 
     Raises:
-        Refused: not a causal language model, or what `load_harness_tasks` refuses.
+        InvalidInputError: not a causal language model, or what `load_harness_tasks` refuses.
 
     Example:
         ``run_harness(model, tokenizer, HarnessRecipe(("lambada_openai",), limit=100)).scores``
@@ -159,13 +159,13 @@ def require_scorable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
     """Refuse what the harness cannot score, seen from a few tokens.
 
     Raises:
-        Refused: no tokenizer, one without BOS and EOS, or no causal language model.
+        InvalidInputError: no tokenizer, one without BOS and EOS, or no causal language model.
     """
     require_vocabulary(model, _NO_LM)
     if tokenizer is None:
-        raise Refused(f"{_NO_LM} on text, and this model brings no tokenizer")
+        raise InvalidInputError(f"{_NO_LM} on text, and this model brings no tokenizer")
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
-        raise Refused(
+        raise InvalidInputError(
             "the harness puts the BOS or EOS token before a text, and this tokenizer has neither"
         )
     with eval_mode(model), torch.no_grad():

@@ -13,7 +13,7 @@ from typing import Any
 from modwright.calibration.text import require_count
 from modwright.core.compat.tools import data_fingerprint, is_task_file
 from modwright.core.digest import sha256_of
-from modwright.core.errors import Refused, first_line, nearest
+from modwright.core.errors import InvalidInputError, first_line, nearest
 from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
 
 __all__ = ["HarnessRecipe", "HarnessTasks", "harness_version", "load_harness_tasks"]
@@ -71,7 +71,7 @@ def load_harness_tasks(recipe: HarnessRecipe) -> HarnessTasks:
     not run.
 
     Raises:
-        Refused: no harness installed, a number outside its range, an unknown task (with the nearest
+        InvalidInputError: no harness installed, a number outside its range, an unknown task (with the nearest
             names), data that is not on this machine, a task that runs code or reads pictures.
     """
     _require_harness()
@@ -82,7 +82,7 @@ def load_harness_tasks(recipe: HarnessRecipe) -> HarnessTasks:
         require_count("num_fewshot", recipe.num_fewshot, least=0)
     names = tuple(dict.fromkeys(recipe.tasks))
     if not names:
-        raise Refused("no harness task is named; give at least one")
+        raise InvalidInputError("no harness task is named; give at least one")
     with quiet_harness(), seeded():
         manager = _manager_of(names, recipe.include_path)
         loaded = _load(manager, names)
@@ -99,12 +99,12 @@ def _require_harness() -> None:
     except ImportError as error:
         own = (error.name or "lm_eval").partition(".")[0] == "lm_eval"
         missing = "" if own else f" ({error.name} is missing)"
-        raise Refused(f"harness tasks need lm-eval{missing}: {_EXTRA}") from None
+        raise InvalidInputError(f"harness tasks need lm-eval{missing}: {_EXTRA}") from None
     numbers = harness_version().split()[1].split(".")
     found = tuple(int(part) for part in numbers[:3] if part.isdecimal())
     if found < _OLDEST:
         least = ".".join(map(str, _OLDEST))
-        raise Refused(f"{harness_version()} is too old; {least} or newer is needed: {_EXTRA}")
+        raise InvalidInputError(f"{harness_version()} is too old; {least} or newer is needed: {_EXTRA}")
 
 
 def _manager_of(names: Iterable[str], include_path: str | None) -> Any:
@@ -115,7 +115,7 @@ def _manager_of(names: Iterable[str], include_path: str | None) -> Any:
     if include_path is not None:
         place = str(Path(include_path).expanduser())
         if not Path(place).is_dir():
-            raise Refused(f"include_path {include_path!r} is no directory; give one of task files")
+            raise InvalidInputError(f"include_path {include_path!r} is no directory; give one of task files")
     manager = TaskManager(include_path=place, include_defaults=False)
     if not all(_is_complete(name, manager.task_index) for name in names):
         manager = TaskManager(include_path=place) if place else _own_manager()
@@ -154,7 +154,7 @@ def _own_manager() -> Any:
     return TaskManager()
 
 
-def _unknown(name: str, manager: Any, include_path: str | None) -> Refused:
+def _unknown(name: str, manager: Any, include_path: str | None) -> InvalidInputError:
     near = nearest(name, manager.all_tasks, n=3, cutoff=0.6)
     told = f"unknown harness task {name!r}"
     if near:
@@ -162,7 +162,7 @@ def _unknown(name: str, manager: Any, include_path: str | None) -> Refused:
     else:
         told += f"; none of {len(manager.all_tasks):,} is near; `lm-eval ls tasks` lists them"
     broken = _broken_file(include_path) if include_path else None
-    return Refused(f"{told}; {broken}" if broken else told)
+    return InvalidInputError(f"{told}; {broken}" if broken else told)
 
 
 def _broken_file(include_path: str) -> str | None:
@@ -185,7 +185,7 @@ def _load(manager: Any, names: tuple[str, ...]) -> dict[str, Any]:
         return found
     except Exception as error:
         blamed, cause = _culprit(manager, names) or (", ".join(names), error)
-        raise Refused(_cannot_load(blamed, cause)) from cause
+        raise InvalidInputError(_cannot_load(blamed, cause)) from cause
 
 
 def _culprit(manager: Any, names: tuple[str, ...]) -> tuple[str, Exception] | None:
@@ -221,16 +221,16 @@ def _set_fewshot(task: Any, wanted: int | None) -> None:
 def _try(name: str, task: Any) -> None:
     """Refuse what would fail later: a template that does not fit the data, code, pictures."""
     if getattr(task, "UNSAFE_CODE", False):
-        raise Refused(
+        raise InvalidInputError(
             f"harness task {name!r} runs code that the model writes, which is not done here; run "
             "it with lm-eval itself in a place of its own"
         )
     if getattr(task, "MULTIMODAL", False):
-        raise Refused(f"harness task {name!r} reads pictures or sound; only text is scored here")
+        raise InvalidInputError(f"harness task {name!r} reads pictures or sound; only text is scored here")
     try:
         task.build_all_requests(limit=1, rank=0, world_size=1)
     except Exception as error:
-        raise Refused(
+        raise InvalidInputError(
             f"harness task {name!r} does not fit its data: {type(error).__name__}: "
             f"{first_line(error)}"
         ) from error

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -63,7 +63,7 @@ def read_image(path: str | Path, *, single: bool = False) -> Image.Image:
 
     Raises:
         CheckpointError: no such file, or none that Pillow can read; names it.
-        Refused: numbers whose range the file does not say, more pixels than Pillow's limit, or,
+        InvalidInputError: numbers whose range the file does not say, more pixels than Pillow's limit, or,
             with ``single``, transparency or several frames.
     """
     from PIL import Image, ImageOps
@@ -73,7 +73,7 @@ def read_image(path: str | Path, *, single: bool = False) -> Image.Image:
         with Image.open(path) as opened:
             frames = getattr(opened, "n_frames", 1)
             if single and frames > 1 and opened.format not in _ONE_IMAGE_FORMATS:
-                raise Refused(f"{path} has several frames; save the one that is wanted")
+                raise InvalidInputError(f"{path} has several frames; save the one that is wanted")
             opened.load()  # a TIFF file is turned here
             upright = ImageOps.exif_transpose(opened)
             return _as_rgb(upright, opened.format, path, single)
@@ -81,7 +81,7 @@ def read_image(path: str | Path, *, single: bool = False) -> Image.Image:
         raise CheckpointError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise Refused(f"{path} has more than {most:,} pixels; make it smaller first") from None
+        raise InvalidInputError(f"{path} has more than {most:,} pixels; make it smaller first") from None
     except _DAMAGED:
         raise CheckpointError(f"{path} is no image that can be read") from None
 
@@ -95,13 +95,13 @@ def _as_rgb(image: Image.Image, kind: str | None, path: Path, single: bool) -> I
         try:
             return image.convert("RGB")
         except ValueError:
-            raise Refused(f"{path} is in {image.mode}; save it as RGB") from None
+            raise InvalidInputError(f"{path} is in {image.mode}; save it as RGB") from None
     # Premultiplied and two-band modes reach RGBA on one more step.
     steps = {"La": ("LA", "RGBA"), "RGBa": ("RGBA",)}.get(image.mode, ("RGBA",))
     for mode in steps:
         image = image.convert(mode)
     if single and image.getchannel("A").getextrema() != (255, 255):
-        raise Refused(f"{path} is partly transparent; save it without an alpha channel")
+        raise InvalidInputError(f"{path} is partly transparent; save it without an alpha channel")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
 
@@ -113,10 +113,10 @@ def _eight_bit(image: Image.Image, kind: str | None, path: Path) -> np.ndarray:
     if image.mode == "F":
         if not (low >= 0 and high <= 1):  # NaN, too
             said = f"{low:g} to {high:g}" if math.isfinite(low + high) else "NaN or infinity"
-            raise Refused(f"{path} holds floating-point pixels of {said}; 0 to 1 is read")
+            raise InvalidInputError(f"{path} holds floating-point pixels of {said}; 0 to 1 is read")
         return np.round(numbers * 255.0).astype(np.uint8)
     if image.mode == "I" and kind not in _SIXTEEN_BIT_FORMATS:
-        raise Refused(
+        raise InvalidInputError(
             f"{path} holds 32-bit pixels ({low:g} to {high:g}), whose white the file does not say; "
             "save it with 8 or 16 bits"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.tasks.image_files import is_image
 
 __all__ = ["ImageFiles", "find_images"]
@@ -49,7 +49,7 @@ def find_images(folder: Path, test: float, seed: int) -> ImageFiles:
 
     Raises:
         CheckpointError: there is no such folder.
-        Refused: fewer than two classes, too few images for two splits, or a class that one split
+        InvalidInputError: fewer than two classes, too few images for two splits, or a class that one split
             alone has.
     """
     if not folder.is_dir():
@@ -59,7 +59,7 @@ def find_images(folder: Path, test: float, seed: int) -> ImageFiles:
     learned = next((found[name] for name in _TRAIN if name in found), None)
     others = [found[name] for name in _HELD_OUT if name in found]
     if others and learned is None and len(others) == len(found):
-        raise Refused(f"{folder} has {_named(others)}, but no folder {_TRAIN[0]} to learn from")
+        raise InvalidInputError(f"{folder} has {_named(others)}, but no folder {_TRAIN[0]} to learn from")
     if learned is None or not (others or len(found) == 1):
         classes, files = _classes(folder, notes)
         return _divided(folder, classes, files, test, seed, notes)
@@ -72,7 +72,7 @@ def find_images(folder: Path, test: float, seed: int) -> ImageFiles:
     held_out, measured = _classes(folder / others[0], notes, least=1)
     strange = sorted(set(held_out) - set(classes))
     if strange:
-        raise Refused(
+        raise InvalidInputError(
             f"{folder}: {others[0]} has the class {strange[0]!r}, which {learned} has not; "
             f"classes: {', '.join(classes)}"
         )
@@ -101,7 +101,7 @@ def _classes(
     """Names of the classes, and the images with the index of theirs."""
     classes = _folders(folder, notes)
     if len(classes) < least:
-        raise Refused(f"{folder} has {len(classes)} folders of images: classes are {least} or more")
+        raise InvalidInputError(f"{folder} has {len(classes)} folders of images: classes are {least} or more")
     loose = [p.name for p in sorted(folder.iterdir()) if p.is_file() and is_image(p)]
     if loose:
         notes.append(f"{folder}: {len(loose)} images in no folder of a class ({_named(loose)})")
@@ -126,7 +126,7 @@ def _classes(
     empty = sorted(set(range(len(classes))) - {index for _, index in files})
     if len(empty) > len(classes) - least:
         more = f"; {told}" if told else ""
-        raise Refused(f"{folder}: the folder {classes[empty[0]]!r} holds no readable image{more}")
+        raise InvalidInputError(f"{folder}: the folder {classes[empty[0]]!r} holds no readable image{more}")
     return classes, files
 
 
@@ -142,7 +142,7 @@ def _divided(
     counts = Counter(index for _, index in files)
     wanted = {i: min(max(round(n * test), 1), n - 1) for i, n in counts.items()}
     if not 0 < test < 1 or not any(wanted.values()):
-        raise Refused(f"{folder}: {len(files)} images cannot be split at {test:g}")
+        raise InvalidInputError(f"{folder}: {len(files)} images cannot be split at {test:g}")
     single = [classes[index] for index, count in wanted.items() if not count]
     if single:
         notes.append(f"{folder}: one image only, so none to measure on: {_named(single)}")

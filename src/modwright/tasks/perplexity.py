@@ -89,7 +89,7 @@ def perplexity(
         progress: told of every batch.
 
     Raises:
-        Refused: not a causal language model, too little text, a number outside its range.
+        InvalidInputError: not a causal language model, too little text, a number outside its range.
 
     Example:
         ``perplexity(model, tokenizer, PerplexityRecipe("lee")).value``

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.reading import first_bytes
 from modwright.tasks.image_files import read_image
 from modwright.tasks.image_folder import find_images
@@ -83,10 +83,10 @@ class Pictures:
         """The first ``count`` of them.
 
         Raises:
-            Refused: there are not as many.
+            InvalidInputError: there are not as many.
         """
         if not 1 <= count <= len(self):
-            raise Refused(f"{self.name} has {len(self)} pictures, not {count}")
+            raise InvalidInputError(f"{self.name} has {len(self)} pictures, not {count}")
         name, pixels = f"{self.name}, first {count}", self.pixels[:count]
         return Pictures(name, pixels, self.labels[:count], self.classes, self.notes)
 
@@ -112,7 +112,7 @@ def digits(
         seed: of the permutation.
 
     Raises:
-        Refused: scikit-learn is not installed, or nothing is left for one of the splits.
+        InvalidInputError: scikit-learn is not installed, or nothing is left for one of the splits.
 
     Example:
         >>> train, test = digits(side=16)
@@ -122,11 +122,11 @@ def digits(
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise Refused("the digits come with scikit-learn: pip install scikit-learn") from None
+        raise InvalidInputError("the digits come with scikit-learn: pip install scikit-learn") from None
     found: Any = load_digits()
     count = len(found.target)
     if not 1 <= train < count:
-        raise Refused(f"of {count} digits 1 to {count - 1} can be for training, not {train}")
+        raise InvalidInputError(f"of {count} digits 1 to {count - 1} can be for training, not {train}")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     raw = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16
     pixels = _prepared(raw, side, channels, 0.3, 0.35)
@@ -185,7 +185,7 @@ def idx_pictures(
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        Refused: pictures and labels do not go together, or the names of the labels are not known.
+        InvalidInputError: pictures and labels do not go together, or the names of the labels are not known.
     """
     folder = Path(folder)
     if classes is None:
@@ -198,9 +198,9 @@ def idx_pictures(
             for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
         if len(images) != len(labels):
-            raise Refused(f"{folder}: {len(images)} pictures, but {len(labels)} labels ({start})")
+            raise InvalidInputError(f"{folder}: {len(images)} pictures, but {len(labels)} labels ({start})")
         if int(labels.max()) >= len(classes):
-            raise Refused(
+            raise InvalidInputError(
                 f"{folder}: label {int(labels.max())}, but {len(classes)} names; `classes` names "
                 f"labels 0 to {int(labels.max())}"
             )
@@ -215,7 +215,7 @@ def _known_classes(folder: Path, labels: Tensor) -> tuple[str, ...]:
     """Names of the labels of a set that is known by how often each of them stands in it."""
     counts = tuple(labels.flatten().long().bincount().tolist())
     if counts not in _KNOWN:
-        raise Refused(
+        raise InvalidInputError(
             f"{folder} is neither MNIST nor Fashion-MNIST; name its {len(counts)} labels with "
             "`classes`, such as classes: [cat, dog]"
         )
@@ -248,7 +248,7 @@ def folder_pictures(
         UserWarning: of what was left out, and how the splits were made; ``notes`` hold it, too.
 
     Raises:
-        Refused: there are fewer than two classes, or too few pictures for two splits.
+        InvalidInputError: there are fewer than two classes, or too few pictures for two splits.
         CheckpointError: a file is no picture.
     """
     folder = Path(folder)

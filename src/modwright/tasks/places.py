@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.calibration.text import TokenWindows
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.tasks.forward import (
     call,
     first_ids,
@@ -66,7 +66,7 @@ def kind_of(model: PreTrainedModel) -> str | None:
     None where that cannot be seen because the model's logits are not finite.
 
     Raises:
-        Refused: labels instead of tokens, an encoder with a decoder, no text.
+        InvalidInputError: labels instead of tokens, an encoder with a decoder, no text.
     """
     require_vocabulary(model, _NEEDS)
     ids = first_ids(model)
@@ -83,7 +83,7 @@ def _gives_states(model: PreTrainedModel, ids: Tensor) -> bool:
         return False
     hidden = getattr(output, "last_hidden_state", None)
     if hidden is None or hidden.shape[:2] != ids.shape:
-        raise Refused(f"{_NEEDS}; {type(model).__name__} gives neither")
+        raise InvalidInputError(f"{_NEEDS}; {type(model).__name__} gives neither")
     return True
 
 
@@ -96,17 +96,17 @@ def places_of(
     """The inputs of every batch with the places to compare.
 
     Raises:
-        Refused: too little text, numbers outside their range, no tokenizer, no mask token.
+        InvalidInputError: too little text, numbers outside their range, no tokenizer, no mask token.
     """
     if isinstance(windows, TokenWindows):
         counted, recipe = _given(kind, tokenizer, windows)
     elif tokenizer is None:
-        raise Refused("the windows of a text need the models' tokenizer; give it")
+        raise InvalidInputError("the windows of a text need the models' tokenizer; give it")
     else:
         counted, recipe = _cut(model, tokenizer, windows)
     batches, said = _KINDS[kind](counted, tokenizer)
     if not any(batch.read.any() for batch in batches):
-        raise Refused("the windows hold too few tokens to compare anything at; give longer ones")
+        raise InvalidInputError("the windows hold too few tokens to compare anything at; give longer ones")
     for batch in batches:
         require_known_ids(model, batch.ids)
     return Reading(batches, {**recipe, "compared": said})
@@ -175,7 +175,7 @@ def _masked(
 ) -> tuple[list[Places], str]:
     """Every seventh token that counts, with the mask token in its place."""
     if tokenizer is None or tokenizer.mask_token_id is None:
-        raise Refused(
+        raise InvalidInputError(
             "the models see the tokens after a token, so it must be masked to be predicted, and "
             "there is no tokenizer with a mask token"
         )

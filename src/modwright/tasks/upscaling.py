@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = ["PicturePairs", "Quality", "bicubic", "photograph_pairs", "psnr", "quality", "ssim"]
 
@@ -56,10 +56,10 @@ class PicturePairs:
         """The first ``count`` of them.
 
         Raises:
-            Refused: there are not as many.
+            InvalidInputError: there are not as many.
         """
         if not 1 <= count <= len(self):
-            raise Refused(f"{self.name} has {len(self)} pairs, not {count}")
+            raise InvalidInputError(f"{self.name} has {len(self)} pairs, not {count}")
         return PicturePairs(f"{self.name}, first {count}", self.small[:count], self.large[:count])
 
 
@@ -109,7 +109,7 @@ def photograph_pairs(
         seed: of the draws.
 
     Raises:
-        Refused: scikit-learn or Pillow is not installed, or nothing is left for one of the splits.
+        InvalidInputError: scikit-learn or Pillow is not installed, or nothing is left for one of the splits.
 
     Example:
         >>> train, test = photograph_pairs(train=32)
@@ -117,9 +117,9 @@ def photograph_pairs(
         (32, torch.Size([3, 16, 16]), 16, torch.Size([3, 96, 96]))
     """
     if scale < 2 or side < 1 or test_side < 1 or train < 1:
-        raise Refused("scale is at least 2; sides and the number of pieces are above 0")
+        raise InvalidInputError("scale is at least 2; sides and the number of pieces are above 0")
     if not 0 < held_out < 1:
-        raise Refused(f"held_out lies between 0 and 1, not {held_out}")
+        raise InvalidInputError(f"held_out lies between 0 and 1, not {held_out}")
     if where not in _WHERE:
         raise unknown_name("part of a photograph", where, _WHERE)
     shown, kept = [], []
@@ -129,7 +129,7 @@ def photograph_pairs(
         kept.append(_pair(own, scale))
     for parts, smallest in ((shown, side), (kept, test_side)):
         if min(min(small.shape[-2:]) for small, _ in parts) < smallest:
-            raise Refused(f"no part of a photograph holds pieces of {smallest} small pixels")
+            raise InvalidInputError(f"no part of a photograph holds pieces of {smallest} small pixels")
     draws = torch.Generator().manual_seed(seed)
     drawn = [_draw(*shown[i % len(shown)], scale, side, draws) for i in range(train)]
     grid = [pair for part in kept for pair in _grid(*part, scale, test_side)]
@@ -145,7 +145,7 @@ def _photographs() -> list[Tensor]:
 
         found: Any = load_sample_images()
     except ImportError:
-        raise Refused(
+        raise InvalidInputError(
             "the photographs come with scikit-learn: pip install scikit-learn pillow"
         ) from None
     return [torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 for image in found.images]
@@ -216,19 +216,19 @@ def _eight_bit(pixels: Tensor) -> Tensor:
 def _comparable(found: Tensor, wanted: Tensor, crop: int, luma: bool) -> tuple[Tensor, Tensor]:
     """Both as (B, C, H, W) from 0 to 255, without their border; C is 1 for luma."""
     if found.shape != wanted.shape or found.dim() not in (3, 4):
-        raise Refused(
+        raise InvalidInputError(
             "two pictures of one shape ([batch,] channels, height, width) are compared, "
             f"not {tuple(found.shape)} and {tuple(wanted.shape)}"
         )
     height, width = found.shape[-2:]
     if crop < 0 or min(height, width) <= 2 * crop:
-        raise Refused(f"without {crop} pixels at each side nothing is left of {height} x {width}")
+        raise InvalidInputError(f"without {crop} pixels at each side nothing is left of {height} x {width}")
     if luma and found.shape[-3] != 3:
-        raise Refused(f"luma is of red, green and blue, not of {found.shape[-3]} channels")
+        raise InvalidInputError(f"luma is of red, green and blue, not of {found.shape[-3]} channels")
     both = []
     for picture in (found, wanted):
         if not (picture.is_floating_point() and bool(picture.isfinite().all())):
-            raise Refused("pixels are finite numbers from 0 to 1")
+            raise InvalidInputError("pixels are finite numbers from 0 to 1")
         rounded = _eight_bit(picture.double()).reshape(-1, *picture.shape[-3:])
         rounded = rounded[..., crop : height - crop, crop : width - crop]
         if luma:
@@ -248,7 +248,7 @@ def psnr(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
         luma: compares the Y of BT.601 (16 to 235) instead of all channels.
 
     Raises:
-        Refused: pictures that cannot be compared.
+        InvalidInputError: pictures that cannot be compared.
 
     Example:
         >>> round(psnr(torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.2)), 2)
@@ -269,7 +269,7 @@ def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
         found, wanted, crop, luma: see :func:`psnr`.
 
     Raises:
-        Refused: pictures that cannot be compared, or are smaller than a window.
+        InvalidInputError: pictures that cannot be compared, or are smaller than a window.
 
     Example:
         >>> same = torch.rand(3, 16, 16)
@@ -278,7 +278,7 @@ def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
     """
     one, other = _comparable(found, wanted, crop, luma)
     if min(one.shape[-2:]) < _WINDOW:
-        raise Refused(f"a picture of {one.shape[-2]} x {one.shape[-1]} holds no window of 11 x 11")
+        raise InvalidInputError(f"a picture of {one.shape[-2]} x {one.shape[-1]} holds no window of 11 x 11")
     places = torch.arange(_WINDOW, dtype=one.dtype) - _WINDOW // 2
     bell = (-places.square() / (2 * _SIGMA**2)).exp()
     bell = bell / bell.sum()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modwright.calibration.text import TextData, load_text
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,11 +34,11 @@ def require_same_tokenizer(
         data: a text to cut with both, such as the one to be measured on.
 
     Raises:
-        Refused: a tokenizer is missing or differs.
+        InvalidInputError: a tokenizer is missing or differs.
     """
     for tokenizer, name in zip((one, other), names):
         if tokenizer is None:
-            raise Refused(
+            raise InvalidInputError(
                 f"{name} brings no tokenizer, so it cannot be told whether both models read the "
                 "same tokens; give a checkpoint that has one"
             )
@@ -47,7 +47,7 @@ def require_same_tokenizer(
     if told is None and data is not None:
         told = _first_other_cut(one, other, names, load_text(data)[:_CHARACTERS])
     if told is not None:
-        raise Refused(
+        raise InvalidInputError(
             f"{names[0]} and {names[1]} have different tokenizers: {told}; what two models predict "
             "can be compared token by token only over one vocabulary"
         )

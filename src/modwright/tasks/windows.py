@@ -79,7 +79,7 @@ def cut_windows(
         recipe: which text, how many windows of what length.
 
     Raises:
-        Refused: too little text, or a number outside its range; names the valid ones.
+        InvalidInputError: too little text, or a number outside its range; names the valid ones.
     """
     require_count("windows", recipe.windows)
     require_count("batch_size", recipe.batch_size)

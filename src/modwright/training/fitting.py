@@ -18,7 +18,7 @@ from transformers.trainer_utils import SchedulerType
 
 from modwright.core import distributed
 from modwright.core.compat.torch import BATCH_NORMS
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import set_eval
 from modwright.core.progress import Progress
 from modwright.tasks.pictures import Pictures
@@ -65,9 +65,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate"):
             if getattr(self, name) <= 0:
-                raise Refused(f"{name} is above 0, not {getattr(self, name)}")
+                raise InvalidInputError(f"{name} is above 0, not {getattr(self, name)}")
         if self.average is not None and not 0 < self.average < 1:
-            raise Refused(f"average lies between 0 and 1, not {self.average}")
+            raise InvalidInputError(f"average lies between 0 and 1, not {self.average}")
         legal = [_OWN_SCHEDULE, *(kind.value for kind in SchedulerType)]
         if self.schedule not in legal:
             raise unknown_name("schedule", self.schedule, legal)
@@ -130,7 +130,7 @@ def fit(
             tied weights) is corrected before averaged weights take it up.
 
     Raises:
-        Refused: the model has fewer classes than the pictures, there is nothing to resume, batches
+        InvalidInputError: the model has fewer classes than the pictures, there is nothing to resume, batches
             of one that a BatchNorm cannot be trained on, or the pictures of a step cannot be shared
             by all processes.
 
@@ -148,7 +148,7 @@ def fit(
     """
     settings = settings or Settings()
     if isinstance(train, Pictures) and model.config.num_labels < len(train.classes):
-        raise Refused(
+        raise InvalidInputError(
             f"the model has {model.config.num_labels} classes, the pictures {len(train.classes)}"
         )
     if isinstance(train, Pictures):
@@ -158,7 +158,7 @@ def fit(
             warnings.warn(told, stacklevel=2)
     checkpoint = None if output is None else newest_checkpoint(output)
     if resume and checkpoint is None:
-        raise Refused(f"{output} holds no checkpoint to resume from")
+        raise InvalidInputError(f"{output} holds no checkpoint to resume from")
     averaged = None if settings.average is None else AveragedWeights(settings.average)
     if averaged is not None and resume and checkpoint is not None:
         averaged.restore(checkpoint)
@@ -206,7 +206,7 @@ def _arguments(settings: Settings, directory: str, keep: bool) -> TrainingArgume
     own_schedule = settings.schedule == _OWN_SCHEDULE
     shared = distributed.size()
     if settings.batch_size % shared:
-        raise Refused(f"batch_size {settings.batch_size} cannot be shared by {shared} processes")
+        raise InvalidInputError(f"batch_size {settings.batch_size} cannot be shared by {shared} processes")
     given: dict[str, Any] = {
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size // shared,
@@ -238,7 +238,7 @@ def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
     """Whether the last batch holds one picture that the model cannot be trained on.
 
     Raises:
-        Refused: every batch does.
+        InvalidInputError: every batch does.
     """
     size = arguments.per_device_train_batch_size
     if distributed.size() > 1:  # batches are filled up, then
@@ -264,7 +264,7 @@ def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
         for module in was_training:
             module.training = True
     if size == 1 or len(train) == 1:
-        raise Refused("a BatchNorm cannot be trained on batches of one picture of this size")
+        raise InvalidInputError("a BatchNorm cannot be trained on batches of one picture of this size")
     return True
 
 

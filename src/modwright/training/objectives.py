@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_eval
 
 __all__ = ["CrossEntropy", "Distillation", "Objective", "Reconstruction", "soft_cross_entropy"]
@@ -53,7 +53,7 @@ class CrossEntropy:
             (arXiv 1905.04899); 0 cuts none. With both, each batch gets one of them by chance.
 
     Raises:
-        Refused: a number out of its range.
+        InvalidInputError: a number out of its range.
 
     Example:
         >>> CrossEntropy(label_smoothing=0.1, mixup=0.8, cutmix=1.0).cutmix
@@ -66,10 +66,10 @@ class CrossEntropy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_smoothing < 1:
-            raise Refused(f"label_smoothing lies in [0, 1), not {self.label_smoothing}")
+            raise InvalidInputError(f"label_smoothing lies in [0, 1), not {self.label_smoothing}")
         for name in ("mixup", "cutmix"):
             if getattr(self, name) < 0:
-                raise Refused(f"{name} is at least 0, not {getattr(self, name)}")
+                raise InvalidInputError(f"{name} is at least 0, not {getattr(self, name)}")
 
     def __call__(
         self, model: nn.Module, batch: Mapping[str, Tensor]
@@ -129,7 +129,7 @@ class Distillation:
             (arXiv 2012.12877).
 
     Raises:
-        Refused: a number out of its range.
+        InvalidInputError: a number out of its range.
     """
 
     teacher: Any
@@ -139,9 +139,9 @@ class Distillation:
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight <= 1:
-            raise Refused(f"weight lies between 0 and 1, not {self.weight}")
+            raise InvalidInputError(f"weight lies between 0 and 1, not {self.weight}")
         if self.temperature <= 0:
-            raise Refused(f"temperature is above 0, not {self.temperature}")
+            raise InvalidInputError(f"temperature is above 0, not {self.temperature}")
         set_eval(self.teacher)
 
     def __call__(

@@ -8,7 +8,7 @@ from torch import nn
 
 from modwright.core.compat.transformers import blocks_in_one_piece
 from modwright.core.distributed import shard_modules_
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.nn.block import BlockSequence
 
 __all__ = ["blocks_of", "shard_blocks"]
@@ -54,10 +54,10 @@ def shard_blocks(model: Any, mesh: Any = None) -> Any:
         The model.
 
     Raises:
-        Refused: torch.distributed is not set up, or the model has no blocks.
+        InvalidInputError: torch.distributed is not set up, or the model has no blocks.
     """
     blocks = blocks_of(model)
     if not blocks:
-        raise Refused(f"{type(model).__name__} has no blocks that are known here")
+        raise InvalidInputError(f"{type(model).__name__} has no blocks that are known here")
     shard_modules_([*blocks, model], mesh)
     return model

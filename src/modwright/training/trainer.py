@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.sharing import own_tensors
 from modwright.training.objectives import Objective
 
@@ -34,7 +34,7 @@ def learn(model: nn.Module, apart_from: Sequence[nn.Module] = ()) -> None:
         apart_from: teachers, which keep their tensors.
 
     Raises:
-        Refused: the model is its own teacher.
+        InvalidInputError: the model is its own teacher.
 
     Example:
         >>> import modwright
@@ -50,7 +50,7 @@ def learn(model: nn.Module, apart_from: Sequence[nn.Module] = ()) -> None:
         False
     """
     if any(teacher is model for teacher in apart_from):
-        raise Refused("the model is its own teacher; give the objective a copy of it")
+        raise InvalidInputError("the model is its own teacher; give the objective a copy of it")
     never = set(getattr(model, "frozen", ()))
     of_teachers = {id(p) for teacher in apart_from for p in teacher.parameters()}
     named = [(name, p) for name, p in model.named_parameters() if name not in never]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from modwright.checkpoint.export.bundle import bundle
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 FIRST = """\
 import math
@@ -144,7 +144,7 @@ def test_what_cannot_come_along_is_refused(
         text, (name,) = bundle([f], packages=[package])
         assert run(text)[name](2) == f(2)
         return
-    with pytest.raises(Refused, match=told):
+    with pytest.raises(InvalidInputError, match=told):
         bundle([f], packages=[package])
 
 
@@ -153,8 +153,8 @@ def test_a_root_must_stand_at_the_top_of_a_module_with_source() -> None:
         pass
 
     inner.__module__ = "modwright.nn.absent"
-    with pytest.raises(Refused, match="not defined at the top level"):
+    with pytest.raises(InvalidInputError, match="not defined at the top level"):
         bundle([inner])
     inner.__module__ = "builtins"
-    with pytest.raises(Refused, match="source of builtins is not there"):
+    with pytest.raises(InvalidInputError, match="source of builtins is not there"):
         bundle([inner])

@@ -15,7 +15,7 @@ import transformers
 
 import modwright
 from modwright.checkpoint.export import gguf_header
-from modwright.core.errors import Refused, VerificationError
+from modwright.core.errors import InvalidInputError, VerificationError
 
 from .conftest import TEXTS, byte_level_tokenizer, sentencepiece_tokenizer, write_settings
 
@@ -108,7 +108,7 @@ def test_auto_keeps_the_type_of_the_model(tmp_path: Path) -> None:
     done = modwright.export(model, tmp_path / "out", "gguf")
     assert the_file(done).name == "qwen2-BF16.gguf"
     assert done.compared.largest == 0
-    with pytest.raises(Refused, match="no GGUF type is as wide as float64"):
+    with pytest.raises(InvalidInputError, match="no GGUF type is as wide as float64"):
         modwright.export(model_of("qwen2").double(), tmp_path / "wide", "gguf")
 
 
@@ -154,7 +154,7 @@ def test_a_config_that_is_read_as_another_is_noticed_also_under_rounding(
 def test_fault_B15_layers_that_differ_are_refused_with_the_reason(
     edited_model: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match="cannot export to gguf: layers differ") as refused:
+    with pytest.raises(InvalidInputError, match="cannot export to gguf: layers differ") as refused:
         modwright.export(edited_model("tiny-llama"), tmp_path / "out", "gguf")
     assert "no attention in block 0" in str(refused.value)
     assert '"deci" takes heads and widths per layer, and it is not written yet' in str(
@@ -186,17 +186,17 @@ def test_fault_B15_layers_that_differ_are_refused_with_the_reason(
 def test_fault_B15_what_is_not_written_yet_is_refused_as_that(
     name: str, changed: dict[str, Any], told: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match="of the file as it is written so far") as refused:
+    with pytest.raises(InvalidInputError, match="of the file as it is written so far") as refused:
         modwright.export(model_of(name, **changed), tmp_path / "out", "gguf")
     assert told in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_other_families_and_heads_are_refused(tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match=r"'gpt2' is not written .* llama, mistral, qwen2, qwen3"):
+    with pytest.raises(InvalidInputError, match=r"'gpt2' is not written .* llama, mistral, qwen2, qwen3"):
         modwright.export(tiny("tiny-gpt2"), tmp_path / "out", "gguf")
     bare = transformers.LlamaModel(model_of("llama").config)
-    with pytest.raises(Refused, match="LlamaModel is no causal language model"):
+    with pytest.raises(InvalidInputError, match="LlamaModel is no causal language model"):
         modwright.export(bare, tmp_path / "out", "gguf")
 
 
@@ -264,7 +264,7 @@ def test_the_way_text_is_split_is_named(tmp_path: Path) -> None:
         assert metadata(the_file(done))["tokenizer.ggml.pre"] == name
     odd = pre_tokenizers.Sequence([pre_tokenizers.Split("x", "isolated"), level])
     opened, _ = checkpoint(tmp_path / "odd", partial(byte_level_tokenizer, split=odd))
-    with pytest.raises(Refused, match=r"splits text in a way that llama\.cpp has no name for"):
+    with pytest.raises(InvalidInputError, match=r"splits text in a way that llama\.cpp has no name for"):
         modwright.export(opened, tmp_path / "odd-out", "gguf")
     assert not (tmp_path / "odd-out").exists()
 
@@ -280,11 +280,11 @@ def test_kinds_of_tokens(tmp_path: Path) -> None:
 
 
 def test_tokenizers_without_a_place_are_refused(wordy_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="of the kind WordLevel"):
+    with pytest.raises(InvalidInputError, match="of the kind WordLevel"):
         modwright.export(modwright.open(wordy_model), tmp_path / "out", "gguf")
     opened, _ = checkpoint(tmp_path / "source", byte_level_tokenizer)
     short = dataclasses.replace(opened, model=model_of("llama"))
-    with pytest.raises(Refused, match=r"its tokenizer has .* tokens and the model 96"):
+    with pytest.raises(InvalidInputError, match=r"its tokenizer has .* tokens and the model 96"):
         modwright.export(short, tmp_path / "out", "gguf")
     assert not (tmp_path / "out").exists()
 

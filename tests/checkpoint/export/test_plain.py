@@ -11,7 +11,7 @@ import pytest
 import modwright
 from modwright.anatomy import Anatomy
 from modwright.checkpoint.export.differences import differences
-from modwright.core.errors import CheckpointError, Refused
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits import Change, keep_neurons, remove
 
 from .edited import short, with_change
@@ -36,7 +36,7 @@ def test_a_uniform_result_opens_as_a_stock_checkpoint(uniform: Any, tmp_path: Pa
 
 
 def test_what_differs_is_said(edited_model: Callable[[str], Any], tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="cannot export to plain: layers differ") as refused:
+    with pytest.raises(InvalidInputError, match="cannot export to plain: layers differ") as refused:
         modwright.export(edited_model("tiny-llama"), tmp_path / "out", "plain")
     for part in (
         "no attention in block 0",
@@ -78,7 +78,7 @@ def test_only_models_in_the_cpus_memory_are_exported(tiny: Any, tmp_path: Path) 
 
     with torch.device("meta"):
         hollow = LlamaForCausalLM(tiny.config("tiny-llama"))
-    with pytest.raises(Refused, match="is on meta"):
+    with pytest.raises(InvalidInputError, match="is on meta"):
         modwright.export(hollow, tmp_path / "out", "plain")
-    with pytest.raises(Refused, match="a dict cannot be exported"):
+    with pytest.raises(InvalidInputError, match="a dict cannot be exported"):
         modwright.export({}, tmp_path / "out", "plain")

@@ -13,7 +13,7 @@ import modwright
 from modwright.checkpoint.export import Compared, Target, make_target, register_target, target_names
 from modwright.checkpoint.export.comparing import compare
 from modwright.checkpoint.export.target import TARGETS
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 from .edited import short
 
@@ -31,7 +31,7 @@ from .edited import short
 def test_names_and_options_are_refused_with_the_legal_ones(
     name: str, options: dict[str, Any], told: str
 ) -> None:
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInputError) as refused:
         make_target(name, options)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
@@ -73,7 +73,7 @@ def test_one_class_adds_a_target(tiny: Any, tmp_path: Path, registered: None) ->
     done = modwright.export(model, tmp_path / "out", "names", upper="yes")
     assert (done.output / "names.txt").read_text().startswith("TRANSFORMER.WTE.WEIGHT")
     assert done.made == ("names.txt",)
-    with pytest.raises(Refused, match="'gguf' is registered already"):
+    with pytest.raises(InvalidInputError, match="'gguf' is registered already"):
         register_target("gguf")(Names)
     with pytest.raises(TypeError, match="must be a dataclass"):
         register_target("other")(Target)

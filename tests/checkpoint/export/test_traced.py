@@ -17,7 +17,7 @@ import transformers
 import modwright
 from modwright.checkpoint import weights_bytes
 from modwright.checkpoint.export import target_type
-from modwright.core.errors import Refused, VerificationError
+from modwright.core.errors import InvalidInputError, VerificationError
 
 from .edited import by_method, short
 
@@ -143,7 +143,7 @@ def test_a_missing_package_is_named_with_its_extra(
         "find_spec",
         lambda name, *rest: None if name == "onnxscript" else real(name, *rest),
     )
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(InvalidInputError) as refused:
         modwright.export(edited_model("tiny-llama"), tmp_path / "out", "onnx")
     assert str(refused.value) == (
         "target 'onnx' needs onnxscript, which is not installed here: "
@@ -161,7 +161,7 @@ def test_what_the_tracer_does_not_take_is_told_in_one_line(
         raise RuntimeError("data-dependent branch\nin a long trace")
 
     monkeypatch.setattr(DynamoExporter, "export", fail)
-    with pytest.raises(Refused, match=r"RuntimeError: data-dependent branch$") as refused:
+    with pytest.raises(InvalidInputError, match=r"RuntimeError: data-dependent branch$") as refused:
         modwright.export(edited_model("tiny-llama"), tmp_path / "out", "pt2")
     assert "DynamoExporter does not take this ModwrightLlamaForCausalLM" in str(refused.value)
     assert list(tmp_path.iterdir()) == []
@@ -204,13 +204,13 @@ def test_a_file_that_does_not_run_never_stands(
 def test_encoders_have_no_generation_form(
     edited_model: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(Refused, match="does not generate; the form 'outputs' takes it"):
+    with pytest.raises(InvalidInputError, match="does not generate; the form 'outputs' takes it"):
         modwright.export(edited_model("tiny-bert"), tmp_path / "out", "pt2", form="generation")
 
 
 def test_bfloat16_has_no_kernels_in_onnx_runtime(tmp_path: Path) -> None:
     opened = modwright.open("preset:tiny-llama", dtype="bfloat16")
-    with pytest.raises(Refused, match="no bfloat16 kernels for the CPU; open the model in float32"):
+    with pytest.raises(InvalidInputError, match="no bfloat16 kernels for the CPU; open the model in float32"):
         modwright.export(opened, tmp_path / "out", "onnx")
 
 

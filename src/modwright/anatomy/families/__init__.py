@@ -20,7 +20,7 @@ def register_family(family: type[Family]) -> type[Family]:
     """Class decorator that makes a family known, from inside the package or from a user's code.
 
     Raises:
-        Refused: another family already claims one of its model types.
+        InvalidInputError: another family already claims one of its model types.
     """
     name = family.__qualname__
     for model_type in family.model_types:

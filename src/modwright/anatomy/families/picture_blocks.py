@@ -33,7 +33,7 @@ from modwright.anatomy.views import (
     Part,
 )
 from modwright.core.capture import Tap
-from modwright.core.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import Absent
 from modwright.nn.block import Block as PictureBlock
 from modwright.nn.channel_mixers.mlp import Mlp as PictureMlp
@@ -145,7 +145,7 @@ class PictureBlocks(Family):
         if not hasattr(config, "depth") or not all(
             re.fullmatch(r"blocks\.\d+", root) for root in self._roots
         ):
-            raise Refused(
+            raise InvalidInputError(
                 f"whole blocks of a {config.model_type} cannot be removed or moved: its config has "
                 "no number for them; remove their attention and mlp instead"
             )
@@ -261,7 +261,7 @@ class PictureBlocks(Family):
         core = getattr(block, _PLACES[role.partition(".")[0]][0], None) if "." in role else None
         if isinstance(core, PictureMlp) and core.layout == "map":
             if part not in _ON_MAPS:
-                raise Refused(f"{role} is a 1 x 1 convolution; {part!r} cannot stand for it")
+                raise InvalidInputError(f"{role} is a 1 x 1 convolution; {part!r} cannot stand for it")
             return [(path, _ON_MAPS[name], given) for path, name, given in placed]
         return [(path, _BARE.get(name, name), given) for path, name, given in placed]
 
@@ -314,19 +314,19 @@ class PicturePyramid(PictureBlocks):
         counted = Counter(stage for stage, _ in places)
         whole = len(places) == len(self._roots) and hasattr(config, "depths")
         if not whole or [counted[s] for s in sorted(counted)] != list(config.depths):
-            raise Refused(
+            raise InvalidInputError(
                 f"whole blocks of a {config.model_type} cannot be removed or moved: its config has "
                 "no number for them; remove their attention and mlp instead"
             )
         stages = [places[i][0] for i in kept]
         gone = set(counted) - set(stages)
         if gone:
-            raise Refused(
+            raise InvalidInputError(
                 f"stage {min(gone)} would be left without a block; remove the attention and mlp of "
                 "its last one instead"
             )
         if stages != sorted(stages):
-            raise Refused("a block stays in its stage: other stages have maps of other sizes")
+            raise InvalidInputError("a block stays in its stage: other stages have maps of other sizes")
         for name, value in vars(config).items():
             if isinstance(value, list | tuple) and len(value) == len(config.depths):
                 rows = [

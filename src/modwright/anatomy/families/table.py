@@ -77,7 +77,7 @@ class FamilyTable:
         """Lets a stock config say that blocks ``kept``, by their numbers, stand in this order.
 
         Raises:
-            Refused: the config has no way to say it.
+            InvalidInputError: the config has no way to say it.
         """
         types = getattr(config, "layer_types", None)
         if types is not None:

@@ -25,7 +25,7 @@ from modwright.anatomy.inputs import Pictures
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views import Block, BranchGain, Embedding, Layout, Part, Patches
 from modwright.core.capture import Tap
-from modwright.core.errors import Refused, UnsupportedArchitecture
+from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import AttentionShape
 
 __all__ = ["TimmVit"]
@@ -145,7 +145,7 @@ class TimmVit(Family):
 
     def _live(self) -> Any:
         if self.vit is None:
-            raise Refused("what a timm model reads is known of the model, not of its config")
+            raise InvalidInputError("what a timm model reads is known of the model, not of its config")
         return self.vit
 
     def pools(self, model: nn.Module) -> bool:
@@ -239,7 +239,7 @@ class TimmVit(Family):
         self, model: nn.Module, role: str, part: str, kwargs: dict[str, Any]
     ) -> list[Placement]:
         if role == "positions" and part != "narrowed":  # which alters them where they are
-            raise Refused("the positions of a timm model are parameters of its own, not a module")
+            raise InvalidInputError("the positions of a timm model are parameters of its own, not a module")
         return super().place_outside(model, role, part, kwargs)
 
     def guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:

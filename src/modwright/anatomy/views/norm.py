@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from modwright.anatomy.views.part import ModulePart
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.nn import CRMSNorm, RestoringCRMSNorm
 
 __all__ = ["BranchGain", "Norm"]
@@ -47,7 +47,7 @@ class Norm(ModulePart):
             value = getattr(self.module, name, None)
             if isinstance(value, float):
                 return value
-        raise Refused(f"{self.address}: {type(self.module).__name__} shows no epsilon")
+        raise InvalidInputError(f"{self.address}: {type(self.module).__name__} shows no epsilon")
 
 
 class BranchGain(Norm):

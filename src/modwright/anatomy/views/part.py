@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["ModulePart", "Part", "Unread", "store"]
 
@@ -42,7 +42,7 @@ def store(part: Part, name: str, value: Tensor) -> None:
     """Writes into what ``part.parameters()`` gives, which shares the model's memory."""
     known = part.parameters()
     if name not in known or known[name].shape != value.shape:
-        raise Refused(
+        raise InvalidInputError(
             f"{part.address}: cannot write {name!r} {tuple(value.shape)}; it has "
             + (", ".join(f"{n} {tuple(p.shape)}" for n, p in known.items()) or "nothing")
         )

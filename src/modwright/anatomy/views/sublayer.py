@@ -11,7 +11,7 @@ from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.part import Part
 from modwright.core.capture import Tap
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["Sublayer"]
 
@@ -60,13 +60,13 @@ class Sublayer(Part):
         buffer = self.buffers().get(name)
         if buffer is not None:
             if buffer.shape != value.shape:
-                raise Refused(f"{self.address}.{name}: shape {tuple(value.shape)} does not fit")
+                raise InvalidInputError(f"{self.address}.{name}: shape {tuple(value.shape)} does not fit")
             buffer.copy_(value)
             return
         role, _, leaf = name.rpartition(".")
         projections = self.projections()
         if role not in projections:
-            raise Refused(
+            raise InvalidInputError(
                 f"{self.address} has no part {role or name!r}; it has {', '.join(projections)}"
             )
         projections[role].write(leaf, value)

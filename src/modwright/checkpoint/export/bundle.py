@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["bundle"]
 
@@ -39,7 +39,7 @@ def bundle(
         The text, which begins with its imports, and the name of each root in it.
 
     Raises:
-        Refused: a source is not there, or uses what cannot be taken along.
+        InvalidInputError: a source is not there, or uses what cannot be taken along.
 
     Example:
         >>> from modwright.nn import Absent
@@ -53,7 +53,7 @@ def bundle(
     places = [(str(root.__module__), str(root.__name__)) for root in roots]
     for module, name in places:
         if name not in gathering.module(module).definitions:
-            raise Refused(f"{module}.{name} is not defined at the top level of its module")
+            raise InvalidInputError(f"{module}.{name} is not defined at the top level of its module")
         gathering.take((module, name))
     names = gathering.names()
     pieces = [_import_lines(gathering.imports)]
@@ -77,7 +77,7 @@ class _Module:
         try:
             source = inspect.getsource(importlib.import_module(name))
         except (OSError, TypeError):
-            raise Refused(f"the source of {name} is not there, so it cannot be exported") from None
+            raise InvalidInputError(f"the source of {name} is not there, so it cannot be exported") from None
         made = cls(name, source.splitlines())
         for statement in ast.parse(source).body:
             made._note(statement)
@@ -131,7 +131,7 @@ class _Gathering:
             if isinstance(inner, ast.Import | ast.ImportFrom):
                 home = getattr(inner, "module", None) or inner.names[0].name
                 if self._is_inside(home):
-                    raise Refused(f"{module}.{name} imports {home} inside a function")
+                    raise InvalidInputError(f"{module}.{name} imports {home} inside a function")
         for free in sorted(_free_names(self._text(place), node)):
             found = self._find(module, free)
             if found is not None:
@@ -147,14 +147,14 @@ class _Gathering:
         if not home:
             if hasattr(builtins, name) or name == "__name__":
                 return None
-            raise Refused(f"{module} uses {name!r}, which is not defined at its top level")
+            raise InvalidInputError(f"{module} uses {name!r}, which is not defined at its top level")
         if not self._is_inside(home):
             known = self.imports.setdefault(name, (home, attribute))
             if known != (home, attribute):
-                raise Refused(f"{name!r} is {known} in one module, {(home, attribute)} in {module}")
+                raise InvalidInputError(f"{name!r} is {known} in one module, {(home, attribute)} in {module}")
             return None
         if attribute is None:
-            raise Refused(f"{module} imports the module {home} whole; import names from it")
+            raise InvalidInputError(f"{module} imports the module {home} whole; import names from it")
         return self._find(home, attribute)
 
     def modules_in_order(self) -> list[str]:
@@ -212,7 +212,7 @@ class _Gathering:
         new = {old: names[found] for old, found in self.taken[place].items()} | {name: own}
         new = {old: now for old, now in new.items() if now != old}
         if clash := _bound_names(node) & (new.keys() - {name}):
-            raise Refused(
+            raise InvalidInputError(
                 f"{module}.{name} has a name of its own for {sorted(clash)[0]}; rename it"
             )
         lines = list(here.lines)

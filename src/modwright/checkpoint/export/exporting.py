@@ -13,7 +13,7 @@ from modwright.checkpoint.export.readme import readme
 from modwright.checkpoint.export.target import Target, make_target
 from modwright.checkpoint.export.work import Work
 from modwright.checkpoint.memory import require_memory, weights_bytes
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.files import require_space, whole_directory, write_file
 from modwright.core.formatting import format_bytes
 from modwright.core.modes import eval_mode
@@ -83,7 +83,7 @@ def export(
         options: of the target; see its class.
 
     Raises:
-        Refused: the target cannot hold this model, a package is missing, or an option is unknown.
+        InvalidInputError: the target cannot hold this model, a package is missing, or an option is unknown.
         CheckpointError: ``out`` is in use, not empty, or cannot be written.
         VerificationError: the files do not open, or compute something else.
 
@@ -95,7 +95,7 @@ def export(
         (0.0, True)
     """
     if isinstance(target, Target) and options:
-        raise Refused(f"options of a target that is made already: {', '.join(options)}")
+        raise InvalidInputError(f"options of a target that is made already: {', '.join(options)}")
     chosen = target if isinstance(target, Target) else make_target(target, options)
     chosen.check_installed()
     work = Work.of(checkpoint_or_model)

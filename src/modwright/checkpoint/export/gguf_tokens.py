@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 
 from modwright.checkpoint.export.work import Work
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["add_tokenizer"]
 
@@ -26,7 +26,7 @@ def add_tokenizer(writer: Any, work: Work) -> None:
     Where the model came from a GGUF file, that file's own entries are copied.
 
     Raises:
-        Refused: of a kind that the format does not have.
+        InvalidInputError: of a kind that the format does not have.
     """
     source, tokenizer = work.source, work.tokenizer
     if source is not None and source.is_gguf and source.path is not None:
@@ -53,7 +53,7 @@ def _copy(writer: Any, file: Path) -> None:
 def _spec(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise Refused(f"its tokenizer is a {type(tokenizer).__name__}, which is no fast one")
+        raise InvalidInputError(f"its tokenizer is a {type(tokenizer).__name__}, which is no fast one")
     spec: dict[str, Any] = json.loads(backend.to_str())
     return spec
 
@@ -101,7 +101,7 @@ def _kind(spec: dict[str, Any]) -> type[_ByteLevel] | type[_SentencePiece]:
         return _SentencePiece
     if model["type"] == "BPE" and decoder == "ByteLevel":
         return _ByteLevel
-    raise Refused(
+    raise InvalidInputError(
         f"its tokenizer is of the kind {model['type']} with decoder {decoder}; GGUF takes "
         "byte-level BPE and SentencePiece-like BPE with byte fallback"
     )
@@ -133,7 +133,7 @@ def _pre_name(spec: dict[str, Any]) -> str:
         for name in _PRE:
             if GGUF_PRE_TOKENIZER_SPLITS.get(name) == pattern:
                 return name
-    raise Refused(
+    raise InvalidInputError(
         f"its tokenizer splits text in a way that llama.cpp has no name for here ({kinds}); known: "
         f"gpt-2, smollm, {', '.join(_PRE)}"
     )
@@ -143,7 +143,7 @@ def _words(tokenizer: Any, size: int) -> tuple[list[str], list[gguf.TokenType]]:
     """One word and its type for each row of the embedding table."""
     by_id = {index: word for word, index in tokenizer.get_vocab().items()}
     if max(by_id) >= size:
-        raise Refused(f"its tokenizer has {max(by_id) + 1} tokens and the model {size}")
+        raise InvalidInputError(f"its tokenizer has {max(by_id) + 1} tokens and the model {size}")
     added = tokenizer.added_tokens_decoder
     words, types = [], []
     for index in range(size):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.options import make_options
 from modwright.core.progress import Progress
 from modwright.core.registry import Registry
@@ -60,23 +60,23 @@ class Target(ABC):
         """Refuses, before any work, what would fail after it.
 
         Raises:
-            Refused: a package is missing, or the model cannot become this.
+            InvalidInputError: a package is missing, or the model cannot become this.
         """
         self.check_installed()
         why = self.refusal(model)
         if why is not None:
-            raise Refused(f"cannot export to {self.name}: {why}")
+            raise InvalidInputError(f"cannot export to {self.name}: {why}")
 
     @classmethod
     def check_installed(cls) -> None:
         """Refuses when a package is missing.
 
         Raises:
-            Refused: names the package and the extra that brings it.
+            InvalidInputError: names the package and the extra that brings it.
         """
         missing = [name for name in cls.packages if importlib.util.find_spec(name) is None]
         if missing:
-            raise Refused(
+            raise InvalidInputError(
                 f"target {cls.name!r} needs {', '.join(missing)}, which is not installed here: "
                 "pip install 'modwright[export]'"
             )
@@ -113,7 +113,7 @@ def target_type(name: str) -> type[Target]:
     """The class of a target.
 
     Raises:
-        Refused: unknown name; the message lists all and the nearest.
+        InvalidInputError: unknown name; the message lists all and the nearest.
     """
     return TARGETS[name]
 
@@ -122,7 +122,7 @@ def make_target(name: str, options: Mapping[str, Any] | None = None) -> Target:
     """A target with checked options; text stands for numbers and booleans.
 
     Raises:
-        Refused: unknown target or option, or an illegal value; one line each.
+        InvalidInputError: unknown target or option, or an illegal value; one line each.
 
     Example:
         >>> make_target("gguf", {"type": "q8_0"})

@@ -13,7 +13,7 @@ from modwright.checkpoint.export.gguf_header import ARCHITECTURES, add_config, l
 from modwright.checkpoint.export.target import Target, register_target
 from modwright.checkpoint.export.work import Work
 from modwright.checkpoint.opening import open as open_checkpoint
-from modwright.core.errors import Refused, VerificationError
+from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Gguf(Target):
         own = str(model.dtype).removeprefix("torch.")
         known = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
         if own not in known:
-            raise Refused(f"no GGUF type is as wide as {own}; give one: f32, f16, bf16, q8_0")
+            raise InvalidInputError(f"no GGUF type is as wide as {own}; give one: f32, f16, bf16, q8_0")
         return known[own]
 
     def file_name(self, work: Work) -> str:

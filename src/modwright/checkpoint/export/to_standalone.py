@@ -78,7 +78,7 @@ def standalone_code(model: Any, layout: Layout) -> str:
     """The Python file: the parts that the layout uses, and one class per Auto class.
 
     Raises:
-        Refused: a part's source is not there, or needs what cannot be taken along.
+        InvalidInputError: a part's source is not there, or needs what cannot be taken along.
     """
     import modwright
     from modwright.checkpoint.export.standalone_host import StandaloneConfig, StandaloneModel

@@ -24,7 +24,7 @@ from modwright.checkpoint.export.decoding import decode_greedily, prefill
 from modwright.checkpoint.export.target import Target
 from modwright.checkpoint.export.work import Work
 from modwright.checkpoint.quiet import quiet_transformers
-from modwright.core.errors import ModwrightError, Refused, VerificationError, first_line
+from modwright.core.errors import ModwrightError, InvalidInputError, VerificationError, first_line
 from modwright.core.progress import Progress
 from modwright.edits.verify import probe_batch
 
@@ -72,7 +72,7 @@ class Traced(Target):
             raise
         except Exception as error:
             cause = error.__cause__ or error
-            raise Refused(
+            raise InvalidInputError(
                 f"cannot export to {self.name}: transformers' {self.exporter} does not take this "
                 f"{type(work.model).__name__}: {type(cause).__name__}: {first_line(cause)}"
             ) from error

@@ -8,7 +8,7 @@ from typing import Any
 
 from modwright.checkpoint.opening import Checkpoint
 from modwright.checkpoint.source import Source
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["Work"]
 
@@ -30,18 +30,18 @@ class Work:
         """From a checkpoint or a model.
 
         Raises:
-            Refused: it is neither, or its weights are not in the CPU's memory.
+            InvalidInputError: it is neither, or its weights are not in the CPU's memory.
         """
         checkpoint = what if isinstance(what, Checkpoint) else None
         model = what if hasattr(what, "save_pretrained") else getattr(what, "model", what)
         if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
-            raise Refused(
+            raise InvalidInputError(
                 f"a {type(what).__name__} cannot be exported; give what modwright.open returns, or "
                 "a transformers model"
             )
         for name, tensor in model.state_dict().items():
             if tensor.device.type != "cpu":
-                raise Refused(
+                raise InvalidInputError(
                     f"{name} is on {tensor.device}; export works on the CPU: open the model there"
                 )
         return cls(model, checkpoint)

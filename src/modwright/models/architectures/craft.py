@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageToImage
 from transformers.modeling_outputs import ImageSuperResolutionOutput
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.picture_model import PictureConfig, PictureModel
 from modwright.models.registry import register_architecture
@@ -71,20 +71,20 @@ class CraftConfig(PictureConfig):
         super().__post_init__(**kwargs)
         if self.upscale not in SCALES:
             legal = ", ".join(map(str, SCALES))
-            raise Refused(f"upscale must be one of {legal}, not {self.upscale}")
+            raise InvalidInputError(f"upscale must be one of {legal}, not {self.upscale}")
         if len(self.num_heads) != len(self.depths):
-            raise Refused(
+            raise InvalidInputError(
                 f"num_heads has {len(self.num_heads)} entries for {len(self.depths)} groups"
             )
         for heads in self.num_heads:
             if heads < 1 or heads % 2:
-                raise Refused(f"two kinds of windows share the heads: {heads} is no even number")
+                raise InvalidInputError(f"two kinds of windows share the heads: {heads} is no even number")
             if self.dim % heads:
-                raise Refused(f"{heads} heads do not divide a width of {self.dim}")
+                raise InvalidInputError(f"{heads} heads do not divide a width of {self.dim}")
         if len(self.window) != 2 or min(self.window) < 1:
-            raise Refused(f"window is a height and a width, not {list(self.window)}")
+            raise InvalidInputError(f"window is a height and a width, not {list(self.window)}")
         if self.position_dim is None and self.dim < 32:
-            raise Refused(
+            raise InvalidInputError(
                 f"a width of {self.dim} leaves no channel to the network of positions: "
                 "take at least 32, or say position_dim"
             )
@@ -120,13 +120,13 @@ class CraftForImageSuperResolution(PictureModel):
     def check_pixels(self, pixel_values: Tensor) -> None:
         super().check_pixels(pixel_values)
         if not pixel_values.is_floating_point():
-            raise Refused(
+            raise InvalidInputError(
                 f"pixels are numbers from 0 to 1, not {pixel_values.dtype}; "
                 "upscale_image takes whole numbers from 0 to 255, too"
             )
         sides, multiple = pixel_values.shape[2:], self.config.multiple
         if any(side % multiple for side in sides):
-            raise Refused(
+            raise InvalidInputError(
                 f"sides must be multiples of {multiple}, not {sides[0]} x {sides[1]}; "
                 "modwright.models.upscaling.upscale_image takes any size"
             )
@@ -146,7 +146,7 @@ class CraftForImageSuperResolution(PictureModel):
             output_hidden_states: gives the features before the first group and behind each, too.
 
         Raises:
-            Refused: what is no picture of such a size.
+            InvalidInputError: what is no picture of such a size.
         """
         self.check_pixels(pixel_values)
         mean, range_ = self._mean(pixel_values), self.config.img_range

@@ -10,7 +10,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused, refusing, unknown_name
+from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.key_maps import KeyMap, Rule
@@ -152,13 +152,13 @@ class DuoFormerConfig(ImageConfig):
             if name not in known:
                 raise unknown_name(what, name, known)
         if not 2 <= self.scales <= STAGES:
-            raise Refused(f"scales lie between 2 and {STAGES}, not {self.scales}")
+            raise InvalidInputError(f"scales lie between 2 and {STAGES}, not {self.scales}")
         if self.dim % self.heads:
-            raise Refused(f"heads {self.heads} does not divide a dim of {self.dim}")
+            raise InvalidInputError(f"heads {self.heads} does not divide a dim of {self.dim}")
         if self.cells_at_once is not None and self.cells_at_once < 1:
-            raise Refused(f"cells_at_once must be at least 1, not {self.cells_at_once}")
+            raise InvalidInputError(f"cells_at_once must be at least 1, not {self.cells_at_once}")
         if len(self.widths) != STAGES:
-            raise Refused(f"a backbone must give {STAGES} maps, not {len(self.widths)}")
+            raise InvalidInputError(f"a backbone must give {STAGES} maps, not {len(self.widths)}")
         self.grid_of(*self.size)
 
     @property
@@ -257,7 +257,7 @@ class DuoFormerForImageClassification(TokenClassifier):
     def _check_grid(self, grid: Grid) -> None:
         own = self.positions.grid
         if grid != own and not self.config.interpolate_positions:
-            raise Refused(
+            raise InvalidInputError(
                 f"{grid[0]} x {grid[1]} cells where the config has {own[0]} x {own[1]}; "
                 "interpolate_positions=True would resize the positions"
             )
@@ -271,7 +271,7 @@ class DuoFormerForImageClassification(TokenClassifier):
         The maps are all four; where no "channel" token is made, those that are used are enough.
 
         Raises:
-            Refused: maps that are too few or do not fit each other, or another grid.
+            InvalidInputError: maps that are too few or do not fit each other, or another grid.
         """
         with refusing():
             tokens = self.tokenise(features[-self.config.scales :])

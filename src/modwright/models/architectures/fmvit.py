@@ -14,7 +14,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
@@ -87,14 +87,14 @@ class FmvitConfig(ImageConfig):
         super().__post_init__(**kwargs)
         self.per_stage(len(self.depths), "widths", "out_widths", "reductions")
         if self.pool not in POOLS:
-            raise Refused(f"unknown pool {self.pool!r}; legal values: {', '.join(POOLS)}")
+            raise InvalidInputError(f"unknown pool {self.pool!r}; legal values: {', '.join(POOLS)}")
         for width in self.widths:
             if width % self.head_dim:
-                raise Refused(f"head_dim {self.head_dim} does not divide a width of {width}")
+                raise InvalidInputError(f"head_dim {self.head_dim} does not divide a width of {width}")
         step = self.head_dim * self.frequency_groups
         for width in self.out_widths[1:]:
             if width % step or width < 2 * step:
-                raise Refused(
+                raise InvalidInputError(
                     f"a mixing block of {width} channels cannot be shared out to "
                     f"{self.frequency_groups} pairs in steps of head_dim {self.head_dim}"
                 )
@@ -155,7 +155,7 @@ class FmvitForImageClassification(PyramidClassifier):
         step = math.lcm(*(4 * 2**s * r for s, r in enumerate(config.reductions) if s and r > 1))
         if config.pool == "square" and any(side % step for side in pixel_values.shape[2:]):
             height, width = pixel_values.shape[2:]
-            raise Refused(f"sides of pictures must be multiples of {step}, not {height} x {width}")
+            raise InvalidInputError(f"sides of pictures must be multiples of {step}, not {height} x {width}")
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
         nn.init.trunc_normal_(conv.weight, std=0.02)

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
@@ -77,7 +77,7 @@ class MetaFormerConfig(ImageConfig):
 
 def _attention(config: MetaFormerConfig, dim: int, grid: Grid) -> nn.Module:
     if dim % config.attention_head_dim:
-        raise Refused(
+        raise InvalidInputError(
             f"attention_head_dim {config.attention_head_dim} does not divide a width of {dim}"
         )
     return SelfAttention(dim, dim // config.attention_head_dim, qkv_bias=False)
@@ -222,7 +222,7 @@ def _poolformer_fields(theirs: Mapping[str, Any]) -> dict[str, Any]:
     rows = [theirs[key] for key in ("patch_sizes", "strides", "padding")]
     stages = len(theirs["depths"])
     if any(tuple(row) != (3, 2, 1) for row in list(zip(*rows))[1:stages]):
-        raise Refused(
+        raise InvalidInputError(
             f"patch_sizes, strides and padding are {rows}; after the first 3, 2 and 1 are computed"
         )
     scale = theirs["layer_scale_init_value"] if theirs["use_layer_scale"] else None

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule
@@ -47,7 +47,7 @@ class ResidualNetworkConfig(ImageConfig):
         if self.branch not in BRANCHES:
             raise unknown_name("branch", self.branch, BRANCHES)
         if self.branch == "bottleneck" and any(width % 4 for width in self.widths):
-            raise Refused(f"widths of bottlenecks are multiples of 4, not {self.widths}")
+            raise InvalidInputError(f"widths of bottlenecks are multiples of 4, not {self.widths}")
 
     @property
     def convs(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule
@@ -73,7 +73,7 @@ class SMTConfig(ImageConfig):
         heads = ("modulation_heads", "attention_heads")
         self.per_stage(stages, "widths", "token_mixers", *heads, "mlp_ratios")
         if self.stem_kernel % 2 == 0:
-            raise Refused(f"stem_kernel must be odd, not {self.stem_kernel}")
+            raise InvalidInputError(f"stem_kernel must be odd, not {self.stem_kernel}")
         for s in range(stages):
             self._check_mixers(s)
 
@@ -91,7 +91,7 @@ class SMTConfig(ImageConfig):
     def _check_mixers(self, stage: int) -> None:
         names, depth, width = self.mixers_of(stage), self.depths[stage], self.widths[stage]
         if len(names) != depth:
-            raise Refused(
+            raise InvalidInputError(
                 f"token_mixers has {len(names)} names for the {depth} blocks of stage {stage}"
             )
         for name in set(names):
@@ -99,7 +99,7 @@ class SMTConfig(ImageConfig):
                 raise unknown_name("token mixer", name, MIXERS)
             heads = self.heads_of(name, stage)
             if heads < 1 or width % heads:
-                raise Refused(
+                raise InvalidInputError(
                     f"{name}_heads {heads} does not divide the width {width} of stage {stage}"
                 )
 

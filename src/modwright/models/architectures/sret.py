@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused, refusing, unknown_name
+from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
@@ -84,13 +84,13 @@ class SReTConfig(ImageConfig):
             raise unknown_name("kind of projections", self.projections, PROJECTIONS)
         for s, (depth, blocks) in enumerate(zip(self.depths, self.blocks)):
             if blocks < 1 or depth < 1 or depth % blocks:
-                raise Refused(
+                raise InvalidInputError(
                     f"{depth} passes of stage {s} cannot be shared out evenly to {blocks} blocks"
                 )
         widths = self.widths
         for s in range(1, stages):
             if widths[s] % widths[s - 1]:
-                raise Refused(
+                raise InvalidInputError(
                     f"the width {widths[s]} of stage {s} is no multiple of the {widths[s - 1]} "
                     "before it"
                 )
@@ -120,7 +120,7 @@ class SReTConfig(ImageConfig):
             passes = (self.groups_first[s], self.groups_later[s])
             for groups in passes[: self.loops[s]]:
                 if groups < 1 or height * width % groups:
-                    raise Refused(
+                    raise InvalidInputError(
                         f"{groups} groups do not divide the {height * width} tokens of stage {s} "
                         f"({height} x {width}) of pictures of {size[0]} x {size[1]}"
                     )

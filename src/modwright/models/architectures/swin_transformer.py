@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.key_maps import KeyMap, Rule, Stack
 from modwright.models.registry import register_architecture
@@ -57,9 +57,9 @@ class SwinTransformerConfig(ImageConfig):
         self.per_stage(len(self.depths), "num_heads")
         for heads, width in zip(self.num_heads, self.widths):
             if width % heads:
-                raise Refused(f"{heads} heads do not divide a width of {width}")
+                raise InvalidInputError(f"{heads} heads do not divide a width of {width}")
         if self.window_size < 1:
-            raise Refused(f"window_size must be at least 1, not {self.window_size}")
+            raise InvalidInputError(f"window_size must be at least 1, not {self.window_size}")
         self.check_size(*self.size)
 
     def check_size(self, height: int, width: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused, unknown_name
+from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.converters.t2t_vit import official_names
 from modwright.models.key_maps import KeyMap
@@ -92,17 +92,17 @@ class T2TViTConfig(ImageConfig):
                 raise unknown_name(what, name, known)
         self.check_multiples(STRIDE, *self.size)
         if int(self.token_dim * self.kernel_ratio) < 1:
-            raise Refused(
+            raise InvalidInputError(
                 f"kernel_ratio {self.kernel_ratio} of token_dim {self.token_dim} "
                 "leaves no random feature"
             )
         if self.blocks == "dense" and self.depth < len(self.dense_groups):
-            raise Refused(f"a depth of {self.depth} is less than {len(self.dense_groups)} groups")
+            raise InvalidInputError(f"a depth of {self.depth} is less than {len(self.dense_groups)} groups")
         for width in self.widths:
             if width % self.num_heads:
-                raise Refused(f"num_heads {self.num_heads} does not divide a width of {width}")
+                raise InvalidInputError(f"num_heads {self.num_heads} does not divide a width of {width}")
         if self.blocks == "ghost" and (self.mlp_ratio != 3 or self.embed_dim % 2):
-            raise Refused(
+            raise InvalidInputError(
                 "blocks 'ghost' need mlp_ratio 3 and an even embed_dim, "
                 f"not {self.mlp_ratio} and {self.embed_dim}"
             )
@@ -278,7 +278,7 @@ class T2TViTForImageClassification(TokenClassifier):
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
         if norm and self.config.blocks == "dense":
-            raise Refused("the last norm of dense blocks fits the last feature map alone")
+            raise InvalidInputError("the last norm of dense blocks fits the last feature map alone")
         return super().forward_maps(pixel_values, norm)
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
@@ -71,23 +71,23 @@ class TNTConfig(ImageConfig):
         for stream in ("inner", "outer"):
             dim, heads = getattr(self, f"{stream}_dim"), getattr(self, f"{stream}_heads")
             if dim % heads:
-                raise Refused(f"{stream}_heads {heads} does not divide an {stream}_dim of {dim}")
+                raise InvalidInputError(f"{stream}_heads {heads} does not divide an {stream}_dim of {dim}")
         if self.inner_stride < 1:
-            raise Refused(f"inner_stride must be at least 1, not {self.inner_stride}")
+            raise InvalidInputError(f"inner_stride must be at least 1, not {self.inner_stride}")
         if self.legacy and self.patch_size % self.inner_stride:
-            raise Refused(
+            raise InvalidInputError(
                 f"the legacy form needs an inner_stride that divides patch_size "
                 f"{self.patch_size}, not {self.inner_stride}"
             )
         for block in self.inner_blocks or ():
             if not 1 <= block <= self.depth:
-                raise Refused(f"inner_blocks are counted from 1 to {self.depth}, not {block}")
+                raise InvalidInputError(f"inner_blocks are counted from 1 to {self.depth}, not {block}")
         self.check_size(*self.size)
 
     def check_size(self, height: int, width: int) -> None:
         """Refuses pictures that patches do not fill."""
         if height % self.patch_size or width % self.patch_size:
-            raise Refused(
+            raise InvalidInputError(
                 f"a picture of {height} x {width} is not made of whole patches of "
                 f"{self.patch_size} pixels"
             )
@@ -176,14 +176,14 @@ class TNTForImageClassification(TokenClassifier):
         """Whether a file has the legacy form: no norm stands behind its blocks' projections.
 
         Raises:
-            Refused: some blocks have such a norm, and others do not.
+            InvalidInputError: some blocks have such a norm, and others do not.
         """
         blocks = {name.rpartition(".proj.")[0] for name in tensors if _is_projection(name)}
         last = ("proj_norm2", "norm2_proj")
         normed = {b for b in blocks if any(f"{b}.{norm}.weight" in tensors for norm in last)}
         if normed and normed != blocks:
             other = sorted(blocks - normed)[0]
-            raise Refused(
+            raise InvalidInputError(
                 f"the file mixes two forms of TNT: {sorted(normed)[0]} has a norm behind its "
                 f"projection, {other} has none"
             )

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import Refused
+from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.key_maps import KeyMap, Rule, Stack
 from modwright.models.registry import register_architecture
@@ -58,7 +58,7 @@ class VisionTransformerConfig(ImageConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.embed_dim % self.num_heads:
-            raise Refused(
+            raise InvalidInputError(
                 f"num_heads {self.num_heads} does not divide an embed_dim of {self.embed_dim}"
             )
         self.check_size(*self.size)
