@@ -90,5 +90,5 @@ def test_recipes_of_trainings_load(name: str) -> None:
 
 def test_reports_load() -> None:
     stored = json.loads((WRITTEN / "report.json").read_text())
-    report = Report.from_json(stored)
+    report = Report.from_dict(stored)
     assert report.title == stored["title"]

@@ -128,14 +128,14 @@ def output_error(mlp: Mlp, x: Tensor, labels: Tensor) -> float:
     from modwright.edits import expert_shape, split_mlp
 
     shape = expert_shape(mlp, **SPLIT, score="gate")
-    part = build_part("expert_feed_forward", None, shape.to_json())
+    part = build_part("expert_feed_forward", None, shape.to_dict())
     state = {
         f"{name.removeprefix(mlp.address + '.').replace('.', '_proj.')}": value
         for name, value in split_mlp(mlp, labels, shape).tensors.items()
     }
     part.load_state_dict(state)
     sparse = part(x)
-    part.reroute(type(shape)(**{**shape.to_json(), "top_k": shape.num_experts}))
+    part.reroute(type(shape)(**{**shape.to_dict(), "top_k": shape.num_experts}))
     dense = part(x)
     return float((sparse - dense).norm() / dense.norm())
 

@@ -108,7 +108,7 @@ def test_windows_of_text_are_added_up(tiny: Any) -> None:
 
 def test_it_is_told_in_numbers_and_words(tiny: Any) -> None:
     found = stream_mean(Anatomy.of(tiny("tiny-vit")), batch_of(tiny("tiny-vit")))
-    assert json.loads(json.dumps(found.to_json()))["shares"] == list(found.shares)
+    assert json.loads(json.dumps(found.to_dict()))["shares"] == list(found.shares)
     lines = str(found).splitlines()
     assert len(lines) == 6 and "34 positions" in lines[0] and "behind the blocks" in lines[-1]
 

@@ -65,7 +65,7 @@ def test_a_mean_filter_takes_detail_away_and_the_model_stays_as_it_is() -> None:
     assert found["0"] == Spectrum.of(pictures)
     assert model.training and int(model[1].num_batches_tracked) == 0
     assert not any(part._forward_hooks for part in model.modules())
-    shown = json.loads(json.dumps(found["2"].to_json()))
+    shown = json.loads(json.dumps(found["2"].to_dict()))
     assert sum(shown["bands"]) == pytest.approx(1) and shown["log_amplitudes"][0] == 0
     assert shown["frequencies"] == [0, 0.25, 0.5, 0.75, 1]
 

@@ -277,7 +277,7 @@ def test_the_recipe_says_what_was_counted(make: Any) -> None:
 
 def test_json_holds_everything(model: Any) -> None:
     counted = count(model)
-    told = json.loads(json.dumps(counted.to_json()))
+    told = json.loads(json.dumps(counted.to_dict()))
     assert told["parameters"] == counted.parameters == sum(r["parameters"] for r in told["rows"])
     assert told["kv_bytes"] == counted.kv_bytes
     assert len(told["rows"]) == len(counted.rows)

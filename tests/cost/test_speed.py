@@ -49,7 +49,7 @@ def test_both_phases_are_timed_and_told(model: Any) -> None:
         assert speed.new_tokens == 3
         assert "one by one with the key/value cache" in speed.method
     assert "median of 2 repeats" in speed.method
-    json.dumps(speed.to_json())
+    json.dumps(speed.to_dict())
 
 
 def test_only_models_that_decode_have_a_decoding_speed(make: Any) -> None:

@@ -189,7 +189,7 @@ def test_html_is_escaped() -> None:
 
 
 def test_json_lists_every_block(make: Any) -> None:
-    told = json.loads(json.dumps(inspect(make("tiny-llama"), length=9).to_json()))
+    told = json.loads(json.dumps(inspect(make("tiny-llama"), length=9).to_dict()))
     assert told["length"] == 9
     blocks = next(c for c in told["model"]["children"] if c["address"] == "blocks")
     assert [block["address"] for block in blocks["children"]] == [f"blocks.{i}" for i in range(4)]

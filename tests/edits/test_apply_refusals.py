@@ -59,7 +59,7 @@ def test_a_saved_plan_gives_the_same_model(
         notes=("one note",),
     )
     back = Plan.load(plan.save(tmp_path / "plan"))
-    assert back.to_json() == json.loads(json.dumps(plan.to_json()))
+    assert back.to_dict() == json.loads(json.dumps(plan.to_dict()))
     assert back.edits == plan.edits
     assert back.structure == plan.structure == structure_of(anatomy)
     assert (back.method, back.options, back.notes) == ("by hand", {"ratio": 0.5}, ("one note",))

@@ -19,7 +19,7 @@ from modwright.edits import (
     Remove,
     Replace,
     arrange,
-    edits_from_json,
+    edits_from_list,
     factorize,
     keep_heads,
     keep_neurons,
@@ -308,7 +308,7 @@ def test_edits_survive_json() -> None:
         Remove("blocks.10.attention", drop_norm=True),
         Replace("blocks.3.mlp.up", "linear", {"in_features": 4, "out_features": 2, "bias": False}),
     )
-    assert edits_from_json(json.loads(json.dumps([e.to_json() for e in edits]))) == edits
+    assert edits_from_list(json.loads(json.dumps([e.to_dict() for e in edits]))) == edits
 
 
 @pytest.mark.parametrize(

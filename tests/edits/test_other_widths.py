@@ -12,7 +12,7 @@ from torch import nn
 from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy, FactoredProjection
 from modwright.core.errors import InvalidInputError
-from modwright.edits import Change, Plan, Replace, Restore, edits_from_json, factorize, remove
+from modwright.edits import Change, Plan, Replace, Restore, edits_from_list, factorize, remove
 from modwright.edits.refit import refit
 from modwright.edits.registry import build_part, part_names
 from modwright.edits.remodelled import edits_of
@@ -93,7 +93,7 @@ def test_a_rank_that_saves_nothing_becomes_dense(tiny: Any) -> None:
 def test_a_generic_mlp_keeps_its_shape_in_step_with_its_maps(tiny: Any) -> None:
     model = tiny("tiny-gpt2")
     mlp = Anatomy.of(model).blocks[0].mlp
-    shape = {**mlp.shape.to_json(), "intermediate_size": 40}
+    shape = {**mlp.shape.to_dict(), "intermediate_size": 40}
     values = {
         f"{mlp.address}.up.weight": mlp.up.weight[:40],
         f"{mlp.address}.up.bias": mlp.up.bias[:40],
@@ -166,9 +166,9 @@ def test_an_edit_can_be_taken_back(tiny: Any) -> None:
 
 
 def test_taking_back_travels_in_plans_only(tiny: Any, tmp_path: Path) -> None:
-    stored = [Restore("blocks.1.mlp.up").to_json()]
+    stored = [Restore("blocks.1.mlp.up").to_dict()]
     assert stored == [{"op": "restore", "path": "blocks.1.mlp.up"}]
-    assert edits_from_json(stored) == (Restore("blocks.1.mlp.up"),)
+    assert edits_from_list(stored) == (Restore("blocks.1.mlp.up"),)
     with pytest.raises(InvalidInputError, match="a whole block that was removed cannot come back"):
         Restore("blocks.1")
     model = tiny("tiny-gpt2")

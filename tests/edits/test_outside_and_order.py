@@ -19,7 +19,7 @@ from modwright.edits import (
     Remove,
     Replace,
     arrange,
-    edits_from_json,
+    edits_from_list,
     keep_neurons,
     register_part,
     remove,
@@ -132,11 +132,11 @@ def test_a_whole_mlp_of_ours_is_the_familys_again(
 ) -> None:
     model = tiny(dense_mlps)
     mlp = Anatomy.of(model).blocks[1].mlp
-    same = edit(model, Change((Replace(mlp.address, "feed_forward", mlp.shape.to_json()),)))
+    same = edit(model, Change((Replace(mlp.address, "feed_forward", mlp.shape.to_dict()),)))
     assert same.plain and torch.equal(outputs(same.model), outputs(model))
 
     width = mlp.intermediate_size - 8
-    shape = {**mlp.shape.to_json(), "intermediate_size": width}
+    shape = {**mlp.shape.to_dict(), "intermediate_size": width}
     narrow = keep_neurons(mlp, range(width)).tensors
     ours = edit(model, Change((Replace(mlp.address, "feed_forward", shape),), narrow)).model
     theirs = edit(model, keep_neurons(mlp, range(width))).model
@@ -197,8 +197,8 @@ def test_an_order_stands_alone_and_travels_in_plans_only(tiny: Any) -> None:
     both = arrange((0, 1)) + remove(Anatomy.of(model).blocks[0].mlp)
     with pytest.raises(InvalidInputError, match="an arrangement of blocks is a plan of its own"):
         edit(model, both)
-    stored = [item.to_json() for item in arrange((1, 0)).edits]
-    back: tuple[Edit, ...] = edits_from_json(stored)
+    stored = [item.to_dict() for item in arrange((1, 0)).edits]
+    back: tuple[Edit, ...] = edits_from_list(stored)
     assert back == (Arrange((1, 0)),)
     from modwright.edits.remodelled import remodelled
 

@@ -328,7 +328,7 @@ def shapes(draw: st.DrawFn) -> AttentionShape:
 def test_any_legal_shape_gives_its_width_and_survives_json(
     shape: AttentionShape, length: int
 ) -> None:
-    assert AttentionShape(**json.loads(json.dumps(shape.to_json()))) == shape
+    assert AttentionShape(**json.loads(json.dumps(shape.to_dict()))) == shape
     width = shape.hidden_size if shape.project_out else shape.num_heads * shape.v_head_dim
     x = stream(length, width=shape.hidden_size)
     out = run(attention(shape), x)
@@ -337,7 +337,7 @@ def test_any_legal_shape_gives_its_width_and_survives_json(
 
 
 def test_json_of_a_shape_holds_only_what_is_not_default() -> None:
-    assert SHAPES["plain"].to_json() == {
+    assert SHAPES["plain"].to_dict() == {
         "hidden_size": 16,
         "num_heads": 4,
         "num_kv_heads": 4,

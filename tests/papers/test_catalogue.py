@@ -109,7 +109,7 @@ def test_unknown_paper_names_the_nearest() -> None:
 
 
 def test_json_carries_every_field_as_plain_values() -> None:
-    listed = json.loads(json.dumps([record.to_json() for record in papers()]))
+    listed = json.loads(json.dumps([record.to_dict() for record in papers()]))
     keys = {field.name for field in dataclasses.fields(Paper)}
     for entry, record in zip(listed, papers(), strict=True):
         assert set(entry) == keys
@@ -119,7 +119,7 @@ def test_json_carries_every_field_as_plain_values() -> None:
 
 def test_complete_record_works(tmp_path: Path) -> None:
     loaded = load_one(tmp_path)
-    assert loaded.to_json() == COMPLETE
+    assert loaded.to_dict() == COMPLETE
     assert loaded.url == "https://arxiv.org/abs/2401.00010"
 
 

@@ -34,7 +34,7 @@ def main() -> None:
     run(recipe, asked["out"], check=False)
     most = peak_rss_bytes() - before
     opened = open_checkpoint(recipe.model, dtype=recipe.dtype)
-    expected = forecast(recipe, opened.model, opened.name).to_json()
+    expected = forecast(recipe, opened.model, opened.name).to_dict()
     print(json.dumps({"most": most, "forecast": expected}))
 
 

@@ -81,7 +81,7 @@ def test_a_forecast_writes_nothing_and_changes_nothing(
 def test_a_forecast_is_plain_values(recipe: MakeRecipe, wordy_model: Path) -> None:
     opened = open_checkpoint(wordy_model)
     expected = forecast(recipe(), opened.model, opened.name)
-    told = json.loads(json.dumps(expected.to_json()))
+    told = json.loads(json.dumps(expected.to_dict()))
     assert told["recipe"] == resolved(recipe())
     assert told["peak_bytes"] == max(step["memory"] for step in told["steps"])
     assert told["steps"][0]["parameters"] == list(expected.steps[0].parameters)

@@ -64,7 +64,7 @@ def test_it_tries_everything_and_leaves_nothing(
     assert tried.free_disk > tried.forecast.disk > 0
     assert tried.peak > tried.forecast.peak
     assert len(said) == 2
-    told = json.loads(json.dumps(tried.to_json()))
+    told = json.loads(json.dumps(tried.to_dict()))
     assert told["steps"][1]["calibration"]["batch"] == [2, 32]
 
 

@@ -23,8 +23,8 @@ def test_the_example_says_that_it_is_one(example: Report) -> None:
 
 
 def test_json_round_trip_of_the_example_keeps_every_field(example: Report) -> None:
-    text = json.dumps(example.to_json(), allow_nan=False)
-    assert Report.from_json(json.loads(text)) == example
+    text = json.dumps(example.to_dict(), allow_nan=False)
+    assert Report.from_dict(json.loads(text)) == example
     assert json.loads(text) == json.loads(EXAMPLE.read_text(encoding="utf-8"))
 
 
@@ -39,7 +39,7 @@ PLAIN = st.recursive(
 def test_json_round_trip_of_anything_plain(options: dict[str, Any], title: str) -> None:
     stages = [Stage("before"), Stage("1 x", "x", title, options, reasons={"extra": options})]
     report = Report("r", recipe=options, stages=stages)
-    assert Report.from_json(json.loads(json.dumps(report.to_json(), allow_nan=False))) == report
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict(), allow_nan=False))) == report
 
 
 def test_what_is_passed_in_is_copied() -> None:
@@ -65,19 +65,19 @@ def test_agreement_and_scores_that_are_no_numbers_are_marked() -> None:
     assert found == {"kl": None, "top1": 0.5, "finite": False}
     assert Stage("before", agreement={"cosine": 0.5}).agreement == {"cosine": 0.5, "finite": True}
     assert Stage("before", harness={"scores": []}).harness == {"scores": [], "finite": True}
-    read = Stage.from_json(Stage("before", agreement={"kl": float("nan"), "top1": 0.5}).to_json())
+    read = Stage.from_dict(Stage("before", agreement={"kl": float("nan"), "top1": 0.5}).to_dict())
     assert read.agreement == {"kl": None, "top1": 0.5, "finite": False}
 
 
 def test_a_report_of_format_1_is_still_read() -> None:
     stored = json.loads(EXAMPLE.with_name("report_format_1.json").read_text(encoding="utf-8"))
     assert stored["format"] == 1
-    read = Report.from_json(stored)
+    read = Report.from_dict(stored)
     assert [stage.perplexity for stage in read.stages] == [
         stage["quality"]["perplexity"] for stage in stored["stages"]
     ]
     assert read.before.agreement is None and read.before.harness is None
-    assert read.to_json()["format"] == 2
+    assert read.to_dict()["format"] == 2
 
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
@@ -101,12 +101,12 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Stage("a", shape=[{"mlp": 3}]), "needs exactly attention and mlp"),
     (lambda: Stage("a", shape=[{"mlp": 3, "attention": {"heads": 1}}]), "attention needs heads"),
     (lambda: Stage("a", shape=[BLOCK], source_blocks=[0, 1]), "1 blocks in shape and 2"),
-    (lambda: Report.from_json({"title": "r", "stage": []}), "did you mean 'stages'"),
-    (lambda: Report.from_json({"format": 99, "title": "r"}), "format 99"),
-    (lambda: Report.from_json({"stages": []}), "needs the field 'title'"),
-    (lambda: Report.from_json({"title": "r", "stages": {}}), "must be a list"),
-    (lambda: Report.from_json([]), "a mapping of fields"),  # type: ignore[arg-type]
-    (lambda: Stage.from_json({"name": "a", "sampel": {}}), "did you mean 'sample'"),
+    (lambda: Report.from_dict({"title": "r", "stage": []}), "did you mean 'stages'"),
+    (lambda: Report.from_dict({"format": 99, "title": "r"}), "format 99"),
+    (lambda: Report.from_dict({"stages": []}), "needs the field 'title'"),
+    (lambda: Report.from_dict({"title": "r", "stages": {}}), "must be a list"),
+    (lambda: Report.from_dict([]), "a mapping of fields"),  # type: ignore[arg-type]
+    (lambda: Stage.from_dict({"name": "a", "sampel": {}}), "did you mean 'sample'"),
 ]
 
 

@@ -157,7 +157,7 @@ def test_text_from_the_report_is_escaped() -> None:
 
 
 def test_equal_reports_give_equal_pages(example: Report, html: str) -> None:
-    assert render_html(Report.from_json(example.to_json())) == html
+    assert render_html(Report.from_dict(example.to_dict())) == html
 
 
 @pytest.mark.parametrize(

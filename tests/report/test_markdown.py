@@ -81,7 +81,7 @@ def test_a_hostile_report_keeps_its_tables() -> None:
 
 
 def test_rendering_twice_gives_the_same(example: Report) -> None:
-    again = render_markdown(Report.from_json(example.to_json()))
+    again = render_markdown(Report.from_dict(example.to_dict()))
     assert again == render_markdown(example)
 
 

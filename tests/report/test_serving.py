@@ -59,7 +59,7 @@ def test_a_model_of_which_nothing_is_said_has_no_such_section() -> None:
 def test_one_sentence_is_a_reason_as_in_older_reports() -> None:
     old = Stage("before", servable={"vLLM": "not tried here"})
     assert serving_rows(old) == [("vLLM", MISSING, "not tried here")]
-    assert Stage.from_json(old.to_json()) == old
+    assert Stage.from_dict(old.to_dict()) == old
 
 
 @pytest.mark.parametrize("odd", [3, ["yes"], {"answer": 1}, {"verdict": "yes"}])

@@ -168,4 +168,4 @@ def test_a_narrow_table_shows_intervals_and_old_reports_their_numbers() -> None:
 
 def test_intervals_survive_the_way_to_json() -> None:
     whole = report(stage(decode=20.0), CASES["faster"][0])
-    assert verdicts(Report.from_json(whole.to_json())) == verdicts(whole)
+    assert verdicts(Report.from_dict(whole.to_dict())) == verdicts(whole)

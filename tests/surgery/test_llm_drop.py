@@ -86,7 +86,7 @@ def test_the_most_similar_parts_go(tiny: Any, preset: str, target: str) -> None:
         assert decided.reasons["removed"][kind] == [i for _, k, i in best if k == kind]
         assert decided.reasons["scores"][kind] == scores.column(kind)
     assert decided.reasons["calibration"] == data(model).recipe
-    json.dumps(decided.to_json(), allow_nan=False)
+    json.dumps(decided.to_dict(), allow_nan=False)
 
 
 def test_drop_norm_says_what_is_compared(tiny: Any) -> None:

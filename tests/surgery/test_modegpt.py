@@ -193,7 +193,7 @@ def with_query_norms(model: Any) -> Any:
     """The second attention normalizes queries and keys."""
     anatomy = Anatomy.of(model)
     attention = anatomy.blocks[1].attention
-    shape = {**attention.shape.to_json(), "qk_norm_eps": 1e-6}
+    shape = {**attention.shape.to_dict(), "qk_norm_eps": 1e-6}
     width = attention.shape.qk_head_dim
     tensors = {f"{attention.address}.{role}_norm.weight": torch.ones(width) for role in "qk"}
     for role, projection in attention.projections().items():

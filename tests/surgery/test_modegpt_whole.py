@@ -143,7 +143,7 @@ def test_other_precisions_stay_as_they_are(tiny: Any, plain_heads: str, dtype: t
 def test_plans_are_saved_with_their_reasons(tiny: Any, plain_heads: str, tmp_path: Path) -> None:
     model = tiny(plain_heads)
     decided = plan(model, method(), data(model))
-    json.dumps(decided.to_json(), allow_nan=False)
+    json.dumps(decided.to_dict(), allow_nan=False)
     loaded = Plan.load(decided.save(tmp_path / "plan"))
     assert loaded.reasons == json.loads(json.dumps(decided.reasons))
     ours, theirs = apply_plan(model, decided).model, apply_plan(model, loaded).model

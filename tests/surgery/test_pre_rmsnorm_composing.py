@@ -99,8 +99,8 @@ def test_from_one_form_to_the_next(tiny: Any) -> None:
         assert far(outputs(now), outputs(model)) < 1e-12
     assert means(now) > 1e-3, "without one coordinate the others have a mean"
     straight = converted(model, form="crms").model
-    assert [edit.to_json() for edit in edits_of(now.config)] == [
-        edit.to_json() for edit in edits_of(straight.config)
+    assert [edit.to_dict() for edit in edits_of(now.config)] == [
+        edit.to_dict() for edit in edits_of(straight.config)
     ], "the way does not matter"
 
 

@@ -45,7 +45,7 @@ class StreamMean:
         """The share of any one direction in a stream without preferred ones, 1 / d, at first."""
         return 1 / self.widths[0]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "shares": list(self.shares),

@@ -46,7 +46,7 @@ class Spectrum:
         """The upper half's share of the energy."""
         return self.bands[-1]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "frequencies": list(self.frequencies),

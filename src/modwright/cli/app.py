@@ -95,7 +95,7 @@ def inspect(
     if html is not None:
         write_file(html, tree._repr_html_())
     if json:
-        emit_json(tree.to_json())
+        emit_json(tree.to_dict())
     else:
         output().print(tree)
 
@@ -135,7 +135,7 @@ def cost(
             progress=progress,
         )
     if json:
-        emit_json({"cost": counted.to_json(), "speed": speed.to_json() if speed else None})
+        emit_json({"cost": counted.to_dict(), "speed": speed.to_dict() if speed else None})
         return
     console = output()
     console.print(counted)
@@ -179,7 +179,7 @@ def plan(
                 output().print(plan_lines(made))
         say(f"written: {save}; `modwright apply {save} -o OUT` carries it out")
     if json:
-        emit_json(expected.to_json())
+        emit_json(expected.to_dict())
     elif save is None:
         output().print(forecast_table(expected))
 
@@ -237,7 +237,7 @@ def papers(
 
     chosen = papers() if slug is None else (paper(slug),)
     if json:
-        emit_json([one.to_json() for one in chosen])
+        emit_json([one.to_dict() for one in chosen])
     elif slug is None:
         output().print(papers_table(chosen))
     else:

@@ -95,7 +95,7 @@ def evaluate(
     if prompt is not None:
         sample = generate_sample(opened.model, opened.tokenizer, prompt, max_new_tokens=new_tokens)
     if json:
-        emit_json({**found.to_json(), "sample": asdict(sample) if sample else None})
+        emit_json({**found.to_dict(), "sample": asdict(sample) if sample else None})
     else:
         output().print(evaluation_lines(found, sample))
 

@@ -53,7 +53,7 @@ def run(
         if dry_run:
             tried = rehearsing.dry_run(asked, out, force=force, progress=progress, say=say)
             if tried is not None and json:
-                emit_json(tried.to_json())
+                emit_json(tried.to_dict())
             elif tried is not None:
                 output().print(rehearsal_lines(tried))
             return
@@ -63,6 +63,6 @@ def run(
         if not distributed.is_main():
             return
     if json:
-        emit_json(outcome.report.to_json())
+        emit_json(outcome.report.to_dict())
     else:
         show_outcome(output(), outcome)

@@ -171,7 +171,7 @@ def papers_table(chosen: Sequence[Paper]) -> Table:
 def paper_lines(one: Paper) -> Group:
     """One record in full."""
     lines = [Text(one.title, style="bold")]
-    for name, value in one.to_json().items():
+    for name, value in one.to_dict().items():
         if name == "title" or value in (None, [], ""):
             continue
         shown = ", ".join(value) if isinstance(value, list) else str(value)

@@ -127,7 +127,7 @@ class Cost:
         )
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values: totals, recipe, rows."""
         return {
             "parameters": self.parameters,

@@ -76,7 +76,7 @@ class Speed:
             found.append(("decode", self.decode_tokens_per_second, self.decode_seconds))
         return found
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __repr__(self) -> str:

@@ -90,10 +90,10 @@ class Node:
                 groups.append(Group(node))
         return groups
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("address", "kind", "description")}
         costs = {name: getattr(self, name) for name in ("parameters", "bytes", "macs")}
-        return {**own, **costs, "children": [child.to_json() for child in self.children]}
+        return {**own, **costs, "children": [child.to_dict() for child in self.children]}
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,9 @@ class Tree:
     def _top(self) -> str:
         return ", ".join(child.address for child in self.root.children)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values; every block by itself."""
-        return {"length": self.length, "model": self.root.to_json()}
+        return {"length": self.length, "model": self.root.to_dict()}
 
     def __repr__(self) -> str:
         return f"Tree({self.root.description}: {human(self.root.parameters)} parameters)"

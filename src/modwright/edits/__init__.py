@@ -12,7 +12,7 @@ from modwright.edits.change import (
     replace_mlp,
     untie,
 )
-from modwright.edits.edit import FORMAT, Arrange, Edit, Remove, Replace, Restore, edits_from_json
+from modwright.edits.edit import FORMAT, Arrange, Edit, Remove, Replace, Restore, edits_from_list
 from modwright.edits.experts import expert_shape, merge_experts, split_mlp
 from modwright.edits.mixtures import keep_expert_neurons, keep_experts, replace_mixture
 from modwright.edits.plan import Plan
@@ -33,7 +33,7 @@ __all__ = [
     "Verification",
     "apply",
     "arrange",
-    "edits_from_json",
+    "edits_from_list",
     "expert_shape",
     "factorize",
     "keep_expert_neurons",

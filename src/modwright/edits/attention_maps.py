@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modwright.anatomy.families import family_of
 from modwright.core.capture import Call, on_forward
-from modwright.edits.edit import split_address, state_from_json
+from modwright.edits.edit import split_address, state_from_list
 
 __all__ = ["forward_with_all_maps"]
 
@@ -44,7 +44,7 @@ def forward_with_all_maps(base: Any) -> Any:
 
         family = family_of(self.config, self)
         layers, replaced = family.layers(self), {}
-        for edit in state_from_json(self.config.edits):
+        for edit in state_from_list(self.config.edits):
             index, role = split_address(edit.path)
             if index is not None and role == "attention":
                 replaced[index] = layers[index].get_submodule(family.block[role])

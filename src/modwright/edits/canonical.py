@@ -190,7 +190,7 @@ def _bound_to_their_number(
         if before is None or path in replaced or block.attention is None:
             continue
         if block.attention.shape != before.shape:
-            bound.append(Replace(path, "attention", before.shape.to_json()))
+            bound.append(Replace(path, "attention", before.shape.to_dict()))
     return tuple(bound)
 
 
@@ -213,7 +213,7 @@ def _edited(stock: Any, config: Any, edits: tuple[State, ...]) -> tuple[type[Pre
     stock_config: Any = config.__class__
     config_class: Any = remodelled_config(stock_config)
     config.__class__ = config_class
-    config.edits = [edit.to_json() for edit in edits]
+    config.edits = [edit.to_dict() for edit in edits]
     config.modwright_format = FORMAT
     register_models(config_class)
     return remodelled(stock), config

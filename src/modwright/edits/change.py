@@ -322,7 +322,7 @@ def replace_attention(
     for role, norm in (("q_norm", attention.q_norm), ("k_norm", attention.k_norm)):
         if norm is not None:
             tensors[f"{here}.{role}.weight"] = norm.parameters()["weight"]
-    return Change((Replace(here, "attention", shape.to_json()),), tensors)
+    return Change((Replace(here, "attention", shape.to_dict()),), tensors)
 
 
 def _is_plain(index: Tensor, rotary_dim: int, width: int) -> bool:

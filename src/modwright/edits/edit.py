@@ -23,9 +23,9 @@ __all__ = [
     "Replace",
     "Restore",
     "State",
-    "edits_from_json",
+    "edits_from_list",
     "split_address",
-    "state_from_json",
+    "state_from_list",
 ]
 
 FORMAT = 1
@@ -70,7 +70,7 @@ class Remove:
         if split_address(self.path)[0] is None:
             raise InvalidInputError(f"{self.path} stands outside the blocks: it can be replaced, not removed")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         extra = {"drop_norm": True} if self.drop_norm else {}
         return {"op": self.op, "path": self.path, **extra}
 
@@ -88,7 +88,7 @@ class Replace:
         if not split_address(self.path)[1]:
             raise InvalidInputError(f"{self.path}: a whole block can be removed but not replaced")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"op": self.op, "path": self.path, "part": self.part, "kwargs": dict(self.kwargs)}
 
 
@@ -106,7 +106,7 @@ class Restore:
         if not split_address(self.path)[1]:
             raise InvalidInputError(f"{self.path}: a whole block that was removed cannot come back")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"op": self.op, "path": self.path}
 
 
@@ -141,7 +141,7 @@ class Arrange:
             )
         object.__setattr__(self, "order", tuple(numbers))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"op": self.op, "order": list(self.order)}
 
 
@@ -154,14 +154,14 @@ _KINDS: dict[str, type[Remove] | type[Replace] | type[Restore] | type[Arrange]] 
 }
 
 
-def edits_from_json(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
+def edits_from_list(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
     """Reads edits back.
 
     Raises:
         InvalidInputError: an unknown operation or field.
 
     Example:
-        >>> edits_from_json([{"op": "remove", "path": "blocks.1.attention"}])
+        >>> edits_from_list([{"op": "remove", "path": "blocks.1.attention"}])
         (Remove(path='blocks.1.attention', drop_norm=False),)
     """
     edits: list[Edit] = []
@@ -178,14 +178,14 @@ def edits_from_json(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
     return tuple(edits)
 
 
-def state_from_json(items: Iterable[dict[str, Any]]) -> tuple[State, ...]:
+def state_from_list(items: Iterable[dict[str, Any]]) -> tuple[State, ...]:
     """Reads the edits of a config.
 
     Raises:
-        InvalidInputError: as :func:`edits_from_json`, and an edit that only a plan can hold.
+        InvalidInputError: as :func:`edits_from_list`, and an edit that only a plan can hold.
     """
     state: list[State] = []
-    for edit in edits_from_json(items):
+    for edit in edits_from_list(items):
         if not isinstance(edit, State):
             what = {"arrange": "an arrangement of blocks"}.get(edit.op, f"{edit.op!r}")
             raise InvalidInputError(f"{what} belongs into a plan, not into a config")

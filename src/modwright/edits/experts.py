@@ -81,7 +81,7 @@ def split_mlp(mlp: Mlp, labels: Tensor, shape: ExpertShape) -> Change:
         keys = "up" if mlp.gate is None else "gate"
         means = mean_keys(shape, tensors[f"{here}.{keys}.weight"], tensors[f"{here}.down.weight"])
         tensors[f"{here}.avg_key"] = means
-    return Change((Replace(here, "expert_feed_forward", shape.to_json()),), tensors)
+    return Change((Replace(here, "expert_feed_forward", shape.to_dict()),), tensors)
 
 
 def merge_experts(mlp: Mlp, restore_order: bool = True) -> Change:

@@ -58,7 +58,7 @@ def replace_mixture(
     for index, maps in enumerate(zip(gate, up, down)):
         for role, weight in zip(("gate", "up", "down"), maps):
             tensors[f"{mixture.address}.experts.{index}.{role}.weight"] = weight
-    return Change((Replace(mixture.address, "mixture", shape.to_json()),), tensors)
+    return Change((Replace(mixture.address, "mixture", shape.to_dict()),), tensors)
 
 
 def keep_experts(mixture: MixtureOfExperts, index: Sequence[int] | Tensor) -> Change:

@@ -16,7 +16,7 @@ from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
 from modwright.core.reading import read_json, require_regular
 from modwright.edits.change import Change
-from modwright.edits.edit import FORMAT, Arrange, Edit, Replace, edits_from_json
+from modwright.edits.edit import FORMAT, Arrange, Edit, Replace, edits_from_list
 from modwright.nn import ExpertShape
 
 __all__ = ["Plan", "structure_of"]
@@ -28,7 +28,7 @@ def structure_of(anatomy: Anatomy) -> dict[str, Any]:
     for block in anatomy.blocks:
         attention, mlp = block.attention, block.mlp
         told = {
-            "attention": None if attention is None else attention.shape.to_json(),
+            "attention": None if attention is None else attention.shape.to_dict(),
             "mlp": None if mlp is None else _mlp_structure(mlp),
         }
         told |= {place: type(part.module).__name__ for place, part in block.others.items()}
@@ -126,14 +126,14 @@ class Plan:
             f"{self.structure['blocks'][at]}"
         )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything but the tensors."""
         return {
             "format": FORMAT,
             "method": self.method,
             "options": dict(self.options),
             "structure": dict(self.structure),
-            "edits": [edit.to_json() for edit in self.edits],
+            "edits": [edit.to_dict() for edit in self.edits],
             "reasons": dict(self.reasons),
             "notes": list(self.notes),
         }
@@ -151,7 +151,7 @@ class Plan:
         with whole_directory(directory, force=force) as folder:
             tensors = _apart(self.tensors)
             write_file(folder / "plan.safetensors", lambda partial: save_file(tensors, partial))
-            write_file(folder / "plan.json", json.dumps(self.to_json(), indent=1) + "\n")
+            write_file(folder / "plan.json", json.dumps(self.to_dict(), indent=1) + "\n")
         return Path(directory)
 
     @classmethod
@@ -185,7 +185,7 @@ class Plan:
                 stored["method"],
                 stored["options"],
                 stored["structure"],
-                edits_from_json(stored["edits"]),
+                edits_from_list(stored["edits"]),
                 tensors,
                 stored["reasons"],
                 tuple(stored["notes"]),
@@ -222,7 +222,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _describe(edit: Edit) -> str:
-    fields = edit.to_json()
+    fields = edit.to_dict()
     if isinstance(edit, Arrange):
         return f"in the order {', '.join(map(str, edit.order))}"
     if not isinstance(edit, Replace):

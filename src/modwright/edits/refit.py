@@ -50,7 +50,7 @@ def _(attention: Attention, values: Mapping[str, Stored]) -> Change:
         hidden_size=_in_features(stored["q"]),
         biases="".join(role for role, named in stored.items() if "bias" in named),
     )
-    return _whole(attention, "attention", shape.to_json(), stored)
+    return _whole(attention, "attention", shape.to_dict(), stored)
 
 
 @refit.register
@@ -62,7 +62,7 @@ def _(mlp: Mlp, values: Mapping[str, Stored]) -> Change:
             hidden_size=_in_features(stored["up"]),
             biases="".join(role[0] for role, named in stored.items() if "bias" in named),
         )
-        return _whole(mlp, "feed_forward", shape.to_json(), stored)
+        return _whole(mlp, "feed_forward", shape.to_dict(), stored)
     change = Change()
     for role, projection in mlp.projections().items():
         change += _map(projection, stored[role])
@@ -87,7 +87,7 @@ def _whole(
     change = Change((Replace(sublayer.address, part, shape),))
     for role, projection in sublayer.projections().items():
         inner = _map(projection, stored[role])
-        dense = inner.edits[0].to_json()["part"] == "linear"
+        dense = inner.edits[0].to_dict()["part"] == "linear"
         change += Change((), inner.tensors) if dense else inner
     return change
 

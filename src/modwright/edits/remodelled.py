@@ -20,7 +20,7 @@ from modwright.anatomy.families import family_of
 from modwright.core.compat.transformers import auto_classes, can_set_experts, model_classes
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.attention_maps import forward_with_all_maps
-from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_json
+from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_list
 from modwright.edits.guard import with_layers, with_lists, without_lists
 from modwright.edits.replay import replay
 from modwright.edits.slots import unfilled_slots
@@ -62,7 +62,7 @@ class _RemodelledConfig:
         """Layer -> what differs there, in the field names of the stock config."""
         family = family_of(self)
         overrides: dict[int, dict[str, Any]] = {}
-        for edit in state_from_json(self.edits):
+        for edit in state_from_list(self.edits):
             index, role = split_address(edit.path)
             # What is not in a layer is told of the first one; its own numbers go before.
             entry = overrides.setdefault(index or 0, {})
@@ -97,7 +97,7 @@ class _RemodelledConfig:
         """The layers that have an attention."""
         gone = {
             edit.path
-            for edit in state_from_json(self.edits)
+            for edit in state_from_list(self.edits)
             if isinstance(edit, Remove) or edit.part != "attention"
         }
         return [
@@ -173,7 +173,7 @@ def remodelled(base: Any) -> type[PreTrainedModel]:
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         super(cls, self).__init__(config, *args, **kwargs)
-        replay(self, family_of(config, self), state_from_json(config.edits))
+        replay(self, family_of(config, self), state_from_list(config.edits))
         self.post_init()
 
     def no_common_cache_shape(self: Any) -> None:
@@ -242,7 +242,7 @@ def base_config_class(kind: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
 def edits_of(config: Any) -> tuple[State, ...]:
     """The edits that a model's config carries; none for a stock model."""
-    return state_from_json(getattr(config, "edits", None) or []) if is_remodelled(config) else ()
+    return state_from_list(getattr(config, "edits", None) or []) if is_remodelled(config) else ()
 
 
 def _by_base(self: Any, protocol: Any) -> tuple[Any, ...]:

@@ -108,11 +108,11 @@ class Paper:
         """
         return f"https://arxiv.org/abs/{self.arxiv}"
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Every field as plain JSON values, tuples as lists.
 
         Example:
-            >>> record = paper("modegpt").to_json()
+            >>> record = paper("modegpt").to_dict()
             >>> record["arxiv"], record["rooms"]
             ('2408.09632', ['modwright.surgery.modegpt'])
         """

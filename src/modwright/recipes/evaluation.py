@@ -36,14 +36,14 @@ class Evaluation:
     harness: Harness | None
     against: Evaluation | None = None
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values; numbers that are not finite stay as they are."""
         return {
             "model": self.model,
             "perplexity": _plain(self.perplexity),
             "agreement": _plain(self.agreement),
             "harness": _plain(self.harness),
-            "against": self.against.to_json() if self.against is not None else None,
+            "against": self.against.to_dict() if self.against is not None else None,
         }
 
 

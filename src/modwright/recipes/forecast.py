@@ -83,7 +83,7 @@ class Forecast:
         step = max(self.steps, key=lambda one: one.memory)
         return step.title, max(step.phases, key=step.phases.__getitem__)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "model": self.model,

@@ -158,4 +158,4 @@ def shape_of(anatomy: Anatomy) -> list[dict[str, Any]]:
 
 def servable(model: Any) -> dict[str, dict[str, str]]:
     """Which runtimes take a model's checkpoint, and why not, as a report has it."""
-    return {entry.runtime: entry.to_json() for entry in serving_table(model)}
+    return {entry.runtime: entry.to_dict() for entry in serving_table(model)}

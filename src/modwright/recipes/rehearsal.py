@@ -61,11 +61,11 @@ class Rehearsal:
     free_disk: int
     peak: int
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "output": str(self.output),
-            "forecast": self.forecast.to_json(),
+            "forecast": self.forecast.to_dict(),
             "steps": [asdict(step) for step in self.steps],
             "free_disk_bytes": self.free_disk,
             "peak_rss_bytes": self.peak,

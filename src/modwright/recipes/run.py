@@ -264,7 +264,7 @@ class _Run:
         plan: Plan = method.plan(
             Anatomy.of(model), windows, directory=directory, progress=self.progress
         )
-        edits = [edit.to_json() for edit in plan.edits]
+        edits = [edit.to_dict() for edit in plan.edits]
         if any(others != edits for others in distributed.all_gather(edits)):
             raise VerificationError(
                 f"{method.title()}: the processes planned differently from the same statistics; "
@@ -337,7 +337,7 @@ class _Run:
 
 
 def _with_files(report: Report, files: dict[str, int]) -> Report:
-    return Report.from_json({**report.to_json(), "files": files})
+    return Report.from_dict({**report.to_dict(), "files": files})
 
 
 def _counts(applied: Applied) -> dict[str, int]:

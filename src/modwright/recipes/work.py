@@ -155,7 +155,7 @@ class WorkPlace:
         """The stored measurements of a state, if they belong to this run."""
         try:
             stored = json.loads((self.step(index) / "stage.json").read_text())
-            return Stage.from_json(stored["stage"]) if stored["key"] == key else None
+            return Stage.from_dict(stored["stage"]) if stored["key"] == key else None
         except (OSError, ValueError, KeyError, TypeError, InvalidInputError):
             return None
 
@@ -174,7 +174,7 @@ class WorkPlace:
             place.mkdir(parents=True, exist_ok=True)
         if model is not None:
             save(model, place / "model", force=True)
-        stored = json.dumps({"key": key, "stage": stage.to_json()})
+        stored = json.dumps({"key": key, "stage": stage.to_dict()})
         write_file(place / "stage.json", stored, kept_in=self.root)
 
     def statistics(self, index: int, key: str) -> Path:

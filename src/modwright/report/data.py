@@ -107,13 +107,13 @@ class Stage:
         """Whether perplexity was measured and is not a finite number."""
         return self.quality is not None and not self.quality["finite"]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Stage:
-        """The stage that ``to_json`` wrote.
+    def from_dict(cls, stored: Mapping[str, Any]) -> Stage:
+        """The stage that ``to_dict`` wrote.
 
         Raises:
             InvalidInputError: an unknown field, or no name.
@@ -145,7 +145,7 @@ class Report:
 
     Example:
         >>> report = Report("example", stages=[Stage("before")])
-        >>> Report.from_json(report.to_json()) == report
+        >>> Report.from_dict(report.to_dict()) == report
         True
     """
 
@@ -192,13 +192,13 @@ class Report:
         """The model after the last step."""
         return self.stages[-1]
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values, with the number of the format."""
         return {"format": FORMAT, **dataclasses.asdict(self)}
 
     @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> Report:
-        """The report that ``to_json`` wrote.
+    def from_dict(cls, stored: Mapping[str, Any]) -> Report:
+        """The report that ``to_dict`` wrote.
 
         Raises:
             InvalidInputError: a newer format, an unknown field, or a value that no report has.
@@ -213,7 +213,7 @@ class Report:
         stages = values.get("stages", [])
         if not isinstance(stages, list):
             raise InvalidInputError(f"stages of a report must be a list, got {type(stages).__name__}")
-        values["stages"] = [Stage.from_json(stage) for stage in stages]
+        values["stages"] = [Stage.from_dict(stage) for stage in stages]
         return cls(**values)
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ def write_report(report: Report, directory: Path) -> dict[str, Path]:
         CheckpointError: the folder cannot be written.
     """
     directory = Path(directory)
-    stored = json.dumps(report.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    stored = json.dumps(report.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     texts = {
         "json": ("report.json", stored),
         "markdown": ("report.md", render_markdown(report)),
@@ -53,4 +53,4 @@ def read_report(path: Path) -> Report:
         stored = read_json(path)
     except CheckpointError as error:
         raise CheckpointError(f"{path} holds no readable report: {error}") from None
-    return Report.from_json(stored)
+    return Report.from_dict(stored)

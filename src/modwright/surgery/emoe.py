@@ -162,7 +162,7 @@ class Emoe(WithoutData):
             if not isinstance(mlp, Mlp):
                 raise _has_experts(mlp)
             found.append((mlp, self._shape(mlp)))
-        edits = [Replace(m.address, "expert_feed_forward", s.to_json()) for m, s in found]
+        edits = [Replace(m.address, "expert_feed_forward", s.to_dict()) for m, s in found]
         target_of(anatomy, edits)  # what cannot be built is refused here
         return found
 

@@ -150,7 +150,7 @@ class ReplaceTokenMixer(WithoutData):
             weight = torch.empty(width, width)
             values[f"{address}.{role}.weight"] = nn.init.trunc_normal_(weight, std=0.02)
             values[f"{address}.{role}.bias"] = torch.zeros(width)
-        return Change((Replace(address, "attention", shape.to_json()),), values)
+        return Change((Replace(address, "attention", shape.to_dict()),), values)
 
 
 def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:

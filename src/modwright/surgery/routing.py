@@ -75,7 +75,7 @@ def set_routing(model: nn.Module, **changes: Any) -> None:
         part.reroute(shape)
         for edit in config.edits:
             if edit["path"] == mlp.address:
-                edit["kwargs"] = shape.to_json()
+                edit["kwargs"] = shape.to_dict()
 
 
 def set_top_k(model: nn.Module, k: int, selection: str = "top") -> None:

@@ -43,7 +43,7 @@ class Layout:
         """The registered parts that it uses, each once, sorted."""
         return tuple(sorted({name for _, name, _ in self.parts}))
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """As it stands in a config."""
         return {
             "parts": [[path, name, dict(kwargs)] for path, name, kwargs in self.parts],

@@ -31,7 +31,7 @@ class Servable:
     why: str
     command: str = ""
 
-    def to_json(self) -> dict[str, str]:
+    def to_dict(self) -> dict[str, str]:
         """Everything but the runtime, which is the key in a report."""
         fields = asdict(self)
         del fields["runtime"]

@@ -131,5 +131,5 @@ def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None
             for auto, stock in auto_classes(model).items()
         },
     }
-    stored["modwright_layout"] = layout.to_json()
+    stored["modwright_layout"] = layout.to_dict()
     write_file(file, json.dumps(stored, indent=2, sort_keys=True) + "\n")

@@ -39,7 +39,7 @@ class FeedForwardShape:
         if set(self.biases) - set("gud" if self.gated else "ud"):
             raise ValueError(f"biases {self.biases!r} name a map that is not there")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Only what differs from the defaults, so that stored configs stay short."""
         defaults = {f.name: f.default for f in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}

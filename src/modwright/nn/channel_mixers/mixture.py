@@ -44,7 +44,7 @@ class MixtureShape:
                 f"top_k {self.top_k} of {self.num_experts} experts: legal are 1 to all"
             )
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 

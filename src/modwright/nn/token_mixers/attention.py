@@ -72,7 +72,7 @@ class AttentionShape:
         if self.rotary_gather and self.qk_head_dim % 2:
             raise ValueError(f"rotary channels come in pairs: qk_head_dim {self.qk_head_dim}")
 
-    def to_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Only what differs from the defaults, so that stored configs stay short."""
         defaults = {f.name: f.default for f in fields(self)}
         return {name: value for name, value in asdict(self).items() if value != defaults[name]}
