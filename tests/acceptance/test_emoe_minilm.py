@@ -113,7 +113,7 @@ def inputs_of(opened: Any, mlps: list[Mlp]) -> dict[str, Tensor]:
         def hook(module: Any, args: Any, address: str = mlp.address) -> None:
             seen[address] = args[0].flatten(0, -2)
 
-        hooks.append(mlp.core_in.module.register_forward_pre_hook(hook))
+        hooks.append(mlp.sublayer_input.module.register_forward_pre_hook(hook))
     (batch,) = token_windows(opened.tokenizer, "lee", windows=4, length=256, batch_size=4)
     opened.model.eval()(**batch.tensors())
     for one in hooks:

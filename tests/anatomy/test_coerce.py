@@ -49,7 +49,7 @@ def test_fault_B13_every_address_finds_what_it_names(tiny: Any) -> None:
             assert found.weight.equal(block.mlp.projections()[role].weight)
         assert anatomy.part("blocks.1.attention.q").address == "blocks.1.attention.q"
         assert repr(anatomy.part("blocks.1.mlp_norm")) == repr(block.norms["mlp_norm"])
-    assert anatomy.part("embed") is anatomy.stem["embed"]
+    assert anatomy.part("embed") is anatomy.outer["embed"]
     with pytest.raises(InvalidInputError, match=r"did you mean 'blocks\.1\.mlp\.up'"):
         anatomy.part("blocks.1.mlp.upp")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import batch_of, edit, outputs, worst
-from modwright.anatomy import Anatomy, Attention, Linear, Mlp, Norm, Patches
+from modwright.anatomy import Anatomy, Attention, Linear, Mlp, Norm, PatchEmbedding
 from modwright.core.errors import InvalidInputError
 from modwright.edits import keep_heads, remove, replace_attention
 
@@ -131,7 +131,7 @@ def test_gemma_scales_what_it_looks_up_and_the_scale_survives_an_edit(
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     ids = torch.arange(3, 9)[None]
     for kind in (source, model, back):
-        table = Anatomy.of(kind).stem["embed"].parameters()["weight"]
+        table = Anatomy.of(kind).outer["embed"].parameters()["weight"]
         seen = kind.get_input_embeddings()(ids)
         torch.testing.assert_close(seen.detach(), table[ids] * 48**0.5)
 
@@ -150,9 +150,9 @@ def test_opt_keeps_its_mlp_right_in_the_layer(tiny: Any) -> None:
 
 def test_opt_counts_positions_from_two(tiny: Any) -> None:
     model = tiny("tiny-opt")
-    table = Anatomy.of(model).stem["positions"].parameters()["weight"]
+    table = Anatomy.of(model).outer["positions"].parameters()["weight"]
     assert table.shape == (256 + 2, 48)
-    embed = Anatomy.of(model).stem["embed"].parameters()["weight"]
+    embed = Anatomy.of(model).outer["embed"].parameters()["weight"]
     with torch.no_grad():
         first = model(torch.tensor([[7, 9]]), output_hidden_states=True).hidden_states[0]
     torch.testing.assert_close(first[0], embed[[7, 9]] + table[[2, 3]])
@@ -166,16 +166,16 @@ def test_opt_projects_a_narrow_table_into_the_stream_and_back(tiny: Any) -> None
         "post",
         "pre",
     ]
-    into, out = anatomy.stem["project_in"], anatomy.stem["project_out"]
+    into, out = anatomy.outer["project_in"], anatomy.outer["project_out"]
     assert isinstance(into, Linear) and isinstance(out, Linear)
     assert into.parameters()["weight"].shape == (48, 24)
     assert out.parameters()["weight"].shape == (24, 48)
-    assert anatomy.stem["head"].parameters()["weight"].shape == (128, 24)
-    assert "final_norm" not in anatomy.stem
+    assert anatomy.outer["head"].parameters()["weight"].shape == (128, 24)
+    assert "final_norm" not in anatomy.outer
     addresses = [address for address, _ in anatomy.parts()]
     assert addresses[:3] == ["embed", "positions", "project_in"]
     assert addresses[-2:] == ["project_out", "head"]
-    assert list(Anatomy.of(tiny("tiny-opt")).stem) == ["embed", "positions", "final_norm", "head"]
+    assert list(Anatomy.of(tiny("tiny-opt")).outer) == ["embed", "positions", "final_norm", "head"]
 
 
 @pytest.mark.parametrize("role", ["attention", "mlp"])
@@ -213,11 +213,11 @@ def test_opt_without_parameters_in_its_norms_is_edited_too(tiny: Any) -> None:
 def test_vit_reads_pictures_through_patches(tiny: Any) -> None:
     model = tiny("tiny-vit")
     anatomy = Anatomy.of(model)
-    patches = anatomy.stem["embed"]
-    assert isinstance(patches, Patches) and patches.count == 16
+    patches = anatomy.outer["embed"]
+    assert isinstance(patches, PatchEmbedding) and patches.count == 16
     assert patches.parameters()["weight"].shape == (48, 3, 4, 4)
-    assert set(anatomy.stem["positions"].parameters()) == {"cls_token", "position_embeddings"}
-    assert anatomy.stem["positions"].num_parameters == 48 + 17 * 48
+    assert set(anatomy.outer["positions"].parameters()) == {"cls_token", "position_embeddings"}
+    assert anatomy.outer["positions"].num_parameters == 48 + 17 * 48
     assert not attention_of(model).shape.causal
     with torch.no_grad():
         hidden = model(**batch_of(model)).last_hidden_state
@@ -234,7 +234,7 @@ def test_a_vit_classifier_keeps_its_head(tiny: Any) -> None:
 
 def test_a_mask_token_belongs_to_the_positions(tiny: Any) -> None:
     model = tiny("tiny-vit", auto="AutoModelForMaskedImageModeling", encoder_stride=4)
-    held = Anatomy.of(model).stem["positions"].parameters()
+    held = Anatomy.of(model).outer["positions"].parameters()
     assert set(held) == {"cls_token", "position_embeddings", "mask_token"}
     assert edit(model, remove(mlp_of(model, 1))).verification.ok
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from helpers import batch_of, outputs, snapshot
-from modwright.anatomy import Anatomy, Attention, Norm, Part, Tap
+from modwright.anatomy import Anatomy, Attention, Norm, Part, HookPoint
 from modwright.anatomy.families import families, family_of
 from modwright.core.errors import ModwrightError, InvalidInputError, UnsupportedArchitecture
 
@@ -23,23 +23,23 @@ def attention_of(model: Any, index: int = 1) -> Attention:
     return found
 
 
-def tapped(model: Any, *taps: Tap) -> list[Tensor]:
-    """What passes at some taps during one forward pass."""
+def tapped(model: Any, *hook_points: HookPoint) -> list[Tensor]:
+    """What passes at some hook points during one forward pass."""
     found: dict[int, Tensor] = {}
     hooks = []
-    for i, tap in enumerate(taps):
+    for i, hook_point in enumerate(hook_points):
 
         def keep(
-            module: Any, args: Any, kwargs: Any, out: Any, i: int = i, side: str = tap.side
+            module: Any, args: Any, kwargs: Any, out: Any, i: int = i, side: str = hook_point.side
         ) -> None:
             value = out if side == "output" else (args[0] if args else kwargs["hidden_states"])
             found[i] = (value[0] if isinstance(value, tuple) else value).detach()
 
-        hooks.append(tap.module.register_forward_hook(keep, with_kwargs=True))
+        hooks.append(hook_point.module.register_forward_hook(keep, with_kwargs=True))
     outputs(model)
     for hook in hooks:
         hook.remove()
-    return [found[i] for i in range(len(taps))]
+    return [found[i] for i in range(len(hook_points))]
 
 
 def test_reading_and_writing_back_changes_no_bit(tiny: Any, preset: str) -> None:
@@ -68,7 +68,7 @@ def check_parts_cover_the_model(model: Any) -> None:
     )
     tied = model.get_input_embeddings().weight.numel() if anatomy.is_tied else 0
     assert sum(t.numel() for t in tensors) - tied + outside == anatomy.num_parameters
-    own = sum(part.num_parameters for part in anatomy.stem.values()) - tied
+    own = sum(part.num_parameters for part in anatomy.outer.values()) - tied
     assert sum(b.num_parameters for b in anatomy.blocks) + own + outside == anatomy.num_parameters
     stored = sum(p.numel() * p.element_size() for p in model.parameters())
     assert anatomy.num_bytes == stored
@@ -105,7 +105,7 @@ def check_attention_views(model: Any) -> None:
     """Attention from q, k, v, o and the shape alone, on the module's own input."""
     attention = attention_of(model)
     shape = attention.shape
-    x, out = tapped(model, attention.core_in, attention.core_out)
+    x, out = tapped(model, attention.sublayer_input, attention.sublayer_output)
     batch = batch_of(model)
     visible = batch.get("attention_mask", torch.ones(x.shape[:2], dtype=torch.long)).bool()
     allowed = visible[:, None, None, :].expand(-1, 1, x.shape[1], -1)
@@ -162,7 +162,7 @@ def test_the_mlp_views_compute_what_the_module_computes(tiny: Any, dense_mlps: s
     model = tiny(dense_mlps)
     mlp = Anatomy.of(model).blocks[1].mlp
     assert mlp is not None
-    x, inner, out = tapped(model, mlp.core_in, mlp.inner, mlp.core_out)
+    x, inner, out = tapped(model, mlp.sublayer_input, mlp.inner, mlp.sublayer_output)
     linear = torch.nn.functional.linear
     up = linear(x, mlp.up.weight, mlp.up.bias)
     act = ACT2FN[mlp.activation]
@@ -180,15 +180,15 @@ def test_taps_follow_the_residual_stream(tiny: Any, preset: str) -> None:
 def check_taps(model: Any) -> None:
     """h before a sublayer and what the sublayer adds make up h after it, token by token."""
 
-    def seen_at(model: Any, *taps: Tap) -> list[Tensor]:
-        return [seen.flatten(0, -2) for seen in tapped(model, *taps)]
+    def seen_at(model: Any, *hook_points: HookPoint) -> list[Tensor]:
+        return [seen.flatten(0, -2) for seen in tapped(model, *hook_points)]
 
     block = Anatomy.of(model).blocks[1]
     assert block.attention is not None and block.mlp is not None
-    start, end = seen_at(model, block.stream_in, block.stream_out)
-    before, added = seen_at(model, block.attention.stream_in, block.attention.core_out)
+    start, end = seen_at(model, block.resid_pre, block.resid_post)
+    before, added = seen_at(model, block.attention.resid_pre, block.attention.sublayer_output)
     torch.testing.assert_close(before, start)
-    middle, more = seen_at(model, block.mlp.stream_in, block.mlp.core_out)
+    middle, more = seen_at(model, block.mlp.resid_pre, block.mlp.sublayer_output)
     if block.layout == "pre":
         torch.testing.assert_close(before + added, middle)
         torch.testing.assert_close(middle + more, end)
@@ -196,10 +196,10 @@ def check_taps(model: Any) -> None:
         torch.testing.assert_close(middle, start)
         torch.testing.assert_close(start + added + more, end)
     else:
-        taps = block.attention.stream_out, block.mlp.stream_out
-        assert taps[0] is not None and taps[1] is not None
-        torch.testing.assert_close(seen_at(model, taps[0])[0], middle)
-        torch.testing.assert_close(seen_at(model, taps[1])[0], end)
+        hook_points = block.attention.resid_post, block.mlp.resid_post
+        assert hook_points[0] is not None and hook_points[1] is not None
+        torch.testing.assert_close(seen_at(model, hook_points[0])[0], middle)
+        torch.testing.assert_close(seen_at(model, hook_points[1])[0], end)
         norm = block.norms["mlp_norm"].module
         torch.testing.assert_close(norm(middle + more).detach(), end)
 
@@ -249,7 +249,7 @@ def test_addresses_lead_to_their_parts(tiny: Any, preset: str) -> None:
 def test_a_bare_backbone_has_the_same_blocks(tiny: Any, dense_mlps: str) -> None:
     whole = Anatomy.of(tiny(dense_mlps))
     bare = Anatomy.of(tiny(dense_mlps).base_model)
-    assert "head" not in bare.stem
+    assert "head" not in bare.outer
     assert [repr(b.attention) for b in bare.blocks] == [repr(b.attention) for b in whole.blocks]
     assert torch.equal(bare.blocks[2].mlp.up.weight, whole.blocks[2].mlp.up.weight)
 

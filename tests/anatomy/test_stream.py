@@ -67,12 +67,12 @@ def test_readers_read_through_their_norms(tiny: Any, pre_norm: str) -> None:
         if not readers:
             assert norm is stream.last_norm and not stream.is_complete
             continue
-        gain = torch.rand(anatomy.hidden_size, dtype=torch.float64) + 0.5
+        scale = torch.rand(anatomy.hidden_size, dtype=torch.float64) + 0.5
         for name, value in norm.parameters().items():
-            norm.write(name, value * gain)
+            norm.write(name, value * scale)
         for part in readers:
             weight = part.parameters()["weight"]
-            anatomy.write(f"{part.address}.weight", weight / gain)
+            anatomy.write(f"{part.address}.weight", weight / scale)
     assert worst(outputs(model), before) < 1e-6
 
 

@@ -197,7 +197,7 @@ AutoModelForCausalLM.register(ToyConfig, ToyForCausalLM)
 class Toy(Family):
     name = "toy"
     model_types = ("toy",)
-    stem = {"embed": "words", "positions": "places", "blocks": "floors", "final_norm": "roof"}
+    outer = {"embed": "words", "positions": "places", "blocks": "floors", "final_norm": "roof"}
     block = {
         "attention": "mix",
         "attention.o": "mix.back",

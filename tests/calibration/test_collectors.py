@@ -155,7 +155,7 @@ def moments_by_hand(model: Any, index: int) -> dict[str, Tensor]:
     seen = tensors_of(
         model,
         {
-            "attention": (block.attention.core_in.module, "in"),
+            "attention": (block.attention.sublayer_input.module, "in"),
             "mlp": (block.mlp.down.module, "in"),
             "h": (block.module, "in"),
             "y": (block.module, "out"),

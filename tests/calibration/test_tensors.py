@@ -68,7 +68,7 @@ def test_every_keyword_reaches_the_model(tiny: Any) -> None:
     plain = walk(model, Everything(), data=from_tensors([{"input_ids": ids}]))
     given = {"input_ids": ids, "token_type_ids": segments}
     segmented = walk(model, Everything(), data=from_tensors([given]))
-    assert not torch.equal(plain[0]["stream_in"], segmented[0]["stream_in"])
+    assert not torch.equal(plain[0]["resid_pre"], segmented[0]["resid_pre"])
 
 
 def test_a_vit_walks_over_pictures(tiny: Any) -> None:

@@ -80,8 +80,8 @@ def own_streams(model: Any, data: CalibrationData) -> tuple[list[Tensor], Tensor
 def check_streams(model: Any, statistics: Any, data: CalibrationData) -> None:
     outputs, final = own_streams(model, data)
     for index, stream in enumerate(outputs):
-        assert torch.equal(statistics[index]["stream_out"], stream), index
-    assert torch.equal(statistics[len(outputs) - 1]["stream_out"], final)
+        assert torch.equal(statistics[index]["resid_post"], stream), index
+    assert torch.equal(statistics[len(outputs) - 1]["resid_post"], final)
 
 
 def test_every_stream_is_the_one_of_the_models_own_forward(tiny: Any, preset: str) -> None:
@@ -92,8 +92,8 @@ def test_every_stream_is_the_one_of_the_models_own_forward(tiny: Any, preset: st
     check_streams(model, statistics, plain)
     assert unchanged(model, before)
     for index in range(1, len(statistics)):
-        before_block = statistics[index]["stream_in"]
-        assert torch.equal(before_block, statistics[index - 1]["stream_out"])
+        before_block = statistics[index]["resid_pre"]
+        assert torch.equal(before_block, statistics[index - 1]["resid_post"])
 
 
 def _absent(anatomy: Anatomy) -> Change:
@@ -351,8 +351,8 @@ def test_collectors_do_not_see_each_others_taps(tiny: Any) -> None:
     model = tiny("tiny-llama")
     together = walk(model, Everything("attention"), Similarity())
     apart = walk(model, Everything("attention"))
-    assert torch.equal(together[1]["core_in"], apart[1]["core_in"])
-    assert {"attention", "mlp", "core_in"} <= together[1].keys()
+    assert torch.equal(together[1]["sublayer_input"], apart[1]["sublayer_input"])
+    assert {"attention", "mlp", "sublayer_input"} <= together[1].keys()
 
 
 def test_progress_counts_every_batch_of_every_block(tiny: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from helpers import random_data
-from modwright.anatomy import Anatomy, Block, Tap
+from modwright.anatomy import Anatomy, Block, HookPoint
 from modwright.calibration import CalibrationData, Collector, Statistics, calibrate
 
 __all__ = ["Everything", "Interrupted", "StopsAfter", "equal_statistics", "rows", "three_rows"]
@@ -56,7 +56,7 @@ def equal_statistics(a: Statistics, b: Statistics) -> bool:
 
 @dataclass
 class Everything:
-    """A collector from outside: stores the streams at a block's boundary and what ``tap`` reads."""
+    """A collector from outside: stores the streams at a block's boundary and what ``hook_point`` reads."""
 
     role: str = ""
     history: int = 1
@@ -65,7 +65,7 @@ class Everything:
     def watch(self, block: Block) -> Any:
         self.watched.append(block.index)
         sublayer = getattr(block, self.role) if self.role else None
-        return _EverythingWatch({} if sublayer is None else {"core_in": sublayer.core_in})
+        return _EverythingWatch({} if sublayer is None else {"sublayer_input": sublayer.sublayer_input})
 
     def describe(self) -> dict[str, Any]:
         return {"collector": "everything", "role": self.role}
@@ -75,12 +75,12 @@ class Everything:
 
 
 class _EverythingWatch:
-    def __init__(self, taps: Mapping[str, Tap]) -> None:
-        self.taps = taps
+    def __init__(self, hook_points: Mapping[str, HookPoint]) -> None:
+        self.hook_points = hook_points
         self.seen: dict[str, list[Tensor]] = {}
 
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        assert torch.equal(past[0], seen["stream_in"])
+        assert torch.equal(past[0], seen["resid_pre"])
         for name, value in seen.items():
             self.seen.setdefault(name, []).append(value.clone())
 

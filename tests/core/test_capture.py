@@ -13,7 +13,7 @@ from helpers import number_of_hooks
 from modwright.core.capture import (
     Call,
     StopForward,
-    Tap,
+    HookPoint,
     capture,
     channels_last,
     first_tensor,
@@ -49,12 +49,12 @@ def model() -> Model:
 PICTURES = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(1))
 
 
-def points(model: Model, axis: int = 1) -> dict[str, Tap]:
+def points(model: Model, axis: int = 1) -> dict[str, HookPoint]:
     return {
-        "in": Tap(model.conv, "input", axis),
-        "conv": Tap(model.conv, "output", axis),
-        "keyword": Tap(model.named, "input", axis),
-        "tuple": Tap(model.named, "output", axis),
+        "in": HookPoint(model.conv, "input", axis),
+        "conv": HookPoint(model.conv, "output", axis),
+        "keyword": HookPoint(model.named, "input", axis),
+        "tuple": HookPoint(model.named, "output", axis),
     }
 
 
@@ -98,8 +98,8 @@ def test_every_pass_is_seen_in_order() -> None:
     step = nn.Linear(2, 2)
     model = nn.Sequential(step, step)  # one module twice
     passed: list[tuple[str, Tensor]] = []
-    taps = {"in": Tap(step, "input"), "out": Tap(step, "output")}
-    with on_tensors(taps, lambda name, value: passed.append((name, value))):
+    hook_points = {"in": HookPoint(step, "input"), "out": HookPoint(step, "output")}
+    with on_tensors(hook_points, lambda name, value: passed.append((name, value))):
         model(torch.ones(1, 2))
     assert [name for name, _ in passed] == ["in", "out", "in", "out"]
     assert torch.equal(passed[1][1], passed[2][1])
@@ -124,7 +124,7 @@ def test_a_module_that_gives_no_tensor_is_passed_over() -> None:
             return "no tensor"
 
     part = Words()
-    with capture({"out": Tap(part, "output"), "in": Tap(part, "input")}) as seen:
+    with capture({"out": HookPoint(part, "output"), "in": HookPoint(part, "input")}) as seen:
         part(torch.ones(1))
     assert seen.keys() == {"in"}
 
@@ -169,7 +169,7 @@ def test_no_hook_is_left_whatever_fails(model: Model, place: str) -> None:
 
     there = points(model)
     if place == "a point":
-        there["wrong"] = Tap("no module", "output")  # type: ignore[arg-type]
+        there["wrong"] = HookPoint("no module", "output")  # type: ignore[arg-type]
     with (
         pytest.raises((ValueError, RuntimeError, AttributeError)),
         on_tensors(there, see),

@@ -69,7 +69,7 @@ def thin_map(anatomy: Anatomy) -> Projection:
 def _silence(anatomy: Anatomy, index: int, role: str) -> None:
     """The sublayer adds nothing to the stream."""
     part = getattr(anatomy.blocks[index], role)
-    for out in (part.projections()[name] for name in part.writing):
+    for out in (part.projections()[name] for name in part.writes_residual):
         for name, tensor in out.parameters().items():
             out.write(name, torch.zeros_like(tensor))
 
@@ -83,7 +83,7 @@ def _drop_heads(attention: Attention, kept: list[int]) -> None:
 
 
 def drop_neurons(mlp: Any, kept: list[int]) -> None:
-    for down in (mlp.projections()[name] for name in mlp.writing):
+    for down in (mlp.projections()[name] for name in mlp.writes_residual):
         weight = down.weight.clone()
         weight[:, sorted(set(range(mlp.intermediate_size)) - set(kept))] = 0
         down.write("weight", weight)

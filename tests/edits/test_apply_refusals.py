@@ -188,7 +188,7 @@ def test_values_without_edits_are_written_too(tiny: Any, preset: str) -> None:
     values = {
         "blocks.1.attention_norm.weight": torch.full((48,), 0.5),
         "blocks.2.attention.q.weight": torch.zeros_like(attention_of(old, 2).q.weight),
-        "embed.weight": old.stem["embed"].parameters()["weight"] * 0.5,
+        "embed.weight": old.outer["embed"].parameters()["weight"] * 0.5,
     }
     applied = edit(source, Change((), values))
     assert applied.plain
@@ -197,7 +197,7 @@ def test_values_without_edits_are_written_too(tiny: Any, preset: str) -> None:
     assert new.is_tied == old.is_tied
     assert not attention_of(new, 2).q.weight.any()
     assert torch.equal(attention_of(new, 2).k.weight, attention_of(old, 2).k.weight)
-    assert torch.equal(new.stem["embed"].parameters()["weight"], values["embed.weight"])
+    assert torch.equal(new.outer["embed"].parameters()["weight"], values["embed.weight"])
     assert len(applied.accounting.changed) <= 4
     assert len(applied.accounting.changed) >= 3
 
@@ -206,8 +206,8 @@ def test_one_end_of_a_tie_is_not_written(tiny: Any) -> None:
     change = Change((), {"head.weight": torch.zeros(128, 48)})
     refused(tiny("tiny-llama"), change, "head.weight is tied to embed.weight; write embed.weight")
     untied = edit(tiny("tiny-llama", tie_word_embeddings=False), change).model
-    assert not Anatomy.of(untied).stem["head"].parameters()["weight"].any()
-    assert Anatomy.of(untied).stem["embed"].parameters()["weight"].any()
+    assert not Anatomy.of(untied).outer["head"].parameters()["weight"].any()
+    assert Anatomy.of(untied).outer["embed"].parameters()["weight"].any()
 
 
 @pytest.mark.contract("I2")
@@ -327,7 +327,7 @@ def test_models_that_are_not_on_one_device_are_refused(tiny: Any) -> None:
 def test_a_source_that_holds_nan_is_refused_by_name(tiny: Any, dense_mlps: str, where: str) -> None:
     source = tiny.copy(dense_mlps)
     anatomy = Anatomy.of(source)
-    part = anatomy.stem["embed"] if where == "embed.weight" else anatomy.blocks[2].mlp.up
+    part = anatomy.outer["embed"] if where == "embed.weight" else anatomy.blocks[2].mlp.up
     value = part.parameters()["weight"].clone()
     value[0, 0] = torch.nan
     anatomy.write(where, value)

@@ -63,7 +63,7 @@ def adapter(model: Any) -> None:
 
 
 def more_modules(model: Any) -> None:
-    model.model.layers[0].mlp.gain = nn.Linear(2, 2)
+    model.model.layers[0].mlp.scale = nn.Linear(2, 2)
 
 
 def other_activation(model: Any) -> None:

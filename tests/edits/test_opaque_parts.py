@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import modwright
 from helpers import edit, outputs, random_data, snapshot, unchanged
 from models.tiny import tiny as tiny_image_model
-from modwright.anatomy import Anatomy, OtherMixer
+from modwright.anatomy import Anatomy, OpaqueMixer
 from modwright.calibration import Similarity, calibrate
 from modwright.checkpoint import save
 from modwright.core.errors import InvalidInputError, VerificationError
@@ -74,7 +74,7 @@ def test_fault_B2_a_registered_part_stands_at_every_place(
     assert unchanged(source, before) and result.verification is not None
     edited = Anatomy.of(result.model)
     part = edited.blocks[1].at(place)
-    assert isinstance(part, OtherMixer) and isinstance(part.module, CumMean)
+    assert isinstance(part, OpaqueMixer) and isinstance(part.module, CumMean)
     for name, value in change.tensors.items():
         assert torch.equal(part.parameters()[name.split(f"{place}.")[1]], value), name
     assert "CumMean" in repr(edited.blocks[1])
@@ -101,7 +101,7 @@ def test_fault_B2_an_edited_part_is_edited_again(tiny: Any) -> None:
     )
     assert Anatomy.of(gone.model).blocks[0].at("attention") is None
     narrower = edit(once, remove(anatomy.blocks[1])).model
-    assert isinstance(Anatomy.of(narrower).blocks[1].at("mlp"), OtherMixer)
+    assert isinstance(Anatomy.of(narrower).blocks[1].at("mlp"), OpaqueMixer)
     dropped = make_method("drop", {"parts": "attention[0]; mlp[2]"}).plan(anatomy)
     assert modwright.apply(once, dropped).verification is not None
     assert verify(once).ok
@@ -115,7 +115,7 @@ def test_fault_B2_image_models_alike(architecture: str, place: str) -> None:
     assert block.attention is not None
     result = edit(source, placed(f"{block.address}.{place}", block.attention.hidden_size))
     part = Anatomy.of(result.model).blocks[-1].at(place)
-    assert isinstance(part, OtherMixer)
+    assert isinstance(part, OpaqueMixer)
     inspect(result.model)
 
 

@@ -115,13 +115,13 @@ def test_parts_that_alter_what_stands_there_are_parts_like_others(
 ) -> None:
     assert {"narrowed", "zero_mean", "rms_norm", "crms_norm"} <= set(part_names())
     model = tiny("tiny-gpt2")
-    stored = Anatomy.of(model).stem["embed"].module.weight
+    stored = Anatomy.of(model).outer["embed"].module.weight
     applied = edit(
         model, Change((Replace("embed", "zero_mean"), Replace("positions", "zero_mean")))
     )
-    found = Anatomy.of(applied.model).stem["embed"].module
+    found = Anatomy.of(applied.model).outer["embed"].module
     assert type(found) is ZeroMeanEmbedding and not isinstance(
-        Anatomy.of(model).stem["embed"].module, ZeroMean
+        Anatomy.of(model).outer["embed"].module, ZeroMean
     )
     assert found.weight is stored, "it is shared, and stored once"
     assert Anatomy.of(applied.model).is_tied
@@ -196,7 +196,7 @@ def test_a_bare_backbone_carries_the_edit_of_a_head_along(tiny: Any, tmp_path: P
         place = tmp_path / str(index)
         edit(model, one).model.save_pretrained(place)
         bare = transformers.AutoModel.from_pretrained(place)
-        assert "head" not in Anatomy.of(bare).stem
+        assert "head" not in Anatomy.of(bare).outer
         narrower = edit(bare, remove(Anatomy.of(bare).blocks[2].mlp)).model
         assert Anatomy.of(narrower).blocks[2].mlp is None
 

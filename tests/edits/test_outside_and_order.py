@@ -75,7 +75,7 @@ def test_addresses_lie_in_a_block_or_outside() -> None:
 def test_norms_are_replaced_saved_and_loaded(tiny: Any, preset: str, tmp_path: Path) -> None:
     model = tiny(preset)
     anatomy = Anatomy.of(model)
-    outside = [name for name in anatomy.stem if name.endswith("norm")]
+    outside = [name for name in anatomy.outer if name.endswith("norm")]
     change = norm_edit("blocks.1.mlp_norm")
     for name in outside:
         change += norm_edit(name)
@@ -103,7 +103,7 @@ def test_a_stock_class_refuses_a_model_whose_norm_or_head_changed(
     tiny: Any, decoder: str, tmp_path: Path
 ) -> None:
     model = tiny(decoder)
-    outside = norm_edit("final_norm") if "final_norm" in Anatomy.of(model).stem else Change()
+    outside = norm_edit("final_norm") if "final_norm" in Anatomy.of(model).outer else Change()
     for index, change in enumerate((norm_edit("blocks.2.attention_norm"), outside)):
         if not change.edits:
             continue
@@ -116,7 +116,7 @@ def test_a_stock_class_refuses_a_model_whose_norm_or_head_changed(
 def test_a_head_of_its_own_is_plain_and_untied(tiny: Any, decoder: str, tmp_path: Path) -> None:
     model = tiny(decoder)
     anatomy = Anatomy.of(model)
-    other = anatomy.stem["head"].parameters()["weight"] * 2.0
+    other = anatomy.outer["head"].parameters()["weight"] * 2.0
     applied = edit(model, untie(anatomy, other))
     assert applied.plain
     assert not Anatomy.of(applied.model).is_tied

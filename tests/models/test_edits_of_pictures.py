@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from models.tiny import TINY, tiny
-from modwright.anatomy import Anatomy, Attention, Mlp, OtherMixer
+from modwright.anatomy import Anatomy, Attention, Mlp, OpaqueMixer
 from modwright.calibration import Grams, Similarity, calibrate
 from modwright.calibration.tensors import from_tensors
 from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError, UnsupportedArchitecture
@@ -115,12 +115,12 @@ def test_statistics_are_those_of_a_plain_forward_pass(model: Any) -> None:
     _, sublayer = list(block.sublayers())[-1]
     cosines: list[torch.Tensor] = []
     seen: dict[str, torch.Tensor] = {}
-    before, after = sublayer.stream_in, sublayer.core_out
+    before, after = sublayer.resid_pre, sublayer.sublayer_output
 
     def keep(name: str, axis: int, value: torch.Tensor) -> None:
         seen[name] = value.movedim(axis, -1).reshape(-1, value.shape[axis])
 
-    taps = [
+    hook_points = [
         before.module.register_forward_pre_hook(lambda m, args: keep("h", before.axis, args[0])),
         after.module.register_forward_hook(lambda m, args, out: keep("o", after.axis, out)),
         block.module.register_forward_hook(
@@ -130,8 +130,8 @@ def test_statistics_are_those_of_a_plain_forward_pass(model: Any) -> None:
     with torch.no_grad():
         for part in pictures(model, 6).split(3):
             model(part)
-    for tap in taps:
-        tap.remove()
+    for hook_point in hook_points:
+        hook_point.remove()
     name = sublayer.address.rpartition(".")[2]
     measured = float(calibrate(anatomy, data(model), [Similarity()])[block.index][name])
     assert measured == pytest.approx(float(torch.cat(cosines).double().mean()), abs=1e-5)
@@ -300,7 +300,7 @@ def test_a_placed_mixer_stands_in_other_libraries_models(tiny_vit: Any) -> None:
     plan = make_method("replace_token_mixer", {"mixer": "pool", "blocks": "1"}).plan(anatomy)
     result = apply(tiny_vit, plan).model
     part = Anatomy.of(result).blocks[1].others["attention"]
-    assert isinstance(part, OtherMixer) and part.module.grid == (4, 4)
+    assert isinstance(part, OpaqueMixer) and part.module.grid == (4, 4)
     x = torch.randn(2, 17, 48)
     mixed, _ = part.module(x)
     places = x[:, 1:].transpose(1, 2).unflatten(2, (4, 4))

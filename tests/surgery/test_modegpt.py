@@ -10,7 +10,7 @@ from narrow_cases import data, even, method, pairs_of
 from torch import Tensor
 
 from helpers import outputs, worst
-from modwright.anatomy import Anatomy, Attention, Tap
+from modwright.anatomy import Anatomy, Attention, HookPoint
 from modwright.calibration import Grams, calibrate
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, Plan, Replace
@@ -19,16 +19,16 @@ from modwright.surgery import apply, plan
 
 
 @torch.no_grad()
-def tapped(model: Any, tap: Tap) -> Tensor:
-    """What a tap reads in the model's own forward over the calibration data: (n, d), float64."""
+def tapped(model: Any, hook_point: HookPoint) -> Tensor:
+    """What a hook point reads in the model's own forward over the calibration data: (n, d), float64."""
     seen: list[Tensor] = []
 
     def hook(module: Any, args: Any, kwargs: Any, out: Any) -> None:
         given = args[0] if args else kwargs["hidden_states"]
-        value = given if tap.side == "input" else out[0] if isinstance(out, tuple) else out
+        value = given if hook_point.side == "input" else out[0] if isinstance(out, tuple) else out
         seen.append(value.flatten(0, -2).double())
 
-    handle = tap.module.register_forward_hook(hook, with_kwargs=True)
+    handle = hook_point.module.register_forward_hook(hook, with_kwargs=True)
     for batch in data(model):
         model.base_model(**batch.tensors())
     handle.remove()
@@ -67,8 +67,8 @@ def test_the_error_of_the_mlp_is_the_one_foretold(tiny: Any, dense_mlps: str) ->
     keep = int(old.intermediate_size * 0.7)
     assert new.intermediate_size == keep < old.intermediate_size
     # Nothing before the first MLP has changed, so both read the same.
-    off = tapped(model, Tap(old.down.module, "output"))
-    off = off - tapped(result, Tap(new.down.module, "output"))
+    off = tapped(model, HookPoint(old.down.module, "output"))
+    off = off - tapped(result, HookPoint(new.down.module, "output"))
     measured = float(off.square().sum() / len(off))
     assert decided.reasons["blocks"][0]["mlp_error"] == pytest.approx(measured, rel=1e-6)
 
@@ -142,7 +142,7 @@ def test_narrow_scores_are_dense_scores_without_the_dropped_channels(
         keep = max(2, keep - keep % 2 if shape.rotary_dim else keep)
         original = Anatomy.of(model).blocks[index].attention
         assert original is not None
-        kept = channels_by_hand(original, tapped(model, original.core_in), keep)
+        kept = channels_by_hand(original, tapped(model, original.sublayer_input), keep)
         owner = [h // (shape.num_heads // shape.num_kv_heads) for h in range(shape.num_heads)]
         for projection, heads in ((attention.q, owner), (attention.k, range(len(kept)))):
             stays = torch.zeros(len(heads), shape.qk_head_dim, dtype=torch.bool)
@@ -238,7 +238,7 @@ def test_the_error_of_values_is_the_discarded_spectrum(tiny: Any, preset: str) -
     old = Anatomy.of(model).blocks[0].attention
     assert old is not None and new is not None
     assert new.shape.v_head_dim == int(old.shape.v_head_dim * 0.7)
-    x, measured = tapped(model, old.core_in), 0.0
+    x, measured = tapped(model, old.sublayer_input), 0.0
     for head, kv in enumerate(old.kv_of_head().tolist()):
         whole = old.read_o()[head].T @ old.read_v()[kv]
         narrow = new.read_o()[head].T @ new.read_v()[kv]

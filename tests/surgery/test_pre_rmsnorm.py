@@ -102,18 +102,18 @@ def test_a_tied_table_stays_tied_and_is_stored_once(tiny: Any, training: bool) -
     result = converted(model, form="rms", training=training).model
     assert Anatomy.of(result).is_tied
     assert Anatomy.of(result).num_bytes == Anatomy.of(model).num_bytes
-    embed = Anatomy.of(result).stem["embed"].module.weight
-    assert embed is Anatomy.of(model).stem["embed"].module.weight, "the table is not even copied"
+    embed = Anatomy.of(result).outer["embed"].module.weight
+    assert embed is Anatomy.of(model).outer["embed"].module.weight, "the table is not even copied"
 
 
 def test_behind_a_bare_norm_a_tied_table_is_recentred_once_and_for_all(tiny: Any) -> None:
     model = tiny.copy("tiny-gpt2", dtype=torch.float64)
-    norm = Anatomy.of(model).stem["final_norm"]
+    norm = Anatomy.of(model).outer["final_norm"]
     norm.write("weight", torch.full((48,), 0.7, dtype=torch.float64))
     norm.write("bias", torch.zeros(48, dtype=torch.float64))
     result = converted(model).model
     assert Anatomy.of(result).is_tied and means(result) < 1e-15
-    assert type(Anatomy.of(result).stem["embed"].module) is torch.nn.Embedding
+    assert type(Anatomy.of(result).outer["embed"].module) is torch.nn.Embedding
     assert far(outputs(result), outputs(model)) < 1e-12
     # A common gain can be folded too; it is not one, so the tables part.
     folded = converted(model, fold_affine=True).model
@@ -350,8 +350,8 @@ def test_norms_load_into_rms_kernels_as_they_are(tiny: Any) -> None:
     for norm in norms:
         assert not norm.parameters()
         assert torch.equal(norm.module(x), F.rms_norm(x, (48,), eps=norm.eps))
-    gains = Anatomy.of(converted(model).model).stream.norms
-    for norm in gains:
+    scales = Anatomy.of(converted(model).model).stream.norms
+    for norm in scales:
         weight, bias = norm.module.weight, norm.module.bias
         assert far(norm.module(x), F.rms_norm(x, (48,), weight, norm.eps) + bias) < 1e-15
 

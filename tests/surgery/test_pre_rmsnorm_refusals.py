@@ -70,7 +70,7 @@ def test_a_model_that_is_converted_already(tiny: Any) -> None:
 
 def test_a_norm_before_the_blocks_writes_to_the_stream(tiny: Any) -> None:
     anatomy = Anatomy.of(tiny(GPT2))
-    anatomy.stem = {"embed_norm": Norm(nn.LayerNorm(48), "embed_norm"), **anatomy.stem}
+    anatomy.outer = {"embed_norm": Norm(nn.LayerNorm(48), "embed_norm"), **anatomy.outer}
     (said,) = obstacles(anatomy)
     assert said.startswith("embed_norm (LayerNorm) writes to the stream")
 

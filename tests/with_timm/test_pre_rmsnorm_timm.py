@@ -49,16 +49,16 @@ def test_outputs_stay(double: Callable[..., Any], name: str, options: dict[str, 
 def test_a_gain_goes_into_the_map_that_it_multiplies(double: Callable[..., Any]) -> None:
     model = double(GAINS)
     stream = Anatomy.of(model).stream
-    assert len(stream.gains) == 8
+    assert len(stream.scales) == 8
     result = converted(model).model
     after = Anatomy.of(result)
-    assert not after.stream.gains and not after.blocks[0].gains and means(result) < 1e-15
+    assert not after.stream.scales and not after.blocks[0].scales and means(result) < 1e-15
     block = Anatomy.of(model).blocks[1]
-    gain = block.gains["mlp"].gain
-    folded = gain[:, None] * block.mlp.down.weight
+    scale = block.scales["mlp"].scale
+    folded = scale[:, None] * block.mlp.down.weight
     written = after.blocks[1].mlp.down
     assert far(written.weight, folded - folded.mean(0)) < 1e-15
-    wrong = gain[:, None] * (block.mlp.down.weight - block.mlp.down.weight.mean(0))
+    wrong = scale[:, None] * (block.mlp.down.weight - block.mlp.down.weight.mean(0))
     assert far(written.weight, wrong) > 1e-3, "the gain comes first"
 
 

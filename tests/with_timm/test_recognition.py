@@ -54,9 +54,9 @@ def test_every_parameter_belongs_to_one_part(vit: Callable[..., Any], name: str)
     outside = sum(p.numel() for n, p in model.named_parameters() if n.startswith(OUTSIDE))
     assert sum(t.numel() for t in tensors) + outside == anatomy.num_parameters
     for block in anatomy.blocks:
-        gains = sum(n.num_parameters for role, n in block.norms.items() if role.endswith("gain"))
+        scales = sum(n.num_parameters for role, n in block.norms.items() if role.endswith("gain"))
         own = sum(part.num_parameters for _, part in block.sublayers())
-        assert own + gains == block.num_parameters
+        assert own + scales == block.num_parameters
 
 
 @pytest.mark.contract("B4")
@@ -73,20 +73,20 @@ def test_views_and_taps_compute_what_the_block_computes(
     assert attention is not None and mlp is not None
     seen: dict[str, torch.Tensor] = {}
     hooks = []
-    for label, tap in (
-        ("x", attention.core_in),
-        ("added", attention.core_out),
-        ("h", attention.stream_in),
-        ("middle", mlp.stream_in),
-        ("mlp", mlp.core_out),
-        ("out", block.stream_out),
+    for label, hook_point in (
+        ("x", attention.sublayer_input),
+        ("added", attention.sublayer_output),
+        ("h", attention.resid_pre),
+        ("middle", mlp.resid_pre),
+        ("mlp", mlp.sublayer_output),
+        ("out", block.resid_post),
     ):
-        side = tap.side
+        side = hook_point.side
 
         def keep(m: Any, args: Any, out: Any, label: str = label, side: str = side) -> None:
             seen[label] = args[0] if side == "input" else out
 
-        hooks.append(tap.module.register_forward_hook(keep))
+        hooks.append(hook_point.module.register_forward_hook(keep))
     with torch.no_grad():
         model(pictures(model))
     for hook in hooks:
@@ -101,8 +101,8 @@ def test_views_and_taps_compute_what_the_block_computes(
     v = project(attention.read_v(), attention.v.bias)
     weights = (q @ k.transpose(-1, -2) * attention.shape.scaling).softmax(-1)
     mixed = torch.einsum("bhtc,hcd->btd", weights @ v, attention.read_o()) + attention.o.bias
-    gain = block.norms.get("attention_gain")
-    mixed = mixed if gain is None else mixed * gain.gain
+    scale = block.norms.get("attention_gain")
+    mixed = mixed if scale is None else mixed * scale.scale
     torch.testing.assert_close(mixed, seen["added"], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(seen["h"] + seen["added"], seen["middle"])
     torch.testing.assert_close(seen["middle"] + seen["mlp"], seen["out"])
@@ -225,7 +225,7 @@ def test_nothing_is_copied(vit: Callable[..., Any]) -> None:
 
 def test_positions_are_read_and_not_replaced(vit: Callable[..., Any]) -> None:
     anatomy = Anatomy.of(vit("vit_small_patch14_reg4_dinov2"))
-    held = anatomy.stem["positions"].parameters()
+    held = anatomy.outer["positions"].parameters()
     assert set(held) == {"cls_token", "reg_token", "pos_embed"}
     assert worst(held["cls_token"], anatomy.model.timm_model.cls_token.detach()) == 0
 

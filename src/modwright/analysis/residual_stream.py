@@ -92,9 +92,9 @@ def stream_mean(
     """
     anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
     without_one = any(norm.kind == "crms" for norm in anatomy.stream.norms)
-    taps = dict(enumerate([block.stream_in for block in anatomy.blocks]))
-    taps[len(taps)] = anatomy.blocks[-1].stream_out
-    sums, counts, widths = [0.0] * len(taps), [0] * len(taps), [0] * len(taps)
+    hook_points = dict(enumerate([block.resid_pre for block in anatomy.blocks]))
+    hook_points[len(hook_points)] = anatomy.blocks[-1].resid_post
+    sums, counts, widths = [0.0] * len(hook_points), [0] * len(hook_points), [0] * len(hook_points)
     mask: Tensor | None = None
 
     def add(layer: int, stream: Tensor) -> None:
@@ -105,7 +105,7 @@ def stream_mean(
         counts[layer] += shares.numel()
         widths[layer] = stream.shape[-1] + without_one
 
-    with eval_mode(anatomy.model), torch.no_grad(), on_tensors(taps, add):
+    with eval_mode(anatomy.model), torch.no_grad(), on_tensors(hook_points, add):
         for inputs in _inputs(batches):
             device = next(anatomy.model.parameters()).device
             mask = inputs.get("attention_mask")

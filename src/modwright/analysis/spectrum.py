@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modwright.core.capture import Tap, capture
+from modwright.core.capture import HookPoint, capture
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 
@@ -148,9 +148,9 @@ def map_spectra(model: nn.Module, pictures: Tensor, parts: Sequence[str]) -> dic
     for name in parts:
         if name not in known:
             raise InvalidInputError(f"the model has no part {name!r}")
-    taps = {name: Tap(known[name], "output") for name in parts}
+    hook_points = {name: HookPoint(known[name], "output") for name in parts}
     # A copy: what follows a part may work in place.
-    with capture(taps, copy=True) as kept, eval_mode(model), torch.no_grad():
+    with capture(hook_points, copy=True) as kept, eval_mode(model), torch.no_grad():
         model(pictures)
     if silent := [name for name in parts if name not in kept]:
         raise InvalidInputError(f"parts that give no tensor in a pass: {', '.join(silent)}")

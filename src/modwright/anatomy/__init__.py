@@ -6,7 +6,7 @@ from modwright.anatomy.families.family import Family
 from modwright.anatomy.inputs import Inputs, Pictures, Tokens
 from modwright.anatomy.projection import FactoredProjection, Projection
 from modwright.anatomy.selectors import pick_layers, select
-from modwright.anatomy.stream import Reader, Stream
+from modwright.anatomy.stream import ReadProjection, ResidualStream
 from modwright.anatomy.views import (
     Attention,
     Block,
@@ -16,12 +16,12 @@ from modwright.anatomy.views import (
     MixtureOfExperts,
     Mlp,
     Norm,
-    OtherMixer,
+    OpaqueMixer,
     Part,
-    Patches,
-    Unread,
+    PatchEmbedding,
+    OpaqueModule,
 )
-from modwright.core.capture import Tap
+from modwright.core.capture import HookPoint
 
 __all__ = [
     "Anatomy",
@@ -36,16 +36,16 @@ __all__ = [
     "MixtureOfExperts",
     "Mlp",
     "Norm",
-    "OtherMixer",
+    "OpaqueMixer",
     "Part",
-    "Patches",
+    "PatchEmbedding",
     "Pictures",
     "Projection",
-    "Reader",
-    "Stream",
-    "Tap",
+    "ReadProjection",
+    "ResidualStream",
+    "HookPoint",
     "Tokens",
-    "Unread",
+    "OpaqueModule",
     "family_names",
     "pick_layers",
     "register_family",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modwright.anatomy.coerce import model_of
 from modwright.anatomy.families import family_of, wrapped
 from modwright.anatomy.families.family import Family
-from modwright.anatomy.stream import Stream, stream_of
+from modwright.anatomy.stream import ResidualStream, stream_of
 from modwright.anatomy.views import Block, Embedding, Part
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture, unknown_name
 
@@ -25,7 +25,7 @@ class Anatomy:
         model: the live model.
         family: what maps its names.
         blocks: its layers, as :class:`Block`.
-        stem: embeddings, norms outside the blocks and head, by address.
+        outer: embeddings, norms outside the blocks and head, by address.
 
     Example:
         >>> import modwright
@@ -42,7 +42,7 @@ class Anatomy:
             family.read_block(module, i)
             for i, module in enumerate(_distinct(family.layers(model), family))
         )
-        self.stem: dict[str, Part] = family.read_stem(model)
+        self.outer: dict[str, Part] = family.read_outer(model)
 
     @classmethod
     def of(cls, model: Any) -> Anatomy:
@@ -97,7 +97,7 @@ class Anatomy:
     @property
     def is_tied(self) -> bool:
         """The head and the token table are one tensor."""
-        head, embed = self.stem.get("head"), self.stem.get("embed")
+        head, embed = self.outer.get("head"), self.outer.get("embed")
         if not isinstance(head, Embedding) or not isinstance(embed, Embedding):
             return False
         return head.module.weight is embed.module.weight
@@ -105,12 +105,12 @@ class Anatomy:
     @property
     def after_blocks(self) -> tuple[str, ...]:
         """Addresses outside the blocks that the stream reaches after them, in its order."""
-        table = list(self.family.stem)
+        table = list(self.family.outer)
         later = [*table[table.index("blocks") + 1 :], "head"]
-        return tuple(address for address in later if address in self.stem)
+        return tuple(address for address in later if address in self.outer)
 
     @property
-    def stream(self) -> Stream:
+    def stream(self) -> ResidualStream:
         """Who writes to the residual stream and who reads it."""
         return stream_of(self)
 
@@ -122,13 +122,13 @@ class Anatomy:
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Every part with parameters, by address, in the order of the forward pass."""
         later = self.after_blocks
-        yield from ((a, p) for a, p in self.stem.items() if a not in later)
+        yield from ((a, p) for a, p in self.outer.items() if a not in later)
         for block in self.blocks:
             for role, sublayer in block.sublayers():
                 yield f"{block.address}.{role}", sublayer
             for role, norm in block.norms.items():
                 yield f"{block.address}.{role}", norm
-        yield from ((a, p) for a, p in self.stem.items() if a in later)
+        yield from ((a, p) for a, p in self.outer.items() if a in later)
 
     def part(self, address: str) -> Any:
         """What stands at an address: a part, a projection of one, or a block.
@@ -161,7 +161,7 @@ class Anatomy:
         """The parts as a collapsible tree, for notebooks; `modwright.cost.inspect` has costs."""
 
         def line(part: Part) -> str:
-            if self.is_tied and part is self.stem.get("head"):
+            if self.is_tied and part is self.outer.get("head"):
                 return "<li><code>head</code> the table of embed, 0 parameters of its own</li>"
             said = repr(part)
             count = "" if "parameters" in said else f" {part.num_parameters:,} parameters"
@@ -174,8 +174,8 @@ class Anatomy:
             + "</ul></details>"
             for block in self.blocks
         )
-        stem = "".join(line(part) for part in self.stem.values())
-        return f"<div><b>{escape(repr(self))}</b><ul>{stem}</ul>{blocks}</div>"
+        outer = "".join(line(part) for part in self.outer.values())
+        return f"<div><b>{escape(repr(self))}</b><ul>{outer}</ul>{blocks}</div>"
 
     def __repr__(self) -> str:
         return (

@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.views import Embedding, Linear, Norm, Part, Patches
+from modwright.anatomy.views import Embedding, Linear, Norm, Part, PatchEmbedding
 
 if TYPE_CHECKING:
     from modwright.anatomy.anatomy import Anatomy
 
-__all__ = ["Reader", "Stream", "Writer", "stream_of"]
+__all__ = ["ReadProjection", "ResidualStream", "WriteProjection", "stream_of"]
 
-Writer = Projection | Embedding | Linear | Patches
+WriteProjection = Projection | Embedding | Linear | PatchEmbedding
 """``output_axes`` says along which axis of which parameter its channels of the stream lie."""
 
 
 @dataclass(frozen=True)
-class Reader:
+class ReadProjection:
     """A linear map that reads the stream. ``input_axes`` of it says where its channels lie.
 
     Attributes:
@@ -34,12 +34,12 @@ class Reader:
 
 
 @dataclass(frozen=True)
-class Stream:
+class ResidualStream:
     """Everything that touches the residual stream, in the order of the forward pass.
 
     Attributes:
         writers: maps and tables whose results are added to it.
-        gains: address of a writer -> what multiplies its result on the way, channel by channel.
+        scales: address of a writer -> what multiplies its result on the way, channel by channel.
         readers: maps that read it, with the norm before each.
         norms: norms that read it and do not write to it.
         norms_within: norms that write to it: those of post-norm blocks and those before the blocks.
@@ -47,25 +47,25 @@ class Stream:
         is_complete: all parameters of the model belong to its parts, so no reader is missing here.
     """
 
-    writers: tuple[Writer, ...]
-    gains: Mapping[str, Norm]
-    readers: tuple[Reader, ...]
+    writers: tuple[WriteProjection, ...]
+    scales: Mapping[str, Norm]
+    readers: tuple[ReadProjection, ...]
     norms: tuple[Norm, ...]
     norms_within: tuple[Norm, ...]
     last_norm: Norm | None
     is_complete: bool
 
-    def written(self, writer: Writer) -> dict[str, Tensor]:
+    def written(self, writer: WriteProjection) -> dict[str, Tensor]:
         """What holds a writer's channels of the stream, its gain included: name -> float64."""
-        stored, part = writer.parameters(), self.gains.get(writer.address)
+        stored, part = writer.parameters(), self.scales.get(writer.address)
         found = {n: stored[n].double() for n in writer.output_axes if n in stored}
-        if part is None or part.gain is None:
+        if part is None or part.scale is None:
             return found
-        gain = part.gain.double()
-        return {n: t * gain.view(-1, *[1] * (t.ndim - 1)) for n, t in found.items()}
+        scale = part.scale.double()
+        return {n: t * scale.view(-1, *[1] * (t.ndim - 1)) for n, t in found.items()}
 
     @property
-    def last_reader(self) -> Reader | None:
+    def last_reader(self) -> ReadProjection | None:
         """What reads the stream through the last norm, if all that does is known.
 
         A bare model returns what the last norm gives, and labels may be read from it too.
@@ -75,7 +75,7 @@ class Stream:
         return next((r for r in self.readers if r.norm is self.last_norm), None)
 
 
-def stream_of(anatomy: Anatomy) -> Stream:
+def stream_of(anatomy: Anatomy) -> ResidualStream:
     """Follows the stream through the parts of a model.
 
     Outside the blocks the width tells: a table of narrower vectors is read by the map after it.
@@ -89,41 +89,41 @@ def stream_of(anatomy: Anatomy) -> Stream:
         ['blocks.3.mlp.up', 'head']
     """
     width = anatomy.hidden_size
-    writers: list[Writer] = []
-    gains: dict[str, Norm] = {}
-    readers: list[Reader] = []
+    writers: list[WriteProjection] = []
+    scales: dict[str, Norm] = {}
+    readers: list[ReadProjection] = []
     norms: list[Norm] = []
     within: list[Norm] = []
     after = anatomy.after_blocks
-    for address, part in anatomy.stem.items():
+    for address, part in anatomy.outer.items():
         if address in after:
             continue
         if isinstance(part, Norm):
             within.append(part)
-        elif isinstance(part, Writer) and width in _sizes(part, part.output_axes):
+        elif isinstance(part, WriteProjection) and width in _sizes(part, part.output_axes):
             writers.append(part)
     for block in anatomy.blocks:
-        own = [norm for norm in block.norms.values() if norm not in block.gains.values()]
+        own = [norm for norm in block.norms.values() if norm not in block.scales.values()]
         (within if block.layout == "post" else norms).extend(own)
         for name, sublayer in block.sublayers():
             norm = None if block.layout == "post" else sublayer.norm
             for role, projection in sublayer.projections().items():
-                if role in sublayer.writing:
+                if role in sublayer.writes_residual:
                     writers.append(projection)
-                    if name in block.gains:
-                        gains[projection.address] = block.gains[name]
+                    if name in block.scales:
+                        scales[projection.address] = block.scales[name]
                 else:
-                    readers.append(Reader(projection, norm))
+                    readers.append(ReadProjection(projection, norm))
     last: Norm | None = None
-    for part in (anatomy.stem[address] for address in after):
+    for part in (anatomy.outer[address] for address in after):
         if isinstance(part, Norm):
             last = part
             norms.append(part)
         elif isinstance(part, Embedding | Linear) and width in _sizes(part, part.input_axes):
-            readers.append(Reader(part, last))
+            readers.append(ReadProjection(part, last))
     complete = {id(p) for p in anatomy.model.parameters()} <= {id(p) for p in _held(anatomy)}
-    return Stream(
-        tuple(writers), gains, tuple(readers), tuple(norms), tuple(within), last, complete
+    return ResidualStream(
+        tuple(writers), scales, tuple(readers), tuple(norms), tuple(within), last, complete
     )
 
 

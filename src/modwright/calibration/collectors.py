@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.anatomy import Block, MixtureOfExperts, Mlp, Tap
+from modwright.anatomy import Block, MixtureOfExperts, Mlp, HookPoint
 from modwright.anatomy.views import Sublayer
 
 __all__ = ["Collector", "Grams", "Similarity", "StreamGaps", "Watch"]
@@ -23,7 +23,7 @@ class Watch(Protocol):
     """Accumulates one block's statistics."""
 
     @property
-    def taps(self) -> Mapping[str, Tap]:
+    def hook_points(self) -> Mapping[str, HookPoint]:
         """What to read inside the block, by name."""
 
     @property
@@ -35,9 +35,9 @@ class Watch(Protocol):
         """
 
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        """Takes one batch: the tapped tensors and "stream_in", "stream_out", each (n, d).
+        """Takes one batch: the tapped tensors and "resid_pre", "resid_post", each (n, d).
 
-        ``past`` holds earlier residual streams, latest first: ``past[0]`` is "stream_in".
+        ``past`` holds earlier residual streams, latest first: ``past[0]`` is "resid_pre".
         """
 
     def result(self) -> dict[str, Tensor]:
@@ -49,7 +49,7 @@ class Collector(Protocol):
 
     @property
     def history(self) -> int:
-        """How many earlier residual streams it looks back on, "stream_in" included."""
+        """How many earlier residual streams it looks back on, "resid_pre" included."""
 
     def watch(self, block: Block) -> Watch:
         """Starts on a block."""
@@ -61,15 +61,15 @@ class Collector(Protocol):
         """Of a block's finished statistics."""
 
 
-def _sublayer_taps(name: str, sublayer: Sublayer) -> dict[str, Tap]:
-    taps = {
-        f"{name}.stream_in": sublayer.stream_in,
-        f"{name}.core_in": sublayer.core_in,
-        f"{name}.core_out": sublayer.core_out,
+def _sublayer_hook_points(name: str, sublayer: Sublayer) -> dict[str, HookPoint]:
+    hook_points = {
+        f"{name}.resid_pre": sublayer.resid_pre,
+        f"{name}.sublayer_input": sublayer.sublayer_input,
+        f"{name}.sublayer_output": sublayer.sublayer_output,
     }
-    if sublayer.stream_out is not None:
-        taps[f"{name}.stream_out"] = sublayer.stream_out
-    return taps
+    if sublayer.resid_post is not None:
+        hook_points[f"{name}.resid_post"] = sublayer.resid_post
+    return hook_points
 
 
 def _zeros(block: Block, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -114,25 +114,25 @@ class _SimilarityWatch:
     def __init__(self, block: Block, drop_norm: bool) -> None:
         self.drop_norm = drop_norm
         self.names = [name for name, _ in block.sublayers()]
-        self.taps: dict[str, Tap] = {}
+        self.hook_points: dict[str, HookPoint] = {}
         for name, sublayer in block.sublayers():
-            self.taps.update(_sublayer_taps(name, sublayer))
+            self.hook_points.update(_sublayer_hook_points(name, sublayer))
         self.sums = {name: _zeros(block) for name in [*self.names, "block"]}
         self.sums["tokens"] = _count(block)
 
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        self.sums["tokens"] += seen["stream_in"].shape[0]
-        self.sums["block"] += _cosines(seen["stream_in"], seen["stream_out"])
+        self.sums["tokens"] += seen["resid_pre"].shape[0]
+        self.sums["block"] += _cosines(seen["resid_pre"], seen["resid_post"])
         for name in self.names:
             before, after = self._pair(name, seen)
             self.sums[name] += _cosines(before, after)
 
     def _pair(self, name: str, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.drop_norm:
-            return seen[f"{name}.core_in"], seen[f"{name}.core_out"]
-        before = seen[f"{name}.stream_in"]
-        after = seen.get(f"{name}.stream_out")
-        return before, before + seen[f"{name}.core_out"] if after is None else after
+            return seen[f"{name}.sublayer_input"], seen[f"{name}.sublayer_output"]
+        before = seen[f"{name}.resid_pre"]
+        after = seen.get(f"{name}.resid_post")
+        return before, before + seen[f"{name}.sublayer_output"] if after is None else after
 
     def result(self) -> dict[str, Tensor]:
         tokens = self.sums["tokens"]
@@ -166,12 +166,12 @@ class StreamGaps:
 
 class _GapWatch:
     def __init__(self, block: Block, largest: int) -> None:
-        self.taps: dict[str, Tap] = {}
+        self.hook_points: dict[str, HookPoint] = {}
         self.sums = {"gaps": _zeros(block, largest), "tokens": _count(block, largest)}
 
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
         for gap, earlier in enumerate(past[: len(self.sums["gaps"])]):
-            self.sums["gaps"][gap] += _cosines(earlier, seen["stream_out"])
+            self.sums["gaps"][gap] += _cosines(earlier, seen["resid_post"])
             self.sums["tokens"][gap] += earlier.shape[0]
 
     def result(self) -> dict[str, Tensor]:
@@ -221,21 +221,21 @@ class Grams:
 class _GramWatch:
     def __init__(self, block: Block, attention: bool, mlp: bool, all_tokens: bool) -> None:
         self.mixture, self.all_tokens = None, all_tokens
-        self.taps: dict[str, Tap] = {}
+        self.hook_points: dict[str, HookPoint] = {}
         self.sums: dict[str, Tensor] = {"cosines": _zeros(block), "tokens": _count(block)}
         if attention and block.attention is not None:
             width = block.attention.shape.hidden_size
-            self.taps["attention"] = block.attention.core_in
+            self.hook_points["attention"] = block.attention.sublayer_input
             self.sums["attention"] = _zeros(block, width, width)
             self.sums["attention_mean"] = _zeros(block, width)
         if mlp and isinstance(block.mlp, Mlp):
             inner = block.mlp.intermediate_size
-            self.taps["mlp"] = block.mlp.inner
+            self.hook_points["mlp"] = block.mlp.inner
             self.sums["mlp"] = _zeros(block, inner, inner)
         if mlp and isinstance(block.mlp, MixtureOfExperts):
             self.mixture = block.mlp
             inner, experts = block.mlp.intermediate_size, block.mlp.num_experts
-            self.taps["mixture"] = block.mlp.core_in
+            self.hook_points["mixture"] = block.mlp.sublayer_input
             self.sums["mlp"] = _zeros(block, experts, inner, inner)
             self.sums["expert_tokens"] = _count(block, experts)
 
@@ -249,9 +249,9 @@ class _GramWatch:
                 self.sums["expert_tokens"][expert] += len(here)
 
     def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        self.sums["tokens"] += seen["stream_in"].shape[0]
-        self.sums["cosines"] += _cosines(seen["stream_in"], seen["stream_out"])
-        for name in self.taps:
+        self.sums["tokens"] += seen["resid_pre"].shape[0]
+        self.sums["cosines"] += _cosines(seen["resid_pre"], seen["resid_post"])
+        for name in self.hook_points:
             if name == "mixture" and self.mixture is not None:
                 self._route(self.mixture, seen[name])
                 continue

@@ -53,7 +53,7 @@ def forecast_bytes(
 
 
 def block_activations(anatomy: Anatomy, block: Block, batch: int, length: int) -> int:
-    """Bytes that one batch (b, t) takes while a block runs and its taps are read.
+    """Bytes that one batch (b, t) takes while a block runs and its hook points are read.
 
     Per token: the stream before and after, its copies for the norm, the sublayers and the cosines
     (8 d, in float32 where they are compared), queries, keys, values and the mix, three times I in

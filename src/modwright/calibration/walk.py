@@ -267,21 +267,21 @@ class _WholeWalk(_Walk):
         watches = [collector.watch(block) for collector in self.collectors]
         model = self.anatomy.model
         device = next(model.parameters()).device
-        ends = {"stream_in": block.stream_in, "stream_out": block.stream_out}
+        ends = {"resid_pre": block.resid_pre, "resid_post": block.resid_post}
         ran = runs = 0
-        with _tapped(watches) as seen, capture(ends) as streams:
+        with _hooked(watches) as seen, capture(ends) as streams:
 
             def update(*_: Any) -> None:
                 nonlocal ran
-                _require_finite(streams["stream_out"], block)
+                _require_finite(streams["resid_post"], block)
                 for watch, mine in zip(watches, seen):
                     rows = {name: _tokens(x, None) for name, x in {**mine, **streams}.items()}
-                    watch.update(rows, [rows["stream_in"]])
+                    watch.update(rows, [rows["resid_pre"]])
                 ran += 1
                 if ran == runs:
                     raise StopForward
 
-            # Registered last, so it runs after the taps; a block that runs twice is seen twice.
+            # Registered last, so it runs after the hook points; a block that runs twice is seen twice.
             with on_forward({"block": block.module}, update):
                 for batch in self.batches:
                     ran = 0
@@ -313,7 +313,7 @@ def measure_block(
     ``past`` and ``out`` hold one tensor (b, t, d) per batch, on any device.
     """
     watches = [collector.watch(block) for collector in collectors]
-    with _tapped(watches) as seen:
+    with _hooked(watches) as seen:
         for j, call in enumerate(calls):
             args, kwargs = moved(call, device)
             before = past[0][j].to(device)
@@ -321,7 +321,7 @@ def measure_block(
             out[j] = result[0] if isinstance(result, tuple) else result
             after = out[j].to(device)
             _require_finite(after, block)
-            ends = {"stream_in": before, "stream_out": after}
+            ends = {"resid_pre": before, "resid_post": after}
             ends = {name: channels_last(x, block.axis) for name, x in ends.items()}
             earlier = [
                 _tokens(channels_last(stream[j].to(device), block.axis), keep[j]) for stream in past
@@ -360,10 +360,10 @@ def _tokens(value: Tensor, keep: Tensor | None) -> Tensor:
 
 
 @contextmanager
-def _tapped(watches: Sequence[Watch]) -> Iterator[list[dict[str, Tensor]]]:
-    """Reads every tap while the block runs, for each watch under its own names."""
+def _hooked(watches: Sequence[Watch]) -> Iterator[list[dict[str, Tensor]]]:
+    """Reads every hook point while the block runs, for each watch under its own names."""
     with ExitStack() as stack:
-        yield [stack.enter_context(capture(watch.taps)) for watch in watches]
+        yield [stack.enter_context(capture(watch.hook_points)) for watch in watches]
 
 
 def _fingerprint(model: nn.Module, source: BlockSource) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Call", "StopForward", "Tap", "capture", "channels_last", "first_tensor", "on_forward"]
+__all__ = ["Call", "StopForward", "HookPoint", "capture", "channels_last", "first_tensor", "on_forward"]
 __all__ += ["on_tensors"]
 
 K = TypeVar("K", bound=Hashable)
@@ -22,7 +22,7 @@ Side = Literal["input", "output"]
 
 
 @dataclass(frozen=True)
-class Tap:
+class HookPoint:
     """Where a tensor can be read while the model runs: the first input or output of a module.
 
     ``axis`` is where its channels lie: last, or 1 where it is a map (b, C, h, w).
@@ -85,7 +85,7 @@ def on_forward(
 
 @contextmanager
 def on_tensors(
-    points: Mapping[K, Tap], see: Callable[[K, Tensor], None], *, gradients: bool = False
+    points: Mapping[K, HookPoint], see: Callable[[K, Tensor], None], *, gradients: bool = False
 ) -> Iterator[None]:
     """Calls ``see(name, tensor)`` whenever a tensor passes one of the points.
 
@@ -105,14 +105,14 @@ def on_tensors(
 
     with ExitStack() as stack:
         for side in ("input", "output"):
-            there = {name: tap.module for name, tap in points.items() if tap.side == side}
+            there = {name: hook_point.module for name, hook_point in points.items() if hook_point.side == side}
             stack.enter_context(on_forward(there, read, side))
         yield
 
 
 @contextmanager
 def capture(
-    points: Mapping[K, Tap],
+    points: Mapping[K, HookPoint],
     *,
     gradients: bool = False,
     copy: bool = False,
@@ -129,7 +129,7 @@ def capture(
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True))
-        >>> points = {"in": Tap(model[0], "input", axis=1), "out": Tap(model[0], "output", axis=1)}
+        >>> points = {"in": HookPoint(model[0], "input", axis=1), "out": HookPoint(model[0], "output", axis=1)}
         >>> with capture(points, copy=True) as seen:
         ...     answer = model(torch.randn(2, 3, 4, 5))
         >>> tuple(seen["in"].shape), tuple(seen["out"].shape), bool((seen["out"] < 0).any())

@@ -20,11 +20,11 @@ from modwright.anatomy import (
     MixtureOfExperts,
     Mlp,
     Norm,
-    OtherMixer,
+    OpaqueMixer,
     Part,
-    Patches,
+    PatchEmbedding,
     Projection,
-    Unread,
+    OpaqueModule,
 )
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import UnsupportedArchitecture
@@ -139,9 +139,9 @@ def _(part: MixtureOfExperts, run: Pass) -> int:
     return run.positions * (map_macs(part.router) + part.top_k * expert)
 
 
-@part_macs.register(OtherMixer)
-@part_macs.register(Unread)
-def _(part: OtherMixer | Unread, run: Pass) -> int:
+@part_macs.register(OpaqueMixer)
+@part_macs.register(OpaqueModule)
+def _(part: OpaqueMixer | OpaqueModule, run: Pass) -> int:
     if part.address in run.counted:
         return run.sequences * run.counted[part.address]
     width = _width(part)
@@ -157,9 +157,9 @@ def _(part: OtherMixer | Unread, run: Pass) -> int:
         ) from None
 
 
-def _width(part: OtherMixer | Unread) -> int | None:
+def _width(part: OpaqueMixer | OpaqueModule) -> int | None:
     """Channels of the stream that a placed part reads: its own word for it, or its norm's."""
-    if not isinstance(part, OtherMixer) or not isinstance(part.module, PlacedMixer | Opaque):
+    if not isinstance(part, OpaqueMixer) or not isinstance(part.module, PlacedMixer | Opaque):
         return None
     told = getattr(part.module, "hidden_size", None)
     if isinstance(told, int):
@@ -186,7 +186,7 @@ def _(part: Linear, run: Pass) -> int:
 
 
 @part_macs.register
-def _(part: Patches, run: Pass) -> int:
+def _(part: PatchEmbedding, run: Pass) -> int:
     # A picture is cut once; the tokens beside the patches cost nothing.
     if part.count is None:
         raise UnsupportedArchitecture(f"{part.address}: it has as many patches as a picture gives")

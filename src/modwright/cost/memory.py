@@ -109,7 +109,7 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1, ran: Ran | N
             sets.append(reads + _attention_set(block.attention.shape, length if eager else 0))
         if block.mlp is not None:
             sets.append(reads + _mlp_set(block, block.mlp, width))
-    head = anatomy.stem.get("head")
+    head = anatomy.outer.get("head")
     if isinstance(head, Embedding):
         sets.append(width + len(head.parameters()["weight"]))
     return batch * length * max(sets) * item

@@ -279,7 +279,7 @@ def _refuse_unfit(anatomy: Anatomy, length: int) -> None:
     if any(parameter.is_meta for parameter in anatomy.model.parameters()):
         raise InvalidInputError("the model has no weights (meta device); open it with weights to measure it")
     limit = getattr(anatomy.config, "max_position_embeddings", None)
-    if "positions" in anatomy.stem and limit is not None and length > limit:
+    if "positions" in anatomy.outer and limit is not None and length > limit:
         raise InvalidInputError(
             f"prompt and new_tokens need {length} positions; the model has 1 to {limit}, so take "
             "fewer tokens"

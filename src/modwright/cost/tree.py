@@ -18,11 +18,11 @@ from modwright.anatomy import (
     Linear,
     Mlp,
     Norm,
-    OtherMixer,
+    OpaqueMixer,
     Part,
-    Patches,
+    PatchEmbedding,
     Projection,
-    Unread,
+    OpaqueModule,
 )
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError
@@ -193,14 +193,14 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
     rows = {row.address: row for row in counted(anatomy, ran, length=length).rows}
     length = anatomy.family.inputs().positions(length)
     run = Pass(1, length)
-    stem = {address: _stem_node(anatomy, address, rows[address]) for address in anatomy.stem}
-    later = [stem.pop(address) for address in anatomy.after_blocks]
+    outer = {address: _outer_node(anatomy, address, rows[address]) for address in anatomy.outer}
+    later = [outer.pop(address) for address in anatomy.after_blocks]
     blocks = tuple(
         _block_node(block, rows, run if ran is None else ran.of(block.address, run))
         for block in anatomy.blocks
     )
     held = f"{len(blocks)} layers" if blocks else "none left"
-    children = [*stem.values(), _sum("blocks", "blocks", held, blocks), *later]
+    children = [*outer.values(), _sum("blocks", "blocks", held, blocks), *later]
     if "other" in rows:
         children.append(_leaf(rows["other"], "what belongs to no part above"))
     dtype = str(next(anatomy.model.parameters()).dtype).removeprefix("torch.")
@@ -262,19 +262,19 @@ def _(part: Linear) -> str:
 
 
 @describe.register
-def _(part: Patches) -> str:
+def _(part: PatchEmbedding) -> str:
     width, *patch = part.parameters()["weight"].shape
     count = "" if part.count is None else f"{part.count} "
     return f"{count}patches, {' x '.join(map(str, patch))} -> {width}"
 
 
 @describe.register
-def _(part: OtherMixer) -> str:
+def _(part: OpaqueMixer) -> str:
     return type(part.module).__name__
 
 
 @describe.register
-def _(part: Unread) -> str:
+def _(part: OpaqueModule) -> str:
     return type(part.module).__name__
 
 
@@ -312,9 +312,9 @@ def _sum(address: str, kind: str, description: str, children: Sequence[Node]) ->
     )
 
 
-def _stem_node(anatomy: Anatomy, address: str, row: Row) -> Node:
+def _outer_node(anatomy: Anatomy, address: str, row: Row) -> Node:
     tied = ", tied to embed" if address == "head" and anatomy.is_tied else ""
-    return _leaf(row, describe(anatomy.stem[address]) + tied)
+    return _leaf(row, describe(anatomy.outer[address]) + tied)
 
 
 def _block_node(block: Block, rows: dict[str, Row], run: Pass) -> Node:

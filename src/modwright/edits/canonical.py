@@ -139,8 +139,8 @@ def _check_apart(edits: Sequence[Edit]) -> None:
 
 def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State | Restore) -> None:
     if index is None:
-        if role not in anatomy.stem:
-            raise unknown_name("part outside the blocks", role, anatomy.stem)
+        if role not in anatomy.outer:
+            raise unknown_name("part outside the blocks", role, anatomy.outer)
         return
     block = anatomy.block(index)
     outer = role.partition(".")[0]
@@ -340,9 +340,9 @@ def _same_linear(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
 
 
 def _same_head(anatomy: Anatomy, role: str, kwargs: dict[str, Any]) -> bool:
-    if "head" not in anatomy.stem:
+    if "head" not in anatomy.outer:
         return False  # a bare backbone, which carries the edit along
-    head = anatomy.stem["head"].parameters()
+    head = anatomy.outer["head"].parameters()
     out_features, in_features = head["weight"].shape
     return kwargs == {
         "in_features": in_features,

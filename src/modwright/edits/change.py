@@ -73,7 +73,7 @@ def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = 
     Raises:
         InvalidInputError: the model has no head.
     """
-    head = anatomy.stem.get("head")
+    head = anatomy.outer.get("head")
     if head is None:
         raise InvalidInputError("the model has no head over its vocabulary")
     old = head.parameters()

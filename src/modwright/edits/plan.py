@@ -32,8 +32,8 @@ def structure_of(anatomy: Anatomy) -> dict[str, Any]:
             "mlp": None if mlp is None else _mlp_structure(mlp),
         }
         told |= {place: type(part.module).__name__ for place, part in block.others.items()}
-        if block.gains:
-            told["gains"] = sorted(block.gains)
+        if block.scales:
+            told["gains"] = sorted(block.scales)
         blocks.append(told)
     return {"family": anatomy.family.name, "hidden_size": anatomy.hidden_size, "blocks": blocks}
 

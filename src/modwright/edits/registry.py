@@ -37,7 +37,7 @@ __all__ = ["PARTS", "build_part", "part_names", "register_part"]
 Builder = Callable[..., nn.Module]
 """Called as ``builder(config, **kwargs)`` with the model's own config object.
 
-One that has a parameter ``standing`` gets the module that stands at the place, and may alter it.
+One that has a parameter ``current`` gets the module that stands at the place, and may alter it.
 """
 
 PARTS: Registry[Builder] = Registry("part")
@@ -55,7 +55,7 @@ def part_names() -> list[str]:
 
 
 def build_part(
-    name: str, config: Any, kwargs: dict[str, Any], standing: nn.Module | None = None
+    name: str, config: Any, kwargs: dict[str, Any], current: nn.Module | None = None
 ) -> nn.Module:
     """A new module for a registered name.
 
@@ -63,13 +63,13 @@ def build_part(
         name: of the part.
         config: of the model.
         kwargs: of the part.
-        standing: what stands where the part will.
+        current: what stands where the part will.
 
     Raises:
         InvalidInputError: unknown name, or arguments that the part does not take.
     """
     builder = PARTS[name]
-    given = {"standing": standing} if "standing" in inspect.signature(builder).parameters else {}
+    given = {"standing": current} if "standing" in inspect.signature(builder).parameters else {}
     with refusing(f"part {name!r}", (TypeError, ValueError)):
         return builder(config, **given, **kwargs)
 
@@ -137,8 +137,8 @@ def _mixture(config: Any, **kwargs: Any) -> nn.Module:
 
 
 @register_part("narrowed")
-def _narrowed(config: Any, standing: nn.Module, axes: dict[str, int], size: int) -> nn.Module:
-    return narrow_(standing, axes, size)
+def _narrowed(config: Any, current: nn.Module, axes: dict[str, int], size: int) -> nn.Module:
+    return narrow_(current, axes, size)
 
 
 @register_part("pass_through")
@@ -181,8 +181,8 @@ def _bare_token_mixer(config: Any, **kwargs: Any) -> nn.Module:
 
 
 @register_part("zero_mean")
-def _zero_mean(config: Any, standing: nn.Module) -> nn.Module:
-    return zero_mean_(standing)
+def _zero_mean(config: Any, current: nn.Module) -> nn.Module:
+    return zero_mean_(current)
 
 
 @register_part("zero_mean_linear")

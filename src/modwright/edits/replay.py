@@ -46,17 +46,17 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
             raise InvalidInputError(f"{edit.path}: the model has blocks 0 to {len(layers) - 1}")
         holder = model if index is None else layers[index]
         for path, part, kwargs in _placements(family, holder, role, edit):
-            standing = holder.get_submodule(path)
-            built = build_part(part, model.config, kwargs, standing)
+            current = holder.get_submodule(path)
+            built = build_part(part, model.config, kwargs, current)
             if role in ("attention", "mlp") and part == getattr(edit, "part", None):
-                built = _hosted(built, standing, family.pairs and role == "attention")
+                built = _hosted(built, current, family.pairs and role == "attention")
             _set(holder, path, built)
     renumber(model, family)
 
 
-def _hosted(part: nn.Module, standing: nn.Module, paired: bool) -> nn.Module:
+def _hosted(part: nn.Module, current: nn.Module, paired: bool) -> nn.Module:
     """A sublayer of a kind that nobody here knows stands as a whole, as its host calls it."""
-    return part if part is standing or isinstance(part, _KNOWN) else as_opaque(part, paired)
+    return part if part is current or isinstance(part, _KNOWN) else as_opaque(part, paired)
 
 
 @contextmanager

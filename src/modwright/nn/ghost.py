@@ -12,7 +12,7 @@ __all__ = ["ChannelScale", "GhostLinear", "GhostMlp"]
 
 
 class ChannelScale(nn.Module):
-    """A learned factor per channel, what a convolution per channel with one tap is.
+    """A learned factor per channel, what a convolution per channel with one hook point is.
 
     It starts as that convolution would, evenly between -1 and 1.
 

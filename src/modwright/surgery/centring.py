@@ -64,7 +64,7 @@ def relative_to(tensor: Tensor, axis: int, index: int) -> Tensor:
 
 
 def folded(
-    stored: Mapping[str, Tensor], reads: str, gain: Tensor | None, shift: Tensor | None
+    stored: Mapping[str, Tensor], reads: str, scale: Tensor | None, bias: Tensor | None
 ) -> dict[str, Tensor]:
     """A reader that does the affine step of the norm before it: W diag(gain), b + W shift.
 
@@ -80,13 +80,13 @@ def folded(
         {'weight': tensor([[3., 2.]]), 'bias': tensor([3.])}
     """
     new = dict(stored)
-    if shift is not None and bool(shift.any()):
-        moved = stored[reads] @ shift
+    if bias is not None and bool(bias.any()):
+        moved = stored[reads] @ bias
         if reads != "weight":
             moved = stored["weight"] @ moved
         new["bias"] = stored["bias"] + moved if "bias" in stored else moved
-    if gain is not None:
-        new[reads] = stored[reads] * gain
+    if scale is not None:
+        new[reads] = stored[reads] * scale
     return new
 
 

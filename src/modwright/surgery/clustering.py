@@ -200,11 +200,11 @@ def _exchanged(products: NDArray[np.float32], labels: Labels, rounds: int) -> La
         moved = False
         for i in range(len(labels)):
             a = labels[i]
-            gain = towards[:, a] - own - 2 * products[i] + lengths
-            gain += towards[i, labels] - towards[i, a] + lengths[i]
-            gain[labels == a] = 0.0
-            j = int(gain.argmax())
-            if gain[j] <= least:
+            scale = towards[:, a] - own - 2 * products[i] + lengths
+            scale += towards[i, labels] - towards[i, a] + lengths[i]
+            scale[labels == a] = 0.0
+            j = int(scale.argmax())
+            if scale[j] <= least:
                 continue
             b, difference, moved = labels[j], products[j] - products[i], True
             towards[:, a] += difference

@@ -193,7 +193,7 @@ class MoDeGpt:
             if mlp is not None and "mlp" in self.pairs:
                 square = 4.0 * mlp.intermediate_size**2
                 values += sum(
-                    _value_bytes(p, exact=role in mlp.writing)
+                    _value_bytes(p, exact=role in mlp.writes_residual)
                     for role, p in mlp.projections().items()
                 )
             if attention is not None and {"query_key", "value_output"} & set(self.pairs):

@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from modwright.anatomy import Anatomy, Mlp
 from modwright.calibration.text import Batch
-from modwright.core.capture import Tap, capture
+from modwright.core.capture import HookPoint, capture
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
@@ -181,7 +181,7 @@ def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batc
         for batch in batches:
             given = batch if isinstance(batch, Mapping) else batch.tensors()
             mask = given.get("attention_mask")
-            with capture({mlp.address: Tap(part, "input") for mlp, part in parts}) as seen:
+            with capture({mlp.address: HookPoint(part, "input") for mlp, part in parts}) as seen:
                 model(**given)
             for mlp, part in parts:
                 used = part.route(seen[mlp.address]).flatten(0, -2)

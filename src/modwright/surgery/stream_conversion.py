@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Block, Norm, Projection
-from modwright.anatomy.stream import Writer
+from modwright.anatomy.stream import WriteProjection
 from modwright.anatomy.views import Embedding, Linear, Sublayer
 from modwright.edits import Change, Edit, Replace, Restore, untie
 from modwright.edits.refit import refit
@@ -64,7 +64,7 @@ class Conversion:
         changes = self.folds(self.last_norm) and _affects(self.last_norm)
         return self.is_tied and (self.narrows or changes)
 
-    def runs(self, writer: Writer) -> bool:
+    def runs(self, writer: WriteProjection) -> bool:
         """It keeps its parameters and is recentred as the model runs.
 
         A tied table is, if recentring it would change the logits. They change by the mean of a row
@@ -86,12 +86,12 @@ class Conversion:
         change = Change()
         for norm in block.norms.values():
             change += self._norm(norm) if norm in self.stream.norms else Change()
-        for gain in block.gains.values():  # it is in the map that it multiplied
-            change += Change((Replace(gain.address, "identity", {}),))
+        for scale in block.scales.values():  # it is in the map that it multiplied
+            change += Change((Replace(scale.address, "identity", {}),))
         for _, sublayer in block.sublayers():
             values: dict[str, dict[str, Tensor]] = {}
             for role, projection in sublayer.projections().items():
-                if role not in sublayer.writing:
+                if role not in sublayer.writes_residual:
                     values[role] = self._read(projection, sublayer.norm)
                 elif self.runs(projection):
                     change += _recentred_as_it_runs(projection)
@@ -130,9 +130,9 @@ class Conversion:
 
     def _norm(self, norm: Norm) -> Change:
         plain = self.folds(norm)
-        gain, shift = (None, None) if plain else (norm.gain, norm.shift)
+        scale, bias = (None, None) if plain else (norm.scale, norm.bias)
         here: dict[str, Any] = {"eps": norm.eps}
-        affine = {"weight": gain is not None, "bias": shift is not None}
+        affine = {"weight": scale is not None, "bias": bias is not None}
         if self.narrows and plain:
             edit = Replace(norm.address, "crms_norm", {"hidden_size": self.width - 1, **here})
         elif self.narrows:
@@ -143,16 +143,16 @@ class Conversion:
             edit = Replace(norm.address, "rms_norm", {"hidden_size": self.width, **here})
         else:
             return Change()
-        named = {"weight": gain, "bias": shift}
+        named = {"weight": scale, "bias": bias}
         return Change(
             (edit,), {f"{norm.address}.{n}": t for n, t in named.items() if t is not None}
         )
 
-    def _narrowed(self, writer: Writer) -> Replace:
+    def _narrowed(self, writer: WriteProjection) -> Replace:
         axes = {n: axis for n, axis in writer.output_axes.items() if n in writer.parameters()}
         return Replace(writer.address, "narrowed", {"axes": axes, "size": self.width - 1})
 
-    def _written(self, writer: Writer) -> dict[str, Tensor]:
+    def _written(self, writer: WriteProjection) -> dict[str, Tensor]:
         """New values of a writer's parameters; none where they are good already."""
         if not self.is_new and not self.narrows and not runs_centred(self.stream, writer):
             return {}
@@ -171,7 +171,7 @@ class Conversion:
         stored = part.parameters()
         (reads,) = part.input_axes
         new = {name: tensor.double() for name, tensor in stored.items()}
-        new = folded(new, reads, _double(norm.gain), _double(norm.shift))
+        new = folded(new, reads, _double(norm.scale), _double(norm.bias))
         if self.narrows:
             new[reads] = relative_to(new[reads], part.input_axes[reads], self.index)
         return {name: tensor.to(stored["weight"].dtype) for name, tensor in new.items()}
@@ -199,14 +199,14 @@ class Conversion:
         gone = sum(norm.num_parameters for norm in replaced)
         for reader in readers:
             stored = reader.part.parameters()
-            if "bias" not in stored and reader.norm is not None and _shifts(reader.norm):
+            if "bias" not in stored and reader.norm is not None and _biases(reader.norm):
                 gone -= stored["weight"].shape[0]
         if self.narrows:
             gone += sum(_channel(w.parameters(), w.output_axes) for w in self.stream.writers)
             gone += sum(_channel(r.part.parameters(), r.part.input_axes) for r in readers)
-        gone += sum(gain.num_parameters for gain in self.stream.gains.values())
+        gone += sum(scale.num_parameters for scale in self.stream.scales.values())
         if self.unties:
-            entries, width = self.anatomy.stem["head"].parameters()["weight"].shape
+            entries, width = self.anatomy.outer["head"].parameters()["weight"].shape
             # A reader's missing channel was counted, and the table is new with all its entries.
             gone -= entries * width
         return gone
@@ -233,18 +233,18 @@ def _double(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.double()
 
 
-def _shifts(norm: Norm) -> bool:
+def _biases(norm: Norm) -> bool:
     """Its shift is not zero; one without values counts as such."""
-    return norm.shift is not None and (norm.shift.is_meta or bool(norm.shift.any()))
+    return norm.bias is not None and (norm.bias.is_meta or bool(norm.bias.any()))
 
 
 def _affects(norm: Norm, up_to_scale: bool = False) -> bool:
     """Its affine step is not the identity, or not a common scale."""
-    gain = norm.gain
-    if gain is None or gain.is_meta:
-        return gain is not None or _shifts(norm)
-    scale = gain[0] if up_to_scale else torch.ones_like(gain[0])
-    return bool((gain != scale).any()) or _shifts(norm)
+    scale = norm.scale
+    if scale is None or scale.is_meta:
+        return scale is not None or _biases(norm)
+    scale = scale[0] if up_to_scale else torch.ones_like(scale[0])
+    return bool((scale != scale).any()) or _biases(norm)
 
 
 def _channel(stored: Mapping[str, Tensor], axes: Mapping[str, int]) -> int:

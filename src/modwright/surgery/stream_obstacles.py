@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
-from modwright.anatomy import Anatomy, MixtureOfExperts, Stream, Unread
-from modwright.anatomy.stream import Writer
+from modwright.anatomy import Anatomy, MixtureOfExperts, ResidualStream, OpaqueModule
+from modwright.anatomy.stream import WriteProjection
 from modwright.core.compat.torch import tensor_tables
 from modwright.core.errors import InvalidInputError
 from modwright.nn import FactorPair, ZeroMean
@@ -88,8 +88,8 @@ def _unread(anatomy: Anatomy) -> Iterator[str]:
         yield f"the stream is {widths} wide in one stage or another; it must be one stream"
     elif not anatomy.family.chained:
         yield "between its blocks other modules write to the stream"
-    for part in anatomy.stem.values():
-        if isinstance(part, Unread) and part.address not in anatomy.after_blocks:
+    for part in anatomy.outer.values():
+        if isinstance(part, OpaqueModule) and part.address not in anatomy.after_blocks:
             name = type(part.module).__name__
             yield f"{part.address} is a {name}, and what writes to the stream in it is not known"
     for block in anatomy.blocks:
@@ -98,7 +98,7 @@ def _unread(anatomy: Anatomy) -> Iterator[str]:
             yield f"{other.address} is a {name}, and what reads and writes in it is not known"
 
 
-def _writing_norms(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
+def _writing_norms(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
     for block in anatomy.blocks:
         if block.layout == "post":
             yield (
@@ -114,7 +114,7 @@ def _writing_norms(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
             )
 
 
-def _kinds(stream: Stream) -> Iterator[str]:
+def _kinds(stream: ResidualStream) -> Iterator[str]:
     kinds = {norm.kind for norm in stream.norms}
     for norm in stream.norms:
         name = type(norm.module).__name__
@@ -129,7 +129,7 @@ def _kinds(stream: Stream) -> Iterator[str]:
             yield f"{norm.address} is a {name} beside norms of another kind: the stream has a mean"
 
 
-def _bare_reads(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
+def _bare_reads(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
     for reader in stream.readers:
         if reader.norm is None:
             yield f"{reader.part.address} reads the stream without a norm, so it sees its mean"
@@ -142,7 +142,7 @@ def _bare_reads(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
         )
 
 
-def _narrow(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
+def _narrow(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
     if anatomy.hidden_size < 2:
         yield f"a stream {anatomy.hidden_size} wide has no coordinate to spare"
     if stream.last_reader is None and anatomy.family.last_norm_keeps_width:
@@ -161,7 +161,7 @@ def _dtypes(anatomy: Anatomy) -> Iterator[str]:
 
 def _shared(anatomy: Anatomy) -> Iterator[str]:
     """A tensor that two modules store; the head may share the token table."""
-    tied = {id(getattr(anatomy.stem.get(role), "module", None)) for role in ("embed", "head")}
+    tied = {id(getattr(anatomy.outer.get(role), "module", None)) for role in ("embed", "head")}
     held: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
     for path, module in anatomy.model.named_modules(remove_duplicate=False):
         for name, parameter in tensor_tables(module)[0].items():
@@ -175,7 +175,7 @@ def _shared(anatomy: Anatomy) -> Iterator[str]:
             )
 
 
-def covering(stream: Stream, writer: Writer) -> Writer:
+def covering(stream: ResidualStream, writer: WriteProjection) -> WriteProjection:
     """The writer itself, or one outside the blocks whose module holds it and returns the sum."""
     outside = [w for w in stream.writers if not w.address.startswith("blocks.")]
     for other in outside if writer in outside else ():
@@ -185,12 +185,12 @@ def covering(stream: Stream, writer: Writer) -> Writer:
     return writer
 
 
-def runs_centred(stream: Stream, writer: Writer) -> bool:
+def runs_centred(stream: ResidualStream, writer: WriteProjection) -> bool:
     """What it writes is recentred when the model runs."""
     return isinstance(covering(stream, writer).module, ZeroMean)
 
 
-def _unplaceable(anatomy: Anatomy, stream: Stream, part: str) -> Iterator[str]:
+def _unplaceable(anatomy: Anatomy, stream: ResidualStream, part: str) -> Iterator[str]:
     """What stands outside the blocks and cannot be altered there."""
     for writer in stream.writers:
         if writer.address.startswith("blocks.") or covering(stream, writer) is not writer:
@@ -201,16 +201,16 @@ def _unplaceable(anatomy: Anatomy, stream: Stream, part: str) -> Iterator[str]:
             yield f"{writer.address}: {refusal}"
 
 
-def _untrainable(anatomy: Anatomy, stream: Stream) -> Iterator[str]:
+def _untrainable(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
     for writer in stream.writers:
         if isinstance(writer.module, FactorPair):
             yield (
                 f"{writer.address} is a factor pair; the training form keeps all parameters, and "
                 "has no form for pairs: convert first, factorize after"
             )
-        elif writer.address in stream.gains:
+        elif writer.address in stream.scales:
             yield (
-                f"{writer.address} is multiplied by {stream.gains[writer.address].address} on its "
+                f"{writer.address} is multiplied by {stream.scales[writer.address].address} on its "
                 "way; the training form keeps all parameters, and has no form for gains"
             )
 
@@ -227,7 +227,7 @@ def _experts(anatomy: Anatomy) -> Iterator[str]:
             )
 
 
-def _means(stream: Stream) -> Iterator[str]:
+def _means(stream: ResidualStream) -> Iterator[str]:
     """A stream that RMS norms read has a mean that counts, unless nobody writes one."""
     for writer in stream.writers:
         if runs_centred(stream, writer):

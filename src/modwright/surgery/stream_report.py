@@ -57,7 +57,7 @@ def _not_preserved(conversion: Conversion) -> list[str]:
 def _untied(conversion: Conversion) -> list[str]:
     if not conversion.unties:
         return []
-    weight = conversion.anatomy.stem["head"].parameters()["weight"]
+    weight = conversion.anatomy.outer["head"].parameters()["weight"]
     entries, width = weight.shape
     narrow = conversion.narrows and conversion.stream.last_reader is not None
     size = entries * (width - narrow) * weight.element_size()

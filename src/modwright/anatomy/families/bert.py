@@ -16,7 +16,7 @@ from modwright.nn import AttentionShape
 class Bert(Family):
     name = "bert"
     model_types = ("bert",)
-    stem = {
+    outer = {
         "embed": "embeddings.word_embeddings",
         "positions": "embeddings.position_embeddings",
         "segments": "embeddings.token_type_embeddings",

@@ -18,10 +18,10 @@ from modwright.anatomy.views import (
     MixtureOfExperts,
     Mlp,
     Norm,
-    OtherMixer,
+    OpaqueMixer,
     Part,
 )
-from modwright.core.capture import Tap
+from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError
 from modwright.nn import (
     Absent,
@@ -74,14 +74,14 @@ class Family(FamilyTable):
             others=self._read_others(module, address, layout, norms),
         )
 
-    def _taps(self, block: nn.Module, role: str, layout: Layout) -> dict[str, Any]:
-        inputs = Tap(block.get_submodule(self.block[role]), "input")
+    def _hook_points(self, block: nn.Module, role: str, layout: Layout) -> dict[str, Any]:
+        inputs = HookPoint(block.get_submodule(self.block[role]), "input")
         norm = block.get_submodule(self.block[f"{role}_norm"])
         return {
-            "stream_in": inputs if layout == "post" else Tap(norm, "input"),
-            "core_in": inputs,
-            "core_out": Tap(block.get_submodule(self._last_of(role)), "output"),
-            "stream_out": Tap(norm, "output") if layout == "post" else None,
+            "resid_pre": inputs if layout == "post" else HookPoint(norm, "input"),
+            "sublayer_input": inputs,
+            "sublayer_output": HookPoint(block.get_submodule(self._last_of(role)), "output"),
+            "resid_post": HookPoint(norm, "output") if layout == "post" else None,
         }
 
     def _last_of(self, role: str) -> str:
@@ -92,15 +92,15 @@ class Family(FamilyTable):
 
     def _read_others(
         self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
-    ) -> dict[str, OtherMixer]:
+    ) -> dict[str, OpaqueMixer]:
         """What an edit put where an attention or an MLP was, and is of another kind."""
         others = {}
         for role in ("attention", "mlp"):
             module = block.get_submodule(self.block[role])
             if isinstance(module, PlacedMixer | Opaque):
-                taps = self._taps(block, role, layout)
+                hook_points = self._hook_points(block, role, layout)
                 here, norm = f"{address}.{role}", norms.get(f"{role}_norm")
-                others[role] = OtherMixer(address=here, module=module, norm=norm, **taps)
+                others[role] = OpaqueMixer(address=here, module=module, norm=norm, **hook_points)
         return others
 
     def _read_attention(
@@ -120,7 +120,7 @@ class Family(FamilyTable):
             module=module,
             norm=norms.get("attention_norm"),
             **parts,
-            **self._taps(block, "attention", layout),
+            **self._hook_points(block, "attention", layout),
         )
 
     def _read_generic(
@@ -193,7 +193,7 @@ class Family(FamilyTable):
             module=module,
             norm=norms.get("mlp_norm"),
             **{"gate": None, **maps},
-            **self._taps(block, "mlp", layout),
+            **self._hook_points(block, "mlp", layout),
         )
 
     def read_mlp(self, block: nn.Module, address: str) -> dict[str, Any]:
@@ -214,11 +214,11 @@ class Family(FamilyTable):
             },
         }
 
-    def read_stem(self, model: nn.Module) -> dict[str, Part]:
+    def read_outer(self, model: nn.Module) -> dict[str, Part]:
         """Embeddings, final norm and head, as far as the model has them."""
         backbone = self.backbone(model)
         parts: dict[str, Part] = {}
-        for address, path in self.stem.items():
+        for address, path in self.outer.items():
             if address == "blocks":
                 continue
             module = backbone.get_submodule(path)
@@ -276,10 +276,10 @@ class Family(FamilyTable):
             head = getattr(model, "get_output_embeddings", lambda: None)()
             paths = [name for name, module in model.named_modules() if module is head]
             return [(path, part, kwargs) for path in paths]
-        if role not in self.stem or role == "blocks":
-            known = ", ".join(word for word in self.stem if word != "blocks")
+        if role not in self.outer or role == "blocks":
+            known = ", ".join(word for word in self.outer if word != "blocks")
             raise InvalidInputError(f"{self.name} has no {role!r}; outside its blocks it has {known}")
-        return [(self.prefix(model) + self.stem[role], part, kwargs)]
+        return [(self.prefix(model) + self.outer[role], part, kwargs)]
 
     def place_absent(self, role: str, drop_norm: bool) -> list[Placement]:
         """What stands in a block once its attention or MLP is removed.

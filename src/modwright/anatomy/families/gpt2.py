@@ -17,7 +17,7 @@ class Gpt2(Family):
     model_types = ("gpt2",)
     transposed = True
     last_norm_keeps_width = True
-    stem = {"embed": "wte", "positions": "wpe", "blocks": "h", "final_norm": "ln_f"}
+    outer = {"embed": "wte", "positions": "wpe", "blocks": "h", "final_norm": "ln_f"}
     block = {
         "attention": "attn",
         "attention.o": "attn.c_proj",

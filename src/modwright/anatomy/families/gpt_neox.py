@@ -17,7 +17,7 @@ from modwright.anatomy.views import Layout
 class GptNeox(Family):
     name = "gpt_neox"
     model_types = ("gpt_neox",)
-    stem = {"embed": "embed_in", "blocks": "layers", "final_norm": "final_layer_norm"}
+    outer = {"embed": "embed_in", "blocks": "layers", "final_norm": "final_layer_norm"}
     block = {
         "attention": "attention",
         "attention.o": "attention.dense",

@@ -15,7 +15,7 @@ from modwright.nn import AttentionShape
 class Llama(Family):
     name = "llama"
     model_types = ("llama",)
-    stem = {"embed": "embed_tokens", "blocks": "layers", "final_norm": "norm"}
+    outer = {"embed": "embed_tokens", "blocks": "layers", "final_norm": "norm"}
     block = {
         "attention": "self_attn",
         "attention.q": "self_attn.q_proj",

@@ -58,5 +58,5 @@ class Mixtral(Mistral):
             act=act,
             module=module,
             norm=norms.get("mlp_norm"),
-            **self._taps(block, "mlp", layout),
+            **self._hook_points(block, "mlp", layout),
         )

@@ -51,7 +51,7 @@ class Opt(Family):
         super().__init__(config)
         projected = config.word_embed_proj_dim != config.hidden_size
         normed = config.do_layer_norm_before and not drops_final_norm(config)
-        self.stem = {
+        self.outer = {
             "embed": "decoder.embed_tokens",
             "positions": "decoder.embed_positions",
             **({"project_in": "decoder.project_in"} if projected else {}),

@@ -19,20 +19,20 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family, Placement
-from modwright.anatomy.families.picture_parts import READERS, stem_part
+from modwright.anatomy.families.picture_parts import READERS, outer_part
 from modwright.anatomy.families.timm_arguments import ratio
 from modwright.anatomy.inputs import Maps, Pictures
 from modwright.anatomy.views import (
     Attention,
     Block,
-    BranchGain,
+    LayerScale,
     Layout,
     Mlp,
     Norm,
-    OtherMixer,
+    OpaqueMixer,
     Part,
 )
-from modwright.core.capture import Tap
+from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import Absent
 from modwright.nn.block import Block as PictureBlock
@@ -63,7 +63,7 @@ class PictureBlocks(Family):
 
     name = "picture_blocks"
     model_types: ClassVar[tuple[str, ...]] = ("vision_transformer", "t2t_vit", "tnt", "duoformer")
-    stem: Mapping[str, str] = {"blocks": "blocks"}
+    outer: Mapping[str, str] = {"blocks": "blocks"}
     block = {
         "attention": "mixer",
         "attention.o": "mixer.proj",
@@ -103,7 +103,7 @@ class PictureBlocks(Family):
         later = [name for name in children[at:] if name not in holders]
         names = {"stem": "embed", "norm": "final_norm", "head": "classifier"}
         places = [*children[:at], "blocks", *later]
-        fitted.stem = {
+        fitted.outer = {
             names.get(name, name): name if name == "blocks" else _whole_of(model, name)
             for name in places
         }
@@ -192,38 +192,38 @@ class PictureBlocks(Family):
 
     # Reading parts
 
-    def read_stem(self, model: nn.Module) -> dict[str, Part]:
+    def read_outer(self, model: nn.Module) -> dict[str, Part]:
         parts: dict[str, Part] = {}
-        for address, path in self.stem.items():
+        for address, path in self.outer.items():
             module = None if address == "blocks" else model.get_submodule(path)
             if module is not None and any(True for _ in module.parameters()):
-                parts[address] = stem_part(module, address)
+                parts[address] = outer_part(module, address)
         return parts
 
     def read_block(self, module: nn.Module, index: int) -> Block:
         here = f"blocks.{index}"
         read: dict[str, Any] = {"attention": None, "mlp": None}
         norms: dict[str, Norm] = {}
-        others: dict[str, OtherMixer] = {}
-        for place, (own, norm_name, gain_name) in _PLACES.items():
+        others: dict[str, OpaqueMixer] = {}
+        for place, (own, norm_name, scale_name) in _PLACES.items():
             part, norm = getattr(module, own), getattr(module, norm_name)
             if part is None or isinstance(part, Absent):
                 continue
             if norm is not None and not isinstance(norm, nn.Identity):
                 norms[f"{place}_norm"] = Norm(norm, f"{here}.{place}_norm")
-            gain = getattr(module, gain_name)
-            if gain is not None and not isinstance(gain, nn.Identity):
-                norms[f"{place}_gain"] = BranchGain(gain, f"{here}.{place}_gain")
+            scale = getattr(module, scale_name)
+            if scale is not None and not isinstance(scale, nn.Identity):
+                norms[f"{place}_gain"] = LayerScale(scale, f"{here}.{place}_gain")
             address = f"{here}.{place}"
             told = {
                 "address": address,
                 "module": part,
                 "norm": norms.get(f"{place}_norm"),
-                **self._taps(module, place, "pre"),
+                **self._hook_points(module, place, "pre"),
             }
             found = READERS[place](part, address)
             if found is None:
-                others[place] = OtherMixer(**told)
+                others[place] = OpaqueMixer(**told)
             else:
                 kind: Any = Attention if place == "attention" else Mlp
                 read[place] = kind(**told, **found)
@@ -237,15 +237,15 @@ class PictureBlocks(Family):
             **read,
         )
 
-    def _taps(self, block: Any, role: str, layout: Layout) -> dict[str, Any]:
-        own, norm, gain = (getattr(block, name) for name in _PLACES[role])
+    def _hook_points(self, block: Any, role: str, layout: Layout) -> dict[str, Any]:
+        own, norm, scale = (getattr(block, name) for name in _PLACES[role])
         stream, inner = _axis(block), _axis(own, _axis(block))
-        scaled = gain is not None and not isinstance(gain, nn.Identity)
+        scaled = scale is not None and not isinstance(scale, nn.Identity)
         return {
-            "stream_in": Tap(norm, "input", stream),
-            "core_in": Tap(own, "input", inner),
-            "core_out": Tap(gain, "output", stream) if scaled else Tap(own, "output", inner),
-            "stream_out": None,
+            "resid_pre": HookPoint(norm, "input", stream),
+            "sublayer_input": HookPoint(own, "input", inner),
+            "sublayer_output": HookPoint(scale, "output", stream) if scaled else HookPoint(own, "output", inner),
+            "resid_post": None,
         }
 
     # Placing parts
@@ -254,8 +254,8 @@ class PictureBlocks(Family):
         self, block: nn.Module, role: str, part: str, kwargs: dict[str, Any]
     ) -> list[Placement]:
         """Blocks call a mixer with a tensor and its grid, and add what it returns."""
-        outer, gain, rest = role.partition("_gain")
-        if gain and not rest and outer in _PLACES:
+        outer, scale, rest = role.partition("_gain")
+        if scale and not rest and outer in _PLACES:
             return [(_PLACES[outer][2], part, kwargs)]
         placed = super().place(block, role, part, kwargs)
         core = getattr(block, _PLACES[role.partition(".")[0]][0], None) if "." in role else None
@@ -267,11 +267,11 @@ class PictureBlocks(Family):
 
     def place_absent(self, role: str, drop_norm: bool) -> list[Placement]:
         self.check_removable(role)
-        own, norm, gain = _PLACES[role]
+        own, norm, scale = _PLACES[role]
         placed: list[Placement] = [(own, "absent", {}), (norm, "identity", {})]
         blocks = [] if self._live is None else self.layers(self._live)
-        if any(getattr(block, gain, None) is not None for block in blocks):
-            placed.append((gain, "identity", {}))
+        if any(getattr(block, scale, None) is not None for block in blocks):
+            placed.append((scale, "identity", {}))
         return placed
 
     def guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class PicturePyramid(PictureBlocks):
 
     name = "picture_pyramid"
     model_types = ("metaformer", "smt", "sret", "fmvit", "craft", "swin_transformer")
-    stem = {"blocks": "stages"}
+    outer = {"blocks": "stages"}
     config_fields = {"num_layers": "depths", "activation": "act"}
 
     @property

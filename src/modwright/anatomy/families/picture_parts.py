@@ -9,27 +9,27 @@ from torch import nn
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.families.timm_modules import activation_of
 from modwright.anatomy.projection import PointwiseProjection, Projection, as_projection
-from modwright.anatomy.views import Embedding, Linear, Norm, Part, Patches, Unread
+from modwright.anatomy.views import Embedding, Linear, Norm, Part, PatchEmbedding, OpaqueModule
 from modwright.nn import AttentionShape, BareAttention, FactorPair, FeedForward
 from modwright.nn.channel_mixers.mlp import Mlp as PictureMlp
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.token_mixers.self_attention import STORAGE, SelfAttention
 
-__all__ = ["READERS", "stem_part"]
+__all__ = ["READERS", "outer_part"]
 
 
-def stem_part(module: nn.Module, address: str) -> Part:
+def outer_part(module: nn.Module, address: str) -> Part:
     """A module outside the blocks, as what it is."""
     made: Any = next((make for kinds, make in _STEM.items() if isinstance(module, kinds)), None)
     if made is None:
-        made = Norm if type(module).__name__.endswith("Norm") else Unread
+        made = Norm if type(module).__name__.endswith("Norm") else OpaqueModule
     part: Part = made(module, address)
     return part
 
 
 _STEM: dict[Any, Any] = {
-    nn.Conv2d: lambda module, address: Patches(module, address, None),
+    nn.Conv2d: lambda module, address: PatchEmbedding(module, address, None),
     nn.Linear: Linear,
     (LearnedTable, PrefixTokens): Embedding,
 }

@@ -22,7 +22,7 @@ class FamilyTable:
     Class attributes:
         name: how the family is called in messages.
         model_types: the ``config.model_type`` values that it serves.
-        stem: address -> module path, relative to the backbone, for what stands outside the blocks,
+        outer: address -> module path, relative to the backbone, for what stands outside the blocks,
             in the order of the forward pass; "blocks" is the list of layers.
         block: address inside a block -> module path relative to the block.
         beside: role -> modules that belong to the part but lie outside its own module, such as the
@@ -40,7 +40,7 @@ class FamilyTable:
 
     name: ClassVar[str]
     model_types: ClassVar[tuple[str, ...]]
-    stem: Mapping[str, str]
+    outer: Mapping[str, str]
     block: ClassVar[Mapping[str, str]]
     beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     config_fields: ClassVar[Mapping[str, str]] = {}
@@ -144,7 +144,7 @@ class FamilyTable:
         return f"{model.base_model_prefix}."
 
     def blocks_path(self, model: nn.Module) -> str:
-        return self.prefix(model) + self.stem["blocks"]
+        return self.prefix(model) + self.outer["blocks"]
 
     def layer_paths(self, model: nn.Module) -> list[str]:
         """Paths of the blocks, first to last; with a block goes all that lies below its path."""

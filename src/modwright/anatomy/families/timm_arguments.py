@@ -62,9 +62,9 @@ def _of_blocks(vit: Any) -> dict[str, Any]:
             found["proj_drop_rate"] = _rate(attention.proj_drop)
         if "mlp_ratio" not in found and hasattr(mlp, "fc1"):
             found["mlp_ratio"] = ratio(mlp.fc1.out_features, mlp.fc1.in_features)
-        gain = getattr(block, "ls1", None)
-        if "init_values" not in found and gain is not None:
-            found["init_values"] = None if isinstance(gain, nn.Identity) else 1e-5
+        scale = getattr(block, "ls1", None)
+        if "init_values" not in found and scale is not None:
+            found["init_values"] = None if isinstance(scale, nn.Identity) else 1e-5
     return found
 
 

@@ -23,8 +23,8 @@ from modwright.anatomy.families.timm_arguments import SPELLED_OUT, arguments_of,
 from modwright.anatomy.families.timm_modules import activation_of, is_of_timm, reason_against
 from modwright.anatomy.inputs import Pictures
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.views import Block, BranchGain, Embedding, Layout, Part, Patches
-from modwright.core.capture import Tap
+from modwright.anatomy.views import Block, LayerScale, Embedding, Layout, Part, PatchEmbedding
+from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import AttentionShape
 
@@ -51,14 +51,14 @@ class TimmVit(Family):
         "mlp_norm": "norm2",
     }
     pairs = False
-    gains = {"attention": "ls1", "mlp": "ls2"}
+    scales = {"attention": "ls1", "mlp": "ls2"}
     config_fields = {
         "num_layers": f"{_INSIDE}.depth",
         "hidden_size": f"{_INSIDE}.embed_dim",
         "num_heads": f"{_INSIDE}.num_heads",
         "intermediate_size": f"{_INSIDE}.mlp_ratio",
     }
-    stem = {
+    outer = {
         "embed": "timm_model.patch_embed.proj",
         "positions": "timm_model",
         "embed_norm": "timm_model.norm_pre",
@@ -94,8 +94,8 @@ class TimmVit(Family):
             )
         fitted = TimmVit(self.config, vit)
         fitted._arguments = {**arguments_of(vit), **fitted._arguments}
-        paths = {address: path for address, path in self.stem.items() if _is_there(model, path)}
-        fitted.stem = paths
+        paths = {address: path for address, path in self.outer.items() if _is_there(model, path)}
+        fitted.outer = paths
         return fitted
 
     # What the config says
@@ -154,7 +154,7 @@ class TimmVit(Family):
 
     def returns_stream(self, model: nn.Module) -> bool:
         """Without a classifier the wrapper returns what stands before the pooling."""
-        return "pooled_norm" in self.stem and not self.pools(model)
+        return "pooled_norm" in self.outer and not self.pools(model)
 
     # Reading parts
 
@@ -162,28 +162,28 @@ class TimmVit(Family):
         """The wrapper, which is called as transformers' models are."""
         return model
 
-    def read_stem(self, model: nn.Module) -> dict[str, Part]:
-        parts = super().read_stem(model)
-        patches = model.get_submodule(self.stem["embed"])
+    def read_outer(self, model: nn.Module) -> dict[str, Part]:
+        parts = super().read_outer(model)
+        patches = model.get_submodule(self.outer["embed"])
         # Class token, registers and positions are parameters of the model itself.
         return {
             **parts,
-            "embed": Patches(patches, "embed", self._live().patch_embed.num_patches),
+            "embed": PatchEmbedding(patches, "embed", self._live().patch_embed.num_patches),
             "positions": Embedding(self._live(), "positions"),
         }
 
     def read_block(self, module: nn.Module, index: int) -> Block:
         block = super().read_block(module, index)
-        for role, path in self.gains.items():
-            gain = getattr(module, path, None)
-            if gain is not None and not isinstance(gain, nn.Identity):
-                block.norms[f"{role}_gain"] = BranchGain(gain, f"{block.address}.{role}_gain")
+        for role, path in self.scales.items():
+            scale = getattr(module, path, None)
+            if scale is not None and not isinstance(scale, nn.Identity):
+                block.norms[f"{role}_gain"] = LayerScale(scale, f"{block.address}.{role}_gain")
         return block
 
-    def _taps(self, block: nn.Module, role: str, layout: Layout) -> dict[str, Any]:
-        taps = super()._taps(block, role, layout)
-        gain = getattr(block, self.gains[role], None)
-        return taps if gain is None else {**taps, "core_out": Tap(gain, "output")}
+    def _hook_points(self, block: nn.Module, role: str, layout: Layout) -> dict[str, Any]:
+        hook_points = super()._hook_points(block, role, layout)
+        scale = getattr(block, self.scales[role], None)
+        return hook_points if scale is None else {**hook_points, "sublayer_output": HookPoint(scale, "output")}
 
     def read_attention(self, block: nn.Module, module: Any, address: str) -> dict[str, Any]:
         width = module.qkv.out_features // 3
@@ -223,16 +223,16 @@ class TimmVit(Family):
         self, block: nn.Module, role: str, part: str, kwargs: dict[str, Any]
     ) -> list[Placement]:
         """timm's blocks call an attention with a tensor and add what it returns."""
-        outer, gain, rest = role.partition("_gain")
-        if gain and not rest and outer in self.gains:
-            return [(self.gains[outer], part, kwargs)]
+        outer, scale, rest = role.partition("_gain")
+        if scale and not rest and outer in self.scales:
+            return [(self.scales[outer], part, kwargs)]
         placed = super().place(block, role, part, kwargs)
         return [(path, _BARE.get(name, name), given) for path, name, given in placed]
 
     def place_absent(self, role: str, drop_norm: bool) -> list[Placement]:
         placed = super().place_absent(role, drop_norm)
-        if self.vit is None or hasattr(self.vit.blocks[0], self.gains[role]):
-            placed.append((self.gains[role], "identity", {}))
+        if self.vit is None or hasattr(self.vit.blocks[0], self.scales[role]):
+            placed.append((self.scales[role], "identity", {}))
         return [(path, _BARE.get(name, name), given) for path, name, given in placed]
 
     def place_outside(

@@ -15,7 +15,7 @@ from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.inputs import Pictures
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.views import Part, Patches
+from modwright.anatomy.views import Part, PatchEmbedding
 from modwright.nn import AttentionShape
 
 __all__ = ["OlderVit", "Vit"]
@@ -25,7 +25,7 @@ __all__ = ["OlderVit", "Vit"]
 class Vit(Family):
     name = "vit"
     model_types = ("vit",)
-    stem = {
+    outer = {
         "embed": "embeddings.patch_embeddings.projection",
         "positions": "embeddings",
         "blocks": "layers",
@@ -70,11 +70,11 @@ class Vit(Family):
         """Heads read the class token, with a pooler or without."""
         return True
 
-    def read_stem(self, model: nn.Module) -> dict[str, Part]:
+    def read_outer(self, model: nn.Module) -> dict[str, Part]:
         """The class token, and a mask token where there is one, lie with the positions."""
-        parts = super().read_stem(model)
-        module = self.backbone(model).get_submodule(self.stem["embed"])
-        return {**parts, "embed": Patches(module, "embed", self.inputs().patches)}
+        parts = super().read_outer(model)
+        module = self.backbone(model).get_submodule(self.outer["embed"])
+        return {**parts, "embed": PatchEmbedding(module, "embed", self.inputs().patches)}
 
     def attention_shape(
         self, module: Any, projections: Mapping[str, Projection], **given: Any
@@ -86,7 +86,7 @@ class Vit(Family):
 class OlderVit(Vit):
     """The module tree of transformers 4 and of the first versions 5."""
 
-    stem = {**Vit.stem, "blocks": "encoder.layer"}
+    outer = {**Vit.outer, "blocks": "encoder.layer"}
     block = {
         "attention": "attention.attention",
         "attention.q": "attention.attention.query",

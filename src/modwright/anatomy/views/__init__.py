@@ -7,18 +7,18 @@ Addresses name parts alike in every family: ``blocks.3.attention.q``, ``blocks.3
 
 from modwright.anatomy.views.attention import Attention
 from modwright.anatomy.views.block import Block, Layout
-from modwright.anatomy.views.embedding import Embedding, Linear, Patches
+from modwright.anatomy.views.embedding import Embedding, Linear, PatchEmbedding
 from modwright.anatomy.views.experts import Expert, MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
-from modwright.anatomy.views.norm import BranchGain, Norm
-from modwright.anatomy.views.opaque import OtherMixer
-from modwright.anatomy.views.part import Part, Unread
+from modwright.anatomy.views.norm import LayerScale, Norm
+from modwright.anatomy.views.opaque import OpaqueMixer
+from modwright.anatomy.views.part import Part, OpaqueModule
 from modwright.anatomy.views.sublayer import Sublayer
 
 __all__ = [
     "Attention",
     "Block",
-    "BranchGain",
+    "LayerScale",
     "Embedding",
     "Expert",
     "Layout",
@@ -26,9 +26,9 @@ __all__ = [
     "MixtureOfExperts",
     "Mlp",
     "Norm",
-    "OtherMixer",
+    "OpaqueMixer",
     "Part",
-    "Patches",
+    "PatchEmbedding",
     "Sublayer",
-    "Unread",
+    "OpaqueModule",
 ]

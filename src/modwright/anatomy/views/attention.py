@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.sublayer import Sublayer
-from modwright.core.capture import Tap
+from modwright.core.capture import HookPoint
 from modwright.nn import AttentionShape, GroupedAttention
 
 __all__ = ["Attention"]
@@ -23,7 +23,7 @@ __all__ = ["Attention"]
 class Attention(Sublayer):
     """Multi-head attention. ``shape`` holds every number that fixes its structure."""
 
-    writing = ("o",)
+    writes_residual = ("o",)
 
     address: str
     q: Projection
@@ -33,10 +33,10 @@ class Attention(Sublayer):
     shape: AttentionShape
     module: nn.Module
     norm: Norm | None
-    stream_in: Tap
-    core_in: Tap
-    core_out: Tap
-    stream_out: Tap | None = None
+    resid_pre: HookPoint
+    sublayer_input: HookPoint
+    sublayer_output: HookPoint
+    resid_post: HookPoint | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
 

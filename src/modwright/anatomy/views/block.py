@@ -12,9 +12,9 @@ from modwright.anatomy.views.attention import Attention
 from modwright.anatomy.views.experts import MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
 from modwright.anatomy.views.norm import Norm
-from modwright.anatomy.views.opaque import OtherMixer
+from modwright.anatomy.views.opaque import OpaqueMixer
 from modwright.anatomy.views.sublayer import Sublayer
-from modwright.core.capture import Tap
+from modwright.core.capture import HookPoint
 
 __all__ = ["Block", "Layout"]
 
@@ -36,7 +36,7 @@ class Block:
     attention: Attention | None
     mlp: Mlp | MixtureOfExperts | None
     norms: dict[str, Norm] = field(default_factory=dict)
-    others: dict[str, OtherMixer] = field(default_factory=dict)
+    others: dict[str, OpaqueMixer] = field(default_factory=dict)
     axis: int = -1
 
     @property
@@ -44,15 +44,15 @@ class Block:
         return f"blocks.{self.index}"
 
     @property
-    def stream_in(self) -> Tap:
-        return Tap(self.module, "input", self.axis)
+    def resid_pre(self) -> HookPoint:
+        return HookPoint(self.module, "input", self.axis)
 
     @property
-    def stream_out(self) -> Tap:
-        return Tap(self.module, "output", self.axis)
+    def resid_post(self) -> HookPoint:
+        return HookPoint(self.module, "output", self.axis)
 
     @property
-    def gains(self) -> dict[str, Norm]:
+    def scales(self) -> dict[str, Norm]:
         """What multiplies the result of a sublayer, channel by channel, by the sublayer's role."""
         end = "_gain"
         return {r.removesuffix(end): norm for r, norm in self.norms.items() if r.endswith(end)}

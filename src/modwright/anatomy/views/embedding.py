@@ -10,7 +10,7 @@ from torch import nn
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.part import ModulePart
 
-__all__ = ["Embedding", "Linear", "Patches"]
+__all__ = ["Embedding", "Linear", "PatchEmbedding"]
 
 
 class Embedding(ModulePart):
@@ -34,7 +34,7 @@ class Linear(ModulePart):
     input_axes, output_axes = Projection.input_axes, Projection.output_axes
 
 
-class Patches(ModulePart):
+class PatchEmbedding(ModulePart):
     """Maps each of ``count`` patches of a picture: weight [d, channels, height, width].
 
     ``count`` is None where pictures of any size are read.

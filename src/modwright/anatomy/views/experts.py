@@ -16,7 +16,7 @@ from modwright.anatomy.projection import Projection
 from modwright.anatomy.separable import is_separable
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.sublayer import Sublayer
-from modwright.core.capture import Tap
+from modwright.core.capture import HookPoint
 from modwright.nn import Mixture, MixtureShape, route
 
 __all__ = ["Expert", "ExpertProjection", "MixtureOfExperts"]
@@ -72,13 +72,13 @@ class MixtureOfExperts(Sublayer):
     act: Callable[[Tensor], Tensor]
     module: nn.Module
     norm: Norm | None
-    stream_in: Tap
-    core_in: Tap
-    core_out: Tap
-    stream_out: Tap | None = None
+    resid_pre: HookPoint
+    sublayer_input: HookPoint
+    sublayer_output: HookPoint
+    resid_post: HookPoint | None = None
 
     @property
-    def writing(self) -> tuple[str, ...]:  # type: ignore[override]
+    def writes_residual(self) -> tuple[str, ...]:  # type: ignore[override]
         return tuple(f"experts.{index}.down" for index in range(self.num_experts))
 
     @property

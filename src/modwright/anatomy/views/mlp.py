@@ -10,7 +10,7 @@ from modwright.anatomy.projection import Projection
 from modwright.anatomy.separable import activations_of, is_separable
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.sublayer import Sublayer
-from modwright.core.capture import Tap
+from modwright.core.capture import HookPoint
 from modwright.nn import ExpertFeedForward, ExpertShape, FeedForward, FeedForwardShape
 
 __all__ = ["Mlp"]
@@ -20,7 +20,7 @@ __all__ = ["Mlp"]
 class Mlp(Sublayer):
     """A feed-forward part: down(act(up x)), or down(act(gate x) * up x) when it is gated."""
 
-    writing = ("down",)
+    writes_residual = ("down",)
 
     address: str
     up: Projection
@@ -29,10 +29,10 @@ class Mlp(Sublayer):
     activation: str
     module: nn.Module
     norm: Norm | None
-    stream_in: Tap
-    core_in: Tap
-    core_out: Tap
-    stream_out: Tap | None = None
+    resid_pre: HookPoint
+    sublayer_input: HookPoint
+    sublayer_output: HookPoint
+    resid_post: HookPoint | None = None
 
     @property
     def intermediate_size(self) -> int:
@@ -84,9 +84,9 @@ class Mlp(Sublayer):
         return all(is_separable(act, self.intermediate_size) for act in acts)
 
     @property
-    def inner(self) -> Tap:
+    def inner(self) -> HookPoint:
         """What the down projection reads: (b, t, I)."""
-        return Tap(self.down.module, "input", self.down.axis)
+        return HookPoint(self.down.module, "input", self.down.axis)
 
     def buffers(self) -> dict[str, Tensor]:
         return dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}

@@ -10,7 +10,7 @@ from modwright.anatomy.views.part import ModulePart
 from modwright.core.errors import InvalidInputError
 from modwright.nn import CRMSNorm, RestoringCRMSNorm
 
-__all__ = ["BranchGain", "Norm"]
+__all__ = ["LayerScale", "Norm"]
 
 NormKind = Literal["layer", "rms", "crms", "other"]
 
@@ -31,13 +31,13 @@ class Norm(ModulePart):
         self.offset = 1.0 if name.startswith(("Gemma", "NemotronLayerNorm1P")) else 0.0
 
     @property
-    def gain(self) -> Tensor | None:
+    def scale(self) -> Tensor | None:
         """(d,): what it multiplies by; None where that is one."""
         weight = self.parameters().get("weight")
         return weight if weight is None or not self.offset else weight + self.offset
 
     @property
-    def shift(self) -> Tensor | None:
+    def bias(self) -> Tensor | None:
         """(d,): what it adds at the end, or None."""
         return self.parameters().get("bias")
 
@@ -50,11 +50,11 @@ class Norm(ModulePart):
         raise InvalidInputError(f"{self.address}: {type(self.module).__name__} shows no epsilon")
 
 
-class BranchGain(Norm):
+class LayerScale(Norm):
     """What a branch is multiplied by, channel by channel; nothing is normalized."""
 
     @property
-    def gain(self) -> Tensor | None:
+    def scale(self) -> Tensor | None:
         return self.parameters().get("gamma")
 
 

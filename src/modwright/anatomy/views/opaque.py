@@ -10,27 +10,27 @@ from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.part import store
 from modwright.anatomy.views.sublayer import Sublayer
-from modwright.core.capture import Tap
+from modwright.core.capture import HookPoint
 
-__all__ = ["OtherMixer"]
+__all__ = ["OpaqueMixer"]
 
 
 @dataclass
-class OtherMixer(Sublayer):
+class OpaqueMixer(Sublayer):
     """What stands at the place of an attention or an MLP and is neither: pooling, a convolution.
 
     It is counted as a whole, and can be removed and replaced.
     """
 
-    writing = ()
+    writes_residual = ()
 
     address: str
     module: nn.Module
     norm: Norm | None
-    stream_in: Tap
-    core_in: Tap
-    core_out: Tap
-    stream_out: Tap | None = None
+    resid_pre: HookPoint
+    sublayer_input: HookPoint
+    sublayer_output: HookPoint
+    resid_post: HookPoint | None = None
 
     def projections(self) -> dict[str, Projection]:
         """None that are known."""
@@ -49,4 +49,4 @@ class OtherMixer(Sublayer):
         return own + (self.norm.num_parameters if self.norm is not None else 0)
 
     def __repr__(self) -> str:
-        return f"OtherMixer({self.address}: {type(self.module).__name__})"
+        return f"OpaqueMixer({self.address}: {type(self.module).__name__})"

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["ModulePart", "Part", "Unread", "store"]
+__all__ = ["ModulePart", "Part", "OpaqueModule", "store"]
 
 
 class Part(ABC):
@@ -65,7 +65,7 @@ class ModulePart(Part):
         return f"{type(self).__name__}({self.address}, {self.num_parameters:,} parameters)"
 
 
-class Unread(ModulePart):
+class OpaqueModule(ModulePart):
     """A module whose inside is not read: it is counted as a whole."""
 
     def parameters(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.part import Part
-from modwright.core.capture import Tap
+from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError
 
 __all__ = ["Sublayer"]
@@ -21,19 +21,19 @@ class Sublayer(Part):
 
     Attributes:
         norm: the norm that is removed with it; None where the block has none of its own.
-        stream_in: the residual stream h that the sublayer (with its norm) reads.
-        core_in: what the sublayer proper reads, norm(h) in a pre-norm block.
-        core_out: what the sublayer proper returns.
-        stream_out: the residual stream after it; None where that is h plus ``core_out``.
-        writing: roles of the maps that write to the stream; the others read it.
+        resid_pre: the residual stream h that the sublayer (with its norm) reads.
+        sublayer_input: what the sublayer proper reads, norm(h) in a pre-norm block.
+        sublayer_output: what the sublayer proper returns.
+        resid_post: the residual stream after it; None where that is h plus ``sublayer_output``.
+        writes_residual: roles of the maps that write to the stream; the others read it.
     """
 
-    writing: ClassVar[tuple[str, ...]]
+    writes_residual: ClassVar[tuple[str, ...]]
     norm: Norm | None
-    stream_in: Tap
-    core_in: Tap
-    core_out: Tap
-    stream_out: Tap | None
+    resid_pre: HookPoint
+    sublayer_input: HookPoint
+    sublayer_output: HookPoint
+    resid_post: HookPoint | None
 
     @abstractmethod
     def projections(self) -> dict[str, Projection]:
