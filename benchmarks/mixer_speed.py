@@ -55,7 +55,7 @@ SLICES = {"explicit": ExplicitSlices, "fused": SlicedAttention}
 
 
 @dataclass(frozen=True)
-class Watch:
+class Accumulator:
     """Measures two runs in turns.
 
     Attributes:
@@ -105,14 +105,14 @@ def attention(kind: type[SelfAttention], batch: int, side: int) -> Run:
     return call(kind(WIDTH, HEADS), batch, side)
 
 
-def compare_modulation(sides: tuple[int, int], batch: int, watch: Watch) -> None:
+def compare_modulation(sides: tuple[int, int], batch: int, watch: Accumulator) -> None:
     for side in sides:
         for form, kind in FULL.items():
             times = watch.side_by_side(modulation(side, batch), attention(kind, batch, side))
             row(side, batch, "modulation, 4 kernels", f"attention, {form}", times)
 
 
-def compare_slices(side: int, batch: int, watch: Watch) -> None:
+def compare_slices(side: int, batch: int, watch: Accumulator) -> None:
     for form, kind in SLICES.items():
         whole = call(kind(WIDTH, HEADS, [1]), batch, side)
         first = call(kind(WIDTH, HEADS, [8, 2]), batch, side)
@@ -121,7 +121,7 @@ def compare_slices(side: int, batch: int, watch: Watch) -> None:
             row(side, batch, what, f"1 slice, {form}", watch.side_by_side(run, whole))
 
 
-def growth(sides: tuple[int, int], batch: int, watch: Watch) -> None:
+def growth(sides: tuple[int, int], batch: int, watch: Accumulator) -> None:
     """What four times as many tokens cost."""
     kinds: dict[str, Callable[[int], Run]] = {"modulation": lambda side: modulation(side, batch)}
     for form, kind in FULL.items():
@@ -141,7 +141,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    sides, watch = (28, 56), Watch(CLOCKS[options.clock], options.repeats)
+    sides, watch = (28, 56), Accumulator(CLOCKS[options.clock], options.repeats)
     print("| grid | batch | mixer | ms | against | ms | times as fast |")
     print("|---|---|---|---|---|---|---|")
     compare_modulation(sides, options.batch, watch)

@@ -15,10 +15,10 @@ import modwright
 from modwright.anatomy import Anatomy, Attention, Mlp
 from modwright.calibration import (
     Collector,
-    Grams,
+    SecondMoments,
     Similarity,
     Statistics,
-    StreamGaps,
+    BlockDistance,
     calibrate,
     token_windows,
 )
@@ -52,13 +52,13 @@ class Workbench:
     @cached_property
     def scores(self) -> Statistics:
         """Similarities for LLM-Drop: 32 windows of 512 tokens."""
-        collectors: list[Collector] = [Similarity(), StreamGaps(4)]
+        collectors: list[Collector] = [Similarity(), BlockDistance(4)]
         return self._calibrate(collectors, windows=32, length=512, batch_size=4)
 
     @cached_property
     def moments(self) -> Statistics:
         """Second moments for MoDeGPT: 64 windows of 256 tokens."""
-        return self._calibrate([Grams()], windows=64, length=256, batch_size=8)
+        return self._calibrate([SecondMoments()], windows=64, length=256, batch_size=8)
 
     # Plans
 

@@ -12,7 +12,7 @@ from helpers import outputs, random_data, worst
 from modwright.anatomy import Anatomy
 from modwright.anatomy.families import family_of
 from modwright.anatomy.families.vit import OlderVit, Vit
-from modwright.calibration import Grams, Similarity, calibrate
+from modwright.calibration import SecondMoments, Similarity, calibrate
 from modwright.cost import count
 from modwright.edits import Change, Plan, keep_heads, keep_neurons, remove
 from modwright.edits import apply as apply_plan
@@ -69,7 +69,7 @@ def old_values(anatomy: Anatomy) -> list[tuple[str, torch.Tensor]]:
 
 
 def test_statistics_are_the_same(new: Any, old: Any) -> None:
-    for collector in (Similarity(), Similarity(drop_norm=False), Grams()):
+    for collector in (Similarity(), Similarity(drop_norm=False), SecondMoments()):
         mine = calibrate(Anatomy.of(new), random_data(new), [collector])
         theirs = calibrate(Anatomy.of(old), random_data(old), [collector])
         for one, two in zip(mine, theirs):

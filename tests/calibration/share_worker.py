@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import Grams, Similarity, StreamGaps, calibrate
+from modwright.calibration import SecondMoments, Similarity, BlockDistance, calibrate
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core import distributed
@@ -27,9 +27,9 @@ from modwright.core.errors import ModwrightError, InvalidInputError
 COLLECTORS: dict[str, tuple[Any, ...]] = {
     "similarity": (Similarity(),),
     "bare": (Similarity(drop_norm=False),),
-    "gaps": (StreamGaps(3),),
-    "grams": (Grams(),),
-    "together": (Grams(), StreamGaps(2)),
+    "gaps": (BlockDistance(3),),
+    "grams": (SecondMoments(),),
+    "together": (SecondMoments(), BlockDistance(2)),
 }
 
 

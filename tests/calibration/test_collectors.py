@@ -10,22 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from walk_cases import three_rows, walk, without_mask
+from layerwise_cases import three_rows, walk, without_mask
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import Grams, Similarity, StreamGaps
+from modwright.calibration import SecondMoments, Similarity, BlockDistance
 
 
 @torch.no_grad()
 def tensors_of(model: Any, places: dict[str, tuple[nn.Module, str]]) -> dict[str, Tensor]:
     """Inputs ("in") or outputs ("out") of modules in the model's forward, tokens one by one."""
-    seen: dict[str, list[Tensor]] = {name: [] for name in places}
+    activations: dict[str, list[Tensor]] = {name: [] for name in places}
 
     def keep(name: str, side: str) -> Callable[..., None]:
         def listener(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
             given = args[0] if args else kwargs["hidden_states"]
             value = given if side == "in" else out[0] if isinstance(out, tuple) else out
-            seen[name].append(value.flatten(0, -2).clone())
+            activations[name].append(value.flatten(0, -2).clone())
 
         return listener
 
@@ -36,7 +36,7 @@ def tensors_of(model: Any, places: dict[str, tuple[nn.Module, str]]) -> dict[str
         for batch in without_mask(three_rows(model)):
             for row in range(len(next(iter(batch.values())))):
                 model.base_model(**{name: t[row : row + 1] for name, t in batch.items()})
-    return {name: torch.cat(values) for name, values in seen.items()}
+    return {name: torch.cat(values) for name, values in activations.items()}
 
 
 def mean_cosine(a: Tensor, b: Tensor) -> float:
@@ -58,7 +58,7 @@ def pre_norm_by_hand(model: Any, preset: str, index: int, parallel: bool) -> dic
     path, attention, mlp, _ = LAYERS[preset]
     layer = model.get_submodule(path)[index]
     attention, mlp = layer.get_submodule(attention), layer.get_submodule(mlp)
-    seen = tensors_of(
+    activations = tensors_of(
         model,
         {
             "h": (layer, "in"),
@@ -69,17 +69,17 @@ def pre_norm_by_hand(model: Any, preset: str, index: int, parallel: bool) -> dic
             "mlp says": (mlp, "out"),
         },
     )
-    h = seen["h"]
-    middle = h if parallel else h + seen["attention says"]
-    return seen | {
-        "attention": (h, h + seen["attention says"]),
-        "mlp": (middle, middle + seen["mlp says"]),
+    h = activations["h"]
+    middle = h if parallel else h + activations["attention says"]
+    return activations | {
+        "attention": (h, h + activations["attention says"]),
+        "mlp": (middle, middle + activations["mlp says"]),
     }
 
 
 def post_norm_by_hand(model: Any, index: int) -> dict[str, Any]:
     layer = model.encoder.layer[index]
-    seen = tensors_of(
+    activations = tensors_of(
         model,
         {
             "h": (layer, "in"),
@@ -90,10 +90,10 @@ def post_norm_by_hand(model: Any, index: int) -> dict[str, Any]:
             "mlp says": (layer.output.dense, "out"),
         },
     )
-    h = seen["h"]
-    middle = layer.attention.output.LayerNorm(h + seen["attention says"])
-    after = layer.output.LayerNorm(middle + seen["mlp says"])
-    return seen | {"attention": (h, middle), "mlp": (middle, after)}
+    h = activations["h"]
+    middle = layer.attention.output.LayerNorm(h + activations["attention says"])
+    after = layer.output.LayerNorm(middle + activations["mlp says"])
+    return activations | {"attention": (h, middle), "mlp": (middle, after)}
 
 
 HAND = {
@@ -133,7 +133,7 @@ def test_gaps_are_cosines_of_streams_some_blocks_apart(tiny: Any, preset: str) -
     places = {f"in {b.index}": (b.module, "in") for b in blocks}
     streams = tensors_of(model, places | {"end": (blocks[-1].module, "out")})
     ordered = list(streams.values())
-    for index, values in enumerate(walk(model, StreamGaps(3))):
+    for index, values in enumerate(walk(model, BlockDistance(3))):
         for gap in (1, 2, 3):
             start = index + 1 - gap
             found = float(values["gaps"][gap - 1])
@@ -145,14 +145,14 @@ def test_gaps_are_cosines_of_streams_some_blocks_apart(tiny: Any, preset: str) -
 
 
 def test_a_gap_of_one_is_the_similarity_of_the_block(tiny: Any, preset: str) -> None:
-    for values in walk(tiny(preset), StreamGaps(1), Similarity()):
+    for values in walk(tiny(preset), BlockDistance(1), Similarity()):
         assert torch.equal(values["gaps"][0], values["block"])
 
 
 def moments_by_hand(model: Any, index: int) -> dict[str, Tensor]:
     block = Anatomy.of(model).blocks[index]
     assert block.attention is not None and block.mlp is not None
-    seen = tensors_of(
+    activations = tensors_of(
         model,
         {
             "attention": (block.attention.sublayer_input.module, "in"),
@@ -161,12 +161,12 @@ def moments_by_hand(model: Any, index: int) -> dict[str, Tensor]:
             "y": (block.module, "out"),
         },
     )
-    x, a = seen["attention"].double(), seen["mlp"].double()
+    x, a = activations["attention"].double(), activations["mlp"].double()
     return {
         "attention": x.T @ x / len(x),
         "attention_mean": x.mean(0),
         "mlp": a.T @ a / len(a),
-        "influence": torch.tensor(1 - mean_cosine(seen["h"], seen["y"])),
+        "influence": torch.tensor(1 - mean_cosine(activations["h"], activations["y"])),
     }
 
 
@@ -175,7 +175,7 @@ def test_grams_equal_the_naive_ones(
     tiny: Any, dense_mlps: str, dtype: torch.dtype, rtol: float
 ) -> None:
     model = tiny(dense_mlps, dtype=dtype)
-    statistics = walk(model, Grams())
+    statistics = walk(model, SecondMoments())
     tokens = 3 * Anatomy.of(model).family.inputs().positions(10)
     for index, found in enumerate(statistics):
         hand = moments_by_hand(model, index)
@@ -190,7 +190,7 @@ def test_grams_equal_the_naive_ones(
 @pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("mlp", [True, False])
 def test_only_what_is_asked_for_is_collected(tiny: Any, attention: bool, mlp: bool) -> None:
-    found = walk(tiny("tiny-llama"), Grams(attention=attention, mlp=mlp))[0]
+    found = walk(tiny("tiny-llama"), SecondMoments(attention=attention, mlp=mlp))[0]
     wanted = {"influence", "tokens"} | ({"mlp"} if mlp else set())
     assert found.keys() == wanted | ({"attention", "attention_mean"} if attention else set())
 
@@ -198,7 +198,7 @@ def test_only_what_is_asked_for_is_collected(tiny: Any, attention: bool, mlp: bo
 @pytest.mark.contract("F3")
 def test_half_precision_is_measured_in_full(tiny: Any, dense_mlps: str) -> None:
     model = tiny(dense_mlps, dtype=torch.bfloat16)
-    similarity, grams = walk(model, Similarity()), walk(model, Grams())
+    similarity, grams = walk(model, Similarity()), walk(model, SecondMoments())
     for index in range(len(grams)):
         hand = moments_by_hand(model, index)
         for name in ("attention", "mlp"):
@@ -227,11 +227,11 @@ def test_descriptions_tell_settings_apart() -> None:
     collectors = [
         Similarity(),
         Similarity(drop_norm=False),
-        StreamGaps(2),
-        StreamGaps(3),
-        Grams(),
-        Grams(attention=False),
-        Grams(mlp=False),
+        BlockDistance(2),
+        BlockDistance(3),
+        SecondMoments(),
+        SecondMoments(attention=False),
+        SecondMoments(mlp=False),
     ]
     told = [str(collector.describe()) for collector in collectors]
     assert len(set(told)) == len(told)

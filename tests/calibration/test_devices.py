@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from walk_cases import walk
+from layerwise_cases import walk
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import Grams, Similarity, StreamGaps
+from modwright.calibration import SecondMoments, Similarity, BlockDistance
 from modwright.calibration.recording import moved, on_device
-from modwright.calibration.walk import compute_device
+from modwright.calibration.layerwise import compute_device
 from modwright.core import distributed
 from modwright.surgery import make_method
 
@@ -64,21 +64,21 @@ def test_a_model_on_the_cpu_goes_where_the_process_computes(
 
 def test_sums_stand_where_the_block_computes_and_results_on_the_cpu(tiny: Any) -> None:
     block = Anatomy.of(tiny("tiny-llama")).blocks[0]
-    for collector in (Grams(), Similarity(), StreamGaps(2)):
+    for collector in (SecondMoments(), Similarity(), BlockDistance(2)):
         with on_device(block.module, ELSEWHERE):
-            assert {t.device for t in collector.watch(block).sums.values()} == {ELSEWHERE}
-        assert {t.device for t in collector.watch(block).sums.values()} == {CPU}
-    statistics = walk(tiny("tiny-llama"), Grams())
+            assert {t.device for t in collector.start(block).sums.values()} == {ELSEWHERE}
+        assert {t.device for t in collector.start(block).sums.values()} == {CPU}
+    statistics = walk(tiny("tiny-llama"), SecondMoments())
     assert {value.device for value in statistics[0].values()} == {CPU}
 
 
-@pytest.mark.parametrize("collector", [Grams(), Similarity(), StreamGaps(3)])
+@pytest.mark.parametrize("collector", [SecondMoments(), Similarity(), BlockDistance(3)])
 def test_sums_do_not_depend_on_what_was_seen(collector: Any, tiny: Any, preset: str) -> None:
     """A process without a batch adds zeros of the right shapes."""
     blocks = Anatomy.of(tiny(preset)).blocks
     results = walk(tiny(preset), collector)
     for block in blocks:
-        sums = collector.watch(block).sums
+        sums = collector.start(block).sums
         assert all(t.dtype in (torch.float64, torch.int64) for t in sums.values())
         assert not any(t.any() for t in sums.values())
         shaped = {name: tuple(t.shape) for name, t in results[block.index].items()}
@@ -91,9 +91,9 @@ def test_the_solve_takes_statistics_and_weights_of_other_types(tiny: Any) -> Non
     from modwright.surgery.decompositions import nystrom_mlp
 
     model = tiny("tiny-llama", dtype=torch.bfloat16)
-    moments = walk(model, Grams())[0]["mlp"]
+    moments = walk(model, SecondMoments())[0]["mlp"]
     down = Anatomy.of(model).blocks[0].mlp.down.weight
     _, new = nystrom_mlp(down, moments, 16)
     assert new.dtype == torch.float64 and new.device == CPU
     plan = make_method("modegpt", {"sparsity": 0.3})
-    assert plan.collectors() == [Grams()]
+    assert plan.collectors() == [SecondMoments()]

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from walk_cases import Everything, Interrupted, StopsAfter, equal_statistics, three_rows, walk
+from layerwise_cases import Everything, Interrupted, StopsAfter, equal_statistics, three_rows, walk
 
 from modwright.anatomy import Anatomy, Block
-from modwright.calibration import Grams, LiveBlocks, Similarity, StreamGaps, forecast_bytes
+from modwright.calibration import SecondMoments, LiveBlocks, Similarity, BlockDistance, forecast_bytes
 from modwright.calibration.collectors import Collector
 
 
@@ -31,21 +31,21 @@ class Alone:
         self.living: list[weakref.ref[Any]] = []
         self.started = 0
 
-    def watch(self, block: Block) -> Any:
+    def start(self, block: Block) -> Any:
         gc.collect()
         assert [ref for ref in self.living if ref() is not None] == []
         self.started += 1
-        watch = self.inner.watch(block)
-        result = watch.result
+        start = self.inner.start(block)
+        result = start.result
 
         def watched() -> dict[str, torch.Tensor]:
             values = result()
             self.living += [weakref.ref(value) for value in values.values()]
             return values
 
-        watch.result = watched  # type: ignore[method-assign]
-        self.living.append(weakref.ref(watch))
-        return watch
+        start.result = watched  # type: ignore[method-assign]
+        self.living.append(weakref.ref(start))
+        return start
 
     def describe(self) -> dict[str, Any]:
         return {"collector": "alone"}
@@ -55,7 +55,7 @@ class Alone:
 
 
 @pytest.mark.contract("G4")
-@pytest.mark.parametrize("collector", [Grams(), Similarity(), Everything("mlp")])
+@pytest.mark.parametrize("collector", [SecondMoments(), Similarity(), Everything("mlp")])
 def test_what_was_seen_of_a_block_is_gone_before_the_next(tiny: Any, collector: Collector) -> None:
     alone = Alone(collector)
     walk(tiny("tiny-llama"), alone)
@@ -96,18 +96,18 @@ def test_blocks_may_come_from_elsewhere_one_at_a_time(tiny: Any, preset: str) ->
     hollow = Anatomy.of(copy.deepcopy(model))
     for block in hollow.blocks:
         block.module.to("meta")
-    found = walk(hollow, Grams(), blocks=shelf)
+    found = walk(hollow, SecondMoments(), blocks=shelf)
     assert shelf.events == in_turn(0, 1, 2, 3)
-    assert equal_statistics(found, walk(model, Grams()))
+    assert equal_statistics(found, walk(model, SecondMoments()))
 
 
 def test_a_block_is_given_back_when_the_walk_stops(tiny: Any, tmp_path: Path) -> None:
     model = tiny("tiny-llama")
     shelf = Shelf(Anatomy.of(model))
     with pytest.raises(Interrupted):
-        walk(model, Grams(), blocks=shelf, directory=tmp_path, progress=StopsAfter(3))
+        walk(model, SecondMoments(), blocks=shelf, directory=tmp_path, progress=StopsAfter(3))
     assert shelf.events == in_turn(0, 1)
-    walk(model, Grams(), blocks=shelf, directory=tmp_path)
+    walk(model, SecondMoments(), blocks=shelf, directory=tmp_path)
     assert shelf.events == in_turn(0, 1, 1, 2, 3)
 
 
@@ -131,10 +131,10 @@ class StreamSizes(StopsAfter):
     "collector",
     [
         Similarity(),
-        StreamGaps(3),
-        Grams(),
-        Grams(mlp=False),
-        Grams(attention=False),
+        BlockDistance(3),
+        SecondMoments(),
+        SecondMoments(mlp=False),
+        SecondMoments(attention=False),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from walk_cases import Interrupted, StopsAfter, equal_statistics, rows, walk
+from layerwise_cases import Interrupted, StopsAfter, equal_statistics, rows, walk
 
 from helpers import edit
 from modwright.anatomy import Anatomy
-from modwright.calibration import Grams, Similarity, StreamGaps
-from modwright.calibration.streams import Stream
+from modwright.calibration import SecondMoments, Similarity, BlockDistance
+from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
 from modwright.edits import remove
 
-COLLECTORS = {"gaps": (Similarity(), StreamGaps(3)), "grams": (Grams(),)}
+COLLECTORS = {"gaps": (Similarity(), BlockDistance(3)), "grams": (SecondMoments(),)}
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def counting(model: Any) -> Iterator[list[int]]:
     runs = [0] * len(blocks)
 
     def count(index: int) -> Any:
-        def listener(*seen: Any) -> None:
+        def listener(*activations: Any) -> None:
             runs[index] += 1
 
         return listener
@@ -68,7 +68,7 @@ def test_it_goes_on_where_it_stopped(
 
 
 def test_it_can_be_stopped_again_and_again(tiny: Any, preset: str, tmp_path: Path) -> None:
-    model, collectors = tiny(preset), (StreamGaps(4), Grams())
+    model, collectors = tiny(preset), (BlockDistance(4), SecondMoments())
     for steps in (3, 5, 7):
         with pytest.raises(Interrupted):
             walk(model, *collectors, directory=tmp_path, progress=StopsAfter(steps))
@@ -80,7 +80,7 @@ def test_a_finished_walk_runs_nothing(tiny: Any, tmp_path: Path) -> None:
     model = tiny("tiny-llama")
     first = walk(model, Similarity(), directory=tmp_path)
     runs = []
-    handle = model.model.embed_tokens.register_forward_hook(lambda *seen: runs.append(1))
+    handle = model.model.embed_tokens.register_forward_hook(lambda *activations: runs.append(1))
     progress = StopsAfter()
     again = walk(model, Similarity(), directory=tmp_path, progress=progress)
     handle.remove()
@@ -91,45 +91,45 @@ def test_a_finished_walk_runs_nothing(tiny: Any, tmp_path: Path) -> None:
 def test_stopped_between_the_two_writes_of_a_block(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, rename = tiny("tiny-llama"), Stream.rename
+    model, rename = tiny("tiny-llama"), HiddenStatesFile.rename
 
-    def killed(self: Stream, path: Path) -> None:
+    def killed(self: HiddenStatesFile, path: Path) -> None:
         if path.name == "stream-0002.bin":
             raise Interrupted
         rename(self, path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Stream, "rename", killed)
+        patched.setattr(HiddenStatesFile, "rename", killed)
         with pytest.raises(Interrupted):
-            walk(model, StreamGaps(2), directory=tmp_path)
+            walk(model, BlockDistance(2), directory=tmp_path)
     assert len(list(tmp_path.glob("block-*.safetensors"))) == 2
     with counting(model) as runs:
-        resumed = walk(model, StreamGaps(2), directory=tmp_path)
+        resumed = walk(model, BlockDistance(2), directory=tmp_path)
     assert runs == [0, 2, 2, 2]
-    assert equal_statistics(resumed, walk(model, StreamGaps(2)))
+    assert equal_statistics(resumed, walk(model, BlockDistance(2)))
 
 
 @pytest.mark.parametrize("lost", ["stream-*.bin", "stream-0000.bin"])
 def test_lost_streams_are_made_again(tiny: Any, tmp_path: Path, lost: str) -> None:
     model = tiny("tiny-llama")
     with pytest.raises(Interrupted):
-        walk(model, StreamGaps(3), directory=tmp_path, progress=StopsAfter(5))
+        walk(model, BlockDistance(3), directory=tmp_path, progress=StopsAfter(5))
     for path in tmp_path.glob(lost):
         path.unlink()
-    resumed = walk(model, StreamGaps(3), directory=tmp_path)
-    assert equal_statistics(resumed, walk(model, StreamGaps(3)))
+    resumed = walk(model, BlockDistance(3), directory=tmp_path)
+    assert equal_statistics(resumed, walk(model, BlockDistance(3)))
     assert stream_files(tmp_path) == []
 
 
 def test_a_stream_that_was_not_deleted_in_time_goes_at_the_end(
     tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(self: Stream) -> None:
+    def killed(self: HiddenStatesFile) -> None:
         raise Interrupted
 
     model = tiny("tiny-llama")
     with monkeypatch.context() as patched:
-        patched.setattr(Stream, "delete", killed)
+        patched.setattr(HiddenStatesFile, "delete", killed)
         with pytest.raises(Interrupted):
             walk(model, Similarity(), directory=tmp_path)
     assert stream_files(tmp_path) == ["stream-0000.bin", "stream-0001.bin"]

@@ -165,14 +165,14 @@ def test_fault_A28_encoders_are_compared_between_their_special_tokens(text: str)
 
 
 def test_fault_A28_a_sample_begins_with_them_and_never_after_an_end_token() -> None:
-    seen = []
+    activations = []
     model = llama()
     model.register_forward_pre_hook(
-        lambda module, args, given: seen.append(given["input_ids"].tolist()), with_kwargs=True
+        lambda module, args, given: activations.append(given["input_ids"].tolist()), with_kwargs=True
     )
     for made in (bos_tokenizer(), bos_eos_tokenizer(), tokenizer(bos_token="<s>")):
         generate_sample(model, made, "w1 w2", max_new_tokens=1)
-    assert seen == [[[40, 1, 2]], [[40, 1, 2]], [[1, 2]]]
+    assert activations == [[[40, 1, 2]], [[40, 1, 2]], [[1, 2]]]
 
 
 def test_values_of_bos_are_named() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from modwright.calibration import Statistics
-from modwright.calibration.streams import Stream
+from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.core.errors import InvalidInputError
 
 
@@ -69,13 +69,13 @@ def test_another_recipe_in_the_same_place_is_refused(tmp_path: Path) -> None:
 def test_a_stream_is_a_tensor_per_batch_in_one_file(tmp_path: Path, dtype: torch.dtype) -> None:
     shapes = [(2, 3, 4), (1, 5, 4)]
     values = [torch.randn(shape).to(dtype) for shape in shapes]
-    stream = Stream.create(tmp_path / "a", shapes, dtype)
+    stream = HiddenStatesFile.create(tmp_path / "a", shapes, dtype)
     for index, value in enumerate(values):
         stream[index] = value
     stream.rename(tmp_path / "b")
     assert len(stream) == 2 and [p.name for p in tmp_path.iterdir()] == ["b"]
     assert (tmp_path / "b").stat().st_size == 44 * dtype.itemsize
-    again = Stream.reopen(tmp_path / "b", shapes, dtype)
+    again = HiddenStatesFile.reopen(tmp_path / "b", shapes, dtype)
     assert all(torch.equal(again[i], value) for i, value in enumerate(values))
     again.delete()
     again.delete()
@@ -83,5 +83,5 @@ def test_a_stream_is_a_tensor_per_batch_in_one_file(tmp_path: Path, dtype: torch
 
 
 def test_creating_a_stream_takes_no_leftovers_over(tmp_path: Path) -> None:
-    Stream.create(tmp_path / "a", [(3,)], torch.float32)[0] = torch.ones(3)
-    assert torch.equal(Stream.create(tmp_path / "a", [(3,)], torch.float32)[0], torch.zeros(3))
+    HiddenStatesFile.create(tmp_path / "a", [(3,)], torch.float32)[0] = torch.ones(3)
+    assert torch.equal(HiddenStatesFile.create(tmp_path / "a", [(3,)], torch.float32)[0], torch.zeros(3))

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from walk_cases import Everything, equal_statistics, rows, walk
+from layerwise_cases import Everything, equal_statistics, rows, walk
 
 from helpers import random_data
 from modwright.anatomy import Anatomy
-from modwright.calibration import Grams, Similarity, from_tensors
+from modwright.calibration import SecondMoments, Similarity, from_tensors
 from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
 
@@ -74,9 +74,9 @@ def test_every_keyword_reaches_the_model(tiny: Any) -> None:
 def test_a_vit_walks_over_pictures(tiny: Any) -> None:
     model = tiny("tiny-vit")
     data = from_tensors([{"pixel_values": part} for part in pictures().split(2)])
-    statistics = walk(model, Grams(), data=data)
+    statistics = walk(model, SecondMoments(), data=data)
     assert len(statistics) == 4 and int(statistics[3]["tokens"]) == 5 * 17
-    at_once = walk(model, Grams(), data=from_tensors([{"pixel_values": pictures()}]))
+    at_once = walk(model, SecondMoments(), data=from_tensors([{"pixel_values": pictures()}]))
     for one, many in zip(statistics, at_once):
         assert all(torch.allclose(value, many[name], atol=1e-5) for name, value in one.items())
 

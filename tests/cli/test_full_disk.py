@@ -119,7 +119,7 @@ def replace_no_stage(self: Path, target: Path) -> Path:
 @pytest.mark.parametrize(
     ("function", "fails"),
     [
-        ("modwright.calibration.streams._reserve", no_space),
+        ("modwright.calibration.hidden_states._reserve", no_space),
         ("modwright.calibration.statistics.save_file", no_space_in_rust),
         ("stage", no_space),
         ("transformers.modeling_utils.safe_save_file", no_space_in_rust),

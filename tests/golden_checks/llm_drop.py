@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from golden_checks import GoldenCase
 from modwright.anatomy import Anatomy
-from modwright.calibration import Similarity, Statistics, StreamGaps, TokenWindows, calibrate
+from modwright.calibration import Similarity, Statistics, BlockDistance, TokenWindows, calibrate
 from modwright.calibration.text import Batch
 from modwright.surgery import make_method
 from modwright.surgery.llm_drop import gap_table
@@ -26,7 +26,7 @@ def check(case: GoldenCase) -> None:
     windows = TokenWindows((Batch(ids, mask),), {"data": "golden", "tokens": ids.numel()})
 
     def statistics(drop_norm: bool) -> Statistics:
-        return calibrate(anatomy, windows, [Similarity(drop_norm), StreamGaps(layers)])
+        return calibrate(anatomy, windows, [Similarity(drop_norm), BlockDistance(layers)])
 
     with_norm = statistics(drop_norm=True)
     for drop_norm, found in ((True, with_norm), (False, statistics(drop_norm=False))):

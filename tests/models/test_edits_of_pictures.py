@@ -9,7 +9,7 @@ import torch
 
 from models.tiny import TINY, tiny
 from modwright.anatomy import Anatomy, Attention, Mlp, OpaqueMixer
-from modwright.calibration import Grams, Similarity, calibrate
+from modwright.calibration import SecondMoments, Similarity, calibrate
 from modwright.calibration.tensors import from_tensors
 from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError, UnsupportedArchitecture
 from modwright.cost import count, inspect
@@ -138,21 +138,21 @@ def test_statistics_are_those_of_a_plain_forward_pass(model: Any) -> None:
 
 
 def test_streams_apart_are_not_compared_where_they_change_shape() -> None:
-    from modwright.calibration.collectors import StreamGaps
+    from modwright.calibration.collectors import BlockDistance
 
     with pytest.raises(InvalidInputError, match="the stream changes its shape"):
-        calibrate(Anatomy.of(m := tiny("metaformer")), data(m), [StreamGaps(2)])
+        calibrate(Anatomy.of(m := tiny("metaformer")), data(m), [BlockDistance(2)])
 
 
 def test_a_walk_through_a_pyramid_goes_on_where_it_stopped(tmp_path: Any) -> None:
     model = tiny("metaformer")
     anatomy = Anatomy.of(model)
-    whole = calibrate(anatomy, data(model), [Grams()], directory=tmp_path / "a")
-    calibrate(anatomy, data(model), [Grams()], directory=tmp_path / "b")
+    whole = calibrate(anatomy, data(model), [SecondMoments()], directory=tmp_path / "a")
+    calibrate(anatomy, data(model), [SecondMoments()], directory=tmp_path / "b")
     files = sorted((tmp_path / "b").glob("*block*"))
     assert files
     files[-1].unlink()
-    again = calibrate(anatomy, data(model), [Grams()], directory=tmp_path / "b")
+    again = calibrate(anatomy, data(model), [SecondMoments()], directory=tmp_path / "b")
     last = len(anatomy.blocks) - 1
     for name, value in whole[last].items():
         assert torch.equal(value, again[last][name])

@@ -22,7 +22,7 @@ import modwright.recipes.run as running
 import modwright.recipes.work as working
 import modwright.report.writing as reporting
 from modwright.calibration import Statistics
-from modwright.calibration.streams import Stream
+from modwright.calibration.hidden_states import Stream
 from modwright.recipes.load import parse_recipe
 
 torch.set_num_threads(1)

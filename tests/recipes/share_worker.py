@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-import modwright.calibration.walk as walking
+import modwright.calibration.layerwise as walking
 import modwright.recipes.run as running
 import modwright.surgery.llm_drop as planning
 from modwright.cli.entry import run_command

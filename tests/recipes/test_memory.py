@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import modwright.recipes.run as running
-from modwright.calibration import Grams, Similarity, StreamGaps
+from modwright.calibration import SecondMoments, Similarity, BlockDistance
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.recipes import Recipe
@@ -151,11 +151,11 @@ def test_longer_rows_and_more_streams_need_more(recipe: MakeRecipe, wordy_model:
     def needs(collector: Any, **batch: int) -> dict[str, int]:
         return dict(forecast_bytes(anatomy, 1000, [collector], **batch))
 
-    one, three = needs(StreamGaps(1)), needs(StreamGaps(3))
+    one, three = needs(BlockDistance(1)), needs(BlockDistance(3))
     assert three["streams"] == 2 * one["streams"] and three["entry"] == one["entry"]
-    assert needs(Grams())["statistics"] > 100 * needs(Similarity())["statistics"]
-    assert needs(Grams())["activations"] == 0
-    short, long = needs(Grams(), batch=2, length=8), needs(Grams(), batch=2, length=16)
+    assert needs(SecondMoments())["statistics"] > 100 * needs(Similarity())["statistics"]
+    assert needs(SecondMoments())["activations"] == 0
+    short, long = needs(SecondMoments(), batch=2, length=8), needs(SecondMoments(), batch=2, length=16)
     assert long["activations"] == 2 * short["activations"] > 0
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import Grams, Similarity, Statistics, StreamGaps
+from modwright.calibration import SecondMoments, Similarity, Statistics, BlockDistance
 from modwright.calibration.rehearsal import rehearse_block
-from modwright.calibration.streams import Stream
+from modwright.calibration.hidden_states import Stream
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
@@ -58,8 +58,8 @@ def test_it_tries_everything_and_leaves_nothing(
         assert found.batch == (2, 32) and found.device == "cpu"
         assert found.weights == sum(p.nbytes for p in anatomy.blocks[0].module.parameters())
         # Three batches of two windows, four blocks.
-        assert found.walk_seconds == pytest.approx(12 * found.seconds) and found.seconds > 0
-    assert narrow.calibration.statistics == Grams().bytes(anatomy.blocks[0])
+        assert found.layer_seconds == pytest.approx(12 * found.seconds) and found.seconds > 0
+    assert narrow.calibration.statistics == SecondMoments().bytes(anatomy.blocks[0])
     assert narrow.plan_bytes == sum(make_method("modegpt").plan_bytes(anatomy))
     assert tried.free_disk > tried.forecast.disk > 0
     assert tried.peak > tried.forecast.peak
@@ -93,7 +93,7 @@ def test_only_the_largest_block_runs(tiny: Any) -> None:
         for block in Anatomy.of(model).blocks
     ]
     windows = from_sequences([tokens(8), tokens(12), tokens(4)], 0, batch_size=1)
-    tried = rehearse_block(Anatomy.of(model), windows, [Grams(), StreamGaps(3)])
+    tried = rehearse_block(Anatomy.of(model), windows, [SecondMoments(), BlockDistance(3)])
     for handle in handles:
         handle.remove()
     assert tried.block == 2 and tried.batch == (1, 12)
@@ -120,7 +120,7 @@ def test_memory_that_cannot_be_had_is_one_line(tiny: Any, monkeypatch: pytest.Mo
     monkeypatch.setattr("modwright.calibration.rehearsal.measure_block", fail)
     windows = from_sequences([tokens(8)], 0)
     with pytest.raises(InvalidInputError) as caught:
-        rehearse_block(Anatomy.of(tiny("tiny-llama")), windows, [Grams()])
+        rehearse_block(Anatomy.of(tiny("tiny-llama")), windows, [SecondMoments()])
     line = str(caught.value)
     assert "largest block does not fit" in line and "smaller calibration.batch_size" in line
     assert "\n" not in line

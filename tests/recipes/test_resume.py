@@ -25,7 +25,7 @@ class Stopped(BaseException):
     """Stands for the plug that is pulled: no handler of ordinary errors sees it."""
 
 
-class Watch:
+class Accumulator:
     """Counts the stages that are measured and the blocks that are calibrated, and stops at will."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,8 +60,8 @@ class Watch:
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
-    return Watch(monkeypatch)
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Accumulator]:
+    return Accumulator(monkeypatch)
 
 
 def blocks(step: int, first: int = 0) -> list[tuple[str, int]]:
@@ -69,7 +69,7 @@ def blocks(step: int, first: int = 0) -> list[tuple[str, int]]:
 
 
 def test_stopped_between_steps(
-    recipe: MakeRecipe, finished: Outcome, watch: Watch, tmp_path: Path
+    recipe: MakeRecipe, finished: Outcome, watch: Accumulator, tmp_path: Path
 ) -> None:
     watch.stop_at_stage = "2 modegpt"
     with pytest.raises(Stopped):
@@ -100,7 +100,7 @@ def test_stopped_inside_calibration(
     begins_at: int,
     recipe: MakeRecipe,
     finished: Outcome,
-    watch: Watch,
+    watch: Accumulator,
     tmp_path: Path,
 ) -> None:
     setattr(watch, point, 6)
@@ -118,7 +118,7 @@ def test_stopped_inside_calibration(
 def test_stopped_while_the_result_is_written(
     recipe: MakeRecipe,
     finished: Outcome,
-    watch: Watch,
+    watch: Accumulator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -140,7 +140,7 @@ def test_stopped_while_the_result_is_written(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out", "out.log"]
 
 
-def stopped_at_the_end(recipe: Recipe, watch: Watch, out: Path) -> None:
+def stopped_at_the_end(recipe: Recipe, watch: Accumulator, out: Path) -> None:
     """Leaves all steps done and nothing written but the work directory."""
     watch.stop_at_stage = "3 llm_drop"
     with pytest.raises(Stopped):
@@ -149,7 +149,7 @@ def stopped_at_the_end(recipe: Recipe, watch: Watch, out: Path) -> None:
 
 
 def test_a_changed_later_step_is_not_mistaken_for_the_finished_one(
-    recipe: MakeRecipe, watch: Watch, tmp_path: Path
+    recipe: MakeRecipe, watch: Accumulator, tmp_path: Path
 ) -> None:
     """Only the last model is kept, so a changed step 2 sends the run back to the source."""
     first = {"method": "llm_drop", "target": "attention", "n": 1}
@@ -168,7 +168,7 @@ def test_a_changed_later_step_is_not_mistaken_for_the_finished_one(
 
 
 def test_a_changed_source_is_begun_anew(
-    recipe: MakeRecipe, tiny: Any, watch: Watch, tmp_path: Path
+    recipe: MakeRecipe, tiny: Any, watch: Accumulator, tmp_path: Path
 ) -> None:
     """The name of the model is the same, its weights are not."""
     model = write_checkpoint(tiny("tiny-llama"), tmp_path / "model")
@@ -182,7 +182,7 @@ def test_a_changed_source_is_begun_anew(
     assert open_checkpoint(done.output).model.config.num_key_value_heads == 3
 
 
-def test_a_changed_text_is_begun_anew(recipe: MakeRecipe, watch: Watch, tmp_path: Path) -> None:
+def test_a_changed_text_is_begun_anew(recipe: MakeRecipe, watch: Accumulator, tmp_path: Path) -> None:
     """Step 1 calibrated on other words under the same name."""
     text = write_text(tmp_path / "text.txt", seed=1)
     data = {"data": str(text), "windows": 6, "length": 32}
@@ -196,7 +196,7 @@ def test_a_changed_text_is_begun_anew(recipe: MakeRecipe, watch: Watch, tmp_path
 
 
 def test_other_versions_begin_anew(
-    recipe: MakeRecipe, watch: Watch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    recipe: MakeRecipe, watch: Accumulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch.stop_at_stage = "2 modegpt"
     with pytest.raises(Stopped):
@@ -208,7 +208,7 @@ def test_other_versions_begin_anew(
 
 
 def test_a_damaged_work_directory_does_not_stop_the_run(
-    recipe: MakeRecipe, finished: Outcome, watch: Watch, tmp_path: Path
+    recipe: MakeRecipe, finished: Outcome, watch: Accumulator, tmp_path: Path
 ) -> None:
     watch.stop_at_stage = "2 modegpt"
     with pytest.raises(Stopped):
@@ -222,7 +222,7 @@ def test_a_damaged_work_directory_does_not_stop_the_run(
 
 
 def test_titles_and_shards_can_change_on_the_way(
-    recipe: MakeRecipe, watch: Watch, tmp_path: Path
+    recipe: MakeRecipe, watch: Accumulator, tmp_path: Path
 ) -> None:
     """They decide about nothing that is measured or computed."""
     watch.stop_at_stage = "2 modegpt"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers import batch_of, edit, number_of_hooks, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
-from modwright.calibration import Similarity, StreamGaps, calibrate
+from modwright.calibration import Similarity, BlockDistance, calibrate
 from modwright.core.errors import InvalidInputError
 from modwright.cost import kv_cache_bytes
 from modwright.edits import apply as apply_plan
@@ -102,7 +102,7 @@ def test_drop_norm_says_what_is_compared(tiny: Any) -> None:
 
 def test_blocks_in_a_row(tiny: Any, preset: str) -> None:
     model = tiny(preset)
-    rows = [v["gaps"].tolist() for v in calibrate(Anatomy.of(model), data(model), [StreamGaps(4)])]
+    rows = [v["gaps"].tolist() for v in calibrate(Anatomy.of(model), data(model), [BlockDistance(4)])]
     for n in (1, 2, 3):
         # Row b of the statistics ends at block b, so n blocks from b on end at b + n - 1.
         starts = {b: rows[b + n - 1][n - 1] for b in range(4 - n + 1)}
@@ -197,7 +197,7 @@ def test_a_failure_while_iterating_leaves_the_model_as_it_was(tiny: Any) -> None
 
 def test_scores_that_are_there_already_serve_many_decisions(tiny: Any) -> None:
     anatomy = Anatomy.of(tiny("tiny-llama"))
-    scores = calibrate(anatomy, data(), [Similarity(), StreamGaps(2)])
+    scores = calibrate(anatomy, data(), [Similarity(), BlockDistance(2)])
     for options in (
         {"n": 1},
         {"n": 2, "target": "mlp"},

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers import outputs, worst
 from modwright.anatomy import Anatomy, Attention, HookPoint
-from modwright.calibration import Grams, calibrate
+from modwright.calibration import SecondMoments, calibrate
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, Plan, Replace
 from modwright.edits import apply as apply_plan
@@ -180,7 +180,7 @@ def test_queries_that_are_normalized_are_refused(tiny: Any) -> None:
     for asked in (
         lambda: plan(model, method(), data()),
         lambda: method().plan_from(
-            Anatomy.of(model), calibrate(Anatomy.of(model), data(), [Grams()])
+            Anatomy.of(model), calibrate(Anatomy.of(model), data(), [SecondMoments()])
         ),
         lambda: plan(model, even("query_key", sparsity=0.0), None),
     ):

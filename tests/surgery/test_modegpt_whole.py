@@ -13,7 +13,7 @@ from narrow_cases import data, even, method, pairs_of, sequences
 
 from helpers import outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
-from modwright.calibration import Grams, TokenWindows, calibrate
+from modwright.calibration import SecondMoments, TokenWindows, calibrate
 from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Plan
@@ -83,7 +83,7 @@ def test_each_pair_touches_only_its_own_maps(tiny: Any, plain_heads: str) -> Non
         changed = [old != new for old, new in zip(dense, found)]
         assert changed == [i == position for i in range(3)]
         collected = even(pair).collectors()
-        assert collected == [Grams(attention=pair != "mlp", mlp=pair == "mlp")]
+        assert collected == [SecondMoments(attention=pair != "mlp", mlp=pair == "mlp")]
 
 
 @pytest.mark.contract("E5")
@@ -123,7 +123,7 @@ def test_narrowing_rotary_channels_twice_is_dropping_both_sets(tiny: Any) -> Non
 def test_one_walk_serves_many_settings(tiny: Any, plain_heads: str) -> None:
     model = tiny(plain_heads)
     anatomy = Anatomy.of(model)
-    moments = calibrate(anatomy, data(model), [Grams()])
+    moments = calibrate(anatomy, data(model), [SecondMoments()])
     for wanted in (even("mlp"), even("query_key"), method(sparsity=0.1), even("value_output")):
         shared, own = wanted.plan_from(anatomy, moments), wanted.plan(anatomy, data(model))
         assert shared.edits == own.edits and shared.reasons == own.reasons
@@ -155,7 +155,7 @@ def test_plans_are_saved_with_their_reasons(tiny: Any, plain_heads: str, tmp_pat
 def test_the_forecast_brackets_what_goes(tiny: Any, preset: str, allocation: str) -> None:
     model = tiny(preset)
     anatomy, all_pairs = Anatomy.of(model), pairs_of(model)
-    moments = calibrate(anatomy, data(model), [Grams()])
+    moments = calibrate(anatomy, data(model), [SecondMoments()])
     settings = [(all_pairs, 0.02, 8), (all_pairs, 0.25, 1), (all_pairs, 0.6, 8)]
     for pairs, sparsity, round_to in settings + [((pair,), 0.4, 1) for pair in all_pairs]:
         options = {"pairs": pairs, "allocation": allocation, "round_to": round_to}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import Grams, TokenWindows, calibrate
+from modwright.calibration import SecondMoments, TokenWindows, calibrate
 from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
 from modwright.surgery import apply, make_method, plan
@@ -37,7 +37,7 @@ def inputs_of(model: Any, windows: TokenWindows, index: int) -> torch.Tensor:
 def test_moments_are_those_of_the_tokens_that_an_expert_works_on(tiny: Any) -> None:
     model = tiny("tiny-mixtral")
     anatomy = Anatomy.of(model)
-    found = calibrate(anatomy, data(), [Grams()])[2]
+    found = calibrate(anatomy, data(), [SecondMoments()])[2]
     x = inputs_of(model, data(), 2)
     stored = model.model.layers[2].mlp
     _, _, chosen = stored.gate(x)
@@ -55,9 +55,9 @@ def test_moments_are_those_of_the_tokens_that_an_expert_works_on(tiny: Any) -> N
 def test_all_tokens_may_go_through_every_expert(tiny: Any) -> None:
     model = tiny("tiny-mixtral")
     anatomy = Anatomy.of(model)
-    found = calibrate(anatomy, data(), [Grams(all_tokens=True)])[1]
+    found = calibrate(anatomy, data(), [SecondMoments(all_tokens=True)])[1]
     assert found["expert_tokens"].tolist() == [16 * 24] * 4
-    routed = calibrate(anatomy, data(), [Grams()])[1]
+    routed = calibrate(anatomy, data(), [SecondMoments()])[1]
     assert not torch.allclose(found["mlp"], routed["mlp"])
 
 
@@ -69,7 +69,7 @@ def test_compensation_is_better_than_slicing(tiny: Any) -> None:
     assert told["intermediate_size"] == 44 and len(told["expert_errors"]) == 4
     assert sum(told["expert_tokens"]) == 2 * 16 * 24
     narrowed = Anatomy.of(apply(model, decided).model).blocks[1].mlp
-    moments = calibrate(Anatomy.of(model), data(), [Grams()])[1]["mlp"]
+    moments = calibrate(Anatomy.of(model), data(), [SecondMoments()])[1]["mlp"]
     for e, expert in enumerate(Anatomy.of(model).blocks[1].mlp.experts):
         down = expert.down.weight.double()
         removed = down.clone()

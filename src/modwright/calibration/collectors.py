@@ -16,10 +16,10 @@ from torch.nn import functional as F
 from modwright.anatomy import Block, MixtureOfExperts, Mlp, HookPoint
 from modwright.anatomy.views import Sublayer
 
-__all__ = ["Collector", "Grams", "Similarity", "StreamGaps", "Watch"]
+__all__ = ["Collector", "SecondMoments", "Similarity", "BlockDistance", "Accumulator"]
 
 
-class Watch(Protocol):
+class Accumulator(Protocol):
     """Accumulates one block's statistics."""
 
     @property
@@ -34,10 +34,10 @@ class Watch(Protocol):
         processes share the data, the others' are added to these in place before ``result``.
         """
 
-    def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
+    def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
         """Takes one batch: the tapped tensors and "resid_pre", "resid_post", each (n, d).
 
-        ``past`` holds earlier residual streams, latest first: ``past[0]`` is "resid_pre".
+        ``previous`` holds earlier residual streams, latest first: ``previous[0]`` is "resid_pre".
         """
 
     def result(self) -> dict[str, Tensor]:
@@ -51,7 +51,7 @@ class Collector(Protocol):
     def history(self) -> int:
         """How many earlier residual streams it looks back on, "resid_pre" included."""
 
-    def watch(self, block: Block) -> Watch:
+    def start(self, block: Block) -> Accumulator:
         """Starts on a block."""
 
     def describe(self) -> dict[str, Any]:
@@ -100,8 +100,8 @@ class Similarity:
     drop_norm: bool = True
     history: int = 1
 
-    def watch(self, block: Block) -> Watch:
-        return _SimilarityWatch(block, self.drop_norm)
+    def start(self, block: Block) -> Accumulator:
+        return _SimilarityAccumulator(block, self.drop_norm)
 
     def describe(self) -> dict[str, Any]:
         return {"collector": "similarity", "drop_norm": self.drop_norm}
@@ -110,7 +110,7 @@ class Similarity:
         return 8 * (len(list(block.sublayers())) + 2)
 
 
-class _SimilarityWatch:
+class _SimilarityAccumulator:
     def __init__(self, block: Block, drop_norm: bool) -> None:
         self.drop_norm = drop_norm
         self.names = [name for name, _ in block.sublayers()]
@@ -120,19 +120,19 @@ class _SimilarityWatch:
         self.sums = {name: _zeros(block) for name in [*self.names, "block"]}
         self.sums["tokens"] = _count(block)
 
-    def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        self.sums["tokens"] += seen["resid_pre"].shape[0]
-        self.sums["block"] += _cosines(seen["resid_pre"], seen["resid_post"])
+    def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
+        self.sums["tokens"] += activations["resid_pre"].shape[0]
+        self.sums["block"] += _cosines(activations["resid_pre"], activations["resid_post"])
         for name in self.names:
-            before, after = self._pair(name, seen)
+            before, after = self._pair(name, activations)
             self.sums[name] += _cosines(before, after)
 
-    def _pair(self, name: str, seen: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def _pair(self, name: str, activations: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.drop_norm:
-            return seen[f"{name}.sublayer_input"], seen[f"{name}.sublayer_output"]
-        before = seen[f"{name}.resid_pre"]
-        after = seen.get(f"{name}.resid_post")
-        return before, before + seen[f"{name}.sublayer_output"] if after is None else after
+            return activations[f"{name}.sublayer_input"], activations[f"{name}.sublayer_output"]
+        before = activations[f"{name}.resid_pre"]
+        after = activations.get(f"{name}.resid_post")
+        return before, before + activations[f"{name}.sublayer_output"] if after is None else after
 
     def result(self) -> dict[str, Tensor]:
         tokens = self.sums["tokens"]
@@ -141,7 +141,7 @@ class _SimilarityWatch:
 
 
 @dataclass(frozen=True)
-class StreamGaps:
+class BlockDistance:
     """Mean cosine between the residual streams ``g`` blocks apart, for g = 1 to ``largest``.
 
     Results: "gaps" (largest,): entry g - 1 of block b compares its output with the stream g blocks
@@ -154,8 +154,8 @@ class StreamGaps:
     def history(self) -> int:
         return self.largest
 
-    def watch(self, block: Block) -> Watch:
-        return _GapWatch(block, self.largest)
+    def start(self, block: Block) -> Accumulator:
+        return _DistanceAccumulator(block, self.largest)
 
     def describe(self) -> dict[str, Any]:
         return {"collector": "stream gaps", "largest": self.largest}
@@ -164,14 +164,14 @@ class StreamGaps:
         return 8 * self.largest
 
 
-class _GapWatch:
+class _DistanceAccumulator:
     def __init__(self, block: Block, largest: int) -> None:
         self.hook_points: dict[str, HookPoint] = {}
         self.sums = {"gaps": _zeros(block, largest), "tokens": _count(block, largest)}
 
-    def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        for gap, earlier in enumerate(past[: len(self.sums["gaps"])]):
-            self.sums["gaps"][gap] += _cosines(earlier, seen["resid_post"])
+    def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
+        for gap, earlier in enumerate(previous[: len(self.sums["gaps"])]):
+            self.sums["gaps"][gap] += _cosines(earlier, activations["resid_post"])
             self.sums["tokens"][gap] += earlier.shape[0]
 
     def result(self) -> dict[str, Tensor]:
@@ -181,7 +181,7 @@ class _GapWatch:
 
 
 @dataclass(frozen=True)
-class Grams:
+class SecondMoments:
     """Second moments of what the linear maps of a block read, in float64, divided by the tokens.
 
     Results: "attention" (d, d) and "attention_mean" (d,) of the attention's input, "mlp" (I, I) of
@@ -202,8 +202,8 @@ class Grams:
     all_tokens: bool = False
     history: int = 1
 
-    def watch(self, block: Block) -> Watch:
-        return _GramWatch(block, self.attention, self.mlp, self.all_tokens)
+    def start(self, block: Block) -> Accumulator:
+        return _MomentAccumulator(block, self.attention, self.mlp, self.all_tokens)
 
     def describe(self) -> dict[str, Any]:
         told = {"collector": "grams", "attention": self.attention, "mlp": self.mlp}
@@ -218,7 +218,7 @@ class Grams:
         return 8 * (self.attention * (width + 1) * width + self.mlp * square + 2)
 
 
-class _GramWatch:
+class _MomentAccumulator:
     def __init__(self, block: Block, attention: bool, mlp: bool, all_tokens: bool) -> None:
         self.mixture, self.all_tokens = None, all_tokens
         self.hook_points: dict[str, HookPoint] = {}
@@ -248,14 +248,14 @@ class _GramWatch:
                 _add_product(self.sums["mlp"][expert], _wide(mixture.inner_of(expert, here)))
                 self.sums["expert_tokens"][expert] += len(here)
 
-    def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        self.sums["tokens"] += seen["resid_pre"].shape[0]
-        self.sums["cosines"] += _cosines(seen["resid_pre"], seen["resid_post"])
+    def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
+        self.sums["tokens"] += activations["resid_pre"].shape[0]
+        self.sums["cosines"] += _cosines(activations["resid_pre"], activations["resid_post"])
         for name in self.hook_points:
             if name == "mixture" and self.mixture is not None:
-                self._route(self.mixture, seen[name])
+                self._route(self.mixture, activations[name])
                 continue
-            x = _wide(seen[name])
+            x = _wide(activations[name])
             _add_product(self.sums[name], x)
             if name == "attention":
                 self.sums["attention_mean"] += x.sum(0).double()

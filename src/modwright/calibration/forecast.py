@@ -78,9 +78,9 @@ def largest_block(anatomy: Anatomy, collectors: Sequence[Collector]) -> Block:
 
     Example:
         >>> import modwright
-        >>> from modwright.calibration import Grams
+        >>> from modwright.calibration import SecondMoments
         >>> anatomy = modwright.open("preset:tiny-llama").anatomy
-        >>> largest_block(anatomy, [Grams()]).index
+        >>> largest_block(anatomy, [SecondMoments()]).index
         0
     """
 

@@ -15,7 +15,7 @@ from modwright.calibration.collectors import Collector
 from modwright.calibration.forecast import largest_block
 from modwright.calibration.recording import ModelInput, on_device, record
 from modwright.calibration.text import TokenWindows
-from modwright.calibration.walk import compute_device, measure_block
+from modwright.calibration.layerwise import compute_device, measure_block
 from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
@@ -34,7 +34,7 @@ class BlockRehearsal:
         batch: shape of the largest batch, rows and tokens.
         device: where it ran.
         seconds: for that batch in that block.
-        walk_seconds: for all batches in all blocks, reckoned from it.
+        layer_seconds: for all batches in all blocks, reckoned from it.
     """
 
     block: int
@@ -43,7 +43,7 @@ class BlockRehearsal:
     batch: tuple[int, ...]
     device: str
     seconds: float
-    walk_seconds: float
+    layer_seconds: float
 
 
 class _Clock:
@@ -65,11 +65,11 @@ def rehearse_block(
 
     Example:
         >>> import modwright
-        >>> from modwright.calibration import Grams
+        >>> from modwright.calibration import SecondMoments
         >>> from modwright.calibration.text import from_sequences
         >>> anatomy = modwright.open("preset:tiny-llama").anatomy
         >>> windows = from_sequences([torch.arange(1, 9)], pad_id=0)
-        >>> rehearse_block(anatomy, windows, [Grams()]).batch
+        >>> rehearse_block(anatomy, windows, [SecondMoments()]).batch
         (1, 8)
     """
     batches: list[ModelInput] = list(windows)
@@ -100,7 +100,7 @@ def _rehearse(
     twice: list[Any] = [entry, entry]  # the second time nothing is new to the machine
     clock = _Clock()
     with on_device(block.module, device):
-        watches = measure_block(
+        accumulators = measure_block(
             block,
             calls[block.index] * 2,
             [twice] * history,
@@ -110,7 +110,7 @@ def _rehearse(
             device,
             clock,
         )
-    held = sum(sum(t.nbytes for t in watch.sums.values()) for watch in watches)
+    held = sum(sum(t.nbytes for t in start.sums.values()) for start in accumulators)
     seconds = clock.ticks[2] - clock.ticks[1]
     share = -(-batches // distributed.size())
     return BlockRehearsal(
@@ -120,7 +120,7 @@ def _rehearse(
         batch=tuple(next(iter(batch.tensors().values())).shape),
         device=str(device),
         seconds=seconds,
-        walk_seconds=seconds * share * len(anatomy.blocks),
+        layer_seconds=seconds * share * len(anatomy.blocks),
     )
 
 

@@ -36,8 +36,8 @@ def require_distinct(collectors: Iterable[Collector]) -> None:
     """Refuses a collector that is given twice, with the same options or others.
 
     Example:
-        >>> from modwright.calibration import Grams, Similarity
-        >>> require_distinct([Grams(), Similarity()])
+        >>> from modwright.calibration import SecondMoments, Similarity
+        >>> require_distinct([SecondMoments(), Similarity()])
     """
     for kind, count in Counter(map(_kind, collectors)).items():
         if count > 1:

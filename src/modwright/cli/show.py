@@ -124,7 +124,7 @@ def rehearsal_lines(tried: Rehearsal) -> Group:
                 f"{step.title}: ran block {found.block} ({human(found.weights, 'B')} of weights, "
                 f"{human(found.statistics, 'B')} of statistics) on one batch of {shape} in "
                 f"{found.seconds:.2f} s on {found.device}; the whole calibration takes about "
-                f"{_duration(found.walk_seconds)}"
+                f"{_duration(found.layer_seconds)}"
             )
         if step.plan_bytes:
             said += f"; allocated {human(step.plan_bytes, 'B')} for the plan"

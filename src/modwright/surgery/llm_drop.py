@@ -19,7 +19,7 @@ from modwright.calibration import (
     Collector,
     Similarity,
     Statistics,
-    StreamGaps,
+    BlockDistance,
     calibrate,
 )
 from modwright.core.errors import InvalidInputError, unknown_name
@@ -151,7 +151,7 @@ class LlmDrop:
         """Cosines of the residual stream; streams n blocks apart for blocks in a row."""
         found: list[Collector] = [Similarity(self.drop_norm)]
         if self.consecutive and self.count:
-            found.append(StreamGaps(self.count))
+            found.append(BlockDistance(self.count))
         return found
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
-from modwright.calibration import CalibrationData, Collector, Grams, Statistics, calibrate
+from modwright.calibration import CalibrationData, Collector, SecondMoments, Statistics, calibrate
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, replace_attention
@@ -135,7 +135,7 @@ class MoDeGpt:
         """Second moments of what the narrowed maps read."""
         attention = "query_key" in self.pairs or "value_output" in self.pairs
         every = self.expert_tokens == "all"
-        return [Grams(attention=attention, mlp="mlp" in self.pairs, all_tokens=every)]
+        return [SecondMoments(attention=attention, mlp="mlp" in self.pairs, all_tokens=every)]
 
     def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
         """The sparsity's share of the narrowed maps, wherever it goes, give or take rounding."""

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 import modwright
-from modwright.calibration import Grams, TokenWindows, calibrate, token_windows
+from modwright.calibration import SecondMoments, TokenWindows, calibrate, token_windows
 
 
 @torch.no_grad()
@@ -55,7 +55,7 @@ def by_hooks(anatomy: modwright.Anatomy, windows: TokenWindows) -> None:
 
 
 def by_walking(anatomy: modwright.Anatomy, windows: TokenWindows) -> None:
-    calibrate(anatomy, windows, [Grams()])
+    calibrate(anatomy, windows, [SecondMoments()])
 
 
 WAYS = {"hooks": by_hooks, "walk": by_walking}

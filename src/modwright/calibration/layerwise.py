@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Block
 from modwright.calibration.as_data import calibration_of
-from modwright.calibration.collectors import Collector, Watch
+from modwright.calibration.collectors import Collector, Accumulator
 from modwright.calibration.recording import Call, ModelInput, moved, on_device, record
 from modwright.calibration.statistics import Statistics, qualified, require_distinct
-from modwright.calibration.streams import Stream
+from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.core import distributed
 from modwright.core.capture import (
     StopForward,
@@ -123,12 +123,12 @@ def calibrate(
     statistics = Statistics(len(source), recipe, directory, mine=distributed.is_main())
     mine = distributed.shard(batches)
     with eval_mode(anatomy.model), progress.phase(label, len(source) * len(mine)) as task:
-        kind = _Walk if anatomy.family.chained else _WholeWalk
+        kind = _LayerwiseRunner if anatomy.family.chained else _WholeModelRunner
         kind(anatomy, source, mine, collectors, statistics, task).go()
     return statistics
 
 
-class _Walk:
+class _LayerwiseRunner:
     def __init__(
         self,
         anatomy: Anatomy,
@@ -153,10 +153,10 @@ class _Walk:
         if start < len(self.source):
             self.place.mkdir(exist_ok=True)
             first, calls = record(self.anatomy, self.batches)
-            past = self._past(start, first)
+            previous = self._previous(start, first)
             del first
             for index in range(start, len(self.source)):
-                past = self._block(index, calls[index], past)
+                previous = self._block(index, calls[index], previous)
         if distributed.is_main():
             self._tidy()
 
@@ -184,43 +184,43 @@ class _Walk:
     def _stream(self, index: int) -> Path:
         return self.place / f"stream-{index:04d}.bin"
 
-    def _past(self, start: int, first: list[Tensor]) -> list[Stream]:
+    def _previous(self, start: int, first: list[Tensor]) -> list[HiddenStatesFile]:
         """The streams that block ``start`` looks back on; those that enter block 0 are written."""
         self.shapes = [tuple(h.shape) for h in first]
         self.dtype = first[0].dtype if first else next(self.anatomy.model.parameters()).dtype
         if start:
-            return [Stream.reopen(p, self.shapes, self.dtype) for p in self._needed(start)]
+            return [HiddenStatesFile.reopen(p, self.shapes, self.dtype) for p in self._needed(start)]
         entry = self._fresh()
         for j, hidden in enumerate(first):
             entry[j] = hidden
         entry.rename(self._stream(0))
         return [entry]
 
-    def _fresh(self) -> Stream:
-        return Stream.create(self.place / "stream.partial", self.shapes, self.dtype)
+    def _fresh(self) -> HiddenStatesFile:
+        return HiddenStatesFile.create(self.place / "stream.partial", self.shapes, self.dtype)
 
-    def _block(self, index: int, calls: list[Call], past: list[Stream]) -> list[Stream]:
+    def _block(self, index: int, calls: list[Call], previous: list[HiddenStatesFile]) -> list[HiddenStatesFile]:
         """Walks one block; returns the streams that the next one looks back on."""
         out = self._fresh()
         with self.source.block(index) as block, on_device(block.module, self.device):
-            keep = [_real(batch, self.device) for batch in self.batches]
-            watches = measure_block(
-                block, calls, past, out, keep, self.collectors, self.device, self.task
+            attention_mask = [_real(batch, self.device) for batch in self.batches]
+            accumulators = measure_block(
+                block, calls, previous, out, attention_mask, self.collectors, self.device, self.task
             )
-        self._keep(index, watches)
+        self._keep(index, accumulators)
         out.rename(self._stream(index + 1))
         # Once every process has what the next block needs, what only this one needed can go.
         distributed.barrier()
-        for old in past[self.history - 1 :]:
+        for old in previous[self.history - 1 :]:
             old.delete()
-        return [out, *past[: self.history - 1]]
+        return [out, *previous[: self.history - 1]]
 
-    def _keep(self, index: int, watches: list[Watch]) -> None:
+    def _keep(self, index: int, accumulators: list[Accumulator]) -> None:
         """Stores what all processes saw of a block."""
-        for watch in watches if distributed.size() > 1 else ():
-            distributed.all_reduce_(watch.sums)
-        results = _results(self.collectors, watches)
-        watches.clear()
+        for start in accumulators if distributed.size() > 1 else ():
+            distributed.all_reduce_(start.sums)
+        results = _results(self.collectors, accumulators)
+        accumulators.clear()
         if distributed.is_main():
             self.statistics.store(index, results)
         del results  # a Gram is large; the next block's must not stand beside it
@@ -233,7 +233,7 @@ class _Walk:
             shutil.rmtree(path, ignore_errors=True)
 
 
-class _WholeWalk(_Walk):
+class _WholeModelRunner(_LayerwiseRunner):
     """For blocks that are no chain: the whole model runs once for each block and batch.
 
     Between such blocks other modules compute, so no block can be run by itself. One block's
@@ -255,28 +255,28 @@ class _WholeWalk(_Walk):
         self.task.advance(start * len(self.batches))
         for index in range(start, len(self.source)):
             with self.source.block(index) as block:
-                watches = self._measure(block)
-            self._keep(index, watches)
+                accumulators = self._measure(block)
+            self._keep(index, accumulators)
         if distributed.is_main():
             self._tidy()
 
     def _needed(self, at: int) -> list[Path]:
         return []
 
-    def _measure(self, block: Block) -> list[Watch]:
-        watches = [collector.watch(block) for collector in self.collectors]
+    def _measure(self, block: Block) -> list[Accumulator]:
+        accumulators = [collector.start(block) for collector in self.collectors]
         model = self.anatomy.model
         device = next(model.parameters()).device
         ends = {"resid_pre": block.resid_pre, "resid_post": block.resid_post}
         ran = runs = 0
-        with _hooked(watches) as seen, capture(ends) as streams:
+        with _hooked(accumulators) as activations, capture(ends) as streams:
 
             def update(*_: Any) -> None:
                 nonlocal ran
                 _require_finite(streams["resid_post"], block)
-                for watch, mine in zip(watches, seen):
+                for start, mine in zip(accumulators, activations):
                     rows = {name: _tokens(x, None) for name, x in {**mine, **streams}.items()}
-                    watch.update(rows, [rows["resid_pre"]])
+                    start.update(rows, [rows["resid_pre"]])
                 ran += 1
                 if ran == runs:
                     raise StopForward
@@ -289,7 +289,7 @@ class _WholeWalk(_Walk):
                         model(**{name: x.to(device) for name, x in batch.tensors().items()})
                     runs = ran  # the first batch told how often it runs: what follows is not needed
                     self.task.advance()
-        return watches
+        return accumulators
 
 
 def compute_device(anatomy: Anatomy) -> torch.device:
@@ -301,22 +301,22 @@ def compute_device(anatomy: Anatomy) -> torch.device:
 def measure_block(
     block: Block,
     calls: Sequence[Call],
-    past: Sequence[Any],
+    previous: Sequence[Any],
     out: Any,
-    keep: Sequence[Tensor | None],
+    attention_mask: Sequence[Tensor | None],
     collectors: Sequence[Collector],
     device: torch.device,
     task: Task,
-) -> list[Watch]:
-    """Runs one block over all batches, from ``past[0]`` to ``out``; watches that saw it all.
+) -> list[Accumulator]:
+    """Runs one block over all batches, from ``previous[0]`` to ``out``; watches that saw it all.
 
-    ``past`` and ``out`` hold one tensor (b, t, d) per batch, on any device.
+    ``previous`` and ``out`` hold one tensor (b, t, d) per batch, on any device.
     """
-    watches = [collector.watch(block) for collector in collectors]
-    with _hooked(watches) as seen:
+    accumulators = [collector.start(block) for collector in collectors]
+    with _hooked(accumulators) as activations:
         for j, call in enumerate(calls):
             args, kwargs = moved(call, device)
-            before = past[0][j].to(device)
+            before = previous[0][j].to(device)
             result = block.module(before.clone(), *args, **kwargs)
             out[j] = result[0] if isinstance(result, tuple) else result
             after = out[j].to(device)
@@ -324,20 +324,20 @@ def measure_block(
             ends = {"resid_pre": before, "resid_post": after}
             ends = {name: channels_last(x, block.axis) for name, x in ends.items()}
             earlier = [
-                _tokens(channels_last(stream[j].to(device), block.axis), keep[j]) for stream in past
+                _tokens(channels_last(stream[j].to(device), block.axis), attention_mask[j]) for stream in previous
             ]
-            for watch, mine in zip(watches, seen):
+            for start, mine in zip(accumulators, activations):
                 mine |= ends
-                watch.update({name: _tokens(x, keep[j]) for name, x in mine.items()}, earlier)
+                start.update({name: _tokens(x, attention_mask[j]) for name, x in mine.items()}, earlier)
             task.advance()
-    return watches
+    return accumulators
 
 
-def _results(collectors: Sequence[Collector], watches: Sequence[Watch]) -> dict[str, Tensor]:
+def _results(collectors: Sequence[Collector], accumulators: Sequence[Accumulator]) -> dict[str, Tensor]:
     return {
         qualified(collector, name): value.cpu()
-        for collector, watch in zip(collectors, watches)
-        for name, value in watch.result().items()
+        for collector, start in zip(collectors, accumulators)
+        for name, value in start.result().items()
     }
 
 
@@ -353,17 +353,17 @@ def _real(batch: ModelInput, device: torch.device) -> Tensor | None:
     return None if mask is None else mask.to(device).bool()
 
 
-def _tokens(value: Tensor, keep: Tensor | None) -> Tensor:
+def _tokens(value: Tensor, attention_mask: Tensor | None) -> Tensor:
     """(b, t, d) -> (n, d), padding taken out. A part that returns one number adds nothing."""
     rows = value.reshape(-1, value.shape[-1])  # some blocks hand their MLP rows already
-    return rows if keep is None else rows[keep.reshape(-1)]
+    return rows if attention_mask is None else rows[attention_mask.reshape(-1)]
 
 
 @contextmanager
-def _hooked(watches: Sequence[Watch]) -> Iterator[list[dict[str, Tensor]]]:
+def _hooked(accumulators: Sequence[Accumulator]) -> Iterator[list[dict[str, Tensor]]]:
     """Reads every hook point while the block runs, for each watch under its own names."""
     with ExitStack() as stack:
-        yield [stack.enter_context(capture(watch.hook_points)) for watch in watches]
+        yield [stack.enter_context(capture(start.hook_points)) for start in accumulators]
 
 
 def _fingerprint(model: nn.Module, source: BlockSource) -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
-from walk_cases import (
+from layerwise_cases import (
     Everything,
     Interrupted,
     StopsAfter,
@@ -26,15 +26,15 @@ from helpers import edit, number_of_hooks, random_data, snapshot, unchanged
 from modwright.anatomy import Anatomy, Block
 from modwright.calibration import (
     CalibrationData,
-    Grams,
+    SecondMoments,
     Similarity,
-    StreamGaps,
+    BlockDistance,
     TokenWindows,
     from_tensors,
     recording,
 )
 from modwright.calibration.text import Batch, from_sequences
-from modwright.calibration.walk import calibrate
+from modwright.calibration.layerwise import calibrate
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
 from modwright.surgery import make_method
@@ -124,7 +124,7 @@ def test_edited_models_walk(tiny: Any, preset: str, change: Callable[[Anatomy], 
     for block in Anatomy.of(model).blocks:
         there = {name for name, _ in block.sublayers()} | {"block", "tokens"}
         assert similarity[block.index].keys() == there
-    grams = walk(model, Grams())
+    grams = walk(model, SecondMoments())
     for block in Anatomy.of(model).blocks:
         assert ("attention" in grams[block.index]) == (block.attention is not None)
         assert ("mlp" in grams[block.index]) == (block.mlp is not None)
@@ -217,9 +217,9 @@ def test_a_bare_backbone_walks_without_a_cache(tiny: Any, decoder: str) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("collector", [Similarity(), Similarity(drop_norm=False), Grams()])
+@pytest.mark.parametrize("collector", [Similarity(), Similarity(drop_norm=False), SecondMoments()])
 def test_padding_counts_for_nothing(
-    tiny: Any, reader: str, side: str, collector: Similarity | Grams
+    tiny: Any, reader: str, side: str, collector: Similarity | SecondMoments
 ) -> None:
     model, sequences = tiny(reader), rows((9, 4, 12))
     alone = walk(model, collector, data=from_sequences(sequences, 0, batch_size=1))
@@ -234,8 +234,8 @@ def test_padding_counts_for_nothing(
 
 def test_gaps_count_no_padding(tiny: Any, reader: str) -> None:
     model, sequences = tiny(reader), rows((9, 4, 12))
-    alone = walk(model, StreamGaps(3), data=from_sequences(sequences, 0, batch_size=1))
-    padded = walk(model, StreamGaps(3), data=from_sequences(sequences, 0, batch_size=3))
+    alone = walk(model, BlockDistance(3), data=from_sequences(sequences, 0, batch_size=1))
+    padded = walk(model, BlockDistance(3), data=from_sequences(sequences, 0, batch_size=3))
     for one, many in zip(alone, padded):
         assert torch.allclose(one["gaps"], many["gaps"], rtol=2e-5)
 
@@ -248,10 +248,10 @@ class _Breaks:
 
     history = 1
 
-    def watch(self, block: Block) -> Any:
+    def start(self, block: Block) -> Any:
         if block.index == 1:
             raise ZeroDivisionError
-        return Everything().watch(block)
+        return Everything().start(block)
 
     def describe(self) -> dict[str, Any]:
         return {"collector": "breaks"}
@@ -268,9 +268,9 @@ def test_a_failure_leaves_the_model_as_it_was(tiny: Any, dense_mlps: str) -> Non
     blocks[2].module.forward = own  # as accelerate's hooks do
     before, hooks = snapshot(model), number_of_hooks(model)
     with pytest.raises(ZeroDivisionError):
-        walk(model, Grams(), _Breaks())
+        walk(model, SecondMoments(), _Breaks())
     with pytest.raises(Interrupted):
-        walk(model, Grams(), progress=StopsAfter(3))
+        walk(model, SecondMoments(), progress=StopsAfter(3))
     assert [("forward" in b.module.__dict__) for b in blocks] == [False, False, True, False]
     assert blocks[2].module.__dict__["forward"] is own
     assert number_of_hooks(model) == hooks
@@ -318,8 +318,8 @@ def test_no_data_is_refused(tiny: Any) -> None:
 
 def test_fault_B20_collectors_that_give_the_same_names_share_a_walk(tiny: Any) -> None:
     model = tiny("tiny-llama")
-    together = walk(model, Similarity(), Grams(), StreamGaps(2))
-    for collector in (Similarity(), Grams(), StreamGaps(2)):
+    together = walk(model, Similarity(), SecondMoments(), BlockDistance(2))
+    for collector in (Similarity(), SecondMoments(), BlockDistance(2)):
         kind = collector.describe()["collector"]
         for both, alone in zip(together, walk(model, collector)):
             assert all(torch.equal(both[f"{kind}/{name}"], alone[name]) for name in alone)
@@ -332,7 +332,7 @@ def test_fault_B20_methods_plan_from_a_shared_walk(tiny: Any) -> None:
     """Each finds its own statistics beside another's of the same names."""
     model = tiny("tiny-llama")
     method = make_method("llm_drop", {"n": 2, "target": "joint"})
-    together, alone = walk(model, Grams(), Similarity()), walk(model, Similarity())
+    together, alone = walk(model, SecondMoments(), Similarity()), walk(model, Similarity())
     plans = [method.plan_from(Anatomy.of(model), found) for found in (together, alone)]
     assert plans[0].reasons["order"] == plans[1].reasons["order"]
 

@@ -62,7 +62,7 @@ class Everything:
     history: int = 1
     watched: list[int] = field(default_factory=list)
 
-    def watch(self, block: Block) -> Any:
+    def start(self, block: Block) -> Any:
         self.watched.append(block.index)
         sublayer = getattr(block, self.role) if self.role else None
         return _EverythingWatch({} if sublayer is None else {"sublayer_input": sublayer.sublayer_input})
@@ -77,15 +77,15 @@ class Everything:
 class _EverythingWatch:
     def __init__(self, hook_points: Mapping[str, HookPoint]) -> None:
         self.hook_points = hook_points
-        self.seen: dict[str, list[Tensor]] = {}
+        self.activations: dict[str, list[Tensor]] = {}
 
-    def update(self, seen: Mapping[str, Tensor], past: Sequence[Tensor]) -> None:
-        assert torch.equal(past[0], seen["resid_pre"])
-        for name, value in seen.items():
-            self.seen.setdefault(name, []).append(value.clone())
+    def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
+        assert torch.equal(previous[0], activations["resid_pre"])
+        for name, value in activations.items():
+            self.activations.setdefault(name, []).append(value.clone())
 
     def result(self) -> dict[str, Tensor]:
-        return {name: torch.cat(values) for name, values in self.seen.items()}
+        return {name: torch.cat(values) for name, values in self.activations.items()}
 
 
 class Interrupted(Exception):

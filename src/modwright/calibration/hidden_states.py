@@ -16,10 +16,10 @@ from torch import Tensor
 
 from modwright.core.files import writing
 
-__all__ = ["Stream"]
+__all__ = ["HiddenStatesFile"]
 
 
-class Stream:
+class HiddenStatesFile:
     """One tensor per batch, one after the other in a file; perhaps of no batch at all."""
 
     def __init__(
@@ -41,11 +41,11 @@ class Stream:
         )
 
     @classmethod
-    def create(cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Stream:
+    def create(cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> HiddenStatesFile:
         return cls(path, shapes, dtype, fresh=True)
 
     @classmethod
-    def reopen(cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> Stream:
+    def reopen(cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> HiddenStatesFile:
         return cls(path, shapes, dtype, fresh=False)
 
     def __len__(self) -> int:
