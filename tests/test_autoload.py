@@ -58,7 +58,7 @@ def test_importing_again_in_this_process_keeps_what_is_registered(tiny: Any) -> 
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     from modwright import _autoload
-    from modwright.edits.remodelled import remodelled_config
+    from modwright.edits.remodeled import remodeled_config
 
     before = AutoConfig.for_model("modwright_llama")
     finders = list(sys.meta_path)
@@ -66,7 +66,7 @@ def test_importing_again_in_this_process_keeps_what_is_registered(tiny: Any) -> 
     _autoload.watch()
     assert sys.meta_path == finders
     assert type(AutoConfig.for_model("modwright_llama")) is type(before)
-    assert type(before) is remodelled_config(LlamaConfig)
+    assert type(before) is remodeled_config(LlamaConfig)
     assert "llama" in CONFIG_MAPPING
     assert "modwright_modwright_llama" not in CONFIG_MAPPING
     assert "modwright_" not in CONFIG_MAPPING

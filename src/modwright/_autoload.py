@@ -55,9 +55,9 @@ class _Entries(dict[str, Any]):
         if not key.startswith(PREFIX):
             importlib.import_module(f"{_OWN}.{key}")  # it registers itself
             return self.get(key)
-        from modwright.edits.remodelled import remodelled_config
+        from modwright.edits.remodeled import remodeled_config
 
-        self[key] = remodelled_config(self.stock[key.removeprefix(PREFIX)])
+        self[key] = remodeled_config(self.stock[key.removeprefix(PREFIX)])
         return self[key]
 
 

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.models]
 
 
 @pytest.fixture(scope="module")
-def remodelled() -> Any:
+def remodeled() -> Any:
     """SmolLM2 without an attention and an MLP, with fewer heads, neurons and a factor pair."""
     anatomy = modwright.open("smollm2-135m").anatomy
     blocks = anatomy.blocks
@@ -50,14 +50,14 @@ def _logits(model: Any) -> torch.Tensor:
     return result
 
 
-def test_one_lora_step(remodelled: Any, tmp_path: Path) -> None:
+def test_one_lora_step(remodeled: Any, tmp_path: Path) -> None:
     import copy
 
     from peft import LoraConfig, get_peft_model
 
-    before = _logits(remodelled)
+    before = _logits(remodeled)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"])
-    tuned = get_peft_model(copy.deepcopy(remodelled), config)
+    tuned = get_peft_model(copy.deepcopy(remodeled), config)
     optimizer = torch.optim.AdamW((p for p in tuned.parameters() if p.requires_grad), lr=1e-2)
     for _ in range(2):  # the first step moves B alone; the second reaches A as well
         tuned.train()
@@ -70,12 +70,12 @@ def test_one_lora_step(remodelled: Any, tmp_path: Path) -> None:
     assert torch.equal(_logits(_reopened(merged, tmp_path / "lora")), trained)
 
 
-def test_one_full_trainer_step(remodelled: Any, tmp_path: Path) -> None:
+def test_one_full_trainer_step(remodeled: Any, tmp_path: Path) -> None:
     import copy
 
     from transformers import Trainer, TrainingArguments
 
-    model = copy.deepcopy(remodelled)
+    model = copy.deepcopy(remodeled)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     row = {name: value[0] for name, value in _batch().items()}
     arguments = TrainingArguments(

@@ -46,7 +46,7 @@ def check_writes(model: Any, values: Mapping[str, Tensor]) -> None:
 
 def check_books(applied: Applied, before: Mapping[str, Tensor]) -> None:
     """Kept is what is bit-equal, changed is what is not."""
-    after, books = snapshot(applied.model), applied.accounting
+    after, books = snapshot(applied.model), applied.tensor_diff
     same = {name for name, value in after.items() if torch.equal(value, before[name])}
     assert set(books.kept) == same
     assert set(books.changed) == set(after) - same

@@ -12,7 +12,7 @@ import torch
 from helpers import batch_of, edit, number_of_hooks
 from modwright.anatomy import Anatomy
 from modwright.edits import Change, keep_heads, remove
-from modwright.edits.remodelled import base_class
+from modwright.edits.remodeled import base_class
 
 CASES: dict[str, Callable[[Any], Change]] = {
     "removed": lambda a: remove(a.blocks[1].attention),

@@ -82,8 +82,8 @@ def test_fault_A23_one_value_for_several_copies_is_refused(tiny: Any) -> None:
         float(Anatomy.of(moved.model).blocks[0].norms["mlp_norm"].parameters()["weight"].sum()) == 0
     )
     copies = edit(source, arrange([0, 1, 1]) + Change((), {"blocks.0.mlp_norm.weight": value}))
-    assert "model.layers.2.mlp.up_proj.weight" in copies.accounting.kept
-    assert "model.layers.0.post_attention_layernorm.weight" in copies.accounting.changed
+    assert "model.layers.2.mlp.up_proj.weight" in copies.tensor_diff.kept
+    assert "model.layers.0.post_attention_layernorm.weight" in copies.tensor_diff.changed
 
 
 @pytest.mark.parametrize("auto", ["AutoModelForCausalLM", "AutoModelForMaskedLM"])

@@ -262,7 +262,7 @@ def test_a_factored_map_is_the_product_in_every_family(
 def test_only_what_was_factored_is_booked_as_changed(llama: Anatomy) -> None:
     books = edit(
         llama.model, factorize(mlp_of(llama, 1).down, torch.randn(48, 4), torch.randn(4, 96))
-    ).accounting
+    ).tensor_diff
     assert books.changed == ("model.layers.1.mlp.down_proj.weight",)
     assert books.added == ("model.layers.1.mlp.down_proj.reduce",)
     assert not books.removed

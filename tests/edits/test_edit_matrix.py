@@ -11,7 +11,7 @@ from edit_cases import CASES, KINDS, drop_neurons
 from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
 from modwright.edits import Applied, Change, keep_neurons, remove, verify
-from modwright.edits.remodelled import is_remodelled
+from modwright.edits.remodeled import is_remodeled
 
 
 def apply_case(model: Any, case: str, check: bool = True) -> Applied:
@@ -49,7 +49,7 @@ def test_every_tensor_is_accounted_for(edited: Any, preset: str, case: str) -> N
     source, applied = edited(preset, case).source, edited(preset, case).applied
     old = {**dict(source.named_parameters()), **dict(source.named_buffers())}
     new = {**dict(applied.model.named_parameters()), **dict(applied.model.named_buffers())}
-    books = applied.accounting
+    books = applied.tensor_diff
     listed = [*books.kept, *books.changed, *books.added]
     assert sorted(listed) == sorted(new)
     assert len(books.kept) + len(books.changed) + len(books.removed) == len(old)
@@ -82,7 +82,7 @@ def test_plain_results_are_stock_models(edited: Any, preset: str, case: str) -> 
     source, applied = edited(preset, case).source, edited(preset, case).applied
     if CASES[case].plain is not None:
         assert applied.plain == CASES[case].plain
-    assert is_remodelled(applied.model) != applied.plain
+    assert is_remodeled(applied.model) != applied.plain
     assert isinstance(applied.model, type(source))
     assert (type(applied.model) is type(source)) == applied.plain
     assert hasattr(applied.model.config, "edits") != applied.plain

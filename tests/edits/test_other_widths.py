@@ -12,10 +12,10 @@ from torch import nn
 from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy, FactoredProjection
 from modwright.core.errors import InvalidInputError
-from modwright.edits import Change, Plan, Replace, Restore, edits_from_list, factorize, remove
-from modwright.edits.refit import refit
+from modwright.edits import Change, Plan, Replace, RevertEdit, edits_from_list, factorize, remove
+from modwright.edits.resize import resize
 from modwright.edits.registry import build_part, part_names
-from modwright.edits.remodelled import edits_of
+from modwright.edits.remodeled import edits_of
 from modwright.nn import FactorPair, ZeroMean, ZeroMeanEmbedding
 
 
@@ -39,7 +39,7 @@ def test_refitted_with_its_own_values_a_part_computes_the_same(tiny: Any, preset
     model = tiny(preset)
     for role, sublayer in Anatomy.of(model).blocks[1].sublayers():
         try:
-            change = refit(sublayer, {})
+            change = resize(sublayer, {})
         except InvalidInputError as refusal:
             assert role == "mlp" and "cannot be given other widths" in str(refusal)
             continue
@@ -51,7 +51,7 @@ def test_biases_grow_where_there_are_none(tiny: Any, tmp_path: Path) -> None:
     change = Change()
     for role, sublayer in Anatomy.of(model).blocks[2].sublayers():
         roles = sublayer.projections()
-        change += refit(
+        change += resize(
             sublayer, {r: {"bias": torch.full((p.out_features,), 0.1)} for r, p in roles.items()}
         )
         assert role in ("attention", "mlp")
@@ -71,7 +71,7 @@ def test_factor_pairs_stay_factor_pairs(tiny: Any, tmp_path: Path) -> None:
     pairs = factors(first.attention.q, 6) + factors(first.attention.o, 7) + factors(first.mlp.up, 8)
     thin = edit(model, pairs).model
     block = Anatomy.of(thin).blocks[1]
-    refitted = edit(thin, refit(block.attention, {}) + refit(block.mlp, {})).model
+    refitted = edit(thin, resize(block.attention, {}) + resize(block.mlp, {})).model
     assert worst(outputs(refitted), outputs(thin)) < 1e-5
     assert Anatomy.of(refitted).num_parameters == Anatomy.of(thin).num_parameters
     back = Anatomy.of(reopened(refitted, tmp_path / "saved", tiny, "tiny-opt"))
@@ -84,7 +84,7 @@ def test_a_rank_that_saves_nothing_becomes_dense(tiny: Any) -> None:
     mlp = Anatomy.of(tiny("tiny-opt")).blocks[0].mlp
     thin = edit(tiny("tiny-opt"), factors(mlp.up, 5)).model
     up = Anatomy.of(thin).blocks[0].mlp
-    narrow = refit(up, {"up": {"reduce": up.up.parameters()["reduce"][:, :5]}})
+    narrow = resize(up, {"up": {"reduce": up.up.parameters()["reduce"][:, :5]}})
     (found,) = (item for item in narrow.edits if item.path.endswith("up"))
     assert isinstance(found, Replace) and found.part == "linear"
     assert found.kwargs == {"in_features": 5, "out_features": 96, "bias": True}
@@ -102,7 +102,7 @@ def test_a_generic_mlp_keeps_its_shape_in_step_with_its_maps(tiny: Any) -> None:
     ours = edit(model, Change((Replace(mlp.address, "feed_forward", shape),), values)).model
     generic = Anatomy.of(ours).blocks[0].mlp
     assert generic.is_generic
-    change = refit(generic, {"up": {"weight": generic.up.weight[:, :30]}})
+    change = resize(generic, {"up": {"weight": generic.up.weight[:, :30]}})
     assert change.edits[0].kwargs["hidden_size"] == 30
     assert [e.path for e in change.edits] == ["blocks.0.mlp"]
 
@@ -125,7 +125,7 @@ def test_parts_that_alter_what_stands_there_are_parts_like_others(
     )
     assert found.weight is stored, "it is shared, and stored once"
     assert Anatomy.of(applied.model).is_tied
-    assert "transformer.wte.weight" in applied.accounting.kept
+    assert "transformer.wte.weight" in applied.tensor_diff.kept
     back = reopened(applied.model, tmp_path / "saved", tiny, "tiny-gpt2")
     assert torch.equal(outputs(back), outputs(applied.model))
     assert worst(outputs(back), outputs(model)) < 1e-5, "LayerNorm takes the mean away"
@@ -159,23 +159,23 @@ def test_an_edit_can_be_taken_back(tiny: Any) -> None:
     thin = edit(model, factors(mlp.up, 5) + Change((Replace("embed", "zero_mean"),))).model
     assert isinstance(Anatomy.of(thin).blocks[1].mlp.up.module, FactorPair)
     own = {f"{mlp.up.address}.{name}": t for name, t in mlp.up.parameters().items()}
-    back = edit(thin, Change((Restore(mlp.up.address), Restore("embed")), own))
+    back = edit(thin, Change((RevertEdit(mlp.up.address), RevertEdit("embed")), own))
     assert back.plain and torch.equal(outputs(back.model), outputs(model))
-    nothing = edit(model, Change((Restore("embed"),)))
+    nothing = edit(model, Change((RevertEdit("embed"),)))
     assert nothing.plain and torch.equal(outputs(nothing.model), outputs(model))
 
 
 def test_taking_back_travels_in_plans_only(tiny: Any, tmp_path: Path) -> None:
-    stored = [Restore("blocks.1.mlp.up").to_dict()]
+    stored = [RevertEdit("blocks.1.mlp.up").to_dict()]
     assert stored == [{"op": "restore", "path": "blocks.1.mlp.up"}]
-    assert edits_from_list(stored) == (Restore("blocks.1.mlp.up"),)
+    assert edits_from_list(stored) == (RevertEdit("blocks.1.mlp.up"),)
     with pytest.raises(InvalidInputError, match="a whole block that was removed cannot come back"):
-        Restore("blocks.1")
+        RevertEdit("blocks.1")
     model = tiny("tiny-gpt2")
     gone = edit(model, remove(Anatomy.of(model).blocks[0].mlp)).model
     with pytest.raises(InvalidInputError, match="mlp of block 0 was removed"):
-        edit(gone, Change((Restore("blocks.0.mlp.up"),)))
-    plan = Plan.of(Anatomy.of(model), "test", Change((Restore("embed"),)))
+        edit(gone, Change((RevertEdit("blocks.0.mlp.up"),)))
+    plan = Plan.of(Anatomy.of(model), "test", Change((RevertEdit("embed"),)))
     assert plan.summary() == [("embed", "the family's own again")]
     config = type(gone.config)(**{**gone.config.to_dict(), "edits": stored})
     assert config.edits == stored

@@ -13,7 +13,7 @@ from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
 from modwright.edits import (
-    Arrange,
+    ReorderBlocks,
     Change,
     Edit,
     Remove,
@@ -26,7 +26,7 @@ from modwright.edits import (
     untie,
 )
 from modwright.edits.edit import split_address
-from modwright.edits.remodelled import edits_of
+from modwright.edits.remodeled import edits_of
 
 
 @register_part("test_scale_norm")
@@ -199,10 +199,10 @@ def test_an_order_stands_alone_and_travels_in_plans_only(tiny: Any) -> None:
         edit(model, both)
     stored = [item.to_dict() for item in arrange((1, 0)).edits]
     back: tuple[Edit, ...] = edits_from_list(stored)
-    assert back == (Arrange((1, 0)),)
-    from modwright.edits.remodelled import remodelled
+    assert back == (ReorderBlocks((1, 0)),)
+    from modwright.edits.remodeled import remodeled
 
-    kind: Any = remodelled(type(model))
+    kind: Any = remodeled(type(model))
     config = kind.config_class(**{**model.config.to_dict(), "edits": stored})
     with pytest.raises(InvalidInputError, match="belongs into a plan"):
         kind(config)

@@ -21,7 +21,7 @@ from helpers import batch_of, edit, outputs
 from modwright.anatomy import Anatomy
 from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
 from modwright.edits import Applied, Change, Replace, keep_neurons, remove, replace_attention
-from modwright.edits.remodelled import base_class, remodelled
+from modwright.edits.remodeled import base_class, remodeled
 
 REFUSALS = (StrictDataclassError, RuntimeError)
 EDITED = [name for name, case in CASES.items() if not case.plain]
@@ -336,16 +336,16 @@ def test_per_layer_entries_are_never_read_back(tiny: Any, tmp_path: Path) -> Non
 
 @pytest.mark.contract("A12")
 def test_newer_formats_are_a_checkpoint_error() -> None:
-    config = remodelled(transformers.LlamaForCausalLM).config_class
+    config = remodeled(transformers.LlamaForCausalLM).config_class
     with pytest.raises(CheckpointError):
         config(modwright_format=99)
 
 
 def test_remodelled_classes_are_made_once_and_found_by_name() -> None:
-    kind = remodelled(transformers.LlamaForCausalLM)
-    assert remodelled(transformers.LlamaForCausalLM) is kind
+    kind = remodeled(transformers.LlamaForCausalLM)
+    assert remodeled(transformers.LlamaForCausalLM) is kind
     assert base_class(kind) is transformers.LlamaForCausalLM
-    assert kind.__module__ == "modwright.edits.remodelled"
+    assert kind.__module__ == "modwright.edits.remodeled"
     module = sys.modules[kind.__module__]
     assert module.ModwrightLlamaForCausalLM is kind
     assert module.ModwrightLlamaConfig is kind.config_class

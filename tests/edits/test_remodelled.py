@@ -18,7 +18,7 @@ from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
 from modwright.edits import remove
 from modwright.edits.canonical import target_of
-from modwright.edits.remodelled import base_config_class, remodelled
+from modwright.edits.remodeled import base_config_class, remodeled
 
 
 def through_file(config: Any, use_diff: bool) -> Any:
@@ -111,4 +111,4 @@ def test_fault_B23_a_stock_class_still_opens_no_file(
 def test_remodelled_classes_are_named_after_their_base() -> None:
     from transformers import GPT2Model
 
-    assert remodelled(GPT2Model).__name__ == "ModwrightGPT2Model"
+    assert remodeled(GPT2Model).__name__ == "ModwrightGPT2Model"

@@ -15,14 +15,14 @@ import torch
 from transformers import DynamicCache, cache_utils
 
 import modwright.edits.replay
-import modwright.edits.slots
+import modwright.edits.cache_layers
 from helpers import batch_of, edit, outputs, worst
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.edits import Verification, apply, keep_heads, remove, verify
 from modwright.edits.plan import Plan
-from modwright.edits.remodelled import _RemodelledConfig
-from modwright.edits.slots import number_slots, unfilled_slots
+from modwright.edits.remodeled import _RemodeledConfig
+from modwright.edits.cache_layers import number_cache_layers, unfilled_cache_layers
 from modwright.nn import GroupedAttention
 
 TOLD = hasattr(cache_utils, "DummyLayer")
@@ -60,12 +60,12 @@ def test_without_new_slots_verify_sees_wrong_decoding(
     tiny: Any, decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = without_first_attention(tiny(decoder))
-    monkeypatch.setattr(modwright.edits.replay, "number_slots", lambda layers, config: None)
+    monkeypatch.setattr(modwright.edits.replay, "number_cache_layers", lambda layers, config: None)
     if TOLD:  # the cache was told that the last slot stays empty
         with pytest.raises(VerificationError, match="it does not run: Dummy layer"):
             apply(tiny(decoder), plan)
 
-    monkeypatch.setattr(_RemodelledConfig, "kv_sharing_modes", None)
+    monkeypatch.setattr(_RemodeledConfig, "kv_sharing_modes", None)
     model = apply(tiny(decoder), plan, check=False).model
     seen = held(verify(model))
     assert not seen["cached decoding = uncached"]
@@ -84,7 +84,7 @@ class Slot:
 def numbered(kept: list[int], types: list[str] | None) -> list[int]:
     config = type("Config", (), {"layer_types": types})()
     layers = [(i, Slot(i)) for i in kept]
-    number_slots(layers, config)
+    number_cache_layers(layers, config)
     return [slot.layer_idx for _, slot in layers]
 
 
@@ -96,24 +96,24 @@ def test_slots_are_numbered_within_each_type_of_layer(monkeypatch: pytest.Monkey
     assert numbered([2, 4, 5], mixed) == [0, 2, 1]
     assert numbered([1, 3, 4], mixed) == [1, 3, 0]
     assert numbered([], mixed) == []
-    monkeypatch.setattr(modwright.edits.slots, "_KNOWS_EMPTY_SLOTS", True)
+    monkeypatch.setattr(modwright.edits.cache_layers, "_KNOWS_EMPTY_LAYERS", True)
     assert numbered([1, 3, 5], mixed) == [1, 3, 5]
-    monkeypatch.setattr(modwright.edits.slots, "_KNOWS_EMPTY_SLOTS", False)
+    monkeypatch.setattr(modwright.edits.cache_layers, "_KNOWS_EMPTY_LAYERS", False)
     with pytest.raises(InvalidInputError, match=r"all full layers would go.*keep one of layers \[0, 2, 4\]"):
         numbered([1, 3, 5], mixed)
 
 
 def test_the_cache_is_told_which_slots_stay_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modwright.edits.slots, "_KNOWS_EMPTY_SLOTS", True)
+    monkeypatch.setattr(modwright.edits.cache_layers, "_KNOWS_EMPTY_LAYERS", True)
     mixed = ["full", "sliding", "full", "sliding"]
-    assert unfilled_slots([0, 1, 2, 3], None, 4) == []
-    assert unfilled_slots([1, 3], None, 4) == [2, 3]
-    assert unfilled_slots([1, 2, 3], mixed, 4) == [2]
-    assert unfilled_slots([1, 3], mixed, 4) == [0, 2]
+    assert unfilled_cache_layers([0, 1, 2, 3], None, 4) == []
+    assert unfilled_cache_layers([1, 3], None, 4) == [2, 3]
+    assert unfilled_cache_layers([1, 2, 3], mixed, 4) == [2]
+    assert unfilled_cache_layers([1, 3], mixed, 4) == [0, 2]
     # Without any attention a slot is left that can say "nothing was seen".
-    assert unfilled_slots([], mixed, 4) == [1, 3]
-    assert unfilled_slots([], None, 4) == []
-    assert unfilled_slots([], ["sliding"] * 4, 4) == []
+    assert unfilled_cache_layers([], mixed, 4) == [1, 3]
+    assert unfilled_cache_layers([], None, 4) == []
+    assert unfilled_cache_layers([], ["sliding"] * 4, 4) == []
 
 
 # (2)

@@ -17,7 +17,7 @@ from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
 from modwright.cost import count
 from modwright.edits import arrange, factorize, keep_neurons, verify
-from modwright.edits.remodelled import edits_of
+from modwright.edits.remodeled import edits_of
 from modwright.surgery import apply, make_method, plan, why_not
 from modwright.surgery.clustering import inertia
 

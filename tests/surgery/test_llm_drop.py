@@ -230,7 +230,7 @@ def test_nothing_dropped_is_the_same_model(tiny: Any, preset: str) -> None:
         applied = apply(model, method(n=0), windows)
         assert applied.plain and type(applied.model) is type(model)
         assert torch.equal(outputs(applied.model), outputs(model))
-        assert applied.accounting.removed == applied.accounting.changed == ()
+        assert applied.tensor_diff.removed == applied.tensor_diff.changed == ()
 
 
 @pytest.mark.contract("B7")

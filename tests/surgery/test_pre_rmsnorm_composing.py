@@ -15,7 +15,7 @@ from modwright.calibration import TokenWindows
 from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
 from modwright.edits import factorize
-from modwright.edits.remodelled import edits_of
+from modwright.edits.remodeled import edits_of
 from modwright.surgery import apply, make_method, why_not
 
 PAIRS = ["mlp", "query_key", "value_output"]

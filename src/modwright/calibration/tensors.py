@@ -85,7 +85,7 @@ def from_tensors(batches: Sequence[Mapping[str, Tensor]], name: str = "tensors")
         >>> data = from_tensors([{"pixel_values": part} for part in pictures.split(4)], "noise")
         >>> from modwright.surgery import make_method
         >>> method = make_method("llm_drop", {"target": "mlp", "n": 1})
-        >>> str(modwright.apply(model, method, data).accounting)
+        >>> str(modwright.apply(model, method, data).tensor_diff)
         '66 tensors kept, 0 changed, 0 added, 6 removed'
     """
     if not batches:

@@ -208,7 +208,7 @@ def apply(
         raise InvalidInputError("the plan does not name a model; give --model")
     opened = open_checkpoint(source, dtype=recipe.get("dtype"), progress=make_progress())
     applied = apply_plans(opened.model, plans)
-    say(str(applied.accounting))
+    say(str(applied.tensor_diff))
     from modwright.checkpoint import save as save_checkpoint
 
     def check(folder: Path) -> None:

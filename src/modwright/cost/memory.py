@@ -32,7 +32,7 @@ def cached_positions(anatomy: Anatomy, length: int) -> dict[str, int]:
     slots = DynamicCache(config=anatomy.config).layers
     kept = {}
     for block, attention in holders:
-        slot = getattr(anatomy.family.slot_owner(block.module), "layer_idx", None)
+        slot = getattr(anatomy.family.cache_layer_owner(block.module), "layer_idx", None)
         window = None if slot is None else getattr(slots[slot], "sliding_window", None)
         kept[attention.address] = length if window is None else min(length, window - 1)
     return kept

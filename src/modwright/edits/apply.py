@@ -24,15 +24,15 @@ from modwright.edits.change import Change
 from modwright.edits.configured import check_as_configured
 from modwright.edits.edit import split_address
 from modwright.edits.plan import Plan
-from modwright.edits.remodelled import is_plain
+from modwright.edits.remodeled import is_plain
 from modwright.edits.sharing import note_sharing
 from modwright.edits.verify import Verification, verify
 
-__all__ = ["Accounting", "Applied", "apply"]
+__all__ = ["TensorDiff", "Applied", "apply"]
 
 
 @dataclass(frozen=True)
-class Accounting:
+class TensorDiff:
     """Where every tensor of the source went and every tensor of the result came from (by name)."""
 
     kept: tuple[str, ...]
@@ -54,19 +54,19 @@ class Applied:
     Attributes:
         model: the edited model, in eval mode if the source was.
         plain: stock transformers loads its checkpoint.
-        accounting: every tensor, kept, changed, added or removed.
+        tensor_diff: every tensor, kept, changed, added or removed.
         verification: what was checked; None if it was not asked for.
     """
 
     model: PreTrainedModel
     plain: bool
-    accounting: Accounting
+    tensor_diff: TensorDiff
     verification: Verification | None
 
     def __repr__(self) -> str:
         checked = "not verified" if self.verification is None else "verified"
         kind = type(self.model).__name__
-        return f"Applied({kind}, {'plain, ' if self.plain else ''}{self.accounting}, {checked})"
+        return f"Applied({kind}, {'plain, ' if self.plain else ''}{self.tensor_diff}, {checked})"
 
 
 def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
@@ -111,7 +111,7 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
     _write(anatomy, Anatomy.of(built), target, plan.tensors, stored)
     _finish(model, built, paths, stored)
     note_sharing(model, built)
-    accounting = _account(model, built, paths, stored.copies)
+    tensor_diff = _account(model, built, paths, stored.copies)
     verification = None
     if check:
         try:
@@ -123,7 +123,7 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
             raise VerificationError(f"after {plan.method}: it does not run: {told}") from error
         if not verification.ok:
             raise VerificationError(f"after {plan.method}: {verification.failure}")
-    return Applied(built, is_plain(built), accounting, verification)
+    return Applied(built, is_plain(built), tensor_diff, verification)
 
 
 def _refuse_unready(model: Any) -> None:
@@ -302,7 +302,7 @@ def _origin_name(name: str, paths: Mapping[str, str]) -> str:
 
 def _account(
     source: nn.Module, built: nn.Module, paths: Mapping[str, str], copies: set[int]
-) -> Accounting:
+) -> TensorDiff:
     old = dict([*source.named_parameters(), *source.named_buffers()])
     kept: list[str] = []
     changed: list[str] = []
@@ -317,4 +317,4 @@ def _account(
         same = old[origin] is tensor or id(tensor) in copies
         (kept if same else changed).append(name)
     removed = [name for name in old if name not in continued]
-    return Accounting(tuple(kept), tuple(changed), tuple(added), tuple(removed))
+    return TensorDiff(tuple(kept), tuple(changed), tuple(added), tuple(removed))

@@ -22,22 +22,22 @@ from modwright.anatomy.views import Attention, Sublayer
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.edits.edit import (
     FORMAT,
-    Arrange,
+    ReorderBlocks,
     Edit,
     Remove,
     Replace,
-    Restore,
+    RevertEdit,
     State,
     split_address,
 )
-from modwright.edits.remodelled import (
+from modwright.edits.remodeled import (
     base_class,
     base_config_class,
     edits_of,
     is_plain,
     register_models,
-    remodelled,
-    remodelled_config,
+    remodeled,
+    remodeled_config,
 )
 from modwright.nn import AttentionShape, FeedForwardShape, MixtureShape
 
@@ -79,7 +79,7 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
     _check_apart(edits)
     kept = _order(anatomy, edits)
     for edit in sorted(edits, key=lambda e: e.path.count(".")):
-        if isinstance(edit, Arrange):
+        if isinstance(edit, ReorderBlocks):
             continue
         index, role = split_address(edit.path)
         _check_there(anatomy, index, role, edit)
@@ -87,7 +87,7 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
             continue
         for path in [p for p in merged if _overruled(anatomy, p, edit)]:
             del merged[path]
-        if not isinstance(edit, Restore):
+        if not isinstance(edit, RevertEdit):
             merged[edit.path] = edit
     renumbered = _renumber(merged.values(), kept)
     config = _stock_config(anatomy, kept)
@@ -101,7 +101,7 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
 def _order(anatomy: Anatomy, edits: Sequence[Edit]) -> tuple[int, ...]:
     """Source index of each block of the result."""
     for edit in edits:
-        if isinstance(edit, Arrange):
+        if isinstance(edit, ReorderBlocks):
             for index in edit.order:
                 anatomy.block(index)
             return edit.order
@@ -112,7 +112,7 @@ def _order(anatomy: Anatomy, edits: Sequence[Edit]) -> tuple[int, ...]:
     return kept
 
 
-def _overruled(anatomy: Anatomy, path: str, edit: State | Restore) -> bool:
+def _overruled(anatomy: Anatomy, path: str, edit: State | RevertEdit) -> bool:
     """An edit at ``path`` means nothing any more once ``edit`` is made."""
     if path == edit.path or path.startswith(edit.path + "."):
         return True
@@ -125,7 +125,7 @@ def _overruled(anatomy: Anatomy, path: str, edit: State | Restore) -> bool:
 
 def _check_apart(edits: Sequence[Edit]) -> None:
     """No place is edited twice, and nothing is edited inside what goes."""
-    if len(edits) > 1 and any(isinstance(edit, Arrange) for edit in edits):
+    if len(edits) > 1 and any(isinstance(edit, ReorderBlocks) for edit in edits):
         raise InvalidInputError("an arrangement of blocks is a plan of its own; other edits go into another")
     paths = [edit.path for edit in edits]
     twice = next((path for path in paths if paths.count(path) > 1), None)
@@ -137,14 +137,14 @@ def _check_apart(edits: Sequence[Edit]) -> None:
             raise InvalidInputError(f"{inside} is edited in a plan that removes {removed}")
 
 
-def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State | Restore) -> None:
+def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State | RevertEdit) -> None:
     if index is None:
         if role not in anatomy.outer:
             raise unknown_name("part outside the blocks", role, anatomy.outer)
         return
     block = anatomy.block(index)
     outer = role.partition(".")[0]
-    if role in block.norms and isinstance(edit, Replace | Restore):
+    if role in block.norms and isinstance(edit, Replace | RevertEdit):
         return
     if outer not in ("", "attention", "mlp"):
         raise unknown_name("part of a block", role, ("attention", "mlp"))
@@ -211,12 +211,12 @@ def _edited(stock: Any, config: Any, edits: tuple[State, ...]) -> tuple[type[Pre
         return stock, config
     config = copy.deepcopy(config)
     stock_config: Any = config.__class__
-    config_class: Any = remodelled_config(stock_config)
+    config_class: Any = remodeled_config(stock_config)
     config.__class__ = config_class
     config.edits = [edit.to_dict() for edit in edits]
     config.modwright_format = FORMAT
     register_models(config_class)
-    return remodelled(stock), config
+    return remodeled(stock), config
 
 
 def _skeleton(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:

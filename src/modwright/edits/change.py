@@ -17,7 +17,7 @@ from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, 
 from modwright.anatomy.coerce import address_of
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError, refusing
-from modwright.edits.edit import Arrange, Edit, Remove, Replace
+from modwright.edits.edit import ReorderBlocks, Edit, Remove, Replace
 from modwright.nn import AttentionShape
 
 __all__ = [
@@ -60,7 +60,7 @@ def remove(part: Block | Sublayer | str, drop_norm: bool = False) -> Change:
 
 def arrange(order: Sequence[int]) -> Change:
     """Lets the blocks stand in this order; a block may stand twice, one left out is gone."""
-    return Change((Arrange(order),))  # type: ignore[arg-type]
+    return Change((ReorderBlocks(order),))  # type: ignore[arg-type]
 
 
 def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = None) -> Change:

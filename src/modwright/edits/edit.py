@@ -17,11 +17,11 @@ from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = [
     "FORMAT",
-    "Arrange",
+    "ReorderBlocks",
     "Edit",
     "Remove",
     "Replace",
-    "Restore",
+    "RevertEdit",
     "State",
     "edits_from_list",
     "split_address",
@@ -93,7 +93,7 @@ class Replace:
 
 
 @dataclass(frozen=True)
-class Restore:
+class RevertEdit:
     """At ``path`` stands what the family builds there, whatever an earlier edit put in its place.
 
     It takes an edit back, so it leaves no trace in a config.
@@ -115,7 +115,7 @@ MOST_BLOCKS = 1024
 
 
 @dataclass(frozen=True)
-class Arrange:
+class ReorderBlocks:
     """The blocks stand in this order; one may stand more than once, one left out is gone.
 
     It moves blocks and says nothing of what is in them, so it leaves no trace in a config: the
@@ -148,9 +148,9 @@ class Arrange:
 State = Remove | Replace
 """An edit that a config can carry: it says what stands at one address."""
 
-Edit = State | Restore | Arrange
-_KINDS: dict[str, type[Remove] | type[Replace] | type[Restore] | type[Arrange]] = {
-    kind.op: kind for kind in (Remove, Replace, Restore, Arrange)
+Edit = State | RevertEdit | ReorderBlocks
+_KINDS: dict[str, type[Remove] | type[Replace] | type[RevertEdit] | type[ReorderBlocks]] = {
+    kind.op: kind for kind in (Remove, Replace, RevertEdit, ReorderBlocks)
 }
 
 

@@ -15,7 +15,7 @@ from modwright.anatomy import Mlp, Projection
 from modwright.anatomy.projection import PointwiseProjection
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.change import Change, require_separable
-from modwright.edits.edit import Replace, Restore
+from modwright.edits.edit import Replace, RevertEdit
 from modwright.nn import ExpertShape, FeedForwardShape
 from modwright.nn.channel_mixers.expert_feed_forward import mean_keys
 
@@ -111,7 +111,7 @@ def merge_experts(mlp: Mlp, restore_order: bool = True) -> Change:
         )
         for projection in mlp.projections().values()
     )
-    return Change((Restore(here), *maps), _reordered(mlp, place))
+    return Change((RevertEdit(here), *maps), _reordered(mlp, place))
 
 
 def _reordered(mlp: Mlp, place: Tensor) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
 from modwright.core.reading import read_json, require_regular
 from modwright.edits.change import Change
-from modwright.edits.edit import FORMAT, Arrange, Edit, Replace, edits_from_list
+from modwright.edits.edit import FORMAT, ReorderBlocks, Edit, Replace, edits_from_list
 from modwright.nn import ExpertShape
 
 __all__ = ["Plan", "structure_of"]
@@ -223,7 +223,7 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _describe(edit: Edit) -> str:
     fields = edit.to_dict()
-    if isinstance(edit, Arrange):
+    if isinstance(edit, ReorderBlocks):
         return f"in the order {', '.join(map(str, edit.order))}"
     if not isinstance(edit, Replace):
         return {"remove": "removed", "restore": "the family's own again"}[edit.op]

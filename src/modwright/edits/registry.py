@@ -10,11 +10,11 @@ from torch import nn
 
 from modwright.core.errors import refusing
 from modwright.core.registry import Registry
-from modwright.edits.hosting import (
-    hosted_attention,
-    hosted_experts,
-    hosted_feed_forward,
-    hosted_mixture,
+from modwright.edits.hf_adapters import (
+    build_attention,
+    build_experts,
+    build_feed_forward,
+    build_mixture,
 )
 from modwright.nn import (
     Absent,
@@ -69,7 +69,7 @@ def build_part(
         InvalidInputError: unknown name, or arguments that the part does not take.
     """
     builder = PARTS[name]
-    given = {"standing": current} if "standing" in inspect.signature(builder).parameters else {}
+    given = {"current": current} if "current" in inspect.signature(builder).parameters else {}
     with refusing(f"part {name!r}", (TypeError, ValueError)):
         return builder(config, **given, **kwargs)
 
@@ -86,12 +86,12 @@ def _absent_attention(config: Any) -> nn.Module:
 
 @register_part("attention")
 def _attention(config: Any, **kwargs: Any) -> nn.Module:
-    return hosted_attention(config, kwargs)
+    return build_attention(config, kwargs)
 
 
 @register_part("bare_attention")
 def _bare_attention(config: Any, **kwargs: Any) -> nn.Module:
-    return hosted_attention(config, kwargs, BareAttention)
+    return build_attention(config, kwargs, BareAttention)
 
 
 @register_part("crms_norm")
@@ -101,7 +101,7 @@ def _crms_norm(config: Any, hidden_size: int, eps: float) -> nn.Module:
 
 @register_part("expert_feed_forward")
 def _expert_feed_forward(config: Any, **kwargs: Any) -> nn.Module:
-    return hosted_experts(kwargs)
+    return build_experts(kwargs)
 
 
 @register_part("factors")
@@ -113,12 +113,12 @@ def _factors(
 
 @register_part("feed_forward")
 def _feed_forward(config: Any, **kwargs: Any) -> nn.Module:
-    return hosted_feed_forward(kwargs)
+    return build_feed_forward(kwargs)
 
 
 @register_part("grid_attention")
 def _grid_attention(config: Any, **kwargs: Any) -> nn.Module:
-    return hosted_attention(config, kwargs, GridAttention)
+    return build_attention(config, kwargs, GridAttention)
 
 
 @register_part("identity")
@@ -133,7 +133,7 @@ def _linear(config: Any, in_features: int, out_features: int, bias: bool = True)
 
 @register_part("mixture")
 def _mixture(config: Any, **kwargs: Any) -> nn.Module:
-    return hosted_mixture(config, kwargs)
+    return build_mixture(config, kwargs)
 
 
 @register_part("narrowed")

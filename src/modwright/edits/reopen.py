@@ -11,7 +11,7 @@ import torch
 from modwright.core.errors import VerificationError
 from modwright.core.modes import eval_mode
 from modwright.core.subprocesses import open_in_new_process
-from modwright.edits.remodelled import is_plain
+from modwright.edits.remodeled import is_plain
 from modwright.edits.verify import probe_batch
 
 __all__ = ["Reopened", "check_reopens"]

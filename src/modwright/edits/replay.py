@@ -15,7 +15,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_mode
 from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.registry import build_part
-from modwright.edits.slots import number_slots
+from modwright.edits.cache_layers import number_cache_layers
 from modwright.nn import (
     Absent,
     AbsentAttention,
@@ -107,8 +107,8 @@ def num_removed(anatomy: Anatomy, part: Block | Sublayer, drop_norm: bool = Fals
 
 def renumber(model: nn.Module, family: Family) -> None:
     """Numbers the cache slots of the attentions that are there."""
-    owners = [(i, family.slot_owner(block)) for i, block in enumerate(family.layers(model))]
-    number_slots([(i, owner) for i, owner in owners if owner is not None], model.config)
+    owners = [(i, family.cache_layer_owner(block)) for i, block in enumerate(family.layers(model))]
+    number_cache_layers([(i, owner) for i, owner in owners if owner is not None], model.config)
 
 
 def _placements(family: Family, holder: nn.Module, role: str, edit: State) -> list[Placement]:

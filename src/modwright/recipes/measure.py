@@ -13,7 +13,7 @@ from modwright.anatomy import Anatomy
 from modwright.checkpoint.export import serving_table
 from modwright.core.progress import Progress
 from modwright.cost import compare_speed, count, measure_speed
-from modwright.edits.remodelled import edits_of
+from modwright.edits.remodeled import edits_of
 from modwright.recipes.quality import measure_quality
 from modwright.recipes.schema import Evaluate, Speed
 from modwright.recipes.texts import writes_text

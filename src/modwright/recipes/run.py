@@ -24,7 +24,7 @@ from modwright.core.progress import SILENT, Progress
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
-from modwright.edits.remodelled import is_plain
+from modwright.edits.remodeled import is_plain
 from modwright.edits.reopen import Reopened, check_reopens
 from modwright.recipes.facts import auto_class, environment, listed, opened_files, versions
 from modwright.recipes.forecast import forecast, require_room
@@ -341,5 +341,5 @@ def _with_files(report: Report, files: dict[str, int]) -> Report:
 
 
 def _counts(applied: Applied) -> dict[str, int]:
-    account = applied.accounting
+    account = applied.tensor_diff
     return {name: len(getattr(account, name)) for name in ("kept", "changed", "added", "removed")}

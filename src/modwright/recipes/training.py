@@ -23,7 +23,7 @@ from modwright.core.errors import ModwrightError, InvalidInputError, Verificatio
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
-from modwright.edits.remodelled import is_plain
+from modwright.edits.remodeled import is_plain
 from modwright.recipes.facts import auto_class, environment, versions
 from modwright.recipes.journal import Journal
 from modwright.recipes.outcome import output_place, stands_already

@@ -24,7 +24,7 @@ from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, Replace, expert_shape, merge_experts, split_mlp
 from modwright.edits.canonical import target_of
-from modwright.edits.hosting import activation
+from modwright.edits.hf_adapters import activation
 from modwright.nn import ExpertShape
 from modwright.surgery.clustering import inertia, split_evenly
 from modwright.surgery.method import Needs, WithoutData, register_method

@@ -260,7 +260,7 @@ def apply(
         >>> model = modwright.open("preset:tiny-llama").model
         >>> data = from_sequences([torch.arange(1, 17)], pad_id=0)
         >>> method = make_method("llm_drop", {"target": "attention", "n": 1})
-        >>> str(modwright.apply(model, method, data).accounting)
+        >>> str(modwright.apply(model, method, data).tensor_diff)
         '35 tensors kept, 0 changed, 0 added, 5 removed'
     """
     if not isinstance(what, Plan | Change | list | tuple):

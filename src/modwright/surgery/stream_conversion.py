@@ -12,8 +12,8 @@ from torch import Tensor
 from modwright.anatomy import Anatomy, Block, Norm, Projection
 from modwright.anatomy.stream import WriteProjection
 from modwright.anatomy.views import Embedding, Linear, Sublayer
-from modwright.edits import Change, Edit, Replace, Restore, untie
-from modwright.edits.refit import refit
+from modwright.edits import Change, Edit, Replace, RevertEdit, untie
+from modwright.edits.resize import resize
 from modwright.nn import ZeroMean
 from modwright.surgery.centring import folded, recentred, relative_to, rounded, without
 from modwright.surgery.stream_obstacles import Form, covering, runs_centred
@@ -113,7 +113,7 @@ class Conversion:
                 continue
             new = self._written(writer)
             edits: list[Edit] = [self._narrowed(writer)] if self.narrows else []
-            edits += [Restore(writer.address)] * (centred and not self.narrows)
+            edits += [RevertEdit(writer.address)] * (centred and not self.narrows)
             change += Change(tuple(edits), {f"{writer.address}.{n}": t for n, t in new.items()})
         return change + self._behind_the_blocks()
 
@@ -180,7 +180,7 @@ class Conversion:
         """As values alone where the shapes stay, else as a refitted part."""
         old = sublayer.projections()
         if self.narrows or any(v.keys() - old[r].parameters().keys() for r, v in values.items()):
-            return refit(sublayer, values)
+            return resize(sublayer, values)
         change = Change()
         for role, new in values.items():
             if isinstance(old[role].module, ZeroMean) and new:

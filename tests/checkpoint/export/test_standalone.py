@@ -30,7 +30,7 @@ from modwright.checkpoint.export.work import Work
 from modwright.core.errors import VerificationError
 from modwright.core.progress import SILENT
 from modwright.edits.registry import PARTS
-from modwright.edits.remodelled import base_class, edits_of
+from modwright.edits.remodeled import base_class, edits_of
 from modwright.nn import GroupedAttention
 
 from .edited import by_method, short, with_change

@@ -304,7 +304,7 @@ class Family(FamilyTable):
         if role not in ("attention", "mlp"):
             raise InvalidInputError(f"only attention, mlp and whole blocks can be removed, not {role!r}")
 
-    def guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    def stock_class_guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """A truthful entry about one layer that makes the stock class refuse the checkpoint.
 
         A stock class that meets a checkpoint with a part missing starts that part from random

@@ -187,7 +187,7 @@ class PictureBlocks(Family):
     def layers(self, model: nn.Module) -> list[nn.Module]:
         return [model.get_submodule(path) for path in _paths(model)]
 
-    def slot_owner(self, block: nn.Module) -> nn.Module | None:
+    def cache_layer_owner(self, block: nn.Module) -> nn.Module | None:
         return None
 
     # Reading parts
@@ -274,7 +274,7 @@ class PictureBlocks(Family):
             placed.append((scale, "identity", {}))
         return placed
 
-    def guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    def stock_class_guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """Nothing: these configs are read by modwright alone, and stock ones refuse edits."""
         return {}
 

@@ -155,7 +155,7 @@ class FamilyTable:
         """The modules of the blocks, first to last; one that is used twice is listed twice."""
         return list(child_modules(model.get_submodule(self.blocks_path(model))).values())
 
-    def slot_owner(self, block: nn.Module) -> nn.Module | None:
+    def cache_layer_owner(self, block: nn.Module) -> nn.Module | None:
         """The module of a block that holds ``layer_idx``, or None when it owns no cache slot."""
         module = block.get_submodule(self.block["attention"])
         owns = hasattr(module, "layer_idx") and not isinstance(module, Opaque)

@@ -242,7 +242,7 @@ class TimmVit(Family):
             raise InvalidInputError("the positions of a timm model are parameters of its own, not a module")
         return super().place_outside(model, role, part, kwargs)
 
-    def guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    def stock_class_guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """In timm's own arguments: it cannot build a model from one that is a list."""
         shape = kwargs or {}
         outer = role.partition(".")[0]

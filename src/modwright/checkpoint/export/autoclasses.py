@@ -24,7 +24,7 @@ def auto_classes(model: Any) -> dict[str, type[Any]]:
     """
     import transformers
 
-    from modwright.edits.remodelled import base_class, base_config_class
+    from modwright.edits.remodeled import base_class, base_config_class
 
     own, config_class = base_class(type(model)), base_config_class(type(model.config))
     built: dict[str, tuple[type[Any], ...]] = {}

@@ -26,7 +26,7 @@ def differences(model: Any) -> list[str]:
         ['no attention in blocks 0-1']
     """
     from modwright.edits.edit import Remove, split_address
-    from modwright.edits.remodelled import edits_of
+    from modwright.edits.remodeled import edits_of
 
     found: dict[str, list[int]] = {}
     for edit in edits_of(model.config):

@@ -12,7 +12,7 @@ from torch import nn
 from modwright.anatomy.families import family_of
 from modwright.core.errors import ModwrightError
 from modwright.edits.edit import split_address
-from modwright.edits.remodelled import base_class, edits_of
+from modwright.edits.remodeled import base_class, edits_of
 from modwright.edits.replay import _placements, replay
 
 __all__ = ["Layout", "layout_of"]
@@ -90,7 +90,7 @@ def layout_of(model: Any) -> Layout:
         with torch.device("meta"):
             replay(stock, family, [edit])
     _check_same(model, stock)
-    owners = {id(owner) for block in layers if (owner := family.slot_owner(block)) is not None}
+    owners = {id(owner) for block in layers if (owner := family.cache_layer_owner(block)) is not None}
     slots = {
         bare + path: int(module.layer_idx)
         for path, module in stock.named_modules()

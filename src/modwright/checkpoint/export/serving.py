@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from modwright.checkpoint.export.differences import differences
 from modwright.checkpoint.export.target import make_target
-from modwright.edits.remodelled import is_plain
+from modwright.edits.remodeled import is_plain
 
 __all__ = ["Answer", "Servable", "serving_table"]
 

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.modes import set_mode
-from modwright.edits.guard import with_layers, with_lists, without_lists
+from modwright.edits.stock_class_guard import with_layers, add_stock_class_guard, strip_stock_class_guard
 
 __all__ = ["StandaloneConfig", "StandaloneModel"]
 
@@ -64,7 +64,7 @@ class StandaloneConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        return super().from_dict(without_lists(config_dict), **kwargs)
+        return super().from_dict(strip_stock_class_guard(config_dict), **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         return with_layers(super().to_dict(), self._by_layer("layers"))
@@ -73,7 +73,7 @@ class StandaloneConfig(PreTrainedConfig):
         """What is written to a file."""
         overrides = self._by_layer("layers")
         told = with_layers(super().to_diff_dict(), overrides)
-        return with_lists(told, overrides, self, self.num_hidden_layers)
+        return add_stock_class_guard(told, overrides, self, self.num_hidden_layers)
 
 
 class StandaloneModel(PreTrainedModel):

@@ -44,7 +44,7 @@ class Standalone(Target):
     def refusal(self, model: Any) -> str | None:
         if not auto_classes(model):
             return f"no Auto class of transformers builds a {type(model).__name__}"
-        from modwright.edits.remodelled import base_class, is_plain
+        from modwright.edits.remodeled import base_class, is_plain
 
         stock = base_class(type(model))
         if not is_plain(stock):
@@ -83,7 +83,7 @@ def standalone_code(model: Any, layout: Layout) -> str:
     import modwright
     from modwright.checkpoint.export.standalone_host import StandaloneConfig, StandaloneModel
     from modwright.edits.registry import PARTS
-    from modwright.edits.remodelled import base_class, base_config_class
+    from modwright.edits.remodeled import base_class, base_config_class
 
     builders = {name: PARTS[name] for name in layout.part_names}
     homes = {builder.__module__.partition(".")[0] for builder in builders.values()}
@@ -118,7 +118,7 @@ def standalone_code(model: Any, layout: Layout) -> str:
 
 
 def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None:
-    from modwright.edits.remodelled import base_class, base_config_class
+    from modwright.edits.remodeled import base_class, base_config_class
 
     config_class = base_config_class(type(model.config))
     stored = json.loads(file.read_text(encoding="utf-8"))

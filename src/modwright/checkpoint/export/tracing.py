@@ -58,14 +58,14 @@ class Traced(Target):
         return None
 
     def write(self, work: Work, folder: Path, progress: Progress) -> None:
-        from modwright.edits.remodelled import is_remodelled
+        from modwright.edits.remodeled import is_remodeled
 
         trace = {"outputs": self._trace_outputs, "generation": self._trace_generation}[self.form]
         try:
             with quiet():
                 exported = trace(work)
                 # The config of an edited model would tell a stock class something else.
-                exported.config = None if is_remodelled(work.model) else work.model.config
+                exported.config = None if is_remodeled(work.model) else work.model.config
                 exported.generation_config = getattr(work.model, "generation_config", None)
                 exported.save_pretrained(folder)
         except (ModwrightError, OSError):

@@ -72,6 +72,6 @@ class Work:
     @cached_property
     def plain(self) -> bool:
         """Stock transformers loads its checkpoint."""
-        from modwright.edits.remodelled import is_plain
+        from modwright.edits.remodeled import is_plain
 
         return is_plain(self.model)

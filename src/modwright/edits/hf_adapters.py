@@ -22,8 +22,8 @@ from modwright.nn import (
 )
 from modwright.nn.token_mixers.attention import naive_attention
 
-__all__ = ["attend_as_configured", "hosted_attention", "hosted_experts", "hosted_feed_forward"]
-__all__ += ["activation", "hosted_mixture"]
+__all__ = ["attend_as_configured", "build_attention", "build_experts", "build_feed_forward"]
+__all__ += ["activation", "build_mixture"]
 
 
 def attend_as_configured(
@@ -36,7 +36,7 @@ def attend_as_configured(
     return result
 
 
-def hosted_attention(
+def build_attention(
     config: Any, kwargs: dict[str, Any], kind: type[GroupedAttention] = GroupedAttention
 ) -> GroupedAttention:
     """A grouped attention that holds the model's own config object.
@@ -50,13 +50,13 @@ def hosted_attention(
     return part
 
 
-def hosted_feed_forward(kwargs: dict[str, Any]) -> FeedForward:
+def build_feed_forward(kwargs: dict[str, Any]) -> FeedForward:
     """A feed-forward part with the activation that transformers has under the shape's name."""
     shape = FeedForwardShape(**kwargs)
     return FeedForward(shape, activation(shape.activation))
 
 
-def hosted_experts(kwargs: dict[str, Any]) -> ExpertFeedForward:
+def build_experts(kwargs: dict[str, Any]) -> ExpertFeedForward:
     """A feed-forward part in experts, with the activation that transformers has by that name."""
     shape = ExpertShape(**kwargs)
     return ExpertFeedForward(shape, activation(shape.activation))
@@ -69,7 +69,7 @@ def activation(name: str) -> Any:
     return ACT2FN[name]
 
 
-def hosted_mixture(config: Any, kwargs: dict[str, Any]) -> Mixture:
+def build_mixture(config: Any, kwargs: dict[str, Any]) -> Mixture:
     """A mixture of experts with the activation that transformers has by that name.
 
     Raises:

@@ -15,13 +15,13 @@ import transformers.cache_utils
 
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["number_slots", "slots_of", "unfilled_slots"]
+__all__ = ["number_cache_layers", "cache_layers_of", "unfilled_cache_layers"]
 
-_KNOWS_EMPTY_SLOTS = hasattr(transformers.cache_utils, "DummyLayer")
+_KNOWS_EMPTY_LAYERS = hasattr(transformers.cache_utils, "DummyLayer")
 """This transformers can be told of empty slots; then even the first slot may be one."""
 
 
-def slots_of(layers: Sequence[int], types: Sequence[str] | None) -> list[int]:
+def cache_layers_of(layers: Sequence[int], types: Sequence[str] | None) -> list[int]:
     """The slot of each layer that has an attention.
 
     Layers of one type take the slots of that type in order, so each type's first slot is filled.
@@ -31,7 +31,7 @@ def slots_of(layers: Sequence[int], types: Sequence[str] | None) -> list[int]:
             transformers would read positions from that slot.
 
     Example:
-        >>> slots_of([2, 4, 5], ["full", "sliding", "full", "sliding", "full", "sliding"])
+        >>> cache_layers_of([2, 4, 5], ["full", "sliding", "full", "sliding", "full", "sliding"])
         [0, 2, 1]
     """
     if types is None:
@@ -40,7 +40,7 @@ def slots_of(layers: Sequence[int], types: Sequence[str] | None) -> list[int]:
     for slot, kind in enumerate(types):
         free[kind].append(slot)
     survivors = {types[index] for index in layers}
-    if survivors and types[0] not in survivors and not _KNOWS_EMPTY_SLOTS:
+    if survivors and types[0] not in survivors and not _KNOWS_EMPTY_LAYERS:
         raise InvalidInputError(
             f"all {types[0]} layers would go, but cache slot 0 is of that type and gives the "
             f"position; keep one of layers {free[types[0]]}, or use transformers 5.24 or newer"
@@ -54,25 +54,25 @@ def slots_of(layers: Sequence[int], types: Sequence[str] | None) -> list[int]:
     return slots
 
 
-def unfilled_slots(layers: Sequence[int], types: Sequence[str] | None, count: int) -> list[int]:
+def unfilled_cache_layers(layers: Sequence[int], types: Sequence[str] | None, count: int) -> list[int]:
     """Which of ``count`` slots the cache must not look at.
 
     Where no layer has an attention, the sliding slots: a cache of none but such slots cannot say
     how long it is, and an empty sliding one cannot be rolled back.
     """
     if layers:
-        filled = set(slots_of(layers, types))
+        filled = set(cache_layers_of(layers, types))
     else:
         filled = {slot for slot in range(count) if types is None or "sliding" not in types[slot]}
     return [slot for slot in range(count) if slot not in filled] if filled else []
 
 
-def number_slots(layers: list[tuple[int, Any]], config: Any) -> None:
+def number_cache_layers(layers: list[tuple[int, Any]], config: Any) -> None:
     """Gives each attention (its layer index, the module with ``layer_idx``) its slot, in place.
 
     Raises:
-        InvalidInputError: as in :func:`slots_of`.
+        InvalidInputError: as in :func:`cache_layers_of`.
     """
-    slots = slots_of([index for index, _ in layers], getattr(config, "layer_types", None))
+    slots = cache_layers_of([index for index, _ in layers], getattr(config, "layer_types", None))
     for (_, module), slot in zip(layers, slots):
         module.layer_idx = slot

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["with_layers", "with_lists", "without_lists"]
+__all__ = ["with_layers", "add_stock_class_guard", "strip_stock_class_guard"]
 
 _STOCK = "modwright_stock"
 
@@ -38,7 +38,7 @@ def with_layers(stored: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     return {**stored, "per_layer_config": entries}
 
 
-def with_lists(
+def add_stock_class_guard(
     stored: dict[str, Any], overrides: Overrides, config: Any, num_layers: int
 ) -> dict[str, Any]:
     """Stores each field that differs as one value for each layer, and the stock value beside it.
@@ -46,7 +46,7 @@ def with_lists(
     Example:
         >>> from types import SimpleNamespace
         >>> stock = SimpleNamespace(intermediate_size=96)
-        >>> with_lists({}, {1: {"intermediate_size": 0, "skip": ["mlp"]}}, stock, 3)
+        >>> add_stock_class_guard({}, {1: {"intermediate_size": 0, "skip": ["mlp"]}}, stock, 3)
         {'intermediate_size': [96, 0, 96], 'modwright_stock': {'intermediate_size': 96}}
     """
     told = {name for entry in overrides.values() for name in entry} - {"skip"}
@@ -59,13 +59,13 @@ def with_lists(
     return {**stored, _STOCK: stock}
 
 
-def without_lists(stored: Mapping[str, Any]) -> dict[str, Any]:
+def strip_stock_class_guard(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The stored config with the values that its stock class is built with.
 
     A field that is no list any more was changed since, and stays as it is.
 
     Example:
-        >>> without_lists({"ffn_dim": [96, 0], "modwright_stock": {"ffn_dim": 96}})
+        >>> strip_stock_class_guard({"ffn_dim": [96, 0], "modwright_stock": {"ffn_dim": 96}})
         {'ffn_dim': 96}
     """
     kept = {name: value for name, value in stored.items() if name != _STOCK}

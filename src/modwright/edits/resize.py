@@ -15,14 +15,14 @@ from modwright.core.errors import InvalidInputError
 from modwright.edits.change import Change
 from modwright.edits.edit import Replace
 
-__all__ = ["refit"]
+__all__ = ["resize"]
 
 Stored = Mapping[str, Tensor]
 """What a linear map stores, by name: weight, perhaps reduce (of a factor pair), perhaps bias."""
 
 
 @singledispatch
-def refit(sublayer: Sublayer, values: Mapping[str, Stored]) -> Change:
+def resize(sublayer: Sublayer, values: Mapping[str, Stored]) -> Change:
     """Gives a sublayer new parameters of other shapes; factor pairs stay factor pairs.
 
     Args:
@@ -36,13 +36,13 @@ def refit(sublayer: Sublayer, values: Mapping[str, Stored]) -> Change:
         >>> import modwright
         >>> mlp = modwright.open("preset:tiny-gpt2").anatomy.blocks[0].mlp
         >>> narrow = {"up": {"weight": mlp.up.weight[:, :40]}, "down": {"bias": torch.zeros(48)}}
-        >>> [edit.kwargs["in_features"] for edit in refit(mlp, narrow).edits]
+        >>> [edit.kwargs["in_features"] for edit in resize(mlp, narrow).edits]
         [40, 192]
     """
     raise InvalidInputError(f"{sublayer.address}: a {type(sublayer).__name__} cannot be given other widths")
 
 
-@refit.register
+@resize.register
 def _(attention: Attention, values: Mapping[str, Stored]) -> Change:
     stored = _merged(attention, values)
     shape = replace(
@@ -53,7 +53,7 @@ def _(attention: Attention, values: Mapping[str, Stored]) -> Change:
     return _whole(attention, "attention", shape.to_dict(), stored)
 
 
-@refit.register
+@resize.register
 def _(mlp: Mlp, values: Mapping[str, Stored]) -> Change:
     stored = _merged(mlp, values)
     if mlp.is_generic:

@@ -1,6 +1,6 @@
 """A transformers class whose config carries the edits and whose constructor replays them.
 
-``remodelled(LlamaForCausalLM)`` is a subclass with ``model_type = "modwright_llama"``. Everything
+``remodeled(LlamaForCausalLM)`` is a subclass with ``model_type = "modwright_llama"``. Everything
 else (loading, saving, generating, training) stays transformers' own.
 """
 
@@ -21,24 +21,24 @@ from modwright.core.compat.transformers import auto_classes, can_set_experts, mo
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.attention_maps import forward_with_all_maps
 from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_list
-from modwright.edits.guard import with_layers, with_lists, without_lists
+from modwright.edits.stock_class_guard import with_layers, add_stock_class_guard, strip_stock_class_guard
 from modwright.edits.replay import replay
-from modwright.edits.slots import unfilled_slots
+from modwright.edits.cache_layers import unfilled_cache_layers
 
 __all__ = [
     "base_class",
     "base_config_class",
     "is_plain",
-    "is_remodelled",
+    "is_remodeled",
     "register_models",
-    "remodelled",
-    "remodelled_config",
+    "remodeled",
+    "remodeled_config",
 ]
 
 _PREFIX = "Modwright"
 
 
-class _RemodelledConfig:
+class _RemodeledConfig:
     """Mixed into a stock config: holds ``edits`` and keeps them honest towards stock classes."""
 
     edits: list[dict[str, Any]]
@@ -66,7 +66,7 @@ class _RemodelledConfig:
             index, role = split_address(edit.path)
             # What is not in a layer is told of the first one; its own numbers go before.
             entry = overrides.setdefault(index or 0, {})
-            for name, value in family.guard(role, getattr(edit, "kwargs", None)).items():
+            for name, value in family.stock_class_guard(role, getattr(edit, "kwargs", None)).items():
                 if name == "skip":
                     value = sorted({*entry.get("skip", ()), *value})
                 entry[name] = value
@@ -111,7 +111,7 @@ class _RemodelledConfig:
         transformers has these words for layers that use the keys of another layer.
         """
         count, types = self._num_layers(), getattr(self, "layer_types", None)
-        empty = unfilled_slots(self._with_attention(), types, count)
+        empty = unfilled_cache_layers(self._with_attention(), types, count)
         return ["reuse" if slot in empty else None for slot in range(count)]
 
     def to_dict(self) -> dict[str, Any]:
@@ -121,19 +121,19 @@ class _RemodelledConfig:
         """What is written to a file."""
         overrides = self.layer_overrides()
         told = with_layers(super().to_diff_dict(), overrides)  # type: ignore[misc]
-        return with_lists(told, overrides, self, self._num_layers())
+        return add_stock_class_guard(told, overrides, self, self._num_layers())
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """What is written to a file: never without the lists, whichever form is asked for."""
         told: str = super().to_json_string(use_diff)  # type: ignore[misc]
         if use_diff:
             return told
-        whole = with_lists(json.loads(told), self.layer_overrides(), self, self._num_layers())
+        whole = add_stock_class_guard(json.loads(told), self.layer_overrides(), self, self._num_layers())
         return json.dumps(whole, indent=2, sort_keys=True) + "\n"
 
 
 @cache
-def remodelled_config(base: Any) -> type[PreTrainedConfig]:
+def remodeled_config(base: Any) -> type[PreTrainedConfig]:
     """The config class with ``edits`` for a stock config class.
 
     It is built from the fields of its own files, so every road there and back goes through its
@@ -141,7 +141,7 @@ def remodelled_config(base: Any) -> type[PreTrainedConfig]:
     """
     cls: Any = type(
         _PREFIX + base.__name__,
-        (_RemodelledConfig, base),
+        (_RemodeledConfig, base),
         {
             "model_type": f"modwright_{base.model_type}",
             "__module__": __name__,
@@ -153,7 +153,7 @@ def remodelled_config(base: Any) -> type[PreTrainedConfig]:
 
     @wraps(made_by_dataclass)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        made_by_dataclass(self, *args, **without_lists(kwargs))
+        made_by_dataclass(self, *args, **strip_stock_class_guard(kwargs))
 
     cls.__init__ = __init__
     found: type[PreTrainedConfig] = cls
@@ -161,15 +161,15 @@ def remodelled_config(base: Any) -> type[PreTrainedConfig]:
 
 
 @cache
-def remodelled(base: Any) -> type[PreTrainedModel]:
+def remodeled(base: Any) -> type[PreTrainedModel]:
     """The model class that replays its config's edits, for a stock model class.
 
     Example:
         >>> from transformers import LlamaForCausalLM
-        >>> remodelled(LlamaForCausalLM).__name__
+        >>> remodeled(LlamaForCausalLM).__name__
         'ModwrightLlamaForCausalLM'
     """
-    config_class = remodelled_config(base.config_class)
+    config_class = remodeled_config(base.config_class)
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         super(cls, self).__init__(config, *args, **kwargs)
@@ -213,10 +213,10 @@ def register_models(config_class: Any) -> None:
     for auto in auto_classes():
         for model_class in model_classes(auto, stock)[:1]:
             if model_class.config_class is stock:  # or another family's, which reads it in part
-                auto.register(config_class, remodelled(model_class), exist_ok=True)
+                auto.register(config_class, remodeled(model_class), exist_ok=True)
 
 
-def is_remodelled(model: Any) -> bool:
+def is_remodeled(model: Any) -> bool:
     """The model or config (or its class) carries edits."""
     kind = model if isinstance(model, type) else type(model)
     return "_base" in kind.__dict__
@@ -225,7 +225,7 @@ def is_remodelled(model: Any) -> bool:
 def is_plain(model: Any) -> bool:
     """Stock transformers opens the model's checkpoint: no edits, and no architecture of ours."""
     kind = model if isinstance(model, type) else type(model)
-    return not is_remodelled(kind) and not kind.__module__.startswith("modwright.")
+    return not is_remodeled(kind) and not kind.__module__.startswith("modwright.")
 
 
 def base_class(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
@@ -242,7 +242,7 @@ def base_config_class(kind: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 
 def edits_of(config: Any) -> tuple[State, ...]:
     """The edits that a model's config carries; none for a stock model."""
-    return state_from_list(getattr(config, "edits", None) or []) if is_remodelled(config) else ()
+    return state_from_list(getattr(config, "edits", None) or []) if is_remodeled(config) else ()
 
 
 def _by_base(self: Any, protocol: Any) -> tuple[Any, ...]:
@@ -256,7 +256,7 @@ def _empty(base: Any) -> Any:
 
 
 def _class_over(base: Any) -> type[PreTrainedModel] | type[PreTrainedConfig]:
-    return (remodelled if issubclass(base, PreTrainedModel) else remodelled_config)(base)
+    return (remodeled if issubclass(base, PreTrainedModel) else remodeled_config)(base)
 
 
 def __getattr__(name: str) -> Any:
