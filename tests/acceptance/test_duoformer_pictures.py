@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from modwright.models import create_model
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.nn.conv_pyramid import ConvPyramid
+from modwright.nn.conv_backbone import ConvBackbone
 from modwright.nn.heads import ClassifierHead
 from modwright.tasks.pictures import Pictures, digits
 from modwright.training import Settings, fit
@@ -44,7 +44,7 @@ class Pyramid(PyramidClassifier):
     def __init__(self) -> None:
         super().__init__(ImageConfig(image_size=32, num_labels=10))
         self.stem, self.norm = nn.Identity(), None
-        self.stages = ConvPyramid(3, WIDTHS).stages
+        self.stages = ConvBackbone(3, WIDTHS).stages
         self.head = ClassifierHead(WIDTHS[-1], 10)
         self.describe_features(WIDTHS, first_stride=1)
         self.post_init()
@@ -115,9 +115,9 @@ def alikeness(model: Any, pictures: Tensor) -> list[float]:
     for block in (None, *model.blocks):
         if block is not None:
             stream = model.blocks.run(block, stream, grid)
-        cells = F.normalize(stream[:, 1:].double(), dim=-1, eps=1e-60)
-        count = cells.shape[1]
-        found.append(float(((cells @ cells.mT).sum((1, 2)) - count).mean() / (count**2 - count)))
+        regions = F.normalize(stream[:, 1:].double(), dim=-1, eps=1e-60)
+        count = regions.shape[1]
+        found.append(float(((regions @ regions.mT).sum((1, 2)) - count).mean() / (count**2 - count)))
     return found
 
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from modwright.analysis import Spectrum, map_spectra
 from modwright.cost import forward_macs
 from modwright.models import create_model
-from modwright.models.fusing import fuse
+from modwright.models.reparameterize import fuse
 from modwright.nn.frequency_blocks import FrequencyPair
 from modwright.nn.multi_group_conv import MultiGroupConv
 from modwright.tasks.pictures import Pictures, digits

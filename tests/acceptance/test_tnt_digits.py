@@ -54,14 +54,14 @@ def accuracy(name: str, make: Callable[[], Any]) -> float:
 
 def test_words_are_worth_more_than_a_wider_transformer() -> None:
     # 115,722 parameters against 119,134
-    words, wide = accuracy("nested", nested), accuracy("plain-54", plain(54))
-    assert words - wide >= 1, (words, wide)
+    pixel_tokens, wide = accuracy("nested", nested), accuracy("plain-54", plain(54))
+    assert pixel_tokens - wide >= 1, (pixel_tokens, wide)
 
 
 @pytest.mark.skipif(not FULL, reason="the wider one is the harder to beat")
 def test_words_are_worth_more_than_the_outer_stream_alone() -> None:
-    words, narrow = accuracy("nested", nested), accuracy("plain-48", plain(48))
-    assert words - narrow >= 1, (words, narrow)
+    pixel_tokens, narrow = accuracy("nested", nested), accuracy("plain-48", plain(48))
+    assert pixel_tokens - narrow >= 1, (pixel_tokens, narrow)
 
 
 @pytest.mark.skipif(not FULL, reason="a figure of the page")

@@ -16,7 +16,7 @@ from modwright.models.architectures.duoformer import (
     DuoFormerForImageClassification,
 )
 from modwright.models.importing import layouts_of
-from modwright.nn.stems.backbone_tokens import cell_positions
+from modwright.nn.stems.backbone_tokens import region_positions
 
 ALLOWED = 1e-5
 GRID, STAGES, SHOWN = (7, 7), 4, [0, 8, 24, 48]
@@ -48,7 +48,7 @@ def _transformer(case: GoldenCase) -> None:
     names = {f"inter.patch_block{b}": block for b, block in enumerate(model.blocks)}
     with torch.no_grad(), outputs_of({"scale": model.scale_blocks[0], **names}) as found:
         first = model.mix_scales(case["input.tokens"])
-        logits = model.forward_head(model.blocks(model.join_cells(first, GRID), GRID))
+        logits = model.forward_head(model.blocks(model.join_regions(first, GRID), GRID))
     case.close("inter.scale_block0_patch0", found["scale"][:1], atol=ALLOWED)
     case.close("inter.after_scale_blocks_first_token", first, atol=ALLOWED)
     for name in names:
@@ -78,7 +78,7 @@ def _tokens(case: GoldenCase) -> None:
         numbers = rng.standard_normal((1, width, side, side)).astype(np.float32)
         features.append(torch.from_numpy(numbers))
         step = STAGES - 1 - stage
-        case.equal(f"inter.index_stage{stage}", cell_positions(GRID, 2**step, step == 1))
+        case.equal(f"inter.index_stage{stage}", region_positions(GRID, 2**step, step == 1))
     with torch.no_grad():
         tokens = model.scale_prefix(model.tokenise(features).flatten(0, 1)).unflatten(0, (1, -1))
     case.close("output.tokens_patches_0_8_24_48", tokens[:, SHOWN], atol=ALLOWED)

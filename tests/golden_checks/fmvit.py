@@ -14,9 +14,9 @@ from modwright.models.architectures.fmvit import FmvitConfig, hidden_width
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.frequency_blocks import EmbeddedBlock
-from modwright.nn.inference_form import to_inference_form_
+from modwright.nn.deploy import reparameterize_
 from modwright.nn.multi_group_conv import MultiGroupConv
-from modwright.nn.token_mixers.conv_mixer import ConvMixer
+from modwright.nn.token_mixers.multi_head_conv_attention import MultiHeadConvAttention
 from modwright.nn.token_mixers.reduced_attention import ReducedAttention
 
 ALLOWED = 1e-5
@@ -62,7 +62,7 @@ def _attention(case: GoldenCase) -> None:
 
     case.close("output.attention", attended(), atol=ALLOWED)
     whole = nn.ModuleList([block])
-    to_inference_form_(whole)
+    reparameterize_(whole)
     assert isinstance(block.norm1, nn.Identity) and mixer.norm is None
     case.close("output.attention_fused", attended(), atol=ALLOWED)
     _same_weights(case, block, maps)
@@ -75,7 +75,7 @@ def _conv_block(case: GoldenCase) -> None:
     hidden = hidden_width(dim * c["mlp_ratio"], FmvitConfig().mlp_multiple)
     mlp = Mlp(dim, hidden, act="relu", layout="map")
     halves = [
-        Block(dim, ConvMixer(dim, conv), None, nn.Identity, layout="map"),
+        Block(dim, MultiHeadConvAttention(dim, conv), None, nn.Identity, layout="map"),
         Block(dim, None, mlp, lambda: nn.BatchNorm2d(dim), layout="map"),
     ]
     block = EmbeddedBlock(None, halves).eval()
@@ -91,7 +91,7 @@ def _conv_block(case: GoldenCase) -> None:
     x = case["input.x"]
     grid = (x.shape[2], x.shape[3])
     case.close("output.block", block(x, grid), atol=ALLOWED)
-    to_inference_form_(block)
+    reparameterize_(block)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in block.modules())
     case.close("output.block_fused", block(x, grid), atol=ALLOWED)
     _same_weights(case, block, maps)

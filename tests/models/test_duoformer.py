@@ -21,9 +21,9 @@ from modwright.nn.layouts import to_tokens
 from modwright.nn.stems.backbone_tokens import (
     ChannelToken,
     MultiScalePatchTokens,
-    cell_positions,
-    gather_cells,
-    naive_gather_cells,
+    region_positions,
+    gather_regions,
+    naive_gather_regions,
 )
 from modwright.nn.token_mixers.self_attention import naive_attention
 
@@ -82,25 +82,25 @@ def test_there_are_two_backbones_with_two_to_four_scales() -> None:
 def test_every_place_stands_once_and_under_its_cell(grid: tuple[int, int], factor: int) -> None:
     width = grid[1] * factor
     for column_first in (False, True):
-        table = cell_positions(grid, factor, column_first)
+        table = region_positions(grid, factor, column_first)
         assert table.shape == (grid[0] * grid[1], factor**2)
         assert table.flatten().sort().values.equal(torch.arange(table.numel()))
         rows, columns = table // width // factor, table % width // factor
-        cells = torch.arange(len(table))[:, None].expand_as(table)
-        assert (rows * grid[1] + columns).equal(cells)
+        regions = torch.arange(len(table))[:, None].expand_as(table)
+        assert (rows * grid[1] + columns).equal(regions)
 
 
 @pytest.mark.parametrize("column_first", [False, True])
 def test_gathering_is_its_loop_and_an_index(column_first: bool) -> None:
     x = torch.randn(2, 3, 8, 12, requires_grad=True)
-    fast, naive = (f(x, (2, 3), column_first) for f in (gather_cells, naive_gather_cells))
+    fast, naive = (f(x, (2, 3), column_first) for f in (gather_regions, naive_gather_regions))
     assert fast.equal(naive)
-    assert fast.equal(to_tokens(x)[:, cell_positions((2, 3), 4, column_first)])
+    assert fast.equal(to_tokens(x)[:, region_positions((2, 3), 4, column_first)])
     upstream = torch.randn_like(fast)
     one, two = (torch.autograd.grad(y, x, upstream)[0] for y in (fast, naive))
     assert one.equal(two)
     with pytest.raises(ValueError, match="8 x 12 is no whole refinement of 3 x 3"):
-        gather_cells(x, (3, 3))
+        gather_regions(x, (3, 3))
 
 
 @pytest.mark.parametrize("side", [2, 4])
@@ -147,7 +147,7 @@ def test_scales_of_one_cell_know_nothing_of_another() -> None:
         one, two = model.mix_scales(tokens), model.mix_scales(moved)
         changed = (one - two).abs().amax((0, 2)) > 0
         assert changed.nonzero().flatten().tolist() == [5]
-        one, two = (model.blocks(model.join_cells(x, (4, 4)), (4, 4)) for x in (one, two))
+        one, two = (model.blocks(model.join_regions(x, (4, 4)), (4, 4)) for x in (one, two))
         assert ((one - two).abs().amax((0, 2)) > 0).all()
 
 
@@ -156,7 +156,7 @@ def test_the_order_of_cells_is_in_their_positions_alone() -> None:
     tokens = torch.randn(2, 16, 22, 16)
 
     def logits(x: Tensor) -> Tensor:
-        stream = model.join_cells(model.mix_scales(x), (4, 4))
+        stream = model.join_regions(model.mix_scales(x), (4, 4))
         return model.forward_head(model.norm(model.blocks(stream, (4, 4))))
 
     with torch.no_grad():
@@ -190,8 +190,8 @@ def test_released_blocks_over_cells_are_attention_alone() -> None:
     model = small(depth=0, patch_depth=2, scale_token="none")
     given = features()
     with torch.no_grad():
-        cells = to_tokens(model.tokenise.projections[-1](given[-1]))
-        x = torch.cat((model.prefix.cls_token.expand(2, -1, -1), cells), 1)
+        regions = to_tokens(model.tokenise.projections[-1](given[-1]))
+        x = torch.cat((model.prefix.cls_token.expand(2, -1, -1), regions), 1)
         x[:, 1:] += model.scale_positions.table[:, :1]
         x = x + model.positions.table
         for block in model.blocks:
@@ -205,9 +205,9 @@ def test_released_blocks_over_cells_are_attention_alone() -> None:
 def alikeness(model: DuoFormerForImageClassification, x: Tensor) -> float:
     """Mean cosine of pairs of cells behind the last block."""
     with torch.no_grad():
-        cells = to_tokens(model.forward_intermediates(x)[-1]).double()
-        cells = F.normalize(cells, dim=-1, eps=1e-60)  # fresh weights make them tiny
-    return float((cells @ cells.mT).mean())
+        regions = to_tokens(model.forward_intermediates(x)[-1]).double()
+        regions = F.normalize(regions, dim=-1, eps=1e-60)  # fresh weights make them tiny
+    return float((regions @ regions.mT).mean())
 
 
 def test_without_residuals_cells_become_alike() -> None:

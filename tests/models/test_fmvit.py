@@ -20,11 +20,11 @@ from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.cost import forward_macs
 from modwright.models import create_model
 from modwright.models.architectures.fmvit import FmvitConfig, FmvitForImageClassification
-from modwright.models.fusing import fuse
+from modwright.models.reparameterize import reparameterize
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.fusing import affine_of, as_conv, fold_after, fold_before, sum_of
-from modwright.nn.inference_form import to_inference_form_
+from modwright.nn.reparameterize import scale_shift_of, as_conv, fuse_conv_bn, fuse_preceding_affine, sum_of
+from modwright.nn.deploy import reparameterize_
 from modwright.nn.multi_group_conv import MultiGroupConv
 from modwright.nn.pooled_projection import PooledProjection
 from modwright.nn.token_mixers.pooling import DepthwiseConvMixer
@@ -125,7 +125,7 @@ def test_fused_branches_can_hold_more_parameters() -> None:
 def test_norms_fold_into_what_stands_beside_them(layer: nn.Conv2d) -> None:
     before, after = with_statistics(nn.BatchNorm2d(8)), with_statistics(nn.BatchNorm2d(12), 1)
     x = torch.randn(2, 8, 6, 5)
-    folded = fold_after(fold_before(affine_of(before), layer), after)
+    folded = fuse_conv_bn(fuse_preceding_affine(scale_shift_of(before), layer), after)
     with torch.no_grad():
         assert (folded(x) - after(layer(before(x)))).abs().max() <= 1e-5
         assert (as_conv(before)(x) - before(x)).abs().max() <= 1e-6
@@ -135,7 +135,7 @@ def test_two_norms_around_a_pooling_fold_into_a_linear_map() -> None:
     first, second = with_statistics(nn.BatchNorm2d(8)), with_statistics(nn.BatchNorm2d(8), 1)
     layer, pool = nn.Linear(8, 4), nn.AvgPool2d(2)
     x = torch.randn(2, 8, 4, 6)
-    folded = fold_before(affine_of(first).then(affine_of(second)), layer)
+    folded = fuse_preceding_affine(scale_shift_of(first).then(scale_shift_of(second)), layer)
     with torch.no_grad():
         expected = layer(second(pool(first(x))).flatten(2).transpose(1, 2))
         assert (folded(pool(x).flatten(2).transpose(1, 2)) - expected).abs().max() <= 1e-5
@@ -146,7 +146,7 @@ def test_norms_fold_around_poolings_with_ragged_borders() -> None:
     x = torch.randn(1, 8, 5, 7)
     with torch.no_grad():
         expected = part(x)
-        assert (to_inference_form_(part)(x) - expected).abs().max() <= 1e-5
+        assert (reparameterize_(part)(x) - expected).abs().max() <= 1e-5
     assert not norms(part)
 
 
@@ -181,7 +181,7 @@ def test_a_fused_model_gives_the_same_logits(fields: dict[str, Any], tmp_path: P
     model = tiny(**fields)
     model.save_pretrained(tmp_path / "trained")
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "trained").eval()
-    twin = fuse(model)
+    twin = reparameterize(model)
     assert not norms(twin) and norms(model) and not model.config.fused
     pictures = torch.randn(64, 3, 32, 32)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_a_fused_model_gives_the_same_logits(fields: dict[str, Any], tmp_path: P
 def test_the_nano_model_fuses_and_its_classifier_can_still_be_replaced() -> None:
     torch.manual_seed(0)
     model = with_statistics(create_model("fmvit_nano", num_classes=10, image_size=64))
-    twin = fuse(model)
+    twin = reparameterize(model)
     assert not norms(twin)
     pictures = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_a_fused_model_goes_to_onnx_as_plain_layers(pool: str) -> None:
 
     model, pictures = tiny(pool=pool), torch.randn(2, 3, 32, 32)
     kinds = {}
-    for form in (model, fuse(model)):
+    for form in (model, reparameterize(model)):
         program = torch.onnx.export(
             LogitsAlone(form).eval(), (pictures,), dynamo=True, verbose=False, optimize=True
         )
@@ -251,7 +251,7 @@ def test_a_fused_model_goes_to_onnx_as_plain_layers(pool: str) -> None:
 
 def test_fusing_in_double_precision_is_exact() -> None:
     model = tiny().double()
-    twin = fuse(model, tolerance=1e-10)
+    twin = reparameterize(model, tolerance=1e-10)
     pictures = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         assert (twin(pictures).logits - model(pictures).logits).abs().max() <= 1e-10
@@ -260,31 +260,31 @@ def test_fusing_in_double_precision_is_exact() -> None:
 def test_what_cannot_be_fused_is_refused() -> None:
     model = tiny()
     with pytest.raises(InvalidInputError, match="fused already"):
-        fuse(fuse(model))
+        reparameterize(reparameterize(model))
     with pytest.raises(InvalidInputError, match="training mode"):
-        fuse(model.train())
+        reparameterize(model.train())
     model.eval().stages[0].blocks[0].blocks[1].norm2.train()
     with pytest.raises(InvalidInputError, match="training mode"):
-        fuse(model)
+        reparameterize(model)
     model.eval().stem.norm0.running_var[0] = math.nan
     with pytest.raises(InvalidInputError, match="not finite"):
-        fuse(model)
+        reparameterize(model)
     other = create_model("poolformer_s12", depths=[1, 1, 1, 1], widths=[8, 8, 8, 8])
     with pytest.raises(InvalidInputError, match="has no fused form"):
-        fuse(other.eval())
+        reparameterize(other.eval())
     with pytest.raises(VerificationError, match="logits are off by"):
-        fuse(tiny(), tolerance=0.0)
+        reparameterize(tiny(), tolerance=0.0)
 
 
 def test_folds_that_are_not_exact_are_refused() -> None:
     norm = nn.BatchNorm2d(8)
     with pytest.raises(ValueError, match="training mode"):
-        affine_of(norm)
-    affine = affine_of(norm.eval())
+        scale_shift_of(norm)
+    affine = scale_shift_of(norm.eval())
     with pytest.raises(ValueError, match="padded convolution"):
-        fold_before(affine, nn.Conv2d(8, 8, 3, padding=1))
+        fuse_preceding_affine(affine, nn.Conv2d(8, 8, 3, padding=1))
     with pytest.raises(ValueError, match="keeps no statistics"):
-        affine_of(nn.BatchNorm2d(8, track_running_stats=False).eval())
+        scale_shift_of(nn.BatchNorm2d(8, track_running_stats=False).eval())
     strided = [nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1, 2)]
     with pytest.raises(ValueError, match=r"strides \(1, 1\) and \(2, 2\)"):
         sum_of(strided)
@@ -293,7 +293,7 @@ def test_folds_that_are_not_exact_are_refused() -> None:
     with pytest.raises(ValueError, match="other channels"):
         sum_of([nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)])
     with pytest.raises(ValueError, match="must be folded first"):
-        ReducedAttention(16, 8, reduction=2).eval().absorb_(affine)
+        ReducedAttention(16, 8, reduction=2).eval().fuse_affine_(affine)
 
 
 def test_a_norm_before_a_padded_mixer_becomes_a_layer_of_its_own() -> None:
@@ -308,7 +308,7 @@ def test_a_norm_before_a_padded_mixer_becomes_a_layer_of_its_own() -> None:
     x = torch.randn(1, 8, 4, 4)
     with torch.no_grad():
         expected = block(x, (4, 4))
-        to_inference_form_(block)
+        reparameterize_(block)
         assert isinstance(block.norm1, nn.Conv2d) and isinstance(block.norm2, nn.Identity)
         assert (block(x, (4, 4)) - expected).abs().max() <= 1e-5
 

@@ -17,7 +17,7 @@ from modwright.models.architectures.metaformer import (
 )
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.map_norms import make_norm
+from modwright.nn.norms2d import make_norm
 from modwright.nn.token_mixers.pooling import Pooling
 
 PARAMETERS = {

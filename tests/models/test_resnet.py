@@ -22,8 +22,8 @@ from modwright.models.architectures.residual_network import (
     ResidualNetworkConfig,
     ResidualNetworkForImageClassification,
 )
-from modwright.models.fusing import fuse
-from modwright.nn.residual_convs import BRANCHES, ResidualConvs, ResidualPyramid
+from modwright.models.reparameterize import reparameterize
+from modwright.nn.resnet_stages import BRANCHES, ResNetBlock, ResNetStages
 from modwright.nn.stems.conv_stem import Conv
 
 # name -> parameters, billions of multiply-accumulates
@@ -143,7 +143,7 @@ def test_weights_start_as_those_of_transformers_do() -> None:
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_norms_are_folded(branch: str, tmp_path: Path) -> None:
     model = shaken(small(branch))
-    twin = fuse(model)
+    twin = reparameterize(model)
     assert not any(isinstance(part, nn.BatchNorm2d) for part in twin.modules())
     twin.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path)
@@ -158,9 +158,9 @@ def test_norms_are_folded(branch: str, tmp_path: Path) -> None:
 
 def test_a_shortcut_is_there_where_the_shape_changes() -> None:
     rows = BRANCHES["basic"](8, 1)
-    assert ResidualConvs(8, rows).shortcut is None
-    assert ResidualConvs(4, rows).shortcut is not None
-    strided = ResidualConvs(8, BRANCHES["bottleneck"](8, 2)).eval()
+    assert ResNetBlock(8, rows).shortcut is None
+    assert ResNetBlock(4, rows).shortcut is not None
+    strided = ResNetBlock(8, BRANCHES["bottleneck"](8, 2)).eval()
     assert strided.shortcut is not None
     x = torch.randn(2, 8, 6, 7)
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_a_shortcut_is_there_where_the_shape_changes() -> None:
 
 
 def test_stochastic_depth_leaves_the_shortcut() -> None:
-    block = ResidualConvs(8, [Conv(8, 3, 1, 1)], drop_path=1.0).train()
+    block = ResNetBlock(8, [Conv(8, 3, 1, 1)], drop_path=1.0).train()
     x = torch.randn(2, 8, 4, 4)
     assert block(x).equal(F.relu(x))
 
@@ -178,7 +178,7 @@ def test_duoformer_stands_on_the_same_parts() -> None:
     with torch.device("meta"):
         backbone = create_model("duoformer_resnet50_scales2_224").backbone
         alone = create_model("resnet50")
-    assert isinstance(backbone, ResidualPyramid)
+    assert isinstance(backbone, ResNetStages)
     shapes = {name: tensor.shape for name, tensor in backbone.state_dict().items()}
     own = {name: tensor.shape for name, tensor in alone.state_dict().items()}
     assert shapes == {name: own[name] for name in own if not name.startswith("head.")}
@@ -192,6 +192,6 @@ def test_impossible_structures_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="widths has 2 entries for 4 stages"):
         ResidualNetworkConfig(widths=[16, 32])
     with pytest.raises(ValueError, match="unknown branch 'wide'"):
-        ResidualPyramid(3, [8], [1], "wide")
+        ResNetStages(3, [8], [1], "wide")
     with pytest.raises(ValueError, match="2 depths for 1 widths"):
-        ResidualPyramid(3, [8], [1, 1])
+        ResNetStages(3, [8], [1, 1])

@@ -15,7 +15,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_layout
 from modwright.models.architectures.smt import SMTConfig, SMTForImageClassification
-from modwright.models.fusing import fuse
+from modwright.models.reparameterize import reparameterize
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
 from modwright.nn.residual import LayerScale
 from modwright.nn.token_mixers.local_attention import AttentionWithLocalConv, naive_local_attention
@@ -261,7 +261,7 @@ def test_training_reaches_every_parameter() -> None:
 
 def test_a_fused_model_gives_the_same_logits_and_is_saved(tmp_path: Path) -> None:
     model = stir(small())
-    twin = fuse(model)
+    twin = reparameterize(model)
     assert not [m for m in twin.modules() if isinstance(m, nn.BatchNorm2d)]
     x = torch.randn(2, 3, 64, 96)
     with torch.no_grad():

@@ -17,9 +17,9 @@ from modwright.models.architectures.tnt import TNTConfig, TNTForImageClassificat
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import resize_grid
-from modwright.nn.nested_block import NestedBlock, WordsToSentence
+from modwright.nn.nested_block import NestedBlock, PixelToPatch
 from modwright.nn.squeeze_excite import SqueezeExcite
-from modwright.nn.stems.patch_words import PatchWords, cut_patches
+from modwright.nn.stems.pixel_embed import PixelEmbed, cut_patches
 from modwright.nn.token_mixers.self_attention import naive_attention
 
 # name: (parameters, MACs in billions); None where nobody gives it
@@ -68,7 +68,7 @@ def test_the_inner_stream_adds_little_to_a_plain_transformer() -> None:
 @pytest.mark.parametrize(("patch", "stride"), [(8, 2), (8, 3), (4, 4)])
 def test_patches_are_convolved_one_by_one(patch: int, stride: int) -> None:
     x = torch.randn(2, 3, 2 * patch, 3 * patch, requires_grad=True)
-    stem = PatchWords(3, 6, patch=patch, stride=stride)
+    stem = PixelEmbed(3, 6, patch=patch, stride=stride)
     loop = [
         stem.conv(picture[None, :, top : top + patch, left : left + patch]).flatten(2).mT
         for picture in x
@@ -76,7 +76,7 @@ def test_patches_are_convolved_one_by_one(patch: int, stride: int) -> None:
         for left in range(0, 3 * patch, patch)
     ]
     naive, fast = torch.cat(loop), stem(x)
-    assert fast.shape == (12, stem.words, 6)
+    assert fast.shape == (12, stem.pixel_tokens, 6)
     assert torch.allclose(fast, naive, atol=1e-6)
     upstream = torch.randn_like(fast)
     one, two = (torch.autograd.grad(y, x, upstream, retain_graph=True)[0] for y in (fast, naive))
@@ -85,16 +85,16 @@ def test_patches_are_convolved_one_by_one(patch: int, stride: int) -> None:
 
 def test_the_legacy_stem_sees_over_the_borders_of_patches() -> None:
     x = torch.randn(1, 3, 16, 16)
-    cut, whole = (PatchWords(3, 4, patch=8, stride=2, whole=flag) for flag in (False, True))
+    cut, whole = (PixelEmbed(3, 4, patch=8, stride=2, whole=flag) for flag in (False, True))
     whole.load_state_dict(cut.state_dict())
     one, two = (stem(x).unflatten(1, (4, 4)) for stem in (cut, whole))
     same = (one - two).abs().amax((0, 3)) < 1e-6
     assert same.nonzero().tolist() == [[2, 2]]  # its 7 x 7 pixels alone lie inside the patch
     assert whole(x).equal(cut_patches(whole.conv(x), 4).flatten(2).mT)
     with pytest.raises(ValueError, match="a stride of 3 does not divide a patch of 8"):
-        PatchWords(3, 4, patch=8, stride=3, whole=True)
+        PixelEmbed(3, 4, patch=8, stride=3, whole=True)
     with pytest.raises(ValueError, match="a kernel of 4 has no middle"):
-        PatchWords(3, 4, kernel_size=4)
+        PixelEmbed(3, 4, kernel_size=4)
     with pytest.raises(ValueError, match="patches of 8 do not fill a map of 16 x 20"):
         cut(torch.zeros(1, 3, 16, 20))
 
@@ -103,9 +103,9 @@ def test_words_of_one_patch_know_nothing_of_another() -> None:
     model = small(image_size=[16, 24])
     x = torch.randn(1, 3, 16, 24, requires_grad=True)
     stream, grid = model.embed(x)
-    words, _ = model.blocks(stream, grid)
+    pixel_tokens, _ = model.blocks(stream, grid)
     for patch in range(6):
-        (found,) = torch.autograd.grad(words[patch].square().sum(), x, retain_graph=True)
+        (found,) = torch.autograd.grad(pixel_tokens[patch].square().sum(), x, retain_graph=True)
         per_patch = cut_patches(found, 8).abs().amax((1, 2, 3))
         assert per_patch[patch] > 0
         assert per_patch[[p for p in range(6) if p != patch]].eq(0).all()
@@ -113,10 +113,10 @@ def test_words_of_one_patch_know_nothing_of_another() -> None:
 
 def test_inner_drop_path_drops_patches_not_pictures() -> None:
     model = small(drop_path_rate=1.0).train()
-    words, sentences = torch.randn(32, 16, 4), torch.randn(1, 33, 16)
+    pixel_tokens, sentences = torch.randn(32, 16, 4), torch.randn(1, 33, 16)
     model.blocks[1].inner.drop_path.rate = 0.5
-    after, _ = model.blocks[1]((words, sentences), (4, 8))
-    same = (after == words).flatten(1).all(1)
+    after, _ = model.blocks[1]((pixel_tokens, sentences), (4, 8))
+    same = (after == pixel_tokens).flatten(1).all(1)
     assert same.any() and not same.all()
 
 
@@ -135,18 +135,18 @@ def naive_block(block: Block, x: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
-def naive_nested(block: NestedBlock, words: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
-    words = naive_block(block.inner, words)
+def naive_nested(block: NestedBlock, pixel_tokens: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
+    pixel_tokens = naive_block(block.inner, pixel_tokens)
     pictures, patches = len(sentences), sentences.shape[1] - 1
     rows = []
     for picture in range(pictures):
         said = [sentences[picture, 0]]
         for patch in range(patches):
-            whole = words[picture * patches + patch].flatten()
+            whole = pixel_tokens[picture * patches + patch].flatten()
             added = block.fuse.norm2(block.fuse.proj(block.fuse.norm1(whole)))
             said.append(sentences[picture, patch + 1] + added)
         rows.append(torch.stack(said))
-    return words, naive_block(block.outer, torch.stack(rows))
+    return pixel_tokens, naive_block(block.outer, torch.stack(rows))
 
 
 def test_a_nested_block_is_its_formula_forward_and_gradients() -> None:
@@ -199,7 +199,7 @@ def test_the_order_of_words_is_in_the_weights_alone() -> None:
     channels = (order[:, None] * 4 + torch.arange(4)).flatten()
     with torch.no_grad():
         before = model(x).logits
-        handle = model.stem.register_forward_hook(lambda module, args, words: words[:, order])
+        handle = model.stem.register_forward_hook(lambda module, args, pixel_tokens: pixel_tokens[:, order])
         assert (model(x).logits - before).abs().max() > 1e-3
         model.word_positions.table.copy_(model.word_positions.table[:, order].clone())
         for fuse in (model.fuse, *(block.fuse for block in model.blocks)):
@@ -212,9 +212,9 @@ def test_the_order_of_words_is_in_the_weights_alone() -> None:
 def test_blocks_without_words_let_them_pass() -> None:
     model = small(inner_blocks=[2], depth=3)
     assert [block.inner is not None for block in model.blocks] == [False, True, False]
-    words, sentences = torch.randn(4, 16, 4), torch.randn(1, 5, 16)
-    after, _ = model.blocks[0]((words, sentences), (2, 2))
-    assert after is words
+    pixel_tokens, sentences = torch.randn(4, 16, 4), torch.randn(1, 5, 16)
+    after, _ = model.blocks[0]((pixel_tokens, sentences), (2, 2))
+    assert after is pixel_tokens
     names = to_layout(model, "official")
     assert {n.split(".")[2] for n in names if n.startswith("blocks.0.")} == {
         "outer_norm1",
@@ -252,11 +252,11 @@ def test_a_block_drops_its_four_branches_at_one_rate_that_grows_evenly() -> None
 
 def test_what_words_say_is_added_whole_in_training_too() -> None:
     block = small(drop_path_rate=1.0).train().blocks[1]
-    words, sentences = torch.randn(8, 16, 4), torch.randn(2, 5, 16)
-    after, found = block((words, sentences), (2, 2))
-    assert after.equal(words)  # both branches of both streams are dropped
+    pixel_tokens, sentences = torch.randn(8, 16, 4), torch.randn(2, 5, 16)
+    after, found = block((pixel_tokens, sentences), (2, 2))
+    assert after.equal(pixel_tokens)  # both branches of both streams are dropped
     assert found[:, 0].equal(sentences[:, 0])
-    assert torch.allclose(found[:, 1:], sentences[:, 1:] + block.fuse(words, 2))
+    assert torch.allclose(found[:, 1:], sentences[:, 1:] + block.fuse(pixel_tokens, 2))
 
 
 def test_weights_start_as_the_authors_do() -> None:
@@ -345,12 +345,12 @@ def test_the_form_is_read_from_a_file(tmp_path: Path) -> None:
 
 
 def test_a_sentence_is_made_of_words_in_order() -> None:
-    words = torch.randn(6, 9, 4)
+    pixel_tokens = torch.randn(6, 9, 4)
     for per_word in (False, True):
-        part = WordsToSentence(4, 9, 8, per_word=per_word, last_norm=False)
-        normed = part.norm1(words) if per_word else part.norm1(words.reshape(6, 36))
+        part = PixelToPatch(4, 9, 8, per_word=per_word, last_norm=False)
+        normed = part.norm1(pixel_tokens) if per_word else part.norm1(pixel_tokens.reshape(6, 36))
         by_hand = part.proj(normed.reshape(2, 3, 36))
-        assert torch.allclose(part(words, 2), by_hand, atol=1e-6)
+        assert torch.allclose(part(pixel_tokens, 2), by_hand, atol=1e-6)
 
 
 # Bad input

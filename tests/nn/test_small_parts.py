@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modwright.nn import Absent, AbsentAttention, FactorPair, PassThrough
+from modwright.nn import ZeroModule, SkippedAttention, FactorPair, Identity
 from modwright.nn.norms import RMSNorm
 from modwright.nn.positions import gather_rotary, rotate, rotate_half
 
@@ -37,24 +37,24 @@ def test_a_rank_that_is_none_is_refused(rank: int) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_absent_parts_add_nothing(dtype: torch.dtype) -> None:
     x = torch.randn(2, 3, 4, dtype=dtype)
-    assert torch.equal(x + Absent()(x), x)
-    assert Absent()(x).dtype == dtype
-    mixed, weights = AbsentAttention()(hidden_states=x, attention_mask=None, cache=object())
+    assert torch.equal(x + ZeroModule()(x), x)
+    assert ZeroModule()(x).dtype == dtype
+    mixed, weights = SkippedAttention()(hidden_states=x, attention_mask=None, cache=object())
     assert torch.equal(x + mixed, x)
     assert mixed.dtype == dtype
     assert weights is None
 
 
 def test_absent_parts_own_no_parameters_and_no_cache_slot() -> None:
-    for part in (Absent(), AbsentAttention(), PassThrough()):
+    for part in (ZeroModule(), SkippedAttention(), Identity()):
         assert not part.state_dict()
         assert not hasattr(part, "layer_idx")
 
 
 def test_pass_through_returns_its_first_argument() -> None:
     x = torch.randn(2, 3)
-    assert PassThrough()(x, None, mask=1) is x
-    assert PassThrough(as_tuple=True)(x, attention_mask=None) == (x, None)
+    assert Identity()(x, None, mask=1) is x
+    assert Identity(as_tuple=True)(x, attention_mask=None) == (x, None)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -17,13 +17,13 @@ from modwright.edits.hf_adapters import (
     build_mixture,
 )
 from modwright.nn import (
-    Absent,
-    AbsentAttention,
+    ZeroModule,
+    SkippedAttention,
     BareAttention,
     CRMSNorm,
     FactorPair,
     GridAttention,
-    PassThrough,
+    Identity,
     PlacedMixer,
     RestoringCRMSNorm,
     RMSNorm,
@@ -76,12 +76,12 @@ def build_part(
 
 @register_part("absent")
 def _absent(config: Any) -> nn.Module:
-    return Absent()
+    return ZeroModule()
 
 
 @register_part("absent_attention")
 def _absent_attention(config: Any) -> nn.Module:
-    return AbsentAttention()
+    return SkippedAttention()
 
 
 @register_part("attention")
@@ -143,7 +143,7 @@ def _narrowed(config: Any, current: nn.Module, axes: dict[str, int], size: int) 
 
 @register_part("pass_through")
 def _pass_through(config: Any, as_tuple: bool = False) -> nn.Module:
-    return PassThrough(as_tuple)
+    return Identity(as_tuple)
 
 
 @register_part("pointwise")

@@ -17,19 +17,19 @@ from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.registry import build_part
 from modwright.edits.cache_layers import number_cache_layers
 from modwright.nn import (
-    Absent,
-    AbsentAttention,
+    ZeroModule,
+    SkippedAttention,
     FeedForward,
     GroupedAttention,
     Mixture,
-    PassThrough,
+    Identity,
     PlacedMixer,
 )
 from modwright.nn.opaque import as_opaque
 
 __all__ = ["num_removed", "preview", "renumber", "replay"]
 
-_KNOWN = (Absent, AbsentAttention, FeedForward, GroupedAttention, Mixture, PassThrough, PlacedMixer)
+_KNOWN = (ZeroModule, SkippedAttention, FeedForward, GroupedAttention, Mixture, Identity, PlacedMixer)
 """Sublayers that families read as what they are."""
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from modwright.models.classifier import ImageClassifier, chosen_indices
-from modwright.nn.map_norms import make_norm
+from modwright.nn.norms2d import make_norm
 
 __all__ = ["FeatureInfo", "FeatureMaps"]
 

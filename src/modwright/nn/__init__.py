@@ -1,6 +1,6 @@
 """Parts in plain torch: they take explicit numbers and other parts, never a config."""
 
-from modwright.nn.absent import Absent, AbsentAttention, PassThrough
+from modwright.nn.placeholders import ZeroModule, SkippedAttention, Identity
 from modwright.nn.channel_mixers.expert_feed_forward import ExpertFeedForward
 from modwright.nn.channel_mixers.expert_shape import ExpertShape
 from modwright.nn.channel_mixers.feed_forward import FeedForward, FeedForwardShape
@@ -19,8 +19,8 @@ from modwright.nn.token_mixers.placed import PlacedMixer
 from modwright.nn.zero_mean import ZeroMean, ZeroMeanEmbedding, ZeroMeanLinear, zero_mean_
 
 __all__ = [
-    "Absent",
-    "AbsentAttention",
+    "ZeroModule",
+    "SkippedAttention",
     "AttentionShape",
     "BareAttention",
     "CRMSNorm",
@@ -34,7 +34,7 @@ __all__ = [
     "Mixture",
     "MixtureShape",
     "Opaque",
-    "PassThrough",
+    "Identity",
     "PlacedMixer",
     "RMSNorm",
     "RestoringCRMSNorm",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from modwright.nn.layouts import Grid, to_map, to_tokens
-from modwright.nn.map_norms import make_norm
+from modwright.nn.norms2d import make_norm
 
 __all__ = ["CrossRefinementBlock", "HybridFusion", "ResidualGroup"]
 

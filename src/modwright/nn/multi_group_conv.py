@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
-from modwright.nn.fusing import as_conv, fold_after, sum_of
+from modwright.nn.reparameterize import as_conv, fuse_conv_bn, sum_of
 
 __all__ = ["MultiGroupConv"]
 
@@ -88,7 +88,7 @@ class MultiGroupConv(nn.Module):
             ValueError: in training mode, or statistics are not finite.
         """
         whole = copy.deepcopy(self).double()  # one rounding, at the end
-        parts = [fold_after(conv, norm) for conv, norm in whole.branches()]
+        parts = [fuse_conv_bn(conv, norm) for conv, norm in whole.branches()]
         if whole.identity is not None:
             parts.append(as_conv(whole.identity))
         own = next(iter(self.branches()))[0]

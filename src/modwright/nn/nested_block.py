@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from modwright.nn.block import Block
 from modwright.nn.layouts import Grid
 
-__all__ = ["NestedBlock", "WordsToSentence"]
+__all__ = ["NestedBlock", "PixelToPatch"]
 
 Streams = tuple[Tensor, Tensor]
 
 
-class WordsToSentence(nn.Module):
+class PixelToPatch(nn.Module):
     """All words of a patch, one after the other, mapped to what is said to its sentence token.
 
     Args:
         inner_dim: c.
-        words: m.
+        pixel_tokens: m.
         outer_dim: d.
         bias: of the map.
         per_word: the norm before the map is over the channels of each word, not over all of them.
@@ -32,14 +32,14 @@ class WordsToSentence(nn.Module):
 
     Example:
         >>> import torch
-        >>> WordsToSentence(4, 16, 24)(torch.zeros(6, 16, 4), pictures=2).shape
+        >>> PixelToPatch(4, 16, 24)(torch.zeros(6, 16, 4), pictures=2).shape
         torch.Size([2, 3, 24])
     """
 
     def __init__(
         self,
         inner_dim: int,
-        words: int,
+        pixel_tokens: int,
         outer_dim: int,
         *,
         bias: bool = False,
@@ -49,12 +49,12 @@ class WordsToSentence(nn.Module):
     ) -> None:
         super().__init__()
         self.per_word = per_word
-        self.norm1 = nn.LayerNorm(inner_dim if per_word else words * inner_dim, eps=eps)
-        self.proj = nn.Linear(words * inner_dim, outer_dim, bias=bias)
+        self.norm1 = nn.LayerNorm(inner_dim if per_word else pixel_tokens * inner_dim, eps=eps)
+        self.proj = nn.Linear(pixel_tokens * inner_dim, outer_dim, bias=bias)
         self.norm2 = nn.LayerNorm(outer_dim, eps=eps) if last_norm else None
 
-    def forward(self, words: Tensor, pictures: int) -> Tensor:
-        x = self.norm1(words).flatten(1) if self.per_word else self.norm1(words.flatten(1))
+    def forward(self, pixel_tokens: Tensor, pictures: int) -> Tensor:
+        x = self.norm1(pixel_tokens).flatten(1) if self.per_word else self.norm1(pixel_tokens.flatten(1))
         x = self.proj(x)
         x = x if self.norm2 is None else self.norm2(x)
         return x.unflatten(0, (pictures, -1))
@@ -82,14 +82,14 @@ class NestedBlock(nn.Module):
         >>> import torch
         >>> from modwright.nn.channel_mixers.mlp import Mlp
         >>> inner, outer = (Block(d, None, Mlp(d, d), lambda: nn.Identity()) for d in (4, 8))
-        >>> block = NestedBlock(inner, WordsToSentence(4, 9, 8), outer)
-        >>> words, sentences = block((torch.zeros(2, 9, 4), torch.zeros(1, 3, 8)), (1, 2))
+        >>> block = NestedBlock(inner, PixelToPatch(4, 9, 8), outer)
+        >>> pixel_tokens, sentences = block((torch.zeros(2, 9, 4), torch.zeros(1, 3, 8)), (1, 2))
         >>> sentences.shape
         torch.Size([1, 3, 8])
     """
 
     def __init__(
-        self, inner: Block | None, fuse: WordsToSentence | None, outer: Block, prefix: int = 1
+        self, inner: Block | None, fuse: PixelToPatch | None, outer: Block, prefix: int = 1
     ) -> None:
         super().__init__()
         if (inner is None) != (fuse is None):
@@ -98,11 +98,11 @@ class NestedBlock(nn.Module):
         self.prefix = prefix
 
     def forward(self, streams: Streams, grid: Grid) -> Streams:
-        words, sentences = streams
+        pixel_tokens, sentences = streams
         if self.inner is not None and self.fuse is not None:
             # each patch is a picture of its own to the inner block: one row of words
-            words = self.inner(words, (1, words.shape[1]))
-            said = self.fuse(words, sentences.shape[0])
+            pixel_tokens = self.inner(pixel_tokens, (1, pixel_tokens.shape[1]))
+            said = self.fuse(pixel_tokens, sentences.shape[0])
             # not in place: the sentences may be needed again when activations are recomputed
             sentences = sentences + nn.functional.pad(said, (0, 0, self.prefix, 0))
-        return words, self.outer(sentences, grid)
+        return pixel_tokens, self.outer(sentences, grid)

@@ -152,7 +152,7 @@ def test_a_root_must_stand_at_the_top_of_a_module_with_source() -> None:
     def inner() -> None:
         pass
 
-    inner.__module__ = "modwright.nn.absent"
+    inner.__module__ = "modwright.nn.placeholders"
     with pytest.raises(InvalidInputError, match="not defined at the top level"):
         bundle([inner])
     inner.__module__ = "builtins"

@@ -187,7 +187,7 @@ def test_the_file_has_the_parts_as_their_modules_have_them_and_no_others(
 
     small = with_change(anatomy.model, remove(anatomy.blocks[0].attention))
     short_code = standalone_code(small, layout_of(small))
-    assert "GroupedAttention" not in short_code and "class AbsentAttention" in short_code
+    assert "GroupedAttention" not in short_code and "class SkippedAttention" in short_code
     assert "modwright" not in {
         (node.module or "").partition(".")[0]
         for node in ast.walk(ast.parse(code))

@@ -24,14 +24,14 @@ from modwright.anatomy.views import (
 from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError
 from modwright.nn import (
-    Absent,
-    AbsentAttention,
+    ZeroModule,
+    SkippedAttention,
     AttentionShape,
     ExpertFeedForward,
     FeedForward,
     GroupedAttention,
     Opaque,
-    PassThrough,
+    Identity,
     PlacedMixer,
 )
 
@@ -107,7 +107,7 @@ class Family(FamilyTable):
         self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
     ) -> Attention | None:
         module = block.get_submodule(self.block["attention"])
-        if isinstance(module, Absent | AbsentAttention | PassThrough | PlacedMixer | Opaque):
+        if isinstance(module, ZeroModule | SkippedAttention | Identity | PlacedMixer | Opaque):
             return None
         here = f"{address}.attention"
         parts: dict[str, Any]
@@ -181,7 +181,7 @@ class Family(FamilyTable):
         self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
     ) -> Mlp | MixtureOfExperts | None:
         module = block.get_submodule(self.block["mlp"])
-        if isinstance(module, Absent | PassThrough | Opaque):
+        if isinstance(module, ZeroModule | Identity | Opaque):
             return None
         here = f"{address}.mlp"
         if isinstance(module, FeedForward):

@@ -34,7 +34,7 @@ from modwright.anatomy.views import (
 )
 from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
-from modwright.nn import Absent
+from modwright.nn import ZeroModule
 from modwright.nn.block import Block as PictureBlock
 from modwright.nn.channel_mixers.mlp import Mlp as PictureMlp
 
@@ -207,7 +207,7 @@ class PictureBlocks(Family):
         others: dict[str, OpaqueMixer] = {}
         for place, (own, norm_name, scale_name) in _PLACES.items():
             part, norm = getattr(module, own), getattr(module, norm_name)
-            if part is None or isinstance(part, Absent):
+            if part is None or isinstance(part, ZeroModule):
                 continue
             if norm is not None and not isinstance(norm, nn.Identity):
                 norms[f"{place}_norm"] = Norm(norm, f"{here}.{place}_norm")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from modwright.nn import Absent, FeedForward, GroupedAttention, Opaque, PlacedMixer
+from modwright.nn import ZeroModule, FeedForward, GroupedAttention, Opaque, PlacedMixer
 
 __all__ = ["activation_of", "is_of_timm", "reason_against"]
 
@@ -53,7 +53,7 @@ def _reason_of_block(block: Any) -> str:
 
 
 def _reason_of_attention(attention: Any) -> str:
-    if isinstance(attention, GroupedAttention | Absent | PlacedMixer | Opaque):
+    if isinstance(attention, GroupedAttention | ZeroModule | PlacedMixer | Opaque):
         return ""
     known = {"qkv", "proj", "q_norm", "k_norm", "norm", "attn_drop", "proj_drop"}
     fused, out = getattr(attention, "qkv", None), getattr(attention, "proj", None)
@@ -73,7 +73,7 @@ def _reason_of_attention(attention: Any) -> str:
 
 
 def _reason_of_mlp(mlp: Any) -> str:
-    if isinstance(mlp, FeedForward | Absent | Opaque):
+    if isinstance(mlp, FeedForward | ZeroModule | Opaque):
         return ""
     up, down = getattr(mlp, "fc1", None), getattr(mlp, "fc2", None)
     if up is None or down is None or not hasattr(mlp, "act"):

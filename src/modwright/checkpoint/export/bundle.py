@@ -42,11 +42,11 @@ def bundle(
         InvalidInputError: a source is not there, or uses what cannot be taken along.
 
     Example:
-        >>> from modwright.nn import Absent
-        >>> text, names = bundle([Absent])
+        >>> from modwright.nn import ZeroModule
+        >>> text, names = bundle([ZeroModule])
         >>> names
         ('Absent',)
-        >>> "class Absent(nn.Module):" in text and "from torch import Tensor, nn" in text
+        >>> "class ZeroModule(nn.Module):" in text and "from torch import Tensor, nn" in text
         True
     """
     gathering = _Gathering(packages, without)

@@ -22,7 +22,7 @@ from modwright.nn.channel_mixers.gated_depthwise import GatedDepthwise
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.cross_refinement import CrossRefinementBlock, HybridFusion, ResidualGroup
 from modwright.nn.high_frequency import HighFrequencyBlock
-from modwright.nn.map_norms import make_norm
+from modwright.nn.norms2d import make_norm
 from modwright.nn.stems.conv_stem import Conv, ConvStem
 from modwright.nn.stems.pixel_shuffle import PixelShuffleUp
 from modwright.nn.token_mixers.cross_channel_attention import CrossChannelAttention

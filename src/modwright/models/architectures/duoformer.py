@@ -17,13 +17,13 @@ from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.conv_pyramid import ConvPyramid
+from modwright.nn.conv_backbone import ConvBackbone
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import Grid
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.residual import drop_path_rates
-from modwright.nn.residual_convs import ResidualPyramid
+from modwright.nn.resnet_stages import ResNetStages
 from modwright.nn.stems.backbone_tokens import ChannelToken, MultiScalePatchTokens
 from modwright.nn.token_mixers.self_attention import SelfAttention
 
@@ -71,7 +71,7 @@ def _resnet(branch: str, depths: list[int]) -> Backbone:
     first = 64 if branch == "basic" else 256
     return Backbone(
         {"branch": branch, "depths": depths, "widths": [first * 2**s for s in range(STAGES)]},
-        lambda channels, fields: ResidualPyramid(channels, **fields),
+        lambda channels, fields: ResNetStages(channels, **fields),
         lambda fields: 2 ** (STAGES + 1),
     )
 
@@ -84,7 +84,7 @@ BACKBONES: dict[str, Backbone] = {
     "resnet152": _resnet("bottleneck", [3, 8, 36, 3]),
     "pyramid": Backbone(
         {"widths": [16, 32, 64, 128], "first_stride": 1},
-        lambda channels, fields: ConvPyramid(channels, **fields),
+        lambda channels, fields: ConvBackbone(channels, **fields),
         lambda fields: 2 ** (STAGES - 1) * int(fields["first_stride"]),
     ),
 }
@@ -97,8 +97,8 @@ class DuoFormerConfig(ImageConfig):
     Attributes:
         backbone: a name of :data:`BACKBONES`.
         backbone_fields: what differs from the named backbone: arguments of
-            :class:`modwright.nn.residual_convs.ResidualPyramid`, or those of
-            :class:`modwright.nn.conv_pyramid.ConvPyramid`.
+            :class:`modwright.nn.resnet_stages.ResNetStages`, or those of
+            :class:`modwright.nn.conv_backbone.ConvBackbone`.
         scales: how many of the backbone's four maps are used, the coarsest first: 2, 3 or 4.
         dim: channels.
         depth: blocks over the scales of a cell.
@@ -281,20 +281,20 @@ class DuoFormerForImageClassification(TokenClassifier):
             tokens = self.scale_prefix(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
         grid = (features[-1].shape[2], features[-1].shape[3])
         self._check_grid(grid)
-        return self.join_cells(self.mix_scales(tokens), grid), grid
+        return self.join_regions(self.mix_scales(tokens), grid), grid
 
     def mix_scales(self, tokens: Tensor) -> Tensor:
         """Attention inside each cell: (B, P, T, D) -> the first token of each (B, P, D)."""
         row = (1, self.tokenise.tokens)
-        cells = self.scale_positions(tokens.flatten(0, 1), row)
+        regions = self.scale_positions(tokens.flatten(0, 1), row)
         at_once = self.config.cells_at_once
-        parts = (cells,) if at_once is None else cells.split(at_once)
+        parts = (regions,) if at_once is None else regions.split(at_once)
         mixed = [self.scale_blocks(part, row)[:, 0] for part in parts]
         return torch.cat(mixed).unflatten(0, tokens.shape[:2])
 
-    def join_cells(self, cells: Tensor, grid: Grid) -> Tensor:
+    def join_regions(self, regions: Tensor, grid: Grid) -> Tensor:
         """Class token and positions: (B, P, D) -> (B, 1 + P, D)."""
-        joined: Tensor = self.drop(self.positions(self.prefix(cells), grid))
+        joined: Tensor = self.drop(self.positions(self.prefix(regions), grid))
         return joined
 
     def forward_tokens(self, features: Sequence[Tensor]) -> Tensor:

@@ -22,13 +22,13 @@ from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.frequency_blocks import BranchedBlock, EmbeddedBlock, FrequencyPair
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.inference_form import to_inference_form_
+from modwright.nn.deploy import reparameterize_
 from modwright.nn.multi_group_conv import MultiGroupConv
 from modwright.nn.pooled_projection import PooledProjection
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem
-from modwright.nn.token_mixers.conv_mixer import ConvMixer
+from modwright.nn.token_mixers.multi_head_conv_attention import MultiHeadConvAttention
 from modwright.nn.token_mixers.reduced_attention import POOLS, ReducedAttention
 
 __all__ = ["VARIANTS", "FmvitConfig", "FmvitForImageClassification", "hidden_width"]
@@ -58,7 +58,7 @@ class FmvitConfig(ImageConfig):
         conv_ratio: neurons per channel in convolution blocks.
         mixing_ratio: the same in mixing blocks.
         mlp_multiple: what numbers of neurons are rounded to.
-        fused: the form for inference: no norms, no branches. See ``modwright.models.fusing``.
+        fused: the form for inference: no norms, no branches. See ``modwright.models.reparameterize``.
     """
 
     model_type = "fmvit"
@@ -145,7 +145,7 @@ class FmvitForImageClassification(PyramidClassifier):
         self.describe_features(widths)
         if config.fused:
             with eval_mode(self):
-                to_inference_form_(self)
+                reparameterize_(self)
         self.post_init()
 
     def check_pixels(self, pixel_values: Tensor) -> None:
@@ -194,7 +194,7 @@ def _channel_block(config: FmvitConfig, dim: int, ratio: float, rate: float) -> 
 def _conv_block(config: FmvitConfig, dim: int, rate: float) -> Block:
     few = dim // config.head_dim
     conv = MultiGroupConv(dim, dim, [(3, few), (3, 2 * few), (1, few)])
-    return Block(dim, ConvMixer(dim, conv), None, nn.Identity, layout="map", drop_path=rate)
+    return Block(dim, MultiHeadConvAttention(dim, conv), None, nn.Identity, layout="map", drop_path=rate)
 
 
 def _attention_block(config: FmvitConfig, dim: int, stage: int, rate: float) -> Block:

@@ -18,7 +18,7 @@ from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
 from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import Grid
-from modwright.nn.map_norms import make_norm
+from modwright.nn.norms2d import make_norm
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem, Downsample

@@ -14,9 +14,9 @@ from modwright.models.key_maps import KeyMap, Rule
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.inference_form import to_inference_form_
+from modwright.nn.deploy import reparameterize_
 from modwright.nn.residual import drop_path_rates
-from modwright.nn.residual_convs import BRANCHES, ResidualPyramid
+from modwright.nn.resnet_stages import BRANCHES, ResNetStages
 
 __all__ = ["VARIANTS", "ResidualNetworkConfig", "ResidualNetworkForImageClassification"]
 
@@ -30,7 +30,7 @@ class ResidualNetworkConfig(ImageConfig):
         widths: channels that go out of each stage.
         branch: "basic", two convolutions per block, or "bottleneck", three.
         stem_width: channels of the first convolution.
-        fused: the form for inference: no norms. See ``modwright.models.fusing``.
+        fused: the form for inference: no norms. See ``modwright.models.reparameterize``.
     """
 
     model_type = "residual_network"
@@ -71,7 +71,7 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
 
     def __init__(self, config: ResidualNetworkConfig) -> None:
         super().__init__(config)
-        pyramid = ResidualPyramid(
+        pyramid = ResNetStages(
             config.num_channels,
             config.widths,
             config.depths,
@@ -86,7 +86,7 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
         self.describe_features(config.widths)
         if config.fused:
             with eval_mode(self):
-                to_inference_form_(self)
+                reparameterize_(self)
         self.post_init()
 
     def initialize_linear(self, linear: nn.Linear) -> None:

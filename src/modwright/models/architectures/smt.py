@@ -17,7 +17,7 @@ from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.inference_form import to_inference_form_
+from modwright.nn.deploy import reparameterize_
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem, Downsample
@@ -48,7 +48,7 @@ class SMTConfig(ImageConfig):
         stem_kernel: side of the first kernel, odd.
         qkv_bias: biases of the maps to queries, keys, values and modulators.
         layer_scale_init: start of the factor per channel; None has none.
-        fused: the form for inference: batch norms are folded. See ``modwright.models.fusing``.
+        fused: the form for inference: batch norms are folded. See ``modwright.models.reparameterize``.
     """
 
     model_type = "smt"
@@ -158,7 +158,7 @@ class SMTForImageClassification(PyramidClassifier):
         self.describe_features(config.widths)
         if config.fused:
             with eval_mode(self):
-                to_inference_form_(self)
+                reparameterize_(self)
         self.post_init()
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:

@@ -16,7 +16,7 @@ from modwright.models.source_configs import ConfigMap
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.map_norms import make_norm
+from modwright.nn.norms2d import make_norm
 from modwright.nn.patch_merging import PatchMerging
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage

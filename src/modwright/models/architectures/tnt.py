@@ -17,11 +17,11 @@ from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import Grid
-from modwright.nn.nested_block import NestedBlock, WordsToSentence
+from modwright.nn.nested_block import NestedBlock, PixelToPatch
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.squeeze_excite import SqueezeExcite
-from modwright.nn.stems.patch_words import PatchWords
+from modwright.nn.stems.pixel_embed import PixelEmbed
 from modwright.nn.token_mixers.self_attention import SelfAttention
 
 __all__ = ["VARIANTS", "TNTConfig", "TNTForImageClassification"]
@@ -92,7 +92,7 @@ class TNTConfig(ImageConfig):
                 f"{self.patch_size} pixels"
             )
 
-    def has_words(self, block: int) -> bool:
+    def has_pixel_tokens(self, block: int) -> bool:
         """Whether a block, counted from 0, has an inner stream."""
         return self.inner_blocks is None or block + 1 in self.inner_blocks
 
@@ -119,7 +119,7 @@ class TNTForImageClassification(TokenClassifier):
         super().__init__(config)
         dim, patch = config.outer_dim, config.patch_size
         height, width = config.size
-        self.stem = PatchWords(
+        self.stem = PixelEmbed(
             config.num_channels,
             config.inner_dim,
             patch=patch,
@@ -128,13 +128,13 @@ class TNTForImageClassification(TokenClassifier):
         )
         side = self.stem.side
         self.word_positions = LearnedTable(config.inner_dim, (side, side))
-        self.fuse = WordsToSentence(config.inner_dim, self.stem.words, dim, bias=True)
+        self.fuse = PixelToPatch(config.inner_dim, self.stem.pixel_tokens, dim, bias=True)
         self.prefix = PrefixTokens(dim)
         self.positions = LearnedTable(dim, (height // patch, width // patch), prefix=1)
         self.drop = nn.Dropout(config.drop_rate)
         rates = drop_path_rates(config.drop_path_rate, [config.depth])[0]
         self.blocks = BlockSequence(
-            [_nested(config, b, self.stem.words, rate) for b, rate in enumerate(rates)]
+            [_nested(config, b, self.stem.pixel_tokens, rate) for b, rate in enumerate(rates)]
         )
         self.norm = nn.LayerNorm(dim)
         self.head = ClassifierHead(
@@ -150,9 +150,9 @@ class TNTForImageClassification(TokenClassifier):
     def embed(self, pixel_values: Tensor) -> tuple[tuple[Tensor, Tensor], Grid]:
         patch, side = self.config.patch_size, self.stem.side
         grid = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
-        words = self.word_positions(self.stem(pixel_values), (side, side))
-        sentences = self.prefix(self.fuse(words, pixel_values.shape[0]))
-        return (words, self.drop(self.positions(sentences, grid))), grid
+        pixel_tokens = self.word_positions(self.stem(pixel_values), (side, side))
+        sentences = self.prefix(self.fuse(pixel_tokens, pixel_values.shape[0]))
+        return (pixel_tokens, self.drop(self.positions(sentences, grid))), grid
 
     def tokens(self, stream: tuple[Tensor, Tensor]) -> Tensor:
         return stream[1]
@@ -196,13 +196,13 @@ def _is_projection(name: str) -> bool:
     return len(parts) == 4 and parts[0] == "blocks" and parts[2:] == ["proj", "weight"]
 
 
-def _nested(config: TNTConfig, index: int, words: int, rate: float) -> NestedBlock:
+def _nested(config: TNTConfig, index: int, pixel_tokens: int, rate: float) -> NestedBlock:
     inner = fuse = None
-    if config.has_words(index):
+    if config.has_pixel_tokens(index):
         inner = _block(config, config.inner_dim, config.inner_heads, rate)
-        fuse = WordsToSentence(
+        fuse = PixelToPatch(
             config.inner_dim,
-            words,
+            pixel_tokens,
             config.outer_dim,
             bias=config.legacy,
             per_word=config.legacy,

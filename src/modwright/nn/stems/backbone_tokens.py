@@ -18,13 +18,13 @@ __all__ = [
     "ChannelToken",
     "MultiScalePatchTokens",
     "PointwiseProjection",
-    "cell_positions",
-    "gather_cells",
-    "naive_gather_cells",
+    "region_positions",
+    "gather_regions",
+    "naive_gather_regions",
 ]
 
 
-def cell_positions(grid: Grid, factor: int, column_first: bool = False) -> Tensor:
+def region_positions(grid: Grid, factor: int, column_first: bool = False) -> Tensor:
     """Places under each cell: (P, factor ** 2) indices of a row-major map.
 
     Args:
@@ -33,15 +33,15 @@ def cell_positions(grid: Grid, factor: int, column_first: bool = False) -> Tenso
         column_first: they go down the columns instead of along the rows.
 
     Example:
-        >>> cell_positions((1, 2), 2, column_first=True).tolist()
+        >>> region_positions((1, 2), 2, column_first=True).tolist()
         [[0, 4, 1, 5], [2, 6, 3, 7]]
     """
     height, width = grid
     places = torch.arange(height * width * factor**2).reshape(1, 1, height * factor, width * factor)
-    return gather_cells(places, grid, column_first)[0, :, :, 0]
+    return gather_regions(places, grid, column_first)[0, :, :, 0]
 
 
-def gather_cells(x: Tensor, grid: Grid, column_first: bool = False) -> Tensor:
+def gather_regions(x: Tensor, grid: Grid, column_first: bool = False) -> Tensor:
     """(B, C, H, W) -> (B, P, (H / grid height) ** 2, C): what lies under each cell.
 
     Raises:
@@ -58,18 +58,18 @@ def gather_cells(x: Tensor, grid: Grid, column_first: bool = False) -> Tensor:
     return split.permute(order).flatten(3, 4).flatten(1, 2)
 
 
-def naive_gather_cells(x: Tensor, grid: Grid, column_first: bool = False) -> Tensor:
-    """:func:`gather_cells` place by place."""
+def naive_gather_regions(x: Tensor, grid: Grid, column_first: bool = False) -> Tensor:
+    """:func:`gather_regions` place by place."""
     factor = x.shape[2] // grid[0]
     places = [(i, j) for i in range(factor) for j in range(factor)]
     if column_first:
         places = [(j, i) for i, j in places]
-    cells = [
+    regions = [
         torch.stack([x[:, :, r * factor + i, c * factor + j] for i, j in places], dim=1)
         for r in range(grid[0])
         for c in range(grid[1])
     ]
-    return torch.stack(cells, dim=1)
+    return torch.stack(regions, dim=1)
 
 
 class PointwiseProjection(nn.Conv2d):
@@ -134,7 +134,7 @@ class MultiScalePatchTokens(nn.Module):
                     f"the map {step} before the last must be {wanted[0]} x {wanted[1]}, "
                     f"not {size[0]} x {size[1]}"
                 )
-            found.append(gather_cells(project(x), grid, column_first=step == 1))
+            found.append(gather_regions(project(x), grid, column_first=step == 1))
         return torch.cat(found, dim=2)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.map_norms import make_norm
+from modwright.nn.norms2d import make_norm
 
 __all__ = ["Conv", "ConvStem", "Downsample"]
 

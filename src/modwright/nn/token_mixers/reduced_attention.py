@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.nn.channel_mixers.mlp import LINEAR
-from modwright.nn.fusing import Affine, affine_of, fold_before
+from modwright.nn.reparameterize import ScaleShift, scale_shift_of, fuse_preceding_affine
 from modwright.nn.layouts import Grid, to_map
 from modwright.nn.token_mixers.self_attention import SelfAttention, naive_attention
 
@@ -109,11 +109,11 @@ class ReducedAttention(SelfAttention):
     def fuse(self) -> ReducedAttention:
         """Folds the norm behind the pooling into the maps to keys and values, in place."""
         if self.norm is not None:
-            self._absorb_(affine_of(self.norm), ("k", "v"))
+            self._fuse_affine_(scale_shift_of(self.norm), ("k", "v"))
             self.norm = None
         return self
 
-    def absorb_(self, affine: Affine) -> None:
+    def fuse_affine_(self, affine: ScaleShift) -> None:
         """Folds an affine map of the input in: an average of what is moved is the moved average.
 
         Raises:
@@ -121,11 +121,11 @@ class ReducedAttention(SelfAttention):
         """
         if self.norm is not None:
             raise ValueError("the norm behind the pooling must be folded first")
-        self._absorb_(affine, ("q", "k", "v"))
+        self._fuse_affine_(affine, ("q", "k", "v"))
 
-    def _absorb_(self, affine: Affine, names: tuple[str, ...]) -> None:
+    def _fuse_affine_(self, affine: ScaleShift, names: tuple[str, ...]) -> None:
         for name in names:
-            setattr(self, name, fold_before(affine, getattr(self, name)))
+            setattr(self, name, fuse_preceding_affine(affine, getattr(self, name)))
 
 
 def naive_reduced_attention(part: ReducedAttention, x: Tensor) -> Tensor:

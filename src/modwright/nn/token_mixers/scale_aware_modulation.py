@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.fusing import fold_after
+from modwright.nn.reparameterize import fuse_conv_bn
 from modwright.nn.layouts import Grid, to_map, to_tokens
 
 __all__ = [
@@ -108,7 +108,7 @@ class ScaleAwareAggregation(nn.Module):
             ValueError: the norm is in training mode, or its statistics are not finite.
         """
         if isinstance(self.norm, nn.BatchNorm2d):
-            self.expand, self.norm = fold_after(self.expand, self.norm), None
+            self.expand, self.norm = fuse_conv_bn(self.expand, self.norm), None
         return self
 
 

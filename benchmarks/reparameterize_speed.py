@@ -20,7 +20,7 @@ from torch import nn
 
 from modwright.core.paired import PairedRatio
 from modwright.models import create_model
-from modwright.models.fusing import fuse
+from modwright.models.reparameterize import reparameterize
 
 VARIANTS = ("fmvit_nano", "fmvit_nextvit_s_like")
 PEER = ("fmvit_nextvit_s_like", "nextvit_small")
@@ -79,7 +79,7 @@ def main() -> None:
     told, rows = [], []
     for name in options.variants:
         trained = with_statistics(create_model(name))
-        fused = fuse(trained)
+        fused = reparameterize(trained)
         told.append(f"{name}: {apart(trained, fused)}")
         for batch in (1, 8):
             pictures = torch.randn(batch, 3, SIDE, SIDE)

@@ -8,14 +8,14 @@ from torch import nn
 
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.fusing import Affine, affine_of, as_conv, fold_after, fold_before
+from modwright.nn.reparameterize import ScaleShift, scale_shift_of, as_conv, fuse_conv_bn, fuse_preceding_affine
 
-__all__ = ["absorb_", "to_inference_form_"]
+__all__ = ["fuse_affine_", "reparameterize_"]
 
 _HALVES = (("norm1", "mixer"), ("norm2", "mlp"))
 
 
-def to_inference_form_(module: nn.Module) -> nn.Module:
+def reparameterize_(module: nn.Module) -> nn.Module:
     """Folds all that can be folded below ``module``, in place; its outputs stay.
 
     Parts with a method ``fuse()`` are replaced by what it gives. A batch norm behind a layer of a
@@ -28,7 +28,7 @@ def to_inference_form_(module: nn.Module) -> nn.Module:
 
     Example:
         >>> whole = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
-        >>> [type(part).__name__ for part in to_inference_form_(whole)]
+        >>> [type(part).__name__ for part in reparameterize_(whole)]
         ['Conv2d', 'ReLU']
     """
     _fuse_parts_(module)
@@ -55,7 +55,7 @@ def _fold_sequence_(sequence: nn.Sequential) -> None:
     before: str | None = None
     for name, part in list(sequence.named_children()):
         if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d) and before is not None:
-            setattr(sequence, before, fold_after(getattr(sequence, before), part))
+            setattr(sequence, before, fuse_conv_bn(getattr(sequence, before), part))
             delattr(sequence, name)
             continue
         before = name if isinstance(part, nn.Conv2d | nn.Linear) else None
@@ -64,18 +64,18 @@ def _fold_sequence_(sequence: nn.Sequential) -> None:
 def _fold_halves_(block: Block) -> None:
     for norm_name, part_name in _HALVES:
         norm, part = getattr(block, norm_name), getattr(block, part_name)
-        if isinstance(norm, nn.BatchNorm2d) and (isinstance(part, Mlp) or hasattr(part, "absorb_")):
-            absorb_(part, affine_of(norm))
+        if isinstance(norm, nn.BatchNorm2d) and (isinstance(part, Mlp) or hasattr(part, "fuse_affine_")):
+            fuse_affine_(part, scale_shift_of(norm))
             setattr(block, norm_name, nn.Identity())
 
 
-def absorb_(part: nn.Module, affine: Affine) -> None:
+def fuse_affine_(part: nn.Module, affine: ScaleShift) -> None:
     """Makes a part give for x what it gave for ``affine`` of x.
 
     Raises:
         ValueError: the part's first map is a padded convolution.
     """
     if isinstance(part, Mlp):
-        part.fc1 = fold_before(affine, part.fc1)  # type: ignore[type-var]
+        part.fc1 = fuse_preceding_affine(affine, part.fc1)  # type: ignore[type-var]
     else:
-        part.absorb_(affine)  # type: ignore[operator]
+        part.fuse_affine_(affine)  # type: ignore[operator]

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 from modwright.nn.activations import make_activation
 from modwright.nn.layouts import Grid
 
-__all__ = ["ConvMixer"]
+__all__ = ["MultiHeadConvAttention"]
 
 
-class ConvMixer(nn.Module):
+class MultiHeadConvAttention(nn.Module):
     """proj(act(conv x)), the last map without a bias.
 
     Args:
@@ -23,7 +23,7 @@ class ConvMixer(nn.Module):
 
     Example:
         >>> import torch
-        >>> mixer = ConvMixer(8, nn.Conv2d(8, 8, 3, padding=1, groups=2))
+        >>> mixer = MultiHeadConvAttention(8, nn.Conv2d(8, 8, 3, padding=1, groups=2))
         >>> mixer(torch.zeros(1, 8, 4, 4)).shape
         torch.Size([1, 8, 4, 4])
     """

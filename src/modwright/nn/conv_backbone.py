@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from modwright.nn.stems.conv_stem import Conv, ConvStem
 
-__all__ = ["ConvPyramid"]
+__all__ = ["ConvBackbone"]
 
 
-class ConvPyramid(nn.Module):
+class ConvBackbone(nn.Module):
     """Stages of two convolutions each, with batch norm and ReLU; each stage halves the map.
 
     Args:
@@ -24,7 +24,7 @@ class ConvPyramid(nn.Module):
 
     Example:
         >>> import torch
-        >>> maps = ConvPyramid(3, [4, 8])(torch.zeros(1, 3, 8, 8))
+        >>> maps = ConvBackbone(3, [4, 8])(torch.zeros(1, 3, 8, 8))
         >>> [tuple(found.shape[1:]) for found in maps]
         [(4, 8, 8), (8, 4, 4)]
     """

@@ -13,7 +13,7 @@ from modwright.nn.residual import DropPath
 from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem
 
-__all__ = ["BRANCHES", "FanOutConv", "ResidualConvs", "ResidualPyramid"]
+__all__ = ["BRANCHES", "FanOutConv", "ResNetBlock", "ResNetStages"]
 
 
 class FanOutConv(nn.Conv2d):
@@ -46,7 +46,7 @@ BRANCHES: dict[str, Callable[[int, int], list[Conv]]] = {
 }
 
 
-class ResidualConvs(nn.Module):
+class ResNetBlock(nn.Module):
     """act(shortcut(x) + branch(x)).
 
     The shortcut is the input itself where its channels and size stay, and a 1 x 1 convolution with
@@ -62,7 +62,7 @@ class ResidualConvs(nn.Module):
 
     Example:
         >>> import torch
-        >>> block = ResidualConvs(4, BRANCHES["basic"](8, 2))
+        >>> block = ResNetBlock(4, BRANCHES["basic"](8, 2))
         >>> block(torch.zeros(1, 4, 6, 6)).shape
         torch.Size([1, 8, 3, 3])
     """
@@ -83,7 +83,7 @@ class ResidualConvs(nn.Module):
         return out
 
 
-class ResidualPyramid(nn.Module):
+class ResNetStages(nn.Module):
     """A stem that makes one place of 4 x 4 pixels, and stages of blocks.
 
     Every stage but the first halves the map.
@@ -104,7 +104,7 @@ class ResidualPyramid(nn.Module):
 
     Example:
         >>> import torch
-        >>> pyramid = ResidualPyramid(3, [8, 16], [1, 1], stem_width=4)
+        >>> pyramid = ResNetStages(3, [8, 16], [1, 1], stem_width=4)
         >>> [tuple(found.shape[1:]) for found in pyramid(torch.zeros(1, 3, 32, 32))]
         [(8, 8, 8), (16, 4, 4)]
     """
@@ -132,7 +132,7 @@ class ResidualPyramid(nn.Module):
             blocks: list[nn.Module] = []
             for b, rate in enumerate(rates):
                 stride = 2 if s and not b else 1
-                blocks.append(ResidualConvs(before, BRANCHES[branch](width, stride), rate))
+                blocks.append(ResNetBlock(before, BRANCHES[branch](width, stride), rate))
                 before = width
             self.stages.append(Stage(BlockSequence(blocks)))
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Absent", "AbsentAttention", "PassThrough"]
+__all__ = ["ZeroModule", "SkippedAttention", "Identity"]
 
 
-class Absent(nn.Module):
+class ZeroModule(nn.Module):
     """Adds nothing to the residual stream: returns one zero in the input's dtype and device.
 
     Example:
-        >>> float(torch.ones(2, 3).add(Absent()(torch.ones(2, 3))).sum())
+        >>> float(torch.ones(2, 3).add(ZeroModule()(torch.ones(2, 3))).sum())
         6.0
     """
 
@@ -25,7 +25,7 @@ class Absent(nn.Module):
         return hidden_states.new_zeros(1)
 
 
-class AbsentAttention(nn.Module):
+class SkippedAttention(nn.Module):
     """Adds nothing to the residual stream, in the calling convention of an attention part.
 
     It reads and writes no key/value cache, so it owns no cache slot.
@@ -35,7 +35,7 @@ class AbsentAttention(nn.Module):
         return hidden_states.new_zeros(1), None
 
 
-class PassThrough(nn.Module):
+class Identity(nn.Module):
     """Returns its first argument, whatever else it is called with.
 
     ``as_tuple`` returns ``(x, None)``, the convention of attention parts.

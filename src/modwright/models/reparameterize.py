@@ -11,14 +11,14 @@ from torch import nn
 from modwright.core.errors import InvalidInputError, VerificationError, refusing
 from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageClassifier
-from modwright.nn.inference_form import to_inference_form_
+from modwright.nn.deploy import reparameterize_
 
-__all__ = ["fuse"]
+__all__ = ["reparameterize"]
 
 _Model = TypeVar("_Model", bound=ImageClassifier)
 
 
-def fuse(model: _Model, *, verify: bool = True, tolerance: float = 1e-4) -> _Model:
+def reparameterize(model: _Model, *, verify: bool = True, tolerance: float = 1e-4) -> _Model:
     """A twin without batch norms and parallel branches: all are folded into single layers.
 
     The twin has ``fused=True`` in its config, so it is saved and opened in its own form. It is not
@@ -37,7 +37,7 @@ def fuse(model: _Model, *, verify: bool = True, tolerance: float = 1e-4) -> _Mod
     Example:
         >>> from modwright.models import create_model
         >>> model = create_model("fmvit_nano", num_classes=5).eval()
-        >>> twin = fuse(model)
+        >>> twin = reparameterize(model)
         >>> twin.config.fused, any("norms" in name for name in twin.state_dict())
         (True, False)
     """
@@ -51,7 +51,7 @@ def fuse(model: _Model, *, verify: bool = True, tolerance: float = 1e-4) -> _Mod
     dtype = model.dtype
     twin = copy.deepcopy(model).double()  # so that there is one rounding only, at the end
     with refusing():
-        to_inference_form_(twin)
+        reparameterize_(twin)
     set_eval(twin.to(dtype))
     twin.config.fused = True
     if verify:

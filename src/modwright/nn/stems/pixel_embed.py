@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from modwright.nn.layouts import to_tokens
 
-__all__ = ["PatchWords", "cut_patches"]
+__all__ = ["PixelEmbed", "cut_patches"]
 
 
 def cut_patches(x: Tensor, side: int) -> Tensor:
@@ -27,7 +27,7 @@ def cut_patches(x: Tensor, side: int) -> Tensor:
     return rows.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-class PatchWords(nn.Module):
+class PixelEmbed(nn.Module):
     """One strided convolution that sees each patch by itself (arXiv 2103.00112).
 
     A patch's border is padded with zeros, so no word knows anything of the patches beside it.
@@ -49,7 +49,7 @@ class PatchWords(nn.Module):
 
     Example:
         >>> import torch
-        >>> PatchWords(3, 6, patch=8, stride=4)(torch.zeros(2, 3, 16, 24)).shape
+        >>> PixelEmbed(3, 6, patch=8, stride=4)(torch.zeros(2, 3, 16, 24)).shape
         torch.Size([12, 4, 6])
     """
 
@@ -73,7 +73,7 @@ class PatchWords(nn.Module):
         self.conv = nn.Conv2d(in_channels, dim, kernel_size, stride, padding=kernel_size // 2)
 
     @property
-    def words(self) -> int:
+    def pixel_tokens(self) -> int:
         """Words of a patch."""
         return self.side**2
 

@@ -16,25 +16,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Affine", "affine_of", "as_conv", "fold_after", "fold_before", "sum_of"]
+__all__ = ["ScaleShift", "scale_shift_of", "as_conv", "fuse_conv_bn", "fuse_preceding_affine", "sum_of"]
 
 TINY_VARIANCE = 1e-8
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
 
 
 @dataclass(frozen=True)
-class Affine:
+class ScaleShift:
     """scale x + shift, a number of each per channel, in float64."""
 
     scale: Tensor
     shift: Tensor
 
-    def then(self, after: Affine) -> Affine:
+    def then(self, after: ScaleShift) -> ScaleShift:
         """This map, and ``after`` behind it. An average over places may stand between them."""
-        return Affine(self.scale * after.scale, self.shift * after.scale + after.shift)
+        return ScaleShift(self.scale * after.scale, self.shift * after.scale + after.shift)
 
 
-def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
+def scale_shift_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> ScaleShift:
     """What a batch norm does once its statistics stand still.
 
     Warns where a variance is so small that the scale is set by eps alone.
@@ -43,7 +43,7 @@ def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
         ValueError: the norm is in training mode, keeps no statistics, or they are not finite.
 
     Example:
-        >>> affine_of(nn.BatchNorm2d(2, eps=0.0).eval()).scale
+        >>> scale_shift_of(nn.BatchNorm2d(2, eps=0.0).eval()).scale
         tensor([1., 1.], dtype=torch.float64)
     """
     if norm.training:
@@ -63,27 +63,27 @@ def affine_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Affine:
             )
     scale = 1 / (variance + norm.eps).sqrt()
     if norm.weight is None:
-        return Affine(scale, -mean * scale)
+        return ScaleShift(scale, -mean * scale)
     scale = norm.weight.detach().double() * scale
-    return Affine(scale, norm.bias.detach().double() - mean * scale)
+    return ScaleShift(scale, norm.bias.detach().double() - mean * scale)
 
 
-def fold_after(layer: _Layer, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> _Layer:
+def fuse_conv_bn(layer: _Layer, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> _Layer:
     """norm(layer(x)) as one layer: exact for every convolution and linear map.
 
     Example:
         >>> layer, norm = nn.Linear(3, 4), nn.BatchNorm1d(4).eval()
         >>> x = torch.randn(5, 3)
-        >>> torch.allclose(fold_after(layer, norm)(x), norm(layer(x)), atol=1e-6)
+        >>> torch.allclose(fuse_conv_bn(layer, norm)(x), norm(layer(x)), atol=1e-6)
         True
     """
-    affine = affine_of(norm)
+    affine = scale_shift_of(norm)
     weight, bias = _double(layer)
     weight = weight * affine.scale.view(-1, *[1] * (weight.dim() - 1))
     return _like(layer, weight, bias * affine.scale + affine.shift)
 
 
-def fold_before(affine: Affine, layer: _Layer) -> _Layer:
+def fuse_preceding_affine(affine: ScaleShift, layer: _Layer) -> _Layer:
     """layer(scale x + shift) as one layer.
 
     Raises:
@@ -93,7 +93,7 @@ def fold_before(affine: Affine, layer: _Layer) -> _Layer:
     Example:
         >>> layer, norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(3).eval()
         >>> x = torch.randn(1, 3, 5, 5)
-        >>> folded = fold_before(affine_of(norm), layer)
+        >>> folded = fuse_preceding_affine(scale_shift_of(norm), layer)
         >>> torch.allclose(folded(x), layer(norm(x)), atol=1e-6)
         True
     """
@@ -117,7 +117,7 @@ def fold_before(affine: Affine, layer: _Layer) -> _Layer:
 
 def as_conv(norm: nn.BatchNorm2d) -> nn.Conv2d:
     """A batch norm with no layer beside it: a 1 x 1 convolution per channel."""
-    affine = affine_of(norm)
+    affine = scale_shift_of(norm)
     channels = norm.num_features
     dtype = norm.running_mean.dtype if norm.running_mean is not None else torch.float32
     conv = nn.Conv2d(
