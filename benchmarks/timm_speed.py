@@ -20,7 +20,7 @@ import transformers
 from timm.models.metaformer import checkpoint_filter_fn
 from turns import CLOCKS, forward_side_by_side
 
-from modwright.models import create_model, to_layout
+from modwright.models import create_model, to_checkpoint_format
 
 # name -> the layout that timm reads: its own, or one that it converts
 PEERS = {
@@ -36,7 +36,7 @@ CONVERTED = {"poolformer_s12": checkpoint_filter_fn}
 def pair(name: str) -> tuple[Any, Any]:
     """Our model with random weights, and timm's with the same."""
     ours, theirs = create_model(name).eval(), timm.create_model(name).eval()
-    weights = to_layout(ours, PEERS[name])
+    weights = to_checkpoint_format(ours, PEERS[name])
     if name in CONVERTED:
         weights = CONVERTED[name](weights, theirs)
     theirs.load_state_dict(weights)

@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from modwright.models import create_model, to_layout
+from modwright.models import create_model, to_checkpoint_format
 
 Command = Callable[[str], Any]
 
@@ -206,7 +206,7 @@ def test_the_schema_knows_every_option(command: Command) -> None:
 @pytest.fixture(scope="module")
 def official() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
-    return to_layout(create_model("poolformer_s12", num_classes=7), "official")
+    return to_checkpoint_format(create_model("poolformer_s12", num_classes=7), "official")
 
 
 def test_a_file_comes_in_and_goes_back_with_its_bits(

@@ -15,7 +15,7 @@ from modwright.models.architectures.duoformer import (
     DuoFormerConfig,
     DuoFormerForImageClassification,
 )
-from modwright.models.importing import layouts_of
+from modwright.models.importing import checkpoint_formats
 from modwright.nn.stems.backbone_tokens import region_positions
 
 ALLOWED = 1e-5
@@ -91,7 +91,7 @@ def _model(case: GoldenCase, absent: set[str], **fields: Any) -> DuoFormerForIma
     """A model with the case's weights; what begins like ``absent`` may be left as it is."""
     model = DuoFormerForImageClassification(DuoFormerConfig(backbone="resnet18", **fields)).eval()
     weights = {n.removeprefix("weight."): case[n] for n in case.names("weight.")}
-    converted = layouts_of(model)["official"].to_ours(weights)
+    converted = checkpoint_formats(model)["official"].to_ours(weights)
     done = model.load_state_dict(converted.tensors, strict=False)
     assert not converted.unexpected and not done.unexpected_keys
     assert all(name.startswith(tuple(absent)) for name in done.missing_keys), done.missing_keys

@@ -12,7 +12,7 @@ from modwright.models.architectures.metaformer import (
     MetaFormerConfig,
     MetaFormerForImageClassification,
 )
-from modwright.models.importing import layouts_of
+from modwright.models.importing import checkpoint_formats
 
 ALLOWED = 1e-5
 
@@ -33,7 +33,7 @@ def check(case: GoldenCase) -> None:
         loss.backward()
         case.close("grad.input_loss", loss.detach().view_as(case["grad.input_loss"]), atol=ALLOWED)
         gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-        official = layouts_of(model)["official"].to_theirs(gradients).tensors
+        official = checkpoint_formats(model)["official"].to_theirs(gradients).tensors
         for name in set(case.names("grad.")) - {"grad.input_loss"}:
             case.close(name, official[name.removeprefix("grad.")], atol=ALLOWED)
 

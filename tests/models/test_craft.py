@@ -14,7 +14,7 @@ from transformers import AutoModelForImageToImage
 
 from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
-from modwright.models import create_model, import_weights, list_models, to_layout
+from modwright.models import create_model, import_weights, list_models, to_checkpoint_format
 from modwright.models.architectures.craft import CraftConfig, CraftForImageSuperResolution
 from modwright.models.upscaling import PADS, tile_report, upscale_image
 from modwright.nn.channel_mixers.gated_depthwise import GatedDepthwise
@@ -299,7 +299,7 @@ def test_the_official_layout_there_and_back() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_()
-    weights = to_layout(model, "official")
+    weights = to_checkpoint_format(model, "official")
     assert "layers.0.residual_group.srwa_blocks.3.attns.1.pos.pos3.2.bias" in weights
     import_weights(twin, {**weights, "biases_h": torch.zeros(21, 2)})
     own, other = model.state_dict(), twin.state_dict()

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForImageClassification
 
 from modwright.core.errors import InvalidInputError
-from modwright.models import create_model, import_weights, list_models, to_layout
+from modwright.models import create_model, import_weights, list_models, to_checkpoint_format
 from modwright.models.architectures.duoformer import (
     DuoFormerConfig,
     DuoFormerForImageClassification,
@@ -220,7 +220,7 @@ def test_without_residuals_cells_become_alike() -> None:
 def test_the_last_norm_stands_in_the_file_and_is_used_only_if_asked() -> None:
     model, normed = small(), small(head_norm=True)
     assert not any(p.requires_grad for p in model.unused_norm.parameters())
-    import_weights(normed, to_layout(model, "official"))
+    import_weights(normed, to_checkpoint_format(model, "official"))
     given = features()
     with torch.no_grad():
         plain, other = model.forward_tokens(given), normed.forward_tokens(given)
@@ -231,7 +231,7 @@ def test_options_that_change_no_name() -> None:
     model, other = small(), small(attention_scale="2/sqrt(dim)")
     assert model.blocks[0].scale == 8**-0.5 and other.blocks[0].scale == 2 * 16**-0.5
     scaled = small(layer_scale=0.1)
-    assert "scaleBlocks.1.ls2.gamma" in to_layout(scaled, "official")
+    assert "scaleBlocks.1.ls2.gamma" in to_checkpoint_format(scaled, "official")
     rates = small(drop_path_rate=0.3, patch_residual=True)
     drops = [b.drop_path.rate for b in (*rates.scale_blocks, *rates.blocks)]
     assert drops == pytest.approx([0, 0.1, 0.2, 0.3])
@@ -256,7 +256,7 @@ def test_every_kind_trains_saves_and_goes_to_the_official_names_and_back(
 ) -> None:
     model = small(**fields)
     twin = DuoFormerForImageClassification(model.config).eval()
-    import_weights(twin, to_layout(model, "official"))
+    import_weights(twin, to_checkpoint_format(model, "official"))
     assert all(twin.state_dict()[name].equal(t) for name, t in model.state_dict().items())
     model.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path).eval()
@@ -324,7 +324,7 @@ def test_positions_of_cells_are_resized_if_asked() -> None:
     with torch.no_grad():
         assert free(x).logits.isfinite().all()
         larger = small(image_size=[32, 48])
-        import_weights(larger, to_layout(free, "official"), resize=True)
+        import_weights(larger, to_checkpoint_format(free, "official"), resize=True)
         assert larger.positions.table[:, 0].equal(free.positions.table[:, 0])
         assert torch.allclose(larger(x).logits, free(x).logits, atol=1e-5)
 

@@ -23,10 +23,10 @@ from modwright.models import (
     import_weights,
     list_models,
     register_model,
-    to_layout,
+    to_checkpoint_format,
 )
 from modwright.models.classifier import ImageClassifier
-from modwright.models.importing import layouts_of
+from modwright.models.importing import checkpoint_formats
 from modwright.models.registry import model_class
 from modwright.recipes.facts import auto_class
 
@@ -112,12 +112,12 @@ def test_saved_and_reopened_in_a_new_process_they_are_the_same(tmp_path: Path) -
 
 def test_layouts_round_trip_bit_by_bit(model: Any) -> None:
     twin = type(model)(model.config)
-    for layout in layouts_of(model):
-        weights = to_layout(model, layout)
+    for layout in checkpoint_formats(model):
+        weights = to_checkpoint_format(model, layout)
         import_weights(twin, weights, layout)
         own, others = model.state_dict(), twin.state_dict()
         assert all(others[name].equal(tensor) for name, tensor in own.items()), layout
-        assert import_weights(twin, weights).layout in layouts_of(model)
+        assert import_weights(twin, weights).layout in checkpoint_formats(model)
         name = next(iter(weights))
         weights[f"{name}x"] = weights.pop(name)
         with pytest.raises(InvalidInputError, match=r"have no place|missing from the file"):

@@ -9,7 +9,7 @@ import torch
 from transformers import PoolFormerConfig, PoolFormerForImageClassification
 
 from modwright.core.errors import InvalidInputError
-from modwright.models import create_model, import_weights, to_layout
+from modwright.models import create_model, import_weights, to_checkpoint_format
 from modwright.models.architectures.metaformer import (
     VARIANTS,
     MetaFormerConfig,
@@ -64,7 +64,7 @@ def test_logits_are_those_of_transformers_poolformer_both_ways() -> None:
     import_weights(ours, theirs.state_dict())
     with torch.no_grad():
         assert (ours(pictures).logits - theirs(pictures).logits).abs().max() <= 1e-6
-    back = to_layout(ours, "transformers")
+    back = to_checkpoint_format(ours, "transformers")
     assert back.keys() == theirs.state_dict().keys()
     assert all(back[name].equal(tensor) for name, tensor in theirs.state_dict().items())
 
@@ -136,7 +136,7 @@ def test_positions_are_resized_to_a_larger_picture() -> None:
     at_256 = MetaFormerForImageClassification(
         MetaFormerConfig(**fields, depths=[1, 1, 1, 1], num_labels=5, image_size=256)
     )
-    weights = to_layout(at_224, "official")
+    weights = to_checkpoint_format(at_224, "official")
     with pytest.raises(InvalidInputError, match=r"stages\.2\.positions\.table is \(1, 320, 16, 16\) here"):
         import_weights(at_256, weights)
     import_weights(at_256, weights, resize=True)
@@ -171,7 +171,7 @@ def test_even_pools_and_other_grids_are_refused() -> None:
 
 
 def test_a_checkpoint_of_another_structure_is_refused_by_its_first_bad_name() -> None:
-    weights = to_layout(small(), "official")
+    weights = to_checkpoint_format(small(), "official")
     deeper = create_model("poolformer_s12", num_classes=5, depths=[1, 1, 2, 1])
     with pytest.raises(InvalidInputError, match=r"missing from the file, stages\.2\.blocks\.1"):
         import_weights(deeper, weights)

@@ -17,7 +17,7 @@ from transformers import (
 
 from models.counting import check_counts
 from modwright.core.errors import InvalidInputError
-from modwright.models import create_model, import_weights, list_models, to_layout
+from modwright.models import create_model, import_weights, list_models, to_checkpoint_format
 from modwright.models.architectures.residual_network import (
     ResidualNetworkConfig,
     ResidualNetworkForImageClassification,
@@ -98,7 +98,7 @@ def test_logits_are_those_of_transformers_both_ways(branch: str) -> None:
         maps = ours.forward_intermediates(pictures)
         for found, wanted in zip(maps, expected.hidden_states[1:], strict=True):
             assert (found - wanted).abs().max() <= 1e-5
-    back = to_layout(ours, "transformers")
+    back = to_checkpoint_format(ours, "transformers")
     assert back.keys() == peer.state_dict().keys()
     assert all(back[name].equal(tensor) for name, tensor in peer.state_dict().items())
 
@@ -111,17 +111,17 @@ def test_a_training_step_is_that_of_transformers(branch: str) -> None:
     for model in (peer, ours):
         F.cross_entropy(model.train()(pictures).logits, labels).backward()
     grads = {name: p.grad for name, p in ours.named_parameters()}
-    keys = ResidualNetworkForImageClassification.key_maps(ours.config)["transformers"]
+    keys = ResidualNetworkForImageClassification.state_dict_converters(ours.config)["transformers"]
     converted = keys.to_theirs(grads).tensors
     for name, parameter in peer.named_parameters():
         assert torch.allclose(converted[name], parameter.grad, atol=1e-5), name
-    back = to_layout(ours, "transformers")
+    back = to_checkpoint_format(ours, "transformers")
     for name, buffer in peer.named_buffers():
         assert torch.allclose(back[name], buffer, atol=1e-6), name
 
 
 def test_names_of_torchvision() -> None:
-    names = to_layout(small(), "torchvision")
+    names = to_checkpoint_format(small(), "torchvision")
     wanted = ["conv1.weight", "bn1.running_var", "fc.bias"]
     wanted += [f"layer1.0.{part}" for part in ("conv3.weight", "bn3.bias", "downsample.0.weight")]
     wanted += ["layer3.1.conv2.weight", "layer2.0.downsample.1.num_batches_tracked"]

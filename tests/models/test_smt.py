@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 
 from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
-from modwright.models import create_model, import_weights, to_layout
+from modwright.models import create_model, import_weights, to_checkpoint_format
 from modwright.models.architectures.smt import SMTConfig, SMTForImageClassification
 from modwright.models.reparameterize import reparameterize
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
@@ -91,7 +91,7 @@ def test_one_block_less_in_the_last_stage_of_small_is_nearer_to_the_table() -> N
 def test_released_files_have_as_many_tensors(name: str, entries: int) -> None:
     with torch.device("meta"):
         model = create_model(name)
-    assert len(to_layout(model, "official")) == entries
+    assert len(to_checkpoint_format(model, "official")) == entries
 
 
 def test_the_hybrid_takes_turns_in_the_last_stage_but_one() -> None:
@@ -274,7 +274,7 @@ def test_a_fused_model_gives_the_same_logits_and_is_saved(tmp_path: Path) -> Non
 def test_a_file_says_how_deep_its_model_is(tmp_path: Path) -> None:
     narrow = {"widths": [8, 16, 16, 32], "attention_heads": 4, "mlp_ratios": 2, "stem_kernel": 3}
     source = stir(small(depths=[1, 2, 3, 1]))
-    torch.save({"model": to_layout(source, "official")}, tmp_path / "smt.pth")
+    torch.save({"model": to_checkpoint_format(source, "official")}, tmp_path / "smt.pth")
     model = create_model(
         "smt_small", num_classes=5, checkpoint_path=tmp_path / "smt.pth", image_size=64, **narrow
     ).eval()
@@ -294,7 +294,7 @@ def test_a_file_says_how_deep_its_model_is(tmp_path: Path) -> None:
 
 def test_another_classifier_is_left_out_on_request() -> None:
     model, other = small(), small(num_labels=7)
-    weights = to_layout(model, "official")
+    weights = to_checkpoint_format(model, "official")
     with pytest.raises(InvalidInputError, match=r"head\.fc\.weight is \(7, 32\) here"):
         import_weights(other, weights)
     import_weights(other, weights, new_classifier=True)

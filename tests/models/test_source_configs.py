@@ -26,7 +26,7 @@ from transformers import (
 from modwright.core.errors import CheckpointError, InvalidInputError, UnsupportedArchitecture
 from modwright.models import create_model, import_weights
 from modwright.models.importing import read_weights
-from modwright.models.recognising import import_named
+from modwright.models.detection import import_named
 from modwright.models.source_configs import config_beside, read_source_config
 
 NAMES = {"id2label": {0: "eel", 1: "owl", 2: "yak"}, "label2id": {"eel": 0, "owl": 1, "yak": 2}}

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from models.counting import check_counts
 from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
-from modwright.models import create_model, import_weights, to_layout
+from modwright.models import create_model, import_weights, to_checkpoint_format
 from modwright.models.architectures.sret import SReTConfig, SReTForImageClassification
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
@@ -296,7 +296,7 @@ def test_names_of_shared_tensors_are_those_of_released_files(path: Path) -> None
         names = {n.removeprefix("weight.") for n in stored.keys() if n.startswith("weight.")}  # noqa: SIM118
     from golden_checks.sret import _config
 
-    weights = to_layout(SReTForImageClassification(_config(meta["config"])), "official")
+    weights = to_checkpoint_format(SReTForImageClassification(_config(meta["config"])), "official")
     assert set(weights) == names | set(meta["aliases"])
     assert all(weights[alias] is weights[first] for alias, first in meta["aliases"].items())
 
@@ -305,11 +305,11 @@ def test_files_under_all_official_names_give_the_same_logits_and_others_are_refu
     tmp_path: Path,
 ) -> None:
     model, twin = stir(small()), small()
-    torch.save({"model": to_layout(model, "official")}, tmp_path / "sret.pth")
+    torch.save({"model": to_checkpoint_format(model, "official")}, tmp_path / "sret.pth")
     import_weights(twin, tmp_path / "sret.pth")
     x = torch.randn(2, 3, 64, 64)
     assert logits(twin, x).equal(logits(model, x))
-    weights = to_layout(model, "official")
+    weights = to_checkpoint_format(model, "official")
     name = "transformers.0.blocks.6.attn.qkv.weight"
     weights[name] = weights[name] + 1
     with pytest.raises(InvalidInputError, match=rf"{name} and .*blocks\.4.* hold other numbers"):
@@ -327,7 +327,7 @@ def test_a_saved_file_holds_each_shared_tensor_once(tmp_path: Path) -> None:
 
 def test_positions_of_another_size_are_resized_on_request() -> None:
     model, larger = stir(small()), small(image_size=96)
-    weights = to_layout(model, "official")
+    weights = to_checkpoint_format(model, "official")
     with pytest.raises(InvalidInputError, match=r"stem\.positions\.table is \(1, 8, 12, 12\) here"):
         import_weights(larger, weights)
     import_weights(larger, weights, resize=True)

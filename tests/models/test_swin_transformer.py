@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification, SwinConfig, SwinForIma
 
 from models.counting import check_counts
 from modwright.core.errors import InvalidInputError
-from modwright.models import create_model, import_weights, list_models, to_layout
+from modwright.models import create_model, import_weights, list_models, to_checkpoint_format
 from modwright.models.architectures.swin_transformer import (
     SwinTransformerConfig,
     SwinTransformerForImageClassification,
@@ -91,7 +91,7 @@ def test_logits_are_those_of_transformers_both_ways(size: tuple[int, int]) -> No
         features = peer.swin(pictures).last_hidden_state
         own = ours.forward_features(pictures).flatten(2).transpose(1, 2)
         assert (own - features).abs().max() <= 1e-5
-    back = to_layout(ours, "transformers")
+    back = to_checkpoint_format(ours, "transformers")
     assert back.keys() == peer.state_dict().keys()
     assert all(back[name].equal(tensor) for name, tensor in peer.state_dict().items())
 
@@ -103,7 +103,7 @@ def test_gradients_are_those_of_transformers() -> None:
     for model in (peer, ours):
         F.cross_entropy(model(pictures).logits, labels).backward()
     grads = {name: p.grad for name, p in ours.named_parameters()}
-    back = SwinTransformerForImageClassification.key_maps(ours.config)["transformers"]
+    back = SwinTransformerForImageClassification.state_dict_converters(ours.config)["transformers"]
     converted = back.to_theirs(grads).tensors
     for name, parameter in peer.named_parameters():
         assert torch.allclose(converted[name], parameter.grad, atol=1e-5), name
@@ -117,13 +117,13 @@ def test_a_file_that_transformers_saved_is_read_by_its_path(tmp_path: Path) -> N
     pictures = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert (ours(pictures).logits - peer(pictures).logits).abs().max() <= 1e-5
-    stored, back = load_file(file), to_layout(ours, "transformers_files")
+    stored, back = load_file(file), to_checkpoint_format(ours, "transformers_files")
     assert back.keys() == stored.keys()
     assert all(back[name].equal(tensor) for name, tensor in stored.items())
 
 
 def test_names_of_the_authors_and_of_timm() -> None:
-    official, timm = (to_layout(small(), layout) for layout in ("official", "timm"))
+    official, timm = (to_checkpoint_format(small(), layout) for layout in ("official", "timm"))
     block = "layers.1.blocks.1"
     for name in ("norm1.bias", "attn.qkv.weight", "attn.proj.bias", "norm2.bias", "mlp.fc2.bias"):
         assert f"{block}.{name}" in official
@@ -139,7 +139,7 @@ def test_names_of_the_authors_and_of_timm() -> None:
 
 def test_trained_on_another_window_its_table_is_resized() -> None:
     model, larger = shaken(small()), small(window_size=8, image_size=128)
-    weights = to_layout(model, "official")
+    weights = to_checkpoint_format(model, "official")
     with pytest.raises(InvalidInputError, match=r"position_table is .*resize=True"):
         import_weights(larger, weights)
     import_weights(larger, weights, resize=True)

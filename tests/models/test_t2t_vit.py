@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
-from modwright.models import create_model, import_weights, to_layout
+from modwright.models import create_model, import_weights, to_checkpoint_format
 from modwright.models.architectures.t2t_vit import (
     BLOCKS,
     STEMS,
@@ -248,7 +248,7 @@ def test_positions_are_sinusoids_that_nobody_trains() -> None:
 
 def test_a_resized_table_is_not_that_of_the_new_grid() -> None:
     at_32, at_64 = small(), small(image_size=64)
-    weights = to_layout(at_32, "official")
+    weights = to_checkpoint_format(at_32, "official")
     with pytest.raises(InvalidInputError, match=r"positions\.table is \(1, 17, 16\) here"):
         import_weights(at_64, weights)
     fresh = at_64.positions.table.clone()
@@ -357,11 +357,11 @@ def test_every_kind_trains_saves_and_goes_to_the_official_names_and_back(
     kind: str, tmp_path: Path
 ) -> None:
     model = small(**{"stem" if kind in STEMS else "blocks": kind})
-    weights = to_layout(model, "official")
+    weights = to_checkpoint_format(model, "official")
     twin = T2TViTForImageClassification(model.config).eval()
     import_weights(twin, weights)
     assert all(twin.state_dict()[name].equal(t) for name, t in model.state_dict().items())
-    back = to_layout(twin, "official")
+    back = to_checkpoint_format(twin, "official")
     assert all(back[name].equal(tensor) for name, tensor in weights.items())
     model.save_pretrained(tmp_path)
     again = T2TViTForImageClassification.from_pretrained(tmp_path)
@@ -377,7 +377,7 @@ def test_but_for_the_stem_names_and_shapes_are_those_of_a_plain_transformer() ->
     fields = {"image_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 3}
     plain = create_model("deit_small_patch16_224", num_classes=5, qkv_bias=False, **fields)
     shapes = [
-        {name: t.shape for name, t in to_layout(model, "official").items() if start not in name}
+        {name: t.shape for name, t in to_checkpoint_format(model, "official").items() if start not in name}
         for model, start in ((small(), "tokens_to_token"), (plain, "patch_embed"))
     ]
     assert shapes[0] == shapes[1]
@@ -406,7 +406,7 @@ def test_weights_start_as_the_authors_do() -> None:
 
 def test_released_files_hold_averaged_weights_under_module_names(tmp_path: Path) -> None:
     model, other = small(), small()
-    weights = {f"module.{name}": tensor for name, tensor in to_layout(model, "official").items()}
+    weights = {f"module.{name}": tensor for name, tensor in to_checkpoint_format(model, "official").items()}
     plain = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     torch.save({"state_dict": plain, "state_dict_ema": weights}, tmp_path / "model.pth.tar")
     import_weights(other, tmp_path / "model.pth.tar")

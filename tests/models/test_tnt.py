@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from models.counting import check_counts
 from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
-from modwright.models import create_model, import_weights, to_layout
+from modwright.models import create_model, import_weights, to_checkpoint_format
 from modwright.models.architectures.tnt import TNTConfig, TNTForImageClassification
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
@@ -215,7 +215,7 @@ def test_blocks_without_words_let_them_pass() -> None:
     pixel_tokens, sentences = torch.randn(4, 16, 4), torch.randn(1, 5, 16)
     after, _ = model.blocks[0]((pixel_tokens, sentences), (2, 2))
     assert after is pixel_tokens
-    names = to_layout(model, "official")
+    names = to_checkpoint_format(model, "official")
     assert {n.split(".")[2] for n in names if n.startswith("blocks.0.")} == {
         "outer_norm1",
         "outer_attn",
@@ -281,7 +281,7 @@ def test_positions_of_sentences_are_resized_and_those_of_words_are_not() -> None
     assert big.positions.table.shape == (1, 257, 384)
     assert big.word_positions.table.shape == (1, 16, 24)
     model, larger = small(), small(image_size=[24, 32])
-    weights = to_layout(model, "official")
+    weights = to_checkpoint_format(model, "official")
     with pytest.raises(InvalidInputError, match=r"positions\.table is \(1, 13, 16\) here"):
         import_weights(larger, weights)
     import_weights(larger, weights, resize=(2, 2))
@@ -297,7 +297,7 @@ def test_positions_of_sentences_are_resized_and_those_of_words_are_not() -> None
 
 
 def test_the_names_of_squeeze_and_excitation_are_those_of_the_authors_code() -> None:
-    names = {n.removeprefix("blocks.1.") for n in to_layout(small(se_reduction=4), "official")}
+    names = {n.removeprefix("blocks.1.") for n in to_checkpoint_format(small(se_reduction=4), "official")}
     named = {f"se_layer.fc.{n}.{part}" for n in (0, 1, 3) for part in ("weight", "bias")}
     assert {name for name in names if name.startswith("se_layer")} == named
 
@@ -310,19 +310,19 @@ def test_every_form_goes_to_the_names_of_others_and_back() -> None:
     }
     for fields, layouts in forms.values():
         model, twin = small(**fields), small(**fields)
-        assert set(model.key_maps(model.config)) == layouts
+        assert set(model.state_dict_converters(model.config)) == layouts
         for layout in layouts:
             with torch.no_grad():
                 for parameter in twin.parameters():
                     parameter.zero_()
-            weights = to_layout(model, layout)
+            weights = to_checkpoint_format(model, layout)
             import_weights(twin, weights)
             own = model.state_dict()
             assert all(twin.state_dict()[name].equal(tensor) for name, tensor in own.items())
-    weights = to_layout(small(), "timm")
+    weights = to_checkpoint_format(small(), "timm")
     assert weights["pixel_pos"].shape == (1, 4, 4, 4)
     assert "blocks.1.norm2_proj.bias" in weights and "norm1_proj.weight" in weights
-    import_weights(small(), {**to_layout(small(), "official"), "outer_tokens": torch.zeros(1)})
+    import_weights(small(), {**to_checkpoint_format(small(), "official"), "outer_tokens": torch.zeros(1)})
 
 
 def test_the_form_is_read_from_a_file(tmp_path: Path) -> None:
@@ -330,11 +330,11 @@ def test_the_form_is_read_from_a_file(tmp_path: Path) -> None:
     fields |= {"outer_dim": 16, "inner_heads": 2, "outer_heads": 2, "num_classes": 5}
     for legacy in (False, True):
         model = small(legacy=legacy)
-        torch.save(to_layout(model, "timm"), tmp_path / "tnt.pth")
+        torch.save(to_checkpoint_format(model, "timm"), tmp_path / "tnt.pth")
         opened = create_model("tnt_s_patch16_224", checkpoint_path=tmp_path / "tnt.pth", **fields)
         assert opened.config.legacy is legacy
         assert opened.blocks[0].fuse.proj.weight.equal(model.blocks[0].fuse.proj.weight)
-    weights = to_layout(small(), "timm")
+    weights = to_checkpoint_format(small(), "timm")
     with pytest.raises(InvalidInputError, match="have no place"):
         import_weights(small(legacy=True), weights)
     for part in ("weight", "bias"):

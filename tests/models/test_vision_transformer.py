@@ -17,12 +17,12 @@ from transformers import (
 
 from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
-from modwright.models import create_model, import_weights, to_layout
+from modwright.models import create_model, import_weights, to_checkpoint_format
 from modwright.models.architectures.vision_transformer import (
     VisionTransformerConfig,
     VisionTransformerForImageClassification,
 )
-from modwright.models.key_maps import KeyMap, Rule, Stack
+from modwright.models.state_dict_converter import StateDictConverter, Rename, Concat
 from modwright.nn.heads import DistilledHead
 
 # the distilled ones add a token, its position and a classifier: 2 d + 1000 (d + 1)
@@ -87,7 +87,7 @@ def test_logits_are_those_of_transformers_vit_both_ways() -> None:
         assert (ours(pictures).logits - theirs(pictures).logits).abs().max() <= 1e-5
         features = theirs.vit(pictures).last_hidden_state
         assert (ours.forward_features(pictures) - features).abs().max() <= 1e-5
-    back = to_layout(ours, "transformers")
+    back = to_checkpoint_format(ours, "transformers")
     assert back.keys() == theirs.state_dict().keys()
     assert all(back[name].equal(tensor) for name, tensor in theirs.state_dict().items())
 
@@ -104,7 +104,7 @@ def test_two_heads_are_those_of_transformers_deit_both_ways() -> None:
         first, second = ours.head.both(ours.forward_features(pictures))
     assert (first - expected.cls_logits).abs().max() <= 1e-5
     assert (second - expected.distillation_logits).abs().max() <= 1e-5
-    back = to_layout(ours, "transformers")
+    back = to_checkpoint_format(ours, "transformers")
     assert back.keys() == theirs.state_dict().keys()
     assert all(back[name].equal(tensor) for name, tensor in theirs.state_dict().items())
 
@@ -121,7 +121,7 @@ def test_official_names_are_those_of_deit(distilled: bool) -> None:
     for part in ("patch_embed.proj", "norm", *heads):
         names |= {f"{part}.weight", f"{part}.bias"}
     names |= {"cls_token", "pos_embed"} | ({"dist_token"} if distilled else set())
-    assert to_layout(small(distilled=distilled), "official").keys() == names
+    assert to_checkpoint_format(small(distilled=distilled), "official").keys() == names
 
 
 def test_both_heads_are_replaced_and_left_out() -> None:
@@ -131,7 +131,7 @@ def test_both_heads_are_replaced_and_left_out() -> None:
     assert [part.out_features for part in model.head.classifiers()] == [7, 7]
     assert model.head.fc_distilled.bias.eq(0).all()
     other = small(distilled=True)
-    import_weights(other, to_layout(model, "official"), new_classifier=True)
+    import_weights(other, to_checkpoint_format(model, "official"), new_classifier=True)
     assert other(pictures).logits.shape == (2, 5)
     model.reset_classifier(0)
     features = model.forward_features(pictures)
@@ -150,7 +150,7 @@ def test_heads_answer_with_their_mean() -> None:
 
 def test_positions_are_resized_on_the_way_and_in_a_file(tmp_path: Path) -> None:
     model, larger = small(), small(image_size=[48, 64])
-    weights = to_layout(model, "official")
+    weights = to_checkpoint_format(model, "official")
     with pytest.raises(InvalidInputError, match=r"positions\.table is \(1, 49, 16\) here"):
         import_weights(larger, weights)
     torch.save({"model": weights}, tmp_path / "deit.pth")
@@ -161,7 +161,7 @@ def test_positions_are_resized_on_the_way_and_in_a_file(tmp_path: Path) -> None:
 
 
 def test_stacked_modules_come_together_and_apart() -> None:
-    keys = KeyMap((Rule("o", "proj"),), stacks=(Stack(("q", "k", "v"), "qkv"),))
+    keys = StateDictConverter((Rename("o", "proj"),), stacks=(Concat(("q", "k", "v"), "qkv"),))
     theirs = {f"{name}.weight": torch.randn(2, 3) for name in "qkvo"}
     ours = keys.to_ours(theirs).tensors
     assert ours["qkv.weight"].equal(torch.cat([theirs[f"{n}.weight"] for n in "qkv"]))
@@ -173,7 +173,7 @@ def test_stacked_modules_come_together_and_apart() -> None:
 
 
 def test_a_file_that_lacks_one_map_is_refused() -> None:
-    weights = to_layout(small(), "transformers")
+    weights = to_checkpoint_format(small(), "transformers")
     del weights["vit.layers.1.attention.k_proj.bias"]
     with pytest.raises(InvalidInputError, match=r"missing from the file, blocks\.1\.mixer\.qkv\.bias"):
         import_weights(small(), weights)

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from modwright.models import create_model, import_weights, to_layout
+from modwright.models import create_model, import_weights, to_checkpoint_format
 
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "swin_tiny_patch4_window7_224": (
@@ -44,7 +44,7 @@ def test_logits_are_those_of_timm(name: str) -> None:
         expected = theirs(x)
         allowed = 1e-5 * max(1.0, float(expected.abs().max()))
         assert (ours(x).logits - expected).abs().max() <= allowed
-    back = to_layout(ours, layout)
+    back = to_checkpoint_format(ours, layout)
     wanted = theirs.state_dict()
     assert back.keys() == wanted.keys()
     assert all(back[key].equal(tensor) for key, tensor in wanted.items())
@@ -56,4 +56,4 @@ def test_names_and_shapes_are_those_of_timm(name: str) -> None:
     with torch.device("meta"):
         theirs, ours = timm.create_model(name), create_model(name)
     wanted = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
-    assert {key: tensor.shape for key, tensor in to_layout(ours, layout).items()} == wanted
+    assert {key: tensor.shape for key, tensor in to_checkpoint_format(ours, layout).items()} == wanted

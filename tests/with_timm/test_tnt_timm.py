@@ -7,7 +7,7 @@ import timm
 import torch
 from timm.models.tnt import TNT
 
-from modwright.models import create_model, import_weights, to_layout
+from modwright.models import create_model, import_weights, to_checkpoint_format
 
 OURS = {"image_size": 32, "patch_size": 8, "inner_stride": 2, "inner_dim": 4, "depth": 2}
 OURS |= {"outer_dim": 16, "inner_heads": 2, "outer_heads": 2}
@@ -29,7 +29,7 @@ def test_logits_are_those_of_timm(legacy: bool) -> None:
     theirs = TNT(num_classes=5, legacy=legacy, **THEIRS).eval()
     x = torch.randn(2, 3, 32, 32)
     scatter(ours)
-    theirs.load_state_dict(to_layout(ours, "timm"))
+    theirs.load_state_dict(to_checkpoint_format(ours, "timm"))
     with torch.no_grad():
         assert torch.allclose(theirs(x), ours(x).logits, atol=1e-5)
         scatter(theirs)
@@ -43,4 +43,4 @@ def test_names_and_shapes_of_the_small_model_are_those_of_timm(legacy: bool) -> 
     with torch.device("meta"):
         theirs, ours = timm.create_model(name), create_model(name)
     wanted = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
-    assert {key: tensor.shape for key, tensor in to_layout(ours, "timm").items()} == wanted
+    assert {key: tensor.shape for key, tensor in to_checkpoint_format(ours, "timm").items()} == wanted

@@ -41,7 +41,7 @@ def import_model(
             "it for more.",
         ),
     ] = None,
-    layout: Annotated[
+    checkpoint_format: Annotated[
         str, typer.Option(help="Names that the file has; found by default. --to says what back.")
     ] = "auto",
     key: Annotated[
@@ -66,12 +66,12 @@ def import_model(
     from modwright.checkpoint.carry import carried_files
     from modwright.checkpoint.source import Source
     from modwright.models.importing import read_weights
-    from modwright.models.recognising import import_named
+    from modwright.models.detection import import_named
     from modwright.models.source_configs import config_beside
 
     fields = _fields(changes or ())
     tensors = read_weights(checkpoint, key)
-    found = import_named(name, tensors, layout, resize, checkpoint, **fields)
+    found = import_named(name, tensors, checkpoint_format, resize, checkpoint, **fields)
     folder = checkpoint if checkpoint.is_dir() else config_beside(checkpoint)
     source = None
     if folder is not None:  # what lies beside the weights travels
@@ -80,14 +80,14 @@ def import_model(
     save(found.model, out, source=source, force=force)
     carried = [] if source is None else list(source.files)
     if json:
-        told = {"variant": found.variant, "layout": found.layout, "tensors": found.tensors}
+        told = {"variant": found.variant, "layout": found.checkpoint_format, "tensors": found.tensors}
         told |= {"changed": dict(found.changed), "carried": carried}
         emit_json({**told, "fresh": list(found.fresh), "output": str(out)})
         return
     count = sum(parameter.numel() for parameter in found.model.parameters())
     lines = [
         f"{found.variant}: {count:,} parameters, {found.model.config.num_labels} classes",
-        f"layout {found.layout}: {found.tensors} tensors taken",
+        f"layout {found.checkpoint_format}: {found.tensors} tensors taken",
         f"not in the file, left as made: {', '.join(found.fresh) or 'none'}",
     ]
     if found.changed:
@@ -128,7 +128,7 @@ def rename(
     """
     from modwright.cli.opening import open_checkpoint
     from modwright.core.errors import InvalidInputError
-    from modwright.models import to_layout
+    from modwright.models import to_checkpoint_format
     from modwright.models.picture_model import PictureModel
 
     write = _writer(out)
@@ -139,7 +139,7 @@ def rename(
             f"{model}: {type(opened).__name__} has no layouts of others; `modwright export` writes "
             "it for other programs"
         )
-    tensors = {name: tensor.contiguous() for name, tensor in to_layout(opened, to).items()}
+    tensors = {name: tensor.contiguous() for name, tensor in to_checkpoint_format(opened, to).items()}
     write_file(out, lambda partial: write(tensors, partial))
     say(f"written: {out}, {len(tensors)} tensors")
 

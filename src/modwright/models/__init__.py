@@ -5,7 +5,7 @@ with it: ``create_model``, ``list_models``, ``forward_features``, ``reset_classi
 """
 
 from modwright.models.features import FeatureMaps
-from modwright.models.importing import import_weights, to_layout
+from modwright.models.importing import import_weights, to_checkpoint_format
 from modwright.models.registry import create_model, list_models, register_model
 
 __all__ = [
@@ -14,5 +14,5 @@ __all__ = [
     "import_weights",
     "list_models",
     "register_model",
-    "to_layout",
+    "to_checkpoint_format",
 ]

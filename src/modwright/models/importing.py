@@ -22,11 +22,11 @@ from modwright.core.errors import (
     unknown_name,
 )
 from modwright.core.reading import read_json, refuse_no_weights
-from modwright.models.key_maps import KeyMap
+from modwright.models.state_dict_converter import StateDictConverter
 from modwright.models.picture_model import PictureModel
 from modwright.models.source_configs import SourceConfig, read_source_config, same_value
 
-__all__ = ["Imported", "import_weights", "layouts_of", "name_classes", "read_weights", "to_layout"]
+__all__ = ["Imported", "import_weights", "checkpoint_formats", "name_classes", "read_weights", "to_checkpoint_format"]
 
 # Fields that may differ from those of the weights: rates of training, and what `resize` is for.
 _MAY_DIFFER = {"drop_rate", "drop_path_rate", "image_size"}
@@ -42,19 +42,19 @@ class Imported:
     """What came in.
 
     Attributes:
-        layout: name of the layout that the file has.
+        checkpoint_format: name of the layout that the file has.
         tensors: how many were taken.
         fresh: tensors of the model that the file does not have and that were left as they were.
     """
 
-    layout: str
+    checkpoint_format: str
     tensors: int
     fresh: tuple[str, ...]
 
 
-def layouts_of(model: PictureModel) -> dict[str, KeyMap]:
+def checkpoint_formats(model: PictureModel) -> dict[str, StateDictConverter]:
     """The layouts that a model's weights can be read from and written to, by name."""
-    return model.key_maps(model.config)
+    return model.state_dict_converters(model.config)
 
 
 def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ def _read_directory(path: Path) -> dict[str, Tensor]:
 def import_weights(
     model: PictureModel,
     source: str | Path | Mapping[str, Tensor],
-    layout: str = "auto",
+    checkpoint_format: str = "auto",
     resize: bool | tuple[int, int] = False,
     new_classifier: bool = False,
 ) -> Imported:
@@ -207,7 +207,7 @@ def import_weights(
     Args:
         model: of the same architecture and sizes.
         source: a path, or tensors by name.
-        layout: name of the layout; "auto" finds the one that knows most of the names.
+        checkpoint_format: name of the layout; "auto" finds the one that knows most of the names.
         resize: positions of another grid are resized; they are refused otherwise. A pair (height,
             width) says the grid of the file where it is no square.
         new_classifier: a map to another number of classes is left as it is in the model.
@@ -224,15 +224,15 @@ def import_weights(
         tensors = read_weights(source)
     if told is not None:
         _check_fields(model, told)
-    maps = layouts_of(model)
+    maps = checkpoint_formats(model)
     if not maps:
         raise InvalidInputError(f"{type(model).__name__} has no layout of another library")
-    if layout not in ("auto", *maps):
-        raise unknown_name("layout", layout, ["auto", *maps])
+    if checkpoint_format not in ("auto", *maps):
+        raise unknown_name("layout", checkpoint_format, ["auto", *maps])
     with refusing():
-        if layout == "auto":
-            layout = min(maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected))
-        converted = maps[layout].to_ours(tensors)
+        if checkpoint_format == "auto":
+            checkpoint_format = min(maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected))
+        converted = maps[checkpoint_format].to_ours(tensors)
     own = model.state_dict()
     found = converted.tensors
     if new_classifier:
@@ -242,11 +242,11 @@ def import_weights(
     if resize:
         old = None if isinstance(resize, bool) else resize
         known = [name for name in found if name in own]
-        found |= {name: model.resize_positions(name, found[name], old) for name in known}
+        found |= {name: model.interpolate_pos_embed(name, found[name], old) for name in known}
     unexpected = [*converted.unexpected, *sorted(set(found) - set(own))]
     if unexpected:
         raise InvalidInputError(
-            f"{len(unexpected)} names of the {layout} layout have no place in "
+            f"{len(unexpected)} names of the {checkpoint_format} layout have no place in "
             f"{type(model).__name__} of this config, {unexpected[0]} for one"
         )
     missing = [name for name in own if name not in found and not _may_miss(name, new_classifier)]
@@ -264,7 +264,7 @@ def import_weights(
             own[name].copy_(tensor)
     if told is not None and any(name.startswith(_CLASSIFIERS) for name in found):
         name_classes(model, told)
-    return Imported(layout, len(found), tuple(sorted(set(own) - set(found))))
+    return Imported(checkpoint_format, len(found), tuple(sorted(set(own) - set(found))))
 
 
 def _check_fields(model: PictureModel, told: SourceConfig) -> None:
@@ -299,19 +299,19 @@ def _may_miss(name: str, new_classifier: bool) -> bool:
     return counter or (new_classifier and name.startswith(_CLASSIFIERS))
 
 
-def to_layout(model: PictureModel, layout: str) -> dict[str, Tensor]:
+def to_checkpoint_format(model: PictureModel, checkpoint_format: str) -> dict[str, Tensor]:
     """The model's tensors as another layout has them.
 
     Raises:
         InvalidInputError: an unknown layout, or tensors that it has no name for.
     """
-    maps = layouts_of(model)
-    if layout not in maps:
-        raise unknown_name("layout", layout, maps)
-    converted = maps[layout].to_theirs(model.state_dict())
+    maps = checkpoint_formats(model)
+    if checkpoint_format not in maps:
+        raise unknown_name("layout", checkpoint_format, maps)
+    converted = maps[checkpoint_format].to_theirs(model.state_dict())
     if converted.unexpected:
         raise InvalidInputError(
-            f"the {layout} layout has no name for {len(converted.unexpected)} tensors, "
+            f"the {checkpoint_format} layout has no name for {len(converted.unexpected)} tensors, "
             f"{converted.unexpected[0]} for one"
         )
     return converted.tensors

@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.compat.transformers import is_loaded
 from modwright.core.errors import CheckpointError, InvalidInputError, refusing
-from modwright.models.key_maps import KeyMap
+from modwright.models.state_dict_converter import StateDictConverter
 from modwright.models.source_configs import ConfigMap
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import Grid
@@ -192,7 +192,7 @@ class PictureModel(PreTrainedModel):
             self.gradient_checkpointing_disable()
 
     @classmethod
-    def key_maps(cls, config: Any) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: Any) -> dict[str, StateDictConverter]:
         """Layouts of other libraries, by name."""
         return {}
 
@@ -202,11 +202,11 @@ class PictureModel(PreTrainedModel):
         return {}
 
     @classmethod
-    def fields_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def config_from_state_dict(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Fields of the config that a file of the paper's authors decides, not its name."""
         return {}
 
-    def resize_positions(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
+    def interpolate_pos_embed(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
         """A tensor of another model of this kind, its positions resized to this one's grid.
 
         Args:

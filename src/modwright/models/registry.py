@@ -227,7 +227,7 @@ def create_model(
         weights = read_weights(checkpoint_path)
         kind = model_class(variant_config(name))
         beside = read_source_config(checkpoint_path, kind.config_maps())
-        told = kind.fields_of(weights)
+        told = kind.config_from_state_dict(weights)
         if not told.keys() & fields.keys():
             fields = {**told, **fields}
         if beside is not None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForImageToImage
 from transformers.modeling_outputs import ImageSuperResolutionOutput
 
 from modwright.core.errors import InvalidInputError
-from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.picture_model import PictureConfig, PictureModel
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
@@ -168,7 +168,7 @@ class CraftForImageSuperResolution(PictureModel):
         return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
 
     @classmethod
-    def key_maps(cls, config: CraftConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: CraftConfig) -> dict[str, StateDictConverter]:
         return {"official": _official(config)}
 
 
@@ -232,7 +232,7 @@ _FUSION = {
 _TABLES = ("relative_position_index_h", "relative_position_index_v", "biases_h", "biases_v")
 
 
-def _official(config: CraftConfig) -> KeyMap:
+def _official(config: CraftConfig) -> StateDictConverter:
     """AVC2-UESTC/CRAFT-SR: three lists per group, one for each kind of part."""
     pairs = {"conv_first": "stem.conv0", "norm.body": "norm", "conv_after_body": "conv"}
     pairs["upsample.0"] = "up.conv"
@@ -250,8 +250,8 @@ def _official(config: CraftConfig) -> KeyMap:
             for path, (place, names) in parts.items():
                 for name, own in names.items():
                     pairs[f"{theirs}.{path}.{name}"] = f"{ours}.{place}.{own}"
-    rules = tuple(Rule(theirs, ours) for theirs, ours in pairs.items())
-    return KeyMap(rules, ignored=_TABLES)
+    rules = tuple(Rename(theirs, ours) for theirs, ours in pairs.items())
+    return StateDictConverter(rules, ignored=_TABLES)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageConfig, TokenClassifier
-from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
@@ -303,13 +303,13 @@ class DuoFormerForImageClassification(TokenClassifier):
         found: Tensor = self.norm(self.blocks(stream, grid))
         return found
 
-    def resize_positions(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
+    def interpolate_pos_embed(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
         """Those of cells; those inside a cell do not depend on the picture."""
         fixed = name.startswith("scale_positions.")
-        return table if fixed else super().resize_positions(name, table, old)
+        return table if fixed else super().interpolate_pos_embed(name, table, old)
 
     @classmethod
-    def key_maps(cls, config: DuoFormerConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: DuoFormerConfig) -> dict[str, StateDictConverter]:
         return {"official": _official(config)}
 
 
@@ -343,34 +343,34 @@ _BLOCK = {
 }
 
 
-def _official(config: DuoFormerConfig) -> KeyMap:
+def _official(config: DuoFormerConfig) -> StateDictConverter:
     rules = [
-        Rule("backbone", "backbone"),
-        Rule("channel_token_maps", "channel_token"),
-        Rule("cls_token", "prefix.cls_token"),
-        Rule("pos_embed", "positions.table"),
-        Rule("fc_norm", "norm" if config.head_norm else "unused_norm"),
-        Rule("head", "head.fc"),
+        Rename("backbone", "backbone"),
+        Rename("channel_token_maps", "channel_token"),
+        Rename("cls_token", "prefix.cls_token"),
+        Rename("pos_embed", "positions.table"),
+        Rename("fc_norm", "norm" if config.head_norm else "unused_norm"),
+        Rename("head", "head.fc"),
     ]
     for theirs, ours in (
         ("pos_embed_for_scale", "scale_positions.table"),
         ("channel_token", "scale_prefix.scale_token"),
     ):
-        rules.append(Rule(theirs, ours, lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)))
+        rules.append(Rename(theirs, ours, lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)))
     for index in range(config.scales):
         stage = STAGES - config.scales + index
-        rules.append(Rule(f"projection.proj_heads{stage}", f"tokenise.projections.{index}"))
+        rules.append(Rename(f"projection.proj_heads{stage}", f"tokenise.projections.{index}"))
     for b in range(config.depth):
         rules += [
-            Rule(f"scaleBlocks.{b}.{there}", f"scale_blocks.{b}.{here}")
+            Rename(f"scaleBlocks.{b}.{there}", f"scale_blocks.{b}.{here}")
             for here, there in _BLOCK.items()
         ]
     for b in range(config.depth if config.patch_depth is None else config.patch_depth):
         names = _BLOCK if config.patch_residual else {"qkv": "attn.qkv", "proj": "attn.proj"}
         rules += [
-            Rule(f"blocks.{b}.{there}", f"blocks.{b}.{here}") for here, there in names.items()
+            Rename(f"blocks.{b}.{there}", f"blocks.{b}.{here}") for here, there in names.items()
         ]
-    return KeyMap(tuple(rules))
+    return StateDictConverter(tuple(rules))
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

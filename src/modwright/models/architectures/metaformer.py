@@ -10,7 +10,7 @@ from torch import nn
 
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
 from modwright.nn.block import Block, BlockSequence
@@ -131,7 +131,7 @@ class MetaFormerForImageClassification(PyramidClassifier):
         return {"poolformer": _POOLFORMER}
 
     @classmethod
-    def key_maps(cls, config: MetaFormerConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: MetaFormerConfig) -> dict[str, StateDictConverter]:
         found = {"official": _official(config)}
         if set(config.token_mixers) == {"pool"} and config.norm == "gn1":
             found["transformers"] = _transformers(config)
@@ -175,46 +175,46 @@ _IN_BLOCK = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
 _MIXER_TENSORS = {"attention": ("qkv", "proj"), "spatial_fc": ("fc",), "random": ("matrix",)}
 
 
-def _official(config: MetaFormerConfig) -> KeyMap:
+def _official(config: MetaFormerConfig) -> StateDictConverter:
     """sail-sg/poolformer: stages, positions and downsampling share one list, ``network``."""
-    rules = [Rule("patch_embed.proj", "stem.conv0")]
+    rules = [Rename("patch_embed.proj", "stem.conv0")]
     index = 0
     for s, depth in enumerate(config.depths):
         if s:
-            rules.append(Rule(f"network.{index}.proj", f"stages.{s}.downsample.conv"))
+            rules.append(Rename(f"network.{index}.proj", f"stages.{s}.downsample.conv"))
             index += 1
         if config.positions[s]:
-            rules.append(Rule(f"network.{index}.pos_embed", f"stages.{s}.positions.table"))
+            rules.append(Rename(f"network.{index}.pos_embed", f"stages.{s}.positions.table"))
             index += 1
         for b in range(depth):
             theirs, ours = f"network.{index}.{b}", f"stages.{s}.blocks.{b}"
-            rules += [Rule(f"{theirs}.{name}", f"{ours}.{name}") for name in _IN_BLOCK]
+            rules += [Rename(f"{theirs}.{name}", f"{ours}.{name}") for name in _IN_BLOCK]
             for name in _MIXER_TENSORS.get(config.token_mixers[s], ()):
-                rules.append(Rule(f"{theirs}.token_mixer.{name}", f"{ours}.mixer.{name}"))
+                rules.append(Rename(f"{theirs}.token_mixer.{name}", f"{ours}.mixer.{name}"))
             for half in (1, 2):
-                rules.append(Rule(f"{theirs}.layer_scale_{half}", f"{ours}.ls{half}.gamma"))
+                rules.append(Rename(f"{theirs}.layer_scale_{half}", f"{ours}.ls{half}.gamma"))
         index += 1
-    rules += [Rule("norm", "norm"), Rule("head", "head.fc")]
-    return KeyMap(tuple(rules))
+    rules += [Rename("norm", "norm"), Rename("head", "head.fc")]
+    return StateDictConverter(tuple(rules))
 
 
-def _transformers(config: MetaFormerConfig) -> KeyMap:
+def _transformers(config: MetaFormerConfig) -> StateDictConverter:
     """transformers' PoolFormer, which has pooling in all stages."""
     start = "poolformer.encoder"
-    rules = [Rule(f"{start}.patch_embeddings.0.projection", "stem.conv0")]
+    rules = [Rename(f"{start}.patch_embeddings.0.projection", "stem.conv0")]
     names = {"norm1": "before_norm", "norm2": "after_norm"}
     names |= {"mlp.fc1": "output.conv1", "mlp.fc2": "output.conv2"}
     for s, depth in enumerate(config.depths):
         if s:
             theirs = f"{start}.patch_embeddings.{s}.projection"
-            rules.append(Rule(theirs, f"stages.{s}.downsample.conv"))
+            rules.append(Rename(theirs, f"stages.{s}.downsample.conv"))
         for b in range(depth):
             block, ours = f"{start}.block.{s}.{b}", f"stages.{s}.blocks.{b}"
-            rules += [Rule(f"{block}.{theirs}", f"{ours}.{name}") for name, theirs in names.items()]
+            rules += [Rename(f"{block}.{theirs}", f"{ours}.{name}") for name, theirs in names.items()]
             for half in (1, 2):
-                rules.append(Rule(f"{block}.layer_scale_{half}", f"{ours}.ls{half}.gamma"))
-    rules += [Rule("poolformer.norm", "norm"), Rule("norm", "norm"), Rule("classifier", "head.fc")]
-    return KeyMap(tuple(rules))
+                rules.append(Rename(f"{block}.layer_scale_{half}", f"{ours}.ls{half}.gamma"))
+    rules += [Rename("poolformer.norm", "norm"), Rename("norm", "norm"), Rename("classifier", "head.fc")]
+    return StateDictConverter(tuple(rules))
 
 
 def _poolformer_fields(theirs: Mapping[str, Any]) -> dict[str, Any]:

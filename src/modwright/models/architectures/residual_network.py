@@ -10,7 +10,7 @@ from torch import nn
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
 from modwright.nn.heads import ClassifierHead
@@ -97,7 +97,7 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
         return {"resnet": _RESNET}
 
     @classmethod
-    def key_maps(cls, config: ResidualNetworkConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: ResidualNetworkConfig) -> dict[str, StateDictConverter]:
         if config.fused:
             return {}
         return {"torchvision": _torchvision(config), "transformers": _transformers(config)}
@@ -106,21 +106,21 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
 # Names in other libraries
 
 
-def _torchvision(config: ResidualNetworkConfig) -> KeyMap:
+def _torchvision(config: ResidualNetworkConfig) -> StateDictConverter:
     """torchvision, timm and the files of the authors' successors."""
-    rules = [Rule("conv1", "stem.conv0"), Rule("bn1", "stem.norm0"), Rule("fc", "head.fc")]
+    rules = [Rename("conv1", "stem.conv0"), Rename("bn1", "stem.norm0"), Rename("fc", "head.fc")]
     for s, depth in enumerate(config.depths):
         for b in range(depth):
             theirs, ours = f"layer{s + 1}.{b}", f"stages.{s}.blocks.{b}"
             for i in range(config.convs):
-                rules.append(Rule(f"{theirs}.conv{i + 1}", f"{ours}.branch.conv{i}"))
-                rules.append(Rule(f"{theirs}.bn{i + 1}", f"{ours}.branch.norm{i}"))
-            rules.append(Rule(f"{theirs}.downsample.0", f"{ours}.shortcut.conv0"))
-            rules.append(Rule(f"{theirs}.downsample.1", f"{ours}.shortcut.norm0"))
-    return KeyMap(tuple(rules))
+                rules.append(Rename(f"{theirs}.conv{i + 1}", f"{ours}.branch.conv{i}"))
+                rules.append(Rename(f"{theirs}.bn{i + 1}", f"{ours}.branch.norm{i}"))
+            rules.append(Rename(f"{theirs}.downsample.0", f"{ours}.shortcut.conv0"))
+            rules.append(Rename(f"{theirs}.downsample.1", f"{ours}.shortcut.norm0"))
+    return StateDictConverter(tuple(rules))
 
 
-def _transformers(config: ResidualNetworkConfig) -> KeyMap:
+def _transformers(config: ResidualNetworkConfig) -> StateDictConverter:
     """transformers' ResNet."""
     places = [("resnet.embedder.embedder", "stem", 0)]
     for s, depth in enumerate(config.depths):
@@ -129,11 +129,11 @@ def _transformers(config: ResidualNetworkConfig) -> KeyMap:
             places.append((f"{theirs}.shortcut", f"{ours}.shortcut", 0))
             for i in range(config.convs):
                 places.append((f"{theirs}.layer.{i}", f"{ours}.branch", i))
-    rules = [Rule("classifier.1", "head.fc")]
+    rules = [Rename("classifier.1", "head.fc")]
     for path, here, i in places:
-        rules.append(Rule(f"{path}.convolution", f"{here}.conv{i}"))
-        rules.append(Rule(f"{path}.normalization", f"{here}.norm{i}"))
-    return KeyMap(tuple(rules))
+        rules.append(Rename(f"{path}.convolution", f"{here}.conv{i}"))
+        rules.append(Rename(f"{path}.normalization", f"{here}.norm{i}"))
+    return StateDictConverter(tuple(rules))
 
 
 _RESNET = ConfigMap(

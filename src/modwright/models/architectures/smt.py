@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
@@ -168,11 +168,11 @@ class SMTForImageClassification(PyramidClassifier):
             nn.init.zeros_(conv.bias)
 
     @classmethod
-    def key_maps(cls, config: SMTConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: SMTConfig) -> dict[str, StateDictConverter]:
         return {} if config.fused else {"official": _official(config)}
 
     @classmethod
-    def fields_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def config_from_state_dict(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Depths and mixers of a released file: one variant is published in two depths."""
         mixers: dict[int, dict[int, str]] = {}
         for name in tensors:
@@ -234,19 +234,19 @@ _IN_MIXER = {
 }
 
 
-def _official(config: SMTConfig) -> KeyMap:
+def _official(config: SMTConfig) -> StateDictConverter:
     rules = [
-        Rule("patch_embed1.conv.0", "stem.conv0"),
-        Rule("patch_embed1.conv.1", "stem.norm0"),
-        Rule("patch_embed1.conv.3", "stem.conv1"),
-        Rule("patch_embed1.norm", "stem.norm1"),
+        Rename("patch_embed1.conv.0", "stem.conv0"),
+        Rename("patch_embed1.conv.1", "stem.norm0"),
+        Rename("patch_embed1.conv.3", "stem.conv1"),
+        Rename("patch_embed1.norm", "stem.norm1"),
     ]
     for s in range(len(config.depths)):
         if s:
             theirs, ours = f"patch_embed{s + 1}", f"stages.{s}.downsample"
             rules += [
-                Rule(f"{theirs}.proj", f"{ours}.conv"),
-                Rule(f"{theirs}.norm", f"{ours}.norm"),
+                Rename(f"{theirs}.proj", f"{ours}.conv"),
+                Rename(f"{theirs}.norm", f"{ours}.norm"),
             ]
         for b, mixer in enumerate(config.mixers_of(s)):
             theirs, ours = f"block{s + 1}.{b}", f"stages.{s}.blocks.{b}"
@@ -254,9 +254,9 @@ def _official(config: SMTConfig) -> KeyMap:
             if mixer == "modulation":
                 heads = config.heads_of(mixer, s)
                 names |= {f"attn.local_conv_{h + 1}": f"mixer.mix.heads.{h}" for h in range(heads)}
-            rules += [Rule(f"{theirs}.{there}", f"{ours}.{here}") for there, here in names.items()]
-        rules.append(Rule(f"norm{s + 1}", f"stages.{s}.norm"))
-    return KeyMap((*rules, Rule("head", "head.fc")))
+            rules += [Rename(f"{theirs}.{there}", f"{ours}.{here}") for there, here in names.items()]
+        rules.append(Rename(f"norm{s + 1}", f"stages.{s}.norm"))
+    return StateDictConverter((*rules, Rename("head", "head.fc")))
 
 
 _LARGE = {

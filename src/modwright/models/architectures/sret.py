@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
@@ -198,7 +198,7 @@ class SReTForImageClassification(PyramidClassifier):
         linear.reset_parameters()
 
     @classmethod
-    def key_maps(cls, config: SReTConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: SReTConfig) -> dict[str, StateDictConverter]:
         return {"official": _official(config)} if config.projections == "per_pass" else {}
 
 
@@ -257,28 +257,28 @@ _PROJECTION = {
 }
 
 
-def _official(config: SReTConfig) -> KeyMap:
+def _official(config: SReTConfig) -> StateDictConverter:
     """Passes and projections take turns in one list; a shared block has a name for each pass."""
-    rules = [Rule("pos_embed", "stem.positions.table")]
+    rules = [Rename("pos_embed", "stem.positions.table")]
     aliases: dict[str, str] = {}
     for n in range(STEM_STEPS):
-        rules.append(Rule(f"patch_embed.conv{n + 1}", f"stem.convs.conv{n}"))
-        rules.append(Rule(f"patch_embed.bn{n + 1}", f"stem.convs.norm{n}"))
+        rules.append(Rename(f"patch_embed.conv{n + 1}", f"stem.convs.conv{n}"))
+        rules.append(Rename(f"patch_embed.bn{n + 1}", f"stem.convs.norm{n}"))
     for s, loops in enumerate(config.loops):
         theirs, ours = f"transformers.{s}.blocks", f"stages.{s}.blocks"
         if s:
-            rules.append(Rule(f"pools.{s - 1}.conv", f"stages.{s}.downsample.conv"))
+            rules.append(Rename(f"pools.{s - 1}.conv", f"stages.{s}.downsample.conv"))
         for p in range(config.depths[s]):
             first = f"{theirs}.{2 * (p - p % loops)}"
             if p % loops:
                 aliases[f"{theirs}.{2 * p}"] = first
             else:
                 block = f"{ours}.shared.{p // loops}"
-                rules += [Rule(f"{first}.{there}", f"{block}.{o}") for there, o in _BLOCK.items()]
+                rules += [Rename(f"{first}.{there}", f"{block}.{o}") for there, o in _BLOCK.items()]
             behind, layer = f"{theirs}.{2 * p + 1}", f"{ours}.projections.{p}"
-            rules += [Rule(f"{behind}.{there}", f"{layer}.{o}") for there, o in _PROJECTION.items()]
-    rules += [Rule("norm", "head.norm"), Rule("head", "head.fc")]
-    return KeyMap(tuple(rules), aliases=aliases)
+            rules += [Rename(f"{behind}.{there}", f"{layer}.{o}") for there, o in _PROJECTION.items()]
+    rules += [Rename("norm", "head.norm"), Rename("head", "head.fc")]
+    return StateDictConverter(tuple(rules), aliases=aliases)
 
 
 _WHOLE = {"groups_first": (1, 1, 1), "groups_later": (1, 1, 1), "drop_path_rate": 0.0}

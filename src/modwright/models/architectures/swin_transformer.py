@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.key_maps import KeyMap, Rule, Stack
+from modwright.models.state_dict_converter import StateDictConverter, Rename, Concat
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
 from modwright.nn.block import Block, BlockSequence
@@ -115,7 +115,7 @@ class SwinTransformerForImageClassification(PyramidClassifier):
         return {"swin": _SWIN}
 
     @classmethod
-    def key_maps(cls, config: SwinTransformerConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: SwinTransformerConfig) -> dict[str, StateDictConverter]:
         return {
             "official": _official(config),
             "timm": _timm(config),
@@ -157,33 +157,33 @@ def _blocks(config: SwinTransformerConfig) -> list[str]:
     return [f"{s}.blocks.{b}" for s, depth in enumerate(config.depths) for b in range(depth)]
 
 
-def _by_microsoft(config: SwinTransformerConfig, lag: int, head: str) -> KeyMap:
+def _by_microsoft(config: SwinTransformerConfig, lag: int, head: str) -> StateDictConverter:
     """Names of the authors' code; ``lag`` is how many stages later a downsampling stands here."""
     rules = [
-        Rule("patch_embed.proj", "stem.conv0"),
-        Rule("patch_embed.norm", "stem.norm0"),
-        Rule("norm", "norm"),
-        Rule(head, "head.fc"),
+        Rename("patch_embed.proj", "stem.conv0"),
+        Rename("patch_embed.norm", "stem.norm0"),
+        Rename("norm", "norm"),
+        Rename(head, "head.fc"),
     ]
     for s in range(1, len(config.depths)):
-        rules.append(Rule(f"layers.{s - lag}.downsample", f"stages.{s}.downsample"))
+        rules.append(Rename(f"layers.{s - lag}.downsample", f"stages.{s}.downsample"))
     ignored = []
     for block in _blocks(config):
         theirs, ours = f"layers.{block}", f"stages.{block}"
-        rules += [Rule(f"{theirs}.{part}", f"{ours}.{part}") for part in ("norm1", "norm2", "mlp")]
-        rules.append(Rule(f"{theirs}.attn", f"{ours}.mixer"))
+        rules += [Rename(f"{theirs}.{part}", f"{ours}.{part}") for part in ("norm1", "norm2", "mlp")]
+        rules.append(Rename(f"{theirs}.attn", f"{ours}.mixer"))
         table = f"{theirs}.attn.relative_position_bias_table"
-        rules.append(Rule(table, f"{ours}.mixer.bias.position_table"))
+        rules.append(Rename(table, f"{ours}.mixer.bias.position_table"))
         ignored += [f"{theirs}.attn.relative_position_index", f"{theirs}.attn_mask"]
-    return KeyMap(tuple(rules), ignored=tuple(ignored))
+    return StateDictConverter(tuple(rules), ignored=tuple(ignored))
 
 
-def _official(config: SwinTransformerConfig) -> KeyMap:
+def _official(config: SwinTransformerConfig) -> StateDictConverter:
     """microsoft/Swin-Transformer: a stage ends with its downsampling."""
     return _by_microsoft(config, 1, "head")
 
 
-def _timm(config: SwinTransformerConfig) -> KeyMap:
+def _timm(config: SwinTransformerConfig) -> StateDictConverter:
     """timm, where a stage begins with it, as here."""
     return _by_microsoft(config, 0, "head.fc")
 
@@ -219,26 +219,26 @@ _IN_FILES = _Names(
 )
 
 
-def _transformers(config: SwinTransformerConfig, names: _Names) -> KeyMap:
+def _transformers(config: SwinTransformerConfig, names: _Names) -> StateDictConverter:
     """transformers' Swin, whose live models and files have other names."""
     rules = [
-        Rule("swin.embeddings.patch_embeddings.projection", "stem.conv0"),
-        Rule("swin.embeddings.norm", "stem.norm0"),
-        Rule("swin.layernorm", "norm"),
-        Rule("classifier", "head.fc"),
+        Rename("swin.embeddings.patch_embeddings.projection", "stem.conv0"),
+        Rename("swin.embeddings.norm", "stem.norm0"),
+        Rename("swin.layernorm", "norm"),
+        Rename("classifier", "head.fc"),
     ]
     for s in range(1, len(config.depths)):
         path = f"swin.encoder.layers.{s - 1}.downsample"
-        rules.append(Rule(path, f"stages.{s}.downsample"))
+        rules.append(Rename(path, f"stages.{s}.downsample"))
     stacks, ignored = [], []
     for block in _blocks(config):
         layer, ours = f"swin.encoder.layers.{block}", f"stages.{block}"
         rules += [
-            Rule(f"{layer}.{theirs}", f"{ours}.{here}") for here, theirs in names.parts.items()
+            Rename(f"{layer}.{theirs}", f"{ours}.{here}") for here, theirs in names.parts.items()
         ]
-        stacks.append(Stack(tuple(f"{layer}.{name}" for name in names.maps), f"{ours}.mixer.qkv"))
+        stacks.append(Concat(tuple(f"{layer}.{name}" for name in names.maps), f"{ours}.mixer.qkv"))
         ignored.append(f"{layer}.attention.self.relative_position_index")
-    return KeyMap(tuple(rules), tuple(ignored), stacks=tuple(stacks))
+    return StateDictConverter(tuple(rules), tuple(ignored), stacks=tuple(stacks))
 
 
 _SAME = ("image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads")

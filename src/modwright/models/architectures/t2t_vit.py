@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.converters.t2t_vit import official_names
-from modwright.models.key_maps import KeyMap
+from modwright.models.state_dict_converter import StateDictConverter
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
@@ -282,7 +282,7 @@ class T2TViTForImageClassification(TokenClassifier):
         return super().forward_maps(pixel_values, norm)
 
     @classmethod
-    def key_maps(cls, config: T2TViTConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: T2TViTConfig) -> dict[str, StateDictConverter]:
         return {"official": official_names(config)}
 
 

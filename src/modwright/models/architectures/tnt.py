@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, TokenClassifier
-from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
@@ -157,13 +157,13 @@ class TNTForImageClassification(TokenClassifier):
     def tokens(self, stream: tuple[Tensor, Tensor]) -> Tensor:
         return stream[1]
 
-    def resize_positions(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
+    def interpolate_pos_embed(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
         """Those of sentences; those of words depend on the patch alone, not on the picture."""
         fixed = name.startswith("word_positions.")
-        return table if fixed else super().resize_positions(name, table, old)
+        return table if fixed else super().interpolate_pos_embed(name, table, old)
 
     @classmethod
-    def key_maps(cls, config: TNTConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: TNTConfig) -> dict[str, StateDictConverter]:
         maps = {}
         if not config.legacy:
             maps["official"] = _names(config, _OFFICIAL, _OFFICIAL_BLOCK, ignored=("outer_tokens",))
@@ -172,7 +172,7 @@ class TNTForImageClassification(TokenClassifier):
         return maps
 
     @classmethod
-    def fields_of(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    def config_from_state_dict(cls, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         """Whether a file has the legacy form: no norm stands behind its blocks' projections.
 
         Raises:
@@ -283,18 +283,18 @@ def _names(
     config: TNTConfig,
     names: Mapping[str, str],
     in_block: Mapping[str, str],
-    more: tuple[Rule, ...] = (),
+    more: tuple[Rename, ...] = (),
     ignored: tuple[str, ...] = (),
-) -> KeyMap:
-    rules = [Rule(theirs, ours) for ours, theirs in names.items()]
+) -> StateDictConverter:
+    rules = [Rename(theirs, ours) for ours, theirs in names.items()]
     for b in range(config.depth):
-        rules += [Rule(f"blocks.{b}.{theirs}", f"blocks.{b}.{o}") for o, theirs in in_block.items()]
-    return KeyMap((*rules, *more), ignored=ignored)
+        rules += [Rename(f"blocks.{b}.{theirs}", f"blocks.{b}.{o}") for o, theirs in in_block.items()]
+    return StateDictConverter((*rules, *more), ignored=ignored)
 
 
-def _timm(config: TNTConfig) -> KeyMap:
+def _timm(config: TNTConfig) -> StateDictConverter:
     side = -(-config.patch_size // config.inner_stride)
-    places = Rule(
+    places = Rename(
         "pixel_pos",
         "word_positions.table",
         to_ours=lambda grid: grid.flatten(2).transpose(1, 2),

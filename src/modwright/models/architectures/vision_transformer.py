@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, TokenClassifier
-from modwright.models.key_maps import KeyMap, Rule, Stack
+from modwright.models.state_dict_converter import StateDictConverter, Rename, Concat
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
 from modwright.nn.block import Block, BlockSequence
@@ -130,7 +130,7 @@ class VisionTransformerForImageClassification(TokenClassifier):
         return {"vit": _VIT, "deit": _DEIT}
 
     @classmethod
-    def key_maps(cls, config: VisionTransformerConfig) -> dict[str, KeyMap]:
+    def state_dict_converters(cls, config: VisionTransformerConfig) -> dict[str, StateDictConverter]:
         return {
             "official": _official(config),
             "transformers": _transformers(config, "layers", _IN_MEMORY),
@@ -152,18 +152,18 @@ def _block(config: VisionTransformerConfig, rate: float) -> Block:
 # Names in other libraries
 
 
-def _official(config: VisionTransformerConfig) -> KeyMap:
+def _official(config: VisionTransformerConfig) -> StateDictConverter:
     """facebookresearch/deit and timm."""
-    rules = [Rule("patch_embed.proj", "stem.conv0"), Rule("pos_embed", "positions.table")]
-    rules += [Rule(name, f"prefix.{name}") for name in config.prefix_names]
+    rules = [Rename("patch_embed.proj", "stem.conv0"), Rename("pos_embed", "positions.table")]
+    rules += [Rename(name, f"prefix.{name}") for name in config.prefix_names]
     for b in range(config.depth):
         block = f"blocks.{b}"
-        rules += [Rule(f"{block}.{part}", f"{block}.{part}") for part in ("norm1", "norm2", "mlp")]
-        rules.append(Rule(f"{block}.attn", f"{block}.mixer"))
-    rules += [Rule("norm", "norm"), Rule("head", "head.fc")]
+        rules += [Rename(f"{block}.{part}", f"{block}.{part}") for part in ("norm1", "norm2", "mlp")]
+        rules.append(Rename(f"{block}.attn", f"{block}.mixer"))
+    rules += [Rename("norm", "norm"), Rename("head", "head.fc")]
     if config.distilled:
-        rules.append(Rule("head_dist", "head.fc_distilled"))
-    return KeyMap(tuple(rules))
+        rules.append(Rename("head_dist", "head.fc_distilled"))
+    return StateDictConverter(tuple(rules))
 
 
 _NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
@@ -184,7 +184,7 @@ _IN_FILES: dict[str, str | tuple[str, ...]] = {
 
 def _transformers(
     config: VisionTransformerConfig, layers: str, names: Mapping[str, str | tuple[str, ...]]
-) -> KeyMap:
+) -> StateDictConverter:
     """transformers' ViT, or its DeiT where there are two classifiers.
 
     Its files, and the live models of its older versions, have other names than the live models of
@@ -192,29 +192,29 @@ def _transformers(
     """
     start = "deit" if config.distilled else "vit"
     rules = [
-        Rule(f"{start}.embeddings.patch_embeddings.projection", "stem.conv0"),
-        Rule(f"{start}.embeddings.position_embeddings", "positions.table"),
-        Rule(f"{start}.embeddings.cls_token", "prefix.cls_token"),
-        Rule(f"{start}.layernorm", "norm"),
+        Rename(f"{start}.embeddings.patch_embeddings.projection", "stem.conv0"),
+        Rename(f"{start}.embeddings.position_embeddings", "positions.table"),
+        Rename(f"{start}.embeddings.cls_token", "prefix.cls_token"),
+        Rename(f"{start}.layernorm", "norm"),
     ]
     if config.distilled:
         rules += [
-            Rule(f"{start}.embeddings.distillation_token", "prefix.dist_token"),
-            Rule("cls_classifier", "head.fc"),
-            Rule("distillation_classifier", "head.fc_distilled"),
+            Rename(f"{start}.embeddings.distillation_token", "prefix.dist_token"),
+            Rename("cls_classifier", "head.fc"),
+            Rename("distillation_classifier", "head.fc_distilled"),
         ]
     else:
-        rules.append(Rule("classifier", "head.fc"))
+        rules.append(Rename("classifier", "head.fc"))
     stacks = []
     for b in range(config.depth):
         layer, block = f"{start}.{layers}.{b}", f"blocks.{b}"
         for ours, theirs in names.items():
             if isinstance(theirs, str):
-                rules.append(Rule(f"{layer}.{theirs}", f"{block}.{ours}"))
+                rules.append(Rename(f"{layer}.{theirs}", f"{block}.{ours}"))
             else:
                 maps = tuple(f"{layer}.{name}" for name in theirs)
-                stacks.append(Stack(maps, f"{block}.{ours}"))
-    return KeyMap(tuple(rules), stacks=tuple(stacks))
+                stacks.append(Concat(maps, f"{block}.{ours}"))
+    return StateDictConverter(tuple(rules), stacks=tuple(stacks))
 
 
 def _made(theirs: Mapping[str, Any], distilled: bool) -> dict[str, Any]:

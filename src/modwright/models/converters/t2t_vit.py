@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.models.key_maps import KeyMap, Rule
+from modwright.models.state_dict_converter import StateDictConverter, Rename
 
 __all__ = ["official_names"]
 
@@ -27,8 +27,8 @@ def _one_tap(tensor: Tensor) -> Tensor:
     return tensor[:, None, None]
 
 
-def _renamed(names: dict[str, str], theirs: str, ours: str) -> list[Rule]:
-    return [Rule(f"{theirs}.{there}", f"{ours}.{here}") for here, there in names.items()]
+def _renamed(names: dict[str, str], theirs: str, ours: str) -> list[Rename]:
+    return [Rename(f"{theirs}.{there}", f"{ours}.{here}") for here, there in names.items()]
 
 
 _SAME = {name: name for name in ("norm1", "norm2")}
@@ -48,33 +48,33 @@ _TRANSFORMER = {
 }
 
 
-def _performer_names() -> list[Rule]:
-    found = [Rule("tokens_to_token.project", "stem.project")]
+def _performer_names() -> list[Rename]:
+    found = [Rename("tokens_to_token.project", "stem.project")]
     for n in range(2):
         theirs, ours = f"tokens_to_token.attention{n + 1}", f"stem.layers.{n}"
         found += _renamed(_PERFORMER, theirs, ours)
         swapped = (f"{theirs}.kqv", f"{ours}.attention.qkv")
-        found.append(Rule(*swapped, to_ours=_swap_thirds, to_theirs=_swap_thirds))
+        found.append(Rename(*swapped, to_ours=_swap_thirds, to_theirs=_swap_thirds))
     return found
 
 
-def _transformer_names() -> list[Rule]:
-    found = [Rule("tokens_to_token.project", "stem.project")]
+def _transformer_names() -> list[Rename]:
+    found = [Rename("tokens_to_token.project", "stem.project")]
     for n in range(2):
         found += _renamed(_TRANSFORMER, f"tokens_to_token.attention{n + 1}", f"stem.layers.{n}")
     return found
 
 
-def _convolution_names() -> list[Rule]:
+def _convolution_names() -> list[Rename]:
     theirs = {"conv0": "soft_split0", "conv1": "soft_split1", "conv2": "project"}
     return _renamed(theirs, "tokens_to_token", "stem")
 
 
-def _patch_names() -> list[Rule]:
-    return [Rule("patch_embed.proj", "stem.conv0")]
+def _patch_names() -> list[Rename]:
+    return [Rename("patch_embed.proj", "stem.conv0")]
 
 
-_STEM_NAMES: dict[str, Callable[[], list[Rule]]] = {
+_STEM_NAMES: dict[str, Callable[[], list[Rename]]] = {
     "performer": _performer_names,
     "transformer": _transformer_names,
     "convolution": _convolution_names,
@@ -110,9 +110,9 @@ _ONE_TAP = {
 }
 
 
-def official_names(config: Any) -> KeyMap:
+def official_names(config: Any) -> StateDictConverter:
     rules = _STEM_NAMES[config.stem]()
-    rules += [Rule("cls_token", "prefix.cls_token"), Rule("pos_embed", "positions.table")]
+    rules += [Rename("cls_token", "prefix.cls_token"), Rename("pos_embed", "positions.table")]
     count = config.depth
     if config.blocks == "dense":
         count = sum(config.dense_groups) + len(config.dense_groups) - 1
@@ -120,6 +120,6 @@ def official_names(config: Any) -> KeyMap:
         block = f"blocks.{b}"
         rules += _renamed(_BLOCK_NAMES[config.blocks], block, block)
         for here, there in _ONE_TAP.get(config.blocks, {}).items():
-            rules.append(Rule(f"{block}.{there}", f"{block}.{here}", _flat, _one_tap))
-    rules += [Rule("norm", "norm"), Rule("head", "head.fc")]
-    return KeyMap(tuple(rules))
+            rules.append(Rename(f"{block}.{there}", f"{block}.{here}", _flat, _one_tap))
+    rules += [Rename("norm", "norm"), Rename("head", "head.fc")]
+    return StateDictConverter(tuple(rules))

@@ -12,23 +12,23 @@ from torch import Tensor
 
 from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.modes import set_eval
-from modwright.models.importing import import_weights, layouts_of, name_classes
+from modwright.models.importing import import_weights, checkpoint_formats, name_classes
 from modwright.models.registry import create_model, list_models, model_class, variant_config
 from modwright.models.source_configs import read_source_config, same_value
 
-__all__ = ["Fit", "Recognised", "import_named", "recognise", "variants_of"]
+__all__ = ["MatchReport", "DetectedCheckpoint", "import_named", "detect_variant", "variants_of"]
 
 _CLASSIFIER = "head.fc.weight"
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Fit:
+class MatchReport:
     """How a file fits a named model; empty lists where it does.
 
     Attributes:
         variant: name of the model.
-        layout: the layout that knows most of the file's names.
+        checkpoint_format: the layout that knows most of the file's names.
         missing: tensors of the model that the file does not have.
         unexpected: names in the file that the model has no place for.
         other_shapes: tensors that have another shape in the file.
@@ -36,14 +36,14 @@ class Fit:
     """
 
     variant: str
-    layout: str
+    checkpoint_format: str
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     other_shapes: tuple[str, ...]
     classes: int | None
 
     @property
-    def faults(self) -> int:
+    def mismatches(self) -> int:
         """How many names do not fit."""
         return len(self.missing) + len(self.unexpected) + len(self.other_shapes)
 
@@ -51,7 +51,7 @@ class Fit:
         """What does not fit, in one line; some names of each kind.
 
         Example:
-            >>> Fit("pit", "official", ("a", "b"), (), ("c",), None).told()
+            >>> MatchReport("pit", "official", ("a", "b"), (), ("c",), None).told()
             'missing from the file: 2 (a, b); of another shape: 1 (c)'
         """
         kinds = {
@@ -67,13 +67,13 @@ class Fit:
 
 
 @dataclass(frozen=True)
-class Recognised:
+class DetectedCheckpoint:
     """A model with the weights of a file.
 
     Attributes:
         model: in evaluation mode.
         variant: its name.
-        layout: the layout that the file has.
+        checkpoint_format: the layout that the file has.
         tensors: how many were taken.
         fresh: names of tensors that the file does not give, and that are as they were made.
         changed: fields whose value is that of the file's config.json and not the named model's.
@@ -81,7 +81,7 @@ class Recognised:
 
     model: Any
     variant: str
-    layout: str
+    checkpoint_format: str
     tensors: int
     fresh: tuple[str, ...]
     changed: Mapping[str, Any] = field(default_factory=dict)
@@ -107,21 +107,21 @@ def variants_of(name: str) -> list[str]:
     return found
 
 
-def recognise(name: str, tensors: Mapping[str, Tensor], layout: str = "auto", **fields: Any) -> Fit:
+def detect_variant(name: str, tensors: Mapping[str, Tensor], checkpoint_format: str = "auto", **fields: Any) -> MatchReport:
     """The named model that tensors belong to.
 
     Args:
         name: of a model, or of an architecture or paper with several.
         tensors: of the file, by their names there.
-        layout: that the file has; "auto" tries all.
+        checkpoint_format: that the file has; "auto" tries all.
         fields: of the config; ``num_classes`` may differ from the file's.
 
     Raises:
         InvalidInputError: none fits (the nearest is told), or several do.
     """
-    fits = [_fit(variant, tensors, layout, fields) for variant in variants_of(name)]
-    fits.sort(key=lambda fit: fit.faults)
-    whole = [fit for fit in fits if not fit.faults]
+    fits = [_match(variant, tensors, checkpoint_format, fields) for variant in variants_of(name)]
+    fits.sort(key=lambda fit: fit.mismatches)
+    whole = [fit for fit in fits if not fit.mismatches]
     if len(whole) > 1:
         names = ", ".join(fit.variant for fit in whole)
         raise InvalidInputError(f"the file fits {len(whole)} models alike, name one of them: {names}")
@@ -129,7 +129,7 @@ def recognise(name: str, tensors: Mapping[str, Tensor], layout: str = "auto", **
         nearest = fits[0]
         other = "" if len(fits) == 1 else f"no model of {name} fits the file; the nearest, "
         raise InvalidInputError(
-            f"{other}{nearest.variant} with the layout {nearest.layout}: {nearest.told()}"
+            f"{other}{nearest.variant} with the layout {nearest.checkpoint_format}: {nearest.told()}"
         )
     return whole[0]
 
@@ -137,17 +137,17 @@ def recognise(name: str, tensors: Mapping[str, Tensor], layout: str = "auto", **
 def import_named(
     name: str,
     tensors: Mapping[str, Tensor],
-    layout: str = "auto",
+    checkpoint_format: str = "auto",
     resize: bool = False,
     source: str | Path | None = None,
     **fields: Any,
-) -> Recognised:
+) -> DetectedCheckpoint:
     """Builds the model that a file belongs to and fills it.
 
     Args:
         name: of a model, or of an architecture or paper with several.
         tensors: of the file, by their names there.
-        layout: that the file has; "auto" finds it.
+        checkpoint_format: that the file has; "auto" finds it.
         resize: positions of another grid are resized; name the model, then.
         source: where the tensors were read. The fields of a config.json there are those of the
             model, its class names, too; ``fields`` win over them.
@@ -164,21 +164,21 @@ def import_named(
     told = None if source is None else read_source_config(source, maps)
     if told is not None:
         own = {**told.fields, **fields}
-        variant = _nearest(name, tensors, layout, fields)
-        fit = _fit(variant, tensors, layout, own)
-        if fit.faults and not resize:
-            raise InvalidInputError(f"{variant} with the layout {fit.layout}: {fit.told()}")
+        variant = _nearest(name, tensors, checkpoint_format, fields)
+        fit = _match(variant, tensors, checkpoint_format, own)
+        if fit.mismatches and not resize:
+            raise InvalidInputError(f"{variant} with the layout {fit.checkpoint_format}: {fit.told()}")
     elif resize:
-        own, fit = fields, _fit(name, tensors, layout, fields)
+        own, fit = fields, _match(name, tensors, checkpoint_format, fields)
     else:
-        own, fit = fields, recognise(name, tensors, layout, **fields)
+        own, fit = fields, detect_variant(name, tensors, checkpoint_format, **fields)
     if fit.classes is not None:
         own = {"num_classes": fit.classes, **own}
     plain = variant_config(fit.variant)
-    own = {**model_class(plain).fields_of(tensors), **own}
+    own = {**model_class(plain).config_from_state_dict(tensors), **own}
     model = set_eval(create_model(fit.variant, **own))
     other = fit.classes is not None and own["num_classes"] != fit.classes
-    chosen = layout if resize else fit.layout
+    chosen = checkpoint_format if resize else fit.checkpoint_format
     done = import_weights(model, tensors, chosen, resize, new_classifier=other)
     changed = {}
     if told is not None:
@@ -189,31 +189,31 @@ def import_named(
         }
         if not other:
             name_classes(model, told)
-    return Recognised(model, fit.variant, done.layout, done.tensors, done.fresh, changed)
+    return DetectedCheckpoint(model, fit.variant, done.checkpoint_format, done.tensors, done.fresh, changed)
 
 
 def _nearest(
-    name: str, tensors: Mapping[str, Tensor], layout: str, fields: Mapping[str, Any]
+    name: str, tensors: Mapping[str, Tensor], checkpoint_format: str, fields: Mapping[str, Any]
 ) -> str:
     """The named model that tensors fit best by themselves; the first of several."""
-    fits = [_fit(variant, tensors, layout, fields) for variant in variants_of(name)]
-    return min(fits, key=lambda fit: fit.faults).variant
+    fits = [_match(variant, tensors, checkpoint_format, fields) for variant in variants_of(name)]
+    return min(fits, key=lambda fit: fit.mismatches).variant
 
 
-def _fit(
-    variant: str, tensors: Mapping[str, Tensor], layout: str, fields: Mapping[str, Any]
-) -> Fit:
+def _match(
+    variant: str, tensors: Mapping[str, Tensor], checkpoint_format: str, fields: Mapping[str, Any]
+) -> MatchReport:
     kind = model_class(variant_config(variant))
     with torch.device("meta"):
-        model = create_model(variant, **{**kind.fields_of(tensors), **fields})
-    maps = layouts_of(model)
+        model = create_model(variant, **{**kind.config_from_state_dict(tensors), **fields})
+    maps = checkpoint_formats(model)
     if not maps:
         raise InvalidInputError(f"{type(model).__name__} has no layout of another library")
-    if layout not in ("auto", *maps):
-        raise unknown_name("layout", layout, ["auto", *maps])
+    if checkpoint_format not in ("auto", *maps):
+        raise unknown_name("layout", checkpoint_format, ["auto", *maps])
     own = model.state_dict()
     tried = []
-    for chosen in maps if layout == "auto" else [layout]:
+    for chosen in maps if checkpoint_format == "auto" else [checkpoint_format]:
         with refusing():
             converted = maps[chosen].to_ours(tensors)
         found = converted.tensors
@@ -223,7 +223,7 @@ def _fit(
         )
         shaped = [n for n, t in found.items() if n in own and t.shape != own[n].shape]
         tried.append(
-            Fit(
+            MatchReport(
                 variant,
                 chosen,
                 tuple(n for n in own if n not in found and not n.endswith("num_batches_tracked")),
@@ -232,7 +232,7 @@ def _fit(
                 None if classifier is None else len(classifier),
             )
         )
-    return min(tried, key=lambda fit: fit.faults)
+    return min(tried, key=lambda fit: fit.mismatches)
 
 
 def _of_classifier(name: str) -> bool:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.models import create_model, to_layout
+from modwright.models import create_model, to_checkpoint_format
 from modwright.models.importing import read_weights
-from modwright.models.recognising import import_named, recognise, variants_of
+from modwright.models.detection import import_named, detect_variant, variants_of
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def small() -> Any:
 
 @pytest.fixture(scope="module")
 def official(small: Any) -> dict[str, torch.Tensor]:
-    return to_layout(small, "official")
+    return to_checkpoint_format(small, "official")
 
 
 def test_a_paper_names_the_variants_of_its_architecture() -> None:
@@ -36,7 +36,7 @@ def test_a_paper_names_the_variants_of_its_architecture() -> None:
 
 def test_the_variant_and_the_classes_are_found(official: Any, small: Any) -> None:
     found = import_named("poolformer_s12", official)
-    assert (found.variant, found.layout) == ("poolformer_s12", "official")
+    assert (found.variant, found.checkpoint_format) == ("poolformer_s12", "official")
     assert found.model.config.num_labels == 7 and found.fresh == ()
     assert found.tensors == len(official)
     for name, tensor in small.state_dict().items():
@@ -45,8 +45,8 @@ def test_the_variant_and_the_classes_are_found(official: Any, small: Any) -> Non
 
 def test_of_a_paper_the_variant_that_fits_is_taken(official: Any) -> None:
     large = create_model("craft_x3")
-    found = import_named("craft", to_layout(large, "official"))
-    assert (found.variant, found.layout) == ("craft_x3", "official")
+    found = import_named("craft", to_checkpoint_format(large, "official"))
+    assert (found.variant, found.checkpoint_format) == ("craft_x3", "official")
     for name, tensor in large.state_dict().items():
         assert found.model.state_dict()[name].equal(tensor), name
     # one that pools and one that does nothing have the same tensors
@@ -70,15 +70,15 @@ def test_what_does_not_fit_is_named(official: Any) -> None:
         match=r"no model of metaformer fits the file; the nearest, \w+_s12 with the layout "
         r"official: missing from the file: 1 \(stem",
     ):
-        recognise("metaformer", lacking)
+        detect_variant("metaformer", lacking)
     with pytest.raises(
         InvalidInputError, match=r"poolformer_s12 .* without a place in the model: 1 \(more\)"
     ):
-        recognise("poolformer_s12", {**official, "more": first})
+        detect_variant("poolformer_s12", {**official, "more": first})
     with pytest.raises(InvalidInputError, match=r"poolformer_m36 .* missing from the file: \d+ \(.*, …\)"):
-        recognise("poolformer_m36", official)
+        detect_variant("poolformer_m36", official)
     with pytest.raises(InvalidInputError, match=r"unknown layout 'offical'.*did you mean 'official'"):
-        recognise("poolformer_s12", official, "offical")
+        detect_variant("poolformer_s12", official, "offical")
 
 
 def test_files_of_every_kind_are_read(official: Any, tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_a_directory_of_transformers_is_read_in_shards_too(tmp_path: Path) -> No
         tensors = read_weights(tmp_path / folder)
         fields = {"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16]}
         found = import_named("poolformer_s12", tensors, **fields)
-        assert found.layout == "transformers" and found.model.config.num_labels == 5
-        back = to_layout(found.model, "transformers")
+        assert found.checkpoint_format == "transformers" and found.model.config.num_labels == 5
+        back = to_checkpoint_format(found.model, "transformers")
         assert all(back[name].equal(t) for name, t in theirs.state_dict().items())
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"holds no model\.safetensors"):

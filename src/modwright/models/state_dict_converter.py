@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Converted", "KeyMap", "Rule", "Stack", "same"]
+__all__ = ["Converted", "StateDictConverter", "Rename", "Concat", "same"]
 
 Change = Callable[[Tensor], Tensor]
 
@@ -23,7 +23,7 @@ def same(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rename:
     """A module or a tensor, under its two names.
 
     Attributes:
@@ -40,7 +40,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Stack:
+class Concat:
     """Modules of equal size there whose tensors are the rows of one module's here.
 
     Attributes:
@@ -66,7 +66,7 @@ class Converted:
 
 
 @dataclass(frozen=True)
-class KeyMap:
+class StateDictConverter:
     """One layout of one model.
 
     Attributes:
@@ -76,10 +76,10 @@ class KeyMap:
         stacks: modules there that are one here.
     """
 
-    rules: tuple[Rule, ...]
+    rules: tuple[Rename, ...]
     ignored: tuple[str, ...] = ()
     aliases: Mapping[str, str] | None = None
-    stacks: tuple[Stack, ...] = ()
+    stacks: tuple[Concat, ...] = ()
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> Converted:
         """Renames a state dict of the other layout.
