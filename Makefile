@@ -105,7 +105,7 @@ bench: $(READY) $(MERGEKIT)
 
 bench-vision: $(READY) $(TIMM)/.ready
 	for threads in 1 2; do \
-	  $(BIN)/python benchmarks/picture_speed.py --repeats 20 --threads $$threads && \
+	  $(BIN)/python benchmarks/image_speed.py --repeats 20 --threads $$threads && \
 	  $(TIMM)/bin/python benchmarks/timm_speed.py --repeats 20 --threads $$threads && \
 	  $(BIN)/python benchmarks/mixer_speed.py --repeats 25 --threads $$threads && \
 	  $(BIN)/python benchmarks/fusing_speed.py --repeats 7 --threads $$threads && \

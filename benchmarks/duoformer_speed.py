@@ -57,25 +57,25 @@ def peak(run: Callable[[], Any]) -> float:
 
 
 def loop_over_cells(model: Any, tokens: Tensor) -> Tensor:
-    """:meth:`mix_scales`, one cell of one picture after the other."""
+    """:meth:`mix_scales`, one cell of one image after the other."""
     row = (1, model.tokenise.tokens)
     table = model.scale_positions.table
     found = [
-        model.scale_blocks(cell[None] + table, row)[0, 0] for picture in tokens for cell in picture
+        model.scale_blocks(cell[None] + table, row)[0, 0] for image in tokens for cell in image
     ]
     return torch.stack(found).unflatten(0, tokens.shape[:2])
 
 
 @torch.no_grad()
 def scales_side_by_side(depth: int, batch: int, repeats: int) -> None:
-    """Prints a table: tokens per cell, milliseconds per picture, peak memory."""
+    """Prints a table: tokens per cell, milliseconds per image, peak memory."""
     fields = {"depth": depth, "num_classes": 2}
     models = {s: create_model(f"duoformer_resnet18_scales{s}_224", **fields).eval() for s in SCALES}
-    pictures = torch.randn(batch, 3, 224, 224)
-    runs = [partial(model, pictures) for model in models.values()]
+    images = torch.randn(batch, 3, 224, 224)
+    runs = [partial(model, images) for model in models.values()]
     taken = in_turns(runs, repeats)
     few_at_once = models[SCALES[-1]]
-    print("| scales | tokens per cell | ms per picture | times as long | peak, MB |")
+    print("| scales | tokens per cell | ms per image | times as long | peak, MB |")
     print("|---|---|---|---|---|")
     for scales, run, own in zip(SCALES, runs, taken):
         longer = PairedRatio.of([mine / base for mine, base in zip(own, taken[0])])

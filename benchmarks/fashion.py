@@ -1,11 +1,11 @@
 """All families of classifiers on Fashion-MNIST: one small model each, trained alike from scratch.
 
-    python benchmarks/fashion.py --table out/fashion.md --picture docs/images/fashion.png
+    python benchmarks/fashion.py --table out/fashion.md --image docs/images/fashion.png
 
-Pictures of 28 x 28 are made 32 x 32. Every model has at most a million parameters and is trained
+Images of 28 x 28 are made 32 x 32. Every model has at most a million parameters and is trained
 once, with AdamW and a one-cycle schedule, without augmentation; it is measured on the 10,000 test
-pictures. What was measured is appended to ``--results``, and a family that stands there with the
-same settings is not trained again, so a run that was stopped goes on. Table and picture are made of
+images. What was measured is appended to ``--results``, and a family that stands there with the
+same settings is not trained again, so a run that was stopped goes on. Table and image are made of
 that file. Each figure is of one training.
 """
 
@@ -156,7 +156,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.margins(x=0.2, y=0.12)
     left, right = axes.get_xlim()
     axes.set_xlim(left, 1.4 * right)  # room for the last name
-    axes.set_xlabel("multiply-accumulates of one picture, millions (areas: parameters)")
+    axes.set_xlabel("multiply-accumulates of one image, millions (areas: parameters)")
     axes.set_ylabel("test accuracy, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.3)
@@ -203,8 +203,8 @@ def main() -> None:
     if options.table:
         options.table.parent.mkdir(parents=True, exist_ok=True)
         options.table.write_text(table(rows))
-    if options.picture:
-        draw(rows, options.picture)
+    if options.image:
+        draw(rows, options.image)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/model_counts.py metaformer
 
 Prints a table in Markdown. MACs are products of matrices and convolutions in one pass over one
-picture; no numbers are computed, so it takes seconds.
+image; no numbers are computed, so it takes seconds.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ SIDE = 224
 
 @torch.no_grad()
 def with_statistics(model: Any) -> Any:
-    """Fresh norms would fold into factors of 1: these have seen eight pictures of noise."""
+    """Fresh norms would fold into factors of 1: these have seen eight images of noise."""
     torch.manual_seed(0)
     for norm in model.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -41,20 +41,20 @@ def with_statistics(model: Any) -> Any:
 
 
 @torch.no_grad()
-def seconds(model: Any, pictures: torch.Tensor) -> float:
+def seconds(model: Any, images: torch.Tensor) -> float:
     """One forward pass."""
     began = time.perf_counter()
-    model(pictures)
+    model(images)
     return time.perf_counter() - began
 
 
 def in_turns(
-    one: Any, two: Any, pictures: torch.Tensor, repeats: int
+    one: Any, two: Any, images: torch.Tensor, repeats: int
 ) -> tuple[float, float, PairedRatio]:
     """Milliseconds of both, and how many times as fast the second is."""
     for model in (one, two):
-        seconds(model, pictures)
-    pairs = [(seconds(one, pictures), seconds(two, pictures)) for _ in range(repeats)]
+        seconds(model, images)
+    pairs = [(seconds(one, images), seconds(two, images)) for _ in range(repeats)]
     first, second = zip(*pairs)
     return 1e3 * median(first), 1e3 * median(second), PairedRatio.of([a / b for a, b in pairs])
 
@@ -62,8 +62,8 @@ def in_turns(
 @torch.no_grad()
 def apart(one: Any, two: Any) -> str:
     """The largest difference of logits in parts of the largest one, and whether classes agree."""
-    pictures = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
-    expected, found = one(pictures).logits, two(pictures).logits
+    images = torch.randn(8, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(1))
+    expected, found = one(images).logits, two(images).logits
     off = float((found - expected).abs().max() / expected.abs().max())
     same = int((found.argmax(1) == expected.argmax(1)).sum())
     return f"logits apart by {off:.1e} of the largest, {same} of 8 classes the same"
@@ -82,9 +82,9 @@ def main() -> None:
         fused = reparameterize(trained)
         told.append(f"{name}: {apart(trained, fused)}")
         for batch in (1, 8):
-            pictures = torch.randn(batch, 3, SIDE, SIDE)
+            images = torch.randn(batch, 3, SIDE, SIDE)
             for label, slower in {f"`{name}`": trained, **_peer(name)}.items():
-                slow, fast, ratio = in_turns(slower, fused, pictures, options.repeats)
+                slow, fast, ratio = in_turns(slower, fused, images, options.repeats)
                 rows.append(f"| {label} | {batch} | {slow:.0f} | {fast:.0f} | {ratio:.2f} |")
     print("\n".join(told))
     print("\n| as trained | batch | as trained, ms | fused here, ms | times as fast |")

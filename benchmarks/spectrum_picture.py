@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     options = parser.parse_args()
     lines = [json.loads(line) for line in options.figures.read_text().splitlines()]
-    draw({line["figure"]: line for line in lines}, options.picture)
+    draw({line["figure"]: line for line in lines}, options.image)
 
 
 if __name__ == "__main__":

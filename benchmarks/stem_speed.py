@@ -2,7 +2,7 @@
 
 Times are of one forward pass; the two of a row run in turns in one process, and a ratio is the
 median over neighbouring runs. The peak is that of the bytes that tensors hold at once during a
-pass, weights and picture aside.
+pass, weights and image aside.
 
     python benchmarks/stem_speed.py --repeats 9 --threads 1
     python benchmarks/stem_speed.py --repeats 9 --threads 2
@@ -33,13 +33,13 @@ def build(name: str) -> nn.Module:
     return create_model(name).eval()
 
 
-def on(module: nn.Module, picture: Tensor, explicit: bool = False) -> Run:
+def on(module: nn.Module, image: Tensor, explicit: bool = False) -> Run:
     """One forward pass; ``explicit`` writes the matrix of attention down."""
 
     @torch.no_grad()
     def run() -> None:
         with sdpa_kernel(SDPBackend.MATH) if explicit else nullcontext():
-            module(picture)
+            module(image)
 
     return run
 
@@ -73,9 +73,9 @@ def inner_streams(repeats: int) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     plain = build("deit_small_patch16_224")
     for batch in (1, 2):
-        picture = torch.randn(batch, 3, 224, 224)
+        image = torch.randn(batch, 3, 224, 224)
         for name in ("tnt_s_patch16_224", "tnt_s_1_patch16_224", "tnt_s_4_patch16_224"):
-            found = in_turns(on(plain, picture), on(build(name), picture), repeats)
+            found = in_turns(on(plain, image), on(build(name), image), repeats)
             one, other, ratio = found
             yield f"| {batch} | {one * 1e3:.0f} | `{name}` | {other * 1e3:.0f} | {ratio:.2f} |"
 
@@ -94,11 +94,11 @@ def stems(repeats: int) -> Iterator[str]:
         "hard patches": (build("t2t_vit_patch16_14").stem, False),
     }
     for batch in (1, 4):
-        picture = torch.randn(batch, 3, 224, 224)
-        ours = on(performer, picture)
+        image = torch.randn(batch, 3, 224, 224)
+        ours = on(performer, image)
         ours_peak = peak(ours)
         for name, (stem, explicit) in others.items():
-            run = on(stem, picture, explicit)
+            run = on(stem, image, explicit)
             one, other, ratio = in_turns(ours, run, repeats)
             other_peak = peak(run)
             yield (

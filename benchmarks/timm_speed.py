@@ -59,9 +59,9 @@ def main() -> None:
     for name in PEERS:
         ours, theirs = pair(name)
         for batch in options.batches:
-            pictures = torch.randn(batch, 3, 224, 224)
-            off = float((ours(pictures).logits - theirs(pictures)).abs().max())
-            times = forward_side_by_side(ours, theirs, pictures, options.repeats, clock)
+            images = torch.randn(batch, 3, 224, 224)
+            off = float((ours(images).logits - theirs(images)).abs().max())
+            times = forward_side_by_side(ours, theirs, images, options.repeats, clock)
             mine, others, ratio = times
             print(f"| `{name}` | {batch} | {mine:.0f} | {others:.0f} | {ratio:.2f} | {off:.0e} |")
     print(

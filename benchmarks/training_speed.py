@@ -1,4 +1,4 @@
-"""Training by `fit` against a plain loop in PyTorch: same model, pictures, optimizer and schedule.
+"""Training by `fit` against a plain loop in PyTorch: same model, images, optimizer and schedule.
 
 Both train fresh copies of one model in turns in one process; a ratio is the median over
 neighbouring runs, below 1 where `fit` is slower. The time of a step is what more epochs take; what
@@ -106,7 +106,7 @@ def main() -> None:
         begin = median(begin for _, (_, begin) in pairs)
         print(f"| {name} | {by_hand:.1f} | {ours:.1f} | {ratio:.3f} | {begin:.0f} |", flush=True)
     print(
-        f"\n{EPOCHS * per_epoch} steps of {BATCH} pictures of 32 x 32, {options.threads} threads, "
+        f"\n{EPOCHS * per_epoch} steps of {BATCH} images of 32 x 32, {options.threads} threads, "
         f"{options.clock} time, torch {torch.__version__}, {options.repeats} repeats"
     )
     if options.profile:

@@ -33,18 +33,18 @@ def in_turns(one: Callable[[], _T], other: Callable[[], _T], repeats: int) -> li
 
 
 @torch.no_grad()
-def forward_seconds(model: Any, pictures: torch.Tensor, clock: Clock) -> float:
+def forward_seconds(model: Any, images: torch.Tensor, clock: Clock) -> float:
     """One forward pass."""
     began = clock()
-    model(pictures)
+    model(images)
     return clock() - began
 
 
 def forward_side_by_side(
-    ours: Any, theirs: Any, pictures: torch.Tensor, repeats: int, clock: Clock
+    ours: Any, theirs: Any, images: torch.Tensor, repeats: int, clock: Clock
 ) -> tuple[float, float, PairedRatio]:
     """Milliseconds of a forward pass of both, and how many times as fast ours is."""
-    one, other = (partial(forward_seconds, model, pictures, clock) for model in (ours, theirs))
+    one, other = (partial(forward_seconds, model, images, clock) for model in (ours, theirs))
     one(), other()
     pairs = in_turns(one, other, repeats)
     mine, peers = (1e3 * median(side) for side in zip(*pairs))

@@ -3,9 +3,9 @@
     python benchmarks/upscale_speed.py --threads 1
     python benchmarks/upscale_speed.py --memory
 
-The first prints seconds per megapixel of the small picture, each taken in turns in one process; a
+The first prints seconds per megapixel of the small image, each taken in turns in one process; a
 ratio is the median over neighbouring runs. The second prints how much memory the model needs beyond
-its weights for a picture as a whole and in tiles, each in a process of its own.
+its weights for an image as a whole and in tiles, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ WAYS = ("whole", "tiled")
 
 
 class PlainResidual(nn.Module):
-    """Residual blocks of two 3 x 3 convolutions without norms, then one step to the large picture.
+    """Residual blocks of two 3 x 3 convolutions without norms, then one step to the large image.
 
     In the manner of EDSR (arXiv 1707.02921).
     """
@@ -65,15 +65,15 @@ def size(model: nn.Module) -> int:
 
 
 @torch.no_grad()
-def seconds(run: Any, picture: Tensor) -> float:
+def seconds(run: Any, image: Tensor) -> float:
     """One pass."""
     began = time.perf_counter()
-    run(picture)
+    run(image)
     return time.perf_counter() - began
 
 
 def speed(side: int, repeats: int) -> None:
-    """All three in turns on one picture."""
+    """All three in turns on one image."""
     craft = create_model("craft_x2").eval()
     plain = PlainResidual(65, 9).eval()
     runs = {
@@ -81,10 +81,10 @@ def speed(side: int, repeats: int) -> None:
         f"plain residual network, {size(plain):,} parameters": plain,
         "bicubic": lambda x: bicubic(x, 2),
     }
-    picture = torch.rand(1, 3, side, side)
+    image = torch.rand(1, 3, side, side)
     for run in runs.values():
-        seconds(run, picture)
-    rounds = [[seconds(run, picture) for run in runs.values()] for _ in range(repeats)]
+        seconds(run, image)
+    rounds = [[seconds(run, image) for run in runs.values()] for _ in range(repeats)]
     megapixels = side**2 / 1e6
     print("| | s per small megapixel | CRAFT takes, times |")
     print("|---|---|---|")
@@ -102,16 +102,16 @@ def peak() -> float:
 
 
 def one_peak(side: int, tile: int, way: str) -> None:
-    """Prints what the peak grew by beyond what a small picture needs."""
-    model, picture = create_model("craft_x2").eval(), torch.rand(3, side, side)
-    upscale_image(model, picture[:, :16, :16])
+    """Prints what the peak grew by beyond what a small image needs."""
+    model, image = create_model("craft_x2").eval(), torch.rand(3, side, side)
+    upscale_image(model, image[:, :16, :16])
     before = peak()
-    upscale_image(model, picture, tile if way == "tiled" else None, overlap=tile // 8)
+    upscale_image(model, image, tile if way == "tiled" else None, overlap=tile // 8)
     print(peak() - before)
 
 
 def memory(side: int, tile: int) -> None:
-    """Both ways, each in a process of its own; and how far apart the pictures are."""
+    """Both ways, each in a process of its own; and how far apart the images are."""
     found = {}
     for way in WAYS:
         sizes = ["--side", str(side), "--tile", str(tile)]
@@ -132,7 +132,7 @@ def memory(side: int, tile: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", type=int, help="of the small picture; 128, for memory 512")
+    parser.add_argument("--side", type=int, help="of the small image; 128, for memory 512")
     parser.add_argument("--tile", type=int, default=256, help="they overlap by an eighth")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)

@@ -1,7 +1,7 @@
-"""Makes the pictures of the tutorial again: `python docs/pictures.py [NAME ...]`.
+"""Makes the images of the tutorial again: `python docs/images.py [NAME ...]`.
 
 The commands are those of docs/tutorial.md: all its blocks run in order in an empty directory, and
-what a command printed becomes the picture below it. The report is opened in a headless Chromium.
+what a command printed becomes the image below it. The report is opened in a headless Chromium.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FONTS = 'ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace
 
 @dataclass(frozen=True)
 class Shot:
-    """A picture of the tutorial, and the block above it."""
+    """An image of the tutorial, and the block above it."""
 
     name: str
     kind: str
@@ -41,7 +41,7 @@ class Shot:
 
 
 def shots(page: Path = TUTORIAL) -> Iterator[Shot]:
-    """The pictures of a page, in order, each with the nearest block of commands above it."""
+    """The images of a page, in order, each with the nearest block of commands above it."""
     blocks = [block for block in blocks_of(page) if block.language == "bash"]
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
         found = PICTURE.match(line)
@@ -66,7 +66,7 @@ def run(command: str, folder: Path) -> str:
     )
     if done.returncode:
         raise SystemExit(f"{command}: exit code {done.returncode}")
-    # Before it is drawn: in a finished picture the letters would be spread over the old width.
+    # Before it is drawn: in a finished image the letters would be spread over the old width.
     return done.stdout.replace(f"{folder.resolve()}{os.sep}", "")
 
 
@@ -92,7 +92,7 @@ def photograph(page: Path, picture: Path, width: int = 1280, height: int = 1560)
 
     browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
     if browser is None:
-        raise SystemExit("the picture of the report needs chromium on the PATH")
+        raise SystemExit("the image of the report needs chromium on the PATH")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "page.png"
         subprocess.run(
@@ -115,7 +115,7 @@ def photograph(page: Path, picture: Path, width: int = 1280, height: int = 1560)
 
 
 def make(names: list[str], out: Path) -> None:
-    """Runs the tutorial and writes the named pictures; all where none is named."""
+    """Runs the tutorial and writes the named images; all where none is named."""
     wanted = {shot.block.line: shot for shot in shots() if not names or shot.name in names}
     last = max(wanted)
     with tempfile.TemporaryDirectory() as place:

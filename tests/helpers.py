@@ -16,14 +16,14 @@ __all__ = ["batch_of", "edit", "outputs", "random_data", "snapshot", "unchanged"
 
 
 def batch_of(model: Any) -> dict[str, Tensor]:
-    """Inputs that a model takes: two rows of tokens, one left-padded, or two pictures."""
+    """Inputs that a model takes: two rows of tokens, one left-padded, or two images."""
     return probe_batch(model)
 
 
 def random_data(
     model: Any, count: int = 8, length: int = 24, batch_size: int = 4, seed: int = 0
 ) -> CalibrationData:
-    """Calibration data of what a model reads: rows of tokens without padding, or pictures."""
+    """Calibration data of what a model reads: rows of tokens without padding, or images."""
     from modwright.anatomy import Anatomy
 
     generator = torch.Generator().manual_seed(seed)
@@ -31,8 +31,8 @@ def random_data(
     if reads.is_text:
         rows = [torch.randint(3, 128, (length,), generator=generator) for _ in range(count)]
         return from_sequences(rows, 0, batch_size=batch_size)
-    pictures = reads.random(count, length, generator)["pixel_values"].split(batch_size)
-    return from_tensors([{"pixel_values": part} for part in pictures], name="noise")
+    images = reads.random(count, length, generator)["pixel_values"].split(batch_size)
+    return from_tensors([{"pixel_values": part} for part in images], name="noise")
 
 
 @torch.no_grad()

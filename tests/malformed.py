@@ -52,8 +52,8 @@ class Maker:
         anatomy = opened.anatomy
         self.plan = root / "good-plan"
         Plan.of(anatomy, "by hand", remove(anatomy.blocks[0].attention)).save(self.plan)
-        self.pictures = root / "good-pictures"
-        create_model("resnet18", num_classes=2).save_pretrained(self.pictures)
+        self.images = root / "good-pictures"
+        create_model("resnet18", num_classes=2).save_pretrained(self.images)
         torch.save({"a": torch.ones(2)}, root / "good.pth")
 
     @staticmethod
@@ -499,7 +499,7 @@ def plans(make: Maker) -> Iterator[Case]:
         yield f"plan-tensors-{name}", words
 
 
-def pictures(make: Maker) -> Iterator[Case]:
+def images(make: Maker) -> Iterator[Case]:
     header = struct.pack(">IIBBBBB", 2**31 - 1, 2**31 - 1, 8, 2, 0, 0, 0)
     chunk = struct.pack(">I", 13) + b"IHDR" + header
     chunk += struct.pack(">I", zlib.crc32(b"IHDR" + header))
@@ -520,7 +520,7 @@ def pictures(make: Maker) -> Iterator[Case]:
     for name, content in contents.items():
         file = make.alone(f"image-{name}.png", content)
         out = str(make.root / "never.png")
-        yield f"image-{name}", ["upscale", str(make.pictures), str(file), "-o", out]
+        yield f"image-{name}", ["upscale", str(make.images), str(file), "-o", out]
     files = {
         "pth-empty": b"",
         "pth-text": b"hello there",
@@ -546,7 +546,7 @@ KINDS: tuple[Callable[[Maker], Iterator[Case]], ...] = (
     ggufs,
     recipes,
     plans,
-    pictures,
+    images,
 )
 
 

@@ -20,5 +20,5 @@ needs_clothes = pytest.mark.skipif(
 
 @cache
 def clothes() -> tuple[Pictures, Pictures]:
-    """60,000 pictures for training and 10,000 for testing, of 28 pixels, made 32."""
+    """60,000 images for training and 10,000 for testing, of 28 pixels, made 32."""
     return idx_pictures(FOLDER)

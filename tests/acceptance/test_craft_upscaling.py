@@ -1,6 +1,6 @@
-"""CRAFT (arXiv 2308.05022) on real photographs: against bicubic, and what its branches are worth.
+"""CRAFT (arXiv 2308.05022) on real photos: against bicubic, and what its branches are worth.
 
-A model of two groups learns to double pieces of two photographs; the left of both is held out. Rate
+A model of two groups learns to double pieces of two photos; the left of both is held out. Rate
 and start were chosen on pieces of the middle, so what is measured here was not chosen on.
 With MODWRIGHT_FIGURES every structure is trained with several seeds and the spectra of their errors
 are written down; without it one training has to do.
@@ -22,7 +22,7 @@ from modwright.analysis import radial_spectrum
 from modwright.models import create_model
 from modwright.nn.cross_refinement import CrossRefinementBlock
 from modwright.nn.high_frequency import HighFrequencyBlock
-from modwright.tasks.upscaling import PicturePairs, bicubic, photograph_pairs, psnr, ssim
+from modwright.tasks.upscaling import SuperResolutionDataset, bicubic, sample_image_pairs, psnr, ssim
 from modwright.training import Reconstruction, Settings, fit
 
 pytestmark = pytest.mark.slow
@@ -71,7 +71,7 @@ def convolutions_alone(model: nn.Module) -> None:
 def begin_as_nearest(model: Any) -> None:
     """The path around the groups repeats every pixel, and the groups add nothing yet.
 
-    From random weights the few steps of a test go into finding out that a large picture looks like
+    From random weights the few steps of a test go into finding out that a large image looks like
     the small one; the authors take 500,000 steps.
     """
     for conv in (model.conv, model.up.conv):
@@ -95,7 +95,7 @@ STRUCTURES: dict[str, Callable[[nn.Module], None]] = {
 
 @dataclass(frozen=True)
 class Found:
-    """How near pictures come to those they should be, and where in the spectrum they are off."""
+    """How near images come to those they should be, and where in the spectrum they are off."""
 
     psnr: float
     ssim: float
@@ -103,7 +103,7 @@ class Found:
     spectrum: tuple[float, ...]
 
 
-def measured(large: Tensor, pairs: PicturePairs) -> Found:
+def measured(large: Tensor, pairs: SuperResolutionDataset) -> Found:
     crop = pairs.scale
     inside = (large - pairs.large)[..., crop:-crop, crop:-crop].double() * 255
     rings = radial_spectrum(inside, bins=RINGS).tolist()
@@ -119,7 +119,7 @@ def trained(name: str, nearest: bool = True, rate: float = 1e-3) -> float:
     """Mean PSNR of one structure, trained from scratch once per seed."""
     found = []
     for seed in SEEDS:
-        train, test = photograph_pairs(train=STEPS * BATCH, seed=seed, where="left")
+        train, test = sample_image_pairs(train=STEPS * BATCH, seed=seed, where="left")
         torch.manual_seed(seed)
         model = create_model("craft_x2", **SIZES)
         STRUCTURES[name](model)
@@ -154,7 +154,7 @@ def trained(name: str, nearest: bool = True, rate: float = 1e-3) -> float:
 
 
 def test_it_beats_bicubic_on_held_out_pieces() -> None:
-    _, test = photograph_pairs(train=1, where="left")
+    _, test = sample_image_pairs(train=1, where="left")
     plain = measured(bicubic(test.small, 2), test)
     note("craft-bicubic", psnr=plain.psnr, ssim=plain.ssim, fine_error=plain.fine,
          spectrum=list(plain.spectrum))  # fmt: skip

@@ -1,4 +1,4 @@
-"""MetaFormer (arXiv 2111.11418) on real pictures: what its parts are worth, trained from scratch.
+"""MetaFormer (arXiv 2111.11418) on real images: what its parts are worth, trained from scratch.
 
 With MODWRIGHT_FIGURES three seeds are taken instead of two, and the figures are written down.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from figures import FULL
-from small_pictures import mean_accuracy
+from small_images import mean_accuracy
 
 from modwright.models import create_model
 from modwright.nn.block import Block

@@ -1,4 +1,4 @@
-"""SMT (arXiv 2307.08579) on few real pictures: modulation in early stages against attention.
+"""SMT (arXiv 2307.08579) on few real images: modulation in early stages against attention.
 
 One training differs from the next by as much as the structures do, so the mean of several seeds is
 compared: with MODWRIGHT_FIGURES of sixteen instead of four, and the figures are written down.
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from figures import FULL
-from small_pictures import mean_accuracy
+from small_images import mean_accuracy
 
 from modwright.models import create_model
 from modwright.tasks.pictures import digits
@@ -23,7 +23,7 @@ SIZES |= {"attention_heads": [2, 2, 3, 4]}
 
 
 def accuracy(name: str, **fields: Any) -> float:
-    """Mean test accuracy of one structure in percent, trained on 150 pictures."""
+    """Mean test accuracy of one structure in percent, trained on 150 images."""
 
     def make() -> Any:
         return create_model("smt_tiny", num_classes=10, drop_path_rate=0.0, **SIZES, **fields)

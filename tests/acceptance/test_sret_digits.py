@@ -1,7 +1,7 @@
-"""SReT (arXiv 2111.05297) on real pictures: slices against whole attention, and recursion.
+"""SReT (arXiv 2111.05297) on real images: slices against whole attention, and recursion.
 
 With MODWRIGHT_FIGURES six seeds are taken instead of two, the figures are written down, and the
-same is measured with few pictures.
+same is measured with few images.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from figures import FULL
-from small_pictures import mean_accuracy
+from small_images import mean_accuracy
 
 from modwright.models import create_model
 from modwright.tasks.pictures import digits
@@ -28,7 +28,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def accuracy(kind: str, pictures: int, **settings: Any) -> float:
-    """Mean test accuracy of one structure in percent, trained on the first pictures."""
+    """Mean test accuracy of one structure in percent, trained on the first images."""
 
     def make() -> Any:
         return create_model("sret_t", num_classes=10, drop_path_rate=0.0, **SIZES, **KINDS[kind])
@@ -46,7 +46,7 @@ def test_slices_cost_next_to_nothing() -> None:
         accuracy("one-pass", **settings)
 
 
-@pytest.mark.skipif(not FULL, reason="nothing is claimed of few pictures: their figures are noted")
+@pytest.mark.skipif(not FULL, reason="nothing is claimed of few images: their figures are noted")
 def test_few_pictures() -> None:
     for kind in KINDS:
         assert accuracy(kind, pictures=150, epochs=20, batch_size=32) > 80

@@ -1,4 +1,4 @@
-"""T2T-ViT (arXiv 2101.11986) on few real pictures: its stem against hard patches, from scratch.
+"""T2T-ViT (arXiv 2101.11986) on few real images: its stem against hard patches, from scratch.
 
 With MODWRIGHT_FIGURES five seeds are taken instead of three, others stand beside, and the figures
 are written down.
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from figures import FULL
-from small_pictures import mean_accuracy
+from small_images import mean_accuracy
 
 from modwright.models import create_model
 from modwright.tasks.pictures import digits
@@ -45,7 +45,7 @@ SHAPES = {
 
 
 def accuracy(name: str) -> float:
-    """Mean test accuracy in percent of a training on the first 200 pictures."""
+    """Mean test accuracy in percent of a training on the first 200 images."""
     train, test = digits()
     few = train.take(FEW), test
     settings = {"epochs": 25, "batch_size": 32}

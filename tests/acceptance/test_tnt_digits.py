@@ -1,4 +1,4 @@
-"""TNT (arXiv 2103.00112) on real pictures: what words inside patches are worth, from scratch.
+"""TNT (arXiv 2103.00112) on real images: what words inside patches are worth, from scratch.
 
 With MODWRIGHT_FIGURES five seeds are taken instead of three, and the figures are written down.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from figures import FULL
-from small_pictures import mean_accuracy
+from small_images import mean_accuracy
 
 from modwright.models import create_model
 from modwright.tasks.pictures import digits

@@ -59,10 +59,10 @@ def test_amplitudes_are_means_over_a_ring() -> None:
 
 def test_a_mean_filter_takes_detail_away_and_the_model_stays_as_it_is() -> None:
     model = nn.Sequential(nn.Identity(), nn.BatchNorm2d(3), nn.AvgPool2d(3, 1, 1)).train()
-    pictures = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
-    found = map_spectra(model, pictures, ["0", "2"])
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+    found = map_spectra(model, images, ["0", "2"])
     assert found["2"].high_share < found["0"].high_share / 4
-    assert found["0"] == Spectrum.of(pictures)
+    assert found["0"] == Spectrum.of(images)
     assert model.training and int(model[1].num_batches_tracked) == 0
     assert not any(part._forward_hooks for part in model.modules())
     shown = json.loads(json.dumps(found["2"].to_dict()))
@@ -102,7 +102,7 @@ def test_what_has_no_spectrum_is_refused() -> None:
 
 def test_fault_A4_what_follows_in_place_does_not_change_what_a_part_gave() -> None:
     conv = nn.Conv2d(3, 4, 3, padding=1)
-    pictures = torch.rand(2, 3, 8, 8) - 0.5
-    found = map_spectra(nn.Sequential(conv, nn.ReLU(inplace=True)), pictures, ["0"])["0"]
+    images = torch.rand(2, 3, 8, 8) - 0.5
+    found = map_spectra(nn.Sequential(conv, nn.ReLU(inplace=True)), images, ["0"])["0"]
     with torch.no_grad():
-        assert found == Spectrum.of(conv(pictures))
+        assert found == Spectrum.of(conv(images))

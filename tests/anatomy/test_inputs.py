@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers import batch_of
-from modwright.anatomy import Anatomy, Pictures, Tokens
+from modwright.anatomy import Anatomy, Images, Tokens
 from modwright.core.errors import InvalidInputError
 
 
@@ -43,15 +43,15 @@ def test_probes_are_two_padded_rows_or_two_pictures(tiny: Any, preset: str) -> N
 
 
 def test_pictures_and_patches_may_be_oblong() -> None:
-    pictures = Pictures(1, (32, 16), (8, 4), extra=2)
-    assert pictures.patches == 16 and pictures.positions(5) == 18
-    assert pictures.random(2, 5, generator())["pixel_values"].shape == (2, 1, 32, 16)
-    assert pictures.describe().endswith("1 channels is 16 patches and 2 tokens beside them")
-    assert Pictures(3, (8, 8), (4, 4)).describe().endswith("is 4 patches")
+    images = Images(1, (32, 16), (8, 4), extra=2)
+    assert images.patches == 16 and images.positions(5) == 18
+    assert images.random(2, 5, generator())["pixel_values"].shape == (2, 1, 32, 16)
+    assert images.describe().endswith("1 channels is 16 patches and 2 tokens beside them")
+    assert Images(3, (8, 8), (4, 4)).describe().endswith("is 4 patches")
 
 
 def test_what_cannot_be_read_is_refused_with_what_can() -> None:
-    tokens, pictures = Tokens(9), Pictures(3, (8, 8), (4, 4), 1)
+    tokens, images = Tokens(9), Images(3, (8, 8), (4, 4), 1)
     ids, grey = torch.tensor([[3, 8]]), torch.zeros(2, 1, 8, 8)
     tokens.check({"input_ids": ids})
     tokens.check({"inputs_embeds": torch.zeros(1, 2, 4)})
@@ -60,6 +60,6 @@ def test_what_cannot_be_read_is_refused_with_what_can() -> None:
     with pytest.raises(InvalidInputError, match="token id 9 and the model a vocabulary of 9"):
         tokens.check({"input_ids": ids + 1})
     with pytest.raises(InvalidInputError, match="the model reads pixel_values; the data gives input_ids"):
-        pictures.check({"input_ids": ids})
+        images.check({"input_ids": ids})
     with pytest.raises(InvalidInputError, match=r"shape \(3, 8, 8\) .*; the data gives \(1, 8, 8\)"):
-        pictures.check({"pixel_values": grey})
+        images.check({"pixel_values": grey})

@@ -25,7 +25,7 @@ def rows(lengths: Sequence[int] = (10, 10, 10), seed: int = 0, first: int = 3) -
 
 
 def three_rows(model: Any) -> CalibrationData:
-    """Three rows of tokens, or three pictures, in batches of two."""
+    """Three rows of tokens, or three images, in batches of two."""
     return random_data(model, count=3, length=10, batch_size=2)
 
 

@@ -1,4 +1,4 @@
-"""Calibration on any batches of keyword tensors: pictures, or text with more than token ids."""
+"""Calibration on any batches of keyword tensors: images, or text with more than token ids."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
 
 
-def pictures(count: int = 5, seed: int = 0) -> torch.Tensor:
+def images(count: int = 5, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
 def test_pictures_are_batched_as_given_and_say_what_they_are() -> None:
-    data = from_tensors([{"pixel_values": part} for part in pictures().split(2)], name="noise")
+    data = from_tensors([{"pixel_values": part} for part in images().split(2)], name="noise")
     assert [len(batch.tensors()["pixel_values"]) for batch in data] == [2, 2, 1]
     assert all(batch.attention_mask is None for batch in data)
     assert data.describe() == "noise: 5 rows in 3 batches of pixel_values 3 x 16 x 16"
@@ -36,18 +36,18 @@ def test_the_digest_tells_data_apart_and_nothing_else() -> None:
         found: str = from_tensors([{"pixel_values": tensor, **more}], name="x").recipe["sha256"]
         return found
 
-    same = from_tensors([{"pixel_values": pictures()}], name="y").recipe["sha256"]
-    assert digest(pictures()) == same, "the name is not data"
-    assert digest(pictures(seed=1)) != same
-    assert digest(pictures().bfloat16()) != digest(pictures().half()) != same
-    assert digest(pictures(), mask=torch.ones(5, dtype=torch.bool)) != same
-    strided = pictures().transpose(2, 3).contiguous().transpose(2, 3)
+    same = from_tensors([{"pixel_values": images()}], name="y").recipe["sha256"]
+    assert digest(images()) == same, "the name is not data"
+    assert digest(images(seed=1)) != same
+    assert digest(images().bfloat16()) != digest(images().half()) != same
+    assert digest(images(), mask=torch.ones(5, dtype=torch.bool)) != same
+    strided = images().transpose(2, 3).contiguous().transpose(2, 3)
     assert digest(strided) == same
 
 
 def test_what_an_image_processor_returns_is_taken() -> None:
     """It gives a mapping that is no dict."""
-    given = UserDict(pixel_values=pictures())
+    given = UserDict(pixel_values=images())
     assert next(iter(from_tensors([given]))).tensors().keys() == {"pixel_values"}
 
 
@@ -73,18 +73,18 @@ def test_every_keyword_reaches_the_model(tiny: Any) -> None:
 
 def test_a_vit_walks_over_pictures(tiny: Any) -> None:
     model = tiny("tiny-vit")
-    data = from_tensors([{"pixel_values": part} for part in pictures().split(2)])
+    data = from_tensors([{"pixel_values": part} for part in images().split(2)])
     statistics = walk(model, SecondMoments(), data=data)
     assert len(statistics) == 4 and int(statistics[3]["tokens"]) == 5 * 17
-    at_once = walk(model, SecondMoments(), data=from_tensors([{"pixel_values": pictures()}]))
+    at_once = walk(model, SecondMoments(), data=from_tensors([{"pixel_values": images()}]))
     for one, many in zip(statistics, at_once):
         assert all(torch.allclose(value, many[name], atol=1e-5) for name, value in one.items())
 
 
 def test_statistics_of_other_pictures_are_not_mixed_in(tiny: Any, tmp_path: Path) -> None:
     model = tiny("tiny-vit")
-    walk(model, Similarity(), data=from_tensors([{"pixel_values": pictures()}]), directory=tmp_path)
-    other = from_tensors([{"pixel_values": pictures(seed=1)}])
+    walk(model, Similarity(), data=from_tensors([{"pixel_values": images()}]), directory=tmp_path)
+    other = from_tensors([{"pixel_values": images(seed=1)}])
     with pytest.raises(InvalidInputError, match="another model, data or method"):
         walk(model, Similarity(), data=other, directory=tmp_path)
 

@@ -39,17 +39,17 @@ def test_a_training_leaves_a_checkpoint_with_its_course(command: Command, recipe
 
     done = command("train train.yaml -o out")
     assert done.code == 0, done.err
-    assert "accuracy on test pictures: " in done.out
+    assert "accuracy on test images: " in done.out
     auto = "AutoModelForImageClassification"
     load = f"import modwright; from transformers import {auto}; {auto}.from_pretrained('out')"
     assert f"load: {load}" in done.out
-    assert "learns from 64 pictures (digits, train, seed 0, 32 x 32)" in done.err
+    assert "learns from 64 images (digits, train, seed 0, 32 x 32)" in done.err
     told = json.loads(Path("out/training.json").read_text())
     assert (told["steps"], told["pictures"]["test"][1]) == (8, 1733)
     assert [entry["step"] for entry in told["log"] if "accuracy" in entry] == [4, 8]
     assert told["log"][-1]["loss"] > 0 and told["recipe"]["settings"]["clip"] == 1.0
     assert Path("out/curves.svg").read_text().startswith("<svg")
-    assert "accuracy on the test pictures" in Path("out/curves.svg").read_text()
+    assert "accuracy on the test images" in Path("out/curves.svg").read_text()
     model: Any = AutoModelForImageClassification.from_pretrained("out").eval()
     assert model.config.id2label[3] == "3"
     from modwright.tasks.pictures import digits
@@ -94,7 +94,7 @@ def shades(folder: Path, *names: str) -> str:
         for index in range(10):
             pixels = drawn.integers(0, 60, (40, 50, 3)) + 90 * level
             Image.fromarray(pixels.astype("uint8")).save(folder / name / f"{index}.png")
-    return f"'data={{pictures: folder, folder: {folder.name}, side: 32, test: 0.3}}'"
+    return f"'data={{images: folder, folder: {folder.name}, side: 32, test: 0.3}}'"
 
 
 def test_fault_A8_a_model_that_is_trained_further_answers_in_the_new_names(
@@ -131,7 +131,7 @@ def test_pictures_of_a_folder(command: Command, recipe: Path) -> None:
         for index in range(10):
             pixels = drawn.integers(0, 120, (40, 50, 3)) + 130 * (name == "light")
             Image.fromarray(pixels.astype("uint8")).save(folder / f"{index}.png")
-    data = "'data={pictures: folder, folder: pictures, side: 32, test: 0.3}'"
+    data = "'data={images: folder, folder: images, side: 32, test: 0.3}'"
     done = command(f"train train.yaml -o out --set {data}")
     assert done.code == 0, done.err
     told = json.loads(Path("out/training.json").read_text())
@@ -153,14 +153,14 @@ REFUSED = [
     ("", "--set model.depths=[1]", ("model: widths has 2 entries for 1 stages",)),
     ("", "--set model.layer_scale_init=x", ("layer_scale_init is float | None, not 'x'",)),
     ("", "--set model={}", ("one of the keys name and checkpoint",)),
-    ("", "--set model.num_classes=3", ("has 3 classes, the pictures 10",)),
+    ("", "--set model.num_classes=3", ("has 3 classes, the images 10",)),
     ("", "--set 'model={name: craft_x2}'", ("model.name", "craft_x2 is no classifier")),
     ("", "--set 'model={checkpoint: gone}'", ("gone",)),
     ("", "--set data.pictures=digit", ("legal values: digits, idx, folder", "'digits'?")),
-    ("", "--set 'data={pictures: idx}'", ("data.folder", "is missing")),
-    ("", "--set 'data={pictures: idx, folder: gone}'", ("gone has no train-images",)),
+    ("", "--set 'data={images: idx}'", ("data.folder", "is missing")),
+    ("", "--set 'data={images: idx, folder: gone}'", ("gone has no train-images",)),
     ("", "--set data.train=9999", ("of 1797 digits 1 to 1796",)),
-    ("", "--set data.side=8", ("model: does not take pictures of", "at least 32")),
+    ("", "--set data.side=8", ("model: does not take images of", "at least 32")),
     ("", "--set 'objective={loss: distillation}'", ("objective.teacher", "is missing")),
     ("", "--set 'objective={loss: cross_entropy, mixup: -1}'", ("mixup is at least 0",)),
     ("", "--set tensorboard=true", ("pip install tensorboard",)),
@@ -196,7 +196,7 @@ def test_the_schema_knows_every_option(command: Command) -> None:
     kinds = {one["title"]: one for one in schema["properties"]["data"]["oneOf"]}
     assert set(kinds) == {"digits", "idx", "folder"}
     assert kinds["folder"]["required"] == ["pictures", "folder"]
-    assert kinds["digits"]["properties"]["side"]["description"] == "Of the pictures, in pixels."
+    assert kinds["digits"]["properties"]["side"]["description"] == "Of the images, in pixels."
     assert schema["anyOf"][1]["required"] == ["model", "data"]
 
 
@@ -306,4 +306,4 @@ def test_a_picture_is_made_larger(command: Command, place: Path) -> None:
     poolformer = create_model("poolformer_s12", num_classes=2, depths=[1, 1], widths=[8, 16])
     poolformer.save_pretrained(place / "poolformer")
     wrong = command("upscale poolformer small.png -o x.png")
-    assert wrong.code == 2 and "makes no pictures larger" in wrong.err
+    assert wrong.code == 2 and "makes no images larger" in wrong.err

@@ -41,7 +41,7 @@ def tokens(length: int = LENGTH, batch: int = BATCH) -> torch.Tensor:
 
 
 def read_by(model: Any) -> torch.Tensor:
-    """What a model of any family reads, ``LENGTH`` tokens of text or as much as a picture is."""
+    """What a model of any family reads, ``LENGTH`` tokens of text or as much as an image is."""
     generator = torch.Generator().manual_seed(0)
     inputs = Anatomy.of(model).family.inputs().random(BATCH, LENGTH, generator)
     return inputs[model.main_input_name]
@@ -163,7 +163,7 @@ def test_a_picture_has_a_length_of_its_own(make: Any) -> None:
     assert counted == count(model, length=500, batch=3)
     assert counted.recipe["length"] == 17 and "context" not in counted.recipe
     assert counted.recipe["input"] == (
-        "a picture of 16 x 16 pixels and 3 channels is 16 patches and 1 token beside them"
+        "an image of 16 x 16 pixels and 3 channels is 16 patches and 1 token beside them"
     )
     rows = {row.address: row for row in counted.rows}
     assert rows["embed"].kind == "patches"

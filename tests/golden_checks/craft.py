@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from golden_checks import GoldenCase
-from golden_checks.pictures import fill, outputs_of
+from golden_checks.images import fill, outputs_of
 from modwright.models.architectures.craft import CraftConfig, CraftForImageSuperResolution
 from modwright.nn.dynamic_position_bias import DynamicPositionBias
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from golden_checks import GoldenCase
-from golden_checks.pictures import outputs_of
+from golden_checks.images import outputs_of
 from modwright.models.architectures.duoformer import (
     DuoFormerConfig,
     DuoFormerForImageClassification,

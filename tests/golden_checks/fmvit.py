@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from golden_checks import GoldenCase
-from golden_checks.pictures import tokens
+from golden_checks.images import tokens
 from modwright.models.architectures.fmvit import FmvitConfig, hidden_width
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp

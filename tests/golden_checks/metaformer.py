@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from golden_checks import GoldenCase
-from golden_checks.pictures import fill, outputs_of
+from golden_checks.images import fill, outputs_of
 from modwright.models.architectures.metaformer import (
     MetaFormerConfig,
     MetaFormerForImageClassification,

@@ -58,12 +58,12 @@ def _norm(case: GoldenCase) -> None:
 def _vit(case: GoldenCase) -> None:
     c, size = case.config, case.config["patch_size"]
     model = _vit_model(case)
-    pictures = _pictures(case["input.patches"], size)
-    assert len(pictures) == c["batch"]
+    images = _pictures(case["input.patches"], size)
+    assert len(images) == c["batch"]
 
     @torch.no_grad()
     def logits(of: Any) -> Tensor:
-        out: Tensor = of(pixel_values=pictures).logits
+        out: Tensor = of(pixel_values=images).logits
         return out
 
     case.close("output.pre_ln", logits(model), atol=VALUES)
@@ -152,7 +152,7 @@ def _vit_model(case: GoldenCase) -> ViTForImageClassification:
 
 
 def _pictures(patches: Tensor, size: int) -> Tensor:
-    """(B, N, p1 p2 c) -> (B, c, height, width), of square pictures."""
+    """(B, N, p1 p2 c) -> (B, c, height, width), of square images."""
     side = round(patches.shape[1] ** 0.5)
     grid = patches.view(len(patches), side, side, size, size, -1)
     return grid.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, side * size, side * size)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from golden_checks import GoldenCase
-from golden_checks.pictures import fill, outputs_of, tokens
+from golden_checks.images import fill, outputs_of, tokens
 from modwright.models.architectures.smt import SMTConfig, SMTForImageClassification
 from modwright.nn.token_mixers.scale_aware_modulation import ScaleAwareModulation
 

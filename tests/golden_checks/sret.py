@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from golden_checks import GoldenCase
-from golden_checks.pictures import fill, outputs_of
+from golden_checks.images import fill, outputs_of
 from modwright.models.architectures.sret import SReTConfig, SReTForImageClassification
 
 ALLOWED = 1e-5

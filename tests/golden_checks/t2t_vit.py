@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from golden_checks import GoldenCase
-from golden_checks.pictures import fill, outputs_of, tokens
+from golden_checks.images import fill, outputs_of, tokens
 from modwright.models.architectures.t2t_vit import T2TViTConfig, T2TViTForImageClassification
 
 ALLOWED = 1e-5

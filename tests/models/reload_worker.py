@@ -3,7 +3,7 @@
     python reload_worker.py FOLDER
 
 In every folder of FOLDER lies a checkpoint with ``given.pt`` beside its files: the names of Auto
-classes, and pictures. What each gives is written to a file of the class's name.
+classes, and images. What each gives is written to a file of the class's name.
 """
 
 from __future__ import annotations

@@ -48,9 +48,9 @@ def tiny(**fields: Any) -> Any:
     return model.eval()
 
 
-def run(model: Any, pictures: Tensor) -> Tensor:
+def run(model: Any, images: Tensor) -> Tensor:
     with torch.no_grad():
-        found: Tensor = model(pictures).reconstruction
+        found: Tensor = model(images).reconstruction
     return found
 
 
@@ -212,8 +212,8 @@ def test_every_scale(scale: int) -> None:
 
 
 def test_padding_leaves_whole_sizes_alone() -> None:
-    model, pictures = tiny(window=[4, 16]), torch.rand(2, 3, 16, 32)
-    assert (upscale_image(model, pictures) - run(model, pictures)).abs().max() <= 1e-6
+    model, images = tiny(window=[4, 16]), torch.rand(2, 3, 16, 32)
+    assert (upscale_image(model, images) - run(model, images)).abs().max() <= 1e-6
 
 
 def test_paddings_mirror_with_and_without_the_last_row() -> None:
@@ -230,23 +230,23 @@ def test_paddings_mirror_with_and_without_the_last_row() -> None:
 
 def test_whole_numbers_come_back_as_whole_numbers() -> None:
     model = tiny()
-    picture = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
-    large = upscale_image(model, picture)
-    expected = (upscale_image(model, picture / 255) * 255).round().clamp(0, 255)
+    image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    large = upscale_image(model, image)
+    expected = (upscale_image(model, image / 255) * 255).round().clamp(0, 255)
     assert large.dtype == torch.uint8 and large.equal(expected.to(torch.uint8))
 
 
 def test_every_place_depends_on_the_whole_picture_and_the_report_of_tiles_says_so() -> None:
     model = tiny()
-    picture = torch.rand(1, 3, 32, 32)
-    twice = torch.cat((picture, picture.flip(3)), 3)
-    alone, beside = run(model, picture), run(model, twice)[..., :64]
+    image = torch.rand(1, 3, 32, 32)
+    twice = torch.cat((image, image.flip(3)), 3)
+    alone, beside = run(model, image), run(model, twice)[..., :64]
     assert (alone - beside)[..., :16].abs().max() > 1e-6
     report = tile_report(model, twice, tile=32, overlap=8)
     assert report.largest > 1e-6 and 0 < report.mean <= report.largest
     assert math.isfinite(report.psnr)
-    assert tile_report(model, picture, tile=64, overlap=8).largest == 0
-    assert tile_report(model, picture, tile=64, overlap=8).psnr == math.inf
+    assert tile_report(model, image, tile=64, overlap=8).largest == 0
+    assert tile_report(model, image, tile=64, overlap=8).psnr == math.inf
 
 
 class Answer(nn.Module):
@@ -261,11 +261,11 @@ def test_without_global_parts_tiles_are_the_whole_picture() -> None:
     block = model.groups[0].blocks[0]
     block.fusion.mixer = Answer()
     block.low[1].mixer.shift = False
-    picture = torch.rand(3, 64, 96)
-    whole = upscale_image(model, picture)
-    piece = upscale_image(model, picture[:, :, :32])
+    image = torch.rand(3, 64, 96)
+    whole = upscale_image(model, image)
+    piece = upscale_image(model, image[:, :, :32])
     assert (piece - whole[:, :, :64])[..., :24].abs().max() <= 1e-6
-    tiled = upscale_image(model, picture, tile=48, overlap=20)
+    tiled = upscale_image(model, image, tile=48, overlap=20)
     assert (tiled - whole).abs().max() > 0  # near the borders of tiles
     assert (tiled - whole)[:, :24, :24].abs().max() <= 1e-6
 
@@ -280,9 +280,9 @@ def test_tiles_cover_every_pixel_once(tile: int, overlap: int) -> None:
             large = F.interpolate(pixels, scale_factor=2)
             return type("Out", (), {"reconstruction": large})
 
-    picture = torch.rand(3, 37, 50)
-    large = upscale_image(Nearest(), picture, tile=tile, overlap=overlap)
-    assert torch.allclose(large, F.interpolate(picture[None], scale_factor=2)[0], atol=1e-6)
+    image = torch.rand(3, 37, 50)
+    large = upscale_image(Nearest(), image, tile=tile, overlap=overlap)
+    assert torch.allclose(large, F.interpolate(image[None], scale_factor=2)[0], atol=1e-6)
 
 
 def test_saved_and_reopened_it_is_the_same(tmp_path: Path) -> None:
@@ -290,8 +290,8 @@ def test_saved_and_reopened_it_is_the_same(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     again = AutoModelForImageToImage.from_pretrained(tmp_path).eval()
     assert isinstance(again, CraftForImageSuperResolution)
-    pictures = torch.rand(2, 3, 8, 8)
-    assert run(again, pictures).equal(run(model, pictures))
+    images = torch.rand(2, 3, 8, 8)
+    assert run(again, images).equal(run(model, images))
 
 
 def test_the_official_layout_there_and_back() -> None:
@@ -311,32 +311,32 @@ def test_the_official_layout_there_and_back() -> None:
 
 def test_losses_features_and_recomputing() -> None:
     model = tiny(depths=[1, 1], num_heads=[4, 4]).train()
-    pictures, labels = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 16, 16)
-    out = model(pictures, labels, output_hidden_states=True)
+    images, labels = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 16, 16)
+    out = model(images, labels, output_hidden_states=True)
     assert torch.isclose(out.loss, (out.reconstruction - labels).abs().mean())
     assert [tuple(f.shape) for f in out.hidden_states] == [(1, 32, 8, 8)] * 3
     out.loss.backward()
     plain = {n: p.grad.clone() for n, p in model.named_parameters()}
     model.zero_grad()
     model.set_grad_checkpointing()
-    model(pictures, labels).loss.backward()
+    model(images, labels).loss.backward()
     for name, parameter in model.named_parameters():
         assert torch.allclose(parameter.grad, plain[name], atol=1e-6), name
 
 
 def test_a_trace_gives_the_same_numbers() -> None:
-    model, pictures = tiny(), torch.rand(1, 3, 8, 8)
+    model, images = tiny(), torch.rand(1, 3, 8, 8)
     with torch.no_grad():
-        found = torch.export.export(model, (pictures,)).module()(pictures).reconstruction
-    assert torch.allclose(found, run(model, pictures), atol=1e-5)
+        found = torch.export.export(model, (images,)).module()(images).reconstruction
+    assert torch.allclose(found, run(model, images), atol=1e-5)
 
 
 def test_flat_pictures_and_half_precision() -> None:
     model = tiny()
     assert run(model, torch.full((1, 3, 8, 8), 0.5)).isfinite().all()
-    pictures = torch.rand(1, 3, 16, 16)
-    expected = run(model, pictures)
-    assert (run(model.half(), pictures.half()).float() - expected).abs().max() <= 1e-2
+    images = torch.rand(1, 3, 16, 16)
+    expected = run(model, images)
+    assert (run(model.half(), images.half()).float() - expected).abs().max() <= 1e-2
 
 
 @pytest.mark.parametrize(
@@ -378,13 +378,13 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         model(torch.rand(1, 3, 8, 6))
     with pytest.raises(InvalidInputError, match=r"numbers from 0 to 1, not torch\.uint8"):
         model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
-    with pytest.raises(InvalidInputError, match="takes 3 channels, the pictures have 4"):
+    with pytest.raises(InvalidInputError, match="takes 3 channels, the images have 4"):
         model(torch.rand(1, 4, 8, 8))
     with pytest.raises(InvalidInputError, match="has 4; drop the alpha channel"):
         upscale_image(model, torch.rand(4, 8, 8))
     with pytest.raises(InvalidInputError, match=r"not \(8, 8\)"):
         upscale_image(model, torch.rand(8, 8))
-    with pytest.raises(InvalidInputError, match="the picture is empty"):
+    with pytest.raises(InvalidInputError, match="the image is empty"):
         upscale_image(model, torch.rand(3, 0, 8))
     with pytest.raises(InvalidInputError, match="between 0 and 255, not -1 and 300"):
         upscale_image(model, torch.tensor([-1, 300, 0]).view(3, 1, 1))

@@ -175,8 +175,8 @@ def test_folded_cells_are_a_loop_over_cells_forward_and_gradients(at_once: int |
     fast = model.mix_scales(tokens)
     loop = [
         model.scale_blocks(cell[None] + model.scale_positions.table, (1, 21))[0, 0]
-        for picture in tokens
-        for cell in picture
+        for image in tokens
+        for cell in image
     ]
     naive = torch.stack(loop).unflatten(0, (2, 16))
     assert torch.allclose(fast, naive, atol=1e-5)

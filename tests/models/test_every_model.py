@@ -53,7 +53,7 @@ def model(request: pytest.FixtureRequest) -> Any:
     return lively(request.param)
 
 
-def pictures(model: Any, count: int = 2) -> torch.Tensor:
+def images(model: Any, count: int = 2) -> torch.Tensor:
     return torch.randn(count, model.config.num_channels, *getattr(model.config, "size", (12, 12)))
 
 
@@ -84,7 +84,7 @@ def test_no_function_stands_in_two_model_files() -> None:
 
 def test_saved_and_reopened_in_a_new_process_they_are_the_same(tmp_path: Path) -> None:
     models = {name: lively(name) for name in TYPES}
-    given = {name: pictures(model) for name, model in models.items()}
+    given = {name: images(model) for name, model in models.items()}
     autos = {name: ("AutoModel", auto_class(model)) for name, model in models.items()}
     assert {auto for _, auto in autos.values()} == {
         "AutoModelForImageClassification",
@@ -125,7 +125,7 @@ def test_layouts_round_trip_bit_by_bit(model: Any) -> None:
 
 
 def test_the_classifier_can_be_replaced_and_left_out(model: Any) -> None:
-    given = pictures(model)
+    given = images(model)
     model.reset_classifier(7)
     assert model(given).logits.shape == (2, 7) and model.config.num_labels == 7
     model.reset_classifier(0)
@@ -135,14 +135,14 @@ def test_the_classifier_can_be_replaced_and_left_out(model: Any) -> None:
 
 
 def test_without_pooling_features_stay_where_they_are(model: Any) -> None:
-    given = pictures(model)
+    given = images(model)
     model.reset_classifier(0, global_pool="")
     assert model(given).logits.shape == model.forward_features(given).shape
 
 
 def test_feature_maps_have_the_channels_and_strides_that_they_say(model: Any) -> None:
     maps = FeatureMaps(model)
-    given = pictures(model)
+    given = images(model)
     info = maps.feature_info
     for found, width, stride in zip(maps(given), info.channels(), info.reduction(), strict=True):
         height, breadth = (side // stride for side in given.shape[2:])
@@ -151,7 +151,7 @@ def test_feature_maps_have_the_channels_and_strides_that_they_say(model: Any) ->
 
 
 def test_training_steps_and_recomputes(model: Any) -> None:
-    given, labels = pictures(model), torch.tensor([0, 3])
+    given, labels = images(model), torch.tensor([0, 3])
     model.train()
     for module in model.modules():  # batch statistics and dropout would differ between passes
         if isinstance(module, nn.BatchNorm2d | nn.Dropout):
@@ -172,14 +172,14 @@ def test_training_steps_and_recomputes(model: Any) -> None:
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_drop_path_at_rate_one_spares_the_first_block_alone(name: str) -> None:
     model = tiny(name, drop_path_rate=1.0)
-    given = pictures(model)
+    given = images(model)
     assert model.eval()(given).logits.equal(model(given).logits)
     out = model.train()(given).logits
     assert out.isfinite().all()
 
 
 def test_a_trace_gives_the_same_numbers(model: Any) -> None:
-    given = pictures(model)
+    given = images(model)
     with torch.no_grad():
         exported = torch.export.export(model, (given,)).module()
         found = exported(given).logits
@@ -189,7 +189,7 @@ def test_a_trace_gives_the_same_numbers(model: Any) -> None:
 def test_what_is_no_picture_is_refused(model: Any) -> None:
     with pytest.raises(InvalidInputError, match="pictures are"):
         model(torch.zeros(3, 8, 8))
-    with pytest.raises(InvalidInputError, match="the model takes 3 channels, the pictures have 4"):
+    with pytest.raises(InvalidInputError, match="the model takes 3 channels, the images have 4"):
         model(torch.zeros(1, 4, *model.config.size))
 
 

@@ -183,16 +183,16 @@ def test_a_fused_model_gives_the_same_logits(fields: dict[str, Any], tmp_path: P
     model = AutoModelForImageClassification.from_pretrained(tmp_path / "trained").eval()
     twin = reparameterize(model)
     assert not norms(twin) and norms(model) and not model.config.fused
-    pictures = torch.randn(64, 3, 32, 32)
+    images = torch.randn(64, 3, 32, 32)
     with torch.no_grad():
-        expected, found = model(pictures).logits, twin(pictures).logits
+        expected, found = model(images).logits, twin(images).logits
     assert expected.std() > 0.01
     assert (found - expected).abs().max() <= 1e-4
     assert found.argmax(1).equal(expected.argmax(1))
     twin.save_pretrained(tmp_path / "fused")
     again = AutoModelForImageClassification.from_pretrained(tmp_path / "fused").eval()
     with torch.no_grad():
-        assert again(pictures).logits.equal(found)
+        assert again(images).logits.equal(found)
 
 
 def test_the_nano_model_fuses_and_its_classifier_can_still_be_replaced() -> None:
@@ -200,12 +200,12 @@ def test_the_nano_model_fuses_and_its_classifier_can_still_be_replaced() -> None
     model = with_statistics(create_model("fmvit_nano", num_classes=10, image_size=64))
     twin = reparameterize(model)
     assert not norms(twin)
-    pictures = torch.randn(4, 3, 64, 64)
+    images = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
-        expected, found = model.forward_features(pictures), twin.forward_features(pictures)
+        expected, found = model.forward_features(images), twin.forward_features(images)
     assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
     twin.reset_classifier(3)
-    assert twin(pictures).logits.shape == (4, 3)
+    assert twin(images).logits.shape == (4, 3)
 
 
 # What moves or scales numbers without weights: heads are split, pools are flattened.
@@ -230,20 +230,20 @@ def test_a_fused_model_goes_to_onnx_as_plain_layers(pool: str) -> None:
         pytest.importorskip(name)
     import onnxruntime
 
-    model, pictures = tiny(pool=pool), torch.randn(2, 3, 32, 32)
+    model, images = tiny(pool=pool), torch.randn(2, 3, 32, 32)
     kinds = {}
     for form in (model, reparameterize(model)):
         program = torch.onnx.export(
-            LogitsAlone(form).eval(), (pictures,), dynamo=True, verbose=False, optimize=True
+            LogitsAlone(form).eval(), (images,), dynamo=True, verbose=False, optimize=True
         )
         assert program is not None
         proto = program.model_proto
         assert not proto.functions
         kinds[form.config.fused] = {node.op_type for node in proto.graph.node}
         session = onnxruntime.InferenceSession(proto.SerializeToString())
-        (found,) = session.run(None, {session.get_inputs()[0].name: pictures.numpy()})
+        (found,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
         with torch.no_grad():
-            assert (torch.from_numpy(found) - form(pictures).logits).abs().max() <= 1e-4
+            assert (torch.from_numpy(found) - form(images).logits).abs().max() <= 1e-4
     assert "BatchNormalization" in kinds[False]
     assert kinds[True] <= LAYERS | SHAPES, kinds[True] - LAYERS - SHAPES
     assert {"Conv", "Gemm", "Softmax", "Relu", "Concat"} <= kinds[True]
@@ -252,9 +252,9 @@ def test_a_fused_model_goes_to_onnx_as_plain_layers(pool: str) -> None:
 def test_fusing_in_double_precision_is_exact() -> None:
     model = tiny().double()
     twin = reparameterize(model, tolerance=1e-10)
-    pictures = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
-        assert (twin(pictures).logits - model(pictures).logits).abs().max() <= 1e-10
+        assert (twin(images).logits - model(images).logits).abs().max() <= 1e-10
 
 
 def test_what_cannot_be_fused_is_refused() -> None:

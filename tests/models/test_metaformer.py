@@ -60,10 +60,10 @@ def test_logits_are_those_of_transformers_poolformer_both_ways() -> None:
     theirs = PoolFormerForImageClassification(
         PoolFormerConfig(depths=[1, 1, 1, 1], num_labels=5)
     ).eval()
-    pictures = torch.randn(2, 3, 64, 96)
+    images = torch.randn(2, 3, 64, 96)
     import_weights(ours, theirs.state_dict())
     with torch.no_grad():
-        assert (ours(pictures).logits - theirs(pictures).logits).abs().max() <= 1e-6
+        assert (ours(images).logits - theirs(images).logits).abs().max() <= 1e-6
     back = to_checkpoint_format(ours, "transformers")
     assert back.keys() == theirs.state_dict().keys()
     assert all(back[name].equal(tensor) for name, tensor in theirs.state_dict().items())
@@ -141,10 +141,10 @@ def test_positions_are_resized_to_a_larger_picture() -> None:
         import_weights(at_256, weights)
     import_weights(at_256, weights, resize=True)
     assert at_256.stages[2].positions.table.shape == (1, 320, 16, 16)
-    pictures = torch.randn(1, 3, 256, 256)
+    images = torch.randn(1, 3, 256, 256)
     with torch.no_grad():
-        resized = at_256.eval()(pictures).logits
-        on_the_way = at_224.eval()(pictures).logits
+        resized = at_256.eval()(images).logits
+        on_the_way = at_224.eval()(images).logits
     assert torch.allclose(resized, on_the_way, atol=1e-5)
     assert resized.isfinite().all()
 

@@ -91,11 +91,11 @@ def test_names() -> None:
 def test_logits_are_those_of_transformers_both_ways(branch: str) -> None:
     peer, ours = shaken(ResNetForImageClassification(peer_config(branch))), small(branch)
     assert import_weights(ours, peer.state_dict()).layout == "transformers"
-    pictures = torch.randn(2, 3, 64, 90)
+    images = torch.randn(2, 3, 64, 90)
     with torch.no_grad():
-        expected = peer(pictures, output_hidden_states=True)
-        assert (ours(pictures).logits - expected.logits).abs().max() <= 1e-5
-        maps = ours.forward_intermediates(pictures)
+        expected = peer(images, output_hidden_states=True)
+        assert (ours(images).logits - expected.logits).abs().max() <= 1e-5
+        maps = ours.forward_intermediates(images)
         for found, wanted in zip(maps, expected.hidden_states[1:], strict=True):
             assert (found - wanted).abs().max() <= 1e-5
     back = to_checkpoint_format(ours, "transformers")
@@ -107,9 +107,9 @@ def test_logits_are_those_of_transformers_both_ways(branch: str) -> None:
 def test_a_training_step_is_that_of_transformers(branch: str) -> None:
     peer, ours = shaken(ResNetForImageClassification(peer_config(branch))), small(branch)
     import_weights(ours, peer.state_dict())
-    pictures, labels = torch.randn(4, 3, 64, 64), torch.tensor([1, 3, 0, 2])
+    images, labels = torch.randn(4, 3, 64, 64), torch.tensor([1, 3, 0, 2])
     for model in (peer, ours):
-        F.cross_entropy(model.train()(pictures).logits, labels).backward()
+        F.cross_entropy(model.train()(images).logits, labels).backward()
     grads = {name: p.grad for name, p in ours.named_parameters()}
     keys = ResidualNetworkForImageClassification.state_dict_converters(ours.config)["transformers"]
     converted = keys.to_theirs(grads).tensors
@@ -147,10 +147,10 @@ def test_norms_are_folded(branch: str, tmp_path: Path) -> None:
     assert not any(isinstance(part, nn.BatchNorm2d) for part in twin.modules())
     twin.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path)
-    pictures = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
-        expected = model(pictures).logits
-        assert (again(pictures).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+        expected = model(images).logits
+        assert (again(images).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 # Parts

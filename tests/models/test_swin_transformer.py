@@ -23,7 +23,7 @@ from modwright.nn.relative_position_bias import RelativePositionBias
 from modwright.nn.token_mixers.window_attention import WindowAttention, naive_window_attention
 from modwright.nn.windows import offsets_in
 
-# name -> parameters, billions of multiply-accumulates, window, side of the picture
+# name -> parameters, billions of multiply-accumulates, window, side of the image
 COUNTS = {
     "swin_tiny_patch4_window7_224": (28_288_354, 4.4906, 7, 224),
     "swin_small_patch4_window7_224": (49_606_258, 8.7409, 7, 224),
@@ -83,13 +83,13 @@ def test_counts(name: str) -> None:
 def test_logits_are_those_of_transformers_both_ways(size: tuple[int, int]) -> None:
     peer, ours = theirs(), small()
     assert import_weights(ours, peer.state_dict()).layout == "transformers"
-    pictures = torch.randn(2, 3, *size)
+    images = torch.randn(2, 3, *size)
     with torch.no_grad():
-        expected = peer(pictures, output_hidden_states=True)
-        found = ours(pictures, output_hidden_states=True)
+        expected = peer(images, output_hidden_states=True)
+        found = ours(images, output_hidden_states=True)
         assert (found.logits - expected.logits).abs().max() <= 1e-5
-        features = peer.swin(pictures).last_hidden_state
-        own = ours.forward_features(pictures).flatten(2).transpose(1, 2)
+        features = peer.swin(images).last_hidden_state
+        own = ours.forward_features(images).flatten(2).transpose(1, 2)
         assert (own - features).abs().max() <= 1e-5
     back = to_checkpoint_format(ours, "transformers")
     assert back.keys() == peer.state_dict().keys()
@@ -99,9 +99,9 @@ def test_logits_are_those_of_transformers_both_ways(size: tuple[int, int]) -> No
 def test_gradients_are_those_of_transformers() -> None:
     peer, ours = theirs(), small()
     import_weights(ours, peer.state_dict())
-    pictures, labels = torch.randn(2, 3, 64, 96), torch.tensor([1, 3])
+    images, labels = torch.randn(2, 3, 64, 96), torch.tensor([1, 3])
     for model in (peer, ours):
-        F.cross_entropy(model(pictures).logits, labels).backward()
+        F.cross_entropy(model(images).logits, labels).backward()
     grads = {name: p.grad for name, p in ours.named_parameters()}
     back = SwinTransformerForImageClassification.state_dict_converters(ours.config)["transformers"]
     converted = back.to_theirs(grads).tensors
@@ -114,9 +114,9 @@ def test_a_file_that_transformers_saved_is_read_by_its_path(tmp_path: Path) -> N
     peer.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
     assert import_weights(ours, file).layout == "transformers_files"
-    pictures = torch.randn(1, 3, 64, 64)
+    images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
-        assert (ours(pictures).logits - peer(pictures).logits).abs().max() <= 1e-5
+        assert (ours(images).logits - peer(images).logits).abs().max() <= 1e-5
     stored, back = load_file(file), to_checkpoint_format(ours, "transformers_files")
     assert back.keys() == stored.keys()
     assert all(back[name].equal(tensor) for name, tensor in stored.items())
@@ -236,13 +236,13 @@ def test_four_neighbours_are_merged_down_their_columns() -> None:
 
 def test_it_reopens_and_gives_maps_of_every_stage(tmp_path: Path) -> None:
     model = shaken(small())
-    pictures = torch.randn(1, 3, 64, 96)
+    images = torch.randn(1, 3, 64, 96)
     model.save_pretrained(tmp_path)
     again = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert type(again) is SwinTransformerForImageClassification
     with torch.no_grad():
-        assert torch.allclose(again(pictures).logits, model(pictures).logits, atol=1e-6)
-        shapes = [tuple(found.shape[1:]) for found in model.forward_intermediates(pictures)]
+        assert torch.allclose(again(images).logits, model(images).logits, atol=1e-6)
+        shapes = [tuple(found.shape[1:]) for found in model.forward_intermediates(images)]
     assert shapes == [(16, 16, 24), (32, 8, 12)]
 
 

@@ -70,8 +70,8 @@ def test_patches_are_convolved_one_by_one(patch: int, stride: int) -> None:
     x = torch.randn(2, 3, 2 * patch, 3 * patch, requires_grad=True)
     stem = PixelEmbed(3, 6, patch=patch, stride=stride)
     loop = [
-        stem.conv(picture[None, :, top : top + patch, left : left + patch]).flatten(2).mT
-        for picture in x
+        stem.conv(image[None, :, top : top + patch, left : left + patch]).flatten(2).mT
+        for image in x
         for top in range(0, 2 * patch, patch)
         for left in range(0, 3 * patch, patch)
     ]
@@ -137,14 +137,14 @@ def naive_block(block: Block, x: Tensor) -> Tensor:
 
 def naive_nested(block: NestedBlock, pixel_tokens: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
     pixel_tokens = naive_block(block.inner, pixel_tokens)
-    pictures, patches = len(sentences), sentences.shape[1] - 1
+    images, patches = len(sentences), sentences.shape[1] - 1
     rows = []
-    for picture in range(pictures):
-        said = [sentences[picture, 0]]
+    for image in range(images):
+        said = [sentences[image, 0]]
         for patch in range(patches):
-            whole = pixel_tokens[picture * patches + patch].flatten()
+            whole = pixel_tokens[image * patches + patch].flatten()
             added = block.fuse.norm2(block.fuse.proj(block.fuse.norm1(whole)))
-            said.append(sentences[picture, patch + 1] + added)
+            said.append(sentences[image, patch + 1] + added)
         rows.append(torch.stack(said))
     return pixel_tokens, naive_block(block.outer, torch.stack(rows))
 

@@ -82,11 +82,11 @@ def test_logits_are_those_of_transformers_vit_both_ways() -> None:
     theirs = shaken(ViTForImageClassification(ViTConfig(**THEIRS)))
     ours = small()
     assert import_weights(ours, theirs.state_dict()).layout == "transformers"
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        assert (ours(pictures).logits - theirs(pictures).logits).abs().max() <= 1e-5
-        features = theirs.vit(pictures).last_hidden_state
-        assert (ours.forward_features(pictures) - features).abs().max() <= 1e-5
+        assert (ours(images).logits - theirs(images).logits).abs().max() <= 1e-5
+        features = theirs.vit(images).last_hidden_state
+        assert (ours.forward_features(images) - features).abs().max() <= 1e-5
     back = to_checkpoint_format(ours, "transformers")
     assert back.keys() == theirs.state_dict().keys()
     assert all(back[name].equal(tensor) for name, tensor in theirs.state_dict().items())
@@ -97,11 +97,11 @@ def test_two_heads_are_those_of_transformers_deit_both_ways() -> None:
     theirs = shaken(DeiTForImageClassificationWithTeacher(DeiTConfig(**THEIRS)))
     ours = small(distilled=True)
     import_weights(ours, theirs.state_dict())
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        expected = theirs(pictures)
-        assert (ours(pictures).logits - expected.logits).abs().max() <= 1e-5
-        first, second = ours.head.both(ours.forward_features(pictures))
+        expected = theirs(images)
+        assert (ours(images).logits - expected.logits).abs().max() <= 1e-5
+        first, second = ours.head.both(ours.forward_features(images))
     assert (first - expected.cls_logits).abs().max() <= 1e-5
     assert (second - expected.distillation_logits).abs().max() <= 1e-5
     back = to_checkpoint_format(ours, "transformers")
@@ -126,16 +126,16 @@ def test_official_names_are_those_of_deit(distilled: bool) -> None:
 
 def test_both_heads_are_replaced_and_left_out() -> None:
     model = small(distilled=True)
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     model.reset_classifier(7)
     assert [part.out_features for part in model.head.classifiers()] == [7, 7]
     assert model.head.fc_distilled.bias.eq(0).all()
     other = small(distilled=True)
     import_weights(other, to_checkpoint_format(model, "official"), new_classifier=True)
-    assert other(pictures).logits.shape == (2, 5)
+    assert other(images).logits.shape == (2, 5)
     model.reset_classifier(0)
-    features = model.forward_features(pictures)
-    assert torch.allclose(model(pictures).logits, features[:, :2].mean(1), atol=1e-6)
+    features = model.forward_features(images)
+    assert torch.allclose(model(images).logits, features[:, :2].mean(1), atol=1e-6)
 
 
 def test_heads_answer_with_their_mean() -> None:
@@ -155,9 +155,9 @@ def test_positions_are_resized_on_the_way_and_in_a_file(tmp_path: Path) -> None:
         import_weights(larger, weights)
     torch.save({"model": weights}, tmp_path / "deit.pth")
     import_weights(larger, tmp_path / "deit.pth", resize=True)
-    pictures = torch.randn(1, 3, 48, 64)
+    images = torch.randn(1, 3, 48, 64)
     with torch.no_grad():
-        assert torch.allclose(larger(pictures).logits, model(pictures).logits, atol=1e-5)
+        assert torch.allclose(larger(images).logits, model(images).logits, atol=1e-5)
 
 
 def test_stacked_modules_come_together_and_apart() -> None:

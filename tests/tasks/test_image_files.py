@@ -110,7 +110,7 @@ def test_of_several_frames_the_first_is_read_or_none(tmp_path: Path) -> None:
     assert (read(tmp_path / "a.tif") == 10).all()
     with pytest.raises(InvalidInputError, match=r"a\.tif has several frames"):
         read_image(tmp_path / "a.tif", single=True)
-    # A phone's photograph with a second image of its own, as a JPEG file
+    # A phone's photo with a second image of its own, as a JPEG file
     frames[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=frames[1:])
     assert np.abs(read(tmp_path / "a.jpg", single=True).astype(int) - 10).max() <= 1
 

@@ -1,4 +1,4 @@
-"""Pictures: splits that repeat, idx files whole and damaged, folders of classes."""
+"""Images: splits that repeat, idx files whole and damaged, folders of classes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_digits_are_split_once_and_for_all() -> None:
     assert torch.allclose(train.pixels.min(), torch.tensor(-0.3 / 0.35), atol=1e-5)
     with pytest.raises(InvalidInputError, match="1 to 1796 can be for training, not 1797"):
         digits(train=1797)
-    with pytest.raises(InvalidInputError, match="has 500 pictures, not 501"):
+    with pytest.raises(InvalidInputError, match="has 500 images, not 501"):
         test.take(501)
 
 
@@ -88,7 +88,7 @@ def test_damaged_and_missing_idx_files_are_named(tmp_path: Path) -> None:
         idx_pictures(tmp_path, classes=CLOTHES)
     fashion(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(5)))
-    with pytest.raises(InvalidInputError, match="6 pictures, but 5 labels"):
+    with pytest.raises(InvalidInputError, match="6 images, but 5 labels"):
         idx_pictures(tmp_path, classes=CLOTHES)
     with pytest.raises(InvalidInputError, match="label 5, but 2 names; `classes` names labels 0 to 5"):
         fashion(tmp_path)

@@ -1,4 +1,4 @@
-"""Pairs for super-resolution and measures of pictures, against their formulas written out."""
+"""Pairs for super-resolution and measures of images, against their formulas written out."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.tasks.upscaling import (
-    PicturePairs,
+    SuperResolutionDataset,
     bicubic,
-    photograph_pairs,
+    sample_image_pairs,
     psnr,
     quality,
     ssim,
@@ -33,7 +33,7 @@ def cubic(x: float) -> float:
 def naive_resize(row: np.ndarray, length: int) -> np.ndarray:
     """One row: each new place is a mean of the old ones that its kernel reaches."""
     scale = length / len(row)
-    wide = max(1 / scale, 1.0)  # the kernel grows where pictures get smaller
+    wide = max(1 / scale, 1.0)  # the kernel grows where images get smaller
     out = []
     for place in range(length):
         middle = (place + 0.5) / scale - 0.5
@@ -44,24 +44,24 @@ def naive_resize(row: np.ndarray, length: int) -> np.ndarray:
 
 @pytest.mark.parametrize("scale", [1 / 2, 1 / 3, 1 / 4, 2, 3, 4])
 def test_bicubic_is_its_formula(scale: float) -> None:
-    picture = torch.rand(1, 1, 12, 24, dtype=torch.float64)
-    found = bicubic(picture, scale)[0, 0].numpy()
-    rows = np.stack([naive_resize(row, round(24 * scale)) for row in picture[0, 0].numpy()])
+    image = torch.rand(1, 1, 12, 24, dtype=torch.float64)
+    found = bicubic(image, scale)[0, 0].numpy()
+    rows = np.stack([naive_resize(row, round(24 * scale)) for row in image[0, 0].numpy()])
     expected = np.stack([naive_resize(column, round(12 * scale)) for column in rows.T]).T
     assert np.abs(found - expected).max() <= 1e-6
 
 
-def codes(picture: Tensor) -> Tensor:
-    """One whole number for each colour of a picture."""
-    levels = (picture * 255).round().long()
+def codes(image: Tensor) -> Tensor:
+    """One whole number for each colour of an image."""
+    levels = (image * 255).round().long()
     return (levels[0] * 256 + levels[1]).mul(256).add(levels[2]).flatten()
 
 
 def test_pieces_are_the_same_each_time_and_the_splits_do_not_touch() -> None:
-    train, test = photograph_pairs(train=40)
-    again = photograph_pairs(train=40)
+    train, test = sample_image_pairs(train=40)
+    again = sample_image_pairs(train=40)
     assert train.small.equal(again[0].small) and test.large.equal(again[1].large)
-    other, same = photograph_pairs(train=40, seed=1)
+    other, same = sample_image_pairs(train=40, seed=1)
     assert not other.large.equal(train.large) and same.large.equal(test.large)
     assert train.small.shape == (40, 3, 16, 16) and train.large.shape == (40, 3, 32, 32)
     assert test.small.shape == (16, 3, 48, 48) and test.large.shape == (16, 3, 96, 96)
@@ -80,7 +80,7 @@ def test_pieces_are_the_same_each_time_and_the_splits_do_not_touch() -> None:
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 def test_small_pieces_are_made_of_their_large_ones(scale: int) -> None:
-    train, test = photograph_pairs(scale=scale, side=12, train=16, test_side=24)
+    train, test = sample_image_pairs(scale=scale, side=12, train=16, test_side=24)
     assert train.scale == test.scale == scale
     for pairs in (train, test):
         levels = pairs.small * 255
@@ -91,15 +91,15 @@ def test_small_pieces_are_made_of_their_large_ones(scale: int) -> None:
 
 
 def test_pieces_are_turned_and_mirrored() -> None:
-    train, _ = photograph_pairs(side=40, train=64)
-    # sky is brighter than the ground in the first photograph, whichever way it is turned
+    train, _ = sample_image_pairs(side=40, train=64)
+    # sky is brighter than the ground in the first photo, whichever way it is turned
     china = train.large[0::4].mean(1)
     bright = [china[:, :20].mean((1, 2)), china[:, :, :20].mean((1, 2))]
     assert all(0 < int((half > china.mean((1, 2))).sum()) < len(china) for half in bright)
 
 
-def naive_luma(picture: Tensor) -> np.ndarray:
-    rounded = np.clip(np.round(picture.double().numpy() * 255), 0, 255) / 255
+def naive_luma(image: Tensor) -> np.ndarray:
+    rounded = np.clip(np.round(image.double().numpy() * 255), 0, 255) / 255
     return 16 + 65.481 * rounded[0] + 128.553 * rounded[1] + 24.966 * rounded[2]
 
 
@@ -162,7 +162,7 @@ def test_measures_agree_with_scikit_image_where_it_is_installed() -> None:
 
 
 class Doubling(nn.Module):
-    """Makes pictures larger by bicubic interpolation, as a model gives them."""
+    """Makes images larger by bicubic interpolation, as a model gives them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -173,49 +173,49 @@ class Doubling(nn.Module):
 
 
 def test_quality_is_of_all_pairs_without_the_border() -> None:
-    _, test = photograph_pairs(train=4)
+    _, test = sample_image_pairs(train=4)
     found = quality(Doubling(), test, batch_size=3)
     large = bicubic(test.small, 2)
     assert found.psnr == pytest.approx(psnr(large, test.large, 2), abs=1e-6)
     assert found.ssim == pytest.approx(ssim(large, test.large, 2), abs=1e-6)
-    grey = PicturePairs("grey", test.small[:, :1], test.large[:, :1])
+    grey = SuperResolutionDataset("grey", test.small[:, :1], test.large[:, :1])
     assert quality(Doubling(), grey).psnr == pytest.approx(
         psnr(large[:, :1], grey.large, 2, luma=False), abs=1e-6
     )
 
 
 def test_what_cannot_be_measured_is_refused() -> None:
-    picture = torch.rand(3, 16, 16)
+    image = torch.rand(3, 16, 16)
     with pytest.raises(InvalidInputError, match=r"of one shape .* not \(3, 16, 16\) and \(3, 16, 15\)"):
-        psnr(picture, picture[..., 1:])
+        psnr(image, image[..., 1:])
     with pytest.raises(InvalidInputError, match="of one shape"):
-        psnr(picture[0], picture[0])
+        psnr(image[0], image[0])
     with pytest.raises(InvalidInputError, match="without 8 pixels at each side nothing is left of 16 x 16"):
-        psnr(picture, picture, 8)
+        psnr(image, image, 8)
     with pytest.raises(InvalidInputError, match="without -1 pixels"):
-        ssim(picture, picture, -1)
+        ssim(image, image, -1)
     with pytest.raises(InvalidInputError, match="luma is of red, green and blue, not of 1 channels"):
-        psnr(picture[:1], picture[:1])
+        psnr(image[:1], image[:1])
     with pytest.raises(InvalidInputError, match="finite numbers from 0 to 1"):
-        psnr(picture * math.nan, picture)
+        psnr(image * math.nan, image)
     with pytest.raises(InvalidInputError, match="finite numbers from 0 to 1"):
-        psnr((picture * 255).byte(), (picture * 255).byte())
+        psnr((image * 255).byte(), (image * 255).byte())
     with pytest.raises(InvalidInputError, match="10 x 10 holds no window of 11 x 11"):
-        ssim(picture, picture, 3)
+        ssim(image, image, 3)
 
 
 def test_pairs_that_cannot_be_made_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="scale is at least 2"):
-        photograph_pairs(scale=1)
+        sample_image_pairs(scale=1)
     with pytest.raises(InvalidInputError, match="held_out lies between 0 and 1, not 1"):
-        photograph_pairs(held_out=1)
-    with pytest.raises(InvalidInputError, match="unknown part of a photograph 'top'"):
-        photograph_pairs(where="top")
+        sample_image_pairs(held_out=1)
+    with pytest.raises(InvalidInputError, match="unknown part of a photo 'top'"):
+        sample_image_pairs(where="top")
     with pytest.raises(InvalidInputError, match="holds pieces of 97 small pixels"):
-        photograph_pairs(test_side=97)
+        sample_image_pairs(test_side=97)
     with pytest.raises(InvalidInputError, match="holds pieces of 113 small pixels"):
-        photograph_pairs(side=113)
-    train, _ = photograph_pairs(train=4)
+        sample_image_pairs(side=113)
+    train, _ = sample_image_pairs(train=4)
     assert len(train.take(3)) == 3 and train[1]["labels"].equal(train.large[1])
     with pytest.raises(InvalidInputError, match="has 4 pairs, not 5"):
         train.take(5)

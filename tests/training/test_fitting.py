@@ -66,7 +66,7 @@ def test_fault_B6_one_image_left_over_is_known_before_the_start() -> None:
         fit(model, left_over, None, Settings(epochs=1, batch_size=1))
     assert all(buffer.equal(before[name]) for name, buffer in model.named_buffers())
     assert fit(model, left_over, None, Settings(epochs=2, batch_size=4)).steps == 4
-    larger = pictures(9, "a", "b")  # where maps are larger, one picture can be trained on
+    larger = pictures(9, "a", "b")  # where maps are larger, one image can be trained on
     assert fit(batch_norm(32), larger, None, Settings(epochs=1, batch_size=4)).steps == 3
     without = create_model("poolformer_s12", num_classes=2, **SMALL)
     assert fit(without, larger, None, Settings(epochs=1, batch_size=4)).steps == 3

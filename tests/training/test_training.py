@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from modwright.core.errors import InvalidInputError
 from modwright.models import create_model
 from modwright.tasks.pictures import Pictures, digits
-from modwright.tasks.upscaling import PicturePairs
+from modwright.tasks.upscaling import SuperResolutionDataset
 from modwright.training import (
     AveragedWeights,
     CrossEntropy,
@@ -176,7 +176,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_losses(tmp_path: Path) 
 
 def test_too_few_classes_are_refused() -> None:
     few = create_model("poolformer_s12", num_classes=3, depths=[1, 1], widths=[8, 16])
-    with pytest.raises(InvalidInputError, match="the model has 3 classes, the pictures 10"):
+    with pytest.raises(InvalidInputError, match="the model has 3 classes, the images 10"):
         fit(few, digits()[0].take(8))
 
 
@@ -192,7 +192,7 @@ def test_pairs_of_pictures_are_learned_from_by_their_absolute_error() -> None:
     torch.manual_seed(0)
     sizes = {"dim": 32, "depths": [1], "num_heads": [4], "window": [2, 4]}
     small = torch.rand(8, 3, 4, 4)
-    pairs = PicturePairs("noise", small, small.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    pairs = SuperResolutionDataset("noise", small, small.repeat_interleave(2, 2).repeat_interleave(2, 3))
     model = create_model("craft_x2", **sizes)
     batch = {"pixel_values": pairs.small, "labels": pairs.large}
     before, named = Reconstruction()(model, batch)

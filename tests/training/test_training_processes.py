@@ -45,13 +45,13 @@ def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path: Path
 def test_a_recipe_is_trained_by_two_processes(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(
         "model: {name: poolformer_s12, depths: [1, 1], widths: [8, 16], stem: [3, 4, 1]}\n"
-        "data: {pictures: digits, train: 64}\n"
+        "data: {images: digits, train: 64}\n"
         "settings: {epochs: 1, batch_size: 16}\n"
     )
     command = ["-m", "modwright", "train", "recipe.yaml", "-o", "out"]
     ended = launch(command, 2, cwd=tmp_path)
     assert [one.code for one in ended] == [0, 0], ended[0].err[-2000:]
-    assert "accuracy on test pictures" in ended[0].out and ended[1].out == ""
+    assert "accuracy on test images" in ended[0].out and ended[1].out == ""
     told = json.loads((tmp_path / "out" / "training.json").read_text())
     assert (told["processes"], told["steps"]) == (2, 4)
     odd = launch([*command, "--force", "--set", "settings.batch_size=15"], 2, cwd=tmp_path)

@@ -22,7 +22,7 @@ OUTSIDE = ("head", "attn_pool", "head_dist")
 """What stands after the stream: no part of it."""
 
 
-def pictures(model: Any, rows: int = 2) -> torch.Tensor:
+def images(model: Any, rows: int = 2) -> torch.Tensor:
     size = model.patch_embed.img_size
     generator = torch.Generator().manual_seed(1)
     return torch.randn(rows, model.patch_embed.proj.in_channels, *size, generator=generator)
@@ -35,7 +35,7 @@ def test_a_live_model_is_opened_with_its_own_weights(vit: Callable[..., Any], na
     anatomy = checkpoint.anatomy
     assert anatomy.family.name == "timm_vit" and len(anatomy.blocks) == SMALL["depth"]
     assert checkpoint.model.timm_model is model
-    x = pictures(model)
+    x = images(model)
     with torch.no_grad():
         out = checkpoint.model(pixel_values=x)
         expected = model(x) if model.num_classes else model.forward_features(x)
@@ -88,7 +88,7 @@ def test_views_and_taps_compute_what_the_block_computes(
 
         hooks.append(hook_point.module.register_forward_hook(keep))
     with torch.no_grad():
-        model(pictures(model))
+        model(images(model))
     for hook in hooks:
         hook.remove()
 
@@ -118,7 +118,7 @@ def test_it_is_known_by_its_modules_and_not_by_its_name() -> None:
 
     plain = timm.models.VisionTransformer(**SMALL, num_classes=3, reg_tokens=2).eval()
     assert Anatomy.of(plain).config.architecture == "vit_base_patch16_224"
-    x = pictures(plain)
+    x = images(plain)
     with torch.no_grad():
         assert torch.equal(modwright.open(plain).model(pixel_values=x)[0], plain(x))
     with pytest.raises(UnsupportedArchitecture, match="the live Own is not what timm builds"):

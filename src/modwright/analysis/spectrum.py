@@ -4,7 +4,7 @@ The log amplitude beside that of frequency zero is the measure of arXiv 2202.067
 stands for the finer one of its two directions, as a share of the highest that a map can hold: 0 is
 the mean of a map, 1 is what changes from one place to the next.
 
-Axes: B pictures, C channels, H height, W width, K frequencies.
+Axes: B images, C channels, H height, W width, K frequencies.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MEAN_AND_HALVES = (0.0, 0.5)
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What the maps of one part hold, over all pictures and channels.
+    """What the maps of one part hold, over all images and channels.
 
     Attributes:
         frequencies: from 0 to 1, as many as the maps have.
@@ -127,12 +127,12 @@ def _transformed(features: Tensor) -> Tensor:
     return torch.fft.fft2(features.double())
 
 
-def map_spectra(model: nn.Module, pictures: Tensor, parts: Sequence[str]) -> dict[str, Spectrum]:
+def map_spectra(model: nn.Module, images: Tensor, parts: Sequence[str]) -> dict[str, Spectrum]:
     """Spectra of what parts of a model give, in one pass in eval mode.
 
     Args:
-        model: takes pictures; it is left as it is.
-        pictures: (B, C, H, W).
+        model: takes images; it is left as it is.
+        images: (B, C, H, W).
         parts: names as in ``model.named_modules()``; each gives maps.
 
     Raises:
@@ -151,7 +151,7 @@ def map_spectra(model: nn.Module, pictures: Tensor, parts: Sequence[str]) -> dic
     hook_points = {name: HookPoint(known[name], "output") for name in parts}
     # A copy: what follows a part may work in place.
     with capture(hook_points, copy=True) as kept, eval_mode(model), torch.no_grad():
-        model(pictures)
+        model(images)
     if silent := [name for name in parts if name not in kept]:
         raise InvalidInputError(f"parts that give no tensor in a pass: {', '.join(silent)}")
     return {name: Spectrum.of(kept[name]) for name in parts}

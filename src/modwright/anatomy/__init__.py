@@ -3,7 +3,7 @@
 from modwright.anatomy.anatomy import Anatomy
 from modwright.anatomy.families import family_names, register_family
 from modwright.anatomy.families.family import Family
-from modwright.anatomy.inputs import Inputs, Pictures, Tokens
+from modwright.anatomy.inputs import Inputs, Images, Tokens
 from modwright.anatomy.projection import FactoredProjection, Projection
 from modwright.anatomy.selectors import pick_layers, select
 from modwright.anatomy.stream import ReadProjection, ResidualStream
@@ -39,7 +39,7 @@ __all__ = [
     "OpaqueMixer",
     "Part",
     "PatchEmbedding",
-    "Pictures",
+    "Images",
     "Projection",
     "ReadProjection",
     "ResidualStream",

@@ -1,6 +1,6 @@
-"""What a model reads: tokens or pictures. Probes, costs and timings are made of these.
+"""What a model reads: tokens or images. Probes, costs and timings are made of these.
 
-Axes: b sequences or pictures, t tokens, C channels, h height, w width.
+Axes: b sequences or images, t tokens, C channels, h height, w width.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["Inputs", "Maps", "Pictures", "Tokens"]
+__all__ = ["Inputs", "Maps", "Images", "Tokens"]
 
 
 class Inputs(Protocol):
@@ -32,7 +32,7 @@ class Inputs(Protocol):
         """Keyword arguments of a forward pass over ``rows`` sequences of ``length`` positions."""
 
     def positions(self, length: int) -> int:
-        """Positions of a sequence for which ``length`` were asked; pictures fix their own."""
+        """Positions of a sequence for which ``length`` were asked; images fix their own."""
 
     def check(self, given: Mapping[str, Tensor]) -> None:
         """Refuses the arguments of a forward pass that the model cannot read."""
@@ -76,16 +76,16 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures (b, C, h, w) of one size, cut into patches.
+class Images:
+    """Images (b, C, h, w) of one size, cut into patches.
 
     Attributes:
         patch: height and width of a patch.
         extra: tokens beside the patches, such as a class token.
 
     Example:
-        >>> pictures = Pictures(channels=3, size=(224, 224), patch=(16, 16), extra=1)
-        >>> pictures.patches, pictures.positions(512)
+        >>> images = Images(channels=3, size=(224, 224), patch=(16, 16), extra=1)
+        >>> images.patches, images.positions(512)
         (196, 197)
     """
 
@@ -108,33 +108,33 @@ class Pictures:
         return self.patches + self.extra
 
     def check(self, given: Mapping[str, Tensor]) -> None:
-        pictures = given.get("pixel_values")
-        if pictures is None:
+        images = given.get("pixel_values")
+        if images is None:
             raise InvalidInputError(f"the model reads pixel_values; the data gives {', '.join(given)}")
         wanted = (self.channels, *self.size)
-        if pictures.shape[1:] != wanted:
+        if images.shape[1:] != wanted:
             raise InvalidInputError(
-                f"the model reads pictures of shape {wanted} (channels, height, width); the data "
-                f"gives {tuple(pictures.shape[1:])}"
+                f"the model reads images of shape {wanted} (channels, height, width); the data "
+                f"gives {tuple(images.shape[1:])}"
             )
 
     def describe(self) -> str:
         height, width = self.size
         beside = f" and {self.extra} token{'s' * (self.extra > 1)} beside them" * bool(self.extra)
         return (
-            f"a picture of {height} x {width} pixels and {self.channels} channels is "
+            f"an image of {height} x {width} pixels and {self.channels} channels is "
             f"{self.patches} patches{beside}"
         )
 
 
-class Maps(Pictures):
-    """Pictures that a model turns into maps of several sizes: no one number of positions is theirs.
+class Maps(Images):
+    """Images that a model turns into maps of several sizes: no one number of positions is theirs.
 
     Example:
         >>> Maps(channels=3, size=(32, 32), patch=(32, 32)).describe()
-        'a picture of 32 x 32 pixels and 3 channels'
+        'an image of 32 x 32 pixels and 3 channels'
     """
 
     def describe(self) -> str:
         height, width = self.size
-        return f"a picture of {height} x {width} pixels and {self.channels} channels"
+        return f"an image of {height} x {width} pixels and {self.channels} channels"

@@ -19,7 +19,7 @@ __all__ = ["CalibrationData", "TensorBatch", "TensorBatches", "from_tensors"]
 
 
 class CalibrationData(Protocol):
-    """Batches for a model, and what is told of them: token windows, pictures, anything."""
+    """Batches for a model, and what is told of them: token windows, images, anything."""
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class TensorBatches:
 
 
 def from_tensors(batches: Sequence[Mapping[str, Tensor]], name: str = "tensors") -> TensorBatches:
-    """Calibration data from one's own tensors, such as the pictures of an image processor.
+    """Calibration data from one's own tensors, such as the images of an image processor.
 
     Args:
         batches: for each forward pass the model's keyword arguments. All tensors of a batch have
@@ -81,8 +81,8 @@ def from_tensors(batches: Sequence[Mapping[str, Tensor]], name: str = "tensors")
     Example:
         >>> import modwright
         >>> model = modwright.open("preset:tiny-vit").model
-        >>> pictures = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-        >>> data = from_tensors([{"pixel_values": part} for part in pictures.split(4)], "noise")
+        >>> images = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+        >>> data = from_tensors([{"pixel_values": part} for part in images.split(4)], "noise")
         >>> from modwright.surgery import make_method
         >>> method = make_method("llm_drop", {"target": "mlp", "n": 1})
         >>> str(modwright.apply(model, method, data).tensor_diff)

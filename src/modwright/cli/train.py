@@ -37,9 +37,9 @@ def train(
     force: Force = False,
     json: Json = False,
 ) -> None:
-    """Train a model of pictures from a recipe, and save it.
+    """Train a model of images from a recipe, and save it.
 
-    The least recipe is two lines: `model: {name: poolformer_s12}` and `data: {pictures: digits}`.
+    The least recipe is two lines: `model: {name: poolformer_s12}` and `data: {images: digits}`.
 
     model is a named model with fields of its config, or {checkpoint: DIR}. data.pictures is digits,
     idx (the four files of MNIST or Fashion-MNIST) or folder (one folder per class). objective.loss
@@ -50,7 +50,7 @@ def train(
     DIR gets a checkpoint for transformers' Auto classes, training.json, curves.svg and the recipe
     with every default written out. A training that was stopped, or killed, goes on from its newest
     checkpoint when the same command is given again, to the same weights. Started by torchrun or
-    accelerate launch, several processes share the pictures of each step.
+    accelerate launch, several processes share the images of each step.
     """
     from modwright.core import distributed
     from modwright.recipes.training import train as run_training
@@ -66,7 +66,7 @@ def train(
         emit_json(dict(done.told))
         return
     losses = [entry["loss"] for entry in done.told["log"] if "loss" in entry]
-    lines = [f"accuracy on test pictures: {100 * done.told['accuracy']:.2f} %"]
+    lines = [f"accuracy on test images: {100 * done.told['accuracy']:.2f} %"]
     if losses:
         lines.append(f"loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
     lines.append(f"steps: {done.told['steps']} in {done.told['seconds']:.1f} s")

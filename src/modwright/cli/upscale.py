@@ -1,4 +1,4 @@
-"""``modwright upscale``: makes a picture larger."""
+"""``modwright upscale``: makes an image larger."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def upscale(
         Path,
         typer.Argument(metavar="MODEL", help="A directory with a model of super-resolution."),
     ],
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="A picture file.")],
+    image: Annotated[Path, typer.Argument(metavar="PICTURE", help="An image file.")],
     out: Annotated[
-        Path, typer.Option("-o", "--output", metavar="FILE", help="Picture to write, as .png.")
+        Path, typer.Option("-o", "--output", metavar="FILE", help="Image to write, as .png.")
     ],
     tile: Annotated[
         int | None,
-        typer.Option(help="Side of square tiles; without it the whole picture is taken at once."),
+        typer.Option(help="Side of square tiles; without it the whole image is taken at once."),
     ] = None,
     overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.")] = 32,
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
 ) -> None:
-    """Make a picture larger with a model of super-resolution.
+    """Make an image larger with a model of super-resolution.
 
-    A model such as CRAFT looks at the whole picture, so tiles, which need less memory, are an
-    approximation. Pictures of any size are taken; gray ones are read as color.
+    A model such as CRAFT looks at the whole image, so tiles, which need less memory, are an
+    approximation. Images of any size are taken; gray ones are read as color.
     """
     from modwright.cli.opening import open_checkpoint
     from modwright.core.errors import InvalidInputError
@@ -43,10 +43,10 @@ def upscale(
     from modwright.models.upscaling import upscale_image
 
     require_new(out, force)
-    pixels = _read(picture)
+    pixels = _read(image)
     opened: Any = open_checkpoint(str(model)).model
     if not hasattr(opened.config, "upscale"):
-        raise InvalidInputError(f"{model}: {type(opened).__name__} makes no pictures larger")
+        raise InvalidInputError(f"{model}: {type(opened).__name__} makes no images larger")
     large = upscale_image(set_eval(opened), pixels, tile, overlap)
     _write(large, out)
     sizes = [f"{side.shape[2]} x {side.shape[1]}" for side in (pixels, large)]
@@ -72,4 +72,4 @@ def _write(pixels: Tensor, out: Path) -> None:
     try:
         write_file(out, made.save)
     except ValueError:
-        raise CheckpointError(f"{out}: no picture is written as {out.suffix!r}; .png is") from None
+        raise CheckpointError(f"{out}: no image is written as {out.suffix!r}; .png is") from None

@@ -50,7 +50,7 @@ def import_model(
     ] = None,
     resize: Annotated[
         bool,
-        typer.Option("--resize", help="Resize positions of another picture size; NAME is a model."),
+        typer.Option("--resize", help="Resize positions of another image size; NAME is a model."),
     ] = False,
     force: Force = False,
     json: Json = False,
@@ -129,12 +129,12 @@ def rename(
     from modwright.cli.opening import open_checkpoint
     from modwright.core.errors import InvalidInputError
     from modwright.models import to_checkpoint_format
-    from modwright.models.picture_model import PictureModel
+    from modwright.models.vision_model import VisionModel
 
     write = _writer(out)
     require_new(out, force)
     opened: Any = open_checkpoint(model).model
-    if not isinstance(opened, PictureModel):
+    if not isinstance(opened, VisionModel):
         raise InvalidInputError(
             f"{model}: {type(opened).__name__} has no layouts of others; `modwright export` writes "
             "it for other programs"

@@ -169,7 +169,7 @@ def count(
 
     Args:
         model: a model or its anatomy.
-        length: tokens that the prefill reads, of each sequence; a model of pictures has its own.
+        length: tokens that the prefill reads, of each sequence; a model of images has its own.
         batch: sequences side by side.
         context: tokens in the cache when the decode step comes; it attends to them and to itself.
             None for ``length``.

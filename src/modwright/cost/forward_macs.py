@@ -25,7 +25,7 @@ def forward_macs(model: nn.Module, *shape: int, attention: bool = True) -> int:
 
     Args:
         model: takes one tensor.
-        shape: of that tensor, (1, 3, 224, 224) for a picture.
+        shape: of that tensor, (1, 3, 224, 224) for an image.
         attention: False leaves out products of tokens with tokens, as some papers do.
 
     Example:

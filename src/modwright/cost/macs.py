@@ -187,7 +187,7 @@ def _(part: Linear, run: Pass) -> int:
 
 @part_macs.register
 def _(part: PatchEmbedding, run: Pass) -> int:
-    # A picture is cut once; the tokens beside the patches cost nothing.
+    # An image is cut once; the tokens beside the patches cost nothing.
     if part.count is None:
-        raise UnsupportedArchitecture(f"{part.address}: it has as many patches as a picture gives")
+        raise UnsupportedArchitecture(f"{part.address}: it has as many patches as an image gives")
     return run.sequences * part.count * part.parameters()["weight"].numel()

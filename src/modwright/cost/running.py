@@ -27,7 +27,7 @@ __all__ = ["Ran", "observed", "run_without_numbers"]
 
 @dataclass(frozen=True)
 class Ran:
-    """One pass over one picture.
+    """One pass over one image.
 
     Attributes:
         macs: multiply-accumulates of the whole model.

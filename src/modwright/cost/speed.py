@@ -118,7 +118,7 @@ def measure_speed(
 
     Args:
         batch: sequences side by side.
-        prompt: random tokens that the prefill reads, of each sequence; a picture has its own.
+        prompt: random tokens that the prefill reads, of each sequence; an image has its own.
         new_tokens: tokens that are fed one by one afterwards; not used for encoders.
         repeats: timed runs, of which the median counts.
         warmup: runs before them that do not count.

@@ -120,12 +120,12 @@ class Tree:
     Attributes:
         root: the model.
         length: tokens of the sequence for which multiply-accumulates are counted.
-        picture: what is read, in words, where that is a picture of one size.
+        image: what is read, in words, where that is an image of one size.
     """
 
     root: Node
     length: int
-    picture: str = ""
+    image: str = ""
 
     @property
     def top(self) -> Group:
@@ -135,7 +135,7 @@ class Tree:
     @property
     def reads(self) -> str:
         """For what multiply-accumulates are counted, in words."""
-        return self.picture or f"one sequence of {self.length} tokens"
+        return self.image or f"one sequence of {self.length} tokens"
 
     def find(self, address: str) -> Node:
         """The node at an address.
@@ -176,7 +176,7 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
 
     Args:
         model: an anatomy or a model; weights are not read, so it may be on the meta device.
-        length: tokens of the sequence for which multiply-accumulates are counted; a picture has
+        length: tokens of the sequence for which multiply-accumulates are counted; an image has
             its own.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modwright.anatomy.coerce import model_of
 from modwright.anatomy.families import family_of
-from modwright.anatomy.inputs import Inputs, Pictures, Tokens
+from modwright.anatomy.inputs import Inputs, Images, Tokens
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
@@ -55,13 +55,13 @@ def probe_batch(
 ) -> dict[str, Tensor]:
     """Random inputs to look at what a model computes; of several rows the last is left-padded.
 
-    A third of that row is padding. No row is longer than the positions that the model has. Pictures
+    A third of that row is padding. No row is longer than the positions that the model has. Images
     come in the dtype of the weights, as no model needs to convert them then.
 
     Args:
         model: of any family; of one that is not known, what its config says is read.
-        rows: texts, or pictures.
-        length: tokens of a row; pictures have their own size.
+        rows: texts, or images.
+        length: tokens of a row; images have their own size.
         seed: of the random numbers.
 
     Example:
@@ -99,7 +99,7 @@ def _inputs_of(model: Any) -> Inputs:
             return Tokens(config.vocab_size)
         size = config.image_size
         size = (size, size) if isinstance(size, int) else tuple(size)
-        return Pictures(getattr(config, "num_channels", 3), size, size)
+        return Images(getattr(config, "num_channels", 3), size, size)
 
 
 def _short_batch(model: nn.Module) -> dict[str, Tensor]:
@@ -113,7 +113,7 @@ def verify(model: Any, new_tokens: int = 8) -> Verification:
 
     Where attention is causal, no position sees a later one, and decoding a batch with a left-padded
     row with a cache gives the logits of decoding without. For encoders, whatever head they have:
-    what stands under the padding has no influence. For models of pictures: a picture's outputs do
+    what stands under the padding has no influence. For models of images: an image's outputs do
     not depend on what stands beside it in a batch. For all: outputs are finite.
 
     Example:
@@ -233,7 +233,7 @@ def _rows_are_apart(model: nn.Module) -> Check:
     alone = _outputs(model, **{name: tensor[:1] for name, tensor in batch.items()})
     moved = float((together[:1] - alone).abs().max())
     return Check(
-        "each picture by itself",
+        "each image by itself",
         moved <= _tolerance(together, model),
         f"outputs moved by {moved:.1e} without the other picture",
     )

@@ -1,4 +1,4 @@
-"""What every classifier of pictures here has in common: config, vocabulary, initialization."""
+"""What every classifier of images here has in common: config, vocabulary, initialization."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from modwright.core.errors import InvalidInputError
-from modwright.models.picture_model import PictureConfig, PictureModel, check_count
+from modwright.models.vision_model import VisionConfig, VisionModel, check_count
 from modwright.nn.layouts import Grid, to_map
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
 
 
 @strict
-class ImageConfig(PictureConfig):
-    """Fields that classifiers have besides those of all models of pictures.
+class ImageConfig(VisionConfig):
+    """Fields that classifiers have besides those of all models of images.
 
     Attributes:
         drop_rate: dropout before the classifier and on what is added to the stream's start.
@@ -61,8 +61,8 @@ def chosen_indices(indices: int | Sequence[int] | None, count: int) -> list[int]
     return [index % count for index in indices]
 
 
-class ImageClassifier(PictureModel):
-    """A classifier of pictures (B, C, H, W).
+class ImageClassifier(VisionModel):
+    """A classifier of images (B, C, H, W).
 
     A subclass builds its parts and calls ``post_init()``. It has a ``head`` and gives
     ``feature_info``, ``forward_features`` and ``forward_maps``.
@@ -196,7 +196,7 @@ class PyramidClassifier(ImageClassifier):
 class TokenClassifier(ImageClassifier):
     """Tokens of one grid through all blocks, a norm, a head. Has ``blocks``, ``norm``.
 
-    A subclass gives ``embed``: pictures -> (the stream, its grid); where the stream is more than
+    A subclass gives ``embed``: images -> (the stream, its grid); where the stream is more than
     one tensor, ``tokens`` picks the one that is classified.
     """
 

@@ -21,7 +21,7 @@ class FeatureInfo(list[dict[str, Any]]):
         return [int(entry["num_chs"]) for entry in self]
 
     def reduction(self) -> list[int]:
-        """Pixels of the picture per place of each map, along one side."""
+        """Pixels of the image per place of each map, along one side."""
         return [int(entry["reduction"]) for entry in self]
 
     def module_name(self) -> list[str]:

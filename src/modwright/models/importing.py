@@ -23,7 +23,7 @@ from modwright.core.errors import (
 )
 from modwright.core.reading import read_json, refuse_no_weights
 from modwright.models.state_dict_converter import StateDictConverter
-from modwright.models.picture_model import PictureModel
+from modwright.models.vision_model import VisionModel
 from modwright.models.source_configs import SourceConfig, read_source_config, same_value
 
 __all__ = ["Imported", "import_weights", "checkpoint_formats", "name_classes", "read_weights", "to_checkpoint_format"]
@@ -52,7 +52,7 @@ class Imported:
     fresh: tuple[str, ...]
 
 
-def checkpoint_formats(model: PictureModel) -> dict[str, StateDictConverter]:
+def checkpoint_formats(model: VisionModel) -> dict[str, StateDictConverter]:
     """The layouts that a model's weights can be read from and written to, by name."""
     return model.state_dict_converters(model.config)
 
@@ -193,7 +193,7 @@ def _read_directory(path: Path) -> dict[str, Tensor]:
 
 
 def import_weights(
-    model: PictureModel,
+    model: VisionModel,
     source: str | Path | Mapping[str, Tensor],
     checkpoint_format: str = "auto",
     resize: bool | tuple[int, int] = False,
@@ -267,7 +267,7 @@ def import_weights(
     return Imported(checkpoint_format, len(found), tuple(sorted(set(own) - set(found))))
 
 
-def _check_fields(model: PictureModel, told: SourceConfig) -> None:
+def _check_fields(model: VisionModel, told: SourceConfig) -> None:
     """Refuses a model that computes by other fields than those of the weights' config.json."""
     for name, value in told.fields.items():
         own = getattr(model.config, name)
@@ -277,7 +277,7 @@ def _check_fields(model: PictureModel, told: SourceConfig) -> None:
             )
 
 
-def name_classes(model: PictureModel, told: SourceConfig) -> None:
+def name_classes(model: VisionModel, told: SourceConfig) -> None:
     """Gives a model the class names of the config.json that its classifier came with.
 
     Raises:
@@ -299,7 +299,7 @@ def _may_miss(name: str, new_classifier: bool) -> bool:
     return counter or (new_classifier and name.startswith(_CLASSIFIERS))
 
 
-def to_checkpoint_format(model: PictureModel, checkpoint_format: str) -> dict[str, Tensor]:
+def to_checkpoint_format(model: VisionModel, checkpoint_format: str) -> dict[str, Tensor]:
     """The model's tensors as another layout has them.
 
     Raises:

@@ -25,7 +25,7 @@ from modwright.core.registry import Registry
 from modwright.models.classifier import ImageClassifier
 from modwright.models.features import FeatureMaps
 from modwright.models.importing import import_weights, read_weights
-from modwright.models.picture_model import PictureConfig, PictureModel, check_count
+from modwright.models.vision_model import VisionConfig, VisionModel, check_count
 from modwright.models.source_configs import read_source_config
 
 __all__ = [
@@ -49,7 +49,7 @@ class _Named:
 
 
 MODELS: Registry[_Named] = Registry("model", "modwright.models.architectures")
-_CLASSES: dict[type[PreTrainedConfig], type[PictureModel]] = {}
+_CLASSES: dict[type[PreTrainedConfig], type[VisionModel]] = {}
 
 
 def register_model(function: Callable[..., PreTrainedConfig]) -> Callable[..., PreTrainedConfig]:
@@ -75,8 +75,8 @@ def _add(name: str, make: Callable[..., PreTrainedConfig], classifies: bool = Tr
 
 
 def register_architecture(
-    config_class: type[PictureConfig],
-    model: type[PictureModel],
+    config_class: type[VisionConfig],
+    model: type[VisionModel],
     variants: Mapping[str, Mapping[str, Any]],
     auto: Any = AutoModelForImageClassification,
 ) -> None:
@@ -96,7 +96,7 @@ def register_architecture(
         _add(name, _maker(config_class, fields), issubclass(model, ImageClassifier))
 
 
-def _maker(config_class: type[PictureConfig], fields: Mapping[str, Any]) -> Callable[..., Any]:
+def _maker(config_class: type[VisionConfig], fields: Mapping[str, Any]) -> Callable[..., Any]:
     def make(**overrides: Any) -> PreTrainedConfig:
         unknown = sorted(set(overrides) - set(config_class.field_names()))
         if unknown:
@@ -115,7 +115,7 @@ def _types_of(config_class: Any) -> dict[str, TypeAdapter[Any]]:
     found: dict[str, TypeAdapter[Any]] = {}
     known = {field.name for field in dataclasses.fields(config_class)}
     for base in config_class.__mro__:
-        if issubclass(base, PictureConfig):  # transformers checks its own fields
+        if issubclass(base, VisionConfig):  # transformers checks its own fields
             names = vars(sys.modules[base.__module__])
             for name, hint in inspect.get_annotations(base).items():
                 if name not in known:
@@ -155,7 +155,7 @@ def variant_config(name: str, **overrides: Any) -> PreTrainedConfig:
     return MODELS[name].make(**overrides)
 
 
-def model_class(config: PreTrainedConfig) -> type[PictureModel]:
+def model_class(config: PreTrainedConfig) -> type[VisionModel]:
     """The class that a config builds."""
     return _CLASSES[type(config)]
 
@@ -180,7 +180,7 @@ def create_model(
         pretrained: refused: no weights come with this library; name a ``checkpoint_path``.
         num_classes: or ``num_labels``; 0 has no classifier: pooled features come out. Models that
             do something else than classify have no use for it.
-        in_chans: or ``num_channels``; of the picture.
+        in_chans: or ``num_channels``; of the image.
         drop_rate: dropout before the classifier.
         drop_path_rate: of the last block; the variant's own unless it is said.
         global_pool: "avg", "token" or ""; the variant's own unless it is said.

@@ -26,7 +26,7 @@ def reparameterize(model: _Model, *, verify: bool = True, tolerance: float = 1e-
 
     Args:
         model: in eval mode, of an architecture whose config has a field ``fused``.
-        verify: compares the logits of both on a batch of random pictures.
+        verify: compares the logits of both on a batch of random images.
         tolerance: how far they may be apart, in parts of the largest logit where that is above 1.
 
     Raises:
@@ -63,9 +63,9 @@ def reparameterize(model: _Model, *, verify: bool = True, tolerance: float = 1e-
 def _verify(model: ImageClassifier, twin: ImageClassifier, tolerance: float) -> None:
     draws = torch.Generator().manual_seed(0)
     shape = (2, model.config.num_channels, *model.config.size)
-    pictures = torch.randn(shape, generator=draws).to(model.device, model.dtype)
-    expected = model(pictures).logits
-    off = float((twin(pictures).logits - expected).abs().max())
+    images = torch.randn(shape, generator=draws).to(model.device, model.dtype)
+    expected = model(images).logits
+    off = float((twin(images).logits - expected).abs().max())
     allowed = tolerance * max(1.0, float(expected.abs().max()))
     if not off <= allowed:
         raise VerificationError(

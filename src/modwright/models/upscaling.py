@@ -1,4 +1,4 @@
-"""Pictures of any size through a model that makes them larger: padding, and tiles if asked for."""
+"""Images of any size through a model that makes them larger: padding, and tiles if asked for."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _folded(i: int, length: int, period: int) -> int:
     return i if i < length else period - i - (period == 2 * length)
 
 
-# Sources of the rows of a picture that is made longer below and to the right. "reflect" does not
+# Sources of the rows of an image that is made longer below and to the right. "reflect" does not
 # repeat the last row and adds what is missing; "mirror-reference" repeats it and adds a multiple
 # even where nothing is missing, as the authors' test does.
 PADS: dict[str, Callable[[int, int], list[int]]] = {"reflect": _inner, "mirror-reference": _whole}
@@ -42,15 +42,15 @@ PADS: dict[str, Callable[[int, int], list[int]]] = {"reflect": _inner, "mirror-r
 def upscale_image(
     model: Any, image: Tensor, tile: int | None = None, overlap: int = 32, pad: str = "reflect"
 ) -> Tensor:
-    """A picture of any size, made larger by the model's scale.
+    """An image of any size, made larger by the model's scale.
 
-    Tiles need less memory, but give other numbers where a model looks at the whole picture, as
+    Tiles need less memory, but give other numbers where a model looks at the whole image, as
     CRAFT's channel attention does: :func:`tile_report` says how far off they are.
 
     Args:
         model: of super-resolution; ``config.multiple`` is what its sides must be multiples of.
         image: (C, H, W) or (B, C, H, W); numbers from 0 to 1, or whole ones from 0 to 255.
-        tile: side of square tiles, before they are made larger; None takes the whole picture.
+        tile: side of square tiles, before they are made larger; None takes the whole image.
         overlap: of neighbouring tiles, which fade into each other.
         pad: a name of :data:`PADS`.
 
@@ -59,7 +59,7 @@ def upscale_image(
         otherwise what the model gives, which may lie a little outside 0 and 1.
 
     Raises:
-        InvalidInputError: what is no picture for the model, whole numbers outside of 0 to 255, NaN, an
+        InvalidInputError: what is no image for the model, whole numbers outside of 0 to 255, NaN, an
             unknown padding, or tiles that do not fit.
 
     Example:
@@ -70,14 +70,14 @@ def upscale_image(
     """
     if image.dim() not in (3, 4):
         shape = tuple(image.shape)
-        raise InvalidInputError(f"a picture is ([batch,] channels, height, width), not {shape}")
+        raise InvalidInputError(f"an image is ([batch,] channels, height, width), not {shape}")
     if 0 in image.shape:
-        raise InvalidInputError(f"the picture is empty: {tuple(image.shape)}")
+        raise InvalidInputError(f"the image is empty: {tuple(image.shape)}")
     channels, multiple = model.config.num_channels, model.config.multiple
     if image.shape[-3] != channels:
         more = "; drop the alpha channel" if image.shape[-3] == channels + 1 else ""
         raise InvalidInputError(
-            f"the model takes {channels} channels, the picture has {image.shape[-3]}{more}"
+            f"the model takes {channels} channels, the image has {image.shape[-3]}{more}"
         )
     if pad not in PADS:
         raise unknown_name("padding", pad, PADS)
@@ -102,10 +102,10 @@ def _check_tiles(tile: int, overlap: int, multiple: int) -> None:
 
 
 def _as_numbers(image: Tensor, model: Any) -> tuple[Tensor, bool]:
-    """The picture from 0 to 1 in the model's type, and whether it came in whole numbers."""
+    """The image from 0 to 1 in the model's type, and whether it came in whole numbers."""
     if image.is_floating_point():
         if not bool(image.isfinite().all()):
-            raise InvalidInputError("the picture has pixels that are no finite numbers")
+            raise InvalidInputError("the image has pixels that are no finite numbers")
         return image.to(model.device, model.dtype), False
     if image.is_complex() or image.dtype == torch.bool:
         raise InvalidInputError(f"pixels are numbers from 0 to 1, or whole ones to 255, not {image.dtype}")
@@ -167,7 +167,7 @@ def _fade(length: int, overlap: int, scale: int, before: bool, after: bool, like
 
 @dataclass(frozen=True)
 class TileReport:
-    """How far a picture made of tiles is from the one made as a whole.
+    """How far an image made of tiles is from the one made as a whole.
 
     Attributes:
         largest: difference of a pixel, where 1 is the range of pixels.
@@ -183,7 +183,7 @@ class TileReport:
 def tile_report(
     model: Any, image: Tensor, tile: int = 256, overlap: int = 32, pad: str = "reflect"
 ) -> TileReport:
-    """Makes a picture larger both ways, so it needs the memory of the whole one.
+    """Makes an image larger both ways, so it needs the memory of the whole one.
 
     Args:
         model, image, tile, overlap, pad: see :func:`upscale_image`.

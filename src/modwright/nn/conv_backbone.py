@@ -15,7 +15,7 @@ class ConvBackbone(nn.Module):
     """Stages of two convolutions each, with batch norm and ReLU; each stage halves the map.
 
     Args:
-        in_channels: of the picture.
+        in_channels: of the image.
         widths: channels of each stage.
         first_stride: of the first stage, which halves nothing unless it is said.
 

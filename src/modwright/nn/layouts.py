@@ -1,4 +1,4 @@
-"""The two layouts of a picture inside a model, and the way from one to the other.
+"""The two layouts of an image inside a model, and the way from one to the other.
 
 A map is (B, C, H, W); tokens are (B, N, C) with N = H W in row-major order, and go with their grid
 (H, W). Nothing here guesses a grid from N.

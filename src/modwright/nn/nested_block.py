@@ -1,6 +1,6 @@
 """Two streams, one inside the other: words of each patch, and a sentence token per patch.
 
-Axes: B pictures, N patches of a picture, m words of a patch, c channels of a word, d of a sentence.
+Axes: B images, N patches of an image, m words of a patch, c channels of a word, d of a sentence.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class PixelToPatch(nn.Module):
         eps: of the norms.
 
     Shapes:
-        (B N, m, c) with the number of pictures B -> (B, N, d).
+        (B N, m, c) with the number of images B -> (B, N, d).
 
     Example:
         >>> import torch
-        >>> PixelToPatch(4, 16, 24)(torch.zeros(6, 16, 4), pictures=2).shape
+        >>> PixelToPatch(4, 16, 24)(torch.zeros(6, 16, 4), images=2).shape
         torch.Size([2, 3, 24])
     """
 
@@ -53,11 +53,11 @@ class PixelToPatch(nn.Module):
         self.proj = nn.Linear(pixel_tokens * inner_dim, outer_dim, bias=bias)
         self.norm2 = nn.LayerNorm(outer_dim, eps=eps) if last_norm else None
 
-    def forward(self, pixel_tokens: Tensor, pictures: int) -> Tensor:
+    def forward(self, pixel_tokens: Tensor, images: int) -> Tensor:
         x = self.norm1(pixel_tokens).flatten(1) if self.per_word else self.norm1(pixel_tokens.flatten(1))
         x = self.proj(x)
         x = x if self.norm2 is None else self.norm2(x)
-        return x.unflatten(0, (pictures, -1))
+        return x.unflatten(0, (images, -1))
 
 
 class NestedBlock(nn.Module):
@@ -100,7 +100,7 @@ class NestedBlock(nn.Module):
     def forward(self, streams: Streams, grid: Grid) -> Streams:
         pixel_tokens, sentences = streams
         if self.inner is not None and self.fuse is not None:
-            # each patch is a picture of its own to the inner block: one row of words
+            # each patch is an image of its own to the inner block: one row of words
             pixel_tokens = self.inner(pixel_tokens, (1, pixel_tokens.shape[1]))
             said = self.fuse(pixel_tokens, sentences.shape[0])
             # not in place: the sentences may be needed again when activations are recomputed

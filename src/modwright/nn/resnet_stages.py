@@ -89,7 +89,7 @@ class ResNetStages(nn.Module):
     Every stage but the first halves the map.
 
     Args:
-        in_channels: of the picture.
+        in_channels: of the image.
         widths: channels of each stage.
         depths: blocks of each stage.
         branch: a name of :data:`BRANCHES`; widths are multiples of 4 for "bottleneck".

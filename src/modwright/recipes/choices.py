@@ -29,7 +29,7 @@ def options_of(made: Callable[..., Any]) -> type[Strict]:
     Example:
         >>> from modwright.tasks.pictures import digits
         >>> options_of(digits).model_fields["side"].description
-        'Of the pictures, in pixels.'
+        'Of the images, in pixels.'
     """
     hints, told = get_type_hints(made), option_help(made)
     fields: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Runs a recipe of training: pictures, model, steps, then a checkpoint with its curves."""
+"""Runs a recipe of training: images, model, steps, then a checkpoint with its curves."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def train(
     Checkpoints on the way are kept in ``<output>.work`` until the output stands; a training that
     was stopped goes on from the newest, to the losses and weights of one that was not. Where
     ``torchrun`` or ``accelerate launch`` started several processes, every one calls this, and they
-    share the pictures of each step.
+    share the images of each step.
 
     Args:
         recipe: what to do.
@@ -160,7 +160,7 @@ class _Training:
             warnings.simplefilter("ignore", UserWarning)  # the log says them
             learned, measured = pictures_of(self.recipe)
         named = self.recipe.model.get("id2label")
-        if named is not None:  # names that the user gives to the classes of the pictures
+        if named is not None:  # names that the user gives to the classes of the images
             learned, measured = (_renamed(part, named) for part in (learned, measured))
         torch.manual_seed(self.recipe.seed)
         model = MODEL.make(self.recipe.model, learned)
@@ -202,7 +202,7 @@ class _Training:
         write_file(known, json.dumps(depends), kept_in=self.work.root)
         count = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
         who = f"{type(ready.model).__name__} with {count:,} parameters"
-        self.say(f"{who} learns from {len(ready.train)} pictures ({ready.train.name})")
+        self.say(f"{who} learns from {len(ready.train)} images ({ready.train.name})")
         for note in [*ready.train.notes, *_other_names(ready), *broken]:
             self.say(note)
         newest = newest_checkpoint(self.checkpoints)
@@ -268,19 +268,19 @@ def _reads_back(model: Any) -> Callable[[Path], None]:
 
 @torch.no_grad()
 def _try(model: Any, pictures: Pictures, what: str) -> None:
-    """One picture through a model, so that another size or another task is seen before work."""
+    """One image through a model, so that another size or another task is seen before work."""
     try:
         with eval_mode(model):
             found = model(pixel_values=pictures.pixels[:1].to(model.dtype))
     except (ModwrightError, ValueError, TypeError, RuntimeError) as error:
         told = str(error).strip().splitlines()[0]
-        raise InvalidInputError(f"{what}: does not take pictures of {pictures.name}: {told}") from None
+        raise InvalidInputError(f"{what}: does not take images of {pictures.name}: {told}") from None
     if getattr(found, "logits", None) is None or found.logits.dim() != 2:
-        raise InvalidInputError(f"{what}: {type(model).__name__} is no classifier of pictures")
+        raise InvalidInputError(f"{what}: {type(model).__name__} is no classifier of images")
     known, shown = found.logits.shape[1], len(pictures.classes)
     if known < shown:
         more = "; num_classes gives it others" if what == "model" else ""
-        raise InvalidInputError(f"{what}: has {known} classes, the pictures {shown}{more}")
+        raise InvalidInputError(f"{what}: has {known} classes, the images {shown}{more}")
 
 
 def _renamed(pictures: Pictures, named: Mapping[Any, str]) -> Pictures:
@@ -297,19 +297,19 @@ def _names(model: Any, count: int) -> list[str] | None:
 
 
 def _other_names(ready: _Prepared) -> list[str]:
-    """What is said of class names that the pictures' replace."""
+    """What is said of class names that the images' replace."""
     old, new = _names(ready.model, len(ready.train.classes)), list(ready.train.classes)
     if old is None or old == new:
         return []
-    return [f"classes were {', '.join(old)} and are now those of the pictures: {', '.join(new)}"]
+    return [f"classes were {', '.join(old)} and are now those of the images: {', '.join(new)}"]
 
 
 def _require_classes(teacher: Any, pictures: Pictures) -> None:
-    """Refuses a teacher whose answers mean other classes than the pictures' labels."""
+    """Refuses a teacher whose answers mean other classes than the images' labels."""
     told, classes = _names(teacher, len(pictures.classes)), list(pictures.classes)
     if told is not None and told != classes:
         raise InvalidInputError(
-            f"objective.teacher: its classes are {', '.join(told)}; those of the pictures are "
+            f"objective.teacher: its classes are {', '.join(told)}; those of the images are "
             f"{', '.join(classes)}"
         )
 
@@ -341,9 +341,9 @@ from transformers import {told["auto_class"]}
 model = {told["auto_class"]}.from_pretrained("{name}")
 ```
 
-{told["parameters"]:,} trained parameters, {told["steps"]} steps on {train_count} pictures
+{told["parameters"]:,} trained parameters, {told["steps"]} steps on {train_count} images
 ({train_name}). Accuracy on {test_count} others ({test_name}): {100 * told["accuracy"]:.2f} %.
-Pictures are prepared as the key `data` of `recipe.yaml` says, with `modwright.tasks.pictures`.
+Images are prepared as the key `data` of `recipe.yaml` says, with `modwright.tasks.pictures`.
 
 `training.json` holds losses and settings, `curves.svg` draws them. Made by
 `modwright train recipe.yaml -o {name}`.

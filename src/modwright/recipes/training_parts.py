@@ -1,4 +1,4 @@
-"""What recipes of training are made of: pictures, objectives and models, by name."""
+"""What recipes of training are made of: images, objectives and models, by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def distillation(
     """A teacher's answers as targets, beside the classes.
 
     Args:
-        teacher: directory of a checkpoint that classifies the same pictures.
+        teacher: directory of a checkpoint that classifies the same images.
         weight: of the teacher's part; the rest is cross-entropy with the classes.
         temperature: of soft targets.
         hard: the teacher's best class is the target, instead of its probabilities.
@@ -68,7 +68,7 @@ class ModelEntry:
         elif given["name"] not in list_models():
             raise InvalidInputError(f"{where('name')}: {unknown_name('model', given['name'], list_models())}")
         elif "id2label" not in type(variant_config(given["name"])).field_names():
-            raise InvalidInputError(f"{where('name')}: {given['name']} is no classifier of pictures")
+            raise InvalidInputError(f"{where('name')}: {given['name']} is no classifier of images")
         else:
             legal = ["name", *self.legal_fields(given["name"])]
         for key in given:
@@ -82,7 +82,7 @@ class ModelEntry:
         return sorted(own | of_config - set(self._twins.values()))
 
     def make(self, given: Mapping[str, Any], pictures: Pictures) -> Any:
-        """The model, made for these pictures: their classes, and their size unless it is said.
+        """The model, made for these images: their classes, and their size unless it is said.
 
         Raises:
             InvalidInputError: fields that do not go together, or a checkpoint of something else.

@@ -1,4 +1,4 @@
-"""What a recipe of training says: a model, pictures, an objective, settings.
+"""What a recipe of training says: a model, images, an objective, settings.
 
 Legal names and options are those of the functions and classes that do the work.
 """
@@ -43,14 +43,14 @@ _OWN_KEYS = {
 
 
 class TrainingRecipe(Strict):
-    """A model, the pictures that it learns from, and how."""
+    """A model, the images that it learns from, and how."""
 
     model: dict[str, Any] = Field(
         description="{name: poolformer_s12, depths: [1, 1]}: a named model with fields of its "
         "config; or {checkpoint: DIR}"
     )
     data: dict[str, Any] = Field(
-        description=f"{{pictures: digits, side: 32}}; pictures is one of {', '.join(PICTURES)}"
+        description=f"{{images: digits, side: 32}}; images is one of {', '.join(PICTURES)}"
     )
     objective: dict[str, Any] = Field(
         default={"loss": "cross_entropy"},
@@ -65,7 +65,7 @@ class TrainingRecipe(Strict):
         default=None, ge=1, description="steps between checkpoints; null: one after every epoch"
     )
     measure_epochs: bool = Field(
-        default=True, description="accuracy on the test pictures after every epoch, too"
+        default=True, description="accuracy on the test images after every epoch, too"
     )
     tensorboard: bool = Field(default=False, description="event files beside the checkpoint")
 
@@ -131,7 +131,7 @@ def settings_of(recipe: TrainingRecipe) -> Settings:
 
 
 def pictures_of(recipe: TrainingRecipe) -> Any:
-    """The pictures to learn from and to measure on."""
+    """The images to learn from and to measure on."""
     return CHOICES[0].make(recipe.data)
 
 

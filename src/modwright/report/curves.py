@@ -37,7 +37,7 @@ def training_curves(log: Sequence[Mapping[str, float]]) -> Plot | None:
         grid = figure.subplots(len(drawn), sharex=True, squeeze=False)[:, 0]
         for axes, (name, points, color) in zip(grid, drawn):
             axes.plot(*zip(*points), color=color, linewidth=1.5, marker="o", markersize=3)
-            axes.set_title("training loss" if name == "loss" else "accuracy on the test pictures")
+            axes.set_title("training loss" if name == "loss" else "accuracy on the test images")
             axes.grid(axis="y")
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modwright.anatomy import Anatomy, Pictures, pick_layers
+from modwright.anatomy import Anatomy, Images, pick_layers
 from modwright.calibration import TokenWindows
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
@@ -47,7 +47,7 @@ class ReplaceTokenMixer(WithoutData):
         num_heads: of "attention"; heads of 32 channels, or one, unless it is said.
         seed: of the start values.
 
-    Tokens that are no place of the picture, such as a class token, get the mean of all places minus
+    Tokens that are no place of the image, such as a class token, get the mean of all places minus
     themselves. In models of text only "identity" keeps what they promise (no position sees a later
     one, padding has no influence, cached decoding equals uncached).
 
@@ -92,9 +92,9 @@ class ReplaceTokenMixer(WithoutData):
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise InvalidInputError(f"replace_token_mixer: kernel_size is odd, not {self.kernel_size}")
         reads = anatomy.family.inputs()
-        if not isinstance(reads, Pictures) and self.mixer != "identity":
+        if not isinstance(reads, Images) and self.mixer != "identity":
             raise InvalidInputError(
-                f"replace_token_mixer: {self.mixer!r} mixes the places of a picture, and "
+                f"replace_token_mixer: {self.mixer!r} mixes the places of an image, and "
                 f"{anatomy.family.name} reads text; legal there: 'identity'"
             )
         chosen = pick_layers(self.blocks, len(anatomy.blocks))
@@ -161,7 +161,7 @@ def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:
         calls = zip(ran.widths, ran.passes, ran.grids)
         return [_called(width, tokens, grid) for width, (_, tokens), grid in calls]
     told: dict[str, Any] = {"hidden_size": anatomy.hidden_size}
-    if isinstance(reads, Pictures):
+    if isinstance(reads, Images):
         rows, columns = (side // cut for side, cut in zip(reads.size, reads.patch))
         told |= {"places": rows * columns, "grid": [rows, columns], "prefix": reads.extra}
     return [told] * len(anatomy.blocks)

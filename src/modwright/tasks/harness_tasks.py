@@ -72,7 +72,7 @@ def load_harness_tasks(recipe: HarnessRecipe) -> HarnessTasks:
 
     Raises:
         InvalidInputError: no harness installed, a number outside its range, an unknown task (with the nearest
-            names), data that is not on this machine, a task that runs code or reads pictures.
+            names), data that is not on this machine, a task that runs code or reads images.
     """
     _require_harness()
     for name in ("limit", "batch_size"):
@@ -219,14 +219,14 @@ def _set_fewshot(task: Any, wanted: int | None) -> None:
 
 
 def _try(name: str, task: Any) -> None:
-    """Refuse what would fail later: a template that does not fit the data, code, pictures."""
+    """Refuse what would fail later: a template that does not fit the data, code, images."""
     if getattr(task, "UNSAFE_CODE", False):
         raise InvalidInputError(
             f"harness task {name!r} runs code that the model writes, which is not done here; run "
             "it with lm-eval itself in a place of its own"
         )
     if getattr(task, "MULTIMODAL", False):
-        raise InvalidInputError(f"harness task {name!r} reads pictures or sound; only text is scored here")
+        raise InvalidInputError(f"harness task {name!r} reads images or sound; only text is scored here")
     try:
         task.build_all_requests(limit=1, rank=0, world_size=1)
     except Exception as error:

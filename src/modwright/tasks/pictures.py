@@ -1,6 +1,6 @@
-"""Labelled pictures for training and measuring classifiers: deterministic, offline.
+"""Labelled images for training and measuring classifiers: deterministic, offline.
 
-Axes: N pictures, C channels, H height, W width.
+Axes: N images, C channels, H height, W width.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _KNOWN = {
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in memory, ready for a model: a dataset as transformers' Trainer takes it.
+    """Images in memory, ready for a model: a dataset as transformers' Trainer takes it.
 
     Attributes:
         name: what they are, with the split and the size.
@@ -62,8 +62,8 @@ class Pictures:
 
     Example:
         >>> labels = torch.tensor([0, 1, 1, 0])
-        >>> pictures = Pictures("none", torch.zeros(4, 3, 8, 8), labels, ("a", "b"))
-        >>> len(pictures.take(2)), pictures[1]["labels"]
+        >>> images = Pictures("none", torch.zeros(4, 3, 8, 8), labels, ("a", "b"))
+        >>> len(images.take(2)), images[1]["labels"]
         (2, tensor(1))
     """
 
@@ -86,7 +86,7 @@ class Pictures:
             InvalidInputError: there are not as many.
         """
         if not 1 <= count <= len(self):
-            raise InvalidInputError(f"{self.name} has {len(self)} pictures, not {count}")
+            raise InvalidInputError(f"{self.name} has {len(self)} images, not {count}")
         name, pixels = f"{self.name}, first {count}", self.pixels[:count]
         return Pictures(name, pixels, self.labels[:count], self.classes, self.notes)
 
@@ -106,7 +106,7 @@ def digits(
     """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn brings, made larger.
 
     Args:
-        side: of the pictures, in pixels.
+        side: of the images, in pixels.
         channels: copies of the one channel.
         train: how many of a permutation are for training; the others are for testing.
         seed: of the permutation.
@@ -171,21 +171,21 @@ def idx_pictures(
     channels: int = 3,
     classes: Sequence[str] | None = None,
 ) -> tuple[Pictures, Pictures]:
-    """Training and test pictures of a folder that holds the four files of (Fashion-)MNIST.
+    """Training and test images of a folder that holds the four files of (Fashion-)MNIST.
 
     Debian's package ``dataset-fashion-mnist`` puts them into /usr/share/datasets/fashion-mnist.
 
     Args:
         folder: with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same beginning
             with ``t10k``; each may end in ``.gz``.
-        side: of the pictures, in pixels.
+        side: of the images, in pixels.
         channels: copies of the one channel.
         classes: names of the labels. Those of MNIST and of Fashion-MNIST are known; other sets need
             them.
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        InvalidInputError: pictures and labels do not go together, or the names of the labels are not known.
+        InvalidInputError: images and labels do not go together, or the names of the labels are not known.
     """
     folder = Path(folder)
     if classes is None:
@@ -198,7 +198,7 @@ def idx_pictures(
             for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
         if len(images) != len(labels):
-            raise InvalidInputError(f"{folder}: {len(images)} pictures, but {len(labels)} labels ({start})")
+            raise InvalidInputError(f"{folder}: {len(images)} images, but {len(labels)} labels ({start})")
         if int(labels.max()) >= len(classes):
             raise InvalidInputError(
                 f"{folder}: label {int(labels.max())}, but {len(classes)} names; `classes` names "
@@ -232,15 +232,15 @@ def _present(folder: Path, name: str) -> Path:
 def folder_pictures(
     folder: str | Path, side: int = 224, test: float = 0.2, seed: int = 0
 ) -> tuple[Pictures, Pictures]:
-    """Pictures of a folder with one folder per class.
+    """Images of a folder with one folder per class.
 
     Each is resized so that its shorter side fits, and the middle is taken. Folders ``train`` and
     ``val`` (or ``validation``, ``test``) are read as splits, with one folder per class in each;
     without them every class gives its share. Hidden folders are no classes.
 
     Args:
-        folder: its folders are the classes, by name; files in them are the pictures.
-        side: of the pictures, in pixels.
+        folder: its folders are the classes, by name; files in them are the images.
+        side: of the images, in pixels.
         test: share of each class that is for testing where the folder has no splits.
         seed: of the order, and of what is for testing.
 
@@ -248,8 +248,8 @@ def folder_pictures(
         UserWarning: of what was left out, and how the splits were made; ``notes`` hold it, too.
 
     Raises:
-        InvalidInputError: there are fewer than two classes, or too few pictures for two splits.
-        CheckpointError: a file is no picture.
+        InvalidInputError: there are fewer than two classes, or too few images for two splits.
+        CheckpointError: a file is no image.
     """
     folder = Path(folder)
     found = find_images(folder, test, seed)

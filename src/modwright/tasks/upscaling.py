@@ -1,6 +1,6 @@
-"""Pairs of small and large pictures for super-resolution, and how near a picture comes to another.
+"""Pairs of small and large images for super-resolution, and how near an image comes to another.
 
-Axes: B pictures, C channels, H height, W width. Pixels are numbers from 0 to 1.
+Axes: B images, C channels, H height, W width. Pixels are numbers from 0 to 1.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from modwright.core.errors import InvalidInputError, unknown_name
 
-__all__ = ["PicturePairs", "Quality", "bicubic", "photograph_pairs", "psnr", "quality", "ssim"]
+__all__ = ["SuperResolutionDataset", "Quality", "bicubic", "sample_image_pairs", "psnr", "quality", "ssim"]
 
 # Luma of BT.601 in studio range, for red, green and blue from 0 to 1.
 _LUMA, _BLACK = (65.481, 128.553, 24.966), 16.0
@@ -23,8 +23,8 @@ _WINDOW, _SIGMA = 11, 1.5  # of SSIM
 
 
 @dataclass(frozen=True)
-class PicturePairs:
-    """Small pictures with the large ones that they were made of, as transformers' Trainer takes it.
+class SuperResolutionDataset:
+    """Small images with the large ones that they were made of, as transformers' Trainer takes it.
 
     Attributes:
         name: what they are, with the split and the size.
@@ -32,7 +32,7 @@ class PicturePairs:
         large: (N, C, scale H, scale W).
 
     Example:
-        >>> pairs = PicturePairs("none", torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 16, 16))
+        >>> pairs = SuperResolutionDataset("none", torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 16, 16))
         >>> len(pairs), pairs.scale, pairs[0]["labels"].shape
         (4, 2, torch.Size([3, 16, 16]))
     """
@@ -52,7 +52,7 @@ class PicturePairs:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"pixel_values": self.small[index], "labels": self.large[index]}
 
-    def take(self, count: int) -> PicturePairs:
+    def take(self, count: int) -> SuperResolutionDataset:
         """The first ``count`` of them.
 
         Raises:
@@ -60,16 +60,16 @@ class PicturePairs:
         """
         if not 1 <= count <= len(self):
             raise InvalidInputError(f"{self.name} has {len(self)} pairs, not {count}")
-        return PicturePairs(f"{self.name}, first {count}", self.small[:count], self.large[:count])
+        return SuperResolutionDataset(f"{self.name}, first {count}", self.small[:count], self.large[:count])
 
 
 def bicubic(pictures: Tensor, scale: float) -> Tensor:
-    """Cubic convolution with a = -1/2; where pictures get smaller, the kernel gets as much wider.
+    """Cubic convolution with a = -1/2; where images get smaller, the kernel gets as much wider.
 
     This is what test sets of super-resolution are made by, and what models are compared with.
 
     Args:
-        pictures: (B, C, H, W).
+        images: (B, C, H, W).
         scale: above 1 makes larger.
 
     Returns:
@@ -84,7 +84,7 @@ def bicubic(pictures: Tensor, scale: float) -> Tensor:
     return F.interpolate(pictures, size=size, mode="bicubic", antialias=True, align_corners=False)
 
 
-def photograph_pairs(
+def sample_image_pairs(
     scale: int = 2,
     side: int = 16,
     train: int = 4800,
@@ -92,8 +92,8 @@ def photograph_pairs(
     held_out: float = 0.3,
     where: str = "middle",
     seed: int = 0,
-) -> tuple[PicturePairs, PicturePairs]:
-    """Pieces of the two photographs, 640 x 427 pixels, that scikit-learn brings (china, flower).
+) -> tuple[SuperResolutionDataset, SuperResolutionDataset]:
+    """Pieces of the two photos, 640 x 427 pixels, that scikit-learn brings (china, flower).
 
     One part of each is for testing and cut on a grid. Pieces of what lies to the left and right of
     it are drawn, turned and mirrored by chance. Every part is made smaller by itself, with
@@ -102,7 +102,7 @@ def photograph_pairs(
     Args:
         scale: large pixels for a small one, along each side.
         side: of small pieces to train on.
-        train: how many of these, over both photographs.
+        train: how many of these, over both photos.
         test_side: of small pieces to test on.
         held_out: share of the width that is for testing.
         where: it lies: "left", "middle" (with the subject), or "right" (mostly out of focus).
@@ -112,7 +112,7 @@ def photograph_pairs(
         InvalidInputError: scikit-learn or Pillow is not installed, or nothing is left for one of the splits.
 
     Example:
-        >>> train, test = photograph_pairs(train=32)
+        >>> train, test = sample_image_pairs(train=32)
         >>> len(train), train.small.shape[1:], len(test), test.large.shape[1:]
         (32, torch.Size([3, 16, 16]), 16, torch.Size([3, 96, 96]))
     """
@@ -121,32 +121,32 @@ def photograph_pairs(
     if not 0 < held_out < 1:
         raise InvalidInputError(f"held_out lies between 0 and 1, not {held_out}")
     if where not in _WHERE:
-        raise unknown_name("part of a photograph", where, _WHERE)
+        raise unknown_name("part of a photo", where, _WHERE)
     shown, kept = [], []
-    for photograph in _photographs():
-        sides, own = _divided(photograph, held_out, _WHERE[where])
+    for photo in _sample_images():
+        sides, own = _divided(photo, held_out, _WHERE[where])
         shown += [_pair(part, scale) for part in sides]
         kept.append(_pair(own, scale))
     for parts, smallest in ((shown, side), (kept, test_side)):
         if min(min(small.shape[-2:]) for small, _ in parts) < smallest:
-            raise InvalidInputError(f"no part of a photograph holds pieces of {smallest} small pixels")
+            raise InvalidInputError(f"no part of a photo holds pieces of {smallest} small pixels")
     draws = torch.Generator().manual_seed(seed)
     drawn = [_draw(*shown[i % len(shown)], scale, side, draws) for i in range(train)]
     grid = [pair for part in kept for pair in _grid(*part, scale, test_side)]
     return (
-        _stacked(f"photographs x{scale}, train, seed {seed}, {side} x {side}", drawn),
-        _stacked(f"photographs x{scale}, test, {test_side} x {test_side}", grid),
+        _stacked(f"photos x{scale}, train, seed {seed}, {side} x {side}", drawn),
+        _stacked(f"photos x{scale}, test, {test_side} x {test_side}", grid),
     )
 
 
-def _photographs() -> list[Tensor]:
+def _sample_images() -> list[Tensor]:
     try:
         from sklearn.datasets import load_sample_images
 
         found: Any = load_sample_images()
     except ImportError:
         raise InvalidInputError(
-            "the photographs come with scikit-learn: pip install scikit-learn pillow"
+            "the photos come with scikit-learn: pip install scikit-learn pillow"
         ) from None
     return [torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 for image in found.images]
 
@@ -155,19 +155,19 @@ def _photographs() -> list[Tensor]:
 _WHERE = {"left": 0.0, "middle": 0.5, "right": 1.0}
 
 
-def _divided(photograph: Tensor, share: float, before: float) -> tuple[list[Tensor], Tensor]:
+def _divided(photo: Tensor, share: float, before: float) -> tuple[list[Tensor], Tensor]:
     """What lies left and right of a part, and the part, which has a share of the width."""
-    width = photograph.shape[-1]
+    width = photo.shape[-1]
     left = round(width * (1 - share) * before)
     right = left + round(width * share)
-    sides = [photograph[..., :left], photograph[..., right:]]
-    return [side for side in sides if side.shape[-1]], photograph[..., left:right]
+    sides = [photo[..., :left], photo[..., right:]]
+    return [side for side in sides if side.shape[-1]], photo[..., left:right]
 
 
-def _pair(picture: Tensor, scale: int) -> tuple[Tensor, Tensor]:
-    """A picture, cut to whole multiples, behind the small one that is made of it."""
-    height, width = (length // scale * scale for length in picture.shape[-2:])
-    large = picture[:, :height, :width]
+def _pair(image: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+    """An image, cut to whole multiples, behind the small one that is made of it."""
+    height, width = (length // scale * scale for length in image.shape[-2:])
+    large = image[:, :height, :width]
     return _eight_bit(bicubic(large[None], 1 / scale)[0]) / 255, large
 
 
@@ -203,9 +203,9 @@ def _grid(small: Tensor, large: Tensor, scale: int, side: int) -> list[tuple[Ten
     ]
 
 
-def _stacked(name: str, pairs: list[tuple[Tensor, Tensor]]) -> PicturePairs:
+def _stacked(name: str, pairs: list[tuple[Tensor, Tensor]]) -> SuperResolutionDataset:
     small, large = (torch.stack(parts) for parts in zip(*pairs))
-    return PicturePairs(name, small, large)
+    return SuperResolutionDataset(name, small, large)
 
 
 def _eight_bit(pixels: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ def _comparable(found: Tensor, wanted: Tensor, crop: int, luma: bool) -> tuple[T
     """Both as (B, C, H, W) from 0 to 255, without their border; C is 1 for luma."""
     if found.shape != wanted.shape or found.dim() not in (3, 4):
         raise InvalidInputError(
-            "two pictures of one shape ([batch,] channels, height, width) are compared, "
+            "two images of one shape ([batch,] channels, height, width) are compared, "
             f"not {tuple(found.shape)} and {tuple(wanted.shape)}"
         )
     height, width = found.shape[-2:]
@@ -226,10 +226,10 @@ def _comparable(found: Tensor, wanted: Tensor, crop: int, luma: bool) -> tuple[T
     if luma and found.shape[-3] != 3:
         raise InvalidInputError(f"luma is of red, green and blue, not of {found.shape[-3]} channels")
     both = []
-    for picture in (found, wanted):
-        if not (picture.is_floating_point() and bool(picture.isfinite().all())):
+    for image in (found, wanted):
+        if not (image.is_floating_point() and bool(image.isfinite().all())):
             raise InvalidInputError("pixels are finite numbers from 0 to 1")
-        rounded = _eight_bit(picture.double()).reshape(-1, *picture.shape[-3:])
+        rounded = _eight_bit(image.double()).reshape(-1, *image.shape[-3:])
         rounded = rounded[..., crop : height - crop, crop : width - crop]
         if luma:
             weights = rounded.new_tensor(_LUMA).view(1, 3, 1, 1)
@@ -239,7 +239,7 @@ def _comparable(found: Tensor, wanted: Tensor, crop: int, luma: bool) -> tuple[T
 
 
 def psnr(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> float:
-    """Peak signal-to-noise ratio in decibels, the mean over pictures; infinite for equal ones.
+    """Peak signal-to-noise ratio in decibels, the mean over images; infinite for equal ones.
 
     Args:
         found: (C, H, W) or (B, C, H, W) from 0 to 1; it is rounded to 8 bits first.
@@ -248,7 +248,7 @@ def psnr(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
         luma: compares the Y of BT.601 (16 to 235) instead of all channels.
 
     Raises:
-        InvalidInputError: pictures that cannot be compared.
+        InvalidInputError: images that cannot be compared.
 
     Example:
         >>> round(psnr(torch.zeros(3, 8, 8), torch.full((3, 8, 8), 0.2)), 2)
@@ -260,16 +260,16 @@ def psnr(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
 
 
 def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> float:
-    """Structural similarity, the mean over pictures, channels and places; 1 for equal ones.
+    """Structural similarity, the mean over images, channels and places; 1 for equal ones.
 
     Means and spreads are of windows of 11 x 11, weighted by a Gaussian of 1.5 pixels; only windows
-    that lie within the picture count (doi 10.1109/TIP.2003.819861).
+    that lie within the image count (doi 10.1109/TIP.2003.819861).
 
     Args:
         found, wanted, crop, luma: see :func:`psnr`.
 
     Raises:
-        InvalidInputError: pictures that cannot be compared, or are smaller than a window.
+        InvalidInputError: images that cannot be compared, or are smaller than a window.
 
     Example:
         >>> same = torch.rand(3, 16, 16)
@@ -278,7 +278,7 @@ def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
     """
     one, other = _comparable(found, wanted, crop, luma)
     if min(one.shape[-2:]) < _WINDOW:
-        raise InvalidInputError(f"a picture of {one.shape[-2]} x {one.shape[-1]} holds no window of 11 x 11")
+        raise InvalidInputError(f"an image of {one.shape[-2]} x {one.shape[-1]} holds no window of 11 x 11")
     places = torch.arange(_WINDOW, dtype=one.dtype) - _WINDOW // 2
     bell = (-places.square() / (2 * _SIGMA**2)).exp()
     bell = bell / bell.sum()
@@ -297,7 +297,7 @@ def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
 
 @dataclass(frozen=True)
 class Quality:
-    """How near large pictures come to those they should be.
+    """How near large images come to those they should be.
 
     Attributes:
         psnr: see :func:`psnr`.
@@ -309,13 +309,13 @@ class Quality:
 
 
 @torch.no_grad()
-def quality(model: Any, pairs: PicturePairs, batch_size: int = 8) -> Quality:
-    """Of a model's pictures, on luma and without a border of as many pixels as the scale.
+def quality(model: Any, pairs: SuperResolutionDataset, batch_size: int = 8) -> Quality:
+    """Of a model's images, on luma and without a border of as many pixels as the scale.
 
     Args:
         model: takes ``pixel_values`` and gives a ``reconstruction``; in the mode that it is in.
         pairs: what it is measured on.
-        batch_size: pictures at a time.
+        batch_size: images at a time.
     """
     device = next(model.parameters()).device
     large = torch.cat(

@@ -1,4 +1,4 @@
-"""Trains a classifier of pictures and measures it, in one call."""
+"""Trains a classifier of images and measures it, in one call."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import set_eval
 from modwright.core.progress import Progress
 from modwright.tasks.pictures import Pictures
-from modwright.tasks.upscaling import PicturePairs
+from modwright.tasks.upscaling import SuperResolutionDataset
 from modwright.training.checkpoints import WholeCheckpoints, forget_broken, newest_checkpoint
 from modwright.training.objectives import CrossEntropy, Objective
 from modwright.training.trainer import AveragedWeights, ObjectiveTrainer
@@ -38,15 +38,15 @@ class Settings:
     """How a model is trained.
 
     Attributes:
-        epochs: passes over the pictures.
-        batch_size: pictures of a step; several processes share them.
+        epochs: passes over the images.
+        batch_size: images of a step; several processes share them.
         learning_rate: its height.
         weight_decay: of weights of more than one axis.
         warmup: share of the steps in which the learning rate rises; "one_cycle" has its own, three
             tenths.
         schedule: "one_cycle", or a name that transformers has: "cosine", "linear", "constant".
         clip: the norm that gradients are cut at.
-        seed: of the order of pictures and of everything random in training.
+        seed: of the order of images and of everything random in training.
         average: decay of a running mean of the weights, which the result gets; None has none.
         more: further arguments of ``transformers.TrainingArguments``, as ``bf16``, ``report_to``.
     """
@@ -78,7 +78,7 @@ class Fitted:
     """What came of a training.
 
     Attributes:
-        accuracy: share of test pictures whose best class is right; None without test pictures.
+        accuracy: share of test images whose best class is right; None without test images.
         losses: (step, mean loss since the last entry), as they were logged.
         steps: optimizer steps.
         seconds: of the training.
@@ -97,7 +97,7 @@ class Fitted:
 
 def fit(
     model: Any,
-    train: Pictures | PicturePairs,
+    train: Pictures | SuperResolutionDataset,
     test: Pictures | None = None,
     settings: Settings | None = None,
     objective: Objective | None = None,
@@ -108,14 +108,14 @@ def fit(
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> Fitted:
-    """Trains a classifier in place; its classes get the names of the pictures' classes.
+    """Trains a classifier in place; its classes get the names of the images' classes.
 
-    Where the last batch of an epoch would hold one picture that a BatchNorm cannot be trained on,
+    Where the last batch of an epoch would hold one image that a BatchNorm cannot be trained on,
     that batch is left out.
 
     Args:
         model: takes ``pixel_values`` and gives ``logits``.
-        train: what it learns from; pairs of pictures go with an objective such as
+        train: what it learns from; pairs of images go with an objective such as
             :class:`~modwright.training.objectives.Reconstruction`.
         test: what it is measured on at the end.
         settings: how long and how fast.
@@ -130,8 +130,8 @@ def fit(
             tied weights) is corrected before averaged weights take it up.
 
     Raises:
-        InvalidInputError: the model has fewer classes than the pictures, there is nothing to resume, batches
-            of one that a BatchNorm cannot be trained on, or the pictures of a step cannot be shared
+        InvalidInputError: the model has fewer classes than the images, there is nothing to resume, batches
+            of one that a BatchNorm cannot be trained on, or the images of a step cannot be shared
             by all processes.
 
     Warns:
@@ -139,7 +139,7 @@ def fit(
 
     Example:
         >>> from modwright.models import create_model
-        >>> from modwright.tasks.pictures import digits
+        >>> from modwright.tasks.images import digits
         >>> train, test = digits()
         >>> model = create_model("poolformer_s12", num_classes=10, depths=[1, 1], widths=[8, 16])
         >>> fitted = fit(model, train.take(64), test.take(50), Settings(epochs=1))
@@ -149,7 +149,7 @@ def fit(
     settings = settings or Settings()
     if isinstance(train, Pictures) and model.config.num_labels < len(train.classes):
         raise InvalidInputError(
-            f"the model has {model.config.num_labels} classes, the pictures {len(train.classes)}"
+            f"the model has {model.config.num_labels} classes, the images {len(train.classes)}"
         )
     if isinstance(train, Pictures):
         name_classes(model.config, train.classes)
@@ -235,7 +235,7 @@ def name_classes(config: Any, classes: Sequence[str]) -> None:
 
 
 def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
-    """Whether the last batch holds one picture that the model cannot be trained on.
+    """Whether the last batch holds one image that the model cannot be trained on.
 
     Raises:
         InvalidInputError: every batch does.
@@ -264,17 +264,17 @@ def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
         for module in was_training:
             module.training = True
     if size == 1 or len(train) == 1:
-        raise InvalidInputError("a BatchNorm cannot be trained on batches of one picture of this size")
+        raise InvalidInputError("a BatchNorm cannot be trained on batches of one image of this size")
     return True
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, pictures: Pictures, batch_size: int = 256) -> float:
-    """Share of pictures whose best class is right; in the mode that the model is in."""
+def accuracy(model: nn.Module, images: Pictures, batch_size: int = 256) -> float:
+    """Share of images whose best class is right; in the mode that the model is in."""
     right = 0
     device = next(model.parameters()).device
-    for start in range(0, len(pictures), batch_size):
+    for start in range(0, len(images), batch_size):
         batch = slice(start, start + batch_size)
-        logits: Tensor = model(pixel_values=pictures.pixels[batch].to(device)).logits
-        right += int((logits.argmax(-1).cpu() == pictures.labels[batch]).sum())
-    return right / len(pictures)
+        logits: Tensor = model(pixel_values=images.pixels[batch].to(device)).logits
+        right += int((logits.argmax(-1).cpu() == images.labels[batch]).sum())
+    return right / len(images)

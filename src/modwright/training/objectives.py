@@ -1,6 +1,6 @@
 """Objectives: what is made small. Each is called with a model and a batch, and gives a loss.
 
-Axes: B pictures of a batch, K classes.
+Axes: B images of a batch, K classes.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class CrossEntropy:
 
     Attributes:
         label_smoothing: share of the target that is spread over all classes.
-        mixup: parameter of the Beta distribution that two pictures are averaged by
+        mixup: parameter of the Beta distribution that two images are averaged by
             (arXiv 1710.09412); 0 mixes none.
-        cutmix: parameter of the Beta distribution that a rectangle of another picture is sized by
+        cutmix: parameter of the Beta distribution that a rectangle of another image is sized by
             (arXiv 1905.04899); 0 cuts none. With both, each batch gets one of them by chance.
 
     Raises:
@@ -96,7 +96,7 @@ def _mixed_up(pixels: Tensor, others: Tensor, share: float) -> tuple[Tensor, flo
 
 
 def _cut_and_mixed(pixels: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
-    """A rectangle of the others that covers 1 - share of the picture, cut at its border."""
+    """A rectangle of the others that covers 1 - share of the image, cut at its border."""
     height, width = pixels.shape[2:]
     side = (1 - share) ** 0.5
     rows, columns = (
@@ -163,9 +163,9 @@ class Distillation:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Mean absolute error of the pictures that a model gives, as super-resolution is trained by.
+    """Mean absolute error of the images that a model gives, as super-resolution is trained by.
 
-    A batch's labels are the pictures that ``model(pixel_values=...).reconstruction`` should be.
+    A batch's labels are the images that ``model(pixel_values=...).reconstruction`` should be.
 
     Example:
         >>> from types import SimpleNamespace

@@ -29,12 +29,12 @@ def reason_against(vit: Any) -> str:
     if not isinstance(blocks, nn.Sequential | nn.ModuleList) or not len(blocks):
         return "it has no list of Transformer blocks of one width"
     if not isinstance(getattr(embed, "proj", None), nn.Conv2d):
-        return "it does not cut pictures into patches with one convolution"
+        return "it does not cut images into patches with one convolution"
     plain = {name for name, _ in embed.named_children()} <= {"proj", "norm"}
     if not plain or tuple(embed.proj.kernel_size) != tuple(embed.patch_size):
         return "its patches come out of a network of their own"
     if not hasattr(embed, "img_size") or not hasattr(embed, "num_patches"):
-        return "its patches do not say what size of picture they come from"
+        return "its patches do not say what size of image they come from"
     for index, block in enumerate(blocks):
         reason = _reason_of_block(block)
         if reason:

@@ -3,7 +3,7 @@
 A bare timm model has no config and no checkpoint of its own, so it is put into transformers'
 wrapper; both hold the same weights. The wrapper's config names an architecture of timm and the
 arguments that it is built with. What a live model has that its name does not say (another width,
-depth, picture size) is written there, see `timm_arguments`.
+depth, image size) is written there, see `timm_arguments`.
 
 A branch of a block may have a gain for every channel (LayerScale) between its sublayer and the
 stream. It is a part of the block, ``blocks.3.attention_gain``; what a sublayer returns is read
@@ -21,7 +21,7 @@ from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family, Placement
 from modwright.anatomy.families.timm_arguments import SPELLED_OUT, arguments_of, ratio, wrap
 from modwright.anatomy.families.timm_modules import activation_of, is_of_timm, reason_against
-from modwright.anatomy.inputs import Pictures
+from modwright.anatomy.inputs import Images
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views import Block, LayerScale, Embedding, Layout, Part, PatchEmbedding
 from modwright.core.capture import HookPoint
@@ -123,7 +123,7 @@ class TimmVit(Family):
             }
 
     def _size(self) -> dict[str, Any]:
-        """The size of pictures, which timm can change in a live model."""
+        """The size of images, which timm can change in a live model."""
         live = {} if self.vit is None else arguments_of(self.vit)
         return {name: live[name] for name in ("img_size", "patch_size") if name in live}
 
@@ -133,10 +133,10 @@ class TimmVit(Family):
     def layout(self, block: nn.Module) -> Layout:
         return "pre"
 
-    def inputs(self) -> Pictures:
+    def inputs(self) -> Images:
         """Patches, and the tokens that stand before them."""
         embed = self._live().patch_embed
-        return Pictures(
+        return Images(
             embed.proj.in_channels,
             tuple(embed.img_size),
             tuple(embed.patch_size),
@@ -149,7 +149,7 @@ class TimmVit(Family):
         return self.vit
 
     def pools(self, model: nn.Module) -> bool:
-        """The classifier reads one vector of each picture."""
+        """The classifier reads one vector of each image."""
         return getattr(self._live(), "num_classes", 0) > 0
 
     def returns_stream(self, model: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""ViT of transformers: pictures in patches, a class token, pre-norm blocks without a causal mask.
+"""ViT of transformers: images in patches, a class token, pre-norm blocks without a causal mask.
 
 Two module trees are in use. The older one keeps the output map of an attention, and the second map
 of an MLP, in modules beside them.
@@ -13,7 +13,7 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
-from modwright.anatomy.inputs import Pictures
+from modwright.anatomy.inputs import Images
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views import Part, PatchEmbedding
 from modwright.nn import AttentionShape
@@ -61,10 +61,10 @@ class Vit(Family):
     def is_causal(self) -> bool:
         return False
 
-    def inputs(self) -> Pictures:
+    def inputs(self) -> Images:
         """Patches and the class token."""
         config = self.config
-        return Pictures(config.num_channels, _pair(config.image_size), _pair(config.patch_size), 1)
+        return Images(config.num_channels, _pair(config.image_size), _pair(config.patch_size), 1)
 
     def pools(self, model: nn.Module) -> bool:
         """Heads read the class token, with a pooler or without."""

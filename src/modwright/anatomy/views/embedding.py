@@ -35,9 +35,9 @@ class Linear(ModulePart):
 
 
 class PatchEmbedding(ModulePart):
-    """Maps each of ``count`` patches of a picture: weight [d, channels, height, width].
+    """Maps each of ``count`` patches of an image: weight [d, channels, height, width].
 
-    ``count`` is None where pictures of any size are read.
+    ``count`` is None where images of any size are read.
     """
 
     output_axes = Projection.output_axes

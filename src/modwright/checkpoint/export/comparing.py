@@ -42,7 +42,7 @@ class Compared:
 
     Attributes:
         opened_with: program that ran it.
-        inputs: (rows, tokens) of each batch; tokens is 0 for pictures.
+        inputs: (rows, tokens) of each batch; tokens is 0 for images.
         largest: largest difference of an output from the model's, with its weights as they are
             stored.
         spread: standard deviation of the live outputs.
@@ -67,7 +67,7 @@ class Compared:
         return self.largest <= self.allowed
 
     def __str__(self) -> str:
-        tried = ", ".join(f"{b} x {t}" if t else f"{b} pictures" for b, t in self.inputs)
+        tried = ", ".join(f"{b} x {t}" if t else f"{b} images" for b, t in self.inputs)
         words = (
             f"opened with {self.opened_with}: largest difference {self.largest:.1e} of outputs "
             f"with spread {self.spread:.2g}, same choice at {self.same_choice:.1%} of positions "
@@ -103,9 +103,9 @@ def probe(model: Any, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor
 
 
 def open_axes(batch: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
-    """Which axes of each input a graph leaves open: rows and tokens; pictures keep their size.
+    """Which axes of each input a graph leaves open: rows and tokens; images keep their size.
 
-    What a model does with a picture depends on its size in too many ways for one graph.
+    What a model does with an image depends on its size in too many ways for one graph.
 
     Example:
         >>> import torch

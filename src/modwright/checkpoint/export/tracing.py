@@ -38,7 +38,7 @@ __all__ = ["Traced", "quiet"]
 class Traced(Target):
     """A graph that transformers' exporter traces, with batch and length left open.
 
-    The size of pictures stays that of the model's config.
+    The size of images stays that of the model's config.
 
     Attributes:
         form: "outputs" writes one graph, ids and mask -> outputs, without a cache; "generation"

@@ -1,4 +1,4 @@
-"""CRAFT (arXiv 2308.05022): small pictures to large ones, detail asking for its surroundings."""
+"""CRAFT (arXiv 2308.05022): small images to large ones, detail asking for its surroundings."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers.modeling_outputs import ImageSuperResolutionOutput
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.state_dict_converter import StateDictConverter, Rename
-from modwright.models.picture_model import PictureConfig, PictureModel
+from modwright.models.vision_model import VisionConfig, VisionModel
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.gated_depthwise import GatedDepthwise
@@ -31,11 +31,11 @@ from modwright.nn.token_mixers.rectangle_window_attention import RectangleWindow
 __all__ = ["VARIANTS", "CraftConfig", "CraftForImageSuperResolution"]
 
 SCALES = (2, 3, 4, 8)
-MEAN = (0.4488, 0.4371, 0.4040)  # of the training pictures' red, green and blue
+MEAN = (0.4488, 0.4371, 0.4040)  # of the training images' red, green and blue
 
 
 @strict
-class CraftConfig(PictureConfig):
+class CraftConfig(VisionConfig):
     """Structure of a CRAFT.
 
     Attributes:
@@ -47,7 +47,7 @@ class CraftConfig(PictureConfig):
         window: (height, width) of lying windows; standing ones are its transpose.
         mlp_ratio: neurons per channel of the MLP behind window attention.
         ffn_expansion: neurons per channel of the gated MLP behind channel attention.
-        img_range: what pictures are multiplied by on their way in.
+        img_range: what images are multiplied by on their way in.
         position_dim: width of the network of position biases. None is that of the published
             models: 1 at 48 channels, where it has no effect at all.
         mask_shift: places that only wrapping brings into one window do not see each other.
@@ -91,12 +91,12 @@ class CraftConfig(PictureConfig):
 
     @property
     def multiple(self) -> int:
-        """What both sides of a picture must be multiples of."""
+        """What both sides of an image must be multiples of."""
         return math.lcm(*self.window)
 
 
-class CraftForImageSuperResolution(PictureModel):
-    """Features, groups of blocks that refine them, and one step to the large picture.
+class CraftForImageSuperResolution(VisionModel):
+    """Features, groups of blocks that refine them, and one step to the large image.
 
     Example:
         >>> config = CraftConfig(upscale=2, dim=32, depths=[1], num_heads=[4], window=[2, 4])
@@ -138,7 +138,7 @@ class CraftForImageSuperResolution(PictureModel):
         output_hidden_states: bool | None = None,
         **ignored: Any,
     ) -> ImageSuperResolutionOutput:
-        """The large picture, and the mean absolute error where labels are given.
+        """The large image, and the mean absolute error where labels are given.
 
         Args:
             pixel_values: (B, C, H, W) from 0 to 1, H and W multiples of both sides of the window.
@@ -146,7 +146,7 @@ class CraftForImageSuperResolution(PictureModel):
             output_hidden_states: gives the features before the first group and behind each, too.
 
         Raises:
-            InvalidInputError: what is no picture of such a size.
+            InvalidInputError: what is no image of such a size.
         """
         self.check_pixels(pixel_values)
         mean, range_ = self._mean(pixel_values), self.config.img_range

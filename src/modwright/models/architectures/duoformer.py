@@ -58,7 +58,7 @@ class Backbone:
         fields: what is built unless the config says otherwise; ``widths`` are the channels of its
             maps.
         build: makes it from the picture's channels and the fields. It gives its maps of a batch of
-            pictures, the finest first.
+            images, the finest first.
         stride: pixels per cell of the coarsest map, from the fields.
     """
 
@@ -114,7 +114,7 @@ class DuoFormerConfig(ImageConfig):
             released ones are attention alone, one behind the other.
         head_norm: the last norm is used. The released code computes it and drops the result.
         freeze_backbone: it is not trained, and its batch norms keep their statistics.
-        interpolate_positions: pictures of other sizes get the cells' positions resized.
+        interpolate_positions: images of other sizes get the cells' positions resized.
         cells_at_once: cells that attend over scales at one time, to save memory; all unless it
             is said.
         init_std: of the linear maps' weights at the start. The released 0.02 is for 768 channels;
@@ -177,7 +177,7 @@ class DuoFormerConfig(ImageConfig):
         return BACKBONES[self.backbone].stride(self.backbone_structure)
 
     def grid_of(self, height: int, width: int) -> Grid:
-        """The cells of a picture; refuses one that they do not fill."""
+        """The cells of an image; refuses one that they do not fill."""
         self.check_multiples(self.stride, height, width)
         return height // self.stride, width // self.stride
 
@@ -304,7 +304,7 @@ class DuoFormerForImageClassification(TokenClassifier):
         return found
 
     def interpolate_pos_embed(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
-        """Those of cells; those inside a cell do not depend on the picture."""
+        """Those of cells; those inside a cell do not depend on the image."""
         fixed = name.startswith("scale_positions.")
         return table if fixed else super().interpolate_pos_embed(name, table, old)
 

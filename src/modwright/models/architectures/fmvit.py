@@ -155,7 +155,7 @@ class FmvitForImageClassification(PyramidClassifier):
         step = math.lcm(*(4 * 2**s * r for s, r in enumerate(config.reductions) if s and r > 1))
         if config.pool == "square" and any(side % step for side in pixel_values.shape[2:]):
             height, width = pixel_values.shape[2:]
-            raise InvalidInputError(f"sides of pictures must be multiples of {step}, not {height} x {width}")
+            raise InvalidInputError(f"sides of images must be multiples of {step}, not {height} x {width}")
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
         nn.init.trunc_normal_(conv.weight, std=0.02)

@@ -48,7 +48,7 @@ class MetaFormerConfig(ImageConfig):
             "random" are built for ``image_size``; positions are resized to other sizes.
         pool_size: of the pooling mixer.
         attention_head_dim: channels of a head of the attention mixer.
-        stem: kernel, stride and padding of the convolution that takes the picture in.
+        stem: kernel, stride and padding of the convolution that takes the image in.
         layer_scale_init: start of the factor per channel; None has none.
         act: activation of the MLP.
     """
@@ -161,7 +161,7 @@ def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
 
 
 def _grid(config: MetaFormerConfig, stage: int) -> Grid:
-    """Places of a stage for the picture size of the config."""
+    """Places of a stage for the image size of the config."""
     kernel, stride, padding = config.stem
     sides = [(side + 2 * padding - kernel) // stride + 1 for side in config.size]
     for _ in range(stage):

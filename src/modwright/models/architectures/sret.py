@@ -107,7 +107,7 @@ class SReTConfig(ImageConfig):
         return [depth // blocks for depth, blocks in zip(self.depths, self.blocks)]
 
     def grids(self, size: Grid) -> list[Grid]:
-        """Places of each stage for pictures of a size."""
+        """Places of each stage for images of a size."""
         halved = [size]
         for _ in range(STEM_STEPS + len(self.depths) - 1):
             height, width = halved[-1]
@@ -115,21 +115,21 @@ class SReTConfig(ImageConfig):
         return halved[STEM_STEPS:]
 
     def check_groups(self, size: Grid) -> None:
-        """Refuses pictures whose tokens cannot be sliced evenly."""
+        """Refuses images whose tokens cannot be sliced evenly."""
         for s, (height, width) in enumerate(self.grids(size)):
             passes = (self.groups_first[s], self.groups_later[s])
             for groups in passes[: self.loops[s]]:
                 if groups < 1 or height * width % groups:
                     raise InvalidInputError(
                         f"{groups} groups do not divide the {height * width} tokens of stage {s} "
-                        f"({height} x {width}) of pictures of {size[0]} x {size[1]}"
+                        f"({height} x {width}) of images of {size[0]} x {size[1]}"
                     )
 
 
 class SReTForImageClassification(PyramidClassifier):
     """The SReT pyramid with a classifier.
 
-    Positions are resized to pictures of another size than the config's.
+    Positions are resized to images of another size than the config's.
 
     Example:
         >>> import torch

@@ -63,7 +63,7 @@ class SwinTransformerConfig(ImageConfig):
         self.check_size(*self.size)
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuses pictures that patches do not cut evenly."""
+        """Refuses images that patches do not cut evenly."""
         self.check_multiples(self.patch_size, height, width)
 
     @property
@@ -78,7 +78,7 @@ class SwinTransformerConfig(ImageConfig):
 
 
 class SwinTransformerForImageClassification(PyramidClassifier):
-    """A Swin Transformer with a classifier. It takes pictures of other sizes than its config's.
+    """A Swin Transformer with a classifier. It takes images of other sizes than its config's.
 
     Example:
         >>> import torch

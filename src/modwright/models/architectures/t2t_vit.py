@@ -233,7 +233,7 @@ BLOCKS: dict[str, Callable[[T2TViTConfig], list[nn.Module]]] = {
 class T2TViTForImageClassification(TokenClassifier):
     """A T2T-ViT with a classifier on its class token.
 
-    Pictures of another size than the config's get the positions resized; a config with another
+    Images of another size than the config's get the positions resized; a config with another
     ``image_size`` computes them anew, which does not give the same numbers.
 
     Example:

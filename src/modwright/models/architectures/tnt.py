@@ -45,7 +45,7 @@ class TNTConfig(ImageConfig):
             MLP; None has none. The paper's has 4.
         inner_blocks: blocks that have an inner stream, counted from 1 as the paper does; all
             unless it is said.
-        legacy: the form of the first public port: the picture is convolved before it is cut, and
+        legacy: the form of the first public port: the image is convolved before it is cut, and
             words are normed one by one on their way to the sentences. Weights of one form do not
             fit the other.
     """
@@ -85,10 +85,10 @@ class TNTConfig(ImageConfig):
         self.check_size(*self.size)
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuses pictures that patches do not fill."""
+        """Refuses images that patches do not fill."""
         if height % self.patch_size or width % self.patch_size:
             raise InvalidInputError(
-                f"a picture of {height} x {width} is not made of whole patches of "
+                f"an image of {height} x {width} is not made of whole patches of "
                 f"{self.patch_size} pixels"
             )
 
@@ -100,7 +100,7 @@ class TNTConfig(ImageConfig):
 class TNTForImageClassification(TokenClassifier):
     """A TNT with a classifier on its class token.
 
-    Pictures of another size than the config's get the sentences' positions resized. The released
+    Images of another size than the config's get the sentences' positions resized. The released
     weights expect pixels with mean and deviation 0.5.
 
     Example:
@@ -158,7 +158,7 @@ class TNTForImageClassification(TokenClassifier):
         return stream[1]
 
     def interpolate_pos_embed(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
-        """Those of sentences; those of words depend on the patch alone, not on the picture."""
+        """Those of sentences; those of words depend on the patch alone, not on the image."""
         fixed = name.startswith("word_positions.")
         return table if fixed else super().interpolate_pos_embed(name, table, old)
 

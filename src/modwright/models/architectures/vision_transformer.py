@@ -64,7 +64,7 @@ class VisionTransformerConfig(ImageConfig):
         self.check_size(*self.size)
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuses pictures that patches do not cut evenly."""
+        """Refuses images that patches do not cut evenly."""
         self.check_multiples(self.patch_size, height, width)
 
     @property

@@ -1,6 +1,6 @@
 """Maps of several scales as one small set of tokens per cell of the coarsest (arXiv 2506.12982).
 
-Axes: B pictures, P cells, T tokens of a cell, D channels. Maps come as a backbone gives them: the
+Axes: B images, P cells, T tokens of a cell, D channels. Maps come as a backbone gives them: the
 finest first, each twice as coarse as the one before.
 """
 

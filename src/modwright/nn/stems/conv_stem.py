@@ -39,7 +39,7 @@ class ConvStem(nn.Sequential):
     """Convolutions one after the other: one row of a table each.
 
     Args:
-        in_channels: of the picture.
+        in_channels: of the image.
         rows: the table.
         conv: makes a convolution, from the arguments of ``nn.Conv2d``.
 

@@ -1,4 +1,4 @@
-"""A stem that cuts a picture into patches, and each patch into words of a few pixels."""
+"""A stem that cuts an image into patches, and each patch into words of a few pixels."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["PixelEmbed", "cut_patches"]
 
 
 def cut_patches(x: Tensor, side: int) -> Tensor:
-    """(B, C, H, W) -> (B N, C, side, side): the N patches of each picture, row by row.
+    """(B, C, H, W) -> (B N, C, side, side): the N patches of each image, row by row.
 
     Raises:
-        ValueError: the patches do not fill the picture.
+        ValueError: the patches do not fill the image.
 
     Example:
         >>> import torch
@@ -33,12 +33,12 @@ class PixelEmbed(nn.Module):
     A patch's border is padded with zeros, so no word knows anything of the patches beside it.
 
     Args:
-        in_channels: of the picture.
+        in_channels: of the image.
         dim: channels of a word.
         patch: side of a patch in pixels.
         stride: pixels from word to word.
         kernel_size: odd; in pixels.
-        whole: the picture is convolved before it is cut, so words at borders see over them. The
+        whole: the image is convolved before it is cut, so words at borders see over them. The
             first public port of the paper had it so.
 
     Shapes:

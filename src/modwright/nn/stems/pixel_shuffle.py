@@ -1,4 +1,4 @@
-"""From features to a larger picture in one step (arXiv 1609.05158)."""
+"""From features to a larger image in one step (arXiv 1609.05158)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class PixelShuffleUp(nn.Sequential):
 
     Args:
         dim: channels that come in.
-        out_channels: of the picture.
+        out_channels: of the image.
         scale: pixels per place along each side.
 
     Shapes:

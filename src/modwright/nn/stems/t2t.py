@@ -1,4 +1,4 @@
-"""Tokens to token: overlapping windows of a picture, mixed and cut again (arXiv 2101.11986)."""
+"""Tokens to token: overlapping windows of an image, mixed and cut again (arXiv 2101.11986)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class T2TStem(nn.Module):
     """Splits a map softly and narrows the tokens, again and again; a linear map ends it.
 
     Args:
-        in_channels: of the picture.
+        in_channels: of the image.
         dim: channels that go out.
         token_dim: channels between the splits.
         layer: makes the layer behind each split but the last, from (channels in, token_dim).

@@ -289,7 +289,7 @@ class BareAttention(GroupedAttention):
 
 
 class GridAttention(BareAttention):
-    """A grouped attention in the calling convention of modwright's own blocks of pictures.
+    """A grouped attention in the calling convention of modwright's own blocks of images.
 
     Example:
         >>> shape = AttentionShape(8, 2, 2, 4, 4, scaling=0.5, causal=False)

@@ -10,7 +10,7 @@ __all__ = ["CrossChannelAttention"]
 
 
 class CrossChannelAttention(nn.Module):
-    """Channels of a head attend to each other; what they compare is their whole picture.
+    """Channels of a head attend to each other; what they compare is their whole image.
 
     Each map is made by a 1 x 1 and a depthwise 3 x 3 convolution, none with a bias. Queries and
     keys are scaled to length 1 over all places, in float32 at least, and scores by a learned

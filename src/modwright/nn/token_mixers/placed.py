@@ -1,4 +1,4 @@
-"""A token mixer of pictures at the place of an attention, in any model that has tokens there."""
+"""A token mixer of images at the place of an attention, in any model that has tokens there."""
 
 from __future__ import annotations
 

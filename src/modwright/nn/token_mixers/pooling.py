@@ -165,5 +165,5 @@ def _check_places(x: Tensor, num_tokens: int) -> None:
     if height * width != num_tokens:
         raise ValueError(
             f"built for {num_tokens} places, not for a grid of {height} x {width}: "
-            "this mixer takes one picture size"
+            "this mixer takes one image size"
         )

@@ -80,9 +80,9 @@ class WindowAttention(SelfAttention):
         bias: Tensor = self.bias()[None]  # the fused kernel wants four axes
         if any(steps):
             apart = wrapped_apart(grid, self.window, steps, x.device)[:, None]
-            pictures = x.shape[0] // apart.shape[0]
+            images = x.shape[0] // apart.shape[0]
             bias = bias.masked_fill(apart, float("-inf"))
-            bias = bias[None].expand(pictures, -1, -1, -1, -1).flatten(0, 1)
+            bias = bias[None].expand(images, -1, -1, -1, -1).flatten(0, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         return self.finish(mixed.transpose(1, 2).flatten(2))
 

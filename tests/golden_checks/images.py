@@ -54,7 +54,7 @@ def tokens(found: Tensor) -> Tensor:
 
 
 def logits_of(model: Any, case: GoldenCase) -> Tensor:
-    """Logits of the case's pictures, without gradients."""
+    """Logits of the case's images, without gradients."""
     with torch.no_grad():
         out: Tensor = model(case["input.x"]).logits
     return out

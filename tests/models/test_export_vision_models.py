@@ -1,4 +1,4 @@
-"""Classifiers of pictures as graphs of other programs, for any number of pictures."""
+"""Classifiers of images as graphs of other programs, for any number of images."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def shaken(name: str) -> Any:
     return model
 
 
-def differs(found: torch.Tensor, model: Any, pictures: torch.Tensor) -> float:
+def differs(found: torch.Tensor, model: Any, images: torch.Tensor) -> float:
     """Largest difference of logits, in units of their spread."""
     with torch.no_grad():
-        expected = model(pictures).logits
+        expected = model(images).logits
     return float((found.detach() - expected).abs().max() / expected.std())
 
 
@@ -56,9 +56,9 @@ def test_onnx_runtime_gives_the_same_logits(name: str, tmp_path: Path) -> None:
     channels, (height, width) = model.config.num_channels, model.config.size
     assert (given.name, given.type, logits.name) == ("pixel_values", "tensor(float)", "logits")
     assert given.shape[1:] == [channels, height, width] and isinstance(given.shape[0], str)
-    pictures = torch.randn(5, channels, height, width)
-    found = session.run(None, {"pixel_values": pictures.numpy()})[0]
-    assert differs(torch.from_numpy(found), model, pictures) <= 1e-4
+    images = torch.randn(5, channels, height, width)
+    found = session.run(None, {"pixel_values": images.numpy()})[0]
+    assert differs(torch.from_numpy(found), model, images) <= 1e-4
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,8 @@ def test_a_program_of_torch_gives_the_same_logits(name: str, tmp_path: Path) -> 
     model = shaken(name)
     done = modwright.export(model, tmp_path / "out", "pt2")
     program = torch.export.load(done.output / "model.pt2").module()
-    pictures = torch.randn(5, model.config.num_channels, *model.config.size)
-    assert differs(program(pixel_values=pictures)["logits"], model, pictures) <= 1e-5
+    images = torch.randn(5, model.config.num_channels, *model.config.size)
+    assert differs(program(pixel_values=images)["logits"], model, images) <= 1e-5
 
 
 def test_pictures_keep_the_size_that_the_graph_was_made_for(tmp_path: Path) -> None:
@@ -89,6 +89,6 @@ def test_the_command_exports_a_saved_classifier(
     code = run_command(["export", str(tmp_path / "saved"), "-o", str(out), "--to", target])
     told = capsys.readouterr()
     assert code == 0, told.err
-    assert "batches of 3 pictures, 1 pictures, 2 pictures" in told.err
+    assert "batches of 3 images, 1 images, 2 images" in told.err
     assert (out / f"model.{target}").is_file()
     assert "pixel_values" in (out / "README.md").read_text()

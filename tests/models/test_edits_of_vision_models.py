@@ -1,4 +1,4 @@
-"""Models of pictures are opened, counted and edited like others; what makes no sense is refused."""
+"""Models of images are opened, counted and edited like others; what makes no sense is refused."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def model(request: pytest.FixtureRequest) -> Any:
     return tiny(request.param)
 
 
-def pictures(model: Any, count: int = 2) -> torch.Tensor:
+def images(model: Any, count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, *model.config.size, generator=torch.Generator().manual_seed(1))
 
 
 def data(model: Any) -> Any:
-    return from_tensors([{"pixel_values": part} for part in pictures(model, 6).split(3)])
+    return from_tensors([{"pixel_values": part} for part in images(model, 6).split(3)])
 
 
 def edited(model: Any, name: str, **options: Any) -> Any:
@@ -128,7 +128,7 @@ def test_statistics_are_those_of_a_plain_forward_pass(model: Any) -> None:
         ),
     ]
     with torch.no_grad():
-        for part in pictures(model, 6).split(3):
+        for part in images(model, 6).split(3):
             model(part)
     for hook_point in hook_points:
         hook_point.remove()
@@ -188,7 +188,7 @@ def test_each_place_can_be_emptied(model: Any) -> None:
     ],
 )
 def test_methods_work_or_refuse_in_a_line(model: Any, name: str, options: dict[str, Any]) -> None:
-    before = model(pictures(model))[0]
+    before = model(images(model))[0]
     try:
         result = edited(model, name, **options)
     except ModwrightError as refusal:
@@ -196,7 +196,7 @@ def test_methods_work_or_refuse_in_a_line(model: Any, name: str, options: dict[s
         assert "\n" not in str(refusal)
         return
     assert (model.config.model_type, name) in WORKS
-    after = result(pictures(model))[0]
+    after = result(images(model))[0]
     assert after.shape == before.shape and torch.isfinite(after).all()
     if name == "pre_rmsnorm":  # it is exact
         torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
@@ -216,7 +216,7 @@ def test_narrowing_with_all_neurons_kept_changes_nothing_but_rounding() -> None:
     model = tiny("metaformer")
     result = edited(model, "modegpt", sparsity=0.0)
     torch.testing.assert_close(
-        result(pictures(model))[0], model(pictures(model))[0], rtol=1e-4, atol=1e-5
+        result(images(model))[0], model(images(model))[0], rtol=1e-4, atol=1e-5
     )
 
 

@@ -1,4 +1,4 @@
-"""DuoFormer (arXiv 2506.12982) on real pictures: beside its own backbone, and its parts.
+"""DuoFormer (arXiv 2506.12982) on real images: beside its own backbone, and its parts.
 
 Without MODWRIGHT_FIGURES briefly, on digits; with it three seeds are taken, on Fashion-MNIST where
 it is there, and the figures are written down.
@@ -12,7 +12,7 @@ import pytest
 import torch
 from clothes import FOLDER, clothes
 from figures import FULL, note
-from small_pictures import mean_accuracy
+from small_images import mean_accuracy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,7 +92,7 @@ def accuracies(names: list[str], count: int, settings: dict[str, Any]) -> dict[s
 def test_500_pictures() -> None:
     """Beside its backbone and a hybrid, and without each of its parts."""
     found = accuracies(list(STRUCTURES) if FULL else ["duoformer", "hybrid"], 500, FEW)
-    # DuoFormer was to be at least as good as the hybrid. It is not, with so few pictures and no
+    # DuoFormer was to be at least as good as the hybrid. It is not, with so few images and no
     # pretrained backbone: 67.1 against 77.9 % of Fashion-MNIST. A scale token that knows nothing at
     # first has to learn to look; without it ("none") digits are read as well as by the hybrid.
     assert found["duoformer"] >= 50
@@ -109,7 +109,7 @@ def test_5000_pictures() -> None:
 
 @torch.no_grad()
 def alikeness(model: Any, pictures: Tensor) -> list[float]:
-    """Mean cosine between different cells of a picture, before and behind each block over them."""
+    """Mean cosine between different cells of an image, before and behind each block over them."""
     stream, grid = model.embed(pictures)
     found = []
     for block in (None, *model.blocks):

@@ -1,11 +1,11 @@
 """Inference of vision models here against the same architecture in transformers, side by side.
 
 Both hold the same weights and run in turns in one process; a ratio is the median over neighbouring
-runs, above 1 where ours is faster. The last lines say how time grows with the picture. On a machine
+runs, above 1 where ours is faster. The last lines say how time grows with the image. On a machine
 with other work ``--clock cpu`` counts the time of this process alone.
 
-    python benchmarks/picture_speed.py --repeats 20 --threads 1
-    python benchmarks/picture_speed.py --repeats 20 --threads 2
+    python benchmarks/image_speed.py --repeats 20 --threads 1
+    python benchmarks/image_speed.py --repeats 20 --threads 2
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def main() -> None:
         ours = create_model(name).eval()
         import_weights(ours, theirs.state_dict())
         for batch in options.batches:
-            pictures = torch.randn(batch, 3, 224, 224)
+            images = torch.randn(batch, 3, 224, 224)
             mine, peers, ratio = forward_side_by_side(
-                ours, theirs, pictures, options.repeats, clock
+                ours, theirs, images, options.repeats, clock
             )
             print(f"| `{name}` | {batch} | {mine:.0f} | {peers:.0f} | {ratio:.2f} |")
     ours = create_model("poolformer_s12").eval()

@@ -1,4 +1,4 @@
-"""FMViT (arXiv 2311.05707) on real pictures: what is shipped is what was trained; its parts.
+"""FMViT (arXiv 2311.05707) on real images: what is shipped is what was trained; its parts.
 
 Without MODWRIGHT_FIGURES briefly, on digits; with it on Fashion-MNIST too, with three seeds, and
 the figures are written down.
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 
 figures_only = pytest.mark.skipif(not FULL, reason="measured where MODWRIGHT_FIGURES is set")
 ON_CLOTHES = FULL and FOLDER.is_dir()
-# At 2e-3 in batches of 64 less was learned: 83 % of Fashion-MNIST from 30,000 pictures.
+# At 2e-3 in batches of 64 less was learned: 83 % of Fashion-MNIST from 30,000 images.
 RECIPE: dict[str, Any] = {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3}
 SEEDS = (0, 1, 2) if FULL else (0,)
 

@@ -11,7 +11,7 @@ from modwright.anatomy.families.timm_modules import activation_of
 from modwright.anatomy.projection import PointwiseProjection, Projection, as_projection
 from modwright.anatomy.views import Embedding, Linear, Norm, Part, PatchEmbedding, OpaqueModule
 from modwright.nn import AttentionShape, BareAttention, FactorPair, FeedForward
-from modwright.nn.channel_mixers.mlp import Mlp as PictureMlp
+from modwright.nn.channel_mixers.mlp import Mlp as VisionMlp
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.token_mixers.self_attention import STORAGE, SelfAttention
@@ -73,7 +73,7 @@ def _read_mlp(module: Any, address: str) -> dict[str, Any] | None:
     """Maps of an MLP without anything inside; None of anything else."""
     if isinstance(module, FeedForward):
         return {"gate": None, **Family._read_feed_forward(module, address)}
-    if type(module) is not PictureMlp or module.inside is not None or module.gate is not None:
+    if type(module) is not VisionMlp or module.inside is not None or module.gate is not None:
         return None
     maps = {
         "up": _as_map(module.fc1, f"{address}.up"),

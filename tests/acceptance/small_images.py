@@ -1,4 +1,4 @@
-"""Trains a structure with several seeds and writes down how well it does on held-out pictures."""
+"""Trains a structure with several seeds and writes down how well it does on held-out images."""
 
 from __future__ import annotations
 

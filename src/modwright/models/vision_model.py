@@ -1,4 +1,4 @@
-"""What every model of pictures here has in common: config, checks, layouts, initialization."""
+"""What every model of images here has in common: config, checks, layouts, initialization."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from modwright.nn.layouts import Grid
 from modwright.nn.relative_position_bias import RelativePositionBias
 from modwright.nn.residual import ScaledResidual
 
-__all__ = ["PictureConfig", "PictureModel", "check_count"]
+__all__ = ["VisionConfig", "VisionModel", "check_count"]
 
 
 _RAISED = (ValueError, TypeError, ArithmeticError, IndexError, RuntimeError)
@@ -64,12 +64,12 @@ def _is_low(value: Any) -> bool:
 
 
 @strict
-class PictureConfig(PreTrainedConfig):
+class VisionConfig(PreTrainedConfig):
     """Fields that all of them have.
 
     Attributes:
-        image_size: side of the picture, or [height, width]. Models without positions take others.
-        num_channels: of the picture.
+        image_size: side of the image, or [height, width]. Models without positions take others.
+        num_channels: of the image.
     """
 
     image_size: int | list[int] | tuple[int, ...] = 224
@@ -107,7 +107,7 @@ class PictureConfig(PreTrainedConfig):
 
     @staticmethod
     def check_multiples(step: int, height: int, width: int) -> None:
-        """Refuses pictures whose sides are no multiples of ``step`` pixels."""
+        """Refuses images whose sides are no multiples of ``step`` pixels."""
         if height % step or width % step:
             raise InvalidInputError(f"pictures must be multiples of {step} pixels, not {height} x {width}")
 
@@ -131,13 +131,13 @@ class PictureConfig(PreTrainedConfig):
         return sorted(["dtype", *(f.name for f in fields(cls) if f.name not in inherited)])
 
 
-class PictureModel(PreTrainedModel):
-    """A model that takes pictures (B, C, H, W).
+class VisionModel(PreTrainedModel):
+    """A model that takes images (B, C, H, W).
 
     A subclass builds its parts and calls ``post_init()``.
     """
 
-    config_class = PictureConfig
+    config_class = VisionConfig
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
@@ -169,14 +169,14 @@ class PictureModel(PreTrainedModel):
         return loaded
 
     def check_pixels(self, pixel_values: Tensor) -> None:
-        """Refuses what cannot be a batch of pictures for this model."""
+        """Refuses what cannot be a batch of images for this model."""
         if pixel_values.dim() != 4:
             shape = tuple(pixel_values.shape)
             raise InvalidInputError(f"pictures are (batch, channels, height, width), not {shape}")
         channels, height, width = pixel_values.shape[1:]
         if channels != self.config.num_channels:
             raise InvalidInputError(
-                f"the model takes {self.config.num_channels} channels, the pictures have {channels}"
+                f"the model takes {self.config.num_channels} channels, the images have {channels}"
             )
         if min(height, width) < self.min_size:
             raise InvalidInputError(

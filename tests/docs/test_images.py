@@ -1,4 +1,4 @@
-"""The pictures of the tutorial: there, small, self-contained, and made from the page's commands."""
+"""The images of the tutorial: there, small, self-contained, and made from the page's commands."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ USED = re.compile(r"\((?:docs/)?(?:\.\./)*pictures/([\w.-]+)\)")
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Any:
+def images() -> Any:
     spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -36,28 +36,28 @@ def test_every_picture_is_used_and_they_are_small() -> None:
     assert sum(there.values()) < 1_500_000
 
 
-def test_each_picture_stands_below_a_command_of_its_own(pictures: Any) -> None:
-    shots = list(pictures.shots())
+def test_each_picture_stands_below_a_command_of_its_own(images: Any) -> None:
+    shots = list(images.shots())
     assert [shot.name for shot in shots] == ["inspect", "plan", "run", "report", "reload"]
     assert len({shot.block.line for shot in shots}) == len(shots)
     assert {f"{shot.name}.{shot.kind}" for shot in shots} == {f.name for f in PICTURES.iterdir()}
 
 
-def test_terminals_show_commands_and_ask_for_no_font(pictures: Any) -> None:
-    made = pictures.terminal("a-title", [("modwright x", "\x1b[1mbold\x1b[0m and plain\n")])
+def test_terminals_show_commands_and_ask_for_no_font(images: Any) -> None:
+    made = images.terminal("a-title", [("modwright x", "\x1b[1mbold\x1b[0m and plain\n")])
     assert "modwright" in made and "bold" in made and "a-title" in made
     assert "@font-face" not in made and "\x1b" not in made
-    assert made == pictures.terminal("a-title", [("modwright x", "\x1b[1mbold\x1b[0m and plain\n")])
+    assert made == images.terminal("a-title", [("modwright x", "\x1b[1mbold\x1b[0m and plain\n")])
 
 
-CELL = 12.2  # width of a letter in the pictures of a terminal
+CELL = 12.2  # width of a letter in the images of a terminal
 
 
 def test_fault_B13_every_line_of_a_terminal_is_whole_and_as_wide_as_its_letters(
-    pictures: Any,
+    images: Any,
 ) -> None:
     long = " ".join(["from transformers import AutoModelForCausalLM"] * 4)
-    made = pictures.terminal("a-title", [("modwright x", f"{long}\n{'x' * 230}\n")])
+    made = images.terminal("a-title", [("modwright x", f"{long}\n{'x' * 230}\n")])
     drawn = {file.name: file.read_text(encoding="utf-8") for file in PICTURES.glob("*.svg")}
     for name, text in {"made": made, **drawn}.items():
         lines = re.findall(
@@ -67,13 +67,13 @@ def test_fault_B13_every_line_of_a_terminal_is_whole_and_as_wide_as_its_letters(
         for left, width, letters in lines:
             count = len(html.unescape(letters))
             assert float(width) == pytest.approx(CELL * count), (name, letters)
-            assert float(left) + float(width) <= CELL * pictures.COLUMNS + 0.1, (name, letters)
+            assert float(left) + float(width) <= CELL * images.COLUMNS + 0.1, (name, letters)
     letters = "".join(re.findall(r"<text [^>]*>(.*?)</text>", made)).replace("&#160;", "")
     assert long.replace(" ", "") in letters and "x" * 230 in letters
 
 
-def test_the_folder_of_a_command_is_not_shown(pictures: Any, tmp_path: Path) -> None:
-    assert pictures.run("echo $PWD/first.log", tmp_path) == "first.log\n"
+def test_the_folder_of_a_command_is_not_shown(images: Any, tmp_path: Path) -> None:
+    assert images.run("echo $PWD/first.log", tmp_path) == "first.log\n"
 
 
 def test_terminals_fetch_nothing() -> None:
@@ -85,6 +85,6 @@ def test_terminals_fetch_nothing() -> None:
 
 @pytest.mark.slow
 @pytest.mark.models
-def test_the_picture_of_the_parts_is_what_the_command_prints(pictures: Any, tmp_path: Path) -> None:
-    pictures.make(["inspect"], tmp_path)
+def test_the_picture_of_the_parts_is_what_the_command_prints(images: Any, tmp_path: Path) -> None:
+    images.make(["inspect"], tmp_path)
     assert (tmp_path / "inspect.svg").read_text() == (PICTURES / "inspect.svg").read_text()

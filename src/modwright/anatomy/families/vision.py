@@ -1,4 +1,4 @@
-"""Models of pictures that are made of ``modwright.nn.Block``: plain stacks and pyramids.
+"""Models of images that are made of ``modwright.nn.Block``: plain stacks and pyramids.
 
 Blocks are found by their class, wherever a model holds them, in the order of the forward pass. What
 mixes tokens stands at a block's place "attention", whatever it is; so it can be counted, removed
@@ -19,9 +19,9 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family, Placement
-from modwright.anatomy.families.picture_parts import READERS, outer_part
+from modwright.anatomy.families.vision_parts import READERS, outer_part
 from modwright.anatomy.families.timm_arguments import ratio
-from modwright.anatomy.inputs import Maps, Pictures
+from modwright.anatomy.inputs import Maps, Images
 from modwright.anatomy.views import (
     Attention,
     Block,
@@ -35,10 +35,10 @@ from modwright.anatomy.views import (
 from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import ZeroModule
-from modwright.nn.block import Block as PictureBlock
-from modwright.nn.channel_mixers.mlp import Mlp as PictureMlp
+from modwright.nn.block import Block as VisionBlock
+from modwright.nn.channel_mixers.mlp import Mlp as VisionMlp
 
-__all__ = ["PictureBlocks", "PicturePyramid"]
+__all__ = ["VisionFamily", "HierarchicalVisionFamily"]
 
 _PLACES = {"attention": ("mixer", "norm1", "ls1"), "mlp": ("mlp", "norm2", "ls2")}
 """Place -> names in a block of its mixer, of the norm before it and of the gain behind it."""
@@ -58,10 +58,10 @@ _OTHER_NAMES = {
 
 
 @register_family
-class PictureBlocks(Family):
+class VisionFamily(Family):
     """Plain stacks: every block has tokens of one grid and one width."""
 
-    name = "picture_blocks"
+    name = "vision"
     model_types: ClassVar[tuple[str, ...]] = ("vision_transformer", "t2t_vit", "tnt", "duoformer")
     outer: Mapping[str, str] = {"blocks": "blocks"}
     block = {
@@ -161,13 +161,13 @@ class PictureBlocks(Family):
             )
         return "pre"
 
-    def inputs(self) -> Pictures:
-        """Pictures of the size that the config says; a plain stack cuts them into patches."""
+    def inputs(self) -> Images:
+        """Images of the size that the config says; a plain stack cuts them into patches."""
         config, live = self.config, self._live
         if live is not None and self.chained:
             stride = live.feature_info[0]["reduction"]
             extra = live.num_prefix_tokens
-            return Pictures(config.num_channels, tuple(config.size), (stride, stride), extra)
+            return Images(config.num_channels, tuple(config.size), (stride, stride), extra)
         return Maps(config.num_channels, tuple(config.size), tuple(config.size))
 
     def pools(self, model: nn.Module) -> bool:
@@ -259,7 +259,7 @@ class PictureBlocks(Family):
             return [(_PLACES[outer][2], part, kwargs)]
         placed = super().place(block, role, part, kwargs)
         core = getattr(block, _PLACES[role.partition(".")[0]][0], None) if "." in role else None
-        if isinstance(core, PictureMlp) and core.layout == "map":
+        if isinstance(core, VisionMlp) and core.layout == "map":
             if part not in _ON_MAPS:
                 raise InvalidInputError(f"{role} is a 1 x 1 convolution; {part!r} cannot stand for it")
             return [(path, _ON_MAPS[name], given) for path, name, given in placed]
@@ -280,7 +280,7 @@ class PictureBlocks(Family):
 
 
 @register_family
-class PicturePyramid(PictureBlocks):
+class HierarchicalVisionFamily(VisionFamily):
     """Stages of blocks, each with maps coarser than those of the one before."""
 
     name = "picture_pyramid"
@@ -343,7 +343,7 @@ def _paths(model: nn.Module) -> list[str]:
     """Paths of the blocks, in the order in which modules were made."""
     found = []
     for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, PictureBlock) and not path.endswith(".inner"):
+        if isinstance(module, VisionBlock) and not path.endswith(".inner"):
             found.append(path)
     return found
 
