@@ -159,7 +159,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("multiply-accumulates of one image, millions (areas: parameters)")
     axes.set_ylabel("test accuracy, %")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.3)
+    axes.spatial_shape(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -38,7 +38,7 @@ CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 class KeptScores:
     """Put before a kind of attention: the scores of all pairs of tokens are a tensor."""
 
-    def attend(self: Any, q: Tensor, k: Tensor, v: Tensor, grid: Any = None) -> Tensor:
+    def attend(self: Any, q: Tensor, k: Tensor, v: Tensor, spatial_shape: Any = None) -> Tensor:
         return naive_attention(q, k, v, self.scale).transpose(1, 2).flatten(2)
 
 

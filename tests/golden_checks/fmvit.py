@@ -89,9 +89,9 @@ def _conv_block(case: GoldenCase) -> None:
     }
     _load(block, case, names)
     x = case["input.x"]
-    grid = (x.shape[2], x.shape[3])
-    case.close("output.block", block(x, grid), atol=ALLOWED)
+    spatial_shape = (x.shape[2], x.shape[3])
+    case.close("output.block", block(x, spatial_shape), atol=ALLOWED)
     reparameterize_(block)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in block.modules())
-    case.close("output.block_fused", block(x, grid), atol=ALLOWED)
+    case.close("output.block_fused", block(x, spatial_shape), atol=ALLOWED)
     _same_weights(case, block, maps)

@@ -81,10 +81,10 @@ def test_windows_are_their_naive_form(shift: bool, mask: bool) -> None:
     part = RectangleWindowAttention(
         32, 4, (2, 4), shift=shift, mask_shift=mask, position_dim=8
     ).double()
-    grid = (4, 8)
+    spatial_shape = (4, 8)
     x = torch.randn(2, 32, 32, dtype=torch.float64)
     fast, slow = x.clone().requires_grad_(), x.clone().requires_grad_()
-    found, expected = part(fast, grid), naive_windows(part, slow, grid)
+    found, expected = part(fast, spatial_shape), naive_windows(part, slow, spatial_shape)
     assert (found - expected).abs().max() <= 1e-10
     found.square().sum().backward()
     own = {n: p.grad.clone() for n, p in part.named_parameters()}

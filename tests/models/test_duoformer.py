@@ -77,17 +77,17 @@ def test_there_are_two_backbones_with_two_to_four_scales() -> None:
 # Tokens of cells
 
 
-@pytest.mark.parametrize("grid", [(7, 7), (2, 3)])
+@pytest.mark.parametrize("spatial_shape", [(7, 7), (2, 3)])
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
-def test_every_place_stands_once_and_under_its_cell(grid: tuple[int, int], factor: int) -> None:
-    width = grid[1] * factor
+def test_every_place_stands_once_and_under_its_cell(spatial_shape: tuple[int, int], factor: int) -> None:
+    width = spatial_shape[1] * factor
     for column_first in (False, True):
-        table = region_positions(grid, factor, column_first)
-        assert table.shape == (grid[0] * grid[1], factor**2)
+        table = region_positions(spatial_shape, factor, column_first)
+        assert table.shape == (spatial_shape[0] * spatial_shape[1], factor**2)
         assert table.flatten().sort().values.equal(torch.arange(table.numel()))
         rows, columns = table // width // factor, table % width // factor
         regions = torch.arange(len(table))[:, None].expand_as(table)
-        assert (rows * grid[1] + columns).equal(regions)
+        assert (rows * spatial_shape[1] + columns).equal(regions)
 
 
 @pytest.mark.parametrize("column_first", [False, True])
@@ -121,7 +121,7 @@ def test_tokens_are_windows_of_projected_maps_the_coarsest_first(side: int) -> N
 
 
 def test_maps_that_do_not_fit_are_refused() -> None:
-    part, given = MultiScalePatchTokens([4, 4, 8, 8], 6, grid=(4, 4)), features()
+    part, given = MultiScalePatchTokens([4, 4, 8, 8], 6, spatial_shape=(4, 4)), features()
     with pytest.raises(ValueError, match="4 maps are wanted, not 3"):
         part(given[1:])
     with pytest.raises(ValueError, match="must be 4 x 4, not 2 x 2"):

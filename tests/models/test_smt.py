@@ -200,12 +200,12 @@ def test_products_of_modulation_grow_with_tokens_and_those_of_attention_faster()
 class _OnGrid(nn.Module):
     """A part with its grid, so that it takes one tensor."""
 
-    def __init__(self, part: nn.Module, grid: tuple[int, int]) -> None:
+    def __init__(self, part: nn.Module, spatial_shape: tuple[int, int]) -> None:
         super().__init__()
-        self.part, self.grid = part, grid
+        self.part, self.spatial_shape = part, spatial_shape
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.part(x, self.grid)
+        out: Tensor = self.part(x, self.spatial_shape)
         return out
 
 

@@ -146,8 +146,8 @@ def test_trained_on_another_window_its_table_is_resized() -> None:
     name = "stages.0.blocks.0.mixer.bias.position_table"
     table = larger.state_dict()[name]
     assert table.shape == (225, 2)
-    grid = model.state_dict()[name].T.reshape(1, 2, 7, 7)
-    expected = F.interpolate(grid, (15, 15), mode="bicubic", align_corners=False)
+    spatial_shape = model.state_dict()[name].T.reshape(1, 2, 7, 7)
+    expected = F.interpolate(spatial_shape, (15, 15), mode="bicubic", align_corners=False)
     assert torch.allclose(table.T.reshape(1, 2, 15, 15), expected, atol=1e-6)
 
 
@@ -156,17 +156,17 @@ def test_trained_on_another_window_its_table_is_resized() -> None:
 
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize(
-    ("window", "grid"), [((2, 4), (4, 8)), ((4, 4), (8, 12)), ((3, 3), (3, 6))]
+    ("window", "spatial_shape"), [((2, 4), (4, 8)), ((4, 4), (8, 12)), ((3, 3), (3, 6))]
 )
 def test_windows_are_their_naive_form(
-    shift: bool, window: tuple[int, int], grid: tuple[int, int]
+    shift: bool, window: tuple[int, int], spatial_shape: tuple[int, int]
 ) -> None:
     torch.manual_seed(0)
     part = WindowAttention(16, 4, window, shift=shift).double()
     torch.nn.init.normal_(part.bias.position_table)
-    x = torch.randn(2, grid[0] * grid[1], 16, dtype=torch.float64)
+    x = torch.randn(2, spatial_shape[0] * spatial_shape[1], 16, dtype=torch.float64)
     fast, slow = x.clone().requires_grad_(), x.clone().requires_grad_()
-    found, expected = part(fast, grid), naive_window_attention(part, slow, grid)
+    found, expected = part(fast, spatial_shape), naive_window_attention(part, slow, spatial_shape)
     assert (found - expected).abs().max() <= 1e-10
     found.square().sum().backward()
     own = {n: p.grad.clone() for n, p in part.named_parameters()}

@@ -23,7 +23,7 @@ from modwright.nn.block import Block
 from modwright.nn.dense_block import DenseBlock, DenseTransition
 from modwright.nn.ghost import ChannelScale, GhostLinear, GhostMlp
 from modwright.nn.grid_positions import sinusoids
-from modwright.nn.layouts import call_in_layout, to_map, to_tokens
+from modwright.nn.layouts import call_in_layout, to_feature_map, to_tokens
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.squeeze_excite import SqueezeExcite
 from modwright.nn.stems.t2t import SoftSplit, TokenLayer
@@ -97,7 +97,7 @@ def test_windows_without_overlap_are_patches() -> None:
     split = SoftSplit(4, 4)
     patches = x.unflatten(3, (3, 4)).unflatten(2, (2, 4)).permute(0, 2, 4, 1, 3, 5)
     assert split(x).equal(patches.reshape(2, 6, 48))
-    assert split.grid((8, 12)) == (2, 3)
+    assert split.spatial_shape((8, 12)) == (2, 3)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(7, 4, 2), (3, 2, 1), (4, 4, 0)])
@@ -108,8 +108,8 @@ def test_a_soft_split_and_a_linear_map_are_a_convolution(
     split = SoftSplit(kernel, stride, padding)
     conv = nn.Conv2d(3, 8, kernel, stride, padding)
     found = F.linear(split(x), conv.weight.flatten(1), conv.bias)
-    grid = split.grid((20, 28))
-    assert (to_map(found, grid) - conv(x)).abs().max() <= 1e-5
+    spatial_shape = split.spatial_shape((20, 28))
+    assert (to_feature_map(found, spatial_shape) - conv(x)).abs().max() <= 1e-5
 
 
 def test_values_stand_in_for_the_stream_of_a_token_layer() -> None:

@@ -102,8 +102,8 @@ def test_the_legacy_stem_sees_over_the_borders_of_patches() -> None:
 def test_words_of_one_patch_know_nothing_of_another() -> None:
     model = small(image_size=[16, 24])
     x = torch.randn(1, 3, 16, 24, requires_grad=True)
-    stream, grid = model.embed(x)
-    pixel_tokens, _ = model.blocks(stream, grid)
+    stream, spatial_shape = model.embed(x)
+    pixel_tokens, _ = model.blocks(stream, spatial_shape)
     for patch in range(6):
         (found,) = torch.autograd.grad(pixel_tokens[patch].square().sum(), x, retain_graph=True)
         per_patch = cut_patches(found, 8).abs().amax((1, 2, 3))
@@ -169,9 +169,9 @@ def test_without_what_words_say_the_sentences_are_a_plain_transformer() -> None:
         for block in model.blocks:
             block.fuse.proj.weight.zero_()
             block.fuse.norm2.bias.zero_()
-        (_, sentences), grid = model.embed(x)
+        (_, sentences), spatial_shape = model.embed(x)
         for block in model.blocks:
-            sentences = block.outer(sentences, grid)
+            sentences = block.outer(sentences, spatial_shape)
         plain = model.head(model.norm(sentences))
         assert model(x).logits.equal(plain)
         for block in model.blocks:  # and the inner blocks no longer matter

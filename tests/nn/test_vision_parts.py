@@ -14,7 +14,7 @@ from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
 from modwright.nn.grid_positions import LearnedTable, resize_grid, resize_table, sinusoids
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.layouts import call_in_layout, to_map, to_tokens
+from modwright.nn.layouts import call_in_layout, to_feature_map, to_tokens
 from modwright.nn.norms2d import make_norm
 from modwright.nn.residual import DropPath, drop_path_rates
 from modwright.nn.token_mixers.pooling import DepthwiseConvMixer, Pooling
@@ -25,14 +25,14 @@ from modwright.nn.token_mixers.self_attention import STORAGE, SelfAttention, nai
 @settings(max_examples=20, deadline=None)
 def test_layouts_go_there_and_back(height: int, width: int, channels: int) -> None:
     x = torch.randn(2, channels, height, width)
-    assert to_map(to_tokens(x), (height, width)).equal(x)
+    assert to_feature_map(to_tokens(x), (height, width)).equal(x)
     if width > 1:
         assert to_tokens(x)[:, 1].equal(x[:, :, 0, 1])  # row by row
 
 
 def test_tokens_that_do_not_fill_the_grid_are_refused() -> None:
     with pytest.raises(ValueError, match="6 tokens do not fill a grid of 2 x 4"):
-        to_map(torch.zeros(1, 6, 3), (2, 4))
+        to_feature_map(torch.zeros(1, 6, 3), (2, 4))
 
 
 @pytest.mark.parametrize(
@@ -41,10 +41,10 @@ def test_tokens_that_do_not_fill_the_grid_are_refused() -> None:
     ids=lambda part: type(part).__name__,
 )
 def test_a_part_gives_the_same_numbers_in_either_layout(part: nn.Module) -> None:
-    x, grid = torch.randn(2, 8, 3, 5), (3, 5)
-    from_map = call_in_layout(part, x, grid, "map")
-    from_tokens = call_in_layout(part, to_tokens(x), grid, "tokens")
-    assert (to_map(from_tokens, grid) - from_map).abs().max() <= 1e-6
+    x, spatial_shape = torch.randn(2, 8, 3, 5), (3, 5)
+    from_map = call_in_layout(part, x, spatial_shape, "map")
+    from_tokens = call_in_layout(part, to_tokens(x), spatial_shape, "tokens")
+    assert (to_feature_map(from_tokens, spatial_shape) - from_map).abs().max() <= 1e-6
 
 
 def test_mlps_of_both_layouts_hold_the_same_numbers() -> None:

@@ -48,9 +48,9 @@ def ids_of(path: str, tokenizer: Any = None) -> Tensor:
 def naive(teacher: Any, student: Any, pieces: list[tuple[Tensor, list[int]]]) -> tuple[float, ...]:
     """Mean KL and top-1 over the given positions of each piece, in float64."""
     kls, same = [], []
-    for ids, places in pieces:
+    for ids, positions in pieces:
         one, two = (m(input_ids=ids[None]).logits[0].double() for m in (teacher, student))
-        for at in places:
+        for at in positions:
             p, q = one[at].softmax(-1), two[at].softmax(-1)
             kls.append(float((p * (p / q).log()).sum()))
             same.append(int(one[at].argmax()) == int(two[at].argmax()))
@@ -190,11 +190,11 @@ def test_a_masked_language_model_is_compared_where_tokens_are_masked(text: str) 
     found = agreement(teacher, student, tokenizer, PerplexityRecipe(text, 3, 12, batch_size=2))
     pieces, seen = [], 0
     for window in ids_of(text, tokenizer)[:30].view(3, 10):
-        places = [at for at in range(10) if (seen + at) % 7 == 3]
+        positions = [at for at in range(10) if (seen + at) % 7 == 3]
         hidden = window.clone()
-        hidden[places] = tokenizer.mask_token_id
+        hidden[positions] = tokenizer.mask_token_id
         framed = torch.cat([torch.tensor([46]), hidden, torch.tensor([47])])
-        pieces.append((framed, [at + 1 for at in places]))
+        pieces.append((framed, [at + 1 for at in positions]))
         seen += 10
     kl, top1, count = naive(teacher, student, pieces)
     assert found.tokens == count == 4

@@ -121,8 +121,8 @@ def test_psnr_is_its_formula(crop: int) -> None:
 
 
 def naive_ssim(one: np.ndarray, other: np.ndarray) -> float:
-    places = np.arange(11) - 5
-    bell = np.exp(-(places**2) / (2 * 1.5**2))
+    positions = np.arange(11) - 5
+    bell = np.exp(-(positions**2) / (2 * 1.5**2))
     weights = np.outer(bell, bell) / bell.sum() ** 2
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     found = []

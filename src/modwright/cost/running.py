@@ -91,9 +91,9 @@ def run_without_numbers(anatomy: Anatomy) -> Ran:
 
     def note_call(index: int, call: Call) -> None:
         stream = channels_last(call.args[0], blocks[index].axis)
-        grid = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], tuple) else None
+        spatial_shape = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], tuple) else None
         tokens, width = stream[..., 0].numel() // len(stream), stream.shape[-1]
-        seen[index].append(_Call(len(stream), tokens, width, grid))
+        seen[index].append(_Call(len(stream), tokens, width, spatial_shape))
 
     def note_size(path: str, call: Call) -> None:
         tensors = [x for x in (*call.args, call.output) if isinstance(x, Tensor)]
@@ -123,7 +123,7 @@ def run_without_numbers(anatomy: Anatomy) -> Ran:
         # A block that runs several times sees as many sequences more.
         passes=tuple((sum(call.sequences for call in row), row[0].tokens) for row in calls),
         widths=tuple(row[0].width for row in calls),
-        grids=tuple(row[0].grid for row in calls),
+        grids=tuple(row[0].spatial_shape for row in calls),
         largest=largest[0],
     )
 
@@ -134,4 +134,4 @@ class _Call(NamedTuple):
     sequences: int
     tokens: int
     width: int
-    grid: tuple[int, int] | None
+    spatial_shape: tuple[int, int] | None

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.vision_model import VisionConfig, VisionModel, check_count
-from modwright.nn.layouts import Grid, to_map
+from modwright.nn.layouts import SpatialShape, to_feature_map
 
 __all__ = [
     "ImageClassifier",
@@ -203,7 +203,7 @@ class TokenClassifier(ImageClassifier):
     blocks: Any
     norm: nn.Module
 
-    def embed(self, pixel_values: Tensor) -> tuple[Any, Grid]:
+    def embed(self, pixel_values: Tensor) -> tuple[Any, SpatialShape]:
         """The stream before the first block, and its grid."""
         raise NotImplementedError
 
@@ -219,19 +219,19 @@ class TokenClassifier(ImageClassifier):
         ]
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
-        stream, grid = self.embed(pixel_values)
+        stream, spatial_shape = self.embed(pixel_values)
         for block in self.blocks:
-            stream = self.blocks.run(block, stream, grid)
+            stream = self.blocks.run(block, stream, spatial_shape)
             found = self.tokens(stream)
             found = self.norm(found) if norm else found
-            yield to_map(found[:, self.num_prefix_tokens :], grid)
+            yield to_feature_map(found[:, self.num_prefix_tokens :], spatial_shape)
 
     def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         self.check_pixels(pixel_values)
-        stream, grid = self.embed(pixel_values)
+        stream, spatial_shape = self.embed(pixel_values)
         for block in self.blocks:
-            stream = self.blocks.run(block, stream, grid)
+            stream = self.blocks.run(block, stream, spatial_shape)
             if maps is not None:
-                maps.append(to_map(self.tokens(stream)[:, self.num_prefix_tokens :], grid))
+                maps.append(to_feature_map(self.tokens(stream)[:, self.num_prefix_tokens :], spatial_shape))
         features: Tensor = self.norm(self.tokens(stream))
         return features

@@ -17,7 +17,7 @@ from modwright.core.errors import CheckpointError, InvalidInputError, refusing
 from modwright.models.state_dict_converter import StateDictConverter
 from modwright.models.source_configs import ConfigMap
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.relative_position_bias import RelativePositionBias
 from modwright.nn.residual import ScaledResidual
 
@@ -100,7 +100,7 @@ class VisionConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @property
-    def size(self) -> Grid:
+    def size(self) -> SpatialShape:
         """(height, width)."""
         side = self.image_size
         return (side, side) if isinstance(side, int) else (side[0], side[1])
@@ -206,7 +206,7 @@ class VisionModel(PreTrainedModel):
         """Fields of the config that a file of the paper's authors decides, not its name."""
         return {}
 
-    def interpolate_pos_embed(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
+    def interpolate_pos_embed(self, name: str, table: Tensor, old: SpatialShape | None = None) -> Tensor:
         """A tensor of another model of this kind, its positions resized to this one's grid.
 
         Args:

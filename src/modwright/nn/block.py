@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modwright.nn.layouts import Grid, Layout, call_in_layout
+from modwright.nn.layouts import SpatialShape, Layout, call_in_layout
 from modwright.nn.residual import DropPath, LayerScale, ScaledResidual
 
 __all__ = ["Block", "BlockSequence"]
@@ -27,7 +27,7 @@ class Block(nn.Module):
         scaled: residuals with two learned numbers each.
 
     Shapes:
-        x (B, N, C) or (B, C, H, W) by ``layout``, with ``grid`` (H, W) -> the same.
+        x (B, N, C) or (B, C, H, W) by ``layout``, with ``spatial_shape`` (H, W) -> the same.
 
     Example:
         >>> import torch
@@ -63,20 +63,20 @@ class Block(nn.Module):
             self.res2 = ScaledResidual() if scaled else None
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, grid: Grid, **mixing: Any) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape, **mixing: Any) -> Tensor:
         if self.mixer is not None:
-            mixed = self._mix(self.norm1, self.mixer, x, grid, **mixing)
+            mixed = self._mix(self.norm1, self.mixer, x, spatial_shape, **mixing)
             x = self._add(x, mixed, self.ls1, self.res1)
         if self.mlp is not None:
-            mixed = self._mix(self.norm2, self.mlp, x, grid)
+            mixed = self._mix(self.norm2, self.mlp, x, spatial_shape)
             x = self._add(x, mixed, self.ls2, self.res2)
         return x
 
     def _mix(
-        self, norm: nn.Module | None, part: nn.Module, x: Tensor, grid: Grid, **extra: Any
+        self, norm: nn.Module | None, part: nn.Module, x: Tensor, spatial_shape: SpatialShape, **extra: Any
     ) -> Tensor:
         assert norm is not None
-        return call_in_layout(part, norm(x), grid, self.layout, **extra)
+        return call_in_layout(part, norm(x), spatial_shape, self.layout, **extra)
 
     def _add(
         self, x: Tensor, branch: Tensor, scale: nn.Module | None, residual: nn.Module | None
@@ -96,14 +96,14 @@ class BlockSequence(nn.ModuleList):
         self.gradient_checkpointing = False
         self._gradient_checkpointing_func: Callable[..., Any] | None = None
 
-    def forward(self, x: Any, grid: Grid, **mixing: Any) -> Any:
+    def forward(self, x: Any, spatial_shape: SpatialShape, **mixing: Any) -> Any:
         for block in self:
-            x = self.run(block, x, grid, **mixing)
+            x = self.run(block, x, spatial_shape, **mixing)
         return x
 
-    def run(self, block: nn.Module, x: Any, grid: Grid, **mixing: Any) -> Any:
+    def run(self, block: nn.Module, x: Any, spatial_shape: SpatialShape, **mixing: Any) -> Any:
         """One block, recomputed in the backward pass if that was asked for."""
         again = self._gradient_checkpointing_func
         if self.gradient_checkpointing and self.training and again is not None:
-            return again(lambda y: block(y, grid, **mixing), x)
-        return block(x, grid, **mixing)
+            return again(lambda y: block(y, spatial_shape, **mixing), x)
+        return block(x, spatial_shape, **mixing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from modwright.nn.layouts import Grid, to_map, to_tokens
+from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
 from modwright.nn.norms2d import make_norm
 
 __all__ = ["CrossRefinementBlock", "HybridFusion", "ResidualGroup"]
@@ -62,8 +62,8 @@ class CrossRefinementBlock(nn.Module):
         super().__init__()
         self.low, self.high, self.fusion = low, high, fusion
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        low = to_map(self.low(to_tokens(x), grid), grid)
+    def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
+        low = to_feature_map(self.low(to_tokens(x), spatial_shape), spatial_shape)
         out: Tensor = self.fusion(low, self.high(x))
         return out
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["DenseBlock", "DenseTransition"]
 
@@ -20,7 +20,7 @@ class DenseBlock(nn.Module):
         growth: channels that are added.
 
     Shapes:
-        (B, N, C) with ``grid`` -> (B, N, C + growth).
+        (B, N, C) with ``spatial_shape`` -> (B, N, C + growth).
 
     Example:
         >>> from modwright.nn.block import Block
@@ -38,8 +38,8 @@ class DenseBlock(nn.Module):
         self.block = block
         self.grow = nn.Linear(dim, growth)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        return torch.cat((x, self.grow(self.block(x, grid))), dim=2)
+    def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
+        return torch.cat((x, self.grow(self.block(x, spatial_shape))), dim=2)
 
 
 class DenseTransition(nn.Module):
@@ -61,6 +61,6 @@ class DenseTransition(nn.Module):
         self.linear = nn.Linear(dim, out_dim)
         self.act = make_activation(act)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         out: Tensor = self.act(self.linear(x))
         return out

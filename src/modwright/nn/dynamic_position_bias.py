@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.windows import offsets_in
 
 __all__ = ["DynamicPositionBias"]
@@ -34,7 +34,7 @@ class DynamicPositionBias(nn.Module):
         torch.Size([2, 8, 8])
     """
 
-    def __init__(self, dim: int, num_heads: int, window: Grid) -> None:
+    def __init__(self, dim: int, num_heads: int, window: SpatialShape) -> None:
         super().__init__()
         if dim < 1:
             raise ValueError(f"the network of positions needs at least 1 channel, not {dim}")
@@ -52,7 +52,7 @@ class DynamicPositionBias(nn.Module):
             found = step(found)
         return found
 
-    def forward(self, grid: Grid | None = None) -> Tensor:
+    def forward(self, spatial_shape: SpatialShape | None = None) -> Tensor:
         height, width = self.window
         like = self.proj.weight
         high = torch.arange(1 - height, height, device=like.device)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.nn.block import Block
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["BranchedBlock", "EmbeddedBlock", "FrequencyPair"]
 
@@ -33,11 +33,11 @@ class EmbeddedBlock(nn.Module):
         self.embed = embed
         self.blocks = nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
         if self.embed is not None:
             x = self.embed(x)
         for block in self.blocks:
-            x = block(x, grid)
+            x = block(x, spatial_shape)
         return x
 
 
@@ -56,9 +56,9 @@ class FrequencyPair(nn.Module):
         super().__init__()
         self.low, self.high = low, high
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        low = self.low(x, grid)
-        return torch.cat((low, self.high(low, grid)), dim=1)
+    def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
+        low = self.low(x, spatial_shape)
+        return torch.cat((low, self.high(low, spatial_shape)), dim=1)
 
 
 class BranchedBlock(nn.Module):
@@ -76,7 +76,7 @@ class BranchedBlock(nn.Module):
         super().__init__()
         self.parts, self.block = nn.ModuleList(parts), block
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        mixed = torch.cat([part(x, grid) for part in self.parts], dim=1)
-        out: Tensor = self.block(mixed, grid)
+    def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
+        mixed = torch.cat([part(x, spatial_shape) for part in self.parts], dim=1)
+        out: Tensor = self.block(mixed, spatial_shape)
         return out

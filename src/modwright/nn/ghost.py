@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["ChannelScale", "GhostLinear", "GhostMlp"]
 
@@ -94,7 +94,7 @@ class GhostMlp(nn.Module):
         self.fc2 = nn.Linear(3 * dim, dim)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         kept = self.act(self.fc1(x))
         ghosts = self.act(self.cheap1(kept)), self.act(self.cheap2(kept))
         out: Tensor = self.drop(self.fc2(self.drop(torch.cat((kept, *ghosts), dim=-1))))

@@ -8,28 +8,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["LearnedGrid", "LearnedTable", "resize_grid", "resize_table", "sinusoids"]
 
 
-def resize_grid(grid: Tensor, size: Grid, antialias: bool = True) -> Tensor:
+def resize_grid(spatial_shape: Tensor, size: SpatialShape, antialias: bool = True) -> Tensor:
     """(1, C, H, W) -> (1, C, *size), bicubic, in float32.
 
     Example:
         >>> resize_grid(torch.ones(1, 4, 7, 7), (8, 6)).shape
         torch.Size([1, 4, 8, 6])
     """
-    if grid.shape[-2:] == torch.Size(size):
-        return grid
+    if spatial_shape.shape[-2:] == torch.Size(size):
+        return spatial_shape
     kept = F.interpolate(
-        grid.float(), size=size, mode="bicubic", align_corners=False, antialias=antialias
+        spatial_shape.float(), size=size, mode="bicubic", align_corners=False, antialias=antialias
     )
-    return kept.to(grid.dtype)
+    return kept.to(spatial_shape.dtype)
 
 
 def resize_table(
-    table: Tensor, old: Grid, new: Grid, prefix: int = 0, antialias: bool = True
+    table: Tensor, old: SpatialShape, new: SpatialShape, prefix: int = 0, antialias: bool = True
 ) -> Tensor:
     """(1, prefix + H W, C) for the grid ``old`` -> the same for ``new``; prefix rows stay.
 
@@ -62,17 +62,17 @@ class LearnedGrid(nn.Module):
 
     Args:
         dim: channels.
-        grid: (H, W) that it is stored for.
+        spatial_shape: (H, W) that it is stored for.
         antialias: of the resizing.
 
     Shapes:
         (B, C, H', W') -> the same.
     """
 
-    def __init__(self, dim: int, grid: Grid, antialias: bool = True) -> None:
+    def __init__(self, dim: int, spatial_shape: SpatialShape, antialias: bool = True) -> None:
         super().__init__()
-        self.grid, self.antialias = grid, antialias
-        self.table = nn.Parameter(torch.empty(1, dim, *grid))
+        self.spatial_shape, self.antialias = spatial_shape, antialias
+        self.table = nn.Parameter(torch.empty(1, dim, *spatial_shape))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -81,9 +81,9 @@ class LearnedGrid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + resize_grid(self.table, (x.shape[2], x.shape[3]), self.antialias)
 
-    def fit(self, table: Tensor, old: Grid | None = None) -> Tensor:
+    def fit(self, table: Tensor, old: SpatialShape | None = None) -> Tensor:
         """A table of another grid, resized to this one's."""
-        return resize_grid(table, self.grid, self.antialias)
+        return resize_grid(table, self.spatial_shape, self.antialias)
 
 
 class LearnedTable(nn.Module):
@@ -91,7 +91,7 @@ class LearnedTable(nn.Module):
 
     Args:
         dim: channels.
-        grid: (H, W) that it is stored for.
+        spatial_shape: (H, W) that it is stored for.
         prefix: tokens that stand for no place.
         antialias: of the resizing where the grid is another one.
         fixed: holds :func:`sinusoids` and is not trained.
@@ -104,16 +104,16 @@ class LearnedTable(nn.Module):
     def __init__(
         self,
         dim: int,
-        grid: Grid,
+        spatial_shape: SpatialShape,
         prefix: int = 0,
         antialias: bool = True,
         fixed: bool = False,
         std: float = 0.02,
     ) -> None:
         super().__init__()
-        self.grid, self.prefix, self.antialias, self.fixed = grid, prefix, antialias, fixed
+        self.spatial_shape, self.prefix, self.antialias, self.fixed = spatial_shape, prefix, antialias, fixed
         self.std = std
-        length = prefix + grid[0] * grid[1]
+        length = prefix + spatial_shape[0] * spatial_shape[1]
         self.table = nn.Parameter(torch.empty(1, length, dim), requires_grad=not fixed)
         self.reset_parameters()
 
@@ -124,21 +124,21 @@ class LearnedTable(nn.Module):
             with torch.no_grad():
                 self.table.copy_(sinusoids(*self.table.shape[1:]))
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        if grid == self.grid:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
+        if spatial_shape == self.spatial_shape:
             return x + self.table
-        return x + resize_table(self.table, self.grid, grid, self.prefix, self.antialias)
+        return x + resize_table(self.table, self.spatial_shape, spatial_shape, self.prefix, self.antialias)
 
-    def fit(self, table: Tensor, old: Grid | None = None) -> Tensor:
+    def fit(self, table: Tensor, old: SpatialShape | None = None) -> Tensor:
         """A table of another grid, a square one unless ``old`` says it, resized to this one's.
 
         Raises:
             ValueError: the places are no square, and no grid is given.
         """
         if old is None:
-            places = table.shape[1] - self.prefix
-            side = math.isqrt(places)
-            if side * side != places:
-                raise ValueError(f"{places} positions are no square grid: say which grid they are")
+            positions = table.shape[1] - self.prefix
+            side = math.isqrt(positions)
+            if side * side != positions:
+                raise ValueError(f"{positions} positions are no square grid: say which grid they are")
             old = (side, side)
-        return resize_table(table, old, self.grid, self.prefix, self.antialias)
+        return resize_table(table, old, self.spatial_shape, self.prefix, self.antialias)

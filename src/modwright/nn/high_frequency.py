@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["HighFrequencyBlock"]
 
@@ -42,7 +42,7 @@ class HighFrequencyBlock(nn.Module):
         self.act = make_activation(act)
         self.proj = nn.Conv2d(dim, dim, 1)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         first, second = x.chunk(2, dim=1)
         both = (self.act(self.conv(first)), self.act(self.fc(self.pool(second))))
         out: Tensor = x + self.proj(torch.cat(both, dim=1))

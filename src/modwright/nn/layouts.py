@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-__all__ = ["Grid", "Layout", "call_in_layout", "to_map", "to_tokens"]
+__all__ = ["SpatialShape", "Layout", "call_in_layout", "to_feature_map", "to_tokens"]
 
-Grid = tuple[int, int]
+SpatialShape = tuple[int, int]
 Layout = Literal["map", "tokens"]
 
 
@@ -27,26 +27,26 @@ def to_tokens(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2)
 
 
-def to_map(x: Tensor, grid: Grid) -> Tensor:
+def to_feature_map(x: Tensor, spatial_shape: SpatialShape) -> Tensor:
     """(B, H W, C) -> (B, C, H, W).
 
     Raises:
         ValueError: there are not H W tokens; gives all three numbers.
     """
-    if x.shape[1] != grid[0] * grid[1]:
-        raise ValueError(f"{x.shape[1]} tokens do not fill a grid of {grid[0]} x {grid[1]}")
-    return x.transpose(1, 2).unflatten(2, grid)
+    if x.shape[1] != spatial_shape[0] * spatial_shape[1]:
+        raise ValueError(f"{x.shape[1]} tokens do not fill a grid of {spatial_shape[0]} x {spatial_shape[1]}")
+    return x.transpose(1, 2).unflatten(2, spatial_shape)
 
 
-def call_in_layout(part: nn.Module, x: Tensor, grid: Grid, layout: Layout, **extra: Any) -> Tensor:
+def call_in_layout(part: nn.Module, x: Tensor, spatial_shape: SpatialShape, layout: Layout, **extra: Any) -> Tensor:
     """Runs a part on ``x``, which has ``layout``, in the layout that the part declares.
 
     A part without a ``layout`` takes either.
     """
     wanted = getattr(part, "layout", layout)
     if wanted == layout:
-        out: Tensor = part(x, grid, **extra)
+        out: Tensor = part(x, spatial_shape, **extra)
         return out
     if wanted == "map":
-        return to_tokens(part(to_map(x, grid), grid, **extra))
-    return to_map(part(to_tokens(x), grid, **extra), grid)
+        return to_tokens(part(to_feature_map(x, spatial_shape), spatial_shape, **extra))
+    return to_feature_map(part(to_tokens(x), spatial_shape, **extra), spatial_shape)

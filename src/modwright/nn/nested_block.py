@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from modwright.nn.block import Block
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["NestedBlock", "PixelToPatch"]
 
@@ -97,7 +97,7 @@ class NestedBlock(nn.Module):
         self.inner, self.fuse, self.outer = inner, fuse, outer
         self.prefix = prefix
 
-    def forward(self, streams: Streams, grid: Grid) -> Streams:
+    def forward(self, streams: Streams, spatial_shape: SpatialShape) -> Streams:
         pixel_tokens, sentences = streams
         if self.inner is not None and self.fuse is not None:
             # each patch is an image of its own to the inner block: one row of words
@@ -105,4 +105,4 @@ class NestedBlock(nn.Module):
             said = self.fuse(pixel_tokens, sentences.shape[0])
             # not in place: the sentences may be needed again when activations are recomputed
             sentences = sentences + nn.functional.pad(said, (0, 0, self.prefix, 0))
-        return pixel_tokens, self.outer(sentences, grid)
+        return pixel_tokens, self.outer(sentences, spatial_shape)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from modwright.nn.block import BlockSequence
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["RecursiveStage", "looping"]
 
@@ -77,7 +77,7 @@ class RecursiveStage(nn.Module):
             return None
         return self.projections[block if self.most_loops is None else block * self.loops + loop]
 
-    def forward(self, x: Tensor, grid: Grid, loops: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape, loops: int | None = None) -> Tensor:
         """All passes.
 
         Args:
@@ -90,10 +90,10 @@ class RecursiveStage(nn.Module):
         for index, block in enumerate(self.shared):
             for loop in range(count):
                 told = {"loop": loop} if self._told[index] else {}
-                x = self.shared.run(block, x, grid, **told)
+                x = self.shared.run(block, x, spatial_shape, **told)
                 projection = self.projection(index, loop)
                 if projection is not None:
-                    x = self.shared.run(projection, x, grid)
+                    x = self.shared.run(projection, x, spatial_shape)
         return x
 
     def extra_repr(self) -> str:

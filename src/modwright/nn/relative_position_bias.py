@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.nn.grid_positions import resize_grid
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.windows import offsets_in
 
 __all__ = ["RelativePositionBias"]
@@ -30,7 +30,7 @@ class RelativePositionBias(nn.Module):
         torch.Size([2, 8, 8])
     """
 
-    def __init__(self, num_heads: int, window: Grid) -> None:
+    def __init__(self, num_heads: int, window: SpatialShape) -> None:
         super().__init__()
         self.window = window
         high, wide = window
@@ -40,12 +40,12 @@ class RelativePositionBias(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.trunc_normal_(self.position_table, std=0.02)
 
-    def forward(self, grid: Grid | None = None) -> Tensor:
+    def forward(self, spatial_shape: SpatialShape | None = None) -> Tensor:
         index = offsets_in(self.window, self.position_table.device)
         rows = self.position_table.T.index_select(1, index.flatten())
         return rows.unflatten(1, index.shape)
 
-    def fit(self, table: Tensor, old: Grid | None = None) -> Tensor:
+    def fit(self, table: Tensor, old: SpatialShape | None = None) -> Tensor:
         """A table of another window, resized to this one's; a square unless ``old`` says it.
 
         Raises:

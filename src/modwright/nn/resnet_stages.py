@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from modwright.nn.block import BlockSequence
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.residual import DropPath
 from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem
@@ -77,7 +77,7 @@ class ResNetBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.act = nn.ReLU(inplace=True)  # nothing else reads the sum
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         branch = self.drop_path(self.branch(x))
         out: Tensor = self.act(branch + (x if self.shortcut is None else self.shortcut(x)))
         return out

@@ -51,10 +51,10 @@ def choose_experts(
 def _served(scores: Tensor, best: Tensor, capacity: float) -> Tensor:
     """(T, N): true where a token has a place at one of its choices ``best`` (T, k)."""
     tokens, experts = scores.shape
-    places = best.shape[1] * int(capacity * -(-tokens // experts))
+    positions = best.shape[1] * int(capacity * -(-tokens // experts))
     queue = scores.amax(1).argsort(descending=True, stable=True)
     asked = F.one_hot(best[queue].T.flatten(), experts)  # (k T, N): all first choices, then second
-    has_place = (asked.cumsum(0) <= places) & asked.bool()
+    has_place = (asked.cumsum(0) <= positions) & asked.bool()
     served = torch.zeros_like(scores, dtype=torch.bool)
     served[queue] = has_place.view(-1, tokens, experts).any(0)
     return served

@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.layouts import Grid, Layout
+from modwright.nn.layouts import SpatialShape, Layout
 
 __all__ = ["SqueezeExcite"]
 
@@ -69,7 +69,7 @@ class SqueezeExcite(nn.Module):
         found: Tensor = self.gate(self.fc2(self.act(self.fc1(mean))))
         return found
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         weights = self.weights(x)
         weights = weights + 1 if self.residual else weights
         return x * (weights[:, :, None, None] if self.layout == "map" else weights[:, None])

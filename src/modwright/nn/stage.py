@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from modwright.nn.layouts import Layout, to_map, to_tokens
+from modwright.nn.layouts import Layout, to_feature_map, to_tokens
 
 __all__ = ["Stage"]
 
@@ -45,10 +45,10 @@ class Stage(nn.Module):
             x = self.downsample(x)
         if self.positions is not None:
             x = self.positions(x)
-        grid = (x.shape[2], x.shape[3])
+        spatial_shape = (x.shape[2], x.shape[3])
         if self.layout == "tokens":
             x = to_tokens(x)
-        x = self.blocks(x, grid)
+        x = self.blocks(x, spatial_shape)
         if self.norm is not None:
             x = self.norm(x)
-        return to_map(x, grid) if self.layout == "tokens" else x
+        return to_feature_map(x, spatial_shape) if self.layout == "tokens" else x

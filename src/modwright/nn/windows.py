@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["join_windows", "offsets_in", "split_windows", "wrapped_apart"]
 
 
-def split_windows(x: Tensor, window: Grid) -> Tensor:
+def split_windows(x: Tensor, window: SpatialShape) -> Tensor:
     """(B, heads, H, W, d) -> (B, windows, heads, places of a window, d), all row by row.
 
     Raises:
@@ -30,15 +30,15 @@ def split_windows(x: Tensor, window: Grid) -> Tensor:
     return x.permute(0, 2, 4, 1, 3, 5, 6).reshape(batch, -1, heads, high * wide, dim)
 
 
-def join_windows(x: Tensor, window: Grid, grid: Grid) -> Tensor:
-    """What :func:`split_windows` took apart, for a map of ``grid``."""
+def join_windows(x: Tensor, window: SpatialShape, spatial_shape: SpatialShape) -> Tensor:
+    """What :func:`split_windows` took apart, for a map of ``spatial_shape``."""
     batch, _, heads, _, dim = x.shape
     high, wide = window
-    x = x.view(batch, grid[0] // high, grid[1] // wide, heads, high, wide, dim)
-    return x.permute(0, 3, 1, 4, 2, 5, 6).reshape(batch, heads, *grid, dim)
+    x = x.view(batch, spatial_shape[0] // high, spatial_shape[1] // wide, heads, high, wide, dim)
+    return x.permute(0, 3, 1, 4, 2, 5, 6).reshape(batch, heads, *spatial_shape, dim)
 
 
-def offsets_in(window: Grid, device: torch.device | None = None) -> Tensor:
+def offsets_in(window: SpatialShape, device: torch.device | None = None) -> Tensor:
     """Which offset two places of a window have: (T, T) indices, a row per query.
 
     There are (2 h - 1) (2 w - 1), counted row by row; the first is that of a query in the first
@@ -57,12 +57,12 @@ def offsets_in(window: Grid, device: torch.device | None = None) -> Tensor:
 
 
 def wrapped_apart(
-    grid: Grid, window: Grid, steps: Grid, device: torch.device | None = None
+    spatial_shape: SpatialShape, window: SpatialShape, steps: SpatialShape, device: torch.device | None = None
 ) -> Tensor:
     """Which places of a window only wrapping brings together: (windows, T, T), true where it does.
 
     Args:
-        grid: of the map, made of whole windows.
+        spatial_shape: of the map, made of whole windows.
         window: (height, width).
         steps: by how many places the map was rolled up and to the left.
 
@@ -71,8 +71,8 @@ def wrapped_apart(
         [[False, True], [True, False]]
     """
     rows, columns = (
-        torch.arange(side, device=device) >= side - step for side, step in zip(grid, steps)
+        torch.arange(side, device=device) >= side - step for side, step in zip(spatial_shape, steps)
     )
-    kind = (2 * rows.long()[:, None] + columns.long()).view(1, 1, *grid, 1)
+    kind = (2 * rows.long()[:, None] + columns.long()).view(1, 1, *spatial_shape, 1)
     kind = split_windows(kind, window)[0, :, 0, :, 0]
     return kind[:, :, None] != kind[:, None, :]

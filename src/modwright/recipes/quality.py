@@ -22,7 +22,7 @@ from modwright.tasks.agreement import agreement, require_comparable
 from modwright.tasks.harness import HarnessRecipe, require_scorable, run_harness
 from modwright.tasks.harness_tasks import load_harness_tasks
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
-from modwright.tasks.places import places_of
+from modwright.tasks.eval_positions import eval_positions_of
 
 __all__ = ["TEACHER", "evaluation_digest", "measure_quality"]
 
@@ -65,7 +65,7 @@ def _check_agreement(opened: Checkpoint, evaluate: Evaluate) -> str | None:
             )
         kind = require_comparable(opened.model, opened.model)
         windows = _windows(evaluate.perplexity)
-        read = places_of(kind, opened.model, opened.tokenizer, windows)
+        read = eval_positions_of(kind, opened.model, opened.tokenizer, windows)
     digest: str = read.recipe["sha256"]
     return digest
 

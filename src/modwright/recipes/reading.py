@@ -11,15 +11,15 @@ import yaml
 from modwright.core.errors import CheckpointError, InvalidInputError, nearest
 from modwright.core.reading import parse_yaml, require_regular
 
-__all__ = ["Location", "Places", "override", "read_changed", "read_tree"]
+__all__ = ["Location", "EvalPositions", "override", "read_changed", "read_tree"]
 
 Location = tuple[str | int, ...]
-Places = dict[Location, str]
+EvalPositions = dict[Location, str]
 
 _ENDINGS = (".yaml", ".yml")
 
 
-def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Places]:
+def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, EvalPositions]:
     """The values of a YAML file, and the place of each: ``"recipe.yaml line 3"``.
 
     A key ``extends`` names another file, relative to this one, that this one changes.
@@ -40,7 +40,7 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Plac
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise InvalidInputError(f"{file.name}{_yaml_problem(error)}") from None
-    places: Places = {}
+    places: EvalPositions = {}
     if node is not None:
         _note_places(node, (), places, file.name, set())
     if not isinstance(tree, dict) or "extends" not in tree:
@@ -52,7 +52,7 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Plac
     return _merged(base, tree, (), base_places, places), places
 
 
-def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, Places, str]:
+def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, EvalPositions, str]:
     """What a recipe file holds once the overrides are applied, where it stands, and its name.
 
     Raises:
@@ -66,7 +66,7 @@ def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, Place
     return tree, places, file.name
 
 
-def override(tree: Any, places: Places, text: str) -> None:
+def override(tree: Any, places: EvalPositions, text: str) -> None:
     """Changes one value: ``steps.0.n=6``; the value is read as YAML.
 
     Raises:
@@ -154,7 +154,7 @@ def _yaml_problem(error: Exception) -> str:
     return f"{line}: not valid YAML: {problem}"
 
 
-def _note_places(node: yaml.Node, at: Location, places: Places, name: str, seen: set[int]) -> None:
+def _note_places(node: yaml.Node, at: Location, places: EvalPositions, name: str, seen: set[int]) -> None:
     places.setdefault(at, f"{name} line {node.start_mark.line + 1}")
     if id(node) in seen:
         return  # an alias: it may hold itself
@@ -173,7 +173,7 @@ def _note_places(node: yaml.Node, at: Location, places: Places, name: str, seen:
             _note_places(value, (*at, index), places, name, seen)
 
 
-def _merged(base: Any, change: Any, at: Location, base_places: Places, places: Places) -> Any:
+def _merged(base: Any, change: Any, at: Location, base_places: EvalPositions, places: EvalPositions) -> Any:
     """``change`` over ``base``: mappings key by key, all else as a whole."""
     if not isinstance(base, dict) or not isinstance(change, dict):
         return change

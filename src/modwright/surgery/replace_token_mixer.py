@@ -114,22 +114,22 @@ class ReplaceTokenMixer(WithoutData):
         notes = ("New mixers have start values: train the model.",)
         return Plan.of(anatomy, "replace_token_mixer", change, asdict(self), reasons, notes)
 
-    def _mixer(self, anatomy: Anatomy, index: int, grid: dict[str, Any]) -> Change:
-        if self.mixer != "identity" and not grid.get("places"):
+    def _mixer(self, anatomy: Anatomy, index: int, spatial_shape: dict[str, Any]) -> Change:
+        if self.mixer != "identity" and not spatial_shape.get("places"):
             raise InvalidInputError(
                 f"replace_token_mixer: the tokens of block {index} lie on no grid; legal there: "
                 "'identity'"
             )
-        kwargs = {"mixer": self.mixer, **grid, "kernel_size": self.kernel_size}
+        kwargs = {"mixer": self.mixer, **spatial_shape, "kernel_size": self.kernel_size}
         part = PlacedMixer(**kwargs)
         address = f"blocks.{index}.attention"
         values = {f"{address}.{name}": t.detach() for name, t in part.named_parameters()}
         return Change((Replace(address, "token_mixer", kwargs),), values)
 
-    def _attention(self, anatomy: Anatomy, index: int, grid: dict[str, Any]) -> Change:
+    def _attention(self, anatomy: Anatomy, index: int, spatial_shape: dict[str, Any]) -> Change:
         if anatomy.block(index).attention is not None:
             raise InvalidInputError(f"replace_token_mixer: block {index} has an attention already")
-        width = grid["hidden_size"]
+        width = spatial_shape["hidden_size"]
         heads = self.num_heads or (width // 32 if width % 32 == 0 else 1)
         if width % heads:
             raise InvalidInputError(f"replace_token_mixer: {heads} heads do not divide a width of {width}")
@@ -159,7 +159,7 @@ def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:
     if anatomy.family.counts_by_running:
         ran = run_without_numbers(anatomy)
         calls = zip(ran.widths, ran.passes, ran.grids)
-        return [_called(width, tokens, grid) for width, (_, tokens), grid in calls]
+        return [_called(width, tokens, spatial_shape) for width, (_, tokens), spatial_shape in calls]
     told: dict[str, Any] = {"hidden_size": anatomy.hidden_size}
     if isinstance(reads, Images):
         rows, columns = (side // cut for side, cut in zip(reads.size, reads.patch))
@@ -167,9 +167,9 @@ def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:
     return [told] * len(anatomy.blocks)
 
 
-def _called(width: int, tokens: int, grid: tuple[int, int] | None) -> dict[str, Any]:
+def _called(width: int, tokens: int, spatial_shape: tuple[int, int] | None) -> dict[str, Any]:
     """As above, from what a block was called with; its host tells the mixer the grid."""
-    places = 0 if grid is None else grid[0] * grid[1]
+    places = 0 if spatial_shape is None else spatial_shape[0] * spatial_shape[1]
     prefix = tokens - places
     if not places or prefix < 0:
         return {"hidden_size": width}

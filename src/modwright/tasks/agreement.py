@@ -21,7 +21,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.tasks.forward import call, vocabulary_size
-from modwright.tasks.places import HIDDEN, MASKED, NEXT, Places, kind_of, places_of
+from modwright.tasks.eval_positions import HIDDEN, MASKED, NEXT, EvalPositions, kind_of, eval_positions_of
 from modwright.tasks.windows import PerplexityRecipe
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def agreement(
     tokenizer = None if tokenizer is None else tokenizer_of(tokenizer)
     with eval_mode(teacher, student), torch.no_grad():
         kind = require_comparable(teacher, student)
-        reading = places_of(kind, teacher, tokenizer, windows)
+        reading = eval_positions_of(kind, teacher, tokenizer, windows)
         sums = _SUMS[kind]()
         begin = time.perf_counter()
         with progress.phase("agreement", sum(len(batch.ids) for batch in reading.batches)) as task:
@@ -112,10 +112,10 @@ def agreement(
     dtypes = (str(model.dtype).removeprefix("torch.") for model in (student, teacher))
     return Agreement(
         **sums.means(),
-        tokens=sums.places,
+        tokens=sums.positions,
         recipe={
             **reading.recipe,
-            "tokens_compared": sums.places,
+            "tokens_compared": sums.positions,
             **sums.told,
             **dict(zip(("dtype", "teacher_dtype"), dtypes)),
         },
@@ -153,7 +153,7 @@ def _output_size(model: PreTrainedModel, kind: str) -> int | None:
 
 
 def _pairs(
-    teacher: PreTrainedModel, student: PreTrainedModel, batch: Places, output: str
+    teacher: PreTrainedModel, student: PreTrainedModel, batch: EvalPositions, output: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Outputs (N, V or d) of both models at the places of a batch, a slice at a time, widened."""
     # Columns before the first place of any row are not asked for.
@@ -175,10 +175,10 @@ def _pairs(
     wide = torch.float32 if device.type == "mps" else torch.float64
     size = max(1, _SLICE // found[1].shape[-1])
     for row, read in enumerate(batch.read):
-        for places in read.nonzero()[:, 0].split(size):
+        for positions in read.nonzero()[:, 0].split(size):
             # A model that gave fewer columns gave the last ones.
             one, two = (
-                out[row, (places - (len(read) - out.shape[1])).to(out.device)].to(device, wide)
+                out[row, (positions - (len(read) - out.shape[1])).to(out.device)].to(device, wide)
                 for out in found
             )
             yield one, two
@@ -190,7 +190,7 @@ class _Distributions:
 
     output = "logits"
     told = {"direction": "KL(teacher || student)", "unit": "nats per token"}
-    places: int = 0
+    positions: int = 0
     kl: float = 0.0
     same: int = 0
 
@@ -201,10 +201,10 @@ class _Distributions:
         # A token that the teacher rules out adds nothing, whatever the student says of it.
         terms = torch.where(given == -math.inf, 0.0, given.exp() * (given - got))
         self.kl += float(terms.sum())
-        self.places += len(teacher)
+        self.positions += len(teacher)
 
     def means(self) -> dict[str, float | None]:
-        return {"kl": self.kl / self.places, "top1": self.same / self.places, "cosine": None}
+        return {"kl": self.kl / self.positions, "top1": self.same / self.positions, "cosine": None}
 
 
 @dataclass
@@ -213,15 +213,15 @@ class _States:
 
     output = "last_hidden_state"
     told = {"unit": "mean cosine"}
-    places: int = 0
+    positions: int = 0
     cosine: float = 0.0
 
     def add(self, teacher: Tensor, student: Tensor) -> None:
         self.cosine += float(F.cosine_similarity(teacher, student, dim=-1).sum())
-        self.places += len(teacher)
+        self.positions += len(teacher)
 
     def means(self) -> dict[str, float | None]:
-        return {"kl": None, "top1": None, "cosine": self.cosine / self.places}
+        return {"kl": None, "top1": None, "cosine": self.cosine / self.positions}
 
 
 _SUMS = {NEXT: _Distributions, MASKED: _Distributions, HIDDEN: _States}

@@ -76,8 +76,8 @@ def find_images(folder: Path, test: float, seed: int) -> ImageFiles:
             f"{folder}: {others[0]} has the class {strange[0]!r}, which {learned} has not; "
             f"classes: {', '.join(classes)}"
         )
-    places = [classes.index(name) for name in held_out]
-    moved = [(path, places[index]) for path, index in measured]
+    positions = [classes.index(name) for name in held_out]
+    moved = [(path, positions[index]) for path, index in measured]
     order = _permutation(len(files), seed)
     return ImageFiles(
         tuple(classes),

@@ -279,8 +279,8 @@ def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
     one, other = _comparable(found, wanted, crop, luma)
     if min(one.shape[-2:]) < _WINDOW:
         raise InvalidInputError(f"an image of {one.shape[-2]} x {one.shape[-1]} holds no window of 11 x 11")
-    places = torch.arange(_WINDOW, dtype=one.dtype) - _WINDOW // 2
-    bell = (-places.square() / (2 * _SIGMA**2)).exp()
+    positions = torch.arange(_WINDOW, dtype=one.dtype) - _WINDOW // 2
+    bell = (-positions.square() / (2 * _SIGMA**2)).exp()
     bell = bell / bell.sum()
 
     def mean(maps: Tensor) -> Tensor:

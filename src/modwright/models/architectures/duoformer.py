@@ -20,7 +20,7 @@ from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.conv_backbone import ConvBackbone
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.resnet_stages import ResNetStages
@@ -159,7 +159,7 @@ class DuoFormerConfig(ImageConfig):
             raise InvalidInputError(f"cells_at_once must be at least 1, not {self.cells_at_once}")
         if len(self.widths) != STAGES:
             raise InvalidInputError(f"a backbone must give {STAGES} maps, not {len(self.widths)}")
-        self.grid_of(*self.size)
+        self.spatial_shape_of(*self.size)
 
     @property
     def backbone_structure(self) -> dict[str, Any]:
@@ -176,7 +176,7 @@ class DuoFormerConfig(ImageConfig):
         """Pixels per cell along one side."""
         return BACKBONES[self.backbone].stride(self.backbone_structure)
 
-    def grid_of(self, height: int, width: int) -> Grid:
+    def spatial_shape_of(self, height: int, width: int) -> SpatialShape:
         """The cells of an image; refuses one that they do not fill."""
         self.check_multiples(self.stride, height, width)
         return height // self.stride, width // self.stride
@@ -199,7 +199,7 @@ class DuoFormerForImageClassification(TokenClassifier):
 
     def __init__(self, config: DuoFormerConfig) -> None:
         super().__init__(config)
-        dim, grid = config.dim, config.grid_of(*config.size)
+        dim, spatial_shape = config.dim, config.spatial_shape_of(*config.size)
         build = BACKBONES[config.backbone].build
         self.backbone = build(config.num_channels, config.backbone_structure)
         self.tokenise = MultiScalePatchTokens(config.widths[-config.scales :], dim)
@@ -216,7 +216,7 @@ class DuoFormerForImageClassification(TokenClassifier):
         )
         self.scale_blocks = BlockSequence([_block(config, rate) for rate in rates[0]])
         self.prefix = PrefixTokens(dim, std=STD)
-        self.positions = LearnedTable(dim, grid, prefix=1, std=STD)
+        self.positions = LearnedTable(dim, spatial_shape, prefix=1, std=STD)
         self.drop = nn.Dropout(config.drop_rate)
         self.blocks = BlockSequence(
             [_block(config, rate) for rate in rates[1]]
@@ -252,20 +252,20 @@ class DuoFormerForImageClassification(TokenClassifier):
     def check_pixels(self, pixel_values: Tensor) -> None:
         super().check_pixels(pixel_values)
         height, width = pixel_values.shape[2:]
-        self._check_grid(self.config.grid_of(height, width))
+        self._check_spatial_shape(self.config.spatial_shape_of(height, width))
 
-    def _check_grid(self, grid: Grid) -> None:
-        own = self.positions.grid
-        if grid != own and not self.config.interpolate_positions:
+    def _check_spatial_shape(self, spatial_shape: SpatialShape) -> None:
+        own = self.positions.spatial_shape
+        if spatial_shape != own and not self.config.interpolate_positions:
             raise InvalidInputError(
-                f"{grid[0]} x {grid[1]} cells where the config has {own[0]} x {own[1]}; "
+                f"{spatial_shape[0]} x {spatial_shape[1]} cells where the config has {own[0]} x {own[1]}; "
                 "interpolate_positions=True would resize the positions"
             )
 
-    def embed(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+    def embed(self, pixel_values: Tensor) -> tuple[Tensor, SpatialShape]:
         return self.embed_features(self.backbone(pixel_values))
 
-    def embed_features(self, features: Sequence[Tensor]) -> tuple[Tensor, Grid]:
+    def embed_features(self, features: Sequence[Tensor]) -> tuple[Tensor, SpatialShape]:
         """The stream before the first block over cells, from maps, the finest first.
 
         The maps are all four; where no "channel" token is made, those that are used are enough.
@@ -279,9 +279,9 @@ class DuoFormerForImageClassification(TokenClassifier):
                 tokens = torch.cat((self.channel_token(features), tokens), dim=2)
         if self.scale_prefix is not None:
             tokens = self.scale_prefix(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-        grid = (features[-1].shape[2], features[-1].shape[3])
-        self._check_grid(grid)
-        return self.join_regions(self.mix_scales(tokens), grid), grid
+        spatial_shape = (features[-1].shape[2], features[-1].shape[3])
+        self._check_spatial_shape(spatial_shape)
+        return self.join_regions(self.mix_scales(tokens), spatial_shape), spatial_shape
 
     def mix_scales(self, tokens: Tensor) -> Tensor:
         """Attention inside each cell: (B, P, T, D) -> the first token of each (B, P, D)."""
@@ -292,18 +292,18 @@ class DuoFormerForImageClassification(TokenClassifier):
         mixed = [self.scale_blocks(part, row)[:, 0] for part in parts]
         return torch.cat(mixed).unflatten(0, tokens.shape[:2])
 
-    def join_regions(self, regions: Tensor, grid: Grid) -> Tensor:
+    def join_regions(self, regions: Tensor, spatial_shape: SpatialShape) -> Tensor:
         """Class token and positions: (B, P, D) -> (B, 1 + P, D)."""
-        joined: Tensor = self.drop(self.positions(self.prefix(regions), grid))
+        joined: Tensor = self.drop(self.positions(self.prefix(regions), spatial_shape))
         return joined
 
     def forward_tokens(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, 1 + P, D) for ``forward_head``, from the maps of any backbone."""
-        stream, grid = self.embed_features(features)
-        found: Tensor = self.norm(self.blocks(stream, grid))
+        stream, spatial_shape = self.embed_features(features)
+        found: Tensor = self.norm(self.blocks(stream, spatial_shape))
         return found
 
-    def interpolate_pos_embed(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
+    def interpolate_pos_embed(self, name: str, table: Tensor, old: SpatialShape | None = None) -> Tensor:
         """Those of cells; those inside a cell do not depend on the image."""
         fixed = name.startswith("scale_positions.")
         return table if fixed else super().interpolate_pos_embed(name, table, old)

@@ -17,7 +17,7 @@ from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.norms2d import make_norm
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage
@@ -75,7 +75,7 @@ class MetaFormerConfig(ImageConfig):
                 raise unknown_name("token mixer", name, MIXERS)
 
 
-def _attention(config: MetaFormerConfig, dim: int, grid: Grid) -> nn.Module:
+def _attention(config: MetaFormerConfig, dim: int, spatial_shape: SpatialShape) -> nn.Module:
     if dim % config.attention_head_dim:
         raise InvalidInputError(
             f"attention_head_dim {config.attention_head_dim} does not divide a width of {dim}"
@@ -83,13 +83,13 @@ def _attention(config: MetaFormerConfig, dim: int, grid: Grid) -> nn.Module:
     return SelfAttention(dim, dim // config.attention_head_dim, qkv_bias=False)
 
 
-MIXERS: dict[str, Callable[[MetaFormerConfig, int, Grid], nn.Module]] = {
-    "pool": lambda config, dim, grid: Pooling(config.pool_size),
-    "identity": lambda config, dim, grid: IdentityMixer(),
+MIXERS: dict[str, Callable[[MetaFormerConfig, int, SpatialShape], nn.Module]] = {
+    "pool": lambda config, dim, spatial_shape: Pooling(config.pool_size),
+    "identity": lambda config, dim, spatial_shape: IdentityMixer(),
     "attention": _attention,
-    "spatial_fc": lambda config, dim, grid: SpatialFC(grid[0] * grid[1]),
-    "random": lambda config, dim, grid: RandomMixing(grid[0] * grid[1]),
-    "depthwise": lambda config, dim, grid: DepthwiseConvMixer(dim),
+    "spatial_fc": lambda config, dim, spatial_shape: SpatialFC(spatial_shape[0] * spatial_shape[1]),
+    "random": lambda config, dim, spatial_shape: RandomMixing(spatial_shape[0] * spatial_shape[1]),
+    "depthwise": lambda config, dim, spatial_shape: DepthwiseConvMixer(dim),
 }
 
 
@@ -140,11 +140,11 @@ class MetaFormerForImageClassification(PyramidClassifier):
 
 def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
     dim = config.widths[s]
-    grid = _grid(config, s)
+    spatial_shape = _spatial_shape(config, s)
     blocks: list[nn.Module] = [
         Block(
             dim,
-            MIXERS[config.token_mixers[s]](config, dim, grid),
+            MIXERS[config.token_mixers[s]](config, dim, spatial_shape),
             Mlp(dim, int(dim * config.mlp_ratios[s]), act=config.act, layout="map"),
             lambda: make_norm(config.norm, dim, layout="map"),
             layout="map",
@@ -156,11 +156,11 @@ def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
     return Stage(
         BlockSequence(blocks),
         downsample=Downsample(config.widths[s - 1], dim) if s else None,
-        positions=LearnedGrid(dim, grid) if config.positions[s] else None,
+        positions=LearnedGrid(dim, spatial_shape) if config.positions[s] else None,
     )
 
 
-def _grid(config: MetaFormerConfig, stage: int) -> Grid:
+def _spatial_shape(config: MetaFormerConfig, stage: int) -> SpatialShape:
     """Places of a stage for the image size of the config."""
     kernel, stride, padding = config.stem
     sides = [(side + 2 * padding - kernel) // stride + 1 for side in config.size]

@@ -16,7 +16,7 @@ from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.recursive import RecursiveStage, looping
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage
@@ -106,7 +106,7 @@ class SReTConfig(ImageConfig):
         """Passes of each block, per stage."""
         return [depth // blocks for depth, blocks in zip(self.depths, self.blocks)]
 
-    def grids(self, size: Grid) -> list[Grid]:
+    def grids(self, size: SpatialShape) -> list[SpatialShape]:
         """Places of each stage for images of a size."""
         halved = [size]
         for _ in range(STEM_STEPS + len(self.depths) - 1):
@@ -114,7 +114,7 @@ class SReTConfig(ImageConfig):
             halved.append(((height + 1) // 2, (width + 1) // 2))
         return halved[STEM_STEPS:]
 
-    def check_groups(self, size: Grid) -> None:
+    def check_groups(self, size: SpatialShape) -> None:
         """Refuses images whose tokens cannot be sliced evenly."""
         for s, (height, width) in enumerate(self.grids(size)):
             passes = (self.groups_first[s], self.groups_later[s])

@@ -19,7 +19,7 @@ from modwright.nn.dense_block import DenseBlock, DenseTransition
 from modwright.nn.ghost import GhostLinear, GhostMlp
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.layouts import Grid, to_tokens
+from modwright.nn.layouts import SpatialShape, to_tokens
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.squeeze_excite import SqueezeExcite
@@ -271,10 +271,10 @@ class T2TViTForImageClassification(TokenClassifier):
         super().check_pixels(pixel_values)
         self.config.check_multiples(STRIDE, *pixel_values.shape[2:])
 
-    def embed(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+    def embed(self, pixel_values: Tensor) -> tuple[Tensor, SpatialShape]:
         x = self.stem(pixel_values)
-        grid = (x.shape[2], x.shape[3])
-        return self.drop(self.positions(self.prefix(to_tokens(x)), grid)), grid
+        spatial_shape = (x.shape[2], x.shape[3])
+        return self.drop(self.positions(self.prefix(to_tokens(x)), spatial_shape)), spatial_shape
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
         if norm and self.config.blocks == "dense":

@@ -16,7 +16,7 @@ from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.nested_block import NestedBlock, PixelToPatch
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.residual import drop_path_rates
@@ -147,17 +147,17 @@ class TNTForImageClassification(TokenClassifier):
         super().check_pixels(pixel_values)
         self.config.check_size(*pixel_values.shape[2:])
 
-    def embed(self, pixel_values: Tensor) -> tuple[tuple[Tensor, Tensor], Grid]:
+    def embed(self, pixel_values: Tensor) -> tuple[tuple[Tensor, Tensor], SpatialShape]:
         patch, side = self.config.patch_size, self.stem.side
-        grid = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
+        spatial_shape = (pixel_values.shape[2] // patch, pixel_values.shape[3] // patch)
         pixel_tokens = self.word_positions(self.stem(pixel_values), (side, side))
         sentences = self.prefix(self.fuse(pixel_tokens, pixel_values.shape[0]))
-        return (pixel_tokens, self.drop(self.positions(sentences, grid))), grid
+        return (pixel_tokens, self.drop(self.positions(sentences, spatial_shape))), spatial_shape
 
     def tokens(self, stream: tuple[Tensor, Tensor]) -> Tensor:
         return stream[1]
 
-    def interpolate_pos_embed(self, name: str, table: Tensor, old: Grid | None = None) -> Tensor:
+    def interpolate_pos_embed(self, name: str, table: Tensor, old: SpatialShape | None = None) -> Tensor:
         """Those of sentences; those of words depend on the patch alone, not on the image."""
         fixed = name.startswith("word_positions.")
         return table if fixed else super().interpolate_pos_embed(name, table, old)
@@ -297,7 +297,7 @@ def _timm(config: TNTConfig) -> StateDictConverter:
     places = Rename(
         "pixel_pos",
         "word_positions.table",
-        to_ours=lambda grid: grid.flatten(2).transpose(1, 2),
+        to_ours=lambda spatial_shape: spatial_shape.flatten(2).transpose(1, 2),
         to_theirs=lambda table: table.transpose(1, 2).unflatten(2, (side, side)),
     )
     return _names(config, _TIMM, _TIMM_BLOCK, (places,))

@@ -19,7 +19,7 @@ from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.heads import ClassifierHead, DistilledHead
-from modwright.nn.layouts import Grid, to_tokens
+from modwright.nn.layouts import SpatialShape, to_tokens
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.stems.conv_stem import Conv, ConvStem
@@ -119,11 +119,11 @@ class VisionTransformerForImageClassification(TokenClassifier):
         super().check_pixels(pixel_values)
         self.config.check_size(*pixel_values.shape[2:])
 
-    def embed(self, pixel_values: Tensor) -> tuple[Tensor, Grid]:
+    def embed(self, pixel_values: Tensor) -> tuple[Tensor, SpatialShape]:
         patches = self.stem(pixel_values)
-        grid = (patches.shape[2], patches.shape[3])
+        spatial_shape = (patches.shape[2], patches.shape[3])
         tokens = self.prefix(to_tokens(patches))
-        return self.drop(self.positions(tokens, grid)), grid
+        return self.drop(self.positions(tokens, spatial_shape)), spatial_shape
 
     @classmethod
     def config_maps(cls) -> dict[str, ConfigMap]:

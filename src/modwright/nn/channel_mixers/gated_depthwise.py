@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["GatedDepthwise"]
 
@@ -39,7 +39,7 @@ class GatedDepthwise(nn.Module):
         self.act = make_activation(act)
         self.fc2 = nn.Conv2d(hidden, dim, 1, bias=False)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         value, gate = self.conv(self.fc1(x)).chunk(2, dim=1)
         out: Tensor = self.fc2(self.act(value) * gate)
         return out

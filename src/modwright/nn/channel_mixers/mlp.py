@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.layouts import Grid, Layout, call_in_layout
+from modwright.nn.layouts import SpatialShape, Layout, call_in_layout
 
 __all__ = ["LINEAR", "Mlp", "ResidualDepthwiseConv"]
 
@@ -33,7 +33,7 @@ class ResidualDepthwiseConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         out: Tensor = x + self.conv(x)
         return out
 
@@ -84,12 +84,12 @@ class Mlp(nn.Module):
         self.drop = nn.Dropout(drop)
         self.gate = gate
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         x = self.fc1(x)
         if self.inside is not None:
-            if grid is None:
+            if spatial_shape is None:
                 raise ValueError("an MLP with a part inside needs the grid of its tokens")
-            x = call_in_layout(self.inside, x, grid, self.layout)
+            x = call_in_layout(self.inside, x, spatial_shape, self.layout)
         x = self.drop(self.act(x))
         out: Tensor = self.drop(self.fc2(x))
         return out if self.gate is None else self.gate(out)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.layouts import Grid, to_tokens
+from modwright.nn.layouts import SpatialShape, to_tokens
 from modwright.nn.stems.conv_stem import Conv, ConvStem
 
 __all__ = [
@@ -24,11 +24,11 @@ __all__ = [
 ]
 
 
-def region_positions(grid: Grid, factor: int, column_first: bool = False) -> Tensor:
+def region_positions(spatial_shape: SpatialShape, factor: int, column_first: bool = False) -> Tensor:
     """Places under each cell: (P, factor ** 2) indices of a row-major map.
 
     Args:
-        grid: of the cells.
+        spatial_shape: of the cells.
         factor: places under a cell along one side.
         column_first: they go down the columns instead of along the rows.
 
@@ -36,38 +36,38 @@ def region_positions(grid: Grid, factor: int, column_first: bool = False) -> Ten
         >>> region_positions((1, 2), 2, column_first=True).tolist()
         [[0, 4, 1, 5], [2, 6, 3, 7]]
     """
-    height, width = grid
-    places = torch.arange(height * width * factor**2).reshape(1, 1, height * factor, width * factor)
-    return gather_regions(places, grid, column_first)[0, :, :, 0]
+    height, width = spatial_shape
+    positions = torch.arange(height * width * factor**2).reshape(1, 1, height * factor, width * factor)
+    return gather_regions(positions, spatial_shape, column_first)[0, :, :, 0]
 
 
-def gather_regions(x: Tensor, grid: Grid, column_first: bool = False) -> Tensor:
+def gather_regions(x: Tensor, spatial_shape: SpatialShape, column_first: bool = False) -> Tensor:
     """(B, C, H, W) -> (B, P, (H / grid height) ** 2, C): what lies under each cell.
 
     Raises:
         ValueError: the map is not the grid refined by one whole factor.
     """
     height, width = x.shape[2:]
-    factor = height // grid[0]
-    if factor < 1 or (height, width) != (factor * grid[0], factor * grid[1]):
+    factor = height // spatial_shape[0]
+    if factor < 1 or (height, width) != (factor * spatial_shape[0], factor * spatial_shape[1]):
         raise ValueError(
-            f"a map of {height} x {width} is no whole refinement of {grid[0]} x {grid[1]} cells"
+            f"a map of {height} x {width} is no whole refinement of {spatial_shape[0]} x {spatial_shape[1]} cells"
         )
-    split = x.unflatten(3, (grid[1], factor)).unflatten(2, (grid[0], factor))
+    split = x.unflatten(3, (spatial_shape[1], factor)).unflatten(2, (spatial_shape[0], factor))
     order = (0, 2, 4, 5, 3, 1) if column_first else (0, 2, 4, 3, 5, 1)
     return split.permute(order).flatten(3, 4).flatten(1, 2)
 
 
-def naive_gather_regions(x: Tensor, grid: Grid, column_first: bool = False) -> Tensor:
+def naive_gather_regions(x: Tensor, spatial_shape: SpatialShape, column_first: bool = False) -> Tensor:
     """:func:`gather_regions` place by place."""
-    factor = x.shape[2] // grid[0]
-    places = [(i, j) for i in range(factor) for j in range(factor)]
+    factor = x.shape[2] // spatial_shape[0]
+    positions = [(i, j) for i in range(factor) for j in range(factor)]
     if column_first:
-        places = [(j, i) for i, j in places]
+        positions = [(j, i) for i, j in positions]
     regions = [
-        torch.stack([x[:, :, r * factor + i, c * factor + j] for i, j in places], dim=1)
-        for r in range(grid[0])
-        for c in range(grid[1])
+        torch.stack([x[:, :, r * factor + i, c * factor + j] for i, j in positions], dim=1)
+        for r in range(spatial_shape[0])
+        for c in range(spatial_shape[1])
     ]
     return torch.stack(regions, dim=1)
 
@@ -93,7 +93,7 @@ class MultiScalePatchTokens(nn.Module):
     Args:
         channels: of each map.
         dim: D.
-        grid: of the cells; any unless it is said.
+        spatial_shape: of the cells; any unless it is said.
 
     Shapes:
         One (B, C, H, W) per map -> (B, P, T, D), T = 1 + 4 + 16 + ...
@@ -108,9 +108,9 @@ class MultiScalePatchTokens(nn.Module):
         torch.Size([2, 16, 5, 8])
     """
 
-    def __init__(self, channels: Sequence[int], dim: int, grid: Grid | None = None) -> None:
+    def __init__(self, channels: Sequence[int], dim: int, spatial_shape: SpatialShape | None = None) -> None:
         super().__init__()
-        self.grid = grid
+        self.spatial_shape = spatial_shape
         self.projections = nn.ModuleList(PointwiseProjection(width, dim) for width in channels)
 
     @property
@@ -121,20 +121,20 @@ class MultiScalePatchTokens(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         if len(features) != len(self.projections):
             raise ValueError(f"{len(self.projections)} maps are wanted, not {len(features)}")
-        grid = (features[-1].shape[2], features[-1].shape[3])
-        if self.grid is not None and grid != self.grid:
+        spatial_shape = (features[-1].shape[2], features[-1].shape[3])
+        if self.spatial_shape is not None and spatial_shape != self.spatial_shape:
             raise ValueError(
-                f"the last map must be {self.grid[0]} x {self.grid[1]}, not {grid[0]} x {grid[1]}"
+                f"the last map must be {self.spatial_shape[0]} x {self.spatial_shape[1]}, not {spatial_shape[0]} x {spatial_shape[1]}"
             )
         found = []
         for step, (project, x) in enumerate(zip(reversed(self.projections), reversed(features))):
-            size, wanted = tuple(x.shape[2:]), (grid[0] * 2**step, grid[1] * 2**step)
+            size, wanted = tuple(x.shape[2:]), (spatial_shape[0] * 2**step, spatial_shape[1] * 2**step)
             if size != wanted:
                 raise ValueError(
                     f"the map {step} before the last must be {wanted[0]} x {wanted[1]}, "
                     f"not {size[0]} x {size[1]}"
                 )
-            found.append(gather_regions(project(x), grid, column_first=step == 1))
+            found.append(gather_regions(project(x), spatial_shape, column_first=step == 1))
         return torch.cat(found, dim=2)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.layouts import Grid, to_map
+from modwright.nn.layouts import SpatialShape, to_feature_map
 from modwright.nn.token_mixers.self_attention import SelfAttention
 
 __all__ = ["SPLITS", "SoftSplit", "T2TStem", "TokenLayer"]
@@ -33,7 +33,7 @@ class SoftSplit(nn.Module):
     Example:
         >>> import torch
         >>> split = SoftSplit(7, 4, 2)
-        >>> split(torch.zeros(1, 3, 32, 48)).shape, split.grid((32, 48))
+        >>> split(torch.zeros(1, 3, 32, 48)).shape, split.spatial_shape((32, 48))
         (torch.Size([1, 96, 147]), (8, 12))
     """
 
@@ -42,7 +42,7 @@ class SoftSplit(nn.Module):
         self.kernel, self.stride, self.padding = kernel, stride, padding
         self.unfold = nn.Unfold(kernel, padding=padding, stride=stride)
 
-    def grid(self, size: Grid) -> Grid:
+    def spatial_shape(self, size: SpatialShape) -> SpatialShape:
         """(H', W') of a map of ``size``."""
         height, width = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in size)
         return height, width
@@ -80,9 +80,9 @@ class TokenLayer(nn.Module):
         self.norm2, self.mlp = nn.LayerNorm(width), Mlp(width, width)
         self.drop = nn.Dropout(drop)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         q, k, v = self.attention.heads(self.norm1(x))
-        mixed = self.attention.finish(self.attention.attend(q, k, v, grid))
+        mixed = self.attention.finish(self.attention.attend(q, k, v, spatial_shape))
         y = v.transpose(1, 2).flatten(2) + mixed
         out: Tensor = y + self.drop(self.mlp(self.norm2(y)))
         return out
@@ -127,6 +127,6 @@ class T2TStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for split, layer in zip(self.splits, (*self.layers, self.project)):
             assert isinstance(split, SoftSplit)
-            grid = split.grid((x.shape[2], x.shape[3]))
-            x = to_map(layer(split(x)), grid)
+            spatial_shape = split.spatial_shape((x.shape[2], x.shape[3]))
+            x = to_feature_map(layer(split(x)), spatial_shape)
         return x

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.nn.layouts import Grid, to_map, to_tokens
+from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
 from modwright.nn.token_mixers.self_attention import SelfAttention, naive_attention
 
 __all__ = ["AttentionWithLocalConv", "naive_local_attention"]
@@ -44,23 +44,23 @@ class AttentionWithLocalConv(SelfAttention):
         width = self.width
         self.local = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        if grid is None:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+        if spatial_shape is None:
             raise ValueError("attention with a convolution needs the grid of its tokens")
         q, k, v = self.heads(x)
-        near = self.local(to_map(v.transpose(1, 2).flatten(2), grid))
-        return self.finish(self.attend(q, k, v, grid) + to_tokens(near))
+        near = self.local(to_feature_map(v.transpose(1, 2).flatten(2), spatial_shape))
+        return self.finish(self.attend(q, k, v, spatial_shape) + to_tokens(near))
 
 
-def naive_local_attention(part: AttentionWithLocalConv, x: Tensor, grid: Grid) -> Tensor:
+def naive_local_attention(part: AttentionWithLocalConv, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
     """What the part gives in eval mode, from scores that are kept and a sum over shifted maps."""
     q, k, v = part.heads(x)
     mixed = naive_attention(q, k, v, part.scale).transpose(1, 2).flatten(2)
-    height, width = grid
+    height, width = spatial_shape
     weight, bias = part.local.weight, part.local.bias
     assert bias is not None
     reach = weight.shape[-1] // 2
-    padded = F.pad(to_map(v.transpose(1, 2).flatten(2), grid), [reach] * 4)
+    padded = F.pad(to_feature_map(v.transpose(1, 2).flatten(2), spatial_shape), [reach] * 4)
     near = torch.zeros_like(mixed) + bias
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):

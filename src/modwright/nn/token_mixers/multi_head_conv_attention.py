@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["MultiHeadConvAttention"]
 
@@ -35,6 +35,6 @@ class MultiHeadConvAttention(nn.Module):
         self.conv, self.act = conv, make_activation(act)
         self.proj = nn.Conv2d(dim, dim, 1, bias=False)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         out: Tensor = self.proj(self.act(self.conv(x)))
         return out

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.token_mixers.self_attention import SelfAttention
 
 __all__ = ["PerformerAttention", "naive_performer", "performer"]
@@ -105,7 +105,7 @@ class PerformerAttention(SelfAttention):
     def reset_parameters(self) -> None:
         nn.init.orthogonal_(self.features, gain=len(self.features) ** 0.5)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None = None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         at_least = torch.promote_types(q.dtype, torch.float32)
         with _full_precision(q):
             wide = q.to(at_least), k.to(at_least), v.to(at_least), self.features.to(at_least)

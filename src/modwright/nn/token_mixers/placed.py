@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.layouts import Grid, call_in_layout
+from modwright.nn.layouts import SpatialShape, call_in_layout
 from modwright.nn.token_mixers.pooling import (
     DepthwiseConvMixer,
     IdentityMixer,
@@ -61,7 +61,7 @@ class PlacedMixer(nn.Module):
         hidden_size: int,
         places: int = 0,
         kernel_size: int = 3,
-        grid: Grid | None = None,
+        grid: SpatialShape | None = None,
         prefix: int = 0,
         as_tuple: bool = False,
     ) -> None:
@@ -78,7 +78,7 @@ class PlacedMixer(nn.Module):
         mixed = self._mix(hidden_states, told or self.grid)
         return (mixed, None) if self.as_tuple else mixed
 
-    def _mix(self, x: Tensor, grid: Grid | None) -> Tensor:
+    def _mix(self, x: Tensor, grid: SpatialShape | None) -> Tensor:
         if isinstance(self.mixer, IdentityMixer):
             out: Tensor = self.mixer(x)
             return out

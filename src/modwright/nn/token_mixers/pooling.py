@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["DepthwiseConvMixer", "IdentityMixer", "Pooling", "RandomMixing", "SpatialFC"]
 
@@ -39,7 +39,7 @@ class Pooling(nn.Module):
         self.pool_size = pool_size
         self.pool = nn.AvgPool2d(pool_size, 1, pool_size // 2, count_include_pad=False)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         if _in_one_step(x):
             pooled: Tensor = self.pool(x)
             return pooled - x
@@ -49,7 +49,7 @@ class Pooling(nn.Module):
 class IdentityMixer(nn.Module):
     """Mixes nothing: the branch is the normed stream itself."""
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         return x
 
 
@@ -67,8 +67,8 @@ class SpatialFC(nn.Module):
         self.num_tokens = num_tokens
         self.fc = nn.Linear(num_tokens, num_tokens, bias=False)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        _check_places(x, self.num_tokens)
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+        _check_positions(x, self.num_tokens)
         mixed: Tensor = self.fc(x.flatten(2))
         return mixed.view_as(x)
 
@@ -94,8 +94,8 @@ class RandomMixing(nn.Module):
         with torch.no_grad():
             self.matrix.copy_(torch.softmax(torch.rand_like(self.matrix), dim=-1))
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        _check_places(x, self.num_tokens)
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+        _check_positions(x, self.num_tokens)
         return (x.flatten(2) @ self.matrix.T).view_as(x)
 
 
@@ -117,7 +117,7 @@ class DepthwiseConvMixer(nn.Module):
             dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias
         )
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         out: Tensor = self.conv(x)
         return out
 
@@ -141,7 +141,7 @@ def _means(x: Tensor, size: int) -> Tensor:
     """Means of the places within a square that lie on the map, by shifted sums along each axis."""
     for axis in (-2, -1):
         x = _sums(x, size // 2, axis)
-    down, along = (_places_within(x.shape[axis], size // 2, x) for axis in (-2, -1))
+    down, along = (_positions_within(x.shape[axis], size // 2, x) for axis in (-2, -1))
     return x.div_(down[:, None] * along)
 
 
@@ -154,13 +154,13 @@ def _sums(x: Tensor, reach: int, axis: int) -> Tensor:
     return sums
 
 
-def _places_within(side: int, reach: int, like: Tensor) -> Tensor:
+def _positions_within(side: int, reach: int, like: Tensor) -> Tensor:
     """How many places up to ``reach`` away a side of a map has, for each of its places."""
-    places = torch.arange(side, dtype=like.dtype)
-    return places.add(reach).clamp(max=side - 1) - places.sub(reach).clamp(min=0) + 1
+    positions = torch.arange(side, dtype=like.dtype)
+    return positions.add(reach).clamp(max=side - 1) - positions.sub(reach).clamp(min=0) + 1
 
 
-def _check_places(x: Tensor, num_tokens: int) -> None:
+def _check_positions(x: Tensor, num_tokens: int) -> None:
     height, width = x.shape[2:]
     if height * width != num_tokens:
         raise ValueError(

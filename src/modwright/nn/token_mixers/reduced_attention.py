@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from modwright.nn.channel_mixers.mlp import LINEAR
 from modwright.nn.reparameterize import ScaleShift, scale_shift_of, fuse_preceding_affine
-from modwright.nn.layouts import Grid, to_map
+from modwright.nn.layouts import SpatialShape, to_feature_map
 from modwright.nn.token_mixers.self_attention import SelfAttention, naive_attention
 
 __all__ = ["POOLS", "ReducedAttention", "naive_reduced_attention"]
@@ -26,9 +26,9 @@ def _square(x: Tensor, reduction: int) -> Tensor:
 
 
 def _flat(x: Tensor, reduction: int) -> Tensor:
-    places, run = x.shape[2] * x.shape[3], reduction**2
-    if places % run:
-        raise ValueError(f"{places} places have no whole runs of {run}")
+    positions, run = x.shape[2] * x.shape[3], reduction**2
+    if positions % run:
+        raise ValueError(f"{positions} places have no whole runs of {run}")
     return F.avg_pool1d(x.flatten(2), run).unsqueeze(3)
 
 
@@ -102,9 +102,9 @@ class ReducedAttention(SelfAttention):
         )
         return q, k, v
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         mixed = self.finish(self.attend(*self.heads(x)))
-        return to_map(mixed, (x.shape[2], x.shape[3]))
+        return to_feature_map(mixed, (x.shape[2], x.shape[3]))
 
     def fuse(self) -> ReducedAttention:
         """Folds the norm behind the pooling into the maps to keys and values, in place."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modwright.nn.reparameterize import fuse_conv_bn
-from modwright.nn.layouts import Grid, to_map, to_tokens
+from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
 
 __all__ = [
     "MultiHeadMixedConv",
@@ -54,7 +54,7 @@ class MultiHeadMixedConv(nn.Module):
             for head in range(num_heads)
         )
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         pieces = x.chunk(len(self.heads), dim=1)
         return torch.cat([conv(piece) for conv, piece in zip(self.heads, pieces)], dim=1)
 
@@ -94,7 +94,7 @@ class ScaleAwareAggregation(nn.Module):
         self.act = nn.GELU()
         self.reduce = nn.Conv2d(ratio * dim, dim, 1)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         by_channel = x.unflatten(1, (self.num_heads, -1)).transpose(1, 2).flatten(1, 2)
         x = self.expand(by_channel)
         x = self.act(x if self.norm is None else self.norm(x))
@@ -171,7 +171,7 @@ class ScaleAwareModulation(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, grid: Grid) -> Tensor:
-        modulator = self.aggregate(self.mix(to_map(self.s(x), grid)))
+    def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
+        modulator = self.aggregate(self.mix(to_feature_map(self.s(x), spatial_shape)))
         out: Tensor = self.proj(to_tokens(modulator) * self.v(x))
         return self.proj_drop(out)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 
 __all__ = ["STORAGE", "SelfAttention", "naive_attention"]
 
@@ -93,9 +93,9 @@ class SelfAttention(nn.Module):
         q, k, v = found
         return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid | None = None) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         """Three of (B, H, N, d) -> (B, N, H d)."""
-        bias = None if self.bias is None else self.bias(grid)
+        bias = None if self.bias is None else self.bias(spatial_shape)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         return mixed.transpose(1, 2).flatten(2)
 
@@ -104,8 +104,8 @@ class SelfAttention(nn.Module):
         out: Tensor = self.proj(mixed)
         return self.proj_drop(out if self.gate is None else self.gate(out))
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        return self.finish(self.attend(*self.heads(x), grid))
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+        return self.finish(self.attend(*self.heads(x), spatial_shape))
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, scale={self.scale:.4g}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.token_mixers.self_attention import SelfAttention
 
 __all__ = ["PERMUTATIONS", "SlicedAttention", "naive_sliced_attention"]
@@ -112,7 +112,7 @@ class SlicedAttention(SelfAttention):
     def forward(
         self,
         x: Tensor,
-        grid: Grid | None = None,
+        spatial_shape: SpatialShape | None = None,
         loop: int = 0,
         permutation: Tensor | None = None,
     ) -> Tensor:
@@ -120,7 +120,7 @@ class SlicedAttention(SelfAttention):
 
         Args:
             x: (B, N, C).
-            grid: not looked at.
+            spatial_shape: not looked at.
             loop: which pass of its block this is, from 0.
             permutation: (N,) an order of the tokens for this call, whatever the pass is.
         """

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.nn.layouts import Grid
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.relative_position_bias import RelativePositionBias
 from modwright.nn.token_mixers.self_attention import SelfAttention
 from modwright.nn.windows import join_windows, split_windows, wrapped_apart
@@ -40,46 +40,46 @@ class WindowAttention(SelfAttention):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, window: Grid, *, shift: bool = False, **more: Any
+        self, dim: int, num_heads: int, window: SpatialShape, *, shift: bool = False, **more: Any
     ) -> None:
         bias = RelativePositionBias(num_heads, window)
         super().__init__(dim, num_heads, **more)
         self.bias = bias
         self.window, self.shift = window, shift
 
-    def steps(self, grid: Grid) -> Grid:
-        """By how many places windows are moved on a map of ``grid``."""
+    def steps(self, spatial_shape: SpatialShape) -> SpatialShape:
+        """By how many places windows are moved on a map of ``spatial_shape``."""
         high, wide = self.window
-        moved = self.shift and min(grid) > min(high, wide)
+        moved = self.shift and min(spatial_shape) > min(high, wide)
         return (high // 2, wide // 2) if moved else (0, 0)
 
-    def forward(self, x: Tensor, grid: Grid | None = None) -> Tensor:
-        if grid is None:
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+        if spatial_shape is None:
             raise ValueError("windows need the grid of the tokens")
-        steps = self.steps(grid)
-        places = x.unflatten(1, grid)
-        down, along = (-side % window for side, window in zip(grid, self.window))
+        steps = self.steps(spatial_shape)
+        positions = x.unflatten(1, spatial_shape)
+        down, along = (-side % window for side, window in zip(spatial_shape, self.window))
         if down or along:
-            places = F.pad(places, (0, 0, 0, along, 0, down))
-        full = (grid[0] + down, grid[1] + along)
+            positions = F.pad(positions, (0, 0, 0, along, 0, down))
+        full = (spatial_shape[0] + down, spatial_shape[1] + along)
         if any(steps):
-            places = places.roll((-steps[0], -steps[1]), (1, 2))
-        windows = split_windows(places[:, None], self.window)
+            positions = positions.roll((-steps[0], -steps[1]), (1, 2))
+        windows = split_windows(positions[:, None], self.window)
         mixed = self._in_windows(windows.flatten(0, 2), full, steps)
-        places = join_windows(mixed.view_as(windows), self.window, full)[:, 0]
+        positions = join_windows(mixed.view_as(windows), self.window, full)[:, 0]
         if any(steps):
-            places = places.roll(steps, (1, 2))
+            positions = positions.roll(steps, (1, 2))
         if down or along:
-            places = places[:, : grid[0], : grid[1]]
-        return places.flatten(1, 2)
+            positions = positions[:, : spatial_shape[0], : spatial_shape[1]]
+        return positions.flatten(1, 2)
 
-    def _in_windows(self, x: Tensor, grid: Grid, steps: Grid) -> Tensor:
+    def _in_windows(self, x: Tensor, spatial_shape: SpatialShape, steps: SpatialShape) -> Tensor:
         """(B windows, T, C) -> the same."""
         q, k, v = self.heads(x)
         assert self.bias is not None
         bias: Tensor = self.bias()[None]  # the fused kernel wants four axes
         if any(steps):
-            apart = wrapped_apart(grid, self.window, steps, x.device)[:, None]
+            apart = wrapped_apart(spatial_shape, self.window, steps, x.device)[:, None]
             images = x.shape[0] // apart.shape[0]
             bias = bias.masked_fill(apart, float("-inf"))
             bias = bias[None].expand(images, -1, -1, -1, -1).flatten(0, 1)
@@ -87,16 +87,16 @@ class WindowAttention(SelfAttention):
         return self.finish(mixed.transpose(1, 2).flatten(2))
 
 
-def naive_window_attention(part: WindowAttention, x: Tensor, grid: Grid) -> Tensor:
+def naive_window_attention(part: WindowAttention, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
     """What the part gives on a map of whole windows: all places at once, scores of others cut.
 
     Places are moved by their coordinates, not by moving the map.
     """
     high, wide = part.window
-    down, along = part.steps(grid)
-    rows = torch.arange(grid[0]).repeat_interleave(grid[1])
-    columns = torch.arange(grid[1]).repeat(grid[0])
-    i, j = (rows - down) % grid[0], (columns - along) % grid[1]
+    down, along = part.steps(spatial_shape)
+    rows = torch.arange(spatial_shape[0]).repeat_interleave(spatial_shape[1])
+    columns = torch.arange(spatial_shape[1]).repeat(spatial_shape[0])
+    i, j = (rows - down) % spatial_shape[0], (columns - along) % spatial_shape[1]
     seen = torch.stack((i // high, j // wide, rows < down, columns < along))
     cut = (seen[:, :, None] != seen[:, None, :]).any(0)
     i, j = i % high, j % wide

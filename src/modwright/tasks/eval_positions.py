@@ -27,7 +27,7 @@ from modwright.tasks.windows import PerplexityRecipe, cut_windows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["HIDDEN", "MASKED", "NEXT", "Places", "Reading", "kind_of", "places_of"]
+__all__ = ["HIDDEN", "MASKED", "NEXT", "EvalPositions", "EvalInputs", "kind_of", "eval_positions_of"]
 
 NEXT, MASKED, HIDDEN = "next token", "masked token", "hidden state"
 # One token in seven is masked, about the share that masked language models are trained with.
@@ -39,7 +39,7 @@ _NEEDS = (
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
+class EvalPositions:
     """Inputs of one batch: token ids (B, T), which are real (None: all), and where to compare.
 
     ``read`` (B, T) marks the positions whose outputs are compared. ``positions`` (B, T) are given
@@ -53,10 +53,10 @@ class Places:
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class EvalInputs:
     """All batches, and the part of the recipe that says what was read where."""
 
-    batches: list[Places]
+    batches: list[EvalPositions]
     recipe: dict[str, Any]
 
 
@@ -87,12 +87,12 @@ def _gives_states(model: PreTrainedModel, ids: Tensor) -> bool:
     return True
 
 
-def places_of(
+def eval_positions_of(
     kind: str,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     windows: PerplexityRecipe | TokenWindows,
-) -> Reading:
+) -> EvalInputs:
     """The inputs of every batch with the places to compare.
 
     Raises:
@@ -109,7 +109,7 @@ def places_of(
         raise InvalidInputError("the windows hold too few tokens to compare anything at; give longer ones")
     for batch in batches:
         require_known_ids(model, batch.ids)
-    return Reading(batches, {**recipe, "compared": said})
+    return EvalInputs(batches, {**recipe, "compared": said})
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,24 +155,24 @@ def _given(
 
 def _before_each(
     batches: list[_Counted], tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[list[Places], str]:
+) -> tuple[list[EvalPositions], str]:
     """The position before every token that counts and has a real one before it."""
     found = []
     for batch in batches:
         real = batch.real.bool()
         read = F.pad(batch.counts[:, 1:] & real[:, 1:] & real[:, :-1], (0, 1), value=False)
         if bool(real.all()):
-            found.append(Places(batch.ids, read))
+            found.append(EvalPositions(batch.ids, read))
             continue
         # Without them a row with padding before its text would stand at later positions.
         positions = (batch.real.cumsum(-1) - 1).clamp(min=0)
-        found.append(Places(batch.ids, read, batch.real, positions))
+        found.append(EvalPositions(batch.ids, read, batch.real, positions))
     return found, "distribution of the next token"
 
 
 def _masked(
     batches: list[_Counted], tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[list[Places], str]:
+) -> tuple[list[EvalPositions], str]:
     """Every seventh token that counts, with the mask token in its place."""
     if tokenizer is None or tokenizer.mask_token_id is None:
         raise InvalidInputError(
@@ -184,17 +184,17 @@ def _masked(
         order = seen + batch.counts.flatten().cumsum(0).view_as(batch.counts) - 1
         chosen = batch.counts & (order % _EVERY == _FIRST)
         ids = batch.ids.masked_fill(chosen, tokenizer.mask_token_id)
-        found.append(Places(ids, chosen, None if batch.real.all() else batch.real))
+        found.append(EvalPositions(ids, chosen, None if batch.real.all() else batch.real))
         seen += int(batch.counts.sum())
     return found, f"distribution at every {_EVERY}th token, masked"
 
 
 def _everywhere(
     batches: list[_Counted], tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[list[Places], str]:
-    found = [Places(b.ids, b.counts, None if b.real.all() else b.real) for b in batches]
+) -> tuple[list[EvalPositions], str]:
+    found = [EvalPositions(b.ids, b.counts, None if b.real.all() else b.real) for b in batches]
     return found, "last hidden state of every token"
 
 
-_Choice = Callable[[list[_Counted], "PreTrainedTokenizerBase | None"], tuple[list[Places], str]]
+_Choice = Callable[[list[_Counted], "PreTrainedTokenizerBase | None"], tuple[list[EvalPositions], str]]
 _KINDS: dict[str, _Choice] = {NEXT: _before_each, MASKED: _masked, HIDDEN: _everywhere}
