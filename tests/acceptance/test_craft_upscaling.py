@@ -23,7 +23,7 @@ from modwright.models import create_model
 from modwright.nn.cross_refinement import CrossRefinementBlock
 from modwright.nn.high_frequency import HighFrequencyBlock
 from modwright.tasks.upscaling import SuperResolutionDataset, bicubic, sample_image_pairs, psnr, ssim
-from modwright.training import Reconstruction, Settings, fit
+from modwright.training import L1Loss, Settings, fit
 
 pytestmark = pytest.mark.slow
 
@@ -133,7 +133,7 @@ def trained(name: str, nearest: bool = True, rate: float = 1e-3) -> float:
             seed=seed,
             more={"adam_beta2": 0.99},  # as the authors
         )
-        fitted = fit(model, train, settings=settings, objective=Reconstruction())
+        fitted = fit(model, train, settings=settings, objective=L1Loss())
         assert fitted.steps == STEPS
         with torch.no_grad():
             parts = [model(small).reconstruction for small in test.small.split(4)]

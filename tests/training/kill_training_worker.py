@@ -29,8 +29,8 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "a step is done": (training.ObjectiveTrainer, "training_step", True),
     "a checkpoint has weights alone": (training.ObjectiveTrainer, "save_model", True),
     "a checkpoint lacks its state": (training.ObjectiveTrainer, "_save_rng_state", True),
-    "a checkpoint lacks its mark": (keeping.WholeCheckpoints, "on_save", False),
-    "a checkpoint is whole": (keeping.WholeCheckpoints, "on_save", True),
+    "a checkpoint lacks its mark": (keeping.CheckpointCompleteCallback, "on_save", False),
+    "a checkpoint is whole": (keeping.CheckpointCompleteCallback, "on_save", True),
     "the output is whole and has the wrong name": (files, "_swap", False),
     "work is not removed": (working.WorkPlace, "remove", False),
 }

@@ -12,7 +12,7 @@ import torch
 from modwright.models import create_model
 from modwright.tasks.pictures import Pictures
 from modwright.training import Settings, fit
-from modwright.training.checkpoints import forget_broken, newest_checkpoint
+from modwright.training.checkpoints import remove_incomplete, newest_checkpoint
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 FILES += ("trainer_state.json", "mean_weights.safetensors")
@@ -74,7 +74,7 @@ def test_fault_B22_marks_and_missing_files(
     (folder / "checkpoint-0" / "whole").touch()  # as version 0.1 marked it
     newest = newest_checkpoint(folder)
     assert newest is not None and newest.name == "checkpoint-0"
-    assert forget_broken(folder) == [
+    assert remove_incomplete(folder) == [
         "checkpoint-2 is left out: whole.json is damaged",
         "checkpoint-4 is left out: optimizer.pt is missing",
     ]

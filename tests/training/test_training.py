@@ -16,11 +16,11 @@ from modwright.models import create_model
 from modwright.tasks.pictures import Pictures, digits
 from modwright.tasks.upscaling import SuperResolutionDataset
 from modwright.training import (
-    AveragedWeights,
+    EMACallback,
     CrossEntropy,
     Distillation,
     ObjectiveTrainer,
-    Reconstruction,
+    L1Loss,
     Settings,
     accuracy,
     fit,
@@ -128,7 +128,7 @@ def test_what_has_one_axis_and_positions_do_not_decay(tmp_path: Path) -> None:
 
 
 def test_averages_follow_the_weights_and_are_put_back() -> None:
-    layer, mean = nn.Linear(1, 1, bias=False), AveragedWeights(decay=0.5)
+    layer, mean = nn.Linear(1, 1, bias=False), EMACallback(decay=0.5)
     expected = None
     for step, value in enumerate((1.0, 3.0, 5.0), start=1):
         nn.init.constant_(layer.weight, value)
@@ -195,10 +195,10 @@ def test_pairs_of_pictures_are_learned_from_by_their_absolute_error() -> None:
     pairs = SuperResolutionDataset("noise", small, small.repeat_interleave(2, 2).repeat_interleave(2, 3))
     model = create_model("craft_x2", **sizes)
     batch = {"pixel_values": pairs.small, "labels": pairs.large}
-    before, named = Reconstruction()(model, batch)
+    before, named = L1Loss()(model, batch)
     expected = (model(pairs.small).reconstruction - pairs.large).abs().mean()
     assert torch.isclose(before, expected) and not named
     settings = Settings(epochs=3, batch_size=4, learning_rate=3e-3)
-    fitted = fit(model, pairs, settings=settings, objective=Reconstruction())
+    fitted = fit(model, pairs, settings=settings, objective=L1Loss())
     assert fitted.accuracy is None and fitted.steps == 6
-    assert Reconstruction()(model, batch)[0] < before
+    assert L1Loss()(model, batch)[0] < before

@@ -38,16 +38,16 @@ from modwright.recipes.training_schema import (
 from modwright.recipes.work import WorkPlace, alone, file_stamps
 from modwright.report.curves import training_curves
 from modwright.tasks.pictures import Pictures
-from modwright.training import Fitted, Settings, fit
-from modwright.training.checkpoints import forget_broken, newest_checkpoint
+from modwright.training import TrainResult, Settings, fit
+from modwright.training.checkpoints import remove_incomplete, newest_checkpoint
 
-__all__ = ["TrainingOutcome", "train"]
+__all__ = ["TrainingRunResult", "train"]
 
 _TOLD = "training.json"
 
 
 @dataclass(frozen=True)
-class TrainingOutcome:
+class TrainingRunResult:
     """What a training left.
 
     Attributes:
@@ -81,7 +81,7 @@ def train(
     force: bool = False,
     progress: Progress = SILENT,
     say: Callable[[str], None] = _unheard,
-) -> TrainingOutcome:
+) -> TrainingRunResult:
     """Trains as a recipe says and writes the checkpoint with ``training.json`` and ``curves.svg``.
 
     Checkpoints on the way are kept in ``<output>.work`` until the output stands; a training that
@@ -109,7 +109,7 @@ def train(
             say(f"{place} holds the result of this recipe already; --force makes it again")
             distributed.main_process_only(lambda: WorkPlace(place).remove_leftovers(full))
             told = json.loads((place / _TOLD).read_text(encoding="utf-8"))
-            return TrainingOutcome(place, told, done_before=True)
+            return TrainingRunResult(place, told, done_before=True)
         return _Training(recipe, full, place, force, progress, say).go()
 
 
@@ -129,7 +129,7 @@ class _Training:
         self.checkpoints = self.work.root / "checkpoints"
         self.events = self.work.root / "tensorboard"
 
-    def go(self) -> TrainingOutcome:
+    def go(self) -> TrainingRunResult:
         with alone(self.work, self.journal), torch_as_asked(self.recipe):
             with distributed.fail_together():
                 ready = self._prepare()
@@ -150,7 +150,7 @@ class _Training:
             )
             told = self._told(ready, fitted)
             distributed.main_process_only(lambda: self._save(ready.model, told))
-            return TrainingOutcome(self.place, told)
+            return TrainingRunResult(self.place, told)
 
     def _prepare(self) -> _Prepared:
         """Refuses now what would fail after hours."""
@@ -194,7 +194,7 @@ class _Training:
         if not same:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             shutil.rmtree(self.events, ignore_errors=True)
-        broken = forget_broken(self.checkpoints)
+        broken = remove_incomplete(self.checkpoints)
         self.journal.begin(goes_on=same)
         told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
         self.journal.write("recipe, resolved:\n" + told)
@@ -217,7 +217,7 @@ class _Training:
 
         return [TensorBoardCallback(SummaryWriter(str(self.events)))]
 
-    def _told(self, ready: _Prepared, fitted: Fitted) -> dict[str, Any]:
+    def _told(self, ready: _Prepared, fitted: TrainResult) -> dict[str, Any]:
         return {
             "title": self.recipe.title or f"{type(ready.model).__name__} on {ready.train.name}",
             "accuracy": fitted.accuracy,

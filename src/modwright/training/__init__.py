@@ -1,23 +1,23 @@
 """How weights are learned: objectives on transformers' Trainer."""
 
-from modwright.training.fitting import Fitted, Settings, accuracy, fit
+from modwright.training.fitting import TrainResult, Settings, accuracy, fit
 from modwright.training.objectives import (
     CrossEntropy,
     Distillation,
     Objective,
-    Reconstruction,
+    L1Loss,
     soft_cross_entropy,
 )
-from modwright.training.trainer import AveragedWeights, ObjectiveTrainer, learn
+from modwright.training.trainer import EMACallback, ObjectiveTrainer, learn
 
 __all__ = [
-    "AveragedWeights",
+    "EMACallback",
     "CrossEntropy",
     "Distillation",
-    "Fitted",
+    "TrainResult",
     "Objective",
     "ObjectiveTrainer",
-    "Reconstruction",
+    "L1Loss",
     "Settings",
     "accuracy",
     "fit",

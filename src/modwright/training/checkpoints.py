@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from modwright.core import distributed
 from modwright.core.files import read_json, write_file
 
-__all__ = ["WholeCheckpoints", "forget_broken", "newest_checkpoint"]
+__all__ = ["CheckpointCompleteCallback", "remove_incomplete", "newest_checkpoint"]
 
 _MARK = "whole.json"
 # Of version 0.1: an empty file, which says only that all was written.
@@ -34,7 +34,7 @@ def newest_checkpoint(output: str | Path) -> Path | None:
     return next((path for path in found if _damage(path) is None), None)
 
 
-def forget_broken(output: str | Path) -> list[str]:
+def remove_incomplete(output: str | Path) -> list[str]:
     """Removes checkpoints that are not whole, and says what is wrong with each.
 
     One that was never finished goes without a word.
@@ -78,7 +78,7 @@ def _step(checkpoint: Path) -> int:
     return int(number) if number.isdecimal() else -1
 
 
-class WholeCheckpoints(TrainerCallback):
+class CheckpointCompleteCallback(TrainerCallback):
     """Marks every checkpoint when all of it is there, and logs wherever one is written.
 
     The mark holds the digests of its files. Losses are logged as means since the last entry. With

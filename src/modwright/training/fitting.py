@@ -23,12 +23,12 @@ from modwright.core.modes import set_eval
 from modwright.core.progress import Progress
 from modwright.tasks.pictures import Pictures
 from modwright.tasks.upscaling import SuperResolutionDataset
-from modwright.training.checkpoints import WholeCheckpoints, forget_broken, newest_checkpoint
+from modwright.training.checkpoints import CheckpointCompleteCallback, remove_incomplete, newest_checkpoint
 from modwright.training.objectives import CrossEntropy, Objective
-from modwright.training.trainer import AveragedWeights, ObjectiveTrainer
-from modwright.training.watching import EpochMeasure, StepProgress
+from modwright.training.trainer import EMACallback, ObjectiveTrainer
+from modwright.training.callbacks import EvalCallback, StepProgressCallback
 
-__all__ = ["Fitted", "Settings", "accuracy", "fit", "name_classes"]
+__all__ = ["TrainResult", "Settings", "accuracy", "fit", "name_classes"]
 
 _OWN_SCHEDULE = "one_cycle"
 
@@ -74,7 +74,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class TrainResult:
     """What came of a training.
 
     Attributes:
@@ -107,7 +107,7 @@ def fit(
     measure_epochs: bool = False,
     progress: Progress | None = None,
     callbacks: Sequence[TrainerCallback] = (),
-) -> Fitted:
+) -> TrainResult:
     """Trains a classifier in place; its classes get the names of the images' classes.
 
     Where the last batch of an epoch would hold one image that a BatchNorm cannot be trained on,
@@ -116,7 +116,7 @@ def fit(
     Args:
         model: takes ``pixel_values`` and gives ``logits``.
         train: what it learns from; pairs of images go with an objective such as
-            :class:`~modwright.training.objectives.Reconstruction`.
+            :class:`~modwright.training.objectives.L1Loss`.
         test: what it is measured on at the end.
         settings: how long and how fast.
         objective: cross-entropy unless it is said.
@@ -154,12 +154,12 @@ def fit(
     if isinstance(train, Pictures):
         name_classes(model.config, train.classes)
     if resume and output is not None and distributed.is_main():
-        for told in forget_broken(output):
+        for told in remove_incomplete(output):
             warnings.warn(told, stacklevel=2)
     checkpoint = None if output is None else newest_checkpoint(output)
     if resume and checkpoint is None:
         raise InvalidInputError(f"{output} holds no checkpoint to resume from")
-    averaged = None if settings.average is None else AveragedWeights(settings.average)
+    averaged = None if settings.average is None else EMACallback(settings.average)
     if averaged is not None and resume and checkpoint is not None:
         averaged.restore(checkpoint)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
@@ -168,9 +168,9 @@ def fit(
         watchers += [] if averaged is None else [averaged]
         if measure_epochs and test is not None:
             means = nullcontext if averaged is None else averaged.applied_to
-            watchers.append(EpochMeasure(lambda now: accuracy(now, test), means))
+            watchers.append(EvalCallback(lambda now: accuracy(now, test), means))
         if progress is not None:
-            watchers.append(StepProgress(progress, stack))
+            watchers.append(StepProgressCallback(progress, stack))
         arguments = _arguments(settings, str(output or scratch), keep=output is not None)
         if _leaves_one(model, train, arguments):
             arguments.dataloader_drop_last = True
@@ -180,7 +180,7 @@ def fit(
             train_dataset=train,
             objective=objective or CrossEntropy(),
             one_cycle=settings.schedule == _OWN_SCHEDULE,
-            callbacks=[*watchers, WholeCheckpoints()],
+            callbacks=[*watchers, CheckpointCompleteCallback()],
         )
         if output is None or progress is not None:
             trainer.remove_callback(PrinterCallback)  # what Trainer prints where it shows no bar
@@ -192,7 +192,7 @@ def fit(
         model.load_state_dict(averaged.mean)
     set_eval(model)
     history = trainer.state.log_history
-    return Fitted(
+    return TrainResult(
         None if test is None else accuracy(model, test),
         tuple((entry["step"], entry["loss"]) for entry in history if "loss" in entry),
         done.global_step,

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_eval
 
-__all__ = ["CrossEntropy", "Distillation", "Objective", "Reconstruction", "soft_cross_entropy"]
+__all__ = ["CrossEntropy", "Distillation", "Objective", "L1Loss", "soft_cross_entropy"]
 
 
 class Objective(Protocol):
@@ -91,11 +91,11 @@ class CrossEntropy:
         return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
 
 
-def _mixed_up(pixels: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
+def _mixup(pixels: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
     return share * pixels + (1 - share) * others, share
 
 
-def _cut_and_mixed(pixels: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
+def _cutmix(pixels: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
     """A rectangle of the others that covers 1 - share of the image, cut at its border."""
     height, width = pixels.shape[2:]
     side = (1 - share) ** 0.5
@@ -113,7 +113,7 @@ def _span(middle: int, size: int, length: int) -> slice:
     return slice(max(middle - size // 2, 0), min(middle - size // 2 + size, length))
 
 
-_MIX = {"mixup": _mixed_up, "cutmix": _cut_and_mixed}
+_MIX = {"mixup": _mixup, "cutmix": _cutmix}
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Distillation:
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class L1Loss:
     """Mean absolute error of the images that a model gives, as super-resolution is trained by.
 
     A batch's labels are the images that ``model(pixel_values=...).reconstruction`` should be.
@@ -172,7 +172,7 @@ class Reconstruction:
         >>> def model(pixel_values):
         ...     return SimpleNamespace(reconstruction=2 * pixel_values)
         >>> batch = {"pixel_values": torch.ones(1, 3, 4, 4), "labels": torch.ones(1, 3, 4, 4)}
-        >>> Reconstruction()(model, batch)
+        >>> L1Loss()(model, batch)
         (tensor(1.), {})
     """
 

@@ -15,7 +15,7 @@ from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.sharing import own_tensors
 from modwright.training.objectives import Objective
 
-__all__ = ["AveragedWeights", "ObjectiveTrainer", "learn"]
+__all__ = ["EMACallback", "ObjectiveTrainer", "learn"]
 
 _MEAN = "mean_weights.safetensors"
 
@@ -138,7 +138,7 @@ class ObjectiveTrainer(Trainer):
         return self.lr_scheduler
 
 
-class AveragedWeights(TrainerCallback):
+class EMACallback(TrainerCallback):
     """Keeps a running mean of the weights while a model is trained.
 
     With every checkpoint the mean is stored, too; :meth:`restore` takes it from there.

@@ -11,10 +11,10 @@ from transformers import TrainerCallback
 from modwright.core.modes import eval_mode
 from modwright.core.progress import Progress, Task
 
-__all__ = ["EpochMeasure", "StepProgress"]
+__all__ = ["EvalCallback", "StepProgressCallback"]
 
 
-class StepProgress(TrainerCallback):
+class StepProgressCallback(TrainerCallback):
     """Tells a progress display of every step.
 
     Args:
@@ -36,7 +36,7 @@ class StepProgress(TrainerCallback):
             self.task.advance()
 
 
-class EpochMeasure(TrainerCallback):
+class EvalCallback(TrainerCallback):
     """Measures the model after every epoch and puts the number into the log.
 
     Args:
