@@ -13,7 +13,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.cost import (
     Cost,
     Speed,
-    Spread,
+    TimingStats,
     Tree,
     count,
     describe,
@@ -220,4 +220,4 @@ def test_speed_in_terminal_and_html(make: Any) -> None:
     for shown in (in_terminal(speed), "".join(checked(speed._repr_html_()).text)):
         assert "prefill" in shown and "decode" in shown and "tokens/s" in shown
     assert repr(speed).startswith("Speed(prefill ")
-    assert Spread.of([3.0, 1.0, 2.0]) == Spread(2.0, 1.0, 3.0)
+    assert TimingStats.of([3.0, 1.0, 2.0]) == TimingStats(2.0, 1.0, 3.0)

@@ -6,7 +6,7 @@ from modwright.cost.counting import Cost, Row, cost, count
 from modwright.cost.forward_macs import forward_macs
 from modwright.cost.macs import Pass, part_macs
 from modwright.cost.memory import activation_bytes, kv_cache_bytes
-from modwright.cost.speed import Comparison, Speed, Spread, compare_speed, measure_speed
+from modwright.cost.speed import Comparison, Speed, TimingStats, compare_speed, measure_speed
 from modwright.cost.tree import Node, Tree, describe, inspect
 
 __all__ = [
@@ -17,7 +17,7 @@ __all__ = [
     "Pass",
     "Row",
     "Speed",
-    "Spread",
+    "TimingStats",
     "Tree",
     "activation_bytes",
     "compare_speed",

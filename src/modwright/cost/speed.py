@@ -24,7 +24,7 @@ from modwright.cost.checks import at_least
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Comparison", "Speed", "Spread", "compare_speed", "measure_speed"]
+__all__ = ["Comparison", "Speed", "TimingStats", "compare_speed", "measure_speed"]
 
 # More pairs of runs are timed until the intervals of their ratios are as narrow as this share.
 _WIDTH = 0.05
@@ -32,7 +32,7 @@ _MOST_PAIRS = 60
 
 
 @dataclass(frozen=True)
-class Spread:
+class TimingStats:
     """Seconds of one phase over the repeats."""
 
     median: float
@@ -40,7 +40,7 @@ class Spread:
     most: float
 
     @classmethod
-    def of(cls, seconds: Sequence[float]) -> Spread:
+    def of(cls, seconds: Sequence[float]) -> TimingStats:
         return cls(statistics.median(seconds), min(seconds), max(seconds))
 
 
@@ -58,8 +58,8 @@ class Speed:
 
     prefill_tokens_per_second: float
     decode_tokens_per_second: float | None
-    prefill_seconds: Spread
-    decode_seconds: Spread | None
+    prefill_seconds: TimingStats
+    decode_seconds: TimingStats | None
     batch: int
     prompt: int
     new_tokens: int
@@ -69,7 +69,7 @@ class Speed:
     device: str
     method: str
 
-    def phases(self) -> list[tuple[str, float, Spread]]:
+    def phases(self) -> list[tuple[str, float, TimingStats]]:
         """(name, tokens per second, seconds) of what was measured."""
         found = [("prefill", self.prefill_tokens_per_second, self.prefill_seconds)]
         if self.decode_tokens_per_second is not None and self.decode_seconds is not None:
@@ -232,8 +232,8 @@ class _Run:
         return time.perf_counter()
 
     def speed(self, threads: int, warmup: int) -> Speed:
-        prefill = Spread.of(self.prefill)
-        decode = Spread.of(self.decode) if self.decode else None
+        prefill = TimingStats.of(self.prefill)
+        decode = TimingStats.of(self.decode) if self.decode else None
         repeats = len(self.prefill)
         return Speed(
             prefill_tokens_per_second=self.batch * self.prompt / prefill.median,
