@@ -22,7 +22,7 @@ from rich.table import Table
 
 import modwright
 from modwright.calibration import TokenWindows, token_windows
-from modwright.cost import Comparison, compare_speed, count, human, kv_cache_bytes
+from modwright.cost import Comparison, compare_speed, count, format_number, kv_cache_bytes
 from modwright.surgery import apply, make_method
 
 
@@ -84,8 +84,8 @@ def row(model: Any, edited: Any, setting: Setting, found: Comparison) -> list[st
     cache = [kv_cache_bytes(anatomy, length, setting.batch) for anatomy in anatomies]
     cells = [make_method(setting.method, setting.options).title()]
     cells += [f"{setting.batch} x ({setting.prompt} + {setting.new_tokens})"]
-    cells += [" -> ".join(human(anatomy.num_parameters) for anatomy in anatomies)]
-    cells += [" -> ".join(human(size, "B") for size in cache)]
+    cells += [" -> ".join(format_number(anatomy.num_parameters) for anatomy in anatomies)]
+    cells += [" -> ".join(format_number(size, "B") for size in cache)]
     bound = bounds(model, edited, setting)
     for name, (_, before, _), (_, after, _) in zip(
         found.ratios, found.first.phases(), found.second.phases()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from modwright.core.formatting import percent
-from modwright.cost import human
+from modwright.cost import format_number
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ from modwright.cost import human
     ],
 )
 def test_human(number: float, unit: str, told: str) -> None:
-    assert human(number, unit) == told
+    assert format_number(number, unit) == told
 
 
 def test_percent() -> None:

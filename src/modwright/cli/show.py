@@ -83,7 +83,7 @@ def _number(value: Any, digits: int = 2) -> str:
 
 def forecast_table(expected: Forecast) -> Group:
     """What a recipe would do, step by step."""
-    from modwright.cost import human
+    from modwright.cost import format_number
 
     table = Table(
         title=f"{expected.model}: {expected.parameters:,} parameters", title_justify="left"
@@ -98,12 +98,12 @@ def forecast_table(expected: Forecast) -> Group:
             step.title,
             left,
             f"{step.calibration_tokens:,}",
-            human(step.memory, "B"),
-            human(step.disk, "B"),
+            format_number(step.memory, "B"),
+            format_number(step.disk, "B"),
         )
     words = (
-        f"Most memory: {human(expected.peak, 'B')} with the weights, beside Python itself; "
-        f"{human(expected.available, 'B')} are free beside the weights. Nothing was written."
+        f"Most memory: {format_number(expected.peak, 'B')} with the weights, beside Python itself; "
+        f"{format_number(expected.available, 'B')} are free beside the weights. Nothing was written."
     )
     if not expected.fits:
         words += " That does not fit."
@@ -112,7 +112,7 @@ def forecast_table(expected: Forecast) -> Group:
 
 def rehearsal_lines(tried: Rehearsal) -> Group:
     """What a dry run foresees, and what it really did."""
-    from modwright.cost import human
+    from modwright.cost import format_number
 
     lines: list[Table | Text | Group] = [forecast_table(tried.forecast)]
     for step in tried.steps:
@@ -121,23 +121,23 @@ def rehearsal_lines(tried: Rehearsal) -> Group:
         if found is not None:
             shape = " x ".join(map(str, found.batch))
             said = (
-                f"{step.title}: ran block {found.block} ({human(found.weights, 'B')} of weights, "
-                f"{human(found.statistics, 'B')} of statistics) on one batch of {shape} in "
+                f"{step.title}: ran block {found.block} ({format_number(found.weights, 'B')} of weights, "
+                f"{format_number(found.statistics, 'B')} of statistics) on one batch of {shape} in "
                 f"{found.seconds:.2f} s on {found.device}; the whole calibration takes about "
                 f"{_duration(found.layer_seconds)}"
             )
         if step.plan_bytes:
-            said += f"; allocated {human(step.plan_bytes, 'B')} for the plan"
+            said += f"; allocated {format_number(step.plan_bytes, 'B')} for the plan"
         lines.append(Text(f"- {said}"))
     lines.append(
         Text(
             f"- saving to {tried.output}: rehearsed without weights, about "
-            f"{human(tried.forecast.output, 'B')}; the run takes up to "
-            f"{human(tried.forecast.disk, 'B')} of disk on the way, "
-            f"{human(tried.free_disk, 'B')} are free"
+            f"{format_number(tried.forecast.output, 'B')}; the run takes up to "
+            f"{format_number(tried.forecast.disk, 'B')} of disk on the way, "
+            f"{format_number(tried.free_disk, 'B')} are free"
         )
     )
-    lines.append(Text(f"- this process held {human(tried.peak, 'B')} at most, Python included"))
+    lines.append(Text(f"- this process held {format_number(tried.peak, 'B')} at most, Python included"))
     return Group(*lines)
 
 

@@ -9,7 +9,7 @@ __all__ = [
     "difference_text",
     "factor_text",
     "format_bytes",
-    "human",
+    "format_number",
     "interval_text",
     "nats_text",
     "number_text",
@@ -38,11 +38,11 @@ def _scaled(value: float) -> tuple[float, str]:
     return value, _PREFIXES[step]
 
 
-def human(number: float, unit: str = "") -> str:
+def format_number(number: float, unit: str = "") -> str:
     """A large number with one decimal and a prefix; every step is a factor of 1000, for bytes too.
 
     Example:
-        >>> human(134_515_008), human(269_030_016, "B"), human(512)
+        >>> format_number(134_515_008), format_number(269_030_016, "B"), format_number(512)
         ('134.5 M', '269 MB', '512')
     """
     value, prefix = _scaled(number)

@@ -1,8 +1,8 @@
 """What a model costs, part by part: parameters, bytes, multiply-accumulates, cache, speed."""
 
-from modwright.core.formatting import human
+from modwright.core.formatting import format_number
 from modwright.core.paired import PairedRatio
-from modwright.cost.counting import Cost, Row, cost, count
+from modwright.cost.counting import Cost, PartCost, cost, count
 from modwright.cost.forward_macs import forward_macs
 from modwright.cost.macs import Pass, part_macs
 from modwright.cost.memory import activation_bytes, kv_cache_bytes
@@ -15,7 +15,7 @@ __all__ = [
     "Node",
     "PairedRatio",
     "Pass",
-    "Row",
+    "PartCost",
     "Speed",
     "TimingStats",
     "Tree",
@@ -25,7 +25,7 @@ __all__ = [
     "count",
     "describe",
     "forward_macs",
-    "human",
+    "format_number",
     "inspect",
     "kv_cache_bytes",
     "measure_speed",

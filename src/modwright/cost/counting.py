@@ -12,21 +12,21 @@ from transformers.pytorch_utils import Conv1D
 from modwright.anatomy import Anatomy, Part
 from modwright.anatomy.views import Sublayer
 from modwright.core.compat.torch import tensor_tables
-from modwright.core.formatting import human
+from modwright.core.formatting import format_number
 from modwright.cost.checks import as_anatomy, at_least
 from modwright.cost.macs import Pass, part_macs
 from modwright.cost.memory import activation_bytes, cached_positions, kv_cache_bytes
-from modwright.cost.running import Ran, observed
+from modwright.cost.meta_trace import MetaTrace, trace_on_meta
 from modwright.nn import FactorPair
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Cost", "Row", "cost", "count"]
+__all__ = ["Cost", "PartCost", "cost", "count"]
 
 
 @dataclass(frozen=True)
-class Row:
+class PartCost:
     """What one part costs.
 
     Attributes:
@@ -45,9 +45,9 @@ class Row:
     prefill_macs: int = 0
     decode_macs: int = 0
 
-    def plus(self, other: Row) -> Row:
+    def plus(self, other: PartCost) -> PartCost:
         """Both together, under this one's address and kind."""
-        return Row(
+        return PartCost(
             self.address,
             self.kind,
             self.parameters + other.parameters,
@@ -68,7 +68,7 @@ class Cost:
         recipe: under which conditions and by which rules was counted.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[PartCost, ...]
     kv_bytes: int
     activation_bytes: int
     recipe: Mapping[str, Any]
@@ -93,11 +93,11 @@ class Cost:
         """Of one more token for every sequence of the batch; 0 for encoders."""
         return sum(row.decode_macs for row in self.rows)
 
-    def by_kind(self) -> dict[str, Row]:
+    def by_kind(self) -> dict[str, PartCost]:
         """The rows summed over the parts of one kind."""
-        sums: dict[str, Row] = {}
+        sums: dict[str, PartCost] = {}
         for row in self.rows:
-            sums[row.kind] = sums.get(row.kind, Row(row.kind, row.kind)).plus(row)
+            sums[row.kind] = sums.get(row.kind, PartCost(row.kind, row.kind)).plus(row)
         return sums
 
     def growth(self) -> dict[str, str]:
@@ -143,8 +143,8 @@ class Cost:
 
     def __repr__(self) -> str:
         return (
-            f"Cost({human(self.parameters)} parameters, {human(self.stored_bytes, 'B')}, "
-            f"{human(self.prefill_macs)} MACs for {self.recipe['length']} tokens)"
+            f"Cost({format_number(self.parameters)} parameters, {format_number(self.stored_bytes, 'B')}, "
+            f"{format_number(self.prefill_macs)} MACs for {self.recipe['length']} tokens)"
         )
 
     def __rich__(self) -> RenderableType:
@@ -187,7 +187,7 @@ def count(
         (1040640, 426240)
     """
     anatomy = as_anatomy(model)
-    return counted(anatomy, observed(anatomy), length=length, batch=batch, context=context)
+    return counted(anatomy, trace_on_meta(anatomy), length=length, batch=batch, context=context)
 
 
 cost = count
@@ -195,7 +195,7 @@ cost = count
 
 def counted(
     anatomy: Anatomy,
-    ran: Ran | None,
+    trace: MetaTrace | None,
     *,
     length: int,
     batch: int = 1,
@@ -209,9 +209,9 @@ def counted(
     if anatomy.family.is_causal():
         runs.append(Pass(batch, 1, cached_positions(anatomy, context)))
     return Cost(
-        rows=_rows(anatomy, runs, ran),
+        rows=_rows(anatomy, runs, trace),
         kv_bytes=kv_cache_bytes(anatomy, length),
-        activation_bytes=activation_bytes(anatomy, length, batch, ran),
+        activation_bytes=activation_bytes(anatomy, length, batch, trace),
         recipe=_recipe(anatomy, length, batch, context),
     )
 
@@ -247,7 +247,7 @@ def _modules_of(part: Part) -> list[nn.Module]:
     return [module for root in own if root is not None for module in root.modules()]
 
 
-def _rows(anatomy: Anatomy, runs: list[Pass], ran: Ran | None) -> tuple[Row, ...]:
+def _rows(anatomy: Anatomy, runs: list[Pass], trace: MetaTrace | None) -> tuple[PartCost, ...]:
     parts = list(anatomy.parts())
     modules = {address: _modules_of(part) for address, part in parts}
     ledger = _Ledger(anatomy.model)
@@ -256,20 +256,20 @@ def _rows(anatomy: Anatomy, runs: list[Pass], ran: Ran | None) -> tuple[Row, ...
     owned = {address: ledger.take(modules[address]) for address, _ in leaves_first}
     rows = []
     for address, part in parts:
-        if ran is None:
+        if trace is None:
             macs = [part_macs(part, run) for run in runs]
         else:
-            macs = [ran.part_macs(address, part, run) for run in runs]
-        rows.append(Row(address, _kind(address, part), *owned[address], *macs))
+            macs = [trace.part_macs(address, part, run) for run in runs]
+        rows.append(PartCost(address, _kind(address, part), *owned[address], *macs))
     known = {id(module) for found in modules.values() for module in found}
     rest = [(p, m) for p, m in anatomy.model.named_modules() if id(m) not in known]
     stored = ledger.take(module for _, module in rest)
-    if ran is None:
+    if trace is None:
         macs = [_other_macs(anatomy, rest, run) for run in runs]
     else:
-        macs = [run.sequences * ran.macs - sum(r.prefill_macs for r in rows) for run in runs]
+        macs = [run.sequences * trace.macs - sum(r.prefill_macs for r in rows) for run in runs]
     if any((*stored, *macs)):
-        rows.append(Row("other", "other", *stored, *macs))
+        rows.append(PartCost("other", "other", *stored, *macs))
     return tuple(rows)
 
 

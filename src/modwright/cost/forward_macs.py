@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from modwright.core.modes import set_eval
 
-__all__ = ["forward_macs", "without_numbers"]
+__all__ = ["forward_macs", "to_meta"]
 
 _PRODUCTS_OF_TOKENS = ("bmm", "baddbmm", "_scaled_dot_product")
 
@@ -32,7 +32,7 @@ def forward_macs(model: nn.Module, *shape: int, attention: bool = True) -> int:
         >>> forward_macs(nn.Conv2d(3, 8, 3, padding=1), 1, 3, 10, 10)
         21600
     """
-    model = set_eval(without_numbers(model))
+    model = set_eval(to_meta(model))
     # Fused attention is one opaque step to the counter, so the one that multiplies matrices runs.
     with (
         torch.no_grad(),
@@ -49,11 +49,11 @@ def forward_macs(model: nn.Module, *shape: int, attention: bool = True) -> int:
     return sum(counted) // 2
 
 
-def without_numbers(model: nn.Module) -> nn.Module:
+def to_meta(model: nn.Module) -> nn.Module:
     """A copy on the meta device: its structure. No weight is copied on the way.
 
     Example:
-        >>> without_numbers(nn.Linear(2, 3)).weight.is_meta
+        >>> to_meta(nn.Linear(2, 3)).weight.is_meta
         True
     """
     held: Any = [*model.parameters(), *model.buffers()]

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from modwright.core.formatting import human, percent
+from modwright.core.formatting import format_number, percent
 
 if TYPE_CHECKING:
-    from modwright.cost.counting import Cost, Row
+    from modwright.cost.counting import Cost, PartCost
     from modwright.cost.speed import Speed
     from modwright.cost.tree import Group, Tree
 
@@ -59,8 +59,8 @@ def _unfold(group: Group, whole: int, repeats: int, depth: int) -> str:
     line = (
         f"{_bar(node.parameters * repeats, whole)}<b>{escape(group.label)}</b>"
         f'<span class="what">{escape(node.description)}</span>'
-        f'<span class="numbers">{human(node.parameters)} parameters, {human(node.bytes, "B")}, '
-        f"{human(node.macs)} MACs{each}</span>"
+        f'<span class="numbers">{format_number(node.parameters)} parameters, {format_number(node.bytes, "B")}, '
+        f"{format_number(node.macs)} MACs{each}</span>"
     )
     if not node.children:
         return f'<div class="leaf">{line}</div>'
@@ -80,9 +80,9 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], total: Sequence
     )
 
 
-def _cells(name: str, row: Row | Cost, size: int) -> list[str]:
-    macs = [human(row.prefill_macs), human(row.decode_macs)]
-    return [name, human(row.parameters), human(size, "B"), *macs]
+def _cells(name: str, row: PartCost | Cost, size: int) -> list[str]:
+    macs = [format_number(row.prefill_macs), format_number(row.decode_macs)]
+    return [name, format_number(row.parameters), format_number(size, "B"), *macs]
 
 
 def cost_html(cost: Cost) -> str:
@@ -93,8 +93,8 @@ def cost_html(cost: Cost) -> str:
     parts = [_cells(row.address, row, row.bytes) for row in cost.rows]
     memory = (
         f"<p>Batch {recipe['batch']}, {recipe['length']} tokens, {escape(recipe['dtype'])}. "
-        f"Key/value cache {human(cost.kv_bytes, 'B')} per sequence, activations at least "
-        f"{human(cost.activation_bytes, 'B')}; bytes in powers of 1000.</p>"
+        f"Key/value cache {format_number(cost.kv_bytes, 'B')} per sequence, activations at least "
+        f"{format_number(cost.activation_bytes, 'B')}; bytes in powers of 1000.</p>"
     )
     rules = "".join(f"<li>{escape(f'{name}: {value}')}</li>" for name, value in recipe.items())
     return _page(

@@ -31,7 +31,7 @@ from modwright.core.errors import UnsupportedArchitecture
 from modwright.cost.forward_macs import forward_macs
 from modwright.nn import ExpertShape, Opaque, PlacedMixer
 
-__all__ = ["Pass", "line_macs", "map_macs", "part_macs", "score_macs"]
+__all__ = ["Pass", "projection_macs", "linear_macs", "part_macs", "score_macs"]
 
 
 @dataclass(frozen=True)
@@ -61,25 +61,25 @@ class Pass:
 
 
 @singledispatch
-def map_macs(projection: Projection) -> int:
+def linear_macs(projection: Projection) -> int:
     """Products of a linear map for one position: in x out."""
     return projection.in_features * projection.out_features
 
 
-@map_macs.register
+@linear_macs.register
 def _(projection: FactoredProjection) -> int:
     return projection.rank * (projection.in_features + projection.out_features)
 
 
 @singledispatch
-def line_macs(part: Sublayer) -> dict[str, int]:
+def projection_macs(part: Sublayer) -> dict[str, int]:
     """Products for one position by role: of each linear map, and of what goes with them."""
-    return {role: map_macs(projection) for role, projection in part.projections().items()}
+    return {role: linear_macs(projection) for role, projection in part.projections().items()}
 
 
-@line_macs.register
+@projection_macs.register
 def _(part: Mlp) -> dict[str, int]:
-    maps = {role: map_macs(projection) for role, projection in part.projections().items()}
+    maps = {role: linear_macs(projection) for role, projection in part.projections().items()}
     return maps if part.experts is None else _expert_macs(part.experts, maps)
 
 
@@ -124,19 +124,19 @@ def part_macs(part: Part, run: Pass) -> int:
 
 @part_macs.register
 def _(part: Attention, run: Pass) -> int:
-    return run.positions * sum(line_macs(part).values()) + score_macs(part, run)
+    return run.positions * sum(projection_macs(part).values()) + score_macs(part, run)
 
 
 @part_macs.register
 def _(part: Mlp, run: Pass) -> int:
-    return run.positions * sum(line_macs(part).values())
+    return run.positions * sum(projection_macs(part).values())
 
 
 @part_macs.register
 def _(part: MixtureOfExperts, run: Pass) -> int:
     # Each position goes through the router and through top_k experts, all of one size.
-    expert = sum(map_macs(projection) for projection in part.experts[0].projections().values())
-    return run.positions * (map_macs(part.router) + part.top_k * expert)
+    expert = sum(linear_macs(projection) for projection in part.experts[0].projections().values())
+    return run.positions * (linear_macs(part.router) + part.top_k * expert)
 
 
 @part_macs.register(OpaqueMixer)

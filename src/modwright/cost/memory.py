@@ -11,7 +11,7 @@ import torch
 from modwright.anatomy import Anatomy, Block, Embedding, MixtureOfExperts, Mlp
 from modwright.core.compat.transformers import attention_implementation
 from modwright.cost.checks import at_least, dtype_of
-from modwright.cost.running import Ran, observed
+from modwright.cost.meta_trace import MetaTrace, trace_on_meta
 from modwright.nn import AttentionShape
 
 __all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes"]
@@ -71,7 +71,7 @@ def kv_cache_bytes(
     return size
 
 
-def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1, ran: Ran | None = None) -> int:
+def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1, trace: MetaTrace | None = None) -> int:
     """Bytes of the activations that a forward pass without gradient cannot do without.
 
     Numbers per position; the largest of these sets counts, times positions and bytes per number:
@@ -96,9 +96,9 @@ def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1, ran: Ran | N
     """
     at_least(1, length=length, batch=batch)
     item = next(anatomy.model.parameters()).dtype.itemsize
-    ran = ran or observed(anatomy)
-    if ran is not None:
-        return batch * ran.largest * item
+    trace = trace or trace_on_meta(anatomy)
+    if trace is not None:
+        return batch * trace.largest * item
     length = anatomy.family.inputs().positions(length)
     width = anatomy.hidden_size
     eager = attention_implementation(anatomy.config) == "eager"

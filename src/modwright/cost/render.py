@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from modwright.core.formatting import human, percent
+from modwright.core.formatting import format_number, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,10 +60,10 @@ def tree_table(tree: Tree) -> Table:
         table.add_row(
             escape(name),
             escape(node.description),
-            human(node.parameters),
+            format_number(node.parameters),
             percent(node.parameters, tree.root.parameters, 0),
-            human(node.bytes, "B"),
-            human(node.macs),
+            format_number(node.bytes, "B"),
+            format_number(node.macs),
             style="dim" if node.description == "removed" else None,
         )
     return table
@@ -74,8 +74,8 @@ def cost_table(cost: Cost) -> Table:
     recipe = cost.recipe
     caption = (
         f"batch {recipe['batch']}, {recipe['length']} tokens, {recipe['dtype']}; key/value cache "
-        f"{human(cost.kv_bytes, 'B')} per sequence; activations at least "
-        f"{human(cost.activation_bytes, 'B')}; bytes in powers of 1000"
+        f"{format_number(cost.kv_bytes, 'B')} per sequence; activations at least "
+        f"{format_number(cost.activation_bytes, 'B')}; bytes in powers of 1000"
     )
     if "positions" in recipe:
         caption += f"; {recipe['positions']}"
@@ -85,16 +85,16 @@ def cost_table(cost: Cost) -> Table:
     for kind, row in cost.by_kind().items():
         cells = [
             kind,
-            human(row.parameters),
+            format_number(row.parameters),
             percent(row.parameters, cost.parameters),
-            human(row.bytes, "B"),
-            human(row.prefill_macs),
+            format_number(row.bytes, "B"),
+            format_number(row.prefill_macs),
             percent(row.prefill_macs, cost.prefill_macs),
         ]
-        table.add_row(*cells, *([human(row.decode_macs)] if decodes else []))
+        table.add_row(*cells, *([format_number(row.decode_macs)] if decodes else []))
     table.add_section()
-    totals = [human(cost.parameters), "", human(cost.stored_bytes, "B"), human(cost.prefill_macs)]
-    table.add_row("total", *totals, "", *([human(cost.decode_macs)] if decodes else []))
+    totals = [format_number(cost.parameters), "", format_number(cost.stored_bytes, "B"), format_number(cost.prefill_macs)]
+    table.add_row("total", *totals, "", *([format_number(cost.decode_macs)] if decodes else []))
     return table
 
 

@@ -26,11 +26,11 @@ from modwright.anatomy import (
 )
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError
-from modwright.core.formatting import human
+from modwright.core.formatting import format_number
 from modwright.cost.checks import as_anatomy
-from modwright.cost.counting import Row, counted
-from modwright.cost.macs import Pass, line_macs, score_macs
-from modwright.cost.running import observed
+from modwright.cost.counting import PartCost, counted
+from modwright.cost.macs import Pass, projection_macs, score_macs
+from modwright.cost.meta_trace import trace_on_meta
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -64,13 +64,13 @@ class Node:
     def name(self) -> str:
         return self.address.rpartition(".")[2] or "model"
 
-    def alike(self, other: Node) -> bool:
+    def same_structure(self, other: Node) -> bool:
         """The same structure and numbers; only the address may differ."""
         return (
             (self.kind, self.description, self.parameters, self.bytes, self.macs)
             == (other.kind, other.description, other.parameters, other.bytes, other.macs)
             and len(self.children) == len(other.children)
-            and all(a.alike(b) for a, b in zip(self.children, other.children, strict=True))
+            and all(a.same_structure(b) for a, b in zip(self.children, other.children, strict=True))
         )
 
     def walk(self) -> Iterator[Node]:
@@ -84,7 +84,7 @@ class Node:
         groups: list[Group] = []
         for node in self.children:
             last = groups[-1] if groups else None
-            if last is not None and node.kind == "block" and last.node.alike(node):
+            if last is not None and node.kind == "block" and last.node.same_structure(node):
                 groups[-1] = Group(last.node, last.count + 1)
             else:
                 groups.append(Group(node))
@@ -156,7 +156,7 @@ class Tree:
         return {"length": self.length, "model": self.root.to_dict()}
 
     def __repr__(self) -> str:
-        return f"Tree({self.root.description}: {human(self.root.parameters)} parameters)"
+        return f"Tree({self.root.description}: {format_number(self.root.parameters)} parameters)"
 
     def __rich__(self) -> RenderableType:
         from modwright.cost.render import tree_table
@@ -189,14 +189,14 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
         '6 heads, 2 kv, qk 12, v 12'
     """
     anatomy = as_anatomy(model)
-    ran = observed(anatomy)
-    rows = {row.address: row for row in counted(anatomy, ran, length=length).rows}
+    trace = trace_on_meta(anatomy)
+    rows = {row.address: row for row in counted(anatomy, trace, length=length).rows}
     length = anatomy.family.inputs().positions(length)
     run = Pass(1, length)
     outer = {address: _outer_node(anatomy, address, rows[address]) for address in anatomy.outer}
     later = [outer.pop(address) for address in anatomy.after_blocks]
     blocks = tuple(
-        _block_node(block, rows, run if ran is None else ran.of(block.address, run))
+        _block_node(block, rows, run if trace is None else trace.of(block.address, run))
         for block in anatomy.blocks
     )
     held = f"{len(blocks)} layers" if blocks else "none left"
@@ -288,7 +288,7 @@ def _describe_map(projection: Projection) -> str:
     return f"{projection.in_features} -> {rank}{projection.out_features}{bias}"
 
 
-def _leaf(row: Row, description: str, children: Sequence[Node] = ()) -> Node:
+def _leaf(row: PartCost, description: str, children: Sequence[Node] = ()) -> Node:
     return Node(
         row.address,
         row.kind,
@@ -312,12 +312,12 @@ def _sum(address: str, kind: str, description: str, children: Sequence[Node]) ->
     )
 
 
-def _outer_node(anatomy: Anatomy, address: str, row: Row) -> Node:
+def _outer_node(anatomy: Anatomy, address: str, row: PartCost) -> Node:
     tied = ", tied to embed" if address == "head" and anatomy.is_tied else ""
     return _leaf(row, describe(anatomy.outer[address]) + tied)
 
 
-def _block_node(block: Block, rows: dict[str, Row], run: Pass) -> Node:
+def _block_node(block: Block, rows: dict[str, PartCost], run: Pass) -> Node:
     standing = {place: block.at(place) for place in ("attention", "mlp")}
     children = [
         Node(f"{block.address}.{role}", role, "removed")
@@ -329,11 +329,11 @@ def _block_node(block: Block, rows: dict[str, Row], run: Pass) -> Node:
     return _sum(block.address, "block", f"{block.layout}-norm", children)
 
 
-def _lines(part: Sublayer, row: Row, run: Pass) -> list[Node]:
+def _lines(part: Sublayer, row: PartCost, run: Pass) -> list[Node]:
     """The linear maps of a part, its scores, and the rest, so that they add up to its row."""
     if not part.projections():
         return []
-    macs = line_macs(part)
+    macs = projection_macs(part)
     lines = [
         Node(
             projection.address,
@@ -365,7 +365,7 @@ def _scores(part: Sublayer, run: Pass) -> list[Node]:
         macs = score_macs(part, run)
     elif isinstance(part, Mlp) and part.experts is not None:
         seen = f"{run.positions} x {part.num_experts} experts"
-        macs = run.positions * line_macs(part)["scores"]
+        macs = run.positions * projection_macs(part)["scores"]
     else:
         return []
     return [Node(f"{part.address}.scores", "scores", seen, macs=macs)]

@@ -17,7 +17,7 @@ from modwright.anatomy import Anatomy, Images, pick_layers
 from modwright.calibration import TokenWindows
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
-from modwright.cost.running import run_without_numbers
+from modwright.cost.meta_trace import run_on_meta
 from modwright.edits import Change, Plan
 from modwright.edits.edit import Replace
 from modwright.nn import AttentionShape, PlacedMixer
@@ -157,7 +157,7 @@ def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:
     """Width, grid and tokens before it of each block, as a mixer is built with them."""
     reads = anatomy.family.inputs()
     if anatomy.family.counts_by_running:
-        ran = run_without_numbers(anatomy)
+        ran = run_on_meta(anatomy)
         calls = zip(ran.widths, ran.passes, ran.grids)
         return [_called(width, tokens, spatial_shape) for width, (_, tokens), spatial_shape in calls]
     told: dict[str, Any] = {"hidden_size": anatomy.hidden_size}

@@ -19,14 +19,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from modwright.anatomy import Anatomy, Part
 from modwright.core.capture import Call, channels_last, on_forward
 from modwright.core.modes import set_eval
-from modwright.cost.forward_macs import without_numbers
+from modwright.cost.forward_macs import to_meta
 from modwright.cost.macs import Pass, part_macs
 
-__all__ = ["Ran", "observed", "run_without_numbers"]
+__all__ = ["MetaTrace", "trace_on_meta", "run_on_meta"]
 
 
 @dataclass(frozen=True)
-class Ran:
+class MetaTrace:
     """One pass over one image.
 
     Attributes:
@@ -64,13 +64,13 @@ class Ran:
         return run.sequences * self.counted[address]
 
 
-def observed(anatomy: Anatomy) -> Ran | None:
+def trace_on_meta(anatomy: Anatomy) -> MetaTrace | None:
     """A pass of a model whose family is counted by running; None for the others."""
-    return run_without_numbers(anatomy) if anatomy.family.counts_by_running else None
+    return run_on_meta(anatomy) if anatomy.family.counts_by_running else None
 
 
 @torch.no_grad()
-def run_without_numbers(anatomy: Anatomy) -> Ran:
+def run_on_meta(anatomy: Anatomy) -> MetaTrace:
     """Runs a model on the meta device over one input of its own size.
 
     Attention is counted as the two products that it is, scores and weighted sum.
@@ -78,10 +78,10 @@ def run_without_numbers(anatomy: Anatomy) -> Ran:
     Example:
         >>> from modwright.models import create_model
         >>> model = create_model("poolformer_s12", depths=[1, 1], widths=[8, 16], image_size=64)
-        >>> run_without_numbers(Anatomy.of(model)).passes  # places of both stages
+        >>> run_on_meta(Anatomy.of(model)).passes  # places of both stages
         ((1, 256), (1, 64))
     """
-    model = set_eval(without_numbers(anatomy.model))
+    model = set_eval(to_meta(anatomy.model))
     inputs = anatomy.family.inputs().random(1, 1, torch.Generator())
     given = {name: tensor.to("meta") for name, tensor in inputs.items()}
     there = Anatomy.of(model)
@@ -117,7 +117,7 @@ def run_without_numbers(anatomy: Anatomy) -> Ran:
         if path is not None:
             counted[address] = flops.get(f"{start}.{path}", 0) // 2
     calls = [seen[block.index] or [_Call(0, 1, 0, None)] for block in there.blocks]
-    return Ran(
+    return MetaTrace(
         flops.get("Global", 0) // 2,
         counted,
         # A block that runs several times sees as many sequences more.
