@@ -14,7 +14,7 @@ from modwright.edits import remove
 from modwright.edits.plan import Plan
 from modwright.recipes.measure import Baseline, is_same_model, measure_stage
 from modwright.recipes.schema import Evaluate, Speed
-from modwright.report import Report, verdicts
+from modwright.report import Report, summary_sentences
 from modwright.surgery import apply, make_method
 
 EVALUATE = Evaluate(
@@ -55,7 +55,7 @@ def test_fault_A18_an_unchanged_model_is_not_timed_and_not_faster(tiny: Any, nam
     )
     assert seen.calls == 0 or name == "tiny-bert"
     assert after.speed is not None and after.speed["unchanged"] is True
-    said = [line for line in verdicts(Report("r", stages=[first, after])) if "peed" in line]
+    said = [line for line in summary_sentences(Report("r", stages=[first, after])) if "peed" in line]
     assert said == [
         "Speed: structure and weights are those of the model as it came, so nothing was timed "
         "again."

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from modwright.report import Report, Stage, model_card, verdicts
+from modwright.report import Report, Stage, model_card, summary_sentences
 from modwright.report.markdown import inline
 
 from .small import report, stage
@@ -92,7 +92,7 @@ def test_before_after_recipe_and_limits(example: Report) -> None:
     for words in ("30.92", "44.87 (× 1.45)", "134,515,008", "120,080,448 (−10.7 %)"):
         assert words in card
     assert "36.56 (×" not in card, "steps between stand in the report"
-    assert all(inline(line) in card for line in verdicts(example))
+    assert all(inline(line) in card for line in summary_sentences(example))
     blocks = re.findall(r"```yaml\n(.*?)\n```", card, re.DOTALL)
     assert yaml.safe_load(blocks[0]) == example.recipe
     assert example.reproduce in card

@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 import pytest
 import yaml
 
-from modwright.report import Report, Stage, render_html, verdicts
+from modwright.report import Report, Stage, render_html, summary_sentences
 from modwright.report.columns import shown_metrics
 from modwright.report.serving import serving_rows
 from modwright.report.tables import measured
-from modwright.report.words import RULES
+from modwright.report.summary import RULES
 
 from .small import report, stage
 
@@ -97,7 +97,7 @@ def test_every_number_of_the_table_is_there(example: Report, page: Page) -> None
 
 
 def test_every_sentence_rule_and_recipe_entry_is_there(example: Report, page: Page) -> None:
-    for line in verdicts(example):
+    for line in summary_sentences(example):
         assert all(part.strip() in page.text for part in line.split("`"))
     for word, rule in RULES:
         assert word in page.text and rule in page.text
@@ -174,7 +174,7 @@ def test_equal_reports_give_equal_pages(example: Report, html: str) -> None:
 def test_a_report_with_little_in_it_is_a_page_too(stages: list[Stage]) -> None:
     page = Page(render_html(report(*stages)))
     assert "None" not in page.text and "nan" not in page.text.split()
-    assert all(line.split("`")[0] in page.text for line in verdicts(report(*stages)))
+    assert all(line.split("`")[0] in page.text for line in summary_sentences(report(*stages)))
 
 
 def test_headlines_say_what_was_not_measured() -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 from markdown_it import MarkdownIt
 
-from modwright.report import Report, Stage, render_markdown, verdicts
+from modwright.report import Report, Stage, render_markdown, summary_sentences
 from modwright.report.columns import shown_metrics
 from modwright.report.markdown import fenced, inline
 from modwright.report.tables import measured
@@ -40,7 +40,7 @@ def test_every_number_sentence_and_recipe_is_there(example: Report) -> None:
             assert metric.cell(shown) in text
             assert metric.change_cell(example.before, shown) in text
         assert shown.title in text
-    for line in verdicts(example):
+    for line in summary_sentences(example):
         assert all(part.strip() in text for part in line.split("`"))
     for entry in measured(example):
         assert all(name in text and value in text for name, value in entry.recipe.items())

@@ -8,7 +8,7 @@ import matplotlib
 import pytest
 
 from modwright.report import Report, Stage
-from modwright.report.placing import Box, place
+from modwright.report.label_layout import Box, place
 from modwright.report.plots import curve, plots, scores, shapes, sparsity
 
 from .small import report, stage

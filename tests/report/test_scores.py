@@ -31,7 +31,7 @@ def test_a_change_of_a_score_is_a_difference() -> None:
     before, after = stage(scores=[score(0.8)]), stage("1 x", scores=[score(0.6333)])
     (metric,) = (m for m in shown_metrics(report(before, after)) if m.name == "words acc")
     assert (metric.cell(after), metric.change_cell(before, after)) == ("0.6333", "−0.1667")
-    assert metric.verdict(before, after) == "0.1667 lower"
+    assert metric.summary_sentence(before, after) == "0.1667 lower"
     assert metric.direction(before, after) == "worse"
     assert metric.direction(before, stage("1 x", scores=[score(0.8)])) == "same"
     from_zero = stage(scores=[score(0.0)])

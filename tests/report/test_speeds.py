@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from modwright.report import Report, Stage, render_html, render_markdown, verdicts
+from modwright.report import Report, Stage, render_html, render_markdown, summary_sentences
 from modwright.report.card import model_card
 from modwright.report.columns import METRICS
 from modwright.report.speeds import MACS_FALL, paired_ratio, speed_cells
@@ -19,7 +19,7 @@ VERDICT = r"is faster|is slower|no difference|did not pay|× 1"
 def said(*stages: Stage) -> list[str]:
     return [
         line
-        for line in verdicts(report(*stages))
+        for line in summary_sentences(report(*stages))
         if re.search("decoding|prefill|speed|timed", line, re.I)
     ]
 
@@ -98,7 +98,7 @@ def test_fault_A18_only_a_difference_that_was_seen_stands_in_tables_and_headline
     metric = next(m for m in METRICS if m.name == "decode_tokens_per_second")
     seen = name in ("faster", "slower with fewer MACs", "MACs hardly fell")
     assert bool(metric.change_cell(before, after)) is seen
-    assert bool(metric.verdict(before, after)) is seen
+    assert bool(metric.summary_sentence(before, after)) is seen
     assert metric.has_headline(before, after) is seen
     whole = report(before, after)
     pages = [render_html(whole), render_markdown(whole), model_card(whole)]
@@ -116,7 +116,7 @@ def test_a_measurement_that_is_missing_or_alone_has_its_card() -> None:
 
 @pytest.mark.contract("E5")
 def test_the_step_that_is_not_faster_is_named_and_the_other_is_not() -> None:
-    lines = verdicts(
+    lines = summary_sentences(
         report(
             stage(decode=20.0),
             stage(
@@ -168,4 +168,4 @@ def test_a_narrow_table_shows_intervals_and_old_reports_their_numbers() -> None:
 
 def test_intervals_survive_the_way_to_json() -> None:
     whole = report(stage(decode=20.0), CASES["faster"][0])
-    assert verdicts(Report.from_dict(whole.to_dict())) == verdicts(whole)
+    assert summary_sentences(Report.from_dict(whole.to_dict())) == summary_sentences(whole)

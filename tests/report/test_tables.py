@@ -28,7 +28,7 @@ def test_changes_are_written_in_the_form_of_their_metric() -> None:
     before = stage(decode=10.0)
     after = stage("1 x", perplexity=45.0, decode=8.0, parameters=9e5, ratios=slower)
     found = {
-        name: (metric.change_cell(before, after), metric.verdict(before, after))
+        name: (metric.change_cell(before, after), metric.summary_sentence(before, after))
         for name, metric in BY_NAME.items()
     }
     assert found["parameters"] == ("−10.0 %", "10.0 % fewer")

@@ -52,7 +52,7 @@ def export(
     without modwright. pt2: torch.export. onnx: ONNX Runtime. gguf: llama.cpp and its kin.
     """
     from modwright.checkpoint.export import export as export_model
-    from modwright.checkpoint.export import make_target, serving_table
+    from modwright.checkpoint.export import make_target, runtime_support
     from modwright.cli.opening import open_checkpoint
 
     target = make_target(to, _options(options or ()))
@@ -63,7 +63,7 @@ def export(
         model, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress
     )
     if out is None:
-        _show_serving(opened.name, serving_table(opened.model), json)
+        _show_serving(opened.name, runtime_support(opened.model), json)
         return
     _show_export(export_model(opened, out, target, force=force, progress=progress), target, json)
 

@@ -28,11 +28,11 @@ __all__ = [
 
 def show_outcome(console: Console, outcome: Outcome) -> None:
     """The before/after table, the verdicts in words, and how to load the result."""
-    from modwright.report import verdicts
+    from modwright.report import summary_sentences
 
     report = outcome.report
     console.print(before_after(report))
-    for sentence in verdicts(report):
+    for sentence in summary_sentences(report):
         console.print(Text(f"- {sentence}"))
     for stage in (report.before, report.after):
         if stage.sample is not None:

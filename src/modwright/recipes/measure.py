@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from modwright.anatomy import Anatomy
-from modwright.checkpoint.export import serving_table
+from modwright.checkpoint.export import runtime_support
 from modwright.core.progress import Progress
 from modwright.cost import compare_speed, count, measure_speed
 from modwright.edits.remodeled import edits_of
@@ -158,4 +158,4 @@ def shape_of(anatomy: Anatomy) -> list[dict[str, Any]]:
 
 def servable(model: Any) -> dict[str, dict[str, str]]:
     """Which runtimes take a model's checkpoint, and why not, as a report has it."""
-    return {entry.runtime: entry.to_dict() for entry in serving_table(model)}
+    return {entry.runtime: entry.to_dict() for entry in runtime_support(model)}

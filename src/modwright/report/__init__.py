@@ -6,7 +6,7 @@ from modwright.report.card import model_card
 from modwright.report.data import Report, Stage
 from modwright.report.html import render_html
 from modwright.report.markdown import render_markdown
-from modwright.report.words import verdicts
+from modwright.report.summary import summary_sentences
 from modwright.report.writing import read_report, write_report
 
 __all__ = [
@@ -16,6 +16,6 @@ __all__ = [
     "read_report",
     "render_html",
     "render_markdown",
-    "verdicts",
+    "summary_sentences",
     "write_report",
 ]

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from modwright.report.data import Report
-from modwright.report.markdown import bullets, fenced, inline, serving_table, stage_table
+from modwright.report.markdown import bullets, fenced, inline, runtime_support, stage_table
 from modwright.report.tables import recipe_yaml
-from modwright.report.words import verdicts
+from modwright.report.summary import summary_sentences
 
 __all__ = ["model_card"]
 
@@ -48,14 +48,14 @@ def model_card(report: Report, location: str = ".") -> str:
     shown = [report.before] if report.before is report.after else [report.before, report.after]
     parts += ["## Before and after", stage_table(report, shown)]
     parts.append("In brackets: the change against the model as it came.")
-    parts.append(bullets(verdicts(report)))
+    parts.append(bullets(summary_sentences(report)))
     parts += ["## How it was made", _steps(report)]
     if report.recipe:
         parts.append(fenced(recipe_yaml(report), "yaml"))
     if report.reproduce:
         parts += ["To make it again:", fenced(report.reproduce, "bash")]
     if report.after.servable:
-        parts += ["## Where it runs", serving_table(report.after)]
+        parts += ["## Where it runs", runtime_support(report.after)]
     parts += ["## Limits", bullets(_limits(report))]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -19,10 +19,10 @@ from modwright.report.tables import (
     per_layer,
     recipe_yaml,
     samples,
-    spoken,
+    format_value,
     subtitle,
 )
-from modwright.report.words import RULES, verdicts
+from modwright.report.summary import RULES, summary_sentences
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -63,7 +63,7 @@ def render_html(report: Report) -> str:
         subtitle=subtitle(report),
         metrics=shown_metrics(report),
         cards=_cards(report),
-        verdicts=verdicts(report),
+        summary_sentences=summary_sentences(report),
         rules=RULES,
         plots=plots(report),
         steps=[_step(one, two) for one, two in zip(report.stages, report.stages[1:])],
@@ -112,7 +112,7 @@ def _card(metric: Metric, report: Report) -> dict[str, str]:
         "hint": metric.wanted if metric.group == "quality" else "",
         "before": metric.brief(before),
         "after": "" if before is after else metric.brief(after),
-        "change": metric.verdict(before, after),
+        "change": metric.summary_sentence(before, after),
         "direction": metric.direction(before, after),
     }
 
@@ -133,7 +133,7 @@ def _step(before: Stage, stage: Stage) -> dict[str, Any]:
     layers = per_layer(stage.reasons, len(before.shape))
     return {
         "stage": stage,
-        "options": {name: spoken(value) for name, value in stage.options.items()},
+        "options": {name: format_value(value) for name, value in stage.options.items()},
         "layers": layers,
         "layer_rows": list(zip(*layers.values())),
         "reasons": other_reasons(stage.reasons, layers),

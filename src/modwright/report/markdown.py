@@ -18,17 +18,17 @@ from modwright.report.tables import (
     per_layer,
     recipe_yaml,
     samples,
-    spoken,
+    format_value,
     subtitle,
 )
-from modwright.report.words import RULES, verdicts
+from modwright.report.summary import RULES, summary_sentences
 
 __all__ = [
     "bullets",
     "fenced",
     "inline",
     "render_markdown",
-    "serving_table",
+    "runtime_support",
     "stage_table",
     "table",
 ]
@@ -43,7 +43,7 @@ def render_markdown(report: Report) -> str:
         >>> render_markdown(Report("example", stages=[Stage("before")])).splitlines()[0]
         '# example'
     """
-    parts = [f"# {inline(report.title)}", inline(subtitle(report)), bullets(verdicts(report))]
+    parts = [f"# {inline(report.title)}", inline(subtitle(report)), bullets(summary_sentences(report))]
     parts += ["## Before, after, and every step between", stage_table(report)]
     parts.append("In brackets: the change against the model as it came.")
     parts.append(bullets(f"{m.label}: {m.meaning}" for m in shown_metrics(report)))
@@ -52,7 +52,7 @@ def render_markdown(report: Report) -> str:
     for before, stage in zip(report.stages, report.stages[1:]):
         parts += _step(before, stage)
     if report.after.servable:
-        parts += ["## Where the result runs", serving_table(report.after)]
+        parts += ["## Where the result runs", runtime_support(report.after)]
     parts.append("## How it was measured")
     for entry in measured(report):
         only = f": {', '.join(entry.stages)}" if entry.stages else ""
@@ -86,7 +86,7 @@ def stage_table(report: Report, stages: Sequence[Stage] | None = None) -> str:
     return table(["Stage", *(inline(metric.label) for metric in metrics)], rows)
 
 
-def serving_table(stage: Stage) -> str:
+def runtime_support(stage: Stage) -> str:
     """Where a model runs, one row per runtime."""
     rows = [[inline(cell) for cell in row] for row in serving_rows(stage)]
     lines = [HEADS, [":---"] * len(HEADS), *rows]
@@ -179,7 +179,7 @@ def _step(before: Stage, stage: Stage) -> list[str]:
         parts.append(f"Time: {inline(times)}.")
     if stage.options:
         parts.append(
-            _pairs({name: spoken(value) for name, value in stage.options.items()}, "Option")
+            _pairs({name: format_value(value) for name, value in stage.options.items()}, "Option")
         )
     layers = per_layer(stage.reasons, len(before.shape))
     if layers:

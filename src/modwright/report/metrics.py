@@ -82,7 +82,7 @@ class Metric:
         """How far the number went: after / before; None where that cannot be said."""
         return ratio(self.of(before), self.of(stage))
 
-    def verdict(self, before: Stage, stage: Stage) -> str:
+    def summary_sentence(self, before: Stage, stage: Stage) -> str:
         """``"10.7 % smaller"``, ``"× 1.18 higher"``, ``"unchanged"``, or nothing."""
         change = self.change_cell(before, stage)
         if not change:
@@ -97,7 +97,7 @@ class Metric:
 
     def direction(self, before: Stage, stage: Stage) -> str:
         """``"better"``, ``"worse"`` or ``"same"``, by the change that is shown."""
-        words = self.verdict(before, stage)
+        words = self.summary_sentence(before, stage)
         if not words or words == "unchanged" or self.lower_is_better is None:
             return "same"
         return "better" if self._fell(before, stage) == self.lower_is_better else "worse"

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from modwright.core.formatting import number_text, scaled_text, share_text, tick_text
 from modwright.report.data import Report, Stage
-from modwright.report.placing import Box, Spot, place
+from modwright.report.label_layout import Box, LabelPosition, place
 from modwright.report.svg import BASE, GONE, KEPT, LINE, WIDTH, canvas, inline_svg, style
 
 __all__ = ["Plot", "curve", "plots", "scores", "shapes", "sparsity"]
@@ -112,7 +112,7 @@ def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> Non
         note.set_in_layout(False)
 
 
-def _leader(spot: Spot) -> dict[str, Any]:
+def _leader(spot: LabelPosition) -> dict[str, Any]:
     """A thin line from the near corner of the text."""
     corner = (float(spot.ha == "right"), float(spot.va == "top"))
     look = {"arrowstyle": "-", "color": BASE, "linewidth": 0.8}

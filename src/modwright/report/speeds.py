@@ -98,7 +98,7 @@ class SpeedMetric(Metric):
         return (
             before is stage
             or MISSING in (self.cell(before), self.cell(stage))
-            or bool(self.verdict(before, stage))
+            or bool(self.summary_sentence(before, stage))
         )
 
 

@@ -20,7 +20,7 @@ __all__ = [
     "per_layer",
     "recipe_yaml",
     "samples",
-    "spoken",
+    "format_value",
     "subtitle",
 ]
 
@@ -84,19 +84,19 @@ def flat(values: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(value, Mapping):
             lines.update({f"{label}, {inner}": text for inner, text in flat(value).items()})
         else:
-            lines[label] = spoken(value)
+            lines[label] = format_value(value)
     return lines
 
 
-def spoken(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A plain value as text: yes, no, none, numbers with separators, lists with commas.
 
     Example:
-        >>> spoken([2048, True, None])
+        >>> format_value([2048, True, None])
         '2,048, yes, none'
     """
     if isinstance(value, list):
-        return ", ".join(spoken(entry) for entry in value) or "none"
+        return ", ".join(format_value(entry) for entry in value) or "none"
     if isinstance(value, Mapping):
         return "; ".join(f"{name}: {text}" for name, text in flat(value).items()) or "none"
     if value is None:
@@ -169,7 +169,7 @@ def _lists(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, l
 
 def layer_cell(value: Any) -> str:
     """An entry of a per-layer list; a layer without one shows a dash."""
-    return MISSING if value is None else spoken(value)
+    return MISSING if value is None else format_value(value)
 
 
 def other_reasons(reasons: Mapping[str, Any], layers: Iterable[str]) -> dict[str, str]:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from modwright.checkpoint.export import Servable, serving_table, target_names
+from modwright.checkpoint.export import RuntimeSupport, runtime_support, target_names
 from modwright.report import Stage
 
 
-def table(model: Any) -> dict[str, Servable]:
-    return {entry.runtime: entry for entry in serving_table(model)}
+def table(model: Any) -> dict[str, RuntimeSupport]:
+    return {entry.runtime: entry for entry in runtime_support(model)}
 
 
 def test_a_plain_model(tiny: Any) -> None:
@@ -69,5 +69,5 @@ def test_a_family_that_gguf_does_not_have_is_a_no(tiny: Any) -> None:
 
 
 def test_reports_take_the_table(edited_model: Callable[[str], Any], tmp_path: Path) -> None:
-    told = {e.runtime: e.to_dict() for e in serving_table(edited_model("tiny-gpt2"))}
+    told = {e.runtime: e.to_dict() for e in runtime_support(edited_model("tiny-gpt2"))}
     assert Stage("before", servable=told).servable == told

@@ -2,7 +2,7 @@
 
 from modwright.checkpoint.export.comparing import Compared
 from modwright.checkpoint.export.exporting import Exported, export
-from modwright.checkpoint.export.serving import Servable, serving_table
+from modwright.checkpoint.export.serving import RuntimeSupport, runtime_support
 from modwright.checkpoint.export.target import (
     Target,
     make_target,
@@ -14,12 +14,12 @@ from modwright.checkpoint.export.target import (
 __all__ = [
     "Compared",
     "Exported",
-    "Servable",
+    "RuntimeSupport",
     "Target",
     "export",
     "make_target",
     "register_target",
-    "serving_table",
+    "runtime_support",
     "target_names",
     "target_type",
 ]

@@ -9,13 +9,13 @@ from modwright.checkpoint.export.differences import differences
 from modwright.checkpoint.export.target import make_target
 from modwright.edits.remodeled import is_plain
 
-__all__ = ["Answer", "Servable", "serving_table"]
+__all__ = ["Answer", "RuntimeSupport", "runtime_support"]
 
 Answer = Literal["yes", "after export", "no", "not tested"]
 
 
 @dataclass(frozen=True)
-class Servable:
+class RuntimeSupport:
     """Whether one runtime takes a model.
 
     Attributes:
@@ -38,12 +38,12 @@ class Servable:
         return fields
 
 
-def serving_table(model: Any) -> tuple[Servable, ...]:
+def runtime_support(model: Any) -> tuple[RuntimeSupport, ...]:
     """One entry per runtime, for a live model. Its weights are not looked at.
 
     Example:
         >>> import modwright
-        >>> for entry in serving_table(modwright.open("preset:tiny-gpt2").model):
+        >>> for entry in runtime_support(modwright.open("preset:tiny-gpt2").model):
         ...     print(f"{entry.runtime}: {entry.answer}")
         transformers: yes
         transformers without modwright: yes
@@ -56,7 +56,7 @@ def serving_table(model: Any) -> tuple[Servable, ...]:
     return (
         _transformers(model),
         _without_modwright(model),
-        Servable(
+        RuntimeSupport(
             "vLLM, transformers backend",
             "not tested",
             f"{told}; vLLM was not run" if odd else "a plain checkpoint; vLLM was not run",
@@ -70,19 +70,19 @@ def _command(target: str) -> str:
     return f"modwright export DIR -o OUT --to {target}"
 
 
-def _transformers(model: Any) -> Servable:
+def _transformers(model: Any) -> RuntimeSupport:
     why = "the checkpoint is plain" if is_plain(model) else "after `import modwright`"
-    return Servable("transformers", "yes", why)
+    return RuntimeSupport("transformers", "yes", why)
 
 
-def _without_modwright(model: Any) -> Servable:
+def _without_modwright(model: Any) -> RuntimeSupport:
     runtime = "transformers without modwright"
     if is_plain(model):
-        return Servable(runtime, "yes", "the checkpoint is plain")
+        return RuntimeSupport(runtime, "yes", "the checkpoint is plain")
     why = make_target("standalone").refusal(model)
     if why is not None:
-        return Servable(runtime, "no", why)
-    return Servable(
+        return RuntimeSupport(runtime, "no", why)
+    return RuntimeSupport(
         runtime,
         "after export",
         "with one Python file beside the weights and `trust_remote_code=True`",
@@ -90,11 +90,11 @@ def _without_modwright(model: Any) -> Servable:
     )
 
 
-def _llama_cpp(model: Any) -> Servable:
+def _llama_cpp(model: Any) -> RuntimeSupport:
     why = make_target("gguf").refusal(model)
     if why is not None:
-        return Servable("llama.cpp", "no", why)
-    return Servable(
+        return RuntimeSupport("llama.cpp", "no", why)
+    return RuntimeSupport(
         "llama.cpp",
         "after export",
         "as a GGUF file, which the export reads back with transformers; llama.cpp itself was run "
@@ -103,11 +103,11 @@ def _llama_cpp(model: Any) -> Servable:
     )
 
 
-def _onnx(model: Any) -> Servable:
+def _onnx(model: Any) -> RuntimeSupport:
     why = make_target("onnx").refusal(model)
     if why is not None:
-        return Servable("ONNX Runtime", "no", why)
-    return Servable(
+        return RuntimeSupport("ONNX Runtime", "no", why)
+    return RuntimeSupport(
         "ONNX Runtime",
         "after export",
         "the export runs the graph there and compares its outputs; where the tracer does not take "

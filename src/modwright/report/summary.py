@@ -25,7 +25,7 @@ __all__ = [
     "REPEATS",
     "RULES",
     "SAME",
-    "verdicts",
+    "summary_sentences",
 ]
 
 NEARLY_FREE = 1.02
@@ -107,14 +107,14 @@ def _value(stage: Stage, group: str, key: str) -> float | None:
     return value
 
 
-def verdicts(report: Report) -> list[str]:
+def summary_sentences(report: Report) -> list[str]:
     """What the report says, as sentences in the order in which they matter.
 
     First the whole, then each step where there are several, then the sample, what of the source was
     left out, and what loads the result. Every sentence names its numbers with their units.
 
     Example:
-        >>> for line in verdicts(Report("example", stages=[Stage("before")])):
+        >>> for line in summary_sentences(Report("example", stages=[Stage("before")])):
         ...     print(line)
         Nothing was changed: these are the measurements of the model as it came.
         Perplexity was not measured, so nothing is said about quality.

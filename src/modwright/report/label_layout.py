@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-__all__ = ["Box", "Spot", "place"]
+__all__ = ["Box", "LabelPosition", "place"]
 
 # Of system fonts at 12 units: a little more than the average advance, and the line height.
 _CHARACTER = 6.5
@@ -35,7 +35,7 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Spot:
+class LabelPosition:
     """An offset from the point, and which side of the text stands there."""
 
     dx: float
@@ -58,14 +58,14 @@ class Spot:
 
 # Beside the point first, then above and below, then further and further away.
 _SPOTS = (
-    Spot(6, 5, "left", "bottom"),
-    Spot(-6, -5, "right", "top"),
-    Spot(-6, 5, "right", "bottom"),
-    Spot(6, -5, "left", "top"),
-    Spot(0, 9, "center", "bottom"),
-    Spot(0, -9, "center", "top"),
+    LabelPosition(6, 5, "left", "bottom"),
+    LabelPosition(-6, -5, "right", "top"),
+    LabelPosition(-6, 5, "right", "bottom"),
+    LabelPosition(6, -5, "left", "top"),
+    LabelPosition(0, 9, "center", "bottom"),
+    LabelPosition(0, -9, "center", "top"),
     *(
-        Spot(side * 8, way * far, "left" if side > 0 else "right", "bottom" if way > 0 else "top")
+        LabelPosition(side * 8, way * far, "left" if side > 0 else "right", "bottom" if way > 0 else "top")
         for far in (22, 38, 54, 70, 86)
         for side in (1, -1)
         for way in (1, -1)
@@ -73,7 +73,7 @@ _SPOTS = (
 )
 
 
-def place(points: Sequence[tuple[float, float]], texts: Sequence[str], frame: Box) -> list[Spot]:
+def place(points: Sequence[tuple[float, float]], texts: Sequence[str], frame: Box) -> list[LabelPosition]:
     """A spot for each text, in order: the first free one, else the one with the least overlap.
 
     Args:

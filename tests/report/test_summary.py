@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from modwright.report import Report, Stage, verdicts
-from modwright.report.words import FAR_OUTSIDE, NEARLY_FREE, REPEATS
+from modwright.report import Report, Stage, summary_sentences
+from modwright.report.summary import FAR_OUTSIDE, NEARLY_FREE, REPEATS
 
 from .small import ASKED, near, report, score, stage
 
@@ -253,14 +253,14 @@ CASES: list[tuple[str, list[Stage], str, str]] = [
     ("stages", "said", "unsaid"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
 )
 def test_each_rule(stages: list[Stage], said: str, unsaid: str) -> None:
-    lines = verdicts(report(*stages))
+    lines = summary_sentences(report(*stages))
     assert any(re.search(said, line) for line in lines), lines
     assert not any(re.search(unsaid, line) for line in lines), lines
     assert all(line.endswith(".") and "\n" not in line for line in lines)
 
 
 def test_a_broken_step_in_the_middle_is_named() -> None:
-    lines = verdicts(report(stage(), stage("1 x", perplexity=float("nan")), stage("2 y")))
+    lines = summary_sentences(report(stage(), stage("1 x", perplexity=float("nan")), stage("2 y")))
     assert any(line.startswith("Step 1 x is broken") for line in lines)
     assert (
         "Step 2 y: perplexity before is not a finite number, so the change is not known." in lines
@@ -268,7 +268,7 @@ def test_a_broken_step_in_the_middle_is_named() -> None:
 
 
 def test_no_sentence_praises(example: Report) -> None:
-    said = " ".join(verdicts(example)).lower()
+    said = " ".join(summary_sentences(example)).lower()
     for word in ("great", "excellent", "impressive", "only", "amazing", "successful", "improve"):
         assert word not in said.split()
 
@@ -278,11 +278,11 @@ def test_fault_A19_the_file_that_was_opened_is_named_with_its_size() -> None:
     told = "The file that was opened, small.Q4_1.gguf, has 700.0 kB; its weights take 4.00 MB as "
     machine = {"dtype": "float32"}
     one = report(stage(), stage("1 x", stored_bytes=3.5e6), model=opened, environment=machine)
-    assert f"{told}float32, and the result is 5.00 times as large as that file." in verdicts(one)
-    assert f"{told}float32." in verdicts(report(stage(), model=opened, environment=machine))
+    assert f"{told}float32, and the result is 5.00 times as large as that file." in summary_sentences(one)
+    assert f"{told}float32." in summary_sentences(report(stage(), model=opened, environment=machine))
 
 
 def test_a_file_of_the_weights_own_size_is_not_named() -> None:
     for model in ({}, {"opened_file": "model.safetensors", "opened_bytes": 4_004_000}):
-        lines = verdicts(report(stage(), stage("1 x"), model=model))
+        lines = summary_sentences(report(stage(), stage("1 x"), model=model))
         assert not any("was opened" in line for line in lines)
