@@ -17,19 +17,19 @@ FILE = "model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
 
 
-def stored(model: Any, place: Path, dtype: torch.dtype, told: str, **odd: Any) -> Path:
+def stored(model: Any, place: Path, dtype: torch.dtype, note: str, **odd: Any) -> Path:
     """Weights of one type (``odd`` ones apart) under a config that says another."""
     model.save_pretrained(place)
     tensors = {name: t.to(dtype) for name, t in load_file(place / FILE).items()}
     tensors |= odd
     save_file(tensors, place / FILE, metadata={"format": "pt"})
     config = json.loads((place / "config.json").read_text())
-    (place / "config.json").write_text(json.dumps({**config, "dtype": told}))
+    (place / "config.json").write_text(json.dumps({**config, "dtype": note}))
     return place
 
 
 @pytest.mark.parametrize(
-    ("dtype", "told"),
+    ("dtype", "note"),
     [
         (torch.float32, "float16"),
         (torch.float32, "bfloat16"),
@@ -40,9 +40,9 @@ def stored(model: Any, place: Path, dtype: torch.dtype, told: str, **odd: Any) -
 )
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-bert"])
 def test_fault_A12_the_stored_type_wins(
-    dtype: torch.dtype, told: str, name: str, tiny: Any, tmp_path: Path
+    dtype: torch.dtype, note: str, name: str, tiny: Any, tmp_path: Path
 ) -> None:
-    place = stored(tiny(name), tmp_path / "model", dtype, told)
+    place = stored(tiny(name), tmp_path / "model", dtype, note)
     opened = checkpoint.open(place)
     assert opened.model.dtype == opened.model.config.dtype == dtype
     out = opened.save(tmp_path / "out")
@@ -92,7 +92,7 @@ def with_a_layer_too_many(tiny: Any, tmp_path: Path) -> Path:
 
 def test_fault_A13_what_has_no_place_is_named(with_a_layer_too_many: Path) -> None:
     opened = checkpoint.open(with_a_layer_too_many)
-    assert len(opened.unread) == 9
+    assert len(opened.unexpected_keys) == 9
     (note,) = opened.notes
     assert note.startswith("9 stored tensors have no place in the model and are left out: model.la")
     assert note.endswith(" and 4 more.")
@@ -105,9 +105,9 @@ def test_fault_A13_commands_name_it(
     from modwright.cli.entry import run_command
 
     assert run_command([command, str(with_a_layer_too_many), "--json"]) == 0
-    told = capsys.readouterr()
-    assert "note: 9 stored tensors have no place in the model" in told.err
-    json.loads(told.out)
+    note = capsys.readouterr()
+    assert "note: 9 stored tensors have no place in the model" in note.err
+    json.loads(note.out)
 
 
 def test_fault_A13_a_run_names_it_in_log_report_and_card(
@@ -122,11 +122,11 @@ def test_fault_A13_a_run_names_it_in_log_report_and_card(
     )
     out = tmp_path / "out"
     assert run_command(["run", str(recipe), "-o", str(out)]) == 0
-    told = capsys.readouterr()
+    note = capsys.readouterr()
     sentence = "9 stored tensors have no place in the model"
-    assert sentence in told.err
-    assert sentence in told.out.replace("\n", " ")
-    assert "odd [/b] title :smile:" in told.out
+    assert sentence in note.err
+    assert sentence in note.out.replace("\n", " ")
+    assert "odd [/b] title :smile:" in note.out
     for name in ("README.md", "report.md", "report.html", "report.json"):
         assert sentence in (out / name).read_text(), name
 
@@ -147,7 +147,7 @@ def test_fault_B11_lists_of_dropped_layers_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "note"),
     [
         ({"vocab_size": 15_000_000}, r"has 720,092,592 parameters .* weights hold 98,736"),
         ({"intermediate_size": 5_000_000}, r"model\.layers\.0\.mlp\.gate_proj\.weight alone"),
@@ -160,10 +160,10 @@ def test_fault_B11_lists_of_dropped_layers_are_refused(
     ],
 )
 def test_fault_B21_a_config_is_held_against_the_weights(
-    changed: dict[str, Any], told: str, tiny: Any, tmp_path: Path
+    changed: dict[str, Any], note: str, tiny: Any, tmp_path: Path
 ) -> None:
     tiny("tiny-llama").save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **changed}))
-    with pytest.raises(CheckpointError, match=told):
+    with pytest.raises(CheckpointError, match=note):
         checkpoint.open(tmp_path)

@@ -181,7 +181,7 @@ def test_bit_equal_to_transformers(make: Any, dtype: str, tmp_path: Path) -> Non
     )
     assert type(ours.model) is type(theirs)
     assert_same_tensors(ours.model, theirs)
-    assert ours.unread == ()
+    assert ours.unexpected_keys == ()
     recorded, expected = ours.model.config.to_dict(), theirs.config.to_dict()
     expected.pop("quantization_config", None)
     expected["_name_or_path"] = recorded["_name_or_path"] = ""

@@ -110,7 +110,7 @@ def test_fault_A6_rotary_factors_are_read(changed: dict[str, Any], tmp_path: Pat
     frequencies = opened.model.model.rotary_emb.inv_freq
     usual = settings["rope_theta"] ** (-np.arange(16) / 16)
     np.testing.assert_allclose(frequencies.numpy() * factors, usual, rtol=1e-5)
-    assert opened.unread == ()
+    assert opened.unexpected_keys == ()
     again = checkpoint.open(opened.save(tmp_path / "out"))
     assert torch.equal(again.model.model.rotary_emb.inv_freq, frequencies)
 
@@ -216,7 +216,7 @@ def test_fault_A6_what_changes_nothing_is_let_pass(tmp_path: Path) -> None:
         },
     )
     opened = checkpoint.open(file)
-    assert opened.unread == ("blk.0.attn_rot_embd.weight",)
+    assert opened.unexpected_keys == ("blk.0.attn_rot_embd.weight",)
 
 
 def test_fault_A6_numbers_that_the_parser_passes_over_are_read(tmp_path: Path) -> None:

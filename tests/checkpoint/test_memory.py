@@ -89,10 +89,10 @@ def test_fault_B19_limits_of_both_versions_and_of_groups_above_count(
 ) -> None:
     root = tmp_path / "cgroup"
     root.mkdir()
-    told = tmp_path / "membership"
-    told.write_text(membership)
+    note = tmp_path / "membership"
+    note.write_text(membership)
     monkeypatch.setattr(memory, "_CGROUP", root)
-    monkeypatch.setattr(memory, "_MEMBERSHIP", told)
+    monkeypatch.setattr(memory, "_MEMBERSHIP", note)
     assert available_bytes() > 1_000_000
     control_groups(root, root / place, 1_000_000, files)
     assert available_bytes() == 450_000

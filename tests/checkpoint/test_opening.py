@@ -25,7 +25,7 @@ def test_opens_what_transformers_saved(kind: str, shard: str, tmp_path: Path) ->
     opened = checkpoint.open(tmp_path / "m")
     assert type(opened.model) is type(model)
     assert not opened.model.training
-    assert opened.unread == ()
+    assert opened.unexpected_keys == ()
     for name, tensor in model.state_dict().items():
         assert torch.equal(opened.model.state_dict()[name], tensor), name
     for name, tensor in model.named_buffers():
@@ -106,7 +106,7 @@ def test_heads(tmp_path: Path) -> None:
 def test_base_of_a_language_model_lists_what_it_does_not_hold(llama_dir: Path) -> None:
     opened = checkpoint.open(llama_dir, head="base")
     assert type(opened.model).__name__ == "LlamaModel"
-    assert opened.unread == ("lm_head.weight",)
+    assert opened.unexpected_keys == ("lm_head.weight",)
 
 
 def test_unknown_class_name_falls_back(llama_dir: Path) -> None:
@@ -248,7 +248,7 @@ def test_missing_shard_and_wrong_index(tmp_path: Path) -> None:
 
 def test_surplus_tensors_are_listed(llama_dir: Path) -> None:
     edit_weights(llama_dir, lambda tensors: tensors.update(vision=torch.ones(2)))
-    assert checkpoint.open(llama_dir).unread == ("vision",)
+    assert checkpoint.open(llama_dir).unexpected_keys == ("vision",)
 
 
 @pytest.mark.parametrize(

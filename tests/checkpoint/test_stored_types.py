@@ -24,7 +24,7 @@ def stored_as(model: Any, place: Path, change: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "told"),
+    ("dtype", "note"),
     [
         (torch.int8, "I8"),
         (torch.uint8, "U8"),
@@ -34,7 +34,7 @@ def stored_as(model: Any, place: Path, change: Any) -> Path:
         (torch.float8_e5m2, "F8_E5M2"),
     ],
 )
-def test_one_odd_weight_is_named(dtype: torch.dtype, told: str, tiny: Any, tmp_path: Path) -> None:
+def test_one_odd_weight_is_named(dtype: torch.dtype, note: str, tiny: Any, tmp_path: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     place = stored_as(
         tiny("tiny-llama"), tmp_path / "model", lambda t: t.update({name: t[name].to(dtype)})
@@ -42,7 +42,7 @@ def test_one_odd_weight_is_named(dtype: torch.dtype, told: str, tiny: Any, tmp_p
     with pytest.raises(CheckpointError) as caught:
         open_checkpoint(place)
     line = str(caught.value)
-    assert f"{name} is stored as {told} in {FILE}" in line
+    assert f"{name} is stored as {note} in {FILE}" in line
     assert line.endswith("dequantize or convert it first: F64, F32, F16, BF16")
 
 

@@ -1,7 +1,7 @@
 """Open a model from anywhere, carry its files over, write outputs whole or not at all."""
 
 from modwright.checkpoint.aliases import ALIASES, alias_names
-from modwright.checkpoint.carry import carried_files, carry
+from modwright.checkpoint.auxiliary_files import auxiliary_files, copy_auxiliary_files
 from modwright.checkpoint.export import Exported, export, target_names
 from modwright.checkpoint.memory import (
     available_bytes,
@@ -22,8 +22,8 @@ __all__ = [
     "Source",
     "alias_names",
     "available_bytes",
-    "carried_files",
-    "carry",
+    "auxiliary_files",
+    "copy_auxiliary_files",
     "check_finite",
     "export",
     "locate",

@@ -19,7 +19,7 @@ from modwright.checkpoint.classes import model_class, remote_class
 from modwright.checkpoint.export.reading import edited_config, is_standalone
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.plausible import require_counts, require_fit
-from modwright.checkpoint.quiet import quiet_transformers
+from modwright.checkpoint.silence import silence_transformers
 from modwright.checkpoint.shards import StoredTensor, read_headers
 from modwright.core.compat.transformers import keys_without_a_type
 from modwright.core.errors import CheckpointError, ModwrightError, first_line
@@ -43,7 +43,7 @@ class Loaded(NamedTuple):
     """A model in evaluation mode, the stored tensors it has no place for, and what to say of it."""
 
     model: transformers.PreTrainedModel
-    unread: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -82,13 +82,13 @@ def load_directory(
     if dtype is None:
         dtype = stored_type(stored, cls)
         if len(kinds) > 1:
-            told = str(dtype).removeprefix("torch.")
-            notes = (f"The weights are stored as {' and '.join(kinds)} and opened as {told}.",)
+            note = str(dtype).removeprefix("torch.")
+            notes = (f"The weights are stored as {' and '.join(kinds)} and opened as {note}.",)
     if device is None:
         require_memory(_needed(stored, dtype), f"opening {directory.name or directory}")
     remote = {"trust_remote_code": True} if own is not None else {}
     try:
-        with quiet_transformers():
+        with silence_transformers():
             model, info = cls.from_pretrained(
                 str(directory),
                 config=config,
@@ -190,8 +190,8 @@ def _read_config_json(directory: Path) -> dict[str, Any]:
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
         for key in _QUANTIZED:
             if part.get(key):
-                told = part[key] if isinstance(part[key], dict) else {}
-                method = told.get("quant_method", "unknown method")
+                note = part[key] if isinstance(part[key], dict) else {}
+                method = note.get("quant_method", "unknown method")
                 raise CheckpointError(
                     f"{directory}: the weights are stored quantized ({method}); dequantize them "
                     "first, edits need plain floating-point weights"
@@ -235,7 +235,7 @@ def _config(
         if is_standalone(stored):
             edited: transformers.PreTrainedConfig = edited_config(stored)
             return edited
-        with quiet_transformers():
+        with silence_transformers():
             return transformers.AutoConfig.from_pretrained(
                 str(directory), local_files_only=True, trust_remote_code=trust_remote_code
             )

@@ -26,7 +26,7 @@ from modwright.checkpoint.gguf_header import Header, StoredTensor, has_rules, re
 from modwright.checkpoint.gguf_metadata import ROTARY_FACTORS, unexplained_tensors
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.plausible import require_fit
-from modwright.checkpoint.quiet import quiet_transformers
+from modwright.checkpoint.silence import silence_transformers
 from modwright.core.compat.transformers import forget_quantization
 from modwright.core.errors import CheckpointError, ModwrightError, first_line
 from modwright.core.modes import set_eval
@@ -62,7 +62,7 @@ def load_gguf(
         CheckpointError: the file is damaged, or of an architecture transformers cannot read.
     """
     try:
-        with quiet_transformers():
+        with silence_transformers():
             header = read_header(file)
         cls = model_class(header.config, head)
         values = sum(math.prod(tensor.shape) for tensor in header.tensors)
@@ -71,7 +71,7 @@ def load_gguf(
             require_memory(values * dtype.itemsize, f"opening {file.name}")
         load = _load_by_rules if has_rules(header.architecture) else _load_streaming
         phase = progress.phase(f"opening {file.name}", len(header.tensors))
-        with phase as task, quiet_transformers():
+        with phase as task, silence_transformers():
             model, info = load(
                 file,
                 header,
@@ -88,8 +88,8 @@ def load_gguf(
     except Exception as error:
         raise CheckpointError(f"{file} cannot be loaded: {first_line(error)}") from error
     check_loading(info, str(file), cls.__name__)
-    unread = [name for name in sorted(info["unexpected_keys"]) if name != ROTARY_FACTORS]
-    odd = unexplained_tensors(unread, head)
+    unexpected_keys = [name for name in sorted(info["unexpected_keys"]) if name != ROTARY_FACTORS]
+    odd = unexplained_tensors(unexpected_keys, head)
     if odd:
         more = f" (and {len(odd) - 3} more)" if len(odd) > 3 else ""
         raise CheckpointError(
@@ -97,7 +97,7 @@ def load_gguf(
             "compute something else without; open the original checkpoint instead"
         )
     _forget_origin(model)
-    return Loaded(set_eval(model), tuple(unread))
+    return Loaded(set_eval(model), tuple(unexpected_keys))
 
 
 def _load_streaming(
@@ -109,18 +109,18 @@ def _load_streaming(
     processor = make_processor(config=header.config.to_dict())
     names = _target_names(cls, header, processor)
     parts: dict[str, list[StoredTensor]] = {}
-    unread: set[str] = set()
+    unexpected_keys: set[str] = set()
     for tensor in header.tensors:
         target = _target(tensor, names)
         if target is None:
-            unread.add(tensor.name)
+            unexpected_keys.add(tensor.name)
             task.advance()
         else:
             parts.setdefault(target, []).append(tensor)
     window = _Window(file, processor, names, arguments["dtype"], task)
     state = {target: _OnDemand(window, target, tuple(parts[target])) for target in parts}
     model, info = cls.from_pretrained(None, state_dict=state, **arguments)
-    return model, {**info, "unexpected_keys": unread | set(info["unexpected_keys"])}
+    return model, {**info, "unexpected_keys": unexpected_keys | set(info["unexpected_keys"])}
 
 
 def _load_by_rules(

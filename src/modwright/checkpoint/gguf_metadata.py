@@ -119,7 +119,7 @@ def settle(
     Raises:
         CheckpointError: a key would change what the model computes, and is not read.
     """
-    told = _told(architecture, config)
+    note = _note(architecture, config)
     own = {
         key.removeprefix(f"{architecture}."): value
         for key, value in keys.items()
@@ -127,7 +127,7 @@ def settle(
     }
     own = _without_linear_scaling(own, config)
     for key, value in own.items():
-        if key in told or key in _SILENT or value in _NEUTRAL.get(key, ()):
+        if key in note or key in _SILENT or value in _NEUTRAL.get(key, ()):
             continue
         explain = _EXPLAIN.get(key, _by_field(_FIELDS.get(key, ())))
         try:
@@ -171,7 +171,7 @@ def _says_nothing(key: str, file: Path, value: Any) -> bool:
     return token or named or key.startswith(_ABOUT)
 
 
-def _told(architecture: str, config: transformers.PreTrainedConfig) -> set[str]:
+def _note(architecture: str, config: transformers.PreTrainedConfig) -> set[str]:
     """The keys that transformers' parser took into the config, as the config bears out."""
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 

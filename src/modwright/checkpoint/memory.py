@@ -122,8 +122,8 @@ def _groups() -> list[Path]:
 def _left(folder: Path) -> int | None:
     for limit_file, used_file, reclaimable in _FILES:
         try:
-            told = (folder / limit_file).read_text(encoding="ascii").strip()
-            limit = _NO_LIMIT if told == "max" else int(told)
+            note = (folder / limit_file).read_text(encoding="ascii").strip()
+            limit = _NO_LIMIT if note == "max" else int(note)
             if limit >= _NO_LIMIT:
                 return None
             used = int((folder / used_file).read_text(encoding="ascii"))

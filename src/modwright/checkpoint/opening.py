@@ -36,29 +36,29 @@ class Checkpoint:
     Attributes:
         model: in evaluation mode.
         source: where it came from, and the files that travel with it.
-        unread: stored tensors the model has no place for, which a saved copy will not hold.
+        unexpected_keys: stored tensors the model has no place for, which a saved copy will not hold.
         trust_remote_code: whether code of the source may run, for the tokenizer too.
         remarks: what else to say of the opening, in sentences.
     """
 
     model: PreTrainedModel
     source: Source
-    unread: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
     trust_remote_code: bool = field(default=False, repr=False)
     remarks: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on what was opened otherwise than it is stored, for people."""
-        if not self.unread:
+        if not self.unexpected_keys:
             return self.remarks
-        one, shown = len(self.unread) == 1, ", ".join(self.unread[:5])
-        more = f" and {len(self.unread) - 5} more" if len(self.unread) > 5 else ""
-        told = (
-            f"{len(self.unread)} stored tensor{'' if one else 's'} {'has' if one else 'have'} no "
+        one, shown = len(self.unexpected_keys) == 1, ", ".join(self.unexpected_keys[:5])
+        more = f" and {len(self.unexpected_keys) - 5} more" if len(self.unexpected_keys) > 5 else ""
+        note = (
+            f"{len(self.unexpected_keys)} stored tensor{'' if one else 's'} {'has' if one else 'have'} no "
             f"place in the model and {'is' if one else 'are'} left out: {shown}{more}."
         )
-        return (told, *self.remarks)
+        return (note, *self.remarks)
 
     @property
     def name(self) -> str:
@@ -142,8 +142,8 @@ def open(
     place = _device(device)
     found = locate(source)
     load = _LOADERS[_layout(found)]
-    model, unread, remarks = load(found, wanted, place, head, trust_remote_code, progress)
-    return Checkpoint(model, found, unread, trust_remote_code, remarks)
+    model, unexpected_keys, remarks = load(found, wanted, place, head, trust_remote_code, progress)
+    return Checkpoint(model, found, unexpected_keys, trust_remote_code, remarks)
 
 
 # Words of from_pretrained, and ours.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modwright.checkpoint.carry import carry
+from modwright.checkpoint.auxiliary_files import copy_auxiliary_files
 from modwright.checkpoint.memory import weights_bytes
 from modwright.checkpoint.source import Source
 from modwright.checkpoint.ties import state_apart
@@ -105,14 +105,14 @@ def rehearse(
     Raises:
         CheckpointError: as in `save`.
     """
-    from modwright.checkpoint.quiet import quiet_transformers
+    from modwright.checkpoint.silence import silence_transformers
 
     _check_model(model)
     keep = (source.path,) if source is not None and source.path is not None else ()
     try:
         with whole_directory(out, force=force, keep=keep) as folder:
             require_space(folder, weights_bytes(model), f"saving to {os.fspath(out)!r}")
-            with quiet_transformers():
+            with silence_transformers():
                 model.save_pretrained(folder, state_dict={})
             _forget_places(folder / "config.json")
             raise _DryRunError
@@ -125,10 +125,10 @@ def rehearse(
 def _write_weights(model: PreTrainedModel, folder: Path, max_shard_size: int | str) -> None:
     from safetensors import SafetensorError
 
-    from modwright.checkpoint.quiet import quiet_transformers
+    from modwright.checkpoint.silence import silence_transformers
 
     try:
-        with quiet_transformers():
+        with silence_transformers():
             model.save_pretrained(
                 folder, state_dict=state_apart(model), max_shard_size=max_shard_size
             )
@@ -156,7 +156,7 @@ def _write_companions(
     if tokenizer is not None and not has_tokenizer(carried):
         tokenizer.save_pretrained(folder)
     if source is not None and source.path is not None:
-        carry(source.path, carried, folder, written=extra)
+        copy_auxiliary_files(source.path, carried, folder, written=extra)
     for name, content in extra.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)

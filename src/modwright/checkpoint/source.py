@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modwright.checkpoint.aliases import ALIASES, STAND_INS, alias_names
-from modwright.checkpoint.carry import carried_files
+from modwright.checkpoint.auxiliary_files import auxiliary_files
 from modwright.checkpoint.presets import PREFIX, preset_names
 from modwright.core.errors import CheckpointError, did_you_mean, first_line, nearest, unknown_name
 from modwright.core.reading import first_bytes
@@ -114,7 +114,7 @@ def _directory(name: str, path: Path) -> Source:
         "directory",
         name,
         path,
-        carried_files(path),
+        auxiliary_files(path),
         description=f"checkpoint directory {path.resolve().name}",
     )
 
@@ -133,7 +133,7 @@ def _file(name: str, path: Path) -> Source:
 def _alias(name: str) -> Source:
     alias = ALIASES[name]
     path = alias.path()
-    files = carried_files(path) if path.is_dir() else ()
+    files = auxiliary_files(path) if path.is_dir() else ()
     description = f"{alias.description} (package {alias.distribution})"
     if alias.stand_in is not None:
         description = f"a stand-in for {name} from {STAND_INS}"
@@ -171,7 +171,7 @@ def _hub(name: str) -> Source:
         raise CheckpointError(
             f"{name!r} could not be fetched from the hub: {first_line(error)}"
         ) from error
-    return Source("hub", name, path, carried_files(path), f"hub model {name}")
+    return Source("hub", name, path, auxiliary_files(path), f"hub model {name}")
 
 
 def _legal() -> str:

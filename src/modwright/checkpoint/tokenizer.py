@@ -42,10 +42,10 @@ def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
         return None
     import transformers
 
-    from modwright.checkpoint.quiet import quiet_transformers
+    from modwright.checkpoint.silence import silence_transformers
 
     try:
-        with quiet_transformers():
+        with silence_transformers():
             return transformers.AutoTokenizer.from_pretrained(
                 **arguments, trust_remote_code=trust_remote_code
             )

@@ -63,7 +63,7 @@ def import_model(
     of the file runs. `modwright rename` goes back, bit for bit.
     """
     from modwright.checkpoint import rehearse, save
-    from modwright.checkpoint.carry import carried_files
+    from modwright.checkpoint.auxiliary_files import auxiliary_files
     from modwright.checkpoint.source import Source
     from modwright.models.importing import read_weights
     from modwright.models.detection import import_named
@@ -75,7 +75,7 @@ def import_model(
     folder = checkpoint if checkpoint.is_dir() else config_beside(checkpoint)
     source = None
     if folder is not None:  # what lies beside the weights travels
-        source = Source("directory", str(folder), folder, carried_files(folder))
+        source = Source("directory", str(folder), folder, auxiliary_files(folder))
     rehearse(found.model, out, source=source, force=force)
     save(found.model, out, source=source, force=force)
     carried = [] if source is None else list(source.files)

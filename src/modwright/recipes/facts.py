@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from modwright.checkpoint import peak_rss_bytes
-from modwright.checkpoint.carry import weight_files
+from modwright.checkpoint.auxiliary_files import weight_files
 from modwright.checkpoint.classes import HEADS, model_class
 from modwright.checkpoint.source import Source
 from modwright.core.errors import InvalidInputError

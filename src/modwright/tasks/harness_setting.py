@@ -64,7 +64,7 @@ def quiet_harness() -> Iterator[_Counter]:
     """
     import tqdm
 
-    from modwright.checkpoint.quiet import quiet_transformers
+    from modwright.checkpoint.silence import silence_transformers
 
     counter = _Counter()
     loggers = [logging.getLogger(name) for name in _LOGGERS]
@@ -75,7 +75,7 @@ def quiet_harness() -> Iterator[_Counter]:
         bar(self, *args, **{**given, "disable": True})
 
     with contextlib.ExitStack() as stack:
-        stack.enter_context(quiet_transformers())
+        stack.enter_context(silence_transformers())
         stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         stack.callback(_restore, loggers, before, bar, pool)
         tqdm.tqdm.__init__ = hidden

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from modwright.checkpoint.export.bundle import bundle
+from modwright.checkpoint.export.inline_sources import inline_sources
 from modwright.core.errors import InvalidInputError
 
 FIRST = """\
@@ -95,7 +95,7 @@ def run(text: str) -> dict[str, Any]:
 
 
 def test_what_is_used_comes_along_and_what_is_not_stays(package: str) -> None:
-    text, names = bundle([module(package, "first").Part], packages=[package])
+    text, names = inline_sources([module(package, "first").Part], packages=[package])
     assert names == ("Part",)
     assert "unused" not in text and "import math" not in text
     assert text.index("SIZE = 3") < text.index("class Part")
@@ -104,7 +104,7 @@ def test_what_is_used_comes_along_and_what_is_not_stays(package: str) -> None:
 
 def test_equal_names_of_two_modules_are_kept_apart(package: str) -> None:
     second = module(package, "second")
-    text, (other, make) = bundle(
+    text, (other, make) = inline_sources(
         [second.Other, second.make], packages=[package], without=["register"]
     )
     space = run(text)
@@ -117,7 +117,7 @@ def test_equal_names_of_two_modules_are_kept_apart(package: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "note"),
     [
         ("def f():\n    from {p}.first import Part\n    return Part\n", "inside a function"),
         ("import {p}.first as first\n\ndef f():\n    return first.Part\n", "import names from it"),
@@ -136,16 +136,16 @@ def test_equal_names_of_two_modules_are_kept_apart(package: str) -> None:
     ],
 )
 def test_what_cannot_come_along_is_refused(
-    source: str, told: str | None, package: str, tmp_path: Path
+    source: str, note: str | None, package: str, tmp_path: Path
 ) -> None:
     (tmp_path / package / "third.py").write_text(source.replace("{p}", package))
     f = module(package, "third").f
-    if told is None:
-        text, (name,) = bundle([f], packages=[package])
+    if note is None:
+        text, (name,) = inline_sources([f], packages=[package])
         assert run(text)[name](2) == f(2)
         return
-    with pytest.raises(InvalidInputError, match=told):
-        bundle([f], packages=[package])
+    with pytest.raises(InvalidInputError, match=note):
+        inline_sources([f], packages=[package])
 
 
 def test_a_root_must_stand_at_the_top_of_a_module_with_source() -> None:
@@ -154,7 +154,7 @@ def test_a_root_must_stand_at_the_top_of_a_module_with_source() -> None:
 
     inner.__module__ = "modwright.nn.placeholders"
     with pytest.raises(InvalidInputError, match="not defined at the top level"):
-        bundle([inner])
+        inline_sources([inner])
     inner.__module__ = "builtins"
     with pytest.raises(InvalidInputError, match="source of builtins is not there"):
-        bundle([inner])
+        inline_sources([inner])

@@ -164,7 +164,7 @@ def test_fault_B15_layers_that_differ_are_refused_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    ("name", "changed", "told"),
+    ("name", "changed", "note"),
     [
         ("mistral", {"sliding_window": 16}, "sliding_window 16"),
         ("qwen3", {"head_dim": 16}, "head_dim 16 would be read as 128"),
@@ -184,11 +184,11 @@ def test_fault_B15_layers_that_differ_are_refused_with_the_reason(
     ],
 )
 def test_fault_B15_what_is_not_written_yet_is_refused_as_that(
-    name: str, changed: dict[str, Any], told: str, tmp_path: Path
+    name: str, changed: dict[str, Any], note: str, tmp_path: Path
 ) -> None:
     with pytest.raises(InvalidInputError, match="of the file as it is written so far") as refused:
         modwright.export(model_of(name, **changed), tmp_path / "out", "gguf")
-    assert told in str(refused.value)
+    assert note in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -69,5 +69,5 @@ def test_a_family_that_gguf_does_not_have_is_a_no(tiny: Any) -> None:
 
 
 def test_reports_take_the_table(edited_model: Callable[[str], Any], tmp_path: Path) -> None:
-    told = {e.runtime: e.to_dict() for e in runtime_support(edited_model("tiny-gpt2"))}
-    assert Stage("before", servable=told).servable == told
+    note = {e.runtime: e.to_dict() for e in runtime_support(edited_model("tiny-gpt2"))}
+    assert Stage("before", servable=note).servable == note

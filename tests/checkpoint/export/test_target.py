@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import modwright
-from modwright.checkpoint.export import Compared, Target, make_target, register_target, target_names
+from modwright.checkpoint.export import ParityReport, Target, make_target, register_target, target_names
 from modwright.checkpoint.export.comparing import compare
 from modwright.checkpoint.export.target import TARGETS
 from modwright.core.errors import InvalidInputError
@@ -19,7 +19,7 @@ from .edited import short
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "told"),
+    ("name", "options", "note"),
     [
         ("onxx", {}, "unknown target 'onxx'; legal values: gguf, onnx, plain, pt2, standalone"),
         ("gguf", {"typ": "f16"}, "unknown option of gguf 'typ'; legal values: type"),
@@ -29,11 +29,11 @@ from .edited import short
     ],
 )
 def test_names_and_options_are_refused_with_the_legal_ones(
-    name: str, options: dict[str, Any], told: str
+    name: str, options: dict[str, Any], note: str
 ) -> None:
     with pytest.raises(InvalidInputError) as refused:
         make_target(name, options)
-    assert told in str(refused.value)
+    assert note in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
@@ -60,7 +60,7 @@ def test_one_class_adds_a_target(tiny: Any, tmp_path: Path, registered: None) ->
             names = "\n".join(name for name, _ in work.model.named_parameters())
             (folder / "names.txt").write_text(names.upper() if self.upper else names)
 
-        def compare(self, work: Any, folder: Path) -> Compared:
+        def compare(self, work: Any, folder: Path) -> ParityReport:
             return compare(
                 work, lambda batch: work.model(**batch)[0], opened_with="itself", tolerance=0.0
             )

@@ -1,6 +1,6 @@
 """A model as files for other programs: one module per target, discovered by its name ``to_*``."""
 
-from modwright.checkpoint.export.comparing import Compared
+from modwright.checkpoint.export.comparing import ParityReport
 from modwright.checkpoint.export.exporting import Exported, export
 from modwright.checkpoint.export.serving import RuntimeSupport, runtime_support
 from modwright.checkpoint.export.target import (
@@ -12,7 +12,7 @@ from modwright.checkpoint.export.target import (
 )
 
 __all__ = [
-    "Compared",
+    "ParityReport",
     "Exported",
     "RuntimeSupport",
     "Target",

@@ -14,11 +14,11 @@ from modwright.edits.verify import probe_batch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from modwright.checkpoint.export.work import Work
+    from modwright.checkpoint.export.export_job import ExportJob
 
 __all__ = [
     "TRACED",
-    "Compared",
+    "ParityReport",
     "compare",
     "open_axes",
     "positions_of",
@@ -37,7 +37,7 @@ _OPEN = {"pixel_values": (0,)}
 
 
 @dataclass(frozen=True)
-class Compared:
+class ParityReport:
     """How an exported file computed beside the live model.
 
     Attributes:
@@ -132,7 +132,7 @@ def positions_of(batch: dict[str, Tensor]) -> Tensor:
 
 
 def compare(
-    work: Work,
+    work: ExportJob,
     run: Callable[[dict[str, Tensor]], Tensor],
     *,
     opened_with: str,
@@ -140,7 +140,7 @@ def compare(
     said: str = "",
     positions: bool = False,
     weights: Mapping[str, Tensor] | None = None,
-) -> Compared:
+) -> ParityReport:
     """Runs both on the same batches; positions under padding are left out.
 
     Args:
@@ -187,7 +187,7 @@ def compare(
         rows, *rest = next(iter(batch.values())).shape
         inputs.append((rows, rest[0] if len(rest) == 1 else 0))
     spread = float(torch.cat(expected).std())
-    made = Compared(
+    made = ParityReport(
         opened_with,
         tuple(inputs),
         largest,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from modwright.checkpoint.export.comparing import positions_of
-from modwright.checkpoint.export.work import Work
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.core.errors import VerificationError
 from modwright.core.modes import eval_mode
 from modwright.core.subprocess_worker import write_greedily
@@ -20,7 +20,7 @@ __all__ = ["decode_greedily", "prefill"]
 _CACHE = ("cache", "past_key_values")
 
 
-def prefill(work: Work, graph: Any, batch: Mapping[str, Tensor]) -> Any:
+def prefill(work: ExportJob, graph: Any, batch: Mapping[str, Tensor]) -> Any:
     """Runs the graph that reads a prompt; it gets an empty cache where it was traced with one."""
     from transformers import DynamicCache
 
@@ -32,7 +32,7 @@ def prefill(work: Work, graph: Any, batch: Mapping[str, Tensor]) -> Any:
     return graph(**batch, **empty)
 
 
-def decode_greedily(work: Work, graphs: Mapping[str, Any], new_tokens: int = 6) -> str:
+def decode_greedily(work: ExportJob, graphs: Mapping[str, Any], new_tokens: int = 6) -> str:
     """Writes tokens with the two graphs, the cache handed on, and holds them to ``generate``.
 
     Returns:

@@ -51,5 +51,5 @@ def _blocks(indices: list[int]) -> str:
             runs[-1].append(index)
         else:
             runs.append([index])
-    told = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
-    return f"block {told}" if len(runs) == 1 and len(runs[0]) == 1 else f"blocks {told}"
+    note = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"block {note}" if len(runs) == 1 and len(runs[0]) == 1 else f"blocks {note}"

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modwright.checkpoint.carry import carry
-from modwright.checkpoint.export.comparing import Compared
+from modwright.checkpoint.auxiliary_files import copy_auxiliary_files
+from modwright.checkpoint.export.comparing import ParityReport
 from modwright.checkpoint.export.readme import readme
 from modwright.checkpoint.export.target import Target, make_target
-from modwright.checkpoint.export.work import Work
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.checkpoint.memory import require_memory, weights_bytes
 from modwright.core.errors import InvalidInputError
 from modwright.core.files import require_space, whole_directory, write_file
@@ -41,7 +41,7 @@ class Exported:
     output: Path
     target: str
     plain: bool
-    compared: Compared
+    compared: ParityReport
     files: dict[str, int]
     made: tuple[str, ...]
     checkpoint_bytes: int
@@ -98,7 +98,7 @@ def export(
         raise InvalidInputError(f"options of a target that is made already: {', '.join(options)}")
     chosen = target if isinstance(target, Target) else make_target(target, options)
     chosen.check_installed()
-    work = Work.of(checkpoint_or_model)
+    work = ExportJob.of(checkpoint_or_model)
     chosen.check(work.model)
     stored = weights_bytes(work.model)
     require_memory(stored, "opening what was exported, beside the model,")
@@ -120,7 +120,7 @@ def export(
     return Exported(Path(out), chosen.name, work.plain, compared, files, made, stored)
 
 
-def _carry_over(work: Work, target: Target, folder: Path, made: tuple[str, ...]) -> None:
+def _carry_over(work: ExportJob, target: Target, folder: Path, made: tuple[str, ...]) -> None:
     """The source's files beside its weights, but for what the target wrote or holds inside.
 
     Of the generation config the source's own wins: it may say more than the model knows.
@@ -132,7 +132,7 @@ def _carry_over(work: Work, target: Target, folder: Path, made: tuple[str, ...])
         return
     wanted = [name for name in source.files if not target.holds(name)]
     own = set(made) - {"generation_config.json"}
-    carry(source.path, wanted, folder, written={_README, *own})
+    copy_auxiliary_files(source.path, wanted, folder, written={_README, *own})
 
 
 def _names(folder: Path) -> tuple[str, ...]:

@@ -104,10 +104,10 @@ def _shaping(config: Any) -> dict[str, Any]:
 
     common = {field.name for field in fields(PreTrainedConfig)} | _SILENT
     own = (field.name for field in fields(type(config)))
-    told = {name: getattr(config, name, None) for name in own if name not in common}
-    if told.get("head_dim", 0) is None:
-        told["head_dim"] = config.hidden_size // config.num_attention_heads
-    return told
+    note = {name: getattr(config, name, None) for name in own if name not in common}
+    if note.get("head_dim", 0) is None:
+        note["head_dim"] = config.hidden_size // config.num_attention_heads
+    return note
 
 
 def _same(one: Any, other: Any) -> bool:

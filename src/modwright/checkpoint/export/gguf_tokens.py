@@ -9,7 +9,7 @@ from typing import Any
 
 import gguf
 
-from modwright.checkpoint.export.work import Work
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.core.errors import InvalidInputError
 
 __all__ = ["add_tokenizer"]
@@ -20,7 +20,7 @@ _PREFIX = "tokenizer."
 _PRE = ("llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o")
 
 
-def add_tokenizer(writer: Any, work: Work) -> None:
+def add_tokenizer(writer: Any, work: ExportJob) -> None:
     """Writes the tokenizer's metadata; a model without one says so.
 
     Where the model came from a GGUF file, that file's own entries are copied.

@@ -52,14 +52,14 @@ def runtime_support(model: Any) -> tuple[RuntimeSupport, ...]:
         ONNX Runtime: after export
     """
     odd = differences(model)
-    told = f"layers differ: {'; '.join(odd)}" if odd else ""
+    note = f"layers differ: {'; '.join(odd)}" if odd else ""
     return (
         _transformers(model),
         _without_modwright(model),
         RuntimeSupport(
             "vLLM, transformers backend",
             "not tested",
-            f"{told}; vLLM was not run" if odd else "a plain checkpoint; vLLM was not run",
+            f"{note}; vLLM was not run" if odd else "a plain checkpoint; vLLM was not run",
         ),
         _llama_cpp(model),
         _onnx(model),

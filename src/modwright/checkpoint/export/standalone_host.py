@@ -38,8 +38,8 @@ class StandaloneConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _by_layer(self, name: str) -> dict[int, dict[str, Any]]:
-        told = self.modwright_layout.get(name, {})
-        return {int(index): entry for index, entry in told.items()}
+        note = self.modwright_layout.get(name, {})
+        return {int(index): entry for index, entry in note.items()}
 
     @property
     def per_layer_config(self) -> list[Any]:
@@ -59,8 +59,8 @@ class StandaloneConfig(PreTrainedConfig):
     @property
     def kv_sharing_modes(self) -> list[str | None]:
         """Tells the cache of slots that no attention fills."""
-        told = self.modwright_layout.get("kv_sharing_modes")
-        return list(told or [None] * self.num_hidden_layers)
+        note = self.modwright_layout.get("kv_sharing_modes")
+        return list(note or [None] * self.num_hidden_layers)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -72,8 +72,8 @@ class StandaloneConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         """What is written to a file."""
         overrides = self._by_layer("layers")
-        told = with_layers(super().to_diff_dict(), overrides)
-        return add_stock_class_guard(told, overrides, self, self.num_hidden_layers)
+        note = with_layers(super().to_diff_dict(), overrides)
+        return add_stock_class_guard(note, overrides, self, self.num_hidden_layers)
 
 
 class StandaloneModel(PreTrainedModel):

@@ -15,8 +15,8 @@ from modwright.core.progress import Progress
 from modwright.core.registry import Registry
 
 if TYPE_CHECKING:
-    from modwright.checkpoint.export.comparing import Compared
-    from modwright.checkpoint.export.work import Work
+    from modwright.checkpoint.export.comparing import ParityReport
+    from modwright.checkpoint.export.export_job import ExportJob
 
 __all__ = ["TARGETS", "Target", "make_target", "register_target", "target_names", "target_type"]
 
@@ -37,11 +37,11 @@ class Target(ABC):
         """Why a model cannot become this; None where it can. Weights are not looked at."""
 
     @abstractmethod
-    def write(self, work: Work, folder: Path, progress: Progress) -> None:
+    def write(self, work: ExportJob, folder: Path, progress: Progress) -> None:
         """Writes the files into an empty folder."""
 
     @abstractmethod
-    def compare(self, work: Work, folder: Path) -> Compared:
+    def compare(self, work: ExportJob, folder: Path) -> ParityReport:
         """Opens what was written and compares its outputs with the live model's.
 
         Raises:
@@ -49,7 +49,7 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def opening(self, work: Work) -> str:
+    def opening(self, work: ExportJob) -> str:
         """Python lines that open the result from its folder."""
 
     def holds(self, name: str) -> bool:

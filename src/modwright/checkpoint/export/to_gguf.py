@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from modwright.checkpoint.export.comparing import Compared, compare, rounding
+from modwright.checkpoint.export.comparing import ParityReport, compare, rounding
 from modwright.checkpoint.export.differences import differences
 from modwright.checkpoint.export.gguf_header import ARCHITECTURES, add_config, lost
 from modwright.checkpoint.export.target import Target, register_target
-from modwright.checkpoint.export.work import Work
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.checkpoint.opening import open as open_checkpoint
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.progress import Progress
@@ -67,11 +67,11 @@ class Gguf(Target):
             raise InvalidInputError(f"no GGUF type is as wide as {own}; give one: f32, f16, bf16, q8_0")
         return known[own]
 
-    def file_name(self, work: Work) -> str:
+    def file_name(self, work: ExportJob) -> str:
         stem = re.sub(r"[^\w.-]+", "-", work.name).strip("-") or "model"
         return f"{stem}-{self.type_for(work.model).upper()}.gguf"
 
-    def write(self, work: Work, folder: Path, progress: Progress) -> None:
+    def write(self, work: ExportJob, folder: Path, progress: Progress) -> None:
         import gguf
 
         from modwright.checkpoint.export.gguf_tensors import (
@@ -94,7 +94,7 @@ class Gguf(Target):
         planned = plan_tensors(work.model, architecture, type_name)
         write_tensors(writer, work.model, planned, file, progress)
 
-    def compare(self, work: Work, folder: Path) -> Compared:
+    def compare(self, work: ExportJob, folder: Path) -> ParityReport:
         import torch
 
         from modwright.checkpoint.export.gguf_tensors import check_tensors, plan_tensors
@@ -121,7 +121,7 @@ class Gguf(Target):
     def holds(self, name: str) -> bool:
         return name.startswith(("tokenizer", "vocab", "merges", "special_tokens_map", "added_tok"))
 
-    def opening(self, work: Work) -> str:
+    def opening(self, work: ExportJob) -> str:
         name = self.file_name(work)
         opened = ["AutoModelForCausalLM", *(["AutoTokenizer"] if work.tokenizer else [])]
         lines = [f"from transformers import {', '.join(opened)}", ""]

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from modwright.checkpoint.export.autoclasses import auto_classes
-from modwright.checkpoint.export.comparing import Compared
+from modwright.checkpoint.export.comparing import ParityReport
 from modwright.checkpoint.export.differences import differences
 from modwright.checkpoint.export.target import Target, register_target
-from modwright.checkpoint.export.work import Work
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.core.progress import Progress
 
 __all__ = ["Plain"]
@@ -35,16 +35,16 @@ class Plain(Target):
             "--to standalone writes a checkpoint that loads without modwright"
         )
 
-    def write(self, work: Work, folder: Path, progress: Progress) -> None:
+    def write(self, work: ExportJob, folder: Path, progress: Progress) -> None:
         from modwright.checkpoint.saving import save
 
         save(work.model, folder)
 
-    def compare(self, work: Work, folder: Path) -> Compared:
-        from modwright.checkpoint.export.fresh import compare_in_new_process
+    def compare(self, work: ExportJob, folder: Path) -> ParityReport:
+        from modwright.checkpoint.export.subprocess_check import compare_in_new_process
 
         return compare_in_new_process(work, folder, next(iter(auto_classes(work.model))))
 
-    def opening(self, work: Work) -> str:
+    def opening(self, work: ExportJob) -> str:
         auto = next(iter(auto_classes(work.model)))
         return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained(".")'

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 from modwright.checkpoint.export.comparing import TRACED, probe
 from modwright.checkpoint.export.target import register_target
 from modwright.checkpoint.export.tracing import Traced
-from modwright.checkpoint.export.work import Work
+from modwright.checkpoint.export.export_job import ExportJob
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +48,7 @@ class Pt2(Traced):
 
         return run
 
-    def opening(self, work: Work) -> str:
+    def opening(self, work: ExportJob) -> str:
         if self.form == "generation":
             return (
                 "from transformers.exporters import ExportedModel\n\n"

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from modwright.checkpoint.export.autoclasses import auto_classes
-from modwright.checkpoint.export.bundle import bundle
-from modwright.checkpoint.export.comparing import Compared
+from modwright.checkpoint.export.inline_sources import inline_sources
+from modwright.checkpoint.export.comparing import ParityReport
 from modwright.checkpoint.export.layout import Layout, layout_of
 from modwright.checkpoint.export.reading import MODEL_TYPE
 from modwright.checkpoint.export.target import Target, register_target
-from modwright.checkpoint.export.work import Work
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.core.digest import sha256_of
 from modwright.core.files import write_file
 from modwright.core.progress import Progress
@@ -51,7 +51,7 @@ class Standalone(Target):
             return f"{stock.__name__} is an architecture of modwright's own, which builds it"
         return None
 
-    def write(self, work: Work, folder: Path, progress: Progress) -> None:
+    def write(self, work: ExportJob, folder: Path, progress: Progress) -> None:
         from modwright.checkpoint.saving import save
 
         layout = None if work.plain else layout_of(work.model)
@@ -62,13 +62,13 @@ class Standalone(Target):
             write_file(folder / f"{name}.py", code)
             _rewrite_config(folder / "config.json", work.model, layout, name)
 
-    def compare(self, work: Work, folder: Path) -> Compared:
-        from modwright.checkpoint.export.fresh import compare_in_new_process
+    def compare(self, work: ExportJob, folder: Path) -> ParityReport:
+        from modwright.checkpoint.export.subprocess_check import compare_in_new_process
 
         auto = next(iter(auto_classes(work.model)))
         return compare_in_new_process(work, folder, auto, trust=not work.plain)
 
-    def opening(self, work: Work) -> str:
+    def opening(self, work: ExportJob) -> str:
         auto = next(iter(auto_classes(work.model)))
         trust = "" if work.plain else ", trust_remote_code=True"
         return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("."{trust})'
@@ -87,7 +87,7 @@ def standalone_code(model: Any, layout: Layout) -> str:
 
     builders = {name: PARTS[name] for name in layout.part_names}
     homes = {builder.__module__.partition(".")[0] for builder in builders.values()}
-    text, names = bundle(
+    text, names = inline_sources(
         [StandaloneConfig, StandaloneModel, *builders.values()],
         packages=sorted({"modwright", *homes}),
         without=("register_part",),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from modwright.checkpoint.export.comparing import (
     TRACED,
-    Compared,
+    ParityReport,
     compare,
     open_axes,
     probe,
@@ -22,8 +22,8 @@ from modwright.checkpoint.export.comparing import (
 )
 from modwright.checkpoint.export.decoding import decode_greedily, prefill
 from modwright.checkpoint.export.target import Target
-from modwright.checkpoint.export.work import Work
-from modwright.checkpoint.quiet import quiet_transformers
+from modwright.checkpoint.export.export_job import ExportJob
+from modwright.checkpoint.silence import silence_transformers
 from modwright.core.errors import ModwrightError, InvalidInputError, VerificationError, first_line
 from modwright.core.progress import Progress
 from modwright.edits.verify import probe_batch
@@ -57,7 +57,7 @@ class Traced(Target):
             return f"a {type(model).__name__} does not generate; the form 'outputs' takes it"
         return None
 
-    def write(self, work: Work, folder: Path, progress: Progress) -> None:
+    def write(self, work: ExportJob, folder: Path, progress: Progress) -> None:
         from modwright.edits.remodeled import is_remodeled
 
         trace = {"outputs": self._trace_outputs, "generation": self._trace_generation}[self.form]
@@ -84,13 +84,13 @@ class Traced(Target):
         settings = getattr(exporters, self.settings)(dynamic=True, **options)
         return getattr(exporters, self.exporter)(), settings
 
-    def _trace_outputs(self, work: Work) -> Any:
+    def _trace_outputs(self, work: ExportJob) -> Any:
         batch = probe(work.model, *TRACED)
         exporter, settings = self._tools(dynamic_shapes=open_axes(batch))
         with _tensors_alone(work.model):
             return exporter.export(work.model, batch, settings)
 
-    def _trace_generation(self, work: Work) -> Any:
+    def _trace_generation(self, work: ExportJob) -> Any:
         exporter, settings = self._tools()
         return exporter.export_for_generation(
             work.model, probe_batch(work.model, *TRACED), settings, multi_token_decode=True
@@ -105,7 +105,7 @@ class Traced(Target):
     def run_outputs(self, folder: Path) -> Any:
         """Opens the one graph: a function from inputs to the first output."""
 
-    def compare(self, work: Work, folder: Path) -> Compared:
+    def compare(self, work: ExportJob, folder: Path) -> ParityReport:
         ways = {"outputs": self._compare_outputs, "generation": self._compare_generation}
         try:
             with quiet():
@@ -118,7 +118,7 @@ class Traced(Target):
                 f"{first_line(error)}"
             ) from error
 
-    def _compare_outputs(self, work: Work, folder: Path) -> Compared:
+    def _compare_outputs(self, work: ExportJob, folder: Path) -> ParityReport:
         return compare(
             work,
             self.run_outputs(folder),
@@ -126,7 +126,7 @@ class Traced(Target):
             tolerance=rounding(work.model),
         )
 
-    def _compare_generation(self, work: Work, folder: Path) -> Compared:
+    def _compare_generation(self, work: ExportJob, folder: Path) -> ParityReport:
         from transformers.exporters import ExportedModel
 
         graphs = ExportedModel.from_pretrained(folder, trust_remote_code=True).runners
@@ -173,7 +173,7 @@ def quiet() -> Iterator[None]:
     try:
         with (
             warnings.catch_warnings(),
-            quiet_transformers(),
+            silence_transformers(),
             contextlib.redirect_stdout(io.StringIO()),
         ):
             warnings.simplefilter("ignore")

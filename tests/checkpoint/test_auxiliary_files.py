@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from modwright.checkpoint import carried_files, carry
+from modwright.checkpoint import auxiliary_files, copy_auxiliary_files
 from modwright.core.errors import CheckpointError
 
 
@@ -45,7 +45,7 @@ def test_all_but_weights_config_and_hidden_files(tmp_path: Path) -> None:
         "flax_model.msgpack",
     ]
     make(tmp_path, *wanted, *unwanted)
-    assert carried_files(tmp_path) == tuple(wanted)
+    assert auxiliary_files(tmp_path) == tuple(wanted)
 
 
 def test_checkpoints_below_stay_behind_unless_they_are_modules(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_checkpoints_below_stay_behind_unless_they_are_modules(tmp_path: Path) -
     make(tmp_path, "checkpoint-500/tokenizer.json", "2_Dense/config.json")
     make(tmp_path, "2_Dense/model.safetensors")
     (tmp_path / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "2_Dense"}]))
-    assert carried_files(tmp_path) == (
+    assert auxiliary_files(tmp_path) == (
         "2_Dense/config.json",
         "2_Dense/model.safetensors",
         "modules.json",
@@ -68,8 +68,8 @@ def test_bytes_are_equal_and_links_are_followed(tmp_path: Path) -> None:
     make(tmp_path, "blob")
     (source / "linked.json").symlink_to(tmp_path / "blob")
     out.mkdir()
-    names = carried_files(source)
-    assert carry(source, names, out) == names == ("a.json", "linked.json", "sub/b.txt")
+    names = auxiliary_files(source)
+    assert copy_auxiliary_files(source, names, out) == names == ("a.json", "linked.json", "sub/b.txt")
     for name in names:
         assert not (out / name).is_symlink()
         assert (out / name).read_bytes() == (source / name).read_bytes()
@@ -79,12 +79,12 @@ def test_the_readme_steps_aside_only_for_another(tmp_path: Path) -> None:
     source, out = tmp_path / "source", tmp_path / "out"
     make(source, "README.md", "notes.txt")
     out.mkdir()
-    assert carry(source, ["README.md"], out) == ("README.md",)
-    done = carry(source, ["README.md", "notes.txt"], out, written=["README.md", "notes.txt"])
+    assert copy_auxiliary_files(source, ["README.md"], out) == ("README.md",)
+    done = copy_auxiliary_files(source, ["README.md", "notes.txt"], out, written=["README.md", "notes.txt"])
     assert done == ("SOURCE_README.md",)
     make(source, "SOURCE_README.md")
     names = ["README.md", "SOURCE_README.md"]
-    assert carry(source, names, out, written=["README.md"]) == (
+    assert copy_auxiliary_files(source, names, out, written=["README.md"]) == (
         "SOURCE_README_2.md",
         "SOURCE_README.md",
     )
@@ -92,4 +92,4 @@ def test_the_readme_steps_aside_only_for_another(tmp_path: Path) -> None:
 
 def test_a_vanished_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot carry 'gone\.json' over"):
-        carry(tmp_path, ["gone.json"], tmp_path)
+        copy_auxiliary_files(tmp_path, ["gone.json"], tmp_path)

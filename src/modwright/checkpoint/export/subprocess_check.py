@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modwright.checkpoint.export.comparing import Compared, compare, probes
+from modwright.checkpoint.export.comparing import ParityReport, compare, probes
 from modwright.core.errors import VerificationError
 from modwright.core.modes import eval_mode
 from modwright.core.subprocess_worker import write_greedily
 from modwright.core.subprocesses import open_in_new_process
 
 if TYPE_CHECKING:
-    from modwright.checkpoint.export.work import Work
+    from modwright.checkpoint.export.export_job import ExportJob
 
 __all__ = ["compare_in_new_process"]
 
 
-def compare_in_new_process(work: Work, folder: Path, auto: str, *, trust: bool = False) -> Compared:
+def compare_in_new_process(work: ExportJob, folder: Path, auto: str, *, trust: bool = False) -> ParityReport:
     """Compares another process with the live model: outputs bit by bit, and what it writes.
 
     Raises:

@@ -17,13 +17,13 @@ from typing import Any
 
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["bundle"]
+__all__ = ["inline_sources"]
 
 _Place = tuple[str, str]
 """Module and name of a definition."""
 
 
-def bundle(
+def inline_sources(
     roots: Iterable[Any], *, packages: Sequence[str] = ("modwright",), without: Sequence[str] = ()
 ) -> tuple[str, tuple[str, ...]]:
     """The text of ``roots`` and of everything that they use of ``packages``.
@@ -43,7 +43,7 @@ def bundle(
 
     Example:
         >>> from modwright.nn import ZeroModule
-        >>> text, names = bundle([ZeroModule])
+        >>> text, names = inline_sources([ZeroModule])
         >>> names
         ('Absent',)
         >>> "class ZeroModule(nn.Module):" in text and "from torch import Tensor, nn" in text

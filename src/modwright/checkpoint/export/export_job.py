@@ -10,11 +10,11 @@ from modwright.checkpoint.opening import Checkpoint
 from modwright.checkpoint.source import Source
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["Work"]
+__all__ = ["ExportJob"]
 
 
 @dataclass(frozen=True, eq=False)
-class Work:
+class ExportJob:
     """A model to export.
 
     Attributes:
@@ -26,7 +26,7 @@ class Work:
     checkpoint: Checkpoint | None = None
 
     @classmethod
-    def of(cls, what: Any) -> Work:
+    def of(cls, what: Any) -> ExportJob:
         """From a checkpoint or a model.
 
         Raises:

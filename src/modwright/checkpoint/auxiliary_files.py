@@ -14,7 +14,7 @@ from pathlib import Path
 from modwright.core.errors import CheckpointError
 from modwright.core.reading import read_json
 
-__all__ = ["carried_files", "carry", "weight_files"]
+__all__ = ["auxiliary_files", "copy_auxiliary_files", "weight_files"]
 
 _WEIGHTS = (
     ".safetensors",
@@ -48,7 +48,7 @@ def weight_files(place: Path) -> tuple[Path, ...]:
     return ()
 
 
-def carried_files(directory: Path) -> tuple[str, ...]:
+def auxiliary_files(directory: Path) -> tuple[str, ...]:
     """The files of a checkpoint directory that travel with any output made from it.
 
     All but weights, the top ``config.json``, the code of a standalone export, which is made anew,
@@ -82,7 +82,7 @@ def carried_files(directory: Path) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def carry(
+def copy_auxiliary_files(
     directory: Path, files: Collection[str], out: Path, *, written: Collection[str] = ()
 ) -> tuple[str, ...]:
     """Copy ``files`` of ``directory`` into ``out``, byte for byte.
