@@ -59,7 +59,7 @@ def _badge(status: str) -> str:
 
 def _short_page(one: Paper) -> str:
     rooms = [f"- `{room}`" for room in one.rooms]
-    told = ["What can be used of it:", "", *rooms] if rooms else [_NOT_YET]
+    info = ["What can be used of it:", "", *rooms] if rooms else [_NOT_YET]
     lines = [
         f"# {one.title}",
         "",
@@ -68,7 +68,7 @@ def _short_page(one: Paper) -> str:
         "",
         one.summary,
         "",
-        *told,
+        *info,
         "",
         "[All papers](index.md)",
     ]

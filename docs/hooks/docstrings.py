@@ -32,5 +32,5 @@ class Docstrings(griffe.Extension):
 
 def _one_by_one(found: re.Match[str]) -> str:
     return "\n".join(
-        f"{found['indent']}{name}{found['told']}" for name in found["names"].split(", ")
+        f"{found['indent']}{name}{found['info']}" for name in found["names"].split(", ")
     )

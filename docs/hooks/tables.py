@@ -150,9 +150,9 @@ def _options() -> str:
 def _method_section(name: str, kind: type[Any]) -> str:
     from modwright.recipes.options import option_help, summary
 
-    told = option_help(kind)
+    info = option_help(kind)
     rows = [
-        [_code(field.name), _code(_kind_of(field)), _default(field), told.get(field.name, "")]
+        [_code(field.name), _code(_kind_of(field)), _default(field), info.get(field.name, "")]
         for field in dataclasses.fields(kind)
     ]
     table = _table(["option", "type", "default", "meaning"], rows)
@@ -180,7 +180,7 @@ def _recipe_keys() -> str:
 
 
 def _training_keys() -> str:
-    from modwright.recipes.choices import options_of
+    from modwright.recipes.registry_options import options_of
     from modwright.recipes.training_schema import CHOICES, TrainingRecipe
     from modwright.training import Settings
 

@@ -123,13 +123,13 @@ def stamps(place: Path) -> dict[str, tuple[int, int]]:
     return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
-def check_refused(done: Any, told: tuple[str, ...]) -> None:
+def check_refused(done: Any, info: tuple[str, ...]) -> None:
     assert done.code == 2, done.err
     assert done.out == ""
     *narrated, last = done.err.splitlines()
     assert all(line.startswith(("opening ", "rehearsing ")) for line in narrated), narrated
     assert last.startswith("modwright: ") and "Traceback" not in done.err
-    for part in told:
+    for part in info:
         assert part in last
 
 
@@ -138,10 +138,10 @@ def check_refused(done: Any, told: tuple[str, ...]) -> None:
 def test_a_spoiled_model(
     name: str, how: str, own_model: Path, command: Callable[[str], Any]
 ) -> None:
-    spoil, told = MODELS[name]
+    spoil, info = MODELS[name]
     spoil(own_model)
     before = stamps(own_model.parent)
-    check_refused(command(how), told)
+    check_refused(command(how), info)
     assert stamps(own_model.parent) == before
 
 
@@ -149,11 +149,11 @@ def test_a_spoiled_model(
 def test_a_spoiled_text(
     name: str, own_model: Path, recipe_file: Path, command: Callable[[str], Any]
 ) -> None:
-    content, encoding, told = TEXTS[name]
+    content, encoding, info = TEXTS[name]
     (recipe_file.parent / "text.txt").write_bytes(content)
     more = f" --set calibration.encoding={encoding}" if encoding else ""
     before = stamps(recipe_file.parent)
-    check_refused(command(f"run recipe.yaml -o out --set calibration.data=text.txt{more}"), told)
+    check_refused(command(f"run recipe.yaml -o out --set calibration.data=text.txt{more}"), info)
     assert stamps(recipe_file.parent) == before
 
 
@@ -185,7 +185,7 @@ def forbidden(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
 
 
 @pytest.mark.parametrize(
-    ("file", "told"),
+    ("file", "info"),
     [
         ("model/model.safetensors", ("model.safetensors", "ermission denied")),
         ("model/config.json", ("config.json", "ermission denied")),
@@ -194,13 +194,13 @@ def forbidden(own_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Call
     ],
 )
 def test_a_file_that_may_not_be_read(
-    file: str, told: tuple[str, ...], forbidden: Callable[..., Any], command: Callable[[str], Any]
+    file: str, info: tuple[str, ...], forbidden: Callable[..., Any], command: Callable[[str], Any]
 ) -> None:
     line = "run recipe.yaml -o out --set calibration.data=text.txt"
     Path("text.txt").write_text("w1 w2 " * 200)
     command("run recipe.yaml -o out --set calibration.data=gone")  # all is imported by now
     Path(file).chmod(0)
-    check_refused(forbidden(lambda: command(line)), told)
+    check_refused(forbidden(lambda: command(line)), info)
     assert not Path("out").exists() and not Path("out.work").exists()
 
 

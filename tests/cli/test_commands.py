@@ -140,10 +140,10 @@ def test_plan_writes_nothing(command: Command, recipe_file: Path) -> None:
 
 
 def test_plan_as_json(command: Command, recipe_file: Path) -> None:
-    told = value(command("plan recipe.yaml --set steps.0.n=2 --json"))
-    assert told["recipe"]["steps"][0]["n"] == 2
-    assert [step["method"] for step in told["steps"]] == ["llm_drop", "modegpt"]
-    assert told["parameters"] == 98736
+    info = value(command("plan recipe.yaml --set steps.0.n=2 --json"))
+    assert info["recipe"]["steps"][0]["n"] == 2
+    assert [step["method"] for step in info["steps"]] == ["llm_drop", "modegpt"]
+    assert info["parameters"] == 98736
 
 
 def test_a_saved_plan_is_shown_and_applied(
@@ -215,7 +215,7 @@ def test_a_dry_run_says_what_it_tried_and_writes_nothing(
 ) -> None:
     done = command("run recipe.yaml -o out --dry-run")
     assert done.code == 0, done.err
-    told = " ".join(done.out.split())
+    info = " ".join(done.out.split())
     for words in (
         "Nothing was written.",
         "- drop 1 attention: ran block 0 (",
@@ -226,7 +226,7 @@ def test_a_dry_run_says_what_it_tried_and_writes_nothing(
         "are free",
         "- this process held ",
     ):
-        assert words in told, words
+        assert words in info, words
     assert done.err.splitlines() == [done.err.splitlines()[0], "rehearsing the save to out"]
     found = value(command("run recipe.yaml -o out --dry-run --json"))
     assert found["steps"][1]["calibration"]["block"] == 0
@@ -289,9 +289,9 @@ def test_eval_gives_the_recipe_of_its_number(
     command: Command, place: Path, wordy_model: Path, wordy_text: Path
 ) -> None:
     asked = f"eval {wordy_model} --data {wordy_text} --length 24 --windows 2"
-    told = value(command(f"{asked} --bos --stride 12 --json"))
-    assert told["sample"] is None
-    found = told["perplexity"]
+    info = value(command(f"{asked} --bos --stride 12 --json"))
+    assert info["sample"] is None
+    found = info["perplexity"]
     assert found["finite"] is True
     assert found["value"] > 1
     assert (found["recipe"]["stride"], found["recipe"]["bos"]) == (12, True)

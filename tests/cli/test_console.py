@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modwright.cli.console import RichProgress, emit_json, make_progress, output, say
+from modwright.cli.console import RichProgress, emit_json, make_progress, output, log
 from modwright.core import progress as progress_module
 from modwright.core.progress import SILENT, PlainProgress
 
@@ -115,7 +115,7 @@ def test_on_a_terminal_there_are_bars(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_words_go_to_stderr_and_results_to_stdout(capsys: pytest.CaptureFixture[str]) -> None:
-    say("opening a model")
+    log("opening a model")
     output().print("a result")
     emit_json({"a": 1})
     printed = capsys.readouterr()

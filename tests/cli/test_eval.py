@@ -39,20 +39,20 @@ def test_against_the_original_both_are_measured(
     command: Command, place: Path, wordy_model: Path, wordy_text: Path, other: str
 ) -> None:
     line = asked(other, wordy_text, f"--against {wordy_model}")
-    told = value(command(f"{line} --json"))
-    assert told["model"] == other
-    assert told["against"]["model"] == str(wordy_model)
-    assert told["against"]["agreement"] is None
-    assert told["perplexity"]["recipe"] == told["against"]["perplexity"]["recipe"]
-    near = told["agreement"]
+    info = value(command(f"{line} --json"))
+    assert info["model"] == other
+    assert info["against"]["model"] == str(wordy_model)
+    assert info["against"]["agreement"] is None
+    assert info["perplexity"]["recipe"] == info["against"]["perplexity"]["recipe"]
+    near = info["agreement"]
     assert near["kl"] > 0 and 0 <= near["top1"] <= 1
     assert near["recipe"]["teacher"] == str(wordy_model)
-    assert near["recipe"]["sha256"] == told["perplexity"]["recipe"]["sha256"]
+    assert near["recipe"]["sha256"] == info["perplexity"]["recipe"]["sha256"]
     done = command(line)
     assert done.code == 0
     for words in ("perplexity per token", "change", "agreement over 46 tokens: KL", "top-1"):
         assert words in done.out, words
-    assert f"{told['perplexity']['value']:.4f} per token" in done.out
+    assert f"{info['perplexity']['value']:.4f} per token" in done.out
 
 
 def test_tasks_of_ones_own_are_scored_offline_each_with_the_version(
@@ -60,12 +60,12 @@ def test_tasks_of_ones_own_are_scored_offline_each_with_the_version(
 ) -> None:
     write_tasks(place / "tasks")
     line = asked(wordy_model, wordy_text, "--tasks words,text --include-path tasks --limit 5")
-    told = value(command(f"{line} --json"))
-    scores = {score["task"]: score for score in told["harness"]["scores"]}
+    info = value(command(f"{line} --json"))
+    scores = {score["task"]: score for score in info["harness"]["scores"]}
     assert set(scores) == {"words", "text"}
     assert scores["words"]["documents"] == 5
     assert all(score["harness"].startswith("lm-eval ") for score in scores.values())
-    assert told["perplexity"] is not None
+    assert info["perplexity"] is not None
     done = command(f"{line} --tasks writing --num-fewshot 1 --batch-size 2")
     assert done.code == 0
     assert "words acc " in done.out and "writing exact_match " in done.out
@@ -78,8 +78,8 @@ def test_tasks_against_the_original_show_the_change(
 ) -> None:
     write_tasks(place / "tasks")
     more = f"--against {wordy_model} --tasks words --include-path tasks"
-    told = value(command(asked(other, wordy_text, f"{more} --json")))
-    assert told["harness"]["recipe"] == told["against"]["harness"]["recipe"]
+    info = value(command(asked(other, wordy_text, f"{more} --json")))
+    assert info["harness"]["recipe"] == info["against"]["harness"]["recipe"]
     done = command(asked(other, wordy_text, more))
     assert "words acc" in done.out and "±" in done.out
 

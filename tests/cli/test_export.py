@@ -26,11 +26,11 @@ def test_a_file_its_size_and_how_it_compared(command: Command, place: Path) -> N
 def test_as_json(command: Command, place: Path) -> None:
     done = command("export preset:tiny-llama -o out --to gguf --json")
     assert done.code == 0, done.err
-    told = json.loads(done.out)
-    assert told["output"] == "out" and told["target"] == "gguf" and told["plain"] is True
-    assert told["compared"]["largest"] == 0
-    assert told["bytes"] == told["files"]["tiny-llama-F32.gguf"]
-    assert told["checkpoint_bytes"] == 394944
+    info = json.loads(done.out)
+    assert info["output"] == "out" and info["target"] == "gguf" and info["plain"] is True
+    assert info["compared"]["largest"] == 0
+    assert info["bytes"] == info["files"]["tiny-llama-F32.gguf"]
+    assert info["checkpoint_bytes"] == 394944
 
 
 def test_without_an_output_it_says_where_the_model_runs(command: Command, place: Path) -> None:
@@ -45,7 +45,7 @@ def test_without_an_output_it_says_where_the_model_runs(command: Command, place:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "info"),
     [
         ("export", ("MODEL", "usage: modwright export MODEL")),
         ("export preset:tiny-gpt2 -o out --to ggfu", ("'ggfu'", "did you mean 'gguf'?")),
@@ -56,10 +56,10 @@ def test_without_an_output_it_says_where_the_model_runs(command: Command, place:
         ("export preset:tiny-llama -o . --to gguf --force", ("working directory",)),
     ],
 )
-def test_refusals(line: str, told: tuple[str, ...], command: Command, place: Path) -> None:
+def test_refusals(line: str, info: tuple[str, ...], command: Command, place: Path) -> None:
     done = command(line)
     assert done.code == 2 and done.out == ""
     (said,) = done.err.splitlines()
     assert said.startswith("modwright: ")
-    assert all(part in said for part in told), said
+    assert all(part in said for part in info), said
     assert list(place.iterdir()) == []

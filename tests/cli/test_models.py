@@ -44,10 +44,10 @@ def test_a_training_leaves_a_checkpoint_with_its_course(command: Command, recipe
     load = f"import modwright; from transformers import {auto}; {auto}.from_pretrained('out')"
     assert f"load: {load}" in done.out
     assert "learns from 64 images (digits, train, seed 0, 32 x 32)" in done.err
-    told = json.loads(Path("out/training.json").read_text())
-    assert (told["steps"], told["pictures"]["test"][1]) == (8, 1733)
-    assert [entry["step"] for entry in told["log"] if "accuracy" in entry] == [4, 8]
-    assert told["log"][-1]["loss"] > 0 and told["recipe"]["settings"]["clip"] == 1.0
+    info = json.loads(Path("out/training.json").read_text())
+    assert (info["steps"], info["pictures"]["test"][1]) == (8, 1733)
+    assert [entry["step"] for entry in info["log"] if "accuracy" in entry] == [4, 8]
+    assert info["log"][-1]["loss"] > 0 and info["recipe"]["settings"]["clip"] == 1.0
     assert Path("out/curves.svg").read_text().startswith("<svg")
     assert "accuracy on the test images" in Path("out/curves.svg").read_text()
     model: Any = AutoModelForImageClassification.from_pretrained("out").eval()
@@ -55,9 +55,9 @@ def test_a_training_leaves_a_checkpoint_with_its_course(command: Command, recipe
     from modwright.tasks.pictures import digits
     from modwright.training import accuracy
 
-    assert accuracy(model, digits(train=64)[1]) == told["accuracy"]
+    assert accuracy(model, digits(train=64)[1]) == info["accuracy"]
     again = command("train train.yaml -o out --json")
-    assert again.code == 0 and json.loads(again.out) == told
+    assert again.code == 0 and json.loads(again.out) == info
     assert again.err == "out holds the result of this recipe already; --force makes it again\n"
     # the resolved recipe makes the same again
     made = command("train out/recipe.yaml -o again")
@@ -78,8 +78,8 @@ def test_a_checkpoint_teaches_and_is_trained_further(command: Command, recipe: P
     (recipe.parent / "more.yaml").write_text(yaml.safe_dump(tree))
     done = command("train more.yaml -o out --set settings.average=0.9")
     assert done.code == 0, done.err
-    told = json.loads(Path("out/training.json").read_text())
-    assert {"classes", "teacher"} <= told["log"][-1].keys()
+    info = json.loads(Path("out/training.json").read_text())
+    assert {"classes", "teacher"} <= info["log"][-1].keys()
     other = command(
         "train train.yaml -o other --set 'model={checkpoint: teacher, num_classes: 12}'"
     )
@@ -134,8 +134,8 @@ def test_pictures_of_a_folder(command: Command, recipe: Path) -> None:
     data = "'data={images: folder, folder: images, side: 32, test: 0.3}'"
     done = command(f"train train.yaml -o out --set {data}")
     assert done.code == 0, done.err
-    told = json.loads(Path("out/training.json").read_text())
-    assert told["pictures"]["classes"] == ["dark", "light"]
+    info = json.loads(Path("out/training.json").read_text())
+    assert info["pictures"]["classes"] == ["dark", "light"]
     assert json.loads(Path("out/config.json").read_text())["id2label"] == {
         "0": "dark",
         "1": "light",
@@ -225,8 +225,8 @@ def test_a_file_comes_in_and_goes_back_with_its_bits(
         back = read_weights(name)
         assert back.keys() == official.keys()
         assert all(back[key].equal(tensor) for key, tensor in official.items())
-    told = json.loads(command("import poolformer_s12 a.pth -o o2 --set num_classes=3 --json").out)
-    assert told["fresh"] == ["head.fc.bias", "head.fc.weight"]
+    info = json.loads(command("import poolformer_s12 a.pth -o o2 --set num_classes=3 --json").out)
+    assert info["fresh"] == ["head.fc.bias", "head.fc.weight"]
     again = command("rename out -o back.pth")
     assert again.code == 2 and "--force" in again.err
     assert command("rename out -o back.pth --force").code == 0

@@ -97,9 +97,9 @@ def names(place: Path) -> list[str]:
     return sorted(str(path.relative_to(place.parent)) for path in place.parent.rglob("*"))
 
 
-@pytest.mark.parametrize(("line", "told"), REFUSALS, ids=[line for line, _ in REFUSALS])
+@pytest.mark.parametrize(("line", "info"), REFUSALS, ids=[line for line, _ in REFUSALS])
 def test_refusals(
-    line: str, told: tuple[str, ...], stocked: Path, command: Callable[[str], Any]
+    line: str, info: tuple[str, ...], stocked: Path, command: Callable[[str], Any]
 ) -> None:
     before = names(stocked)
     done = command(line)
@@ -109,7 +109,7 @@ def test_refusals(
     *narrated, last = done.err.splitlines()
     assert all(one.startswith("opening ") for one in narrated)
     assert last.startswith("modwright: ")
-    for part in told:
+    for part in info:
         assert part in last
     assert "Traceback" not in done.err
     assert names(stocked) == before
@@ -135,7 +135,7 @@ class Broken(RuntimeError):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "info"),
     [
         (Broken("it broke\nsecond line"), 1, "failed: Broken: it broke (--debug shows where)"),
         (Broken(), 1, "failed: Broken: no message (--debug shows where)"),
@@ -145,7 +145,7 @@ class Broken(RuntimeError):
 def test_failures_of_work_are_one_line_too(
     error: BaseException,
     code: int,
-    told: str,
+    info: str,
     place: Path,
     command: Callable[[str], Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -156,7 +156,7 @@ def test_failures_of_work_are_one_line_too(
     monkeypatch.setattr("modwright.papers.papers", fail)
     done = command("papers")
     assert (done.code, done.out) == (code, "")
-    assert done.err.startswith(f"modwright: {told}")
+    assert done.err.startswith(f"modwright: {info}")
     assert len(done.err.splitlines()) == 1
 
 

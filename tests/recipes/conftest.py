@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from modwright.recipes.load import parse_recipe
-from modwright.recipes.run import Outcome, run
+from modwright.recipes.run import RunResult, run
 from modwright.recipes.schema import Recipe
 
 MakeRecipe = Callable[..., Recipe]
@@ -44,7 +44,7 @@ def recipe(wordy_model: Path, wordy_text: Path) -> MakeRecipe:
 
 
 @pytest.fixture(scope="session")
-def finished(recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def finished(recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """The two-step recipe, run once; do not change its output."""
     return run(recipe(), tmp_path_factory.mktemp("finished") / "out", check=False)
 

@@ -19,7 +19,7 @@ import torch
 import modwright.checkpoint.saving as saving
 import modwright.core.files as files
 import modwright.recipes.run as running
-import modwright.recipes.work as working
+import modwright.recipes.run_directory as working
 import modwright.report.writing as reporting
 from modwright.calibration import Statistics
 from modwright.calibration.hidden_states import Stream
@@ -48,7 +48,7 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "a state is not yet known": (working, "write_file", False),
     "a state is known": (working, "write_file", True),
     "the report is half written": (reporting, "render_html", True),
-    "work is not removed": (working.WorkPlace, "remove", False),
+    "work is not removed": (working.RunDirectory, "remove", False),
 }
 
 
@@ -83,15 +83,15 @@ class Moments:
 def work(request: dict[str, Any], answer: int) -> None:
     moments = Moments(request.get("moment", ""), request.get("call", 0))
     said: list[str] = []
-    outcome = running.run(
+    result = running.run(
         parse_recipe(request["recipe"]),
         request["out"],
         force=request.get("force", False),
         check=False,
-        say=said.append,
+        log=said.append,
     )
-    told = {"calls": moments.calls, "said": said, "done_before": outcome.done_before}
-    os.write(answer, json.dumps(told).encode())
+    info = {"calls": moments.calls, "said": said, "done_before": result.done_before}
+    os.write(answer, json.dumps(info).encode())
 
 
 def forked(request: dict[str, Any]) -> dict[str, Any]:
@@ -107,9 +107,9 @@ def forked(request: dict[str, Any]) -> dict[str, Any]:
         os._exit(0)
     os.close(writing)
     with os.fdopen(reading) as stream:
-        told = stream.read()
+        info = stream.read()
     _, status = os.waitpid(child, 0)
-    return {**(json.loads(told) if told else {}), "code": os.waitstatus_to_exitcode(status)}
+    return {**(json.loads(info) if info else {}), "code": os.waitstatus_to_exitcode(status)}
 
 
 def main() -> None:

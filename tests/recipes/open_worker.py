@@ -18,12 +18,12 @@ def main(plain: str, edited: str, wanted: str) -> None:
 
     torch.set_num_threads(1)
     ids = torch.arange(6, 18)[None]
-    told: dict[str, object] = {}
+    info: dict[str, object] = {}
     for name, place in (("plain", plain), ("edited", edited)):
         try:
             model = AutoModelForCausalLM.from_pretrained(place).eval()
         except Exception as error:
-            told[name] = {"error": f"{type(error).__name__}: {error}"}
+            info[name] = {"error": f"{type(error).__name__}: {error}"}
             continue
         with torch.no_grad():
             logits = model(ids).logits[0, -1]
@@ -31,15 +31,15 @@ def main(plain: str, edited: str, wanted: str) -> None:
             cached, plainly = (
                 model.generate(ids, use_cache=use, **settings)[0].tolist() for use in (True, False)
             )
-        told[name] = {
+        info[name] = {
             "class": type(model).__name__,
             "logits": logits.tolist(),
             "cached": cached,
             "plainly": plainly,
             "ends": model.generation_config.eos_token_id,
         }
-    told["modwright imported"] = "modwright" in sys.modules
-    print(json.dumps(told))
+    info["modwright imported"] = "modwright" in sys.modules
+    print(json.dumps(info))
 
 
 if __name__ == "__main__":

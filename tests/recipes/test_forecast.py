@@ -15,7 +15,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.recipes import Recipe
 from modwright.recipes.forecast import forecast
 from modwright.recipes.load import resolved
-from modwright.recipes.run import Outcome, run
+from modwright.recipes.run import RunResult, run
 
 from .shared import NOTHING, snapshot
 
@@ -23,7 +23,7 @@ MakeRecipe = Callable[..., Recipe]
 
 
 def test_the_result_lies_within_the_forecast(
-    recipe: MakeRecipe, finished: Outcome, wordy_model: Path
+    recipe: MakeRecipe, finished: RunResult, wordy_model: Path
 ) -> None:
     opened = open_checkpoint(wordy_model)
     expected = forecast(recipe(), opened.model, opened.name)
@@ -81,10 +81,10 @@ def test_a_forecast_writes_nothing_and_changes_nothing(
 def test_a_forecast_is_plain_values(recipe: MakeRecipe, wordy_model: Path) -> None:
     opened = open_checkpoint(wordy_model)
     expected = forecast(recipe(), opened.model, opened.name)
-    told = json.loads(json.dumps(expected.to_dict()))
-    assert told["recipe"] == resolved(recipe())
-    assert told["peak_bytes"] == max(step["memory"] for step in told["steps"])
-    assert told["steps"][0]["parameters"] == list(expected.steps[0].parameters)
+    info = json.loads(json.dumps(expected.to_dict()))
+    assert info["recipe"] == resolved(recipe())
+    assert info["peak_bytes"] == max(step["memory"] for step in info["steps"])
+    assert info["steps"][0]["parameters"] == list(expected.steps[0].parameters)
 
 
 def test_whether_it_fits_is_reckoned_beside_the_weights(

@@ -101,9 +101,9 @@ def test_the_example_recipe_loads() -> None:
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes_are_explained_in_one_line(name: str, tmp_path: Path) -> None:
-    text, told = MISTAKES[name]
+    text, info = MISTAKES[name]
     message = refusal(write(tmp_path, text))
-    for part in told:
+    for part in info:
         assert part in message
 
 
@@ -231,7 +231,7 @@ def test_set_changes_values_and_reads_them_as_yaml(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "info"),
     [
         ("steps.0.n", ("'steps.0.n'", "KEY=VALUE", "steps.0.n=6")),
         ("=3", ("KEY=VALUE",)),
@@ -249,7 +249,7 @@ def test_set_changes_values_and_reads_them_as_yaml(tmp_path: Path) -> None:
         ("steps.1.sparsty=0.3", ("steps.1", "'sparsty'", "did you mean 'sparsity'?")),
     ],
 )
-def test_bad_set_values_are_explained(given: str, told: tuple[str, ...], tmp_path: Path) -> None:
+def test_bad_set_values_are_explained(given: str, info: tuple[str, ...], tmp_path: Path) -> None:
     message = refusal(write(tmp_path, BASE), given)
-    for part in told:
+    for part in info:
         assert part in message

@@ -93,16 +93,16 @@ def test_a_real_run_keeps_its_forecast(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    expected = told["forecast"]
+    info = json.loads(done.stdout.splitlines()[-1])
+    expected = info["forecast"]
     # The result was not reopened in another process here.
     phases = [
         {name: size for name, size in step["phases"].items() if name != "reopen"}
         for step in expected["steps"]
     ]
     peak = expected["weights_bytes"] + max(max(step.values()) for step in phases)
-    assert told["most"] <= (1 + MARGIN) * peak + ALLOCATORS
-    assert told["most"] >= TAKEN * peak
+    assert info["most"] <= (1 + MARGIN) * peak + ALLOCATORS
+    assert info["most"] >= TAKEN * peak
     assert max(phases[-1], key=phases[-1].__getitem__) == largest
     assert peak <= expected["peak_bytes"]
 

@@ -15,7 +15,7 @@ from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputE
 from modwright.recipes import Recipe
 from modwright.recipes.load import resolved
 from modwright.recipes.plans import apply_plans, load_plans, make_plans, save_plans
-from modwright.recipes.run import Outcome
+from modwright.recipes.run import RunResult
 
 from .shared import config_of, same_weights, snapshot
 
@@ -32,11 +32,11 @@ def planned(
 
 
 def test_applying_a_saved_plan_is_the_run(
-    planned: Path, finished: Outcome, wordy_model: Path, tmp_path: Path
+    planned: Path, finished: RunResult, wordy_model: Path, tmp_path: Path
 ) -> None:
-    plans, told = load_plans(planned)
+    plans, info = load_plans(planned)
     assert [plan.method for plan in plans] == ["llm_drop", "modegpt"]
-    opened = open_checkpoint(told["model"])
+    opened = open_checkpoint(info["model"])
     applied = apply_plans(opened.model, plans)
     save(applied.model, tmp_path / "out", source=opened.source)
     assert same_weights(tmp_path / "out", finished.output)
@@ -65,9 +65,9 @@ def test_the_recipe_lies_beside_the_plans(planned: Path, recipe: MakeRecipe) -> 
 
 
 def test_one_plan_alone_can_be_loaded(planned: Path) -> None:
-    plans, told = load_plans(planned / "step-1")
+    plans, info = load_plans(planned / "step-1")
     assert [plan.method for plan in plans] == ["llm_drop"]
-    assert told == {}
+    assert info == {}
 
 
 def test_ten_steps_and_more_keep_their_order(

@@ -19,7 +19,7 @@ from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputE
 from modwright.edits import keep_neurons
 from modwright.recipes import Recipe
 from modwright.recipes.rehearsal import dry_run
-from modwright.recipes.run import Outcome, run
+from modwright.recipes.run import RunResult, run
 from modwright.surgery import make_method
 
 from .shared import DROP, no_work, snapshot
@@ -45,7 +45,7 @@ def test_it_tries_everything_and_leaves_nothing(
 ) -> None:
     before = snapshot(wordy_model)
     said: list[str] = []
-    tried = dry_run(recipe(), tmp_path / "deep" / "out", say=said.append)
+    tried = dry_run(recipe(), tmp_path / "deep" / "out", log=said.append)
     assert tried is not None
     assert list(tmp_path.iterdir()) == []
     assert snapshot(wordy_model) == before
@@ -64,8 +64,8 @@ def test_it_tries_everything_and_leaves_nothing(
     assert tried.free_disk > tried.forecast.disk > 0
     assert tried.peak > tried.forecast.peak
     assert len(said) == 2
-    told = json.loads(json.dumps(tried.to_dict()))
-    assert told["steps"][1]["calibration"]["batch"] == [2, 32]
+    info = json.loads(json.dumps(tried.to_dict()))
+    assert info["steps"][1]["calibration"]["batch"] == [2, 32]
 
 
 def test_the_memory_is_really_taken(recipe: MakeRecipe, wordy_model: Path, tmp_path: Path) -> None:
@@ -139,12 +139,12 @@ def test_memory_that_cannot_be_had_is_one_line(tiny: Any, monkeypatch: pytest.Mo
 def test_it_refuses_what_a_run_refuses_before_work(
     changed: dict[str, Any], recipe: MakeRecipe, tmp_path: Path
 ) -> None:
-    told = []
+    info = []
     for work in (dry_run, run):
         with pytest.raises(ModwrightError) as caught:
             work(recipe(**changed), tmp_path / "out")
-        told.append(str(caught.value))
-    assert told[0] == told[1]
+        info.append(str(caught.value))
+    assert info[0] == info[1]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,21 +152,21 @@ def test_places_are_tried(recipe: MakeRecipe, wordy_model: Path, tmp_path: Path)
     (tmp_path / "file").write_text("x")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("x")
-    for place, told, force in [
+    for place, info, force in [
         (tmp_path / "file", "is a file", True),
         (tmp_path / "full", "something else", False),
         (wordy_model, "begins with", True),
     ]:
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=info):
             dry_run(recipe(), place, force=force)
     assert dry_run(recipe(), tmp_path / "full", force=True) is not None
     assert snapshot(tmp_path) == {"file": b"x", "full": b"(folder)", "full/a": b"x"}
 
 
-def test_a_result_that_stands_needs_no_rehearsal(recipe: MakeRecipe, finished: Outcome) -> None:
+def test_a_result_that_stands_needs_no_rehearsal(recipe: MakeRecipe, finished: RunResult) -> None:
     said: list[str] = []
     before = snapshot(finished.output)
-    assert dry_run(recipe(), finished.output, say=said.append) is None
+    assert dry_run(recipe(), finished.output, log=said.append) is None
     assert "holds the result of this recipe already" in said[0]
     assert snapshot(finished.output) == before
 

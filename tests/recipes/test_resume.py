@@ -13,7 +13,7 @@ import modwright.recipes.run as running
 from modwright.calibration import Statistics
 from modwright.checkpoint import open as open_checkpoint
 from modwright.recipes import Recipe
-from modwright.recipes.run import Outcome, run
+from modwright.recipes.run import RunResult, run
 from wordy import write_checkpoint, write_text
 
 from .shared import config_of, same_weights
@@ -69,7 +69,7 @@ def blocks(step: int, first: int = 0) -> list[tuple[str, int]]:
 
 
 def test_stopped_between_steps(
-    recipe: MakeRecipe, finished: Outcome, watch: Accumulator, tmp_path: Path
+    recipe: MakeRecipe, finished: RunResult, watch: Accumulator, tmp_path: Path
 ) -> None:
     watch.stop_at_stage = "2 modegpt"
     with pytest.raises(Stopped):
@@ -78,11 +78,11 @@ def test_stopped_between_steps(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["out.log", "out.work"]
 
     watch.start_again()
-    told: list[str] = []
-    done = run(recipe(), tmp_path / "out", check=False, say=told.append)
+    info: list[str] = []
+    done = run(recipe(), tmp_path / "out", check=False, log=info.append)
     assert watch.measured == ["2 modegpt"]
     assert watch.blocks == []  # its statistics were all there
-    assert "1 finished steps are taken over" in told
+    assert "1 finished steps are taken over" in info
     assert same_weights(done.output, finished.output)
     assert config_of(done.output) == config_of(finished.output)
     assert [s.name for s in done.report.stages] == [s.name for s in finished.report.stages]
@@ -99,7 +99,7 @@ def test_stopped_inside_calibration(
     point: str,
     begins_at: int,
     recipe: MakeRecipe,
-    finished: Outcome,
+    finished: RunResult,
     watch: Accumulator,
     tmp_path: Path,
 ) -> None:
@@ -117,7 +117,7 @@ def test_stopped_inside_calibration(
 
 def test_stopped_while_the_result_is_written(
     recipe: MakeRecipe,
-    finished: Outcome,
+    finished: RunResult,
     watch: Accumulator,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -208,7 +208,7 @@ def test_other_versions_begin_anew(
 
 
 def test_a_damaged_work_directory_does_not_stop_the_run(
-    recipe: MakeRecipe, finished: Outcome, watch: Accumulator, tmp_path: Path
+    recipe: MakeRecipe, finished: RunResult, watch: Accumulator, tmp_path: Path
 ) -> None:
     watch.stop_at_stage = "2 modegpt"
     with pytest.raises(Stopped):

@@ -20,7 +20,7 @@ from modwright.core.errors import CheckpointError, ModwrightError
 from modwright.recipes import Recipe, load_recipe
 from modwright.recipes.facts import auto_class
 from modwright.recipes.load import resolved
-from modwright.recipes.run import Outcome, run
+from modwright.recipes.run import RunResult, run
 from modwright.report import read_report
 from wordy import ENDS, write_checkpoint
 
@@ -33,7 +33,7 @@ WORKER = Path(__file__).with_name("open_worker.py")
 # What is left
 
 
-def test_the_output_is_whole_and_alone(finished: Outcome, wordy_model: Path) -> None:
+def test_the_output_is_whole_and_alone(finished: RunResult, wordy_model: Path) -> None:
     out = finished.output
     names = {file.name for file in out.iterdir()}
     carried = {file.name for file in wordy_model.iterdir()} - {"config.json", "model.safetensors"}
@@ -45,7 +45,7 @@ def test_the_output_is_whole_and_alone(finished: Outcome, wordy_model: Path) -> 
     assert sorted(entry.name for entry in out.parent.iterdir()) == ["out", "out.log"]
 
 
-def test_config_and_weights_say_what_was_done(finished: Outcome, wordy_model: Path) -> None:
+def test_config_and_weights_say_what_was_done(finished: RunResult, wordy_model: Path) -> None:
     config = config_of(finished.output)
     assert config["model_type"] == "modwright_llama"
     assert config["architectures"] == ["ModwrightLlamaForCausalLM"]
@@ -59,7 +59,7 @@ def test_config_and_weights_say_what_was_done(finished: Outcome, wordy_model: Pa
 
 
 def test_the_recipe_beside_the_weights_is_the_resolved_one(
-    finished: Outcome, recipe: MakeRecipe
+    finished: RunResult, recipe: MakeRecipe
 ) -> None:
     stored = yaml.safe_load((finished.output / "recipe.yaml").read_text())
     assert stored == {**resolved(recipe()), "output": ""}
@@ -67,7 +67,7 @@ def test_the_recipe_beside_the_weights_is_the_resolved_one(
 
 
 @pytest.mark.contract("F4")
-def test_the_report_is_complete(finished: Outcome) -> None:
+def test_the_report_is_complete(finished: RunResult) -> None:
     report = read_report(finished.output)
     assert report == read_report(finished.output / "report.json")
     assert [stage.name for stage in report.stages] == ["before", "1 llm_drop", "2 modegpt"]
@@ -95,30 +95,30 @@ def test_the_report_is_complete(finished: Outcome) -> None:
 
 
 @pytest.mark.contract("A8")
-def test_the_report_lists_the_files_with_their_sizes(finished: Outcome) -> None:
+def test_the_report_lists_the_files_with_their_sizes(finished: RunResult) -> None:
     files = read_report(finished.output).files
     beside = {"report.json", "report.md", "report.html"}
     there = {f.name: f.stat().st_size for f in finished.output.iterdir() if f.name not in beside}
     assert files == there
 
 
-def test_pages_and_card_are_there_for_people(finished: Outcome) -> None:
+def test_pages_and_card_are_there_for_people(finished: RunResult) -> None:
     page = (finished.output / "report.html").read_text()
     assert page.lstrip().lower().startswith("<!doctype html")
     assert "two kinds of steps" in page
     assert "two kinds of steps" in (finished.output / "report.md").read_text()
     card = (finished.output / "README.md").read_text()
     _, front, body = card.split("---\n", 2)
-    told = yaml.safe_load(front)
-    assert told["library_name"] == "modwright"
-    assert {"modwright", "llm_drop", "modegpt"} <= set(told["tags"])
-    assert told["pipeline_tag"] == "text-generation"
+    info = yaml.safe_load(front)
+    assert info["library_name"] == "modwright"
+    assert {"modwright", "llm_drop", "modegpt"} <= set(info["tags"])
+    assert info["pipeline_tag"] == "text-generation"
     assert "import modwright" in body
     assert "AutoModelForCausalLM.from_pretrained(folder)" in body
 
 
 def test_no_path_of_this_machine_is_in_what_is_meant_to_be_shared(
-    finished: Outcome, wordy_model: Path
+    finished: RunResult, wordy_model: Path
 ) -> None:
     """The recipe names the model as the user did; nothing else may know where it lay."""
     for name in ("config.json", "generation_config.json"):
@@ -127,10 +127,10 @@ def test_no_path_of_this_machine_is_in_what_is_meant_to_be_shared(
 
 
 def test_the_user_is_told_what_is_done(
-    finished: Outcome, recipe: MakeRecipe, tmp_path: Path
+    finished: RunResult, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     said: list[str] = []
-    done = run(recipe(), tmp_path / "out", say=said.append)
+    done = run(recipe(), tmp_path / "out", log=said.append)
     beginnings = ["opening", "measuring", "perplexity 1", "step 1 of 2", "calibration:"]
     beginnings += ["perplexity 1", "step 2 of 2", "calibration:", "perplexity 1"]
     beginnings += ["writing", "reopening"]
@@ -146,21 +146,21 @@ def test_the_user_is_told_what_is_done(
 
 
 def test_a_second_run_does_nothing(
-    finished: Outcome, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    finished: RunResult, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_work(monkeypatch)
-    before, told = snapshot(finished.output), []
-    again = run(recipe(), finished.output, say=told.append)
+    before, info = snapshot(finished.output), []
+    again = run(recipe(), finished.output, log=info.append)
     assert again.done_before
     assert again.report == read_report(finished.output)
-    assert len(told) == 1
-    assert "already" in told[0]
-    assert "--force" in told[0]
+    assert len(info) == 1
+    assert "already" in info[0]
+    assert "--force" in info[0]
     assert snapshot(finished.output) == before
 
 
 def test_the_stored_recipe_makes_the_same_result(
-    finished: Outcome, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: RunResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = load_recipe(finished.output / "recipe.yaml")
     again = run(stored, tmp_path / "again", check=False)
@@ -171,7 +171,7 @@ def test_the_stored_recipe_makes_the_same_result(
 
 
 def test_another_recipe_does_not_replace_a_result(
-    finished: Outcome, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+    finished: RunResult, recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     no_work(monkeypatch)
     before = snapshot(finished.output)
@@ -182,7 +182,7 @@ def test_another_recipe_does_not_replace_a_result(
 
 @pytest.mark.parametrize("missing", ["config.json", "report.json", "recipe.yaml"])
 def test_half_a_result_is_not_taken_for_one(
-    missing: str, finished: Outcome, recipe: MakeRecipe, tmp_path: Path
+    missing: str, finished: RunResult, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     for name in {"config.json", "report.json", "recipe.yaml"} - {missing}:
         (tmp_path / name).write_bytes((finished.output / name).read_bytes())
@@ -229,7 +229,7 @@ def test_two_runs_into_one_place_at_once(recipe: MakeRecipe, tmp_path: Path) -> 
                 run(asked, tmp_path / "out", check=False)
             refused.append(caught.value)
 
-    done = run(asked, tmp_path / "out", check=False, say=interfere)
+    done = run(asked, tmp_path / "out", check=False, log=interfere)
     assert len(refused) == 1
     assert f"another run (process {os.getpid()})" in str(refused[0])
     assert "out" in str(refused[0])
@@ -329,7 +329,7 @@ def test_a_recipe_without_threads_takes_those_that_are_set(
 
 
 def test_results_open_in_new_processes(
-    finished: Outcome, recipe: MakeRecipe, tmp_path: Path
+    finished: RunResult, recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     """The plain one in stock transformers; the edited one after ``import modwright`` alone."""
     plain = run(recipe(steps=BLOCK, evaluate=NOTHING), tmp_path / "plain", check=False)
@@ -351,11 +351,11 @@ def test_results_open_in_new_processes(
     assert stock["plain"] == ours["plain"]
     assert ours["edited"]["class"] == "ModwrightLlamaForCausalLM"
     ids = torch.arange(6, 18)[None]
-    for place, told in ((plain.output, stock["plain"]), (finished.output, ours["edited"])):
+    for place, info in ((plain.output, stock["plain"]), (finished.output, ours["edited"])):
         live = open_checkpoint(place).model
         with torch.no_grad():
             logits = live(ids).logits[0, -1]
-        assert torch.allclose(logits, torch.tensor(told["logits"]), atol=1e-5)
-        assert told["cached"] == told["plainly"]
-        assert len(told["cached"]) == 24
-        assert told["ends"] == ENDS
+        assert torch.allclose(logits, torch.tensor(info["logits"]), atol=1e-5)
+        assert info["cached"] == info["plainly"]
+        assert len(info["cached"]) == 24
+        assert info["ends"] == ENDS

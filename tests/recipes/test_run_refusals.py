@@ -47,7 +47,7 @@ def test_weights_that_are_not_numbers(
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "info"),
     [
         ({"calibration": GONE}, r"^calibration: unknown text"),
         ({"calibration": {"length": 257}}, r"calibration: length is 257; .* 2\.\.256"),
@@ -62,13 +62,13 @@ def test_weights_that_are_not_numbers(
 )
 def test_what_cannot_be_done_is_refused_before_work(
     changed: dict[str, Any],
-    told: str,
+    info: str,
     recipe: MakeRecipe,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     no_work(monkeypatch)
-    with pytest.raises(InvalidInputError, match=told):
+    with pytest.raises(InvalidInputError, match=info):
         run(recipe(**changed), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -103,14 +103,14 @@ def test_places_that_are_no_output(
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     source = snapshot(wordy_model)
-    for place, told in [
+    for place, info in [
         (tmp_path / "file", "is a file"),
         (tmp_path / "file" / "below", "cannot"),
         (Path(), "working directory"),
         (Path("/"), "below it"),
         (wordy_model, "the model that the recipe begins with"),
     ]:
-        with pytest.raises(CheckpointError, match=told):
+        with pytest.raises(CheckpointError, match=info):
             run(recipe(), place, force=True)
     assert snapshot(wordy_model) == source
     assert snapshot(tmp_path) == {"file": b"x", "empty": b"(folder)"}

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 import modwright.core.files as files
-import modwright.recipes.work as working
+import modwright.recipes.run_directory as working
 import modwright.training.checkpoints as keeping
 import modwright.training.trainer as training
 from modwright.cli.entry import run_command

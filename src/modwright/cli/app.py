@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modwright.cli.console import emit_json, make_progress, output, say
+from modwright.cli.console import emit_json, make_progress, output, log
 from modwright.cli.evaluate import evaluate
 from modwright.cli.export import export
 from modwright.cli.parameters import Dtype, Force, Json, Length, Model, Recipe, Set
@@ -177,7 +177,7 @@ def plan(
         if not json:
             for made in plans:
                 output().print(plan_lines(made))
-        say(f"written: {save}; `modwright apply {save} -o OUT` carries it out")
+        log(f"written: {save}; `modwright apply {save} -o OUT` carries it out")
     if json:
         emit_json(expected.to_dict())
     elif save is None:
@@ -208,11 +208,11 @@ def apply(
         raise InvalidInputError("the plan does not name a model; give --model")
     opened = open_checkpoint(source, dtype=recipe.get("dtype"), progress=make_progress())
     applied = apply_plans(opened.model, plans)
-    say(str(applied.tensor_diff))
+    log(str(applied.tensor_diff))
     from modwright.checkpoint import save as save_checkpoint
 
     def check(folder: Path) -> None:
-        say(str(check_reopens(applied.model, folder)))
+        log(str(check_reopens(applied.model, folder)))
 
     save_checkpoint(
         applied.model,
@@ -222,7 +222,7 @@ def apply(
         force=force,
         check=check,
     )
-    say(f"written: {out}" + (" (plain)" if applied.plain else " (needs `import modwright`)"))
+    log(f"written: {out}" + (" (plain)" if applied.plain else " (needs `import modwright`)"))
 
 
 def papers(

@@ -13,7 +13,7 @@ from modwright.core.progress import PlainProgress, Progress, Task
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["emit_json", "make_progress", "output", "say"]
+__all__ = ["emit_json", "make_progress", "output", "log"]
 
 
 def output() -> Console:
@@ -24,7 +24,7 @@ def output() -> Console:
     return Console(file=sys.stdout, width=wide, highlight=False, markup=False, emoji=False)
 
 
-def say(message: str) -> None:
+def log(message: str) -> None:
     """A sentence on what is done now, for people."""
     print(message, file=sys.stderr, flush=True)
 

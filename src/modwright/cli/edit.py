@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from modwright.cli.console import make_progress, output, say
+from modwright.cli.console import make_progress, output, log
 from modwright.cli.parameters import TEXTS, Dtype, Force, Model
 from modwright.recipes.load import parse_recipe
 from modwright.recipes.options import option_help, summary
@@ -102,13 +102,13 @@ def _common() -> list[inspect.Parameter]:
 
 def _options(kind: type[Any], fields: dict[str, Any]) -> list[inspect.Parameter]:
     hints = get_type_hints(kind)
-    told = option_help(kind)
+    info = option_help(kind)
     made = []
     for name, field in fields.items():
         flag = f"--{name.replace('_', '-')}"
         annotation = _plain(hints[name])
         flags = [f"{flag}/--no-{flag[2:]}"] if annotation is bool else [flag]
-        words = told.get(name, "")
+        words = info.get(name, "")
         if get_origin(annotation) is list:
             words += f" Repeat {flag} for each."
         option = typer.Option(*flags, help=words, metavar="|".join(_legal(hints[name])) or None)
@@ -152,7 +152,7 @@ def _edit(
     no_eval: bool,
     force: bool,
 ) -> None:
-    from modwright.cli.show import show_outcome
+    from modwright.cli.show import show_result
     from modwright.core import distributed
     from modwright.recipes.run import run
 
@@ -169,6 +169,6 @@ def _edit(
         name=f"edit {method}",
     )
     with distributed.init_distributed():
-        outcome = run(recipe, out, force=force, progress=make_progress(), say=say)
+        result = run(recipe, out, force=force, progress=make_progress(), log=log)
         if distributed.is_main():
-            show_outcome(output(), outcome)
+            show_result(output(), result)

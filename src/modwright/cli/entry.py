@@ -53,8 +53,8 @@ def run_command(arguments: Sequence[str]) -> int:
             return _say(_usage(error), REFUSED, error, debug)
         if type(error).__name__ == "Abort":
             return _say("interrupted", INTERRUPTED)
-        told = str(error).strip().split("\n")[0] or "no message"
-        message = f"failed: {type(error).__name__}: {told} (--debug shows where)"
+        info = str(error).strip().split("\n")[0] or "no message"
+        message = f"failed: {type(error).__name__}: {info} (--debug shows where)"
         return _say(message, FAILED, error, debug)
 
 

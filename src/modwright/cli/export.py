@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modwright.cli.console import emit_json, make_progress, output, say
+from modwright.cli.console import emit_json, make_progress, output, log
 from modwright.cli.parameters import Dtype, Force, Json, Model
 
 if TYPE_CHECKING:
@@ -118,5 +118,5 @@ def _show_export(done: Exported, target: Target, json: bool) -> None:
     table.add_row("together", format_bytes(done.bytes))
     table.add_row("weights of the model", f"{format_bytes(done.checkpoint_bytes)} ({share:.2f} x)")
     output().print(table)
-    say(f"checked: {done.compared}")
-    say(f"written: {done.output}; README.md there says how it is opened")
+    log(f"checked: {done.compared}")
+    log(f"written: {done.output}; README.md there says how it is opened")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modwright.cli.console import say
+from modwright.cli.console import log
 
 if TYPE_CHECKING:
     from modwright.checkpoint import Checkpoint
@@ -18,5 +18,5 @@ def open_checkpoint(source: Any, **options: Any) -> Checkpoint:
 
     opened = open_quietly(source, **options)
     for note in opened.notes:
-        say(f"note: {note}")
+        log(f"note: {note}")
     return opened

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from modwright.cli.console import emit_json, make_progress, output, say
+from modwright.cli.console import emit_json, make_progress, output, log
 from modwright.cli.parameters import Force, Json, Recipe, Set
 
 __all__ = ["run"]
@@ -42,7 +42,7 @@ def run(
     """
     import modwright.recipes.rehearsal as rehearsing
     import modwright.recipes.run as running
-    from modwright.cli.show import rehearsal_lines, show_outcome
+    from modwright.cli.show import rehearsal_lines, show_result
     from modwright.core import distributed
     from modwright.recipes import load_recipe
 
@@ -51,18 +51,18 @@ def run(
             asked = load_recipe(recipe, changes or ())
         progress = make_progress()
         if dry_run:
-            tried = rehearsing.dry_run(asked, out, force=force, progress=progress, say=say)
+            tried = rehearsing.dry_run(asked, out, force=force, progress=progress, log=log)
             if tried is not None and json:
                 emit_json(tried.to_dict())
             elif tried is not None:
                 output().print(rehearsal_lines(tried))
             return
-        outcome = running.run(
-            asked, out, force=force, check=not no_check, progress=progress, say=say
+        result = running.run(
+            asked, out, force=force, check=not no_check, progress=progress, log=log
         )
         if not distributed.is_main():
             return
     if json:
-        emit_json(outcome.report.to_dict())
+        emit_json(result.report.to_dict())
     else:
-        show_outcome(output(), outcome)
+        show_result(output(), result)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from modwright.papers import Paper
     from modwright.recipes.forecast import Forecast
     from modwright.recipes.rehearsal import Rehearsal
-    from modwright.recipes.run import Outcome
+    from modwright.recipes.run import RunResult
 
 __all__ = [
     "forecast_table",
@@ -22,32 +22,32 @@ __all__ = [
     "papers_table",
     "plan_lines",
     "rehearsal_lines",
-    "show_outcome",
+    "show_result",
 ]
 
 
-def show_outcome(console: Console, outcome: Outcome) -> None:
+def show_result(console: Console, result: RunResult) -> None:
     """The before/after table, the verdicts in words, and how to load the result."""
     from modwright.report import summary_sentences
 
-    report = outcome.report
+    report = result.report
     console.print(before_after(report))
     for sentence in summary_sentences(report):
         console.print(Text(f"- {sentence}"))
     for stage in (report.before, report.after):
         if stage.sample is not None:
             console.print(Text(f"{stage.name} writes: {stage.sample['text'].strip()}"))
-    if outcome.reopened is not None:
-        console.print(Text(f"checked: {outcome.reopened}"))
-    console.print(Text(f"checkpoint and report.html: {outcome.output}"))
-    if outcome.log is not None:
-        console.print(Text(f"log: {outcome.log}"), soft_wrap=True)
+    if result.reopened is not None:
+        console.print(Text(f"checked: {result.reopened}"))
+    console.print(Text(f"checkpoint and report.html: {result.output}"))
+    if result.log is not None:
+        console.print(Text(f"log: {result.log}"), soft_wrap=True)
     first = "" if report.after.plain else "import modwright; "
     auto = report.model.get("auto_class", "AutoModel")
     console.print(
         Text(
             f"load: {first}from transformers import {auto}; "
-            f"{auto}.from_pretrained({str(outcome.output)!r})"
+            f"{auto}.from_pretrained({str(result.output)!r})"
         ),
         soft_wrap=True,  # a line to copy
     )

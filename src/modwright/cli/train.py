@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from modwright.cli.console import emit_json, make_progress, output, say
+from modwright.cli.console import emit_json, make_progress, output, log
 from modwright.cli.parameters import Force, Json
 
 __all__ = ["train"]
@@ -59,19 +59,19 @@ def train(
     with distributed.init_distributed():
         with distributed.fail_together():
             asked = load_training(recipe, changes or ())
-        done = run_training(asked, out, force=force, progress=make_progress(), say=say)
+        done = run_training(asked, out, force=force, progress=make_progress(), log=log)
         if not distributed.is_main():
             return
     if json:
-        emit_json(dict(done.told))
+        emit_json(dict(done.info))
         return
-    losses = [entry["loss"] for entry in done.told["log"] if "loss" in entry]
-    lines = [f"accuracy on test images: {100 * done.told['accuracy']:.2f} %"]
+    losses = [entry["loss"] for entry in done.info["log"] if "loss" in entry]
+    lines = [f"accuracy on test images: {100 * done.info['accuracy']:.2f} %"]
     if losses:
         lines.append(f"loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
-    lines.append(f"steps: {done.told['steps']} in {done.told['seconds']:.1f} s")
-    auto = done.told["auto_class"]
-    first = "" if done.told.get("plain") else "import modwright; "
+    lines.append(f"steps: {done.info['steps']} in {done.info['seconds']:.1f} s")
+    auto = done.info["auto_class"]
+    first = "" if done.info.get("plain") else "import modwright; "
     load = f"from transformers import {auto}; {auto}.from_pretrained({str(done.output)!r})"
     lines.append(f"load: {first}{load}")
     for line in lines:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modwright.cli.console import say
+from modwright.cli.console import log
 from modwright.core.files import require_new, write_file
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def upscale(
     large = upscale_image(set_eval(opened), pixels, tile, overlap)
     _write(large, out)
     sizes = [f"{side.shape[2]} x {side.shape[1]}" for side in (pixels, large)]
-    say(f"written: {out}, {sizes[1]} pixels from {sizes[0]}")
+    log(f"written: {out}, {sizes[1]} pixels from {sizes[0]}")
 
 
 def _read(path: Path) -> Tensor:

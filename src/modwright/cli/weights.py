@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modwright.cli.console import emit_json, output, say
+from modwright.cli.console import emit_json, output, log
 from modwright.cli.parameters import Force, Json
 from modwright.core.files import require_new, write_file
 
@@ -80,9 +80,9 @@ def import_model(
     save(found.model, out, source=source, force=force)
     carried = [] if source is None else list(source.files)
     if json:
-        told = {"variant": found.variant, "layout": found.checkpoint_format, "tensors": found.tensors}
-        told |= {"changed": dict(found.changed), "carried": carried}
-        emit_json({**told, "fresh": list(found.fresh), "output": str(out)})
+        info = {"variant": found.variant, "layout": found.checkpoint_format, "tensors": found.tensors}
+        info |= {"changed": dict(found.changed), "carried": carried}
+        emit_json({**info, "fresh": list(found.fresh), "output": str(out)})
         return
     count = sum(parameter.numel() for parameter in found.model.parameters())
     lines = [
@@ -97,7 +97,7 @@ def import_model(
         lines.append(f"carried over: {', '.join(carried)}")
     for line in lines:
         output().print(line, markup=False, soft_wrap=True)
-    say(f"written: {out}")
+    log(f"written: {out}")
 
 
 def rename(
@@ -141,7 +141,7 @@ def rename(
         )
     tensors = {name: tensor.contiguous() for name, tensor in to_checkpoint_format(opened, to).items()}
     write_file(out, lambda partial: write(tensors, partial))
-    say(f"written: {out}, {len(tensors)} tensors")
+    log(f"written: {out}, {len(tensors)} tensors")
 
 
 def _fields(given: Sequence[str]) -> dict[str, Any]:

@@ -197,8 +197,8 @@ def require_room(expected: Forecast, place: Path) -> int:
 
 def _planning(method: Any, anatomy: Anatomy, new_weights: int) -> tuple[int, int]:
     """Bytes of the work of planning, and of the new values; a method may know them better."""
-    told = getattr(method, "plan_bytes", None)
-    found: tuple[int, int] = (0, new_weights) if told is None else told(anatomy)
+    info = getattr(method, "plan_bytes", None)
+    found: tuple[int, int] = (0, new_weights) if info is None else info(anatomy)
     return found
 
 

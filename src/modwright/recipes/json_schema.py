@@ -47,9 +47,9 @@ def _step(name: str, calibration: dict[str, Any], definitions: dict[str, Any]) -
     method = method_type(name)
     options = TypeAdapter(method).json_schema(ref_template="#/$defs/{model}")
     definitions.update(options.pop("$defs", {}))
-    told = option_help(method)
+    info = option_help(method)
     properties = {
-        key: {**value, **({"description": told[key]} if key in told else {})}
+        key: {**value, **({"description": info[key]} if key in info else {})}
         for key, value in options.get("properties", {}).items()
     }
     together = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from modwright.core.errors import ModwrightError, InvalidInputError
-from modwright.recipes.explaining import place_of, validated
+from modwright.recipes.validation_errors import position_of, validated
 from modwright.recipes.reading import Location, read_changed
 from modwright.recipes.schema import Recipe
 from modwright.surgery import make_method
@@ -31,13 +31,13 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def parse_recipe(
-    tree: Any, places: Mapping[Location, str] | None = None, name: str = "recipe"
+    tree: Any, positions: Mapping[Location, str] | None = None, name: str = "recipe"
 ) -> Recipe:
     """A recipe from plain values.
 
     Args:
         tree: what the YAML file would hold.
-        places: where each value was written, for messages.
+        positions: where each value was written, for messages.
         name: what messages call the recipe where no place is known.
 
     Raises:
@@ -48,14 +48,14 @@ def parse_recipe(
         >>> parse_recipe({"model": "smollm2-135m", "steps": steps}).steps[0].options
         {'n': 1}
     """
-    where = places or {}
+    where = positions or {}
     recipe = validated(Recipe, tree, where, name, "model and steps")
     for index, step in enumerate(recipe.steps):
         try:
             make_method(step.method, step.options)
         except ModwrightError as error:
             at: Location = ("steps", index, _option_at_fault(str(error), step.options))
-            raise InvalidInputError(f"{place_of(at, where, name)}, steps.{index}: {error}") from None
+            raise InvalidInputError(f"{position_of(at, where, name)}, steps.{index}: {error}") from None
     return recipe
 
 

@@ -29,16 +29,16 @@ def measure_stage(
     evaluate: Evaluate,
     progress: Progress,
     baseline: Baseline | None = None,
-    say: Callable[[str], None] | None = None,
-    **told: Any,
+    log: Callable[[str], None] | None = None,
+    **info: Any,
 ) -> Stage:
-    """A stage of the report: everything that the recipe asks to measure, plus what is ``told``.
+    """A stage of the report: everything that the recipe asks to measure, plus what is ``info``.
 
     With a ``baseline`` speed is measured against it, in pairs of neighboring runs.
-    ``say`` hears of perplexity and agreement as soon as they are known.
+    ``log`` hears of perplexity and agreement as soon as they are known.
     """
     anatomy = Anatomy.of(model)
-    seconds: dict[str, float] = dict(told.pop("seconds", {}))
+    seconds: dict[str, float] = dict(info.pop("seconds", {}))
     writes = writes_text(model, tokenizer)
     counted = count(anatomy, length=evaluate.length)
     cost = {
@@ -55,7 +55,7 @@ def measure_stage(
     }
     speed = sample = None
     teacher = baseline.model if baseline is not None else None
-    quality, spent = measure_quality(model, tokenizer, evaluate, progress, teacher, say)
+    quality, spent = measure_quality(model, tokenizer, evaluate, progress, teacher, log)
     seconds.update(spent)
     if evaluate.speed is not None:
         start = time.monotonic()
@@ -81,7 +81,7 @@ def measure_stage(
         shape=shape_of(anatomy),
         servable=servable(model),
         seconds=seconds,
-        **told,
+        **info,
     )
 
 
@@ -120,8 +120,8 @@ def _speed(
         before = baseline.speed.get(name)
         found = ratios.get(phase)
         rates[name] = None if before is None or found is None else before * found.median
-    told = {phase: asdict(ratio) for phase, ratio in ratios.items()}
-    return {**rates, "ratios": told, "recipe": recipe}
+    info = {phase: asdict(ratio) for phase, ratio in ratios.items()}
+    return {**rates, "ratios": info, "recipe": recipe}
 
 
 def is_same_model(one: Any, other: Any) -> bool:

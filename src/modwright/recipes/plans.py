@@ -17,7 +17,7 @@ from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Recipe
-from modwright.recipes.settings import torch_as_asked
+from modwright.recipes.settings import torch_settings
 from modwright.recipes.texts import step_windows
 from modwright.surgery import make_method
 
@@ -32,7 +32,7 @@ def make_plans(
     plans: list[Plan] = []
     for step, windows in zip(recipe.steps, step_windows(recipe, opened)):
         method = make_method(step.method, step.options)
-        with torch_as_asked(recipe):
+        with torch_settings(recipe):
             plan = method.plan(Anatomy.of(model), windows, progress=progress)
             model = apply_plan(model, plan).model
         plans.append(plan)

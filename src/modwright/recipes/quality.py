@@ -37,8 +37,8 @@ def evaluation_digest(opened: Checkpoint, evaluate: Evaluate) -> str | None:
             task that is unknown or whose data is not here.
     """
     checks = (_check_text, _check_agreement, _check_harness)
-    told = [check(opened, evaluate) for check in checks]
-    return "+".join(digest for digest in told if digest is not None) or None
+    info = [check(opened, evaluate) for check in checks]
+    return "+".join(digest for digest in info if digest is not None) or None
 
 
 def _check_text(opened: Checkpoint, evaluate: Evaluate) -> str | None:
@@ -84,14 +84,14 @@ def measure_quality(
     evaluate: Evaluate,
     progress: Progress,
     teacher: Any = None,
-    say: Callable[[str], None] | None = None,
+    log: Callable[[str], None] | None = None,
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """What a stage of the report holds of a model's quality, and the seconds of each measurement.
 
     Agreement is measured where there is a ``teacher``; all else also on the model as it came, in
-    the same run. ``say`` hears of each number as soon as it is known.
+    the same run. ``log`` hears of each number as soon as it is known.
     """
-    say = say or (lambda message: None)
+    log = log or (lambda message: None)
     found: dict[str, Any] = {}
     seconds: dict[str, float] = {}
 
@@ -110,7 +110,7 @@ def measure_quality(
             "finite": quality.finite,
             "recipe": quality.recipe,
         }
-        say(f"perplexity {quality.value:.2f}")
+        log(f"perplexity {quality.value:.2f}")
     if evaluate.agreement and evaluate.perplexity is not None and teacher is not None:
         with timed("agreement"):
             near = agreement(teacher, model, tokenizer, _windows(evaluate.perplexity), progress)
@@ -121,8 +121,8 @@ def measure_quality(
             "finite": near.finite,
             "recipe": {**near.recipe, "teacher": TEACHER},
         }
-        told = (f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
-        say(f"agreement: {', '.join(told)}")
+        info = (f"{name} {value:.4f}" for name, value in figures.items() if value is not None)
+        log(f"agreement: {', '.join(info)}")
     if evaluate.harness is not None:
         with timed("harness"):
             scored = run_harness(model, tokenizer, _tasks(evaluate.harness), progress)

@@ -40,16 +40,16 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Eval
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise InvalidInputError(f"{file.name}{_yaml_problem(error)}") from None
-    places: EvalPositions = {}
+    positions: EvalPositions = {}
     if node is not None:
-        _note_places(node, (), places, file.name, set())
+        _note_positions(node, (), positions, file.name, set())
     if not isinstance(tree, dict) or "extends" not in tree:
-        return tree, places
+        return tree, positions
     parent = tree.pop("extends")
     if not isinstance(parent, str):
-        raise InvalidInputError(f"{places[('extends',)]}, extends: must name one recipe file, not {parent!r}")
-    base, base_places = read_tree(file.parent / parent, (*extended_by, file.resolve()))
-    return _merged(base, tree, (), base_places, places), places
+        raise InvalidInputError(f"{positions[('extends',)]}, extends: must name one recipe file, not {parent!r}")
+    base, base_positions = read_tree(file.parent / parent, (*extended_by, file.resolve()))
+    return _merged(base, tree, (), base_positions, positions), positions
 
 
 def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, EvalPositions, str]:
@@ -60,13 +60,13 @@ def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, EvalP
         InvalidInputError: an override does not fit.
     """
     file = Path(path)
-    tree, places = read_tree(file)
+    tree, positions = read_tree(file)
     for text in overrides:
-        override(tree, places, text)
-    return tree, places, file.name
+        override(tree, positions, text)
+    return tree, positions, file.name
 
 
-def override(tree: Any, places: EvalPositions, text: str) -> None:
+def override(tree: Any, positions: EvalPositions, text: str) -> None:
     """Changes one value: ``steps.0.n=6``; the value is read as YAML.
 
     Raises:
@@ -89,9 +89,9 @@ def override(tree: Any, places: EvalPositions, text: str) -> None:
         here = here[key]
     here[at.enter(here, keys[-1])] = parsed
     where = tuple(at.path)
-    for place in [place for place in places if place[: len(where)] == where]:
-        del places[place]
-    places[where] = said
+    for place in [place for place in positions if place[: len(where)] == where]:
+        del positions[place]
+    positions[where] = said
 
 
 class _Walk:
@@ -117,21 +117,21 @@ class _Walk:
 
 
 def _text(file: Path, extended_by: tuple[Path, ...]) -> str:
-    told = f"cannot read the recipe {str(file)!r}"
+    info = f"cannot read the recipe {str(file)!r}"
     if extended_by:
-        told += f", which {extended_by[-1].name} extends"
+        info += f", which {extended_by[-1].name} extends"
     try:
         if file.exists() and not file.is_dir():
             require_regular(file)
         return file.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise CheckpointError(f"{told}: no such file{_nearest_file(file)}") from None
+        raise CheckpointError(f"{info}: no such file{_nearest_file(file)}") from None
     except IsADirectoryError:
-        raise CheckpointError(f"{told}: it is a directory; a recipe is a YAML file") from None
+        raise CheckpointError(f"{info}: it is a directory; a recipe is a YAML file") from None
     except UnicodeDecodeError:
-        raise CheckpointError(f"{told}: it is not text in UTF-8; a recipe is YAML") from None
+        raise CheckpointError(f"{info}: it is not text in UTF-8; a recipe is YAML") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{told}: {getattr(error, 'strerror', None) or error}") from None
+        raise CheckpointError(f"{info}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _nearest_file(file: Path) -> str:
@@ -154,8 +154,8 @@ def _yaml_problem(error: Exception) -> str:
     return f"{line}: not valid YAML: {problem}"
 
 
-def _note_places(node: yaml.Node, at: Location, places: EvalPositions, name: str, seen: set[int]) -> None:
-    places.setdefault(at, f"{name} line {node.start_mark.line + 1}")
+def _note_positions(node: yaml.Node, at: Location, positions: EvalPositions, name: str, seen: set[int]) -> None:
+    positions.setdefault(at, f"{name} line {node.start_mark.line + 1}")
     if id(node) in seen:
         return  # an alias: it may hold itself
     seen.add(id(node))
@@ -163,17 +163,17 @@ def _note_places(node: yaml.Node, at: Location, places: EvalPositions, name: str
         for key, value in node.value:
             here = (*at, str(key.value))
             place = f"{name} line {key.start_mark.line + 1}"
-            if here in places and key.tag != "tag:yaml.org,2002:merge":
+            if here in positions and key.tag != "tag:yaml.org,2002:merge":
                 path = ".".join(map(str, here))
-                raise InvalidInputError(f"{place}, {path}: stands in {places[here]} already; keep one")
-            places[here] = place
-            _note_places(value, here, places, name, seen)
+                raise InvalidInputError(f"{place}, {path}: stands in {positions[here]} already; keep one")
+            positions[here] = place
+            _note_positions(value, here, positions, name, seen)
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
-            _note_places(value, (*at, index), places, name, seen)
+            _note_positions(value, (*at, index), positions, name, seen)
 
 
-def _merged(base: Any, change: Any, at: Location, base_places: EvalPositions, places: EvalPositions) -> Any:
+def _merged(base: Any, change: Any, at: Location, base_positions: EvalPositions, positions: EvalPositions) -> Any:
     """``change`` over ``base``: mappings key by key, all else as a whole."""
     if not isinstance(base, dict) or not isinstance(change, dict):
         return change
@@ -181,11 +181,11 @@ def _merged(base: Any, change: Any, at: Location, base_places: EvalPositions, pl
     for key in dict.fromkeys((*base, *change)):
         here = (*at, str(key))
         if key in base and key in change:
-            whole[key] = _merged(base[key], change[key], here, base_places, places)
+            whole[key] = _merged(base[key], change[key], here, base_positions, positions)
         elif key in change:
             whole[key] = change[key]
         else:
             whole[key] = base[key]
-            kept = {p: said for p, said in base_places.items() if p[: len(here)] == here}
-            places.update(kept)
+            kept = {p: said for p, said in base_positions.items() if p[: len(here)] == here}
+            positions.update(kept)
     return whole

@@ -17,12 +17,12 @@ from modwright.core import distributed
 from modwright.core.progress import SILENT, Progress
 from modwright.recipes.forecast import Forecast, forecast, require_room
 from modwright.recipes.load import resolved
-from modwright.recipes.outcome import output_place, require_place, stands_already
+from modwright.recipes.run_result import output_path, require_output, is_complete
 from modwright.recipes.quality import evaluation_digest
 from modwright.recipes.schema import Recipe
-from modwright.recipes.settings import torch_as_asked
+from modwright.recipes.settings import torch_settings
 from modwright.recipes.texts import step_windows
-from modwright.recipes.work import WorkPlace
+from modwright.recipes.run_directory import RunDirectory
 from modwright.surgery import make_method
 
 __all__ = ["Rehearsal", "StepRehearsal", "dry_run"]
@@ -78,7 +78,7 @@ def dry_run(
     *,
     force: bool = False,
     progress: Progress = SILENT,
-    say: Callable[[str], None] = lambda message: None,
+    log: Callable[[str], None] = lambda message: None,
 ) -> Rehearsal | None:
     """Tries what a run would need, before the hours that it takes. Nothing is written.
 
@@ -92,17 +92,17 @@ def dry_run(
     Raises:
         ModwrightError: what a run would refuse.
     """
-    place = output_place(recipe, output)
+    place = output_path(recipe, output)
 
     def rehearse() -> Rehearsal:
-        with WorkPlace(place).alone(), torch_as_asked(recipe):
-            return _rehearse(recipe, place, force, progress, say)
+        with RunDirectory(place).alone(), torch_settings(recipe):
+            return _rehearse(recipe, place, force, progress, log)
 
     with distributed.init_distributed():
-        if not stands_already(place, {**resolved(recipe), "output": ""}, force):
+        if not is_complete(place, {**resolved(recipe), "output": ""}, force):
             return distributed.main_process_only(rehearse)
         if distributed.is_main():
-            say(f"{place} holds the result of this recipe already; there is nothing to do")
+            log(f"{place} holds the result of this recipe already; there is nothing to do")
         return None
 
 
@@ -111,13 +111,13 @@ def _rehearse(
     place: Path,
     force: bool,
     progress: Progress,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Rehearsal:
-    say(f"opening {recipe.model}")
+    log(f"opening {recipe.model}")
     opened = open_checkpoint(recipe.model, dtype=recipe.dtype, progress=progress)
     check_finite(opened.model)
-    say(f"rehearsing the save to {place}")
-    require_place(opened, place, force)
+    log(f"rehearsing the save to {place}")
+    require_output(opened, place, force)
     windows = step_windows(recipe, opened)
     evaluation_digest(opened, recipe.evaluate)
     together = distributed.local_size()
@@ -136,8 +136,8 @@ def _step(recipe: Recipe, index: int, opened: Checkpoint, data: Any) -> StepRehe
     method = make_method(asked.method, asked.options)
     anatomy = Anatomy.of(opened.model)
     tried = None if data is None else rehearse_block(anatomy, data, method.collectors())
-    told = getattr(method, "plan_bytes", None)
-    needed = 0 if told is None else sum(told(anatomy))
+    info = getattr(method, "plan_bytes", None)
+    needed = 0 if info is None else sum(info(anatomy))
     # Ones, not zeros: memory that nobody has written to is not taken.
     room = torch.ones(needed, dtype=torch.uint8)
     return StepRehearsal(method.title(), tried, room.nbytes)

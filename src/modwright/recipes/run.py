@@ -28,19 +28,19 @@ from modwright.edits.remodeled import is_plain
 from modwright.edits.reopen import Reopened, check_reopens
 from modwright.recipes.facts import auto_class, environment, listed, opened_files, versions
 from modwright.recipes.forecast import forecast, require_room
-from modwright.recipes.journal import Journal
+from modwright.recipes.run_log import RunLog
 from modwright.recipes.load import resolved
 from modwright.recipes.measure import Baseline, measure_stage
-from modwright.recipes.outcome import Outcome, output_place, require_place, stands_already
+from modwright.recipes.run_result import RunResult, output_path, require_output, is_complete
 from modwright.recipes.quality import evaluation_digest
 from modwright.recipes.schema import Recipe
-from modwright.recipes.settings import torch_as_asked
+from modwright.recipes.settings import torch_settings
 from modwright.recipes.texts import step_windows
-from modwright.recipes.work import Inputs, WorkPlace, alone, file_stamps, step_key
+from modwright.recipes.run_directory import Inputs, RunDirectory, alone, file_stamps, step_key
 from modwright.report import Report, Stage, model_card, read_report, write_report
 from modwright.surgery import make_method
 
-__all__ = ["Outcome", "run"]
+__all__ = ["RunResult", "run"]
 
 Listener = Callable[[str], None]
 
@@ -56,8 +56,8 @@ def run(
     force: bool = False,
     check: bool = True,
     progress: Progress = SILENT,
-    say: Listener = _unheard,
-) -> Outcome:
+    log: Listener = _unheard,
+) -> RunResult:
     """Runs a recipe and writes the checkpoint with its report.
 
     The state after each step is kept in ``<output>.work`` until the output stands; a run that was
@@ -74,16 +74,16 @@ def run(
         force: replace an output that stands there.
         check: reopen the saved checkpoint in a new process and compare it bit by bit.
         progress: told of every long phase.
-        say: told in a sentence what is done next.
+        log: told in a sentence what is done next.
 
     Raises:
         ModwrightError: anything refused or failed; the output is not touched then.
     """
-    place = output_place(recipe, output)
+    place = output_path(recipe, output)
     with distributed.init_distributed():
         if not distributed.is_main():
-            progress, say = SILENT, _unheard
-        return _Run(recipe, place, force, check, progress, say).go()
+            progress, log = SILENT, _unheard
+        return _Run(recipe, place, force, check, progress, log).go()
 
 
 class _Run:
@@ -94,12 +94,12 @@ class _Run:
         force: bool,
         check: bool,
         progress: Progress,
-        say: Listener,
+        log: Listener,
     ) -> None:
         self.recipe, self.full, self.place = recipe, {**resolved(recipe), "output": ""}, place
-        self.work, self.journal = WorkPlace(place), Journal(place)
+        self.work, self.run_log = RunDirectory(place), RunLog(place)
         self.force, self.check = force or self.work.may_replace(self.full), check
-        self.progress, self.say = self.journal.progress(progress), self.journal.listener(say)
+        self.progress, self.log = self.run_log.progress(progress), self.run_log.listener(log)
         self.versions = versions()
         self.stages: list[Stage] = []  # the main process's
         self.windows: list[TokenWindows | None] = []
@@ -108,36 +108,36 @@ class _Run:
     def key(self, steps: int) -> str:
         return step_key(self.full, steps, self.versions, self.inputs)
 
-    def go(self) -> Outcome:
-        if stands_already(self.place, self.full, self.force):
+    def go(self) -> RunResult:
+        if is_complete(self.place, self.full, self.force):
             distributed.main_process_only(self._say_it_stands)
-            return Outcome(self.place, read_report(self.place), None, done_before=True)
-        with alone(self.work, self.journal), torch_as_asked(self.recipe):
+            return RunResult(self.place, read_report(self.place), None, done_before=True)
+        with alone(self.work, self.run_log), torch_settings(self.recipe):
             with distributed.fail_together():
                 opened = self._open()
                 dtype = opened.model.dtype
                 model, done = self._resume(opened)
             for index in range(done, len(self.recipe.steps) + 1):
-                with torch_as_asked(self.recipe):
+                with torch_settings(self.recipe):
                     model = self._step(index, opened, model)
             reopened = distributed.main_process_only(lambda: self._save(opened, model, dtype))
-        log = self.journal.path if distributed.is_main() else None
-        return Outcome(self.place, read_report(self.place), reopened, log=log)
+        log = self.run_log.path if distributed.is_main() else None
+        return RunResult(self.place, read_report(self.place), reopened, log=log)
 
     def _say_it_stands(self) -> None:
-        self.say(f"{self.place} holds the result of this recipe already; --force makes it again")
-        self.work.remove_leftovers(self.full)
+        self.log(f"{self.place} holds the result of this recipe already; --force makes it again")
+        self.work.clean_up(self.full)
 
     def _open(self) -> Checkpoint:
         """Refuses now what would fail after hours: no place for the output, no text, no memory."""
-        self.journal.write(f"modwright run into {self.place}, process {os.getpid()}")
-        self.say(f"opening {self.recipe.model}")
+        self.run_log.write(f"modwright run into {self.place}, process {os.getpid()}")
+        self.log(f"opening {self.recipe.model}")
         opened = open_checkpoint(self.recipe.model, dtype=self.recipe.dtype, progress=self.progress)
         for note in opened.notes:
-            self.say(f"note: {note}")
+            self.log(f"note: {note}")
         check_finite(opened.model)
         if distributed.is_main():
-            require_place(opened, self.place, self.force)
+            require_output(opened, self.place, self.force)
         self.windows = step_windows(self.recipe, opened)
         if distributed.is_main():
             self._begin(opened)
@@ -153,18 +153,18 @@ class _Run:
         together = distributed.local_size()
         expected = forecast(self.recipe, opened.model, opened.name, processes=together)
         require_room(expected, self.place)
-        self.journal.write(
+        self.run_log.write(
             f"forecast: {format_bytes(expected.peak)} of memory with the weights, "
             f"{format_bytes(expected.disk)} of disk"
         )
-        self.journal.begin(goes_on=self.work.root.is_dir())
-        self.journal.write(f"versions: {listed(self.versions)}")
-        self.journal.write(f"machine: {listed(environment(opened.model))}")
+        self.run_log.begin(goes_on=self.work.root.is_dir())
+        self.run_log.write(f"versions: {listed(self.versions)}")
+        self.run_log.write(f"machine: {listed(environment(opened.model))}")
         if distributed.size() > 1:
-            self.journal.write(f"{distributed.size()} processes calibrate together")
-        told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
-        self.journal.write("recipe, resolved:\n" + told)
-        self.work.claim(self.full, force=self.force)
+            self.run_log.write(f"{distributed.size()} processes calibrate together")
+        info = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
+        self.run_log.write("recipe, resolved:\n" + info)
+        self.work.acquire(self.full, force=self.force)
 
     def _resume(self, opened: Checkpoint) -> tuple[Any, int]:
         """Takes over finished steps; returns the model that they led to, and how many stages."""
@@ -173,7 +173,7 @@ class _Run:
         done = distributed.broadcast(len(self.stages))
         if done <= 1:
             return opened.model, done
-        self.say(f"{done - 1} finished steps are taken over")
+        self.log(f"{done - 1} finished steps are taken over")
         return self.work.model(done - 1), done
 
     def _read_stages(self) -> None:
@@ -193,7 +193,7 @@ class _Run:
             return model
         step = self.recipe.steps[index - 1]
         method = make_method(step.method, step.options)
-        self.say(f"step {index} of {len(self.recipe.steps)}: {method.title()}")
+        self.log(f"step {index} of {len(self.recipe.steps)}: {method.title()}")
         start = time.monotonic()
         with distributed.fail_together():
             plan = self._plan(index, model, method)
@@ -205,7 +205,7 @@ class _Run:
         seconds = {"plan": planned - start, "apply and verify": done - planned}
 
         def measure() -> None:
-            told = {
+            info = {
                 "method": step.method,
                 "title": method.title(),
                 "options": dict(plan.options),
@@ -216,7 +216,7 @@ class _Run:
                 "accounting": _counts(applied),
                 "plain": applied.plain,
             }
-            self._measure(index, opened, applied.model, f"{index} {step.method}", told)
+            self._measure(index, opened, applied.model, f"{index} {step.method}", info)
             self.work.keep(index, self.key(index), self.stages[-1], applied.model)
             self.work.forget_before(index)
 
@@ -224,18 +224,18 @@ class _Run:
         return applied.model
 
     def _measure_source(self, opened: Checkpoint, model: Any) -> None:
-        self.say("measuring the model as it came")
-        told = {
+        self.log("measuring the model as it came")
+        info = {
             "title": "as it came",
             "plain": is_plain(model),
             "source_blocks": list(range(len(Anatomy.of(model).blocks))),
             "notes": list(opened.notes),
         }
-        self._measure(0, opened, model, "before", told)
+        self._measure(0, opened, model, "before", info)
         self.work.keep(0, self.key(0), self.stages[0], None)
 
     def _measure(
-        self, index: int, opened: Checkpoint, model: Any, name: str, told: dict[str, Any]
+        self, index: int, opened: Checkpoint, model: Any, name: str, info: dict[str, Any]
     ) -> None:
         stage = measure_stage(
             model,
@@ -243,21 +243,21 @@ class _Run:
             self.recipe.evaluate,
             self.progress,
             Baseline(opened.model, self.stages[0].speed) if index else None,
-            self.say,
+            self.log,
             name=name,
-            **told,
+            **info,
         )
         self.stages.append(stage)
         facts = {"parameters": stage.cost["parameters"], "perplexity": stage.perplexity}
-        self.journal.write(f"measured {stage.name}: {listed(facts)}")
+        self.run_log.write(f"measured {stage.name}: {listed(facts)}")
         for note in stage.notes:
-            self.journal.write(f"note: {note}")
+            self.run_log.write(f"note: {note}")
 
     def _plan(self, index: int, model: Any, method: Any) -> Plan:
         windows = self.windows[index - 1]
         directory = None
         if windows is not None:
-            self.say(f"calibration: {windows.describe()}")
+            self.log(f"calibration: {windows.describe()}")
         if distributed.is_main():
             directory = self.work.statistics(index, self.key(index)).resolve()
         directory = distributed.broadcast(directory)
@@ -296,7 +296,7 @@ class _Run:
 
     def _save(self, opened: Checkpoint, model: Any, dtype: torch.dtype) -> Reopened | None:
         report = self._report(opened, model)
-        self.say(f"writing {self.place}")
+        self.log(f"writing {self.place}")
         seen: list[Reopened] = []
 
         if model.dtype != dtype:
@@ -307,7 +307,7 @@ class _Run:
             def finish(folder: Path) -> None:
                 task.advance()
                 if self.check:
-                    self.say("reopening it in a new process")
+                    self.log("reopening it in a new process")
                     seen.append(check_reopens(model, folder))
                     task.advance()
                 files = {
@@ -332,7 +332,7 @@ class _Run:
                 check=finish,
             )
         self.work.remove()
-        self.journal.write("done")
+        self.run_log.write("done")
         return seen[0] if seen else None
 
 

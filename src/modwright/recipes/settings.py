@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-__all__ = ["torch_as_asked"]
+__all__ = ["torch_settings"]
 
 
 class _Asks(Protocol):
@@ -20,7 +20,7 @@ class _Asks(Protocol):
 
 
 @contextmanager
-def torch_as_asked(recipe: _Asks) -> Iterator[None]:
+def torch_settings(recipe: _Asks) -> Iterator[None]:
     """Sets torch's threads and seed for one step, or for all the rest that a recipe does.
 
     Every step begins with the same seed: one that is run alone after a stop draws what it would

@@ -21,8 +21,8 @@ __all__ = ["step_windows", "text_of", "writes_text"]
 def text_of(asked: Data | PerplexityOf) -> tuple[TextData, dict[str, Any]]:
     """Where a text comes from, and the other fields of its entry in the recipe."""
     fields = asked.model_dump()
-    places = ("data", "split", "column", "encoding")
-    return TextData(*(fields.pop(name) for name in places)), fields
+    positions = ("data", "split", "column", "encoding")
+    return TextData(*(fields.pop(name) for name in positions)), fields
 
 
 def writes_text(model: Any, tokenizer: Any) -> bool:

@@ -25,9 +25,9 @@ from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.edits.remodeled import is_plain
 from modwright.recipes.facts import auto_class, environment, versions
-from modwright.recipes.journal import Journal
-from modwright.recipes.outcome import output_place, stands_already
-from modwright.recipes.settings import torch_as_asked
+from modwright.recipes.run_log import RunLog
+from modwright.recipes.run_result import output_path, is_complete
+from modwright.recipes.settings import torch_settings
 from modwright.recipes.training_parts import MODEL
 from modwright.recipes.training_schema import (
     TrainingRecipe,
@@ -35,7 +35,7 @@ from modwright.recipes.training_schema import (
     pictures_of,
     settings_of,
 )
-from modwright.recipes.work import WorkPlace, alone, file_stamps
+from modwright.recipes.run_directory import RunDirectory, alone, file_stamps
 from modwright.report.curves import training_curves
 from modwright.tasks.pictures import Pictures
 from modwright.training import TrainResult, Settings, fit
@@ -52,12 +52,12 @@ class TrainingRunResult:
 
     Attributes:
         output: the directory.
-        told: what training.json holds.
+        info: what training.json holds.
         done_before: the result stood there already.
     """
 
     output: Path
-    told: Mapping[str, Any]
+    info: Mapping[str, Any]
     done_before: bool = False
 
 
@@ -80,7 +80,7 @@ def train(
     *,
     force: bool = False,
     progress: Progress = SILENT,
-    say: Callable[[str], None] = _unheard,
+    log: Callable[[str], None] = _unheard,
 ) -> TrainingRunResult:
     """Trains as a recipe says and writes the checkpoint with ``training.json`` and ``curves.svg``.
 
@@ -94,23 +94,23 @@ def train(
         output: where to; the recipe's own place by default.
         force: replace an output that stands there.
         progress: told of every step.
-        say: told in a sentence what is done next.
+        log: told in a sentence what is done next.
 
     Raises:
         ModwrightError: anything refused or failed; the output is not touched then.
     """
-    place = output_place(recipe, output)
+    place = output_path(recipe, output)
     full = {**recipe.model_dump(mode="json"), "output": ""}
-    force = force or WorkPlace(place).may_replace(full)
+    force = force or RunDirectory(place).may_replace(full)
     with distributed.init_distributed():
         if not distributed.is_main():
-            progress, say = SILENT, _unheard
-        if stands_already(place, full, force, _TOLD):
-            say(f"{place} holds the result of this recipe already; --force makes it again")
-            distributed.main_process_only(lambda: WorkPlace(place).remove_leftovers(full))
-            told = json.loads((place / _TOLD).read_text(encoding="utf-8"))
-            return TrainingRunResult(place, told, done_before=True)
-        return _Training(recipe, full, place, force, progress, say).go()
+            progress, log = SILENT, _unheard
+        if is_complete(place, full, force, _TOLD):
+            log(f"{place} holds the result of this recipe already; --force makes it again")
+            distributed.main_process_only(lambda: RunDirectory(place).clean_up(full))
+            info = json.loads((place / _TOLD).read_text(encoding="utf-8"))
+            return TrainingRunResult(place, info, done_before=True)
+        return _Training(recipe, full, place, force, progress, log).go()
 
 
 class _Training:
@@ -121,16 +121,16 @@ class _Training:
         place: Path,
         force: bool,
         progress: Progress,
-        say: Callable[[str], None],
+        log: Callable[[str], None],
     ) -> None:
         self.recipe, self.full, self.place = recipe, full, place
-        self.work, self.journal = WorkPlace(place), Journal(place)
-        self.force, self.progress, self.say = force, progress, self.journal.listener(say)
+        self.work, self.run_log = RunDirectory(place), RunLog(place)
+        self.force, self.progress, self.log = force, progress, self.run_log.listener(log)
         self.checkpoints = self.work.root / "checkpoints"
         self.events = self.work.root / "tensorboard"
 
     def go(self) -> TrainingRunResult:
-        with alone(self.work, self.journal), torch_as_asked(self.recipe):
+        with alone(self.work, self.run_log), torch_settings(self.recipe):
             with distributed.fail_together():
                 ready = self._prepare()
                 if distributed.is_main():
@@ -148,9 +148,9 @@ class _Training:
                 progress=self.progress,
                 callbacks=self._callbacks(),
             )
-            told = self._told(ready, fitted)
-            distributed.main_process_only(lambda: self._save(ready.model, told))
-            return TrainingRunResult(self.place, told)
+            info = self._info(ready, fitted)
+            distributed.main_process_only(lambda: self._save(ready.model, info))
+            return TrainingRunResult(self.place, info)
 
     def _prepare(self) -> _Prepared:
         """Refuses now what would fail after hours."""
@@ -195,19 +195,19 @@ class _Training:
             shutil.rmtree(self.checkpoints, ignore_errors=True)
             shutil.rmtree(self.events, ignore_errors=True)
         broken = remove_incomplete(self.checkpoints)
-        self.journal.begin(goes_on=same)
-        told = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
-        self.journal.write("recipe, resolved:\n" + told)
-        self.work.claim(self.full, force=self.force)
+        self.run_log.begin(goes_on=same)
+        info = yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True).rstrip()
+        self.run_log.write("recipe, resolved:\n" + info)
+        self.work.acquire(self.full, force=self.force)
         write_file(known, json.dumps(depends), kept_in=self.work.root)
         count = sum(p.numel() for p in ready.model.parameters() if p.requires_grad)
         who = f"{type(ready.model).__name__} with {count:,} parameters"
-        self.say(f"{who} learns from {len(ready.train)} images ({ready.train.name})")
+        self.log(f"{who} learns from {len(ready.train)} images ({ready.train.name})")
         for note in [*ready.train.notes, *_other_names(ready), *broken]:
-            self.say(note)
+            self.log(note)
         newest = newest_checkpoint(self.checkpoints)
         if newest is not None:
-            self.say(f"goes on from step {newest.name.rpartition('-')[2]}")
+            self.log(f"goes on from step {newest.name.rpartition('-')[2]}")
 
     def _callbacks(self) -> list[TrainerCallback]:
         if not self.recipe.tensorboard or not distributed.is_main():
@@ -217,7 +217,7 @@ class _Training:
 
         return [TensorBoardCallback(SummaryWriter(str(self.events)))]
 
-    def _told(self, ready: _Prepared, fitted: TrainResult) -> dict[str, Any]:
+    def _info(self, ready: _Prepared, fitted: TrainResult) -> dict[str, Any]:
         return {
             "title": self.recipe.title or f"{type(ready.model).__name__} on {ready.train.name}",
             "accuracy": fitted.accuracy,
@@ -239,21 +239,21 @@ class _Training:
             "processes": distributed.size(),
         }
 
-    def _save(self, model: Any, told: dict[str, Any]) -> None:
-        self.say(f"writing {self.place}")
+    def _save(self, model: Any, info: dict[str, Any]) -> None:
+        self.log(f"writing {self.place}")
         files: dict[str, str | bytes] = {
-            "README.md": _card(told, self.place.name),
+            "README.md": _card(info, self.place.name),
             "recipe.yaml": yaml.safe_dump(self.full, sort_keys=False, allow_unicode=True),
-            _TOLD: json.dumps(told, indent=2, ensure_ascii=False) + "\n",
+            _TOLD: json.dumps(info, indent=2, ensure_ascii=False) + "\n",
         }
-        curves = training_curves(told["log"])
+        curves = training_curves(info["log"])
         if curves is not None:
             files["curves.svg"] = curves.svg
         for event in sorted(self.events.glob("*")):
             files[f"tensorboard/{event.name}"] = event.read_bytes()
         save(model.cpu(), self.place, force=self.force, files=files, check=_reads_back(model))
         self.work.remove()
-        self.journal.write("done")
+        self.run_log.write("done")
 
 
 def _reads_back(model: Any) -> Callable[[Path], None]:
@@ -273,8 +273,8 @@ def _try(model: Any, pictures: Pictures, what: str) -> None:
         with eval_mode(model):
             found = model(pixel_values=pictures.pixels[:1].to(model.dtype))
     except (ModwrightError, ValueError, TypeError, RuntimeError) as error:
-        told = str(error).strip().splitlines()[0]
-        raise InvalidInputError(f"{what}: does not take images of {pictures.name}: {told}") from None
+        info = str(error).strip().splitlines()[0]
+        raise InvalidInputError(f"{what}: does not take images of {pictures.name}: {info}") from None
     if getattr(found, "logits", None) is None or found.logits.dim() != 2:
         raise InvalidInputError(f"{what}: {type(model).__name__} is no classifier of images")
     known, shown = found.logits.shape[1], len(pictures.classes)
@@ -306,10 +306,10 @@ def _other_names(ready: _Prepared) -> list[str]:
 
 def _require_classes(teacher: Any, pictures: Pictures) -> None:
     """Refuses a teacher whose answers mean other classes than the images' labels."""
-    told, classes = _names(teacher, len(pictures.classes)), list(pictures.classes)
-    if told is not None and told != classes:
+    info, classes = _names(teacher, len(pictures.classes)), list(pictures.classes)
+    if info is not None and info != classes:
         raise InvalidInputError(
-            f"objective.teacher: its classes are {', '.join(told)}; those of the images are "
+            f"objective.teacher: its classes are {', '.join(info)}; those of the images are "
             f"{', '.join(classes)}"
         )
 
@@ -319,30 +319,30 @@ def _digest(pictures: Pictures) -> str:
 
 
 def _stamps(options: Mapping[str, Any], *keys: str) -> list[Any]:
-    places = [Path(options[key]).expanduser() for key in keys if options.get(key)]
-    return [file_stamps(place) for place in places if place.exists()]
+    positions = [Path(options[key]).expanduser() for key in keys if options.get(key)]
+    return [file_stamps(place) for place in positions if place.exists()]
 
 
-def _card(told: Mapping[str, Any], name: str) -> str:
+def _card(info: Mapping[str, Any], name: str) -> str:
     """The model card: how it is opened, how good it is, and the command that made it."""
     (train_name, train_count), (test_name, test_count) = (
-        told["pictures"][split] for split in ("train", "test")
+        info["pictures"][split] for split in ("train", "test")
     )
     return f"""---
 library_name: transformers
 tags: [modwright]
 ---
-# {told["title"]}
+# {info["title"]}
 
 ```python
 import modwright  # makes the architecture known to transformers
-from transformers import {told["auto_class"]}
+from transformers import {info["auto_class"]}
 
-model = {told["auto_class"]}.from_pretrained("{name}")
+model = {info["auto_class"]}.from_pretrained("{name}")
 ```
 
-{told["parameters"]:,} trained parameters, {told["steps"]} steps on {train_count} images
-({train_name}). Accuracy on {test_count} others ({test_name}): {100 * told["accuracy"]:.2f} %.
+{info["parameters"]:,} trained parameters, {info["steps"]} steps on {train_count} images
+({train_name}). Accuracy on {test_count} others ({test_name}): {100 * info["accuracy"]:.2f} %.
 Images are prepared as the key `data` of `recipe.yaml` says, with `modwright.tasks.pictures`.
 
 `training.json` holds losses and settings, `curves.svg` draws them. Made by

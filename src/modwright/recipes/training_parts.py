@@ -10,7 +10,7 @@ from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import ModwrightError, InvalidInputError, unknown_name
 from modwright.models import create_model, list_models
 from modwright.models.registry import variant_config
-from modwright.recipes.explaining import place_of
+from modwright.recipes.validation_errors import position_of
 from modwright.recipes.reading import Location
 from modwright.tasks.pictures import Pictures, digits, folder_pictures, idx_pictures
 from modwright.training import CrossEntropy, Distillation
@@ -51,7 +51,7 @@ class ModelEntry:
     _twins = {"num_classes": "num_labels", "in_chans": "num_channels"}
     _unfit = {"name", "pretrained", "features_only", "out_indices", "fields"}
 
-    def check(self, given: Mapping[str, Any], places: Mapping[Location, str], recipe: str) -> None:
+    def check(self, given: Mapping[str, Any], positions: Mapping[Location, str], recipe: str) -> None:
         """Refuses what names no model, or a field that it has not.
 
         Raises:
@@ -59,7 +59,7 @@ class ModelEntry:
         """
 
         def where(*key: str) -> str:
-            return f"{place_of(('model', *key), places, recipe)}, {'.'.join(('model', *key))}"
+            return f"{position_of(('model', *key), positions, recipe)}, {'.'.join(('model', *key))}"
 
         if ("name" in given) == ("checkpoint" in given):
             raise InvalidInputError(f"{where()}: has one of the keys name and checkpoint; see list_models()")
@@ -98,8 +98,8 @@ class ModelEntry:
         except ModwrightError as error:
             raise InvalidInputError(f"model: {error}") from None
         except (TypeError, ValueError, AttributeError, RuntimeError) as error:
-            told = str(error).strip().splitlines()[0]
-            raise InvalidInputError(f"model: {given['name']} cannot be built so: {told}") from None
+            info = str(error).strip().splitlines()[0]
+            raise InvalidInputError(f"model: {given['name']} cannot be built so: {info}") from None
 
     def _opened(self, checkpoint: str, num_classes: int | None = None) -> Any:
         model: Any = open_checkpoint(checkpoint).model

@@ -14,8 +14,8 @@ from pydantic import Field
 from transformers import TrainingArguments
 
 from modwright.core.errors import ModwrightError, InvalidInputError, unknown_name
-from modwright.recipes.choices import Choice, options_of
-from modwright.recipes.explaining import place_of, validated
+from modwright.recipes.registry_options import RegistryOption, options_of
+from modwright.recipes.validation_errors import position_of, validated
 from modwright.recipes.reading import Location, read_changed
 from modwright.recipes.schema import Strict
 from modwright.recipes.training_parts import MODEL, OBJECTIVES, PICTURES
@@ -76,7 +76,7 @@ class TrainingRecipe(Strict):
         return seed
 
 
-CHOICES = (Choice("data", "pictures", PICTURES), Choice("objective", "loss", OBJECTIVES))
+CHOICES = (RegistryOption("data", "pictures", PICTURES), RegistryOption("objective", "loss", OBJECTIVES))
 
 
 def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe:
@@ -94,13 +94,13 @@ def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRe
 
 
 def parse_training(
-    tree: Any, places: Mapping[Location, str] | None = None, name: str = "recipe"
+    tree: Any, positions: Mapping[Location, str] | None = None, name: str = "recipe"
 ) -> TrainingRecipe:
     """A recipe of training from plain values, with every default written out.
 
     Args:
         tree: what the YAML file would hold.
-        places: where each value was written, for messages.
+        positions: where each value was written, for messages.
         name: what messages call the recipe where no place is known.
 
     Raises:
@@ -111,17 +111,17 @@ def parse_training(
         >>> parse_training(given).data["side"]
         32
     """
-    where = places or {}
+    where = positions or {}
     recipe = validated(TrainingRecipe, tree, where, name, "model and data")
     MODEL.check(recipe.model, where, name)
     found = {c.at: c.resolved(getattr(recipe, c.at), where, name) for c in CHOICES}
     for key in recipe.settings.more:
-        _check_argument(key, place_of(("settings", "more", key), where, name))
+        _check_argument(key, position_of(("settings", "more", key), where, name))
     try:
         settings_of(recipe)
     except ModwrightError as error:
         at: Location = ("settings", str(error).split()[0])
-        raise InvalidInputError(f"{place_of(at, where, name)}, settings: {error}") from None
+        raise InvalidInputError(f"{position_of(at, where, name)}, settings: {error}") from None
     return recipe.model_copy(update=found)
 
 

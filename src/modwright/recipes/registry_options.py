@@ -12,12 +12,12 @@ from typing import Any, get_type_hints
 from pydantic import Field, ValidationError, create_model
 
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.recipes.explaining import explain, place_of
+from modwright.recipes.validation_errors import explain, position_of
 from modwright.recipes.options import option_help, summary
 from modwright.recipes.reading import Location
 from modwright.recipes.schema import Strict
 
-__all__ = ["Choice", "options_of"]
+__all__ = ["RegistryOption", "options_of"]
 
 
 @cache
@@ -31,14 +31,14 @@ def options_of(made: Callable[..., Any]) -> type[Strict]:
         >>> options_of(digits).model_fields["side"].description
         'Of the images, in pixels.'
     """
-    hints, told = get_type_hints(made), option_help(made)
+    hints, info = get_type_hints(made), option_help(made)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(made).parameters.items():
         kind = str if hints[name] == str | Path else hints[name]
         default: Any = ... if parameter.default is inspect.Parameter.empty else parameter.default
         if getattr(kind, "__origin__", None) is dict:
             default = {}
-        fields[name] = (kind, Field(default=default, description=told.get(name)))
+        fields[name] = (kind, Field(default=default, description=info.get(name)))
     found: type[Strict] = create_model(
         made.__name__, __base__=Strict, __doc__=summary(made), **fields
     )
@@ -46,7 +46,7 @@ def options_of(made: Callable[..., Any]) -> type[Strict]:
 
 
 @dataclass(frozen=True)
-class Choice:
+class RegistryOption:
     """Which of several things a mapping of a recipe asks for.
 
     Attributes:
@@ -60,7 +60,7 @@ class Choice:
     makers: Mapping[str, Callable[..., Any]]
 
     def resolved(
-        self, given: Mapping[str, Any], places: Mapping[Location, str], name: str
+        self, given: Mapping[str, Any], positions: Mapping[Location, str], name: str
     ) -> dict[str, Any]:
         """The mapping with every default written out.
 
@@ -69,19 +69,19 @@ class Choice:
         """
         legal = ", ".join(self.makers)
         if self.key not in given:
-            where = place_of((self.at,), places, name)
+            where = position_of((self.at,), positions, name)
             raise InvalidInputError(f"{where}, {self.at}.{self.key}: is missing; legal values: {legal}")
         chosen = given[self.key]
         if chosen not in self.makers:
-            where = place_of((self.at, self.key), places, name)
+            where = position_of((self.at, self.key), positions, name)
             problem = unknown_name(self.key, chosen, self.makers)
             raise InvalidInputError(f"{where}, {self.at}.{self.key}: {problem}")
         options = options_of(self.makers[chosen])
         try:
             found = options.model_validate({k: v for k, v in given.items() if k != self.key})
         except ValidationError as error:
-            told = explain(error, options, places, name, (self.at,))
-            raise InvalidInputError(told) from None
+            info = explain(error, options, positions, name, (self.at,))
+            raise InvalidInputError(info) from None
         return {self.key: chosen, **found.model_dump(mode="json")}
 
     def make(self, resolved: Mapping[str, Any]) -> Any:

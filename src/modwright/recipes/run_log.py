@@ -17,17 +17,17 @@ from pathlib import Path
 from modwright.core.errors import ProcessFailed
 from modwright.core.progress import Progress, Task
 
-__all__ = ["Journal", "log_place"]
+__all__ = ["RunLog", "log_path"]
 
 # A phase that takes long says how far it is, this often (seconds).
 _EVERY = 30.0
 
 
-def log_place(output: Path) -> Path:
+def log_path(output: Path) -> Path:
     """``out/demo`` is logged in ``out/demo.log``.
 
     Example:
-        >>> log_place(Path("/models/demo")).name
+        >>> log_path(Path("/models/demo")).name
         'demo.log'
     """
     place = output.resolve()
@@ -48,19 +48,19 @@ class _Waiting(logging.Handler):
         self.records.append(record)
 
 
-class Journal:
+class RunLog:
     """What happens in a run, written down with times.
 
     Everything that modwright logs while it is open goes in, too.
     """
 
     def __init__(self, output: Path) -> None:
-        self.path = log_place(output)
+        self.path = log_path(output)
         self._logger = logging.getLogger("modwright")
         self._handler: logging.Handler = _Waiting()
 
     @contextmanager
-    def open(self) -> Iterator[Journal]:
+    def open(self) -> Iterator[RunLog]:
         """Listens for as long as the block runs; writes down what ends it."""
         before = self._logger.level
         self._logger.setLevel(logging.INFO)
@@ -108,16 +108,16 @@ class Journal:
         if not foreseen or self.path.exists():
             self._keep("a")
         line = " ".join(str(error).split()) or type(error).__name__
-        told = getattr(error, "trace", "") if isinstance(error, ProcessFailed) else ""
-        trace = told or "".join(traceback.format_exception(error))
+        info = getattr(error, "trace", "") if isinstance(error, ProcessFailed) else ""
+        trace = info or "".join(traceback.format_exception(error))
         with suppress(Exception):
             self._logger.error("%s: %s\n%s", type(error).__name__, line, trace.rstrip())
 
-    def listener(self, say: Callable[[str], None]) -> Callable[[str], None]:
-        """``say``, which is written down, too."""
+    def listener(self, log: Callable[[str], None]) -> Callable[[str], None]:
+        """``log``, which is written down, too."""
 
         def both(message: str) -> None:
-            say(message)
+            log(message)
             self.write(message)
 
         return both
@@ -128,26 +128,26 @@ class Journal:
 
 
 class _Logged:
-    def __init__(self, shown: Progress, journal: Journal) -> None:
-        self.shown, self.journal = shown, journal
+    def __init__(self, shown: Progress, run_log: RunLog) -> None:
+        self.shown, self.run_log = shown, run_log
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Task]:
-        self.journal.write(f"{name}: begins, {total} steps")
+        self.run_log.write(f"{name}: begins, {total} steps")
         with self.shown.phase(name, total) as task:
-            logged = _LoggedTask(name, total, task, self.journal)
+            logged = _LoggedTask(name, total, task, self.run_log)
             try:
                 yield logged
             except BaseException:
-                self.journal.write(f"{name}: stopped at {logged.done}/{total}")
+                self.run_log.write(f"{name}: stopped at {logged.done}/{total}")
                 raise
         seconds = time.monotonic() - logged.start
-        self.journal.write(f"{name}: {logged.done}/{total} in {seconds:.1f} s")
+        self.run_log.write(f"{name}: {logged.done}/{total} in {seconds:.1f} s")
 
 
 class _LoggedTask:
-    def __init__(self, name: str, total: int, task: Task, journal: Journal) -> None:
-        self.name, self.total, self.task, self.journal = name, total, task, journal
+    def __init__(self, name: str, total: int, task: Task, run_log: RunLog) -> None:
+        self.name, self.total, self.task, self.run_log = name, total, task, run_log
         self.done = 0
         self.start = self.last = time.monotonic()
 
@@ -157,4 +157,4 @@ class _LoggedTask:
         now = time.monotonic()
         if now - self.last >= _EVERY and self.done < self.total:
             self.last = now
-            self.journal.write(f"{self.name}: {self.done}/{self.total}")
+            self.run_log.write(f"{self.name}: {self.done}/{self.total}")

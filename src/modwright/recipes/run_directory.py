@@ -16,10 +16,10 @@ from modwright.core import distributed
 from modwright.core.digest import sha256_of
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import alone_at, read_json, tidy_after_killed, write_file, writing
-from modwright.recipes.journal import Journal
+from modwright.recipes.run_log import RunLog
 from modwright.report import Stage
 
-__all__ = ["Inputs", "WorkPlace", "alone", "file_stamps", "step_key"]
+__all__ = ["Inputs", "RunDirectory", "alone", "file_stamps", "step_key"]
 
 _REPLACES = "replaces.json"
 
@@ -58,7 +58,7 @@ def step_key(
 ) -> str:
     """Names the state after ``steps`` steps: the same key means the same result."""
     given = inputs or Inputs()
-    told = {
+    info = {
         "inputs": asdict(replace(given, calibration=list(given.calibration[:steps]))),
         "model": recipe["model"],
         "dtype": recipe["dtype"],
@@ -68,7 +68,7 @@ def step_key(
         "evaluate": recipe["evaluate"],
         "versions": versions,
     }
-    return sha256_of(told)
+    return sha256_of(info)
 
 
 def _stamp(place: Path) -> list[int] | None:
@@ -81,7 +81,7 @@ def _stamp(place: Path) -> list[int] | None:
 
 
 @contextmanager
-def alone(work: WorkPlace, journal: Journal) -> Iterator[None]:
+def alone(work: RunDirectory, run_log: RunLog) -> Iterator[None]:
     """The main process keeps other runs out, and its log listens, for as long as the block runs.
 
     Raises:
@@ -91,11 +91,11 @@ def alone(work: WorkPlace, journal: Journal) -> Iterator[None]:
         with distributed.fail_together():
             if distributed.is_main():
                 stack.enter_context(work.alone())
-                stack.enter_context(journal.open())
+                stack.enter_context(run_log.open())
         yield
 
 
-class WorkPlace:
+class RunDirectory:
     """``<output>.work``: one directory per finished step, with its model and its measurements."""
 
     def __init__(self, output: Path) -> None:
@@ -113,7 +113,7 @@ class WorkPlace:
         with alone_at(self.root, str(self.output)):
             yield
 
-    def claim(self, recipe: dict[str, Any], *, force: bool = False) -> None:
+    def acquire(self, recipe: dict[str, Any], *, force: bool = False) -> None:
         """Notes which recipe the work is for, and with ``force`` which output it may replace.
 
         Raises:
@@ -141,7 +141,7 @@ class WorkPlace:
             and (self.belongs_to(recipe))
         )
 
-    def remove_leftovers(self, recipe: dict[str, Any]) -> None:
+    def clean_up(self, recipe: dict[str, Any]) -> None:
         """Removes what a run left that was killed when its output stood already."""
         tidy_after_killed(self.output.resolve())
         if self.belongs_to(recipe):

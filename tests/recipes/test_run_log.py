@@ -14,7 +14,7 @@ import modwright.recipes.run as running
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.progress import SILENT
 from modwright.recipes import Recipe
-from modwright.recipes.journal import Journal, log_place
+from modwright.recipes.run_log import RunLog, log_path
 from modwright.recipes.load import resolved
 from modwright.recipes.run import run
 
@@ -32,21 +32,21 @@ def lines(place: Path) -> list[str]:
 
 def test_a_finished_run_is_told_whole(recipe: MakeRecipe, tmp_path: Path) -> None:
     said: list[str] = []
-    done = run(recipe(), tmp_path / "out", check=False, say=said.append)
-    assert done.log == tmp_path / "out.log" == log_place(tmp_path / "out")
-    told = lines(done.log)
-    assert told[0].startswith(f"modwright run into {tmp_path / 'out'}, process ")
-    assert told[-1] == "done"
-    assert [line for line in told if line in said] == said
+    done = run(recipe(), tmp_path / "out", check=False, log=said.append)
+    assert done.log == tmp_path / "out.log" == log_path(tmp_path / "out")
+    info = lines(done.log)
+    assert info[0].startswith(f"modwright run into {tmp_path / 'out'}, process ")
+    assert info[-1] == "done"
+    assert [line for line in info if line in said] == said
     for begin in ("forecast: ", "versions: python ", "machine: threads 1", "recipe, resolved:"):
-        assert sum(line.startswith(begin) for line in told) == 1, begin
+        assert sum(line.startswith(begin) for line in info) == 1, begin
     for phase in ("second moments", "decompose", "apply and verify", "perplexity", "write"):
-        assert any(line.startswith(phase) and "begins" in line for line in told), phase
+        assert any(line.startswith(phase) and "begins" in line for line in info), phase
         ends = [
-            line for line in told if line.startswith(phase) and re.search(r" in [\d.]+ s$", line)
+            line for line in info if line.startswith(phase) and re.search(r" in [\d.]+ s$", line)
         ]
         assert ends and all(re.search(r": (\d+)/\1 in", line) for line in ends), phase
-    measured = [line for line in told if line.startswith("measured ")]
+    measured = [line for line in info if line.startswith("measured ")]
     assert [line.split(":")[0] for line in measured] == [
         "measured before",
         "measured 1 llm_drop",
@@ -60,10 +60,10 @@ def test_the_resolved_recipe_can_be_copied_out_of_it(recipe: MakeRecipe, tmp_pat
     run(asked, tmp_path / "out", check=False)
     text = (tmp_path / "out.log").read_text()
     after = text.partition("recipe, resolved:\n")[2]
-    told = "\n".join(
+    info = "\n".join(
         after.splitlines()[: [bool(TIMED.match(x)) for x in after.splitlines()].index(True)]
     )
-    assert yaml.safe_load(told) == {**resolved(asked), "output": ""}
+    assert yaml.safe_load(info) == {**resolved(asked), "output": ""}
 
 
 def test_what_fails_is_told_with_its_traceback(
@@ -76,16 +76,16 @@ def test_what_fails_is_told_with_its_traceback(
         patch.setattr(running, "apply_plan", fail)
         with pytest.raises(RuntimeError):
             run(recipe(steps=DROP, evaluate=NOTHING), tmp_path / "out")
-    told = lines(tmp_path / "out.log")
-    assert told[-1] == "RuntimeError: the machine is on fire"
-    assert "apply and verify: stopped at 0/1" in told
+    info = lines(tmp_path / "out.log")
+    assert info[-1] == "RuntimeError: the machine is on fire"
+    assert "apply and verify: stopped at 0/1" in info
     text = (tmp_path / "out.log").read_text()
     assert "Traceback (most recent call last)" in text and "test_journal.py" in text
 
     # The run that goes on adds to it.
     run(recipe(steps=DROP, evaluate=NOTHING), tmp_path / "out", check=False)
     again = lines(tmp_path / "out.log")
-    assert again[: len(told)] == told
+    assert again[: len(info)] == info
     assert again[-1] == "done"
 
 
@@ -144,7 +144,7 @@ def test_the_second_of_two_runs_at_once_leaves_the_log_of_the_first(
             with pytest.raises(CheckpointError, match="another run"):
                 run(asked, tmp_path / "out", check=False)
 
-    run(asked, tmp_path / "out", check=False, say=interfere)
+    run(asked, tmp_path / "out", check=False, log=interfere)
     assert not any("another run" in line for line in lines(tmp_path / "out.log"))
 
 
@@ -159,15 +159,15 @@ def test_a_log_that_cannot_be_written_stops_nothing(
 
 def test_long_phases_say_how_far_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr("modwright.recipes.journal.time.monotonic", lambda: now[0])
-    journal = Journal(tmp_path / "out")
-    with journal.open():
-        journal.begin(goes_on=False)
-        with journal.progress(SILENT).phase("walk", 10) as task:
+    monkeypatch.setattr("modwright.recipes.run_log.time.monotonic", lambda: now[0])
+    run_log = RunLog(tmp_path / "out")
+    with run_log.open():
+        run_log.begin(goes_on=False)
+        with run_log.progress(SILENT).phase("walk", 10) as task:
             for _ in range(10):
                 now[0] += 20
                 task.advance()
-    said = [line for line in lines(journal.path) if line.startswith("walk")]
+    said = [line for line in lines(run_log.path) if line.startswith("walk")]
     assert said == [
         "walk: begins, 10 steps",
         "walk: 2/10",

@@ -14,20 +14,20 @@ from modwright.recipes.reading import Location
 from modwright.recipes.schema import Strict
 from modwright.surgery import method_names
 
-__all__ = ["explain", "place_of", "validated"]
+__all__ = ["explain", "position_of", "validated"]
 
 _M = TypeVar("_M", bound=Strict)
 
 
-def place_of(at: Location, places: Mapping[Location, str], name: str) -> str:
+def position_of(at: Location, positions: Mapping[Location, str], name: str) -> str:
     """Where a value was written, or else the nearest mapping or list around it."""
-    return next((places[at[:n]] for n in range(len(at), -1, -1) if at[:n] in places), name)
+    return next((positions[at[:n]] for n in range(len(at), -1, -1) if at[:n] in positions), name)
 
 
 def explain(
     error: ValidationError,
     root: type[Strict],
-    places: Mapping[Location, str],
+    positions: Mapping[Location, str],
     name: str,
     under: Location = (),
 ) -> str:
@@ -36,7 +36,7 @@ def explain(
     Args:
         error: of validating ``root``.
         root: what the mapping should be.
-        places: where each value was written.
+        positions: where each value was written.
         name: what is named where no place is known.
         under: where the mapping stands in the recipe; the recipe itself by default.
     """
@@ -45,9 +45,9 @@ def explain(
     at: Location = tuple(piece for piece in first["loc"] if piece != "[key]")
     if first["type"] == "invalid_key":  # a number as a key; places know keys as they are written
         at = (*at[:-1], str(at[-1]))
-    said = {kind: partial(say, at=at, root=root) for kind, say in _OF_A_MAPPING.items()}
+    said = {kind: partial(log, at=at, root=root) for kind, log in _OF_A_MAPPING.items()}
     whole = (*under, *at)
-    return f"{place_of(whole, places, name)}, {'.'.join(map(_word, whole))}: {problem(first, said)}"
+    return f"{position_of(whole, positions, name)}, {'.'.join(map(_word, whole))}: {problem(first, said)}"
 
 
 def validated(kind: type[_M], tree: Any, where: Mapping[Location, str], name: str, keys: str) -> _M:
@@ -92,8 +92,8 @@ def _missing(item: Mapping[str, Any], at: Location, root: Any) -> str:
 
 def _mapping(item: Mapping[str, Any], at: Location, root: Any) -> str:
     model, optional = _at(root, at)
-    told = f"must be a mapping with the keys {', '.join(model.legal_keys())}"
-    return told + (", or null to leave it out" if optional else "")
+    info = f"must be a mapping with the keys {', '.join(model.legal_keys())}"
+    return info + (", or null to leave it out" if optional else "")
 
 
 def _pattern(item: Mapping[str, Any], at: Location, root: Any) -> str:

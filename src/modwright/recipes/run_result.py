@@ -17,12 +17,12 @@ from modwright.report import Report
 if TYPE_CHECKING:
     from modwright.recipes.training_schema import TrainingRecipe
 
-__all__ = ["Outcome", "is_result_of", "output_place", "require_place"]
-__all__ += ["stands_already"]
+__all__ = ["RunResult", "is_result_of", "output_path", "require_output"]
+__all__ += ["is_complete"]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunResult:
     """What a run left.
 
     Attributes:
@@ -40,7 +40,7 @@ class Outcome:
     log: Path | None = None
 
 
-def output_place(recipe: Recipe | TrainingRecipe, output: str | Path | None) -> Path:
+def output_path(recipe: Recipe | TrainingRecipe, output: str | Path | None) -> Path:
     """The directory to write.
 
     Raises:
@@ -55,7 +55,7 @@ def output_place(recipe: Recipe | TrainingRecipe, output: str | Path | None) -> 
     return place
 
 
-def require_place(opened: Checkpoint, place: Path, force: bool) -> None:
+def require_output(opened: Checkpoint, place: Path, force: bool) -> None:
     """Goes through the save without weights: would the result find its place?
 
     Raises:
@@ -70,28 +70,28 @@ def require_place(opened: Checkpoint, place: Path, force: bool) -> None:
     rehearse(opened.model, place, source=opened.source, force=force)
 
 
-def stands_already(
-    place: Path, full: dict[str, Any], force: bool, told: str = "report.json"
+def is_complete(
+    place: Path, full: dict[str, Any], force: bool, info: str = "report.json"
 ) -> bool:
     """Whether the result of this resolved recipe is there, so that nothing is to be done.
 
     The main process looks, and all get its answer.
 
-    ``told`` is the file that says how it went.
+    ``info`` is the file that says how it went.
 
     Raises:
         CheckpointError: something else is there, and ``force`` does not allow to replace it.
     """
     with distributed.fail_together():
         return distributed.broadcast(
-            distributed.is_main() and _stands_already(place, full, force, told)
+            distributed.is_main() and _stands_already(place, full, force, info)
         )
 
 
-def _stands_already(place: Path, full: dict[str, Any], force: bool, told: str) -> bool:
+def _stands_already(place: Path, full: dict[str, Any], force: bool, info: str) -> bool:
     if force or not place.is_dir() or not any(place.iterdir()):
         return False
-    if is_result_of(place, full, told):
+    if is_result_of(place, full, info):
         return True
     raise CheckpointError(
         f"{str(place)!r} holds something else than the result of this recipe; name another "
@@ -99,11 +99,11 @@ def _stands_already(place: Path, full: dict[str, Any], force: bool, told: str) -
     )
 
 
-def is_result_of(place: Path, full: dict[str, Any], told: str = "report.json") -> bool:
+def is_result_of(place: Path, full: dict[str, Any], info: str = "report.json") -> bool:
     """Whether a whole result of this resolved recipe stands there."""
     try:
         stored = read_yaml(place / "recipe.yaml")
     except CheckpointError:
         return False
-    whole = all((place / name).is_file() for name in ("config.json", told))
+    whole = all((place / name).is_file() for name in ("config.json", info))
     return whole and bool(stored == full)

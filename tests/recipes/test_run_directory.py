@@ -13,7 +13,7 @@ import pytest
 from modwright.core.errors import CheckpointError
 from modwright.core.files import tidy_after_killed
 from modwright.recipes.load import resolved
-from modwright.recipes.work import Inputs, WorkPlace, file_stamps, step_key
+from modwright.recipes.run_directory import Inputs, RunDirectory, file_stamps, step_key
 from modwright.report import Stage
 
 VERSIONS = {"modwright": "1", "torch": "2"}
@@ -95,7 +95,7 @@ def test_file_stamps_see_a_changed_file(tmp_path: Path) -> None:
 
 
 def test_a_stage_is_taken_over_only_by_its_key(tmp_path: Path) -> None:
-    work = WorkPlace(tmp_path / "out")
+    work = RunDirectory(tmp_path / "out")
     stage = Stage("before", title="as it came")
     work.keep(0, "key", stage, None)
     assert work.stage(0, "key") == stage
@@ -105,14 +105,14 @@ def test_a_stage_is_taken_over_only_by_its_key(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"key": "other"}'])
 def test_a_damaged_stage_is_not_taken_over(content: str, tmp_path: Path) -> None:
-    work = WorkPlace(tmp_path / "out")
+    work = RunDirectory(tmp_path / "out")
     work.step(0).mkdir(parents=True)
     (work.step(0) / "stage.json").write_text(content)
     assert work.stage(0, "key") is None
 
 
 def test_models_of_earlier_states_are_let_go(tmp_path: Path, tiny: Any) -> None:
-    work = WorkPlace(tmp_path / "out")
+    work = RunDirectory(tmp_path / "out")
     for index in (1, 2):
         work.keep(index, "key", Stage(f"{index} x", method="x"), tiny("tiny-llama"))
         (work.statistics(index, "key") / "block-0").mkdir(parents=True)
@@ -125,7 +125,7 @@ def test_models_of_earlier_states_are_let_go(tmp_path: Path, tiny: Any) -> None:
 
 
 def test_one_run_at_a_time(tmp_path: Path) -> None:
-    first, second = WorkPlace(tmp_path / "deep" / "out"), WorkPlace(tmp_path / "deep" / "out")
+    first, second = RunDirectory(tmp_path / "deep" / "out"), RunDirectory(tmp_path / "deep" / "out")
     with (
         first.alone(),
         pytest.raises(CheckpointError, match=r"another run \(process \d+\) is writing '.*out'"),
@@ -143,12 +143,12 @@ def test_fault_B22_a_killed_run_with_force_may_still_replace_what_it_was_told_to
     """By the same recipe, and only the same directory, untouched since."""
     out, asked = tmp_path / "out", {"model": "m"}
     out.mkdir()
-    work = WorkPlace(out)
+    work = RunDirectory(out)
     assert not work.may_replace(asked)
-    work.claim(asked)
+    work.acquire(asked)
     assert not work.may_replace(asked)
-    work.claim(asked, force=True)
-    assert WorkPlace(out).may_replace(asked)
+    work.acquire(asked, force=True)
+    assert RunDirectory(out).may_replace(asked)
     assert not work.may_replace({"model": "other"})
     out.rename(tmp_path / ".out.old-7")  # a run that is killed while it puts its result there
     assert not work.may_replace(asked)
@@ -156,11 +156,11 @@ def test_fault_B22_a_killed_run_with_force_may_still_replace_what_it_was_told_to
     assert work.may_replace(asked)
     (out / "mine").write_text("made since")
     assert not work.may_replace(asked)
-    work.claim(asked, force=True)
+    work.acquire(asked, force=True)
     out.rename(tmp_path / "kept")
     out.mkdir()
     assert not work.may_replace(asked)
-    work.claim(asked)
+    work.acquire(asked)
     assert not work.may_replace(asked)
 
 
@@ -169,14 +169,14 @@ def test_a_damaged_note_of_what_may_be_replaced_allows_nothing(
     content: str, tmp_path: Path
 ) -> None:
     (tmp_path / "out").mkdir()
-    work = WorkPlace(tmp_path / "out")
-    work.claim({}, force=True)
+    work = RunDirectory(tmp_path / "out")
+    work.acquire({}, force=True)
     (work.root / "replaces.json").write_text(content)
     assert not work.may_replace({})
 
 
 def test_the_lock_of_a_killed_run_does_not_hold(tmp_path: Path) -> None:
     (tmp_path / ".out.work.lock").write_text(json.dumps({"pid": 2**22 + 1, "started": 1.0}))
-    with WorkPlace(tmp_path / "out").alone():
+    with RunDirectory(tmp_path / "out").alone():
         pass
     assert list(tmp_path.iterdir()) == []
