@@ -136,7 +136,7 @@ def _methods() -> str:
         kind = method_type(name)
         source = "" if kind.paper is None else f"[arXiv {paper(kind.paper).arxiv}]"
         link = f"{source}(../papers/{kind.paper}.md)" if source else "none is needed"
-        data = "calibration text" if kind.needs.calibration else "nothing but the model"
+        data = "calibration text" if kind.requires.calibration else "nothing but the model"
         rows.append([f"[{_code(name)}](#{name})", summary(kind), data, link])
     return _table(["method", "what it does", "needs", "paper"], rows)
 

@@ -19,7 +19,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.edits import keep_neurons, replace_mlp
 from modwright.edits.experts import expert_shape
 from modwright.edits.mixtures import keep_expert_neurons, keep_experts
-from modwright.surgery.method import make_method, why_not
+from modwright.surgery.method import make_method, unsupported_reason
 
 
 class PolyNorm(nn.Module):
@@ -103,8 +103,8 @@ def test_fault_A3_narrowing_and_splitting_are_refused(
             narrow()
         assert "\n" not in str(refusal.value)
     for method in (make_method("emoe", {"num_experts": 4, "top_k": 1}), make_method("modegpt")):
-        assert "normalizes over" in str(why_not(method, anatomy))
-    assert why_not(make_method("modegpt", {"pairs": ["value_output"]}), anatomy) is None
+        assert "normalizes over" in str(unsupported_reason(method, anatomy))
+    assert unsupported_reason(make_method("modegpt", {"pairs": ["value_output"]}), anatomy) is None
 
 
 def test_fault_A3_elementwise_activations_of_others_stay_legal(tiny: Any) -> None:
@@ -131,7 +131,7 @@ def test_fault_A3_whole_experts_may_still_go(tiny: Any) -> None:
     ):
         with pytest.raises(InvalidInputError, match="normalizes over the neurons"):
             narrow()
-    assert "normalizes over" in str(why_not(make_method("modegpt"), Anatomy.of(source)))
+    assert "normalizes over" in str(unsupported_reason(make_method("modegpt"), Anatomy.of(source)))
     assert len(keep_experts(mixture, [0, 2]).edits) == 1
 
 

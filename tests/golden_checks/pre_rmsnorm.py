@@ -21,7 +21,7 @@ from modwright.nn import CRMSNorm, RMSNorm
 from modwright.nn.norms import restore_coordinate
 from modwright.surgery import apply as convert
 from modwright.surgery import make_method
-from modwright.surgery.centring import relative_to
+from modwright.surgery.centering import relative_to
 
 WEIGHTS, VALUES = 1e-14, 1e-12
 SINGLE = {"values": 2e-6, "gradients": 1e-5}
@@ -70,9 +70,9 @@ def _vit(case: GoldenCase) -> None:
     rms = convert(model, make_method("pre_rmsnorm", {"form": "rms"})).model
     case.close("output.pre_rms", logits(rms), atol=VALUES)
     _vit_weights(case, "inter.zm_", Anatomy.of(rms), ("att_out", "mlp_out"))
-    recentred = _vit_model(case)
-    recentred.load_state_dict(rms.state_dict())  # the same weights, read through LayerNorm
-    case.close("output.zero_mean_pre_ln", logits(recentred), atol=VALUES)
+    recentered = _vit_model(case)
+    recentered.load_state_dict(rms.state_dict())  # the same weights, read through LayerNorm
+    case.close("output.zero_mean_pre_ln", logits(recentered), atol=VALUES)
 
     crms = convert(model, make_method("pre_rmsnorm", {"form": "crms"})).model
     assert Anatomy.of(crms).hidden_size == c["dim"] - 1

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from modwright.nn import CRMSNorm, RestoringCRMSNorm, RMSNorm
 from modwright.nn.norms import naive_rms_norm, restore_coordinate
-from modwright.nn.zero_mean import recentred
+from modwright.nn.zero_mean import recentered
 
 EPS = 1e-3
 
@@ -77,7 +77,7 @@ def test_on_zero_mean_it_is_layer_norm_with_the_same_epsilon(dtype: torch.dtype)
 def test_layer_norm_does_not_see_the_mean() -> None:
     x = draw(5, 12)
     bare = RMSNorm(12, EPS, weight=False)
-    assert (bare(recentred(x)) - F.layer_norm(x, (12,), eps=EPS)).abs().max() < 1e-15
+    assert (bare(recentered(x)) - F.layer_norm(x, (12,), eps=EPS)).abs().max() < 1e-15
 
 
 # Without one coordinate
@@ -100,7 +100,7 @@ def test_the_compressed_norm_is_that_of_the_whole_vector(index: int) -> None:
 
 
 def test_the_restoring_norm_returns_the_whole_vector() -> None:
-    whole = recentred(draw(5, 12))
+    whole = recentered(draw(5, 12))
     made = RestoringCRMSNorm(12, EPS, bias=True, cast_first=False, index=3).double()
     nn.init.normal_(made.weight)
     nn.init.normal_(made.bias)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.nn import ZeroMean, ZeroMeanEmbedding, ZeroMeanLinear, narrow_, zero_mean_
-from modwright.nn.zero_mean import recentred
+from modwright.nn.zero_mean import recentered
 
 
 class Shifted(nn.Embedding):
@@ -52,7 +52,7 @@ def test_a_table_is_recentred_as_it_is_looked_up() -> None:
     table, ids = ZeroMeanEmbedding(7, 5, padding_idx=0).double(), torch.tensor([[3, 0, 3]])
     before = table.weight.detach().clone()
     out = table(ids)
-    assert torch.equal(out, recentred(table.weight, 1)[ids])
+    assert torch.equal(out, recentered(table.weight, 1)[ids])
     assert torch.equal(table.weight, before) and table.weight.mean(1).abs().max() > 0.1
     (found,) = gradients(out, table)
     assert not found[0].any(), "the row of the padding is not trained"
@@ -75,7 +75,7 @@ def test_any_module_recentres_in_place(module: nn.Module, inputs: Tensor) -> Non
     assert made is module and isinstance(made, ZeroMean) and isinstance(made, type(module))
     assert type(made).__name__ == f"ZeroMean{name}"
     assert {n: id(p) for n, p in made.named_parameters()} == {n: id(p) for n, p in stored.items()}
-    assert (made(inputs) - recentred(plain)).abs().max() < 1e-6
+    assert (made(inputs) - recentered(plain)).abs().max() < 1e-6
     kind = type(made)
     assert type(zero_mean_(made)) is kind, "twice is once"
     for twin in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):

@@ -12,7 +12,7 @@ import pytest
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
 from modwright.papers.support import Support, support_table
-from modwright.surgery import Needs, method_names, register_method
+from modwright.surgery import Requirements, method_names, register_method
 from modwright.surgery.method import METHODS
 
 
@@ -58,7 +58,7 @@ def no_methods() -> Iterator[None]:
 
 
 def test_a_new_method_enters_by_registering(no_methods: None) -> None:
-    @register_method("choosy", needs=Needs(), examples=({}, {"wide": True}))
+    @register_method("choosy", requires=Requirements(), examples=({}, {"wide": True}))
     @dataclass(frozen=True)
     class Choosy:
         wide: bool = False

@@ -104,12 +104,12 @@ def test_more_text_needs_more_memory_and_disk(recipe: MakeRecipe, wordy_model: P
     opened = open_checkpoint(wordy_model)
     steps = [{"method": "modegpt"}]
 
-    def needs(windows: int) -> Any:
+    def requires(windows: int) -> Any:
         data = {"windows": windows, "length": 256}
         return forecast(recipe(steps=steps, calibration=data), opened.model, opened.name).steps[0]
 
-    assert needs(64).phases["calibrate"] > needs(8).phases["calibrate"]
-    assert needs(64).disk > needs(8).disk
+    assert requires(64).phases["calibrate"] > requires(8).phases["calibrate"]
+    assert requires(64).disk > requires(8).disk
 
 
 def test_a_step_that_cannot_be_done_is_named(recipe: MakeRecipe, wordy_model: Path) -> None:

@@ -136,11 +136,11 @@ def test_what_planning_takes_is_in_the_forecast(recipe: MakeRecipe, wordy_model:
     opened = open_checkpoint(wordy_model)
     anatomy = opened.anatomy
     widest = max(b.mlp.intermediate_size for b in anatomy.blocks)
-    solve, values = make_method("modegpt", {"sparsity": 0.3}).plan_bytes(anatomy)
+    solve, values = make_method("modegpt", {"sparsity": 0.3}).memory_estimate(anatomy)
     (step,) = forecast(recipe(steps=[ALL]), opened.model, "x").steps
     assert solve > 5 * 8 * widest**2  # the moments, and four times their size
     assert step.phases["plan"] == solve + values
-    assert make_method("llm_drop", {"n": 1}).plan_bytes(anatomy) == (0, 0)
+    assert make_method("llm_drop", {"n": 1}).memory_estimate(anatomy) == (0, 0)
 
 
 def test_longer_rows_and_more_streams_need_more(recipe: MakeRecipe, wordy_model: Path) -> None:
@@ -148,14 +148,14 @@ def test_longer_rows_and_more_streams_need_more(recipe: MakeRecipe, wordy_model:
 
     anatomy = open_checkpoint(wordy_model).anatomy
 
-    def needs(collector: Any, **batch: int) -> dict[str, int]:
+    def requires(collector: Any, **batch: int) -> dict[str, int]:
         return dict(forecast_bytes(anatomy, 1000, [collector], **batch))
 
-    one, three = needs(BlockDistance(1)), needs(BlockDistance(3))
+    one, three = requires(BlockDistance(1)), requires(BlockDistance(3))
     assert three["streams"] == 2 * one["streams"] and three["entry"] == one["entry"]
-    assert needs(SecondMoments())["statistics"] > 100 * needs(Similarity())["statistics"]
-    assert needs(SecondMoments())["activations"] == 0
-    short, long = needs(SecondMoments(), batch=2, length=8), needs(SecondMoments(), batch=2, length=16)
+    assert requires(SecondMoments())["statistics"] > 100 * requires(Similarity())["statistics"]
+    assert requires(SecondMoments())["activations"] == 0
+    short, long = requires(SecondMoments(), batch=2, length=8), requires(SecondMoments(), batch=2, length=16)
     assert long["activations"] == 2 * short["activations"] > 0
 
 

@@ -51,7 +51,7 @@ def test_it_tries_everything_and_leaves_nothing(
     assert snapshot(wordy_model) == before
     drop, narrow = tried.steps
     anatomy = open_checkpoint(wordy_model).anatomy
-    assert drop.title == "drop 1 attention" and drop.plan_bytes == 0
+    assert drop.title == "drop 1 attention" and drop.memory_estimate == 0
     for step in (drop, narrow):
         found = step.calibration
         assert found is not None
@@ -60,7 +60,7 @@ def test_it_tries_everything_and_leaves_nothing(
         # Three batches of two windows, four blocks.
         assert found.layer_seconds == pytest.approx(12 * found.seconds) and found.seconds > 0
     assert narrow.calibration.statistics == SecondMoments().bytes(anatomy.blocks[0])
-    assert narrow.plan_bytes == sum(make_method("modegpt").plan_bytes(anatomy))
+    assert narrow.memory_estimate == sum(make_method("modegpt").memory_estimate(anatomy))
     assert tried.free_disk > tried.forecast.disk > 0
     assert tried.peak > tried.forecast.peak
     assert len(said) == 2
@@ -73,7 +73,7 @@ def test_the_memory_is_really_taken(recipe: MakeRecipe, wordy_model: Path, tmp_p
     found: list[Any] = []
     held = allocated(lambda: found.append(dry_run(asked, tmp_path / "out")))
     (step,) = found[0].steps
-    assert held >= max(step.plan_bytes, step.calibration.statistics) > 0
+    assert held >= max(step.memory_estimate, step.calibration.statistics) > 0
     without = allocated(lambda: dry_run(recipe(steps=DROP), tmp_path / "out"))
     assert held > without
 

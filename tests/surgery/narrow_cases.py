@@ -11,7 +11,7 @@ from helpers import random_data
 from modwright.anatomy import Anatomy
 from modwright.calibration import CalibrationData
 from modwright.calibration.text import from_sequences
-from modwright.surgery import make_method, why_not
+from modwright.surgery import make_method, unsupported_reason
 from modwright.surgery.modegpt import PAIRS, MoDeGpt
 
 __all__ = ["data", "even", "method", "pairs_of", "sequences"]
@@ -41,4 +41,4 @@ def even(*pairs: str, sparsity: float = 0.3, **options: Any) -> MoDeGpt:
 
 def pairs_of(model: Any) -> tuple[str, ...]:
     """The pairs that can be narrowed in a model: not queries and keys that are normalized."""
-    return tuple(pair for pair in PAIRS if why_not(even(pair), Anatomy.of(model)) is None)
+    return tuple(pair for pair in PAIRS if unsupported_reason(even(pair), Anatomy.of(model)) is None)

@@ -25,8 +25,8 @@ from modwright.surgery import (
     method_names,
     method_type,
     plan,
-    ready_for,
-    why_not,
+    after_prerequisite,
+    unsupported_reason,
 )
 
 CASES = [
@@ -70,10 +70,10 @@ def reload(fresh_process: Callable[..., dict[str, Any]], tmp_path: Path) -> Iter
 def test_contract(
     tiny: Any, preset: str, name: str, options: dict[str, Any], tmp_path: Path, reload: Reload
 ) -> None:
-    model = ready_for(name, tiny(preset))
+    model = after_prerequisite(name, tiny(preset))
     method = make_method(name, options)
     before, dense = snapshot(model), outputs(model)
-    reason = why_not(method, Anatomy.of(model))
+    reason = unsupported_reason(method, Anatomy.of(model))
     if reason is not None:
         with pytest.raises(ModwrightError) as refusal:
             plan(model, method, random_data(model))
@@ -93,7 +93,7 @@ def test_contract(
         assert {"causality", "cached decoding = uncached"} <= promises
     smaller = Anatomy.of(applied.model)
     gone = Anatomy.of(model).num_parameters - smaller.num_parameters
-    low, high = method.forecast(Anatomy.of(model))
+    low, high = method.parameter_bounds(Anatomy.of(model))
     assert low - 0.3 * abs(low) <= gone <= high + 0.3 * abs(high)
     moved = worst(outputs(applied.model), dense)
     if method.exact:
@@ -117,7 +117,7 @@ ORDERS = [
 def takeable(model: Any, name: str, options: dict[str, Any]) -> Any:
     """The method with these options, or the first of its examples that the model takes."""
     tried = [make_method(name, given) for given in (options, *method_type(name).examples)]
-    return next(method for method in tried if why_not(method, Anatomy.of(model)) is None)
+    return next(method for method in tried if unsupported_reason(method, Anatomy.of(model)) is None)
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["drop first", "narrow first"])

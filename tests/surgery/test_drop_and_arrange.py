@@ -55,7 +55,7 @@ def test_blocks_are_repeated_and_left_out(tiny: Any, preset: str) -> None:
     assert found.reasons == {"order": [0, 1, 1, 0], "repeated": [0, 1], "left_out": [2, 3]}
     assert "the function is not kept" in found.notes[0]
     grown = apply(model, found)
-    low, high = method.forecast(Anatomy.of(model))
+    low, high = method.parameter_bounds(Anatomy.of(model))
     gone = Anatomy.of(model).num_parameters - Anatomy.of(grown.model).num_parameters
     assert low == high == gone
     assert grown.verification is not None and grown.verification.ok

@@ -18,14 +18,14 @@ from modwright.core.errors import InvalidInputError
 from modwright.cost import count
 from modwright.edits import arrange, factorize, keep_neurons, verify
 from modwright.edits.remodeled import edits_of
-from modwright.surgery import apply, make_method, plan, why_not
+from modwright.surgery import apply, make_method, plan, unsupported_reason
 from modwright.surgery.clustering import inertia
 
 on_layout_classes = pytest.mark.families(*LAYOUT_CLASSES)
 
 
 def has_mlps(model: Any) -> bool:
-    return why_not(make_method("emoe", SMALL), Anatomy.of(model)) is None
+    return unsupported_reason(make_method("emoe", SMALL), Anatomy.of(model)) is None
 
 
 def reopened(model: Any, place: Path, tiny: Any, preset: str) -> Any:
@@ -227,7 +227,7 @@ def test_narrowing_comes_before_splitting(tiny: Any, decoder: str, tmp_path: Pat
         assert torch.equal(merged.model.state_dict()[name], value), name
 
     said = "modegpt: blocks.0.mlp is split into 8 experts; merge them first, or leave mlp out"
-    assert (why_not(narrow, Anatomy.of(back)) or "").startswith(said)
+    assert (unsupported_reason(narrow, Anatomy.of(back)) or "").startswith(said)
     with pytest.raises(InvalidInputError, match=said):
         plan(back, narrow, windows())
 
@@ -309,8 +309,8 @@ def test_a_plan_says_what_it_did_and_warns(tiny: Any) -> None:
     stored = plan(model, make_method("emoe", {**SMALL, "top_k": 8, "score": "avg_key"})).notes
     assert len(stored) == 1 and "tie_keys" in stored[0]
     assert method.title() == "split MLPs into 8 experts, top 2 by inter"
-    assert method.forecast(Anatomy.of(model)) == (0, 0) and not method.wants_data()
-    work, values = method.plan_bytes(Anatomy.of(model))
+    assert method.parameter_bounds(Anatomy.of(model)) == (0, 0) and not method.wants_data()
+    work, values = method.memory_estimate(Anatomy.of(model))
     assert work == 12 * 96**2 and values == 4 * 3 * 48 * 96
 
 
@@ -365,8 +365,8 @@ def test_weights_that_are_not_finite_are_refused(tiny: Any) -> None:
         broken.transformer.h[2].mlp.c_fc.weight[3, 3] = float("nan")
     method = make_method("emoe", SMALL)
     said = "emoe: blocks.2.mlp.up.weight holds NaN or infinite values"
-    assert why_not(method, Anatomy.of(broken)) == said
-    assert why_not(dataclasses.replace(method, layers=(0, 1)), Anatomy.of(broken)) is None
+    assert unsupported_reason(method, Anatomy.of(broken)) == said
+    assert unsupported_reason(dataclasses.replace(method, layers=(0, 1)), Anatomy.of(broken)) is None
 
 
 def test_an_mlp_that_was_removed_and_an_unknown_activation_are_refused(tiny: Any) -> None:
@@ -421,4 +421,4 @@ def test_a_zero_mean_stream_comes_before_splitting(tiny: Any) -> None:
         assert close(outputs(parted), outputs(model))
         assert torch.equal(outputs(merge(parted).model), outputs(centred))
         said = "pre_rmsnorm: blocks.0.mlp consists of experts"
-        assert (why_not(centre, Anatomy.of(split(model).model)) or "").startswith(said)
+        assert (unsupported_reason(centre, Anatomy.of(split(model).model)) or "").startswith(said)

@@ -246,7 +246,7 @@ def test_parameters_and_cache_shrink_by_the_formulas(tiny: Any, n: int) -> None:
     for target, size in sizes.items():
         gone = Anatomy.of(apply(model, method(n=n, target=target), data()).model)
         assert gone.num_parameters == dense - n * size
-        assert method(n=n, target=target).forecast(Anatomy.of(model)) == (n * size, n * size)
+        assert method(n=n, target=target).parameter_bounds(Anatomy.of(model)) == (n * size, n * size)
         left = 4 if target == "mlp" else 4 - n
         assert kv_cache_bytes(gone, 100, batch=3) == 2 * left * kv * c.head_dim * 100 * 3 * 4
         assert stored_in_cache(gone.model, 100, 3) == kv_cache_bytes(gone, 100, batch=3)

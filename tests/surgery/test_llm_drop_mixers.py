@@ -36,7 +36,7 @@ def test_fault_B3_the_forecast_brackets_what_goes(kind: str, target: str) -> Non
         pytest.skip("it has none of these parts")
     method = make_method("llm_drop", {"n": 1, "target": target})
     decided = plan(model, method, random_data(model, count=2))
-    low, high = method.forecast(Anatomy.of(model))
+    low, high = method.parameter_bounds(Anatomy.of(model))
     try:
         assert 0 < low <= gone(model, decided) <= high
     except InvalidInputError as refused:  # a whole block cannot go where maps change between blocks
@@ -54,7 +54,7 @@ def test_fault_B3_lists_name_mixers_too(kind: str, tmp_path: Path) -> None:
         lists.write_text(json.dumps({name: first[place]}))
         method = make_method("llm_drop", {"lists": str(lists)})
         size = gone(model, plan(model, method))
-        assert size > 0 and method.forecast(Anatomy.of(model)) == (size, size)
+        assert size > 0 and method.parameter_bounds(Anatomy.of(model)) == (size, size)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -65,7 +65,7 @@ def test_fault_B3_what_goes_is_known_exactly(kind: str, place: str) -> None:
     for index in parts(model, place):
         method = make_method("drop", {"parts": f"{place}[{index}]"})
         size = gone(model, plan(model, method))
-        assert size > 0 and method.forecast(Anatomy.of(model)) == (size, size)
+        assert size > 0 and method.parameter_bounds(Anatomy.of(model)) == (size, size)
 
 
 @pytest.mark.parametrize("place", ["attention", "mlp"])
@@ -76,7 +76,7 @@ def test_fault_B3_so_is_a_post_norm_that_goes_along(tiny: Any, name: str, place:
         options = {"parts": f"{place}[1]", "drop_post_norm": drop_post_norm}
         method = make_method("drop", options)
         size = gone(model, plan(model, method))
-        assert method.forecast(Anatomy.of(model)) == (size, size)
+        assert method.parameter_bounds(Anatomy.of(model)) == (size, size)
 
 
 def test_fault_B3_a_list_that_names_nothing_is_refused_alike(tmp_path: Path) -> None:
@@ -88,6 +88,6 @@ def test_fault_B3_a_list_that_names_nothing_is_refused_alike(tmp_path: Path) -> 
     lists = tmp_path / "config.json"
     lists.write_text(json.dumps({"drop_attn_list": [missing]}))
     again = make_method("llm_drop", {"lists": str(lists)})
-    for ask in (lambda: again.forecast(Anatomy.of(less)), lambda: plan(less, again)):
+    for ask in (lambda: again.parameter_bounds(Anatomy.of(less)), lambda: plan(less, again)):
         with pytest.raises(InvalidInputError, match=f"block {missing} has no attention any more"):
             ask()

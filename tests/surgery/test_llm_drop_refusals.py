@@ -158,7 +158,7 @@ def test_more_than_there_are_is_refused_before_any_work(
     no_data = TokenWindows((), {})
     for refused in (
         lambda: plan(model, wanted, no_data),
-        lambda: wanted.forecast(Anatomy.of(model)),
+        lambda: wanted.parameter_bounds(Anatomy.of(model)),
     ):
         with pytest.raises(InvalidInputError, match=words):
             refused()

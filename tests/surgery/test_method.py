@@ -21,7 +21,7 @@ from modwright.core.registry import Registry
 from modwright.edits import Plan, remove
 from modwright.papers import paper
 from modwright.surgery import (
-    Needs,
+    Requirements,
     apply,
     make_method,
     method_names,
@@ -40,7 +40,7 @@ def registry() -> Iterator[Registry[Any]]:
 
 
 def register_first_gone(name: str = "first_gone") -> type[Any]:
-    @register_method(name, paper="none", needs=Needs(parts=("block",)))
+    @register_method(name, paper="none", requires=Requirements(parts=("block",)))
     @dataclass(frozen=True)
     class FirstGone:
         """Removes the first blocks."""
@@ -73,7 +73,7 @@ def test_the_methods_of_the_package_are_found_by_themselves() -> None:
 def test_every_method_says_what_it_is() -> None:
     for name in method_names():
         kind = method_type(name)
-        assert kind.name == name and isinstance(kind.needs, Needs)
+        assert kind.name == name and isinstance(kind.requires, Requirements)
         assert kind.paper is None or paper(kind.paper)
         assert kind.__doc__ and "Attributes:" in kind.__doc__
         assert kind.examples, "nothing would be tried with it"
@@ -101,7 +101,7 @@ def test_a_name_is_registered_once(registry: Any) -> None:
     with pytest.raises(InvalidInputError, match="'first_gone' is registered already"):
         register_first_gone()
     with pytest.raises(TypeError, match="must be a dataclass"):
-        register_method("other", paper="none", needs=Needs())(object)
+        register_method("other", paper="none", requires=Requirements())(object)
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:

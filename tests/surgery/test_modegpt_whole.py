@@ -160,11 +160,11 @@ def test_the_forecast_brackets_what_goes(tiny: Any, preset: str, allocation: str
     for pairs, sparsity, round_to in settings + [((pair,), 0.4, 1) for pair in all_pairs]:
         options = {"pairs": pairs, "allocation": allocation, "round_to": round_to}
         wanted = method(sparsity=sparsity, **options)
-        low, high = wanted.forecast(anatomy)
+        low, high = wanted.parameter_bounds(anatomy)
         applied = apply_plan(model, wanted.plan_from(anatomy, moments), check=False)
         gone = anatomy.num_parameters - Anatomy.of(applied.model).num_parameters
         assert low <= gone <= high
-    assert method(sparsity=0.0, pairs=all_pairs).forecast(anatomy) == (0, 0)
+    assert method(sparsity=0.0, pairs=all_pairs).parameter_bounds(anatomy) == (0, 0)
 
 
 def test_few_tokens_are_said(tiny: Any) -> None:

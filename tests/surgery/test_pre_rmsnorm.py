@@ -59,7 +59,7 @@ def test_outputs_stay(
     result = converted(model, **options).model
     assert far(outputs(result), outputs(model)) < allowed
     before, after = Anatomy.of(model), Anatomy.of(result)
-    low, high = method.forecast(before)
+    low, high = method.parameter_bounds(before)
     assert low == high == before.num_parameters - after.num_parameters
     assert after.hidden_size == before.hidden_size - (options["form"] == "crms")
     kinds = {"rms": (RMSNorm,), "crms": (CRMSNorm, RestoringCRMSNorm)}[options["form"]]
@@ -180,7 +180,7 @@ def test_variants_of_the_families(tiny: Any, name: str, auto: str, changed: dict
         result = converted(model, **options).model
         assert far(outputs(result), outputs(model)) < 1e-12
         gone = Anatomy.of(model).num_parameters - Anatomy.of(result).num_parameters
-        assert method.forecast(Anatomy.of(model)) == (gone, gone)
+        assert method.parameter_bounds(Anatomy.of(model)) == (gone, gone)
 
 
 def test_masked_pictures(tiny: Any) -> None:
@@ -272,7 +272,7 @@ def test_what_was_trained_is_recentred_for_good_afterwards(tiny: Any, pre_norm: 
 def test_a_vit_of_base_size_loses_a_channel_of_everything() -> None:
     with torch.device("meta"):
         model = ViTModel(ViTConfig(), add_pooling_layer=False)
-    low, high = make_method("pre_rmsnorm", {"form": "crms"}).forecast(Anatomy.of(model))
+    low, high = make_method("pre_rmsnorm", {"form": "crms"}).parameter_bounds(Anatomy.of(model))
     d, patch, tokens, layers = 768, 16 * 16 * 3, 197 + 1, 12
     norms = layers * 4 * d  # transformers' norms have gain and shift, which are folded
     assert low == high == layers * (12 * d + 2) + patch + 1 + tokens + norms

@@ -16,7 +16,7 @@ from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
 from modwright.edits import factorize
 from modwright.edits.remodeled import edits_of
-from modwright.surgery import apply, make_method, why_not
+from modwright.surgery import apply, make_method, unsupported_reason
 
 PAIRS = ["mlp", "query_key", "value_output"]
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,7 +62,7 @@ def test_a_cut_model_converts_exactly(
     assert far(outputs(result), outputs(cut)) < 1e-12
     before, after = Anatomy.of(cut), Anatomy.of(result)
     gone = before.num_parameters - after.num_parameters
-    assert make_method("pre_rmsnorm", options).forecast(before) == (gone, gone)
+    assert make_method("pre_rmsnorm", options).parameter_bounds(before) == (gone, gone)
     for old, new in zip(before.blocks, after.blocks):
         assert (old.attention is None, old.mlp is None) == (new.attention is None, new.mlp is None)
 
@@ -132,7 +132,7 @@ def test_experts_keep_their_choice_or_are_refused(tiny: Any, options: dict[str, 
     if options == FORMS["rms"]:
         assert far(outputs(converted(split, **options).model), outputs(split)) < 1e-12
         return
-    reason = why_not(make_method("pre_rmsnorm", options), Anatomy.of(split))
+    reason = unsupported_reason(make_method("pre_rmsnorm", options), Anatomy.of(split))
     assert reason is not None and "consists of experts" in reason and "merge" in reason
     with pytest.raises(InvalidInputError, match="consists of experts"):
         converted(split, **options)

@@ -14,8 +14,8 @@ from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy, Norm
 from modwright.core.errors import ModwrightError, InvalidInputError, UnsupportedArchitecture
 from modwright.edits import factorize
-from modwright.surgery import make_method, plan, why_not
-from modwright.surgery.stream_obstacles import obstacles
+from modwright.surgery import make_method, plan, unsupported_reason
+from modwright.surgery.stream_blockers import blockers
 
 GPT2 = "tiny-gpt2"
 
@@ -29,7 +29,7 @@ def refusal(model: Any, **options: Any) -> str:
     said = str(caught.value)
     assert "\n" not in said
     if not next(model.parameters()).is_meta:  # one without weights can be counted
-        assert why_not(method, Anatomy.of(model)) == said
+        assert unsupported_reason(method, Anatomy.of(model)) == said
         assert unchanged(model, before)
     return said
 
@@ -39,7 +39,7 @@ def refusal(model: Any, **options: Any) -> str:
 
 def test_only_pre_layer_norm_models_are_converted(tiny: Any, preset: str) -> None:
     for options in FORMS.values():
-        reason = why_not(make_method("pre_rmsnorm", options), Anatomy.of(tiny(preset)))
+        reason = unsupported_reason(make_method("pre_rmsnorm", options), Anatomy.of(tiny(preset)))
         assert (reason is None) == (preset in PRE_LAYER_NORM), reason
 
 
@@ -71,7 +71,7 @@ def test_a_model_that_is_converted_already(tiny: Any) -> None:
 def test_a_norm_before_the_blocks_writes_to_the_stream(tiny: Any) -> None:
     anatomy = Anatomy.of(tiny(GPT2))
     anatomy.outer = {"embed_norm": Norm(nn.LayerNorm(48), "embed_norm"), **anatomy.outer}
-    (said,) = obstacles(anatomy)
+    (said,) = blockers(anatomy)
     assert said.startswith("embed_norm (LayerNorm) writes to the stream")
 
 
@@ -141,7 +141,7 @@ def test_gpt2_without_its_head_cannot_give_a_coordinate_back(tiny: Any) -> None:
     for auto in ("AutoModel", tiny.classifier(GPT2)):
         said = refusal(tiny(GPT2, auto), form="crms")
         assert "final_norm" in said and "use form 'rms'" in said
-        assert why_not(make_method("pre_rmsnorm"), Anatomy.of(tiny(GPT2, auto))) is None
+        assert unsupported_reason(make_method("pre_rmsnorm"), Anatomy.of(tiny(GPT2, auto))) is None
 
 
 def test_factor_pairs_have_no_training_form(tiny: Any) -> None:
@@ -151,7 +151,7 @@ def test_factor_pairs_have_no_training_form(tiny: Any) -> None:
     thin = edit(model, factorize(down, u[:, :9] * s[:9], vh[:9])).model
     said = refusal(thin, training=True)
     assert "blocks.2.mlp.down is a factor pair" in said and "factorize after" in said
-    assert why_not(make_method("pre_rmsnorm"), Anatomy.of(thin)) is None
+    assert unsupported_reason(make_method("pre_rmsnorm"), Anatomy.of(thin)) is None
 
 
 def test_a_plain_encoder_of_torch_has_no_family() -> None:
@@ -189,6 +189,6 @@ def test_every_place_is_listed(tiny: Any) -> None:
     model = tiny.copy(GPT2)
     for index in (1, 3):
         model.transformer.h[index].ln_2 = nn.GroupNorm(1, 48)
-    found = obstacles(Anatomy.of(model))
+    found = blockers(Anatomy.of(model))
     assert [place.split()[0] for place in found] == ["blocks.1.mlp_norm", "blocks.3.mlp_norm"]
     assert refusal(model).endswith("(and 1 more such places)")

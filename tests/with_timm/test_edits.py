@@ -22,7 +22,7 @@ from modwright.checkpoint import save
 from modwright.core.errors import ModwrightError, InvalidInputError
 from modwright.edits import Plan, apply, keep_heads, keep_neurons, remove
 from modwright.edits.reopen import check_reopens
-from modwright.surgery import make_method, method_names, method_type, plan, why_not
+from modwright.surgery import make_method, method_names, method_type, plan, unsupported_reason
 
 NAMES = ["vit_tiny_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224"]
 
@@ -233,7 +233,7 @@ def test_every_method_works_or_says_why_not(
     live = dense["deit3_small_patch16_224"]
     chosen = make_method(method, options)
     anatomy = Anatomy.of(live)
-    reason = why_not(chosen, anatomy)
+    reason = unsupported_reason(chosen, anatomy)
     data = random_data(anatomy.model)
     if reason is not None:
         with pytest.raises(ModwrightError) as refusal:

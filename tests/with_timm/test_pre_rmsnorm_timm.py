@@ -15,7 +15,7 @@ from helpers import batch_of, outputs, snapshot, unchanged
 from modwright.analysis import stream_mean
 from modwright.anatomy import Anatomy
 from modwright.edits.reopen import check_reopens
-from modwright.surgery import make_method, plan, why_not
+from modwright.surgery import make_method, plan, unsupported_reason
 
 OFFLINE = {name: options for name, options in FORMS.items() if name != "training"}
 NORM_FIRST = "vit_base_patch16_clip_224"
@@ -41,7 +41,7 @@ def test_outputs_stay(double: Callable[..., Any], name: str, options: dict[str, 
     assert unchanged(model, before)
     assert far(outputs(result), outputs(model)) < 1e-12
     gone = Anatomy.of(model).num_parameters - Anatomy.of(result).num_parameters
-    assert make_method("pre_rmsnorm", options).forecast(Anatomy.of(model)) == (gone, gone)
+    assert make_method("pre_rmsnorm", options).parameter_bounds(Anatomy.of(model)) == (gone, gone)
     assert Anatomy.of(result).hidden_size == 48 - (options["form"] == "crms")
     assert max(stream_mean(result, batch_of(model)).shares) < 1e-12
 
@@ -92,7 +92,7 @@ def test_what_cannot_be_converted_is_refused_first(
     model, method = double(name, **arguments), make_method("pre_rmsnorm", options)
     with pytest.raises(Exception, match=said) as refusal:
         plan(model, method)
-    assert why_not(method, Anatomy.of(model)) == str(refusal.value)
+    assert unsupported_reason(method, Anatomy.of(model)) == str(refusal.value)
 
 
 def test_the_order_of_precision_is_that_of_the_weights(vit: Callable[..., Any]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.nn import FactorPair, ZeroMean
-from modwright.nn.zero_mean import recentred
+from modwright.nn.zero_mean import recentered
 
 __all__ = ["FactoredProjection", "PointwiseProjection", "Projection", "ZeroMeanProjection"]
 __all__ += ["as_projection"]
@@ -170,12 +170,12 @@ class ZeroMeanProjection(Projection):
 
     @property
     def weight(self) -> Tensor:
-        return recentred(super().weight, 0)
+        return recentered(super().weight, 0)
 
     @property
     def bias(self) -> Tensor | None:
         bias = super().bias
-        return None if bias is None else recentred(bias)
+        return None if bias is None else recentered(bias)
 
     def parameters(self) -> dict[str, Tensor]:
         named = {"weight": super().weight, "bias": super().bias}

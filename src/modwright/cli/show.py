@@ -126,8 +126,8 @@ def rehearsal_lines(tried: Rehearsal) -> Group:
                 f"{found.seconds:.2f} s on {found.device}; the whole calibration takes about "
                 f"{_duration(found.layer_seconds)}"
             )
-        if step.plan_bytes:
-            said += f"; allocated {format_number(step.plan_bytes, 'B')} for the plan"
+        if step.memory_estimate:
+            said += f"; allocated {format_number(step.memory_estimate, 'B')} for the plan"
         lines.append(Text(f"- {said}"))
     lines.append(
         Text(

@@ -16,14 +16,14 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ZeroMean", "ZeroMeanEmbedding", "ZeroMeanLinear", "recentred", "zero_mean_"]
+__all__ = ["ZeroMean", "ZeroMeanEmbedding", "ZeroMeanLinear", "recentered", "zero_mean_"]
 
 
-def recentred(x: Tensor, axis: int = -1) -> Tensor:
+def recentered(x: Tensor, axis: int = -1) -> Tensor:
     """x minus its mean over one axis.
 
     Example:
-        >>> recentred(torch.tensor([1.0, 2.0, 6.0]))
+        >>> recentered(torch.tensor([1.0, 2.0, 6.0]))
         tensor([-2., -1.,  3.])
     """
     return x - x.mean(axis, keepdim=True)
@@ -38,8 +38,8 @@ class ZeroMean:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         result = super().forward(*args, **kwargs)  # type: ignore[misc]
         if isinstance(result, tuple):
-            return recentred(result[0]), *result[1:]
-        return recentred(result)
+            return recentered(result[0]), *result[1:]
+        return recentered(result)
 
 
 class ZeroMeanLinear(ZeroMean, nn.Linear):
@@ -57,8 +57,8 @@ class ZeroMeanLinear(ZeroMean, nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else recentred(self.bias)
-        return F.linear(x, recentred(self.weight, 0), bias)
+        bias = None if self.bias is None else recentered(self.bias)
+        return F.linear(x, recentered(self.weight, 0), bias)
 
 
 class ZeroMeanEmbedding(ZeroMean, nn.Embedding):

@@ -86,9 +86,9 @@ def _tiny_models() -> Iterator[tuple[str, str, PreTrainedModel]]:
 
 def _uses(name: str, model: PreTrainedModel) -> Iterator[Use]:
     from modwright.anatomy import Anatomy
-    from modwright.surgery import make_method, method_type, ready_for, why_not
+    from modwright.surgery import make_method, method_type, after_prerequisite, unsupported_reason
 
-    anatomy = Anatomy.of(ready_for(name, model))
+    anatomy = Anatomy.of(after_prerequisite(name, model))
     for options in method_type(name).examples:
         method = make_method(name, options)
-        yield Use(method.title(), dict(options), why_not(method, anatomy))
+        yield Use(method.title(), dict(options), unsupported_reason(method, anatomy))

@@ -122,7 +122,7 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
     for index, step in enumerate(recipe.steps):
         method = make_method(step.method, step.options)
         try:
-            fewest, most = method.forecast(anatomy)
+            fewest, most = method.parameter_bounds(anatomy)
         except ModwrightError as error:
             raise InvalidInputError(f"steps.{index}: {error}") from error
         # Of what earlier steps have taken nothing more can go.
@@ -197,7 +197,7 @@ def require_room(expected: Forecast, place: Path) -> int:
 
 def _planning(method: Any, anatomy: Anatomy, new_weights: int) -> tuple[int, int]:
     """Bytes of the work of planning, and of the new values; a method may know them better."""
-    info = getattr(method, "plan_bytes", None)
+    info = getattr(method, "memory_estimate", None)
     found: tuple[int, int] = (0, new_weights) if info is None else info(anatomy)
     return found
 

@@ -35,12 +35,12 @@ class StepRehearsal:
     Attributes:
         title: the method with its options.
         calibration: what was run of it; None where it looks at no data.
-        plan_bytes: what was allocated in place of the plan's work and values.
+        memory_estimate: what was allocated in place of the plan's work and values.
     """
 
     title: str
     calibration: BlockRehearsal | None
-    plan_bytes: int
+    memory_estimate: int
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _step(recipe: Recipe, index: int, opened: Checkpoint, data: Any) -> StepRehe
     method = make_method(asked.method, asked.options)
     anatomy = Anatomy.of(opened.model)
     tried = None if data is None else rehearse_block(anatomy, data, method.collectors())
-    info = getattr(method, "plan_bytes", None)
+    info = getattr(method, "memory_estimate", None)
     needed = 0 if info is None else sum(info(anatomy))
     # Ones, not zeros: memory that nobody has written to is not taken.
     room = torch.ones(needed, dtype=torch.uint8)

@@ -40,7 +40,7 @@ def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None
     found: list[TokenWindows | None] = []
     for index, step in enumerate(recipe.steps):
         method = make_method(step.method, step.options)
-        if not (method.needs.calibration and method.wants_data()):
+        if not (method.requires.calibration and method.wants_data()):
             found.append(None)
             continue
         data = step.calibration or recipe.calibration

@@ -2,28 +2,28 @@
 
 from modwright.surgery.method import (
     Method,
-    Needs,
+    Requirements,
     WithoutData,
     apply,
     make_method,
     method_names,
     method_type,
     plan,
-    ready_for,
+    after_prerequisite,
     register_method,
-    why_not,
+    unsupported_reason,
 )
 
 __all__ = [
     "Method",
-    "Needs",
+    "Requirements",
     "WithoutData",
     "apply",
     "make_method",
     "method_names",
     "method_type",
     "plan",
-    "ready_for",
+    "after_prerequisite",
     "register_method",
-    "why_not",
+    "unsupported_reason",
 ]

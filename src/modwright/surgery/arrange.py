@@ -16,14 +16,14 @@ from modwright.core.progress import SILENT, Progress
 from modwright.edits import Plan, arrange
 from modwright.edits.edit import MOST_BLOCKS
 from modwright.edits.replay import num_removed
-from modwright.surgery.method import Needs, WithoutData, register_method
+from modwright.surgery.method import Requirements, WithoutData, register_method
 
 __all__ = ["ArrangeBlocks"]
 
 
 @register_method(
     "arrange",
-    needs=Needs(parts=("block",)),
+    requires=Requirements(parts=("block",)),
     examples=({"blocks": "0:2, 1:4"}, {"blocks": "3, 0"}),
 )
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ArrangeBlocks(WithoutData):
     def title(self) -> str:
         return f"blocks {self.blocks}"
 
-    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what goes, less than nothing where the model grows."""
         sizes = [num_removed(anatomy, block) for block in anatomy.blocks]
         gone = sum(sizes) - sum(sizes[i] for i in self._order(len(sizes)))

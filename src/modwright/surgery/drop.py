@@ -12,14 +12,14 @@ from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, remove
 from modwright.edits.canonical import target_of
 from modwright.edits.replay import num_removed
-from modwright.surgery.method import Needs, WithoutData, register_method
+from modwright.surgery.method import Requirements, WithoutData, register_method
 
 __all__ = ["Drop"]
 
 
 @register_method(
     "drop",
-    needs=Needs(parts=("attention", "mlp", "block")),
+    requires=Requirements(parts=("attention", "mlp", "block")),
     examples=({"parts": "attention[0]; mlp[1]"}, {"parts": "block[1:3]; mlp[-1]"}),
 )
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Drop(WithoutData):
     def title(self) -> str:
         return f"drop {self.parts}"
 
-    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what the named parts hold."""
         chosen = self._chosen(anatomy)[0]
         gone = sum(num_removed(anatomy, part, self.drop_post_norm) for part in chosen)

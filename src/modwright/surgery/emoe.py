@@ -27,7 +27,7 @@ from modwright.edits.canonical import target_of
 from modwright.edits.hf_adapters import activation
 from modwright.nn import ExpertShape
 from modwright.surgery.clustering import inertia, split_evenly
-from modwright.surgery.method import Needs, WithoutData, register_method
+from modwright.surgery.method import Requirements, WithoutData, register_method
 
 __all__ = ["Emoe", "EmoeMerge"]
 
@@ -40,7 +40,7 @@ Cluster = Literal["kmeans", "contiguous", "random"]
 @register_method(
     "emoe",
     paper="emoe",
-    needs=Needs(parts=("mlp",)),
+    requires=Requirements(parts=("mlp",)),
     examples=(
         {"num_experts": 8, "top_k": 2},
         {"num_experts": 12, "top_k": 3, "layers": "all", "score": "avg_key", "weigh_keys": True},
@@ -109,12 +109,12 @@ class Emoe(WithoutData):
         chosen = f"{self.selection.replace('_', ' ')} {self.top_k}"
         return f"split MLPs into {self.num_experts} experts, {chosen} by {self.score}"
 
-    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """No parameter goes and none is new."""
         self._targets(anatomy)
         return 0, 0
 
-    def plan_bytes(self, anatomy: Anatomy) -> tuple[int, int]:
+    def memory_estimate(self, anatomy: Anatomy) -> tuple[int, int]:
         """Products of all pairs of an MLP's keys, and the weights in their new order."""
         mlps = [mlp for mlp, _ in self._targets(anatomy)]
         values = [t.numel() * t.element_size() for mlp in mlps for t in mlp.parameters().values()]
@@ -136,7 +136,7 @@ class Emoe(WithoutData):
                 keys = _keys(mlp)
                 labels = split_evenly(keys, self.num_experts, self.cluster, self.seed)
                 change += split_mlp(mlp, labels, shape)
-                told[mlp.address] = _tightness(keys, labels)
+                told[mlp.address] = _inertia(keys, labels)
                 task.advance()
         reasons = {
             "layers": told,
@@ -216,7 +216,7 @@ class Emoe(WithoutData):
 @register_method(
     "emoe_merge",
     paper="emoe",
-    needs=Needs(parts=("mlp",)),
+    requires=Requirements(parts=("mlp",)),
     after=("emoe", {"num_experts": 8, "top_k": 2}),
 )
 @dataclass(frozen=True)
@@ -233,7 +233,7 @@ class EmoeMerge(WithoutData):
     def title(self) -> str:
         return "merge experts"
 
-    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """No parameter goes."""
         self._split(anatomy)
         return 0, 0
@@ -272,7 +272,7 @@ def _keys(mlp: Mlp) -> Tensor:
     return (mlp.up if mlp.gate is None else mlp.gate).weight
 
 
-def _tightness(keys: Tensor, labels: Tensor) -> dict[str, float]:
+def _inertia(keys: Tensor, labels: Tensor) -> dict[str, float]:
     rows = F.normalize(keys.float(), dim=1)
     in_order = split_evenly(rows, int(labels.max()) + 1, "contiguous")
     return {

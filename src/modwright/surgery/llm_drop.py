@@ -27,7 +27,7 @@ from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, remove
 from modwright.edits.replay import num_removed, preview
 from modwright.surgery.drop_lists import DropLists, read_lists
-from modwright.surgery.method import Needs, register_method
+from modwright.surgery.method import Requirements, register_method
 
 __all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "most_similar", "sdr"]
 
@@ -86,7 +86,7 @@ def sdr(
 @register_method(
     "llm_drop",
     paper="llm-drop",
-    needs=Needs(calibration=True, parts=("attention", "mlp", "block")),
+    requires=Requirements(calibration=True, parts=("attention", "mlp", "block")),
     examples=(
         {"n": 1, "target": "attention"},
         {"n": 2, "target": "mlp", "mode": "iterative"},
@@ -154,7 +154,7 @@ class LlmDrop:
             found.append(BlockDistance(self.count))
         return found
 
-    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """The n smallest and the n largest parts that may go."""
         if self.lists is not None:
             picked = read_lists(self.lists, anatomy)
@@ -172,7 +172,7 @@ class LlmDrop:
     def _size(self, anatomy: Anatomy, part: Block | Sublayer) -> int:
         return num_removed(anatomy, part, self.drop_post_norm)
 
-    def plan_bytes(self, anatomy: Anatomy) -> tuple[int, int]:
+    def memory_estimate(self, anatomy: Anatomy) -> tuple[int, int]:
         """Parts go and none is new."""
         return 0, 0
 

@@ -23,21 +23,21 @@ from modwright.edits import apply as apply_plan
 __all__ = [
     "METHODS",
     "Method",
-    "Needs",
+    "Requirements",
     "WithoutData",
     "apply",
     "make_method",
     "method_names",
     "method_type",
     "plan",
-    "ready_for",
+    "after_prerequisite",
     "register_method",
-    "why_not",
+    "unsupported_reason",
 ]
 
 
 @dataclass(frozen=True)
-class Needs:
+class Requirements:
     """What a method asks for before it can plan."""
 
     calibration: bool = False
@@ -49,7 +49,7 @@ class Method(Protocol):
 
     name: ClassVar[str]
     paper: ClassVar[str | None]
-    needs: ClassVar[Needs]
+    requires: ClassVar[Requirements]
     exact: ClassVar[bool]
     examples: ClassVar[tuple[Mapping[str, Any], ...]]
     after: ClassVar[tuple[str, Mapping[str, Any]] | None]
@@ -76,7 +76,7 @@ class Method(Protocol):
     def collectors(self) -> Sequence[Collector]:
         """What it collects from the data, for forecasts of memory and disk."""
 
-    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """Between how many and how many parameters go, before any data is seen.
 
         Raises:
@@ -102,7 +102,7 @@ METHODS: Registry[type[Any]] = Registry("method", "modwright.surgery")
 def register_method(
     name: str,
     *,
-    needs: Needs,
+    requires: Requirements,
     paper: str | None = None,
     exact: bool = False,
     examples: Sequence[Mapping[str, Any]] = ({},),
@@ -113,7 +113,7 @@ def register_method(
     Args:
         name: as recipes and the command line call it.
         paper: slug in the catalogue; None for what no paper is needed for.
-        needs: what it asks for.
+        requires: what it asks for.
         exact: it keeps the function: outputs change by rounding alone.
         examples: options that change a model of four blocks, one set for each way of use that may
             work on some models and not on others. The table of what works where is made from them,
@@ -126,7 +126,7 @@ def register_method(
         if not dataclasses.is_dataclass(kind):
             raise TypeError(f"{kind.__name__} must be a dataclass")
         METHODS.add(name, kind)
-        kind.name, kind.paper, kind.needs = name, paper, needs  # type: ignore[attr-defined]
+        kind.name, kind.paper, kind.requires = name, paper, requires  # type: ignore[attr-defined]
         kind.exact = exact  # type: ignore[attr-defined]
         kind.examples = tuple(dict(options) for options in examples)  # type: ignore[attr-defined]
         kind.after = after  # type: ignore[attr-defined]
@@ -179,29 +179,29 @@ def _method_of(given: Any) -> Any:
     return given
 
 
-def why_not(method: Any, anatomy: Anatomy) -> str | None:
+def unsupported_reason(method: Any, anatomy: Anatomy) -> str | None:
     """Why a method cannot be used on a model, found before any data is read; None where it can.
 
     Example:
         >>> import modwright
         >>> anatomy = modwright.open("preset:tiny-llama").anatomy
-        >>> why_not(make_method("llm_drop", {"n": 9}), anatomy)
+        >>> unsupported_reason(make_method("llm_drop", {"n": 9}), anatomy)
         'llm_drop: n=9, but only 0 to 4 attention parts can go'
     """
     try:
-        method.forecast(anatomy)
+        method.parameter_bounds(anatomy)
     except ModwrightError as refusal:
         return str(refusal)
     return None
 
 
-def ready_for(name: str, model: PreTrainedModel) -> PreTrainedModel:
+def after_prerequisite(name: str, model: PreTrainedModel) -> PreTrainedModel:
     """The model as a method's examples want it: after the method that must come before, if any.
 
     Where that one cannot be used the model is returned as it is.
     """
     before = method_type(name).after
-    if before is None or why_not(make_method(*before), Anatomy.of(model)) is not None:
+    if before is None or unsupported_reason(make_method(*before), Anatomy.of(model)) is not None:
         return model
     return apply(model, make_method(*before), check=False).model
 
@@ -228,7 +228,7 @@ def plan(
     """
     anatomy, method = Anatomy.of(model), _method_of(method)
     calibration = None if calibration is None else calibration_of(calibration)
-    if method.needs.calibration and calibration is None and method.wants_data():
+    if method.requires.calibration and calibration is None and method.wants_data():
         reads_text = anatomy.family.inputs().is_text
         what = "token windows" if reads_text else "pictures, as calibration.from_tensors takes them"
         raise InvalidInputError(f"{method.name} needs calibration data: pass {what}")

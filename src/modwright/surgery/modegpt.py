@@ -31,8 +31,8 @@ from modwright.surgery.decompositions import (
     select_rotary_pairs,
     value_output,
 )
-from modwright.surgery.method import Needs, register_method
-from modwright.surgery.narrow_experts import narrow_experts, starved
+from modwright.surgery.method import Requirements, register_method
+from modwright.surgery.narrow_experts import narrow_experts, undersampled
 from modwright.surgery.narrowing import (
     folded_bias,
     narrow_mlp,
@@ -62,7 +62,7 @@ PAIRS: tuple[Pair, ...] = get_args(Pair)
 @register_method(
     "modegpt",
     paper="modegpt",
-    needs=Needs(calibration=True, parts=("attention", "mlp")),
+    requires=Requirements(calibration=True, parts=("attention", "mlp")),
     examples=(
         {"sparsity": 0.3, "round_to": 1},
         {"sparsity": 0.3, "allocation": "uniform"},  # all layers alike, qk and v of one width
@@ -137,7 +137,7 @@ class MoDeGpt:
         every = self.expert_tokens == "all"
         return [SecondMoments(attention=attention, mlp="mlp" in self.pairs, all_tokens=every)]
 
-    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """The sparsity's share of the narrowed maps, wherever it goes, give or take rounding."""
         self._refuse(anatomy)
         if not self.wants_data():
@@ -177,7 +177,7 @@ class MoDeGpt:
                 more += attention.v.bias.numel()
         return total, less, more
 
-    def plan_bytes(self, anatomy: Anatomy) -> tuple[int, int]:
+    def memory_estimate(self, anatomy: Anatomy) -> tuple[int, int]:
         """Memory of the solve in the largest block, and of all new values; beside the weights.
 
         A block's moments are loaded, and beside them stand up to 4 matrices of the MLP's size in
@@ -256,7 +256,7 @@ class MoDeGpt:
             "meaning": "influence is one minus the mean cosine between a block's input and output",
         }
         notes = self._notes(anatomy, int(statistics[0]["grams/tokens"]))
-        notes += self._starved(anatomy, statistics)
+        notes += self._undersampled(anatomy, statistics)
         return Plan.of(anatomy, "modegpt", change, self._options(), reasons, notes)
 
     def _options(self) -> dict[str, Any]:
@@ -301,11 +301,11 @@ class MoDeGpt:
             )
         return ()
 
-    def _starved(self, anatomy: Anatomy, statistics: Statistics) -> tuple[str, ...]:
+    def _undersampled(self, anatomy: Anatomy, statistics: Statistics) -> tuple[str, ...]:
         told: list[str] = []
         for block in anatomy.blocks:
             if "mlp" in self.pairs and isinstance(block.mlp, MixtureOfExperts):
-                told += starved(block.mlp, statistics[block.index]["grams/expert_tokens"])
+                told += undersampled(block.mlp, statistics[block.index]["grams/expert_tokens"])
         if not told:
             return ()
         more = f" and {len(told) - 8} more" if len(told) > 8 else ""

@@ -13,7 +13,7 @@ from modwright.edits import Change
 from modwright.edits.mixtures import replace_mixture
 from modwright.surgery.decompositions import nystrom_mlp
 
-__all__ = ["narrow_experts", "starved"]
+__all__ = ["narrow_experts", "undersampled"]
 
 
 def narrow_experts(
@@ -53,7 +53,7 @@ def narrow_experts(
     return change, [index for index, _ in solved], [down for _, down in solved]
 
 
-def starved(mixture: MixtureOfExperts, tokens: Tensor) -> list[str]:
+def undersampled(mixture: MixtureOfExperts, tokens: Tensor) -> list[str]:
     """The experts that saw fewer tokens than they have neurons, with how many they saw."""
     return [
         f"{mixture.address} expert {i} ({count})"

@@ -18,9 +18,9 @@ from modwright.calibration import TokenWindows
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan
-from modwright.surgery.method import Needs, WithoutData, register_method
+from modwright.surgery.method import Requirements, WithoutData, register_method
 from modwright.surgery.stream_conversion import Conversion
-from modwright.surgery.stream_obstacles import Form, refuse_obstacles
+from modwright.surgery.stream_blockers import Form, refuse_blockers
 from modwright.surgery.stream_report import notes, reasons
 
 __all__ = ["PreRmsNorm"]
@@ -29,7 +29,7 @@ __all__ = ["PreRmsNorm"]
 @register_method(
     "pre_rmsnorm",
     paper="pre-rmsnorm",
-    needs=Needs(parts=("embedding", "norm", "attention", "mlp", "head")),
+    requires=Requirements(parts=("embedding", "norm", "attention", "mlp", "head")),
     exact=True,
     examples=(
         {"form": "rms"},
@@ -82,7 +82,7 @@ class PreRmsNorm(WithoutData):
         how = [", training form"] * self.training + [", affine folded"] * self.fold_affine
         return "".join([name, *how])
 
-    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly what goes; less than nothing where a tied head gets a table of its own."""
         gone = self._conversion(anatomy, counting=True).parameters_gone()
         return gone, gone
@@ -108,7 +108,7 @@ class PreRmsNorm(WithoutData):
         return Plan.of(anatomy, "pre_rmsnorm", change, asdict(self), *told)
 
     def _conversion(self, anatomy: Anatomy, counting: bool = False) -> Conversion:
-        refuse_obstacles(
+        refuse_blockers(
             anatomy,
             self.form,
             training=self.training,

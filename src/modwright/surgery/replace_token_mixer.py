@@ -21,7 +21,7 @@ from modwright.cost.meta_trace import run_on_meta
 from modwright.edits import Change, Plan
 from modwright.edits.edit import Replace
 from modwright.nn import AttentionShape, PlacedMixer
-from modwright.surgery.method import Needs, WithoutData, register_method
+from modwright.surgery.method import Requirements, WithoutData, register_method
 
 __all__ = ["ReplaceTokenMixer"]
 
@@ -31,7 +31,7 @@ Mixer = Literal["pool", "identity", "depthwise", "spatial_fc", "attention"]
 @register_method(
     "replace_token_mixer",
     paper="metaformer",
-    needs=Needs(parts=("attention",)),
+    requires=Requirements(parts=("attention",)),
     examples=({"mixer": "identity", "blocks": "1"}, {"mixer": "pool", "blocks": "0, -1"}),
 )
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ReplaceTokenMixer(WithoutData):
     def title(self) -> str:
         return f"{self.mixer} mixes tokens in {self.blocks}"
 
-    def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """What goes, exactly, less what comes."""
         plan = self.plan(anatomy)
         come = sum(tensor.numel() for tensor in plan.tensors.values())

@@ -15,8 +15,8 @@ from modwright.anatomy.views import Embedding, Linear, Sublayer
 from modwright.edits import Change, Edit, Replace, RevertEdit, untie
 from modwright.edits.resize import resize
 from modwright.nn import ZeroMean
-from modwright.surgery.centring import folded, recentred, relative_to, rounded, without
-from modwright.surgery.stream_obstacles import Form, covering, runs_centred
+from modwright.surgery.centering import folded, recentered, relative_to, rounded, without
+from modwright.surgery.stream_blockers import Form, covering, runs_centered
 
 __all__ = ["Conversion"]
 
@@ -26,7 +26,7 @@ class Conversion:
 
     Args:
         anatomy: of the model; nothing of it stands in the way, see
-            :func:`modwright.surgery.stream_obstacles.obstacles`.
+            :func:`modwright.surgery.stream_blockers.blockers`.
         form: "rms", or "crms", which drops a coordinate.
         training: recentre as the model runs.
         fold: fold the affine step of the norms into the readers, also in form "rms".
@@ -76,7 +76,7 @@ class Conversion:
     def has_work(self) -> bool:
         """Something would change."""
         folds = any(self.folds(norm) and _affects(norm) for norm in self.stream.norms)
-        other = any(self.runs(w) != runs_centred(self.stream, w) for w in self.stream.writers)
+        other = any(self.runs(w) != runs_centered(self.stream, w) for w in self.stream.writers)
         return self.is_new or self.narrows or folds or other
 
     # The rewrites
@@ -94,7 +94,7 @@ class Conversion:
                 if role not in sublayer.writes_residual:
                     values[role] = self._read(projection, sublayer.norm)
                 elif self.runs(projection):
-                    change += _recentred_as_it_runs(projection)
+                    change += _recentered_as_it_runs(projection)
                 else:
                     values[role] = self._written(projection)
             change += self._store(sublayer, values)
@@ -154,12 +154,12 @@ class Conversion:
 
     def _written(self, writer: WriteProjection) -> dict[str, Tensor]:
         """New values of a writer's parameters; none where they are good already."""
-        if not self.is_new and not self.narrows and not runs_centred(self.stream, writer):
+        if not self.is_new and not self.narrows and not runs_centered(self.stream, writer):
             return {}
         stored, new = writer.parameters(), {}
         for name, value in self.stream.written(writer).items():
             axis = writer.output_axes[name]
-            value = recentred(value, axis)
+            value = recentered(value, axis)
             value = without(value, axis, self.index) if self.narrows else value
             new[name] = rounded(value, axis, stored[name].dtype)
         return new
@@ -212,7 +212,7 @@ class Conversion:
         return gone
 
 
-def _recentred_as_it_runs(projection: Projection) -> Change:
+def _recentered_as_it_runs(projection: Projection) -> Change:
     """A map in a block that keeps what it stores."""
     if isinstance(projection.module, ZeroMean):
         return Change()

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from modwright.nn.zero_mean import recentred
+from modwright.nn.zero_mean import recentered
 
-__all__ = ["folded", "mean_share", "recentred", "relative_to", "rounded", "without"]
+__all__ = ["folded", "mean_share", "recentered", "relative_to", "rounded", "without"]
 
 
 def without(tensor: Tensor, axis: int, index: int) -> Tensor:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.surgery.centring import (
+from modwright.surgery.centering import (
     folded,
     mean_share,
-    recentred,
+    recentered,
     relative_to,
     rounded,
     without,
@@ -23,7 +23,7 @@ def draw(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("index", [0, 3, -1])
 def test_a_reader_of_the_short_stream_reads_what_it_did(index: int) -> None:
-    x, weight = recentred(draw(5, 8)), draw(3, 8)
+    x, weight = recentered(draw(5, 8)), draw(3, 8)
     short = without(x, -1, index)
     assert short.shape == (5, 7)
     assert (
@@ -34,8 +34,8 @@ def test_a_reader_of_the_short_stream_reads_what_it_did(index: int) -> None:
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_recentred_along_any_axis(axis: int) -> None:
     x = draw(4, 6, 6)[0] + 1
-    assert recentred(x, axis).mean(axis).abs().max() < 1e-15
-    assert (recentred(recentred(x, axis), axis) - recentred(x, axis)).abs().max() < 1e-15
+    assert recentered(x, axis).mean(axis).abs().max() < 1e-15
+    assert (recentered(recentered(x, axis), axis) - recentered(x, axis)).abs().max() < 1e-15
 
 
 @pytest.mark.parametrize("pair", [False, True], ids=["matrix", "factor pair"])
@@ -62,7 +62,7 @@ def test_folding_is_the_affine_step(pair: bool, bias: bool) -> None:
 def test_rounding_keeps_sums(axis: int, dtype: torch.dtype) -> None:
     """Of weights that were rounded before, whose neighbours would err to the same side."""
     size = 0.02 if axis else 0.05
-    x = recentred((draw(700, 700) * size).to(dtype).double(), axis)
+    x = recentered((draw(700, 700) * size).to(dtype).double(), axis)
     plain, fed_on = x.to(dtype).double(), rounded(x, axis, dtype).double()
     eps = torch.finfo(dtype).eps
     assert ((fed_on - x).abs() <= 2 * eps * x.abs().clamp(min=size)).all()
@@ -82,5 +82,5 @@ def test_the_share_of_a_mean_tells_noise_from_rounding() -> None:
     assert mean_share(x, 0) == pytest.approx(1, rel=0.2)
     assert mean_share(x + 1, 0) > 5
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        assert mean_share(recentred(x, 0).to(dtype), 0) < 4 * torch.finfo(dtype).eps
+        assert mean_share(recentered(x, 0).to(dtype), 0) < 4 * torch.finfo(dtype).eps
     assert mean_share(torch.zeros(3, 4), 0) == 0

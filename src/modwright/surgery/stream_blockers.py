@@ -14,9 +14,9 @@ from modwright.anatomy.stream import WriteProjection
 from modwright.core.compat.torch import tensor_tables
 from modwright.core.errors import InvalidInputError
 from modwright.nn import FactorPair, ZeroMean
-from modwright.surgery.centring import mean_share
+from modwright.surgery.centering import mean_share
 
-__all__ = ["Form", "covering", "obstacles", "refuse_obstacles", "runs_centred"]
+__all__ = ["Form", "covering", "blockers", "refuse_blockers", "runs_centered"]
 
 Form = Literal["rms", "crms"]
 
@@ -25,19 +25,19 @@ _SHARE = 16
 """Units of rounding up to which a mean counts as none, see :func:`mean_share`."""
 
 
-def refuse_obstacles(anatomy: Anatomy, form: Form, **how: bool) -> None:
-    """Refuses a model that cannot be converted; arguments as those of :func:`obstacles`.
+def refuse_blockers(anatomy: Anatomy, form: Form, **how: bool) -> None:
+    """Refuses a model that cannot be converted; arguments as those of :func:`blockers`.
 
     Raises:
         InvalidInputError: names the first place and the number of others.
     """
-    found = obstacles(anatomy, form, **how)
+    found = blockers(anatomy, form, **how)
     if found:
         more = f" (and {len(found) - 1} more such places)" if len(found) > 1 else ""
         raise InvalidInputError(f"pre_rmsnorm: {found[0]}{more}")
 
 
-def obstacles(
+def blockers(
     anatomy: Anatomy,
     form: Form = "rms",
     *,
@@ -56,7 +56,7 @@ def obstacles(
 
     Example:
         >>> import modwright
-        >>> obstacles(modwright.open("preset:tiny-gpt2").anatomy, "crms")
+        >>> blockers(modwright.open("preset:tiny-gpt2").anatomy, "crms")
         []
     """
     found = list(_unread(anatomy))
@@ -185,7 +185,7 @@ def covering(stream: ResidualStream, writer: WriteProjection) -> WriteProjection
     return writer
 
 
-def runs_centred(stream: ResidualStream, writer: WriteProjection) -> bool:
+def runs_centered(stream: ResidualStream, writer: WriteProjection) -> bool:
     """What it writes is recentred when the model runs."""
     return isinstance(covering(stream, writer).module, ZeroMean)
 
@@ -230,7 +230,7 @@ def _experts(anatomy: Anatomy) -> Iterator[str]:
 def _means(stream: ResidualStream) -> Iterator[str]:
     """A stream that RMS norms read has a mean that counts, unless nobody writes one."""
     for writer in stream.writers:
-        if runs_centred(stream, writer):
+        if runs_centered(stream, writer):
             continue
         stored = writer.parameters()
         for name, value in stream.written(writer).items():
