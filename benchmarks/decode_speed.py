@@ -1,6 +1,6 @@
 """How much faster an edited model reads and writes than the dense one, side by side.
 
-The two models of a row run in turns in one process; a ratio is the median over neighbouring runs.
+The two models of a row run in turns in one process; a ratio is the median over neighboring runs.
 What is cut is chosen from a small calibration: speed depends on sizes, not on which parts go.
 
 Beside a ratio stands the bound that the removed work sets: for the prefill the products

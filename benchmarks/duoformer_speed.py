@@ -1,6 +1,6 @@
 """What more scales cost a DuoFormer, and what it is worth to fold cells into the batch.
 
-All run in turns in one process; numbers are medians, and a ratio is the median over neighbouring
+All run in turns in one process; numbers are medians, and a ratio is the median over neighboring
 runs. Memory is how far one pass raises the most that the process holds, read from Linux.
 
     python benchmarks/duoformer_speed.py --repeats 5 --threads 1

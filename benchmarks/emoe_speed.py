@@ -1,7 +1,7 @@
 """How fast the experts of EMoE run: dense, masked, and dispatched, beside the work that is left.
 
 Parts first, then a model: SmolLM2 with experts in all its layers. The three forms run in turns in
-one process; a ratio is the median over neighbouring runs. "bound" is the ratio that the
+one process; a ratio is the median over neighboring runs. "bound" is the ratio that the
 multiplications would give.
 
     python benchmarks/emoe_speed.py --repeats 5 --threads 1
@@ -37,7 +37,7 @@ FORMS = ("dense", "mask", "dispatch")
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one form, and how many times faster than dense it was in the neighbouring run."""
+    """Seconds of one form, and how many times faster than dense it was in the neighboring run."""
 
     seconds: float
     ratio: PairedRatio

@@ -1,6 +1,6 @@
 """Inference of vision models here against the same architecture in transformers, side by side.
 
-Both hold the same weights and run in turns in one process; a ratio is the median over neighbouring
+Both hold the same weights and run in turns in one process; a ratio is the median over neighboring
 runs, above 1 where ours is faster. The last lines say how time grows with the image. On a machine
 with other work ``--clock cpu`` counts the time of this process alone.
 

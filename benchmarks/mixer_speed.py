@@ -3,7 +3,7 @@
 Modulation of SMT (arXiv 2307.08579) and attention in slices of SReT (arXiv 2111.05297), each beside
 full attention in two forms: explicit, which keeps the scores of all pairs of tokens, and torch's
 scaled_dot_product_attention, which does not. Both run in turns in one process, forward alone; a
-ratio is the median over neighbouring runs, above 1 where the mixer is faster.
+ratio is the median over neighboring runs, above 1 where the mixer is faster.
 
     python benchmarks/mixer_speed.py --repeats 25 --threads 1
     python benchmarks/mixer_speed.py --repeats 25 --threads 2
@@ -74,7 +74,7 @@ class Accumulator:
         return self.clock() - began
 
     def side_by_side(self, first: Run, second: Run) -> tuple[float, float, PairedRatio]:
-        """Medians of both in milliseconds, and of second / first over neighbouring runs."""
+        """Medians of both in milliseconds, and of second / first over neighboring runs."""
         for run in (first, second):
             self.seconds(run)
         pairs = [(self.seconds(first), self.seconds(second)) for _ in range(self.repeats)]

@@ -1,6 +1,6 @@
 """The form that FMViT is trained in against the one that it is shipped in, side by side.
 
-Both hold the same numbers and run in turns in one process; a ratio is the median over neighbouring
+Both hold the same numbers and run in turns in one process; a ratio is the median over neighboring
 runs, above 1 where the fused form is faster. Before that the logits of both are compared. Where
 timm is installed, its Next-ViT of the same skeleton runs beside the fused form of the larger one.
 

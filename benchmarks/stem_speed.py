@@ -1,7 +1,7 @@
 """What finer tokens cost: TNT beside a plain Transformer, T2T's stems beside each other.
 
 Times are of one forward pass; the two of a row run in turns in one process, and a ratio is the
-median over neighbouring runs. The peak is that of the bytes that tensors hold at once during a
+median over neighboring runs. The peak is that of the bytes that tensors hold at once during a
 pass, weights and image aside.
 
     python benchmarks/stem_speed.py --repeats 9 --threads 1
@@ -51,7 +51,7 @@ def seconds(run: Run) -> float:
 
 
 def in_turns(one: Run, other: Run, repeats: int) -> tuple[float, float, PairedRatio]:
-    """Medians of both, and of the ratios of neighbouring runs."""
+    """Medians of both, and of the ratios of neighboring runs."""
     one(), other()
     pairs = [(seconds(one), seconds(other)) for _ in range(repeats)]
     first, second = (median(times) for times in zip(*pairs))

@@ -1,6 +1,6 @@
 """Inference of models here against timm's of the same names, in timm's own environment.
 
-Both hold the same weights and run in turns in one process; a ratio is the median over neighbouring
+Both hold the same weights and run in turns in one process; a ratio is the median over neighboring
 runs, above 1 where ours is faster. On a machine with other work ``--clock cpu`` counts the time of
 this process alone. The last column is the largest difference of their logits. That
 of PoolFormer is not small: timm norms the pooled features, the paper's code the map before pooling.

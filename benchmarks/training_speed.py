@@ -1,7 +1,7 @@
 """Training by `fit` against a plain loop in PyTorch: same model, images, optimizer and schedule.
 
 Both train fresh copies of one model in turns in one process; a ratio is the median over
-neighbouring runs, below 1 where `fit` is slower. The time of a step is what more epochs take; what
+neighboring runs, below 1 where `fit` is slower. The time of a step is what more epochs take; what
 `fit` takes once, however long the training is, stands beside it (most of it is one collection of
 garbage by accelerate). On a machine with other work `--clock cpu` counts
 the time of this process alone.

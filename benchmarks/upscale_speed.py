@@ -4,7 +4,7 @@
     python benchmarks/upscale_speed.py --memory
 
 The first prints seconds per megapixel of the small image, each taken in turns in one process; a
-ratio is the median over neighbouring runs. The second prints how much memory the model needs beyond
+ratio is the median over neighboring runs. The second prints how much memory the model needs beyond
 its weights for an image as a whole and in tiles, each in a process of its own.
 """
 

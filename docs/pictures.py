@@ -51,7 +51,7 @@ def shots(page: Path = TUTORIAL) -> Iterator[Shot]:
 
 
 def run(command: str, folder: Path) -> str:
-    """What a command prints, with its colours."""
+    """What a command prints, with its colors."""
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -87,7 +87,7 @@ def terminal(title: str, lines: list[tuple[str, str]]) -> str:
 
 
 def photograph(page: Path, picture: Path, width: int = 1280, height: int = 1560) -> None:
-    """A PNG of the top of a page, of few colours so that it stays small."""
+    """A PNG of the top of a page, of few colors so that it stays small."""
     from PIL import Image
 
     browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)

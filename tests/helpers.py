@@ -1,4 +1,4 @@
-"""What several rooms' tests need to say about a model in one line."""
+"""What several packages' tests need to say about a model in one line."""
 
 from __future__ import annotations
 

@@ -142,7 +142,7 @@ def test_the_direction_of_imports_is_held() -> None:
     named = set(re.findall(r"modwright\.(\w+)", " ".join(layers["layers"])))
     package = ROOT / "src" / "modwright"
     rooms = {place.name for place in package.iterdir() if (place / "__init__.py").exists()}
-    assert rooms <= named, f"rooms without a place: {rooms - named}"
+    assert rooms <= named, f"packages without a place: {rooms - named}"
 
 
 def test_tests_mirror_the_rooms() -> None:

@@ -1,7 +1,7 @@
 """Events of mkdocs: pages and tables that are made from the registries while the site is built.
 
 A page asks for a table with a comment of its own line, `<!-- modwright: families -->`, so that it
-reads as plain Markdown elsewhere. Pages of planned papers and of the rooms of the API do not exist
+reads as plain Markdown elsewhere. Pages of planned papers and of the packages of the API do not exist
 as files.
 """
 
@@ -26,7 +26,7 @@ MAKERS = {**tables.MAKERS, **catalogue.MAKERS, **command_line.MAKERS, **rooms.MA
 
 
 def on_config(config: Any) -> Any:
-    """Papers that work and the rooms enter the navigation."""
+    """Papers that work and the packages enter the navigation."""
     _section(config.nav, "Papers").extend(catalogue.navigation())
     _section(_section(config.nav, "Reference"), "Python").extend(rooms.navigation())
     return config

@@ -1,6 +1,6 @@
 """modwright: one workbench for the anatomy of Transformers.
 
-Importing it is quick and makes transformers' Auto classes load remodelled checkpoints. The names
+Importing it is quick and makes transformers' Auto classes load remodeled checkpoints. The names
 below are imported when they are first used.
 """
 

@@ -1,4 +1,4 @@
-"""Lets transformers' Auto classes find remodelled checkpoints after ``import modwright``.
+"""Lets transformers' Auto classes find remodeled checkpoints after ``import modwright``.
 
 That import must be quick, without torch. So nothing is built here: once transformers' table of
 configs exists, its registered entries are given a look-up that makes "modwright_llama" out of
@@ -33,7 +33,7 @@ def _is_own(model_type: str) -> bool:
 
 
 class _Entries(dict[str, Any]):
-    """transformers' dictionary of registered configs; remodelled ones are made on demand."""
+    """transformers' dictionary of registered configs; remodeled ones are made on demand."""
 
     def __init__(self, known: dict[str, Any], stock: Any) -> None:
         super().__init__(known)

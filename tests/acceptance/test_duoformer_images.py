@@ -39,7 +39,7 @@ def data(count: int) -> tuple[Pictures, Pictures]:
 
 
 class Pyramid(PyramidClassifier):
-    """The backbone alone: the mean of its last map, and a linear map."""
+    """The backbone alone: the mean of its last map, and a linear layer."""
 
     def __init__(self) -> None:
         super().__init__(ImageConfig(image_size=32, num_labels=10))

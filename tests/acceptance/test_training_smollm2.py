@@ -1,4 +1,4 @@
-"""The remodelled SmolLM2 trains with the usual tools, and what they changed comes back."""
+"""The remodeled SmolLM2 trains with the usual tools, and what they changed comes back."""
 
 from __future__ import annotations
 

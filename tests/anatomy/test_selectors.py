@@ -63,7 +63,7 @@ def test_slices_are_those_of_python_or_refused(
         ("mlp[-5]", "there is no layer -5"),
         ("mlp[2:2]", "'2:2' matches no layer"),
         ("mlp[3:9]", "there is no layer 9"),
-        ("mlp[]", "cannot read 'nothing'; legal are 3, -1"),
+        ("mlp[]", "cannot read 'nothing'; valid are 3, -1"),
         ("mlp[1;2]", "cannot read"),
         ("mlp[one]", "cannot read 'one'"),
         ("mlp[::0]", "cannot read '::0'"),

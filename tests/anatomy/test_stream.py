@@ -1,4 +1,4 @@
-"""Who writes to the residual stream and who reads it: every family's lists, held to behaviour."""
+"""Who writes to the residual stream and who reads it: every family's lists, held to behavior."""
 
 from __future__ import annotations
 

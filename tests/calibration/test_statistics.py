@@ -42,7 +42,7 @@ def test_fault_A16_a_column_of_an_unknown_name_is_refused(tmp_path: Path) -> Non
     statistics.store(0, {"block": torch.tensor(0.5), "gaps": torch.zeros(3)})
     statistics.store(1, {"mlp": torch.tensor(0.5)})
     assert statistics.names == {"block", "gaps", "mlp"}
-    with pytest.raises(InvalidInputError, match=r"unknown statistic 'blok'; legal values: block, gaps, mlp"):
+    with pytest.raises(InvalidInputError, match=r"unknown statistic 'blok'; valid values: block, gaps, mlp"):
         statistics.column("blok")
     with pytest.raises(InvalidInputError, match="'gaps' is more than one number per block"):
         statistics.column("gaps")

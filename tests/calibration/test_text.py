@@ -1,4 +1,4 @@
-"""Text is named, cut the same way every time, and refused with the legal values."""
+"""Text is named, cut the same way every time, and refused with the valid values."""
 
 from __future__ import annotations
 
@@ -116,11 +116,11 @@ def test_batches_do_not_change_the_digest(counting):
 @pytest.mark.parametrize(
     ("numbers", "said"),
     [
-        ({"windows": 26, "length": 4}, r"25 windows of 4 .*legal values.*1\.\.25"),
+        ({"windows": 26, "length": 4}, r"25 windows of 4 .*valid values.*1\.\.25"),
         ({"windows": 1, "length": 101}, r"100 tokens: 0 windows .*the longest is 100 tokens"),
-        ({"windows": 0, "length": 4}, "windows is 0; legal values: 1 and more"),
-        ({"windows": 1, "length": 0}, "length is 0; legal values: 1 and more"),
-        ({"windows": 1, "length": 4, "batch_size": 0}, "batch_size is 0; legal values: 1"),
+        ({"windows": 0, "length": 4}, "windows is 0; valid values: 1 and more"),
+        ({"windows": 1, "length": 0}, "length is 0; valid values: 1 and more"),
+        ({"windows": 1, "length": 4, "batch_size": 0}, "batch_size is 0; valid values: 1"),
     ],
 )
 def test_numbers_outside_their_range_name_the_legal_ones(counting, numbers, said):
@@ -141,7 +141,7 @@ def test_the_tokenizers_limit_holds_for_windows_and_is_silent_for_the_text(count
     tokenizer = word_tokenizer(model_max_length=8)
     assert token_windows(tokenizer, counting, windows=1, length=8).num_tokens == 8
     assert warned == []
-    with pytest.raises(InvalidInputError, match=r"length is 9; legal values: 1\.\.8"):
+    with pytest.raises(InvalidInputError, match=r"length is 9; valid values: 1\.\.8"):
         token_windows(tokenizer, counting, windows=1, length=9)
 
 
@@ -176,7 +176,7 @@ def test_own_sequences_are_padded_and_masked(side, ids, mask):
 
 
 def test_bad_sequences_are_refused():
-    with pytest.raises(InvalidInputError, match="legal values: left, right"):
+    with pytest.raises(InvalidInputError, match="valid values: left, right"):
         from_sequences([torch.tensor([1])], 0, side="middle")
     with pytest.raises(InvalidInputError, match=r"sequence 1 has shape \(0,\)"):
         from_sequences([torch.tensor([1]), torch.tensor([])], 0)

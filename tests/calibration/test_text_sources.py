@@ -30,7 +30,7 @@ def test_a_missing_package_is_named_with_its_installation(monkeypatch):
 def test_an_unknown_name_lists_the_names_and_the_nearest():
     with pytest.raises(InvalidInputError, match=r"lee, lee-background \(did you mean 'lee'\?\).*path"):
         load_text("leee")
-    with pytest.raises(InvalidInputError, match="legal values: lee"):
+    with pytest.raises(InvalidInputError, match="valid values: lee"):
         load_text("")
 
 
@@ -83,9 +83,9 @@ def test_saved_datasets_are_read_by_split_and_column(tmp_path):
     one, many = (f"datasets:{tmp_path / name}" for name in ("one", "many"))
     assert load_text(TextData(one, column="body")) == "w1 w2\n\n\n\nw3"
     assert load_text(TextData(many, split="test", column="body")) == "w1 w2\n\n\n\nw3"
-    with pytest.raises(InvalidInputError, match=r"split .*'train'; legal values: test"):
+    with pytest.raises(InvalidInputError, match=r"split .*'train'; valid values: test"):
         load_text(TextData(many, column="body"))
-    with pytest.raises(InvalidInputError, match=r"column .*'text'; legal values: body, number"):
+    with pytest.raises(InvalidInputError, match=r"column .*'text'; valid values: body, number"):
         load_text(one)
     with pytest.raises(InvalidInputError, match="is int; it must be text"):
         load_text(TextData(one, column="number"))
@@ -103,13 +103,13 @@ def test_saved_datasets_are_read_by_split_and_column(tmp_path):
 def test_local_files_are_read_through_datasets(tmp_path, name, content):
     (tmp_path / name).write_text(content)
     assert load_text(f"datasets:{tmp_path / name}") == "w1\n\nw2"
-    with pytest.raises(InvalidInputError, match="legal values: train"):
+    with pytest.raises(InvalidInputError, match="valid values: train"):
         load_text(TextData(f"datasets:{tmp_path / name}", split="test"))
 
 
 def test_what_datasets_cannot_read_is_one_line(tmp_path):
     (tmp_path / "rows.xml").write_text("<a/>")
-    with pytest.raises(InvalidInputError, match=r"suffix '\.xml'; legal values: \.json"):
+    with pytest.raises(InvalidInputError, match=r"suffix '\.xml'; valid values: \.json"):
         load_text(f"datasets:{tmp_path / 'rows.xml'}")
     with pytest.raises(InvalidInputError, match="save_to_disk") as refusal:
         load_text(f"datasets:{tmp_path / 'nowhere'}")
@@ -151,7 +151,7 @@ def test_fault_A14_files_of_rows_are_read_as_rows(tmp_path: Path, suffix: str) -
     assert load_text(_rows(tmp_path, suffix, "text")) == "één\n\nw2"
     named = _rows(tmp_path, suffix, "body")
     assert load_text(TextData(named, column="body")) == "één\n\nw2"
-    with pytest.raises(InvalidInputError, match="'text'; legal values: number, body") as refusal:
+    with pytest.raises(InvalidInputError, match="'text'; valid values: number, body") as refusal:
         load_text(named)
     assert "\n" not in str(refusal.value)
 

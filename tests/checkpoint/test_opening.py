@@ -254,10 +254,10 @@ def test_surplus_tensors_are_listed(llama_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "int8"}, "unknown dtype 'int8'; legal values: float32, bfloat16, float16"),
+        ({"dtype": "int8"}, "unknown dtype 'int8'; valid values: float32, bfloat16, float16"),
         ({"dtype": "bfloat"}, "did you mean 'bfloat16'"),
         ({"dtype": torch.int64}, "unknown dtype 'int64'"),
-        ({"device": "gpu"}, "device 'gpu' cannot be used; legal values: cpu"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used; valid values: cpu"),
         ({"device": "meta"}, "holds no weights"),
     ],
 )

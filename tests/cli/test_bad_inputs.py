@@ -104,7 +104,7 @@ TEXTS: dict[str, tuple[bytes, str, tuple[str, ...]]] = {
     "utf-16": ("w1 w2 ".encode("utf-16") * 99, "", ("text.txt", "'utf-8' text")),
     "binary": (bytes(range(256)) * 9, "", ("text.txt", "'utf-8' text")),
     "an encoding of nobody": (b"w1 w2 ", "utf-99", ("'utf-99'", "for example utf-8")),
-    "too short": (b"w1 w2 w3", "", ("calibration: text 'text.txt' has 3 tokens", "legal values")),
+    "too short": (b"w1 w2 w3", "", ("calibration: text 'text.txt' has 3 tokens", "valid values")),
 }
 
 

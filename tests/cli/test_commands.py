@@ -316,7 +316,7 @@ def test_fault_A14_eval_reads_the_rows_of_a_file_and_names_its_columns(
     assert none["recipe"]["special_tokens"] == {"before": [], "after": []}
     refused = command(f"{asked} --text rows.jsonl")
     assert refused.code == 2
-    assert "'text'; legal values: id, body" in refused.err
+    assert "'text'; valid values: id, body" in refused.err
 
 
 def test_numbers_that_are_not_finite_are_still_json(

@@ -106,7 +106,7 @@ def test_an_encoder_against_its_original_has_a_cosine(
         ("--tasks hellaswag", "harness task 'hellaswag' cannot be loaded: Couldn't reach"),
         ("--tasks words --include-path nosuch", "include_path 'nosuch' is no directory"),
         ("--tasks ,", "no harness task is named"),
-        ("--tasks words --include-path tasks --limit 0", "limit is 0; legal values: 1 and more"),
+        ("--tasks words --include-path tasks --limit 0", "limit is 0; valid values: 1 and more"),
         ("--limit 3", "--limit is about harness tasks; name them with --tasks"),
         ("--include-path tasks", "--include-path is about harness tasks"),
         ("--against preset:tiny-llama", "preset:tiny-llama brings no tokenizer"),

@@ -156,7 +156,7 @@ REFUSED = [
     ("", "--set model.num_classes=3", ("has 3 classes, the images 10",)),
     ("", "--set 'model={name: craft_x2}'", ("model.name", "craft_x2 is no classifier")),
     ("", "--set 'model={checkpoint: gone}'", ("gone",)),
-    ("", "--set data.pictures=digit", ("legal values: digits, idx, folder", "'digits'?")),
+    ("", "--set data.pictures=digit", ("valid values: digits, idx, folder", "'digits'?")),
     ("", "--set 'data={images: idx}'", ("data.folder", "is missing")),
     ("", "--set 'data={images: idx, folder: gone}'", ("gone has no train-images",)),
     ("", "--set data.train=9999", ("of 1797 digits 1 to 1796",)),
@@ -164,7 +164,7 @@ REFUSED = [
     ("", "--set 'objective={loss: distillation}'", ("objective.teacher", "is missing")),
     ("", "--set 'objective={loss: cross_entropy, mixup: -1}'", ("mixup is at least 0",)),
     ("", "--set tensorboard=true", ("pip install tensorboard",)),
-    ("", "--set steps=[]", ("unknown key", "legal keys: model, data, objective")),
+    ("", "--set steps=[]", ("unknown key", "valid keys: model, data, objective")),
     ("full", "", ("'full'", "something else", "--force")),
 ]
 

@@ -26,7 +26,7 @@ class Cut:
     ("options", "told"),
     [
         ({}, "cut: needs the option target"),
-        ({"target": "mlp", "m": 1}, "unknown option of cut 'm'; legal values: target, n, share, "),
+        ({"target": "mlp", "m": 1}, "unknown option of cut 'm'; valid values: target, n, share, "),
         ({"target": "mpl"}, "cut: target: must be 'attention' or 'mlp', not 'mpl' (did you mean "),
         ({"target": "mlp", "n": "x"}, "cut: n: must be a whole number, not 'x'"),
         ({"target": "mlp", "n": True}, "cut: n: must be a whole number, not true"),

@@ -71,7 +71,7 @@ def test_unknown_names_are_answered_with_all_and_the_nearest() -> None:
     with pytest.raises(InvalidInputError) as refused:
         table["bach"]
     assert str(refused.value) == (
-        "unknown norm 'bach'; legal values: batch, layer (did you mean 'batch'?)"
+        "unknown norm 'bach'; valid values: batch, layer (did you mean 'batch'?)"
     )
 
 

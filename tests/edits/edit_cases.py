@@ -58,7 +58,7 @@ def mlp_of(anatomy: Anatomy, index: int) -> Any:
 
 
 def thin_map(anatomy: Anatomy) -> Projection:
-    """A linear map of its own that can become a factor pair."""
+    """A linear layer of its own that can become a factor pair."""
     mlp = mlp_of(anatomy, 1)
     return mlp.down if isinstance(mlp, Mlp) else attention_of(anatomy, 3).o
 

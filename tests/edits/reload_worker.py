@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import modwright  # noqa: F401  (registers remodelled checkpoints with the Auto classes)
+import modwright  # noqa: F401  (registers remodeled checkpoints with the Auto classes)
 
 
 def import_file(path: str) -> None:

@@ -282,7 +282,7 @@ def test_the_last_block_stays(tiny: Any, preset: str) -> None:
         (Remove("blocks.4"), "no block 4; the model has blocks 0 to 3"),
         (
             Remove("blocks.1.middle"),
-            "unknown part of a block 'middle'; legal values: attention, mlp",
+            "unknown part of a block 'middle'; valid values: attention, mlp",
         ),
         (
             Remove("blocks.1.attention_norm"),
@@ -290,7 +290,7 @@ def test_the_last_block_stays(tiny: Any, preset: str) -> None:
         ),
         (Remove("blocks.1.attention.q"), "only attention, mlp and whole blocks can be removed"),
         (Replace("blocks.1.mlp.middle", "identity"), "have no 'mlp.middle'; they have .*mlp.up"),
-        (Replace("blocks.1.mlp.up", "os.system"), "unknown part 'os.system'; legal values: absent"),
+        (Replace("blocks.1.mlp.up", "os.system"), "unknown part 'os.system'; valid values: absent"),
         (Replace("blocks.1.mlp.up", "linear", {"rows": 1}), "part 'linear': .*'rows'"),
     ],
 )

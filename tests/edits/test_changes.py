@@ -231,7 +231,7 @@ def test_mlp_weights_of_different_widths_are_refused(llama: Anatomy) -> None:
 @pytest.mark.parametrize("rank", [0, 32, 40])
 def test_ranks_that_save_nothing_are_refused_with_the_legal_ones(llama: Anatomy, rank: int) -> None:
     down = mlp_of(llama, 1).down
-    with pytest.raises(InvalidInputError, match=rf"rank {rank} saves nothing; legal ranks are 1 to 31"):
+    with pytest.raises(InvalidInputError, match=rf"rank {rank} saves nothing; valid ranks are 1 to 31"):
         factorize(down, torch.zeros(48, rank), torch.zeros(rank, 96))
 
 
@@ -315,7 +315,7 @@ def test_edits_survive_json() -> None:
     "path", ["", "blocks", "blocks.", "blocks.x", "layers.1", "blocks.1.mlp.up.weight", "blocks.-1"]
 )
 def test_what_is_no_address_is_refused(path: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"is no address of a part; legal: blocks\.N"):
+    with pytest.raises(InvalidInputError, match=r"is no address of a part; valid: blocks\.N"):
         Remove(path)
 
 

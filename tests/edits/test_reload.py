@@ -309,7 +309,7 @@ def stored_config(tiny: Any, directory: Path, **changed: Any) -> Path:
         ({"edits": [{"op": "remove", "path": "blocks.0.mlp", "x": 1}]}, "unexpected keyword"),
         (
             {"edits": [{"op": "replace", "path": "blocks.0.mlp.up", "part": "os.system"}]},
-            "unknown part 'os.system'; legal values: absent, absent_attention, attention",
+            "unknown part 'os.system'; valid values: absent, absent_attention, attention",
         ),
         (
             {"edits": [{"op": "replace", "path": "blocks.0.mlp.up", "part": "linear"}]},

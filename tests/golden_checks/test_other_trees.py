@@ -370,7 +370,7 @@ FREE = {
 
 
 def other(value: Any) -> Any:
-    """A legal value in place of another one, or at least one of its type."""
+    """A valid value in place of another one, or at least one of its type."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):

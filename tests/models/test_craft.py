@@ -41,7 +41,7 @@ TINY: dict[str, Any] = {"upscale": 2, "dim": 32, "depths": [1], "num_heads": [4]
 def tiny(**fields: Any) -> Any:
     torch.manual_seed(0)
     model = CraftForImageSuperResolution(CraftConfig(**{**TINY, **fields}))
-    with torch.no_grad():  # linear maps as strong as the convolutions
+    with torch.no_grad():  # linear layers as strong as the convolutions
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.weight.mul_(5)
@@ -392,7 +392,7 @@ def test_pictures_that_do_not_fit_are_refused() -> None:
         upscale_image(model, torch.full((3, 8, 8), math.nan))
     with pytest.raises(InvalidInputError, match=r"to 255, not torch\.bool"):
         upscale_image(model, torch.zeros(3, 8, 8, dtype=torch.bool))
-    with pytest.raises(InvalidInputError, match=r"unknown padding 'zero'; legal values: reflect"):
+    with pytest.raises(InvalidInputError, match=r"unknown padding 'zero'; valid values: reflect"):
         upscale_image(model, torch.rand(3, 8, 8), pad="zero")
     with pytest.raises(InvalidInputError, match="less than half a tile of 64: 32"):
         upscale_image(model, torch.rand(3, 8, 8), tile=64)

@@ -324,7 +324,7 @@ def test_replacing_is_refused_where_it_makes_no_sense() -> None:
     llama = Anatomy.of(modwright.open("preset:tiny-llama").model)
     deit = Anatomy.of(tiny("vision_transformer"))
     for anatomy, options, said in (
-        (llama, {"mixer": "pool"}, "reads text; legal there: 'identity'"),
+        (llama, {"mixer": "pool"}, "reads text; valid there: 'identity'"),
         (deit, {"mixer": "attention"}, "has an attention already"),
         (deit, {"mixer": "pool", "kernel_size": 2}, "kernel_size is odd, not 2"),
         (deit, {"mixer": "pool", "blocks": "9"}, "there is no layer 9"),

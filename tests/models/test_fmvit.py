@@ -350,7 +350,7 @@ def test_where_frequencies_are_mixed() -> None:
         ({"widths": [16, 20]}, "does not divide a width of 20"),
         ({"out_widths": [16, 8]}, "a mixing block of 8 channels"),
         ({"out_widths": [16, 40], "frequency_groups": 2}, "a mixing block of 40 channels"),
-        ({"pool": "round"}, "unknown pool 'round'; legal values: square, flat"),
+        ({"pool": "round"}, "unknown pool 'round'; valid values: square, flat"),
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:

@@ -87,7 +87,7 @@ def test_fault_B9_one_nested_dict_or_the_key(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"several sets of tensors; choose a key: generator, other"):
         read_weights(file)
     assert read_weights(file, "critic.g")["conv.weight"].equal(EMA["conv.weight"])
-    with pytest.raises(InvalidInputError, match=r"unknown key of a\.pth 'gen'; legal values: generator, cr"):
+    with pytest.raises(InvalidInputError, match=r"unknown key of a\.pth 'gen'; valid values: generator, cr"):
         read_weights(file, "gen")
 
 

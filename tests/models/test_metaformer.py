@@ -74,7 +74,7 @@ def test_pooling_gives_nothing_on_flat_maps_and_inside_ramps() -> None:
     assert mixer(torch.full((1, 2, 5, 6), 3.0)).eq(0).all()
     ramp = torch.arange(7.0).expand(1, 1, 7, 7)
     assert mixer(ramp)[..., 1:-1, 1:-1].abs().max() <= 1e-6
-    assert mixer(ramp)[..., 0].abs().min() > 0.1  # border places have fewer neighbours
+    assert mixer(ramp)[..., 0].abs().min() > 0.1  # border places have fewer neighbors
 
 
 @pytest.mark.parametrize("size", [1, 3, 5, 9])

@@ -21,9 +21,9 @@ from .tiny import TINY, tiny
     ("fields", "told"),
     [
         ({"pool_size": 2}, "metaformer: pool_size must be odd, not 2"),
-        ({"act": "foo"}, "metaformer: unknown activation 'foo'; legal values: gelu, "),
-        ({"norm": "foo"}, "metaformer: unknown norm 'foo'; legal values: "),
-        ({"global_pool": "foo"}, "metaformer: unknown pool 'foo'; legal values: "),
+        ({"act": "foo"}, "metaformer: unknown activation 'foo'; valid values: gelu, "),
+        ({"norm": "foo"}, "metaformer: unknown norm 'foo'; valid values: "),
+        ({"global_pool": "foo"}, "metaformer: unknown pool 'foo'; valid values: "),
         ({"num_channels": -1}, "in_chans"),
         ({"stem": [0, 0, 0]}, "metaformer, whose stem [0, 0, 0] is below 1: "),
     ],

@@ -164,7 +164,7 @@ def test_fault_A7_fields_that_nothing_is_known_of_are_refused(tmp_path: Path) ->
             imported(tmp_path, "deit_tiny_patch16_224")
     for change in ({"model_type": "beit"}, {"model_type": None}):
         file.write_text(json.dumps({**whole, **change}))
-        with pytest.raises(UnsupportedArchitecture, match="legal values: vit, deit"):
+        with pytest.raises(UnsupportedArchitecture, match="valid values: vit, deit"):
             imported(tmp_path, "deit_tiny_patch16_224")
     file.write_text(json.dumps({**whole, "hidden_size": "big"}))
     with pytest.raises(CheckpointError, match=r"config\.json is no config of vit"):

@@ -92,7 +92,7 @@ def test_stochastic_depth_grows_by_passes_and_stands_at_the_place_of_the_block()
 def test_initial_numbers_are_those_of_the_recipe() -> None:
     model = small(head_dim=32)
     weight = model.stages[1].blocks.shared[0].mixer.qkv.weight.detach()
-    bound = weight.shape[1] ** -0.5  # torch's own rule for linear maps
+    bound = weight.shape[1] ** -0.5  # torch's own rule for linear layers
     assert bound * 0.95 < float(weight.abs().max()) <= bound
     assert float(model.stem.positions.table.detach().std()) == pytest.approx(0.02, rel=0.1)
     scalars = [p for m in model.modules() if isinstance(m, ScaledResidual) for p in m.parameters()]

@@ -87,7 +87,7 @@ def test_fast_attention_is_the_naive_one_forward_and_gradients(scale: float | No
 def test_attention_refuses_what_cannot_be() -> None:
     with pytest.raises(ValueError, match="5 heads do not divide a width of 12"):
         SelfAttention(12, 5)
-    with pytest.raises(ValueError, match="unknown storage 'kv_q'; legal values: fused, q_kv"):
+    with pytest.raises(ValueError, match="unknown storage 'kv_q'; valid values: fused, q_kv"):
         SelfAttention(12, 3, storage="kv_q")
 
 
@@ -107,7 +107,7 @@ def test_channel_norm_is_layer_norm_at_each_place() -> None:
 def test_norms_say_which_layout_they_are_for(name: str, layout: str) -> None:
     with pytest.raises(ValueError, match=f"norm '{name}' is for"):
         make_norm(name, 8, layout=layout)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="unknown norm 'layer'; legal values: ln, gn1"):
+    with pytest.raises(ValueError, match="unknown norm 'layer'; valid values: ln, gn1"):
         make_norm("layer", 8)
 
 
@@ -185,7 +185,7 @@ def test_heads_pool_as_they_say() -> None:
     average = ClassifierHead(8, 3, prefix=1)
     assert torch.allclose(average(x), average.fc(x[:, 1:].mean(1)))
     assert ClassifierHead(8, 3, pool="")(torch.randn(2, 8, 4, 4)).shape == (2, 3, 4, 4)
-    with pytest.raises(ValueError, match="unknown pool 'max'; legal values: 'avg', 'token', ''"):
+    with pytest.raises(ValueError, match="unknown pool 'max'; valid values: 'avg', 'token', ''"):
         ClassifierHead(8, 3, pool="max")
     with pytest.raises(ValueError, match="needs a class token"):
         ClassifierHead(8, 3, pool="token")(torch.randn(2, 8, 4, 4))

@@ -138,7 +138,7 @@ def test_a_shipped_record_edited_to_works_without_figure_is_refused(tmp_path: Pa
 
 
 def test_all_missing_evidence_is_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ModwrightError, match="lacks rooms, page, figure"):
+    with pytest.raises(ModwrightError, match="lacks packages, page, figure"):
         load_one(tmp_path, rooms=[], page=None, figure=None)
 
 
@@ -154,12 +154,12 @@ def test_partial_needs_rooms_only(tmp_path: Path) -> None:
         tmp_path, status="partial", golden=[], acceptance=None, page=None, command=None, figure=None
     )
     assert loaded.status == "partial"
-    with pytest.raises(ModwrightError, match="status 'partial' lacks rooms"):
+    with pytest.raises(ModwrightError, match="status 'partial' lacks packages"):
         load_one(tmp_path, status="partial", rooms=[])
 
 
 def test_planned_may_not_claim_results(tmp_path: Path) -> None:
-    with pytest.raises(ModwrightError, match="'planned' cannot have rooms, command, figure"):
+    with pytest.raises(ModwrightError, match="'planned' cannot have packages, command, figure"):
         load_one(tmp_path, status="planned")
 
 
@@ -173,7 +173,7 @@ def test_every_field_is_required(tmp_path: Path, field: str) -> None:
     ("changes", "message"),
     [
         ({"figures": "typo"}, r"unknown field.*'figures'.*did you mean 'figure'"),
-        ({"status": "done"}, r"unknown status.*'done'; legal values: planned, partial, works"),
+        ({"status": "done"}, r"unknown status.*'done'; valid values: planned, partial, works"),
         ({"category": ["surgry"]}, r"unknown category.*'surgry'.*did you mean 'surgery'"),
         ({"category": []}, "category: must have at least one entry"),
         ({"category": "surgery"}, "category: must be a list"),
@@ -183,7 +183,7 @@ def test_every_field_is_required(tmp_path: Path, field: str) -> None:
         ({"year": 2204}, "year: must be 2100 or less, not 2204"),
         ({"title": None}, "title: must be text"),
         ({"figure": "two\nlines"}, "figure: must be one line of text"),
-        ({"rooms": [1]}, "rooms.0: must be text, not 1"),
+        ({"rooms": [1]}, "packages.0: must be text, not 1"),
         ({"slug": "other-paper"}, "differs from the file name"),
     ],
 )

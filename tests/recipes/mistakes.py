@@ -12,7 +12,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "r.yaml line 2, modle",
             "unknown key",
-            "legal keys: model, output",
+            "valid keys: model, output",
             "did you mean 'model'?",
         ),
     ),
@@ -80,7 +80,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "model: m\nsteps:\n  - method: llm_drop\n    n: 1\n    targt: mlp\n",
         ("r.yaml line 5, steps.0", "'targt'", "n, target, mode", "did you mean 'target'?"),
     ),
-    "illegal option": (
+    "invalid option": (
         "model: m\nsteps:\n  - method: llm_drop\n    n: 1\n    target: attn\n",
         ("r.yaml line 5, steps.0", "'attention', 'mlp', 'block' or 'joint'", "'attn'"),
     ),
@@ -92,7 +92,7 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "model: m\nsteps:\n  - method: modegpt\n    pairs: [mlp]\n    sparsity: 1.5\n",
         ("r.yaml line 5, steps.0", "sparsity 1.5", "[0, 1)"),
     ),
-    "illegal entry of an option's list": (
+    "invalid entry of an option's list": (
         "model: m\nsteps:\n  - method: modegpt\n    pairs: [mlp, atention]\n",
         ("r.yaml line 4, steps.0", "'mlp', 'query_key' or 'value_output'", "'atention'"),
     ),

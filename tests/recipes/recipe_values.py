@@ -1,4 +1,4 @@
-"""Strategies: recipes that are legal, and values that are hardly."""
+"""Strategies: recipes that are valid, and values that are hardly."""
 
 from __future__ import annotations
 

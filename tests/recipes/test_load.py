@@ -1,4 +1,4 @@
-"""A recipe file is taken as it is meant, or refused with its place, its value and what is legal."""
+"""A recipe file is taken as it is meant, or refused with its place, its value and what is valid."""
 
 from __future__ import annotations
 

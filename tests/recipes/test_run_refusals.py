@@ -53,7 +53,7 @@ def test_weights_that_are_not_numbers(
         ({"calibration": {"length": 257}}, r"calibration: length is 257; .* 2\.\.256"),
         (
             {"steps": [*DROP, {"method": "modegpt", "calibration": GONE}]},
-            r"steps\.1\.calibration: unknown text 'gone\.txt'; legal values: lee, ",
+            r"steps\.1\.calibration: unknown text 'gone\.txt'; valid values: lee, ",
         ),
         ({"evaluate": {"perplexity": {"data": "gone.txt"}}}, r"evaluate\.perplexity: unknown text"),
         ({"steps": [{"method": "llm_drop", "n": 99}]}, r"steps\.0: llm_drop: n=99.* 0 to 4"),
@@ -87,7 +87,7 @@ def test_a_perplexity_window_that_does_not_fit_says_which_key(
     recipe: MakeRecipe, wordy_text: Path, tmp_path: Path
 ) -> None:
     asked = recipe(evaluate={"perplexity": {"data": str(wordy_text), "windows": 9999, "length": 8}})
-    with pytest.raises(InvalidInputError, match=r"^evaluate\.perplexity: text .* legal values of windows"):
+    with pytest.raises(InvalidInputError, match=r"^evaluate\.perplexity: text .* valid values of windows"):
         run(asked, tmp_path / "out")
 
 

@@ -60,7 +60,7 @@ def test_folding_is_the_affine_step(pair: bool, bias: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_rounding_keeps_sums(axis: int, dtype: torch.dtype) -> None:
-    """Of weights that were rounded before, whose neighbours would err to the same side."""
+    """Of weights that were rounded before, whose neighbors would err to the same side."""
     size = 0.02 if axis else 0.05
     x = recentered((draw(700, 700) * size).to(dtype).double(), axis)
     plain, fed_on = x.to(dtype).double(), rounded(x, axis, dtype).double()

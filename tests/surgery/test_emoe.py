@@ -354,7 +354,7 @@ def test_options_that_cannot_be_are_refused(tiny: Any, options: dict[str, Any], 
 def test_words_are_checked_in_python_too() -> None:
     from modwright.surgery.emoe import Emoe
 
-    with pytest.raises(InvalidInputError, match=r"unknown mode 'sparse'; legal values: mask, dispatch"):
+    with pytest.raises(InvalidInputError, match=r"unknown mode 'sparse'; valid values: mask, dispatch"):
         Emoe(mode="sparse")  # type: ignore[arg-type]
     assert dataclasses.replace(Emoe(), num_experts=8, top_k=1).title().endswith("top 1 by gate")
 
@@ -403,7 +403,7 @@ def test_a_model_of_experts_is_named_as_one(tiny: Any, layers: Any) -> None:
 def test_quantised_models_are_refused(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.config.quantization_config = {"quant_method": "awq"}
-    with pytest.raises(InvalidInputError, match="the model is quantised"):
+    with pytest.raises(InvalidInputError, match="the model is quantized"):
         split(model)
 
 

@@ -68,7 +68,7 @@ def test_ties_go_to_the_lower_index_and_nan_is_nothing() -> None:
     assert most_similar([math.nan, 0.1, math.nan, 0.2], 2) == [3, 1]
     assert most_similar([0.5], 0) == []
     for n in (-1, 3):
-        with pytest.raises(InvalidInputError, match="legal values are 0 to 2"):
+        with pytest.raises(InvalidInputError, match="valid values are 0 to 2"):
             most_similar([0.1, math.nan, 0.2], n)
 
 
@@ -120,7 +120,7 @@ def test_blocks_in_a_row_from_a_table() -> None:
     assert consecutive_blocks(table, 2) == [1, 2]
     assert consecutive_blocks(table, 0) == []
     for n in (-1, 4):
-        with pytest.raises(InvalidInputError, match="legal values are 0 to 3"):
+        with pytest.raises(InvalidInputError, match="valid values are 0 to 3"):
             consecutive_blocks(table, n)
 
 

@@ -138,8 +138,8 @@ def test_fault_A16_how_many_go_has_no_default() -> None:
 
 def test_bad_options_are_refused_in_python_too() -> None:
     for options, words in (
-        ({"target": "attn"}, "legal values: attention, mlp, block, joint"),
-        ({"mode": "often"}, "legal values: one_shot, iterative"),
+        ({"target": "attn"}, "valid values: attention, mlp, block, joint"),
+        ({"mode": "often"}, "valid values: one_shot, iterative"),
     ):
         with pytest.raises(InvalidInputError, match=words):
             LlmDrop(**options)  # type: ignore[arg-type]

@@ -107,7 +107,7 @@ def test_a_name_is_registered_once(registry: Any) -> None:
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     with pytest.raises(InvalidInputError, match=r"unknown method 'llm_dorp'.*mean 'llm_drop'"):
         make_method("llm_dorp")
-    with pytest.raises(InvalidInputError, match=r"legal values: n, target, mode.*mean 'target'"):
+    with pytest.raises(InvalidInputError, match=r"valid values: n, target, mode.*mean 'target'"):
         make_method("llm_drop", {"tarket": "mlp"})
 
 

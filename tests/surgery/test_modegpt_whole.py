@@ -193,7 +193,7 @@ OPTIONS = {
     "least": ({"min_head_dim": 0}, "min_head_dim and round_to must be at least 1"),
     "rounding": ({"round_to": 0}, "min_head_dim and round_to must be at least 1"),
     "ridge": ({"ridge_mlp": 0.0}, "ridges must be positive"),
-    "unknown": ({"ratio": 0.2}, "unknown option of modegpt 'ratio'; legal values: sparsity"),
+    "unknown": ({"ratio": 0.2}, "unknown option of modegpt 'ratio'; valid values: sparsity"),
 }
 
 
@@ -207,9 +207,9 @@ def test_bad_options_are_refused(case: str) -> None:
 
 def test_bad_options_are_refused_in_python_too() -> None:
     for options, words in (
-        ({"pairs": ("mlp", "qk")}, "unknown pair 'qk'; legal values: mlp, query_key"),
-        ({"allocation": "even"}, "unknown allocation 'even'; legal values: global, uniform"),
-        ({"shared_values": "no"}, "unknown shared_values 'no'; legal values: joint, two_step"),
+        ({"pairs": ("mlp", "qk")}, "unknown pair 'qk'; valid values: mlp, query_key"),
+        ({"allocation": "even"}, "unknown allocation 'even'; valid values: global, uniform"),
+        ({"shared_values": "no"}, "unknown shared_values 'no'; valid values: joint, two_step"),
     ):
         with pytest.raises(InvalidInputError, match=words):
             MoDeGpt(**options)  # type: ignore[arg-type]

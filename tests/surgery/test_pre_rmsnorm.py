@@ -224,7 +224,7 @@ def test_gradients_are_those_of_layer_norm(tiny: Any, pre_norm: str) -> None:
 
 @every_model
 def test_training_goes_on_as_before(tiny: Any, pre_norm: str) -> None:
-    """Twenty steps of AdamW; weights that were recentred once drift away in the same steps."""
+    """Twenty steps of AdamW; weights that were recentered once drift away in the same steps."""
     model = tiny.copy(pre_norm, dtype=torch.float64)
     twin = copy.deepcopy(converted(model, training=True).model)
     static = copy.deepcopy(converted(model).model)
@@ -240,7 +240,7 @@ def test_training_goes_on_as_before(tiny: Any, pre_norm: str) -> None:
 
 
 def means_of_maps(model: Any) -> float:
-    """As means(), of the maps in blocks alone: a tied table is recentred as it runs."""
+    """As means(), of the maps in blocks alone: a tied table is recentered as it runs."""
     found = []
     for writer in Anatomy.of(model).stream.writers:
         if writer.address.startswith("blocks."):
@@ -309,17 +309,17 @@ def test_the_plan_tells_what_becomes_of_everything(tiny: Any, tmp_path: Path) ->
     assert told["hidden_size"] == [48, 47] and told["dropped coordinate"] == 7
     assert len(told["writers"]) == 2 + 4 * 2 and len(told["readers"]) == 4 * 4 + 1
     assert told["norms"][-1] == "final_norm" and told["norms"] == told["folded"]
-    assert told["untied"] == ["head.weight"] and told["recentred as they run"] == []
+    assert told["untied"] == ["head.weight"] and told["recentered as they run"] == []
     assert any("24,064 bytes more" in note for note in decided.notes)
     assert any("hidden_states" in note and "47 wide" in note for note in decided.notes)
     assert any("inputs_embeds" in note for note in decided.notes)
     decided.save(tmp_path / "plan")
 
     kept = plan(tiny("tiny-gpt2"), make_method("pre_rmsnorm"))
-    assert kept.reasons["recentred as they run"] == ["embed"] and kept.reasons["folded"] == []
+    assert kept.reasons["recentered as they run"] == ["embed"] and kept.reasons["folded"] == []
     assert not any("bytes more" in note for note in kept.notes)
     training = plan(tiny("tiny-gpt2"), make_method("pre_rmsnorm", {"training": True}))
-    assert training.reasons["recentred as they run"] == training.reasons["writers"]
+    assert training.reasons["recentered as they run"] == training.reasons["writers"]
     assert any("resid_pdrop 0.1, embd_pdrop 0.1" in note for note in training.notes)
     assert not training.tensors.keys() - {
         f"{n}.{leaf}" for n in training.reasons["norms"] for leaf in ("weight", "bias")

@@ -1,4 +1,4 @@
-"""Conversions and other methods, one after the other, in both orders where both are legal."""
+"""Conversions and other methods, one after the other, in both orders where both are valid."""
 
 from __future__ import annotations
 

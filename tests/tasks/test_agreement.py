@@ -352,9 +352,9 @@ def test_a_decoder_that_is_an_encoder_by_its_config_is_masked() -> None:
         (BertForMaskedLM, word_tokenizer, {}, "no tokenizer with a mask token"),
         (BertForMaskedLM, BERT, {"bos": True}, "valid values of bos: auto, False"),
         (BertForMaskedLM, BERT, {"windows": 1, "length": 4}, "too few tokens to compare"),
-        (BertForMaskedLM, BERT, {"length": 2}, r"legal values: 3\.\.32"),
-        (BertForMaskedLM, BERT, {"length": 33}, r"legal values: 3\.\.32"),
-        (BertModel, BERT, {"windows": 99}, r"legal values of windows at this length: 1\.\.12"),
+        (BertForMaskedLM, BERT, {"length": 2}, r"valid values: 3\.\.32"),
+        (BertForMaskedLM, BERT, {"length": 33}, r"valid values: 3\.\.32"),
+        (BertModel, BERT, {"windows": 99}, r"valid values of windows at this length: 1\.\.12"),
     ],
 )
 def test_windows_that_cannot_be_read_are_refused(

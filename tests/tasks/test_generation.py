@@ -145,7 +145,7 @@ def test_the_chat_template_is_used_where_there_is_one():
     untold = generate_sample(llama(), chatty, "w7", max_new_tokens=6, chat=False)
     assert untold.text == plain.decode(greedy(llama(), [7], 6))
     assert generate_sample(llama(), plain, "w7", max_new_tokens=6).text == untold.text
-    with pytest.raises(InvalidInputError, match="no chat template; legal values of chat: False, None"):
+    with pytest.raises(InvalidInputError, match="no chat template; valid values of chat: False, None"):
         generate_sample(llama(), plain, "w7", chat=True)
 
 
@@ -196,8 +196,8 @@ def test_models_that_cannot_continue_a_prompt_are_refused(make):
     [
         ("", 5, "the prompt is empty"),
         ("  ", 5, "gives no token"),
-        ("w3", 0, "max_new_tokens is 0; legal values: 1 and more"),
-        ("w3 w4", 63, r"after a prompt of 2 tokens, .* 64 positions; legal values: 1\.\.62"),
+        ("w3", 0, "max_new_tokens is 0; valid values: 1 and more"),
+        ("w3 w4", 63, r"after a prompt of 2 tokens, .* 64 positions; valid values: 1\.\.62"),
         ("w3 " * 64, 1, "the prompt itself is too long"),
     ],
 )

@@ -344,9 +344,9 @@ def test_tasks_that_cannot_be_run_are_refused(
     [
         ({"tasks": ()}, "no harness task is named"),
         ({"tasks": ("words",), "include_path": "nonesuch"}, "'nonesuch' is no directory"),
-        ({"tasks": ("words",), "limit": 0}, "limit is 0; legal values: 1 and more"),
+        ({"tasks": ("words",), "limit": 0}, "limit is 0; valid values: 1 and more"),
         ({"tasks": ("words",), "batch_size": 0}, "batch_size is 0"),
-        ({"tasks": ("words",), "num_fewshot": -1}, "num_fewshot is -1; legal values: 0 and more"),
+        ({"tasks": ("words",), "num_fewshot": -1}, "num_fewshot is -1; valid values: 0 and more"),
     ],
 )
 def test_numbers_and_places_are_checked(recipe: dict[str, Any], said: str) -> None:

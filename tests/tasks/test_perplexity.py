@@ -262,16 +262,16 @@ def test_a_bert_that_is_a_decoder_is_measured(text):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"length": 33}, r"length is 33; legal values: 2\.\.32"),
-        ({"length": 1}, r"length is 1; legal values: 2\.\.32"),
-        ({"windows": 0}, "windows is 0; legal values: 1 and more"),
-        ({"windows": 8}, r"120 tokens: 7 windows of 16 .*legal values.*1\.\.7"),
+        ({"length": 33}, r"length is 33; valid values: 2\.\.32"),
+        ({"length": 1}, r"length is 1; valid values: 2\.\.32"),
+        ({"windows": 0}, "windows is 0; valid values: 1 and more"),
+        ({"windows": 8}, r"120 tokens: 7 windows of 16 .*valid values.*1\.\.7"),
         ({"windows": 28, "stride": 4}, r"27 windows of 16 text tokens every 4"),
-        ({"stride": 17}, r"stride is 17; legal values: 1\.\.16"),
-        ({"stride": 16, "bos": True}, r"stride is 16; legal values: 1\.\.15"),
-        ({"stride": 0}, r"stride is 0; legal values: 1\.\.16"),
+        ({"stride": 17}, r"stride is 17; valid values: 1\.\.16"),
+        ({"stride": 16, "bos": True}, r"stride is 16; valid values: 1\.\.15"),
+        ({"stride": 0}, r"stride is 0; valid values: 1\.\.16"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"data": "leee"}, "legal values: lee"),
+        ({"data": "leee"}, "valid values: lee"),
     ],
 )
 def test_numbers_outside_their_range_name_the_legal_ones(text, changed, said):

@@ -52,7 +52,7 @@ def test_bicubic_is_its_formula(scale: float) -> None:
 
 
 def codes(image: Tensor) -> Tensor:
-    """One whole number for each colour of an image."""
+    """One whole number for each color of an image."""
     levels = (image * 255).round().long()
     return (levels[0] * 256 + levels[1]).mul(256).add(levels[2]).flatten()
 

@@ -50,14 +50,14 @@ class Anatomy:
 
         Raises:
             UnsupportedArchitecture: no family knows its ``config.model_type``.
-            InvalidInputError: its weights are quantised.
+            InvalidInputError: its weights are quantized.
         """
         if isinstance(model, cls):
             return model
         model = wrapped(model_of(model))
         config: Any = model.config
         if getattr(config, "quantization_config", None) or getattr(model, "is_quantized", False):
-            raise InvalidInputError("the model is quantised; open it dequantised (dtype float32 or bfloat16)")
+            raise InvalidInputError("the model is quantized; open it dequantised (dtype float32 or bfloat16)")
         return cls(model, family_of(config, model))
 
     @property

@@ -17,7 +17,7 @@ __all__ += ["as_projection"]
 
 
 class Projection:
-    """One linear map of a model: a whole module, or some output rows of a fused one.
+    """One linear layer of a model: a whole module, or some output rows of a fused one.
 
     Args:
         module: what stores the parameters ``weight`` and, perhaps, ``bias``.
@@ -132,7 +132,7 @@ class Projection:
 
 
 class FactoredProjection(Projection):
-    """A linear map stored as two factors. ``weight`` is their product; the factors are written."""
+    """A linear layer stored as two factors. ``weight`` is their product; the factors are written."""
 
     input_axes = {"reduce": 1}
 
@@ -163,9 +163,9 @@ class FactoredProjection(Projection):
 
 
 class ZeroMeanProjection(Projection):
-    """A linear map that recentres what it returns: ``weight`` and ``bias`` are those that act.
+    """A linear layer that recentres what it returns: ``weight`` and ``bias`` are those that act.
 
-    What is stored is not recentred; :meth:`parameters` and :meth:`write` deal with that.
+    What is stored is not recentered; :meth:`parameters` and :meth:`write` deal with that.
     """
 
     @property
@@ -183,7 +183,7 @@ class ZeroMeanProjection(Projection):
 
 
 class PointwiseProjection(Projection):
-    """A linear map of the channels of maps: a 1 x 1 convolution, weight (out, in, 1, 1)."""
+    """A linear layer of the channels of maps: a 1 x 1 convolution, weight (out, in, 1, 1)."""
 
     axis = 1
 

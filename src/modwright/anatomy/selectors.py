@@ -81,7 +81,7 @@ def _one(item: str, layers: int, where: str) -> list[int] | range:
         match = _SLICE.match(item)
         if match is None or match[3] == "0":
             raise InvalidInputError(
-                f"{where!r}: cannot read {item or 'nothing'!r}; legal are 3, -1, 4:8, 4:, ::2 and *"
+                f"{where!r}: cannot read {item or 'nothing'!r}; valid are 3, -1, 4:8, 4:, ::2 and *"
             )
         start, stop, step = (int(number) if number else None for number in match.groups())
         bounds = [number for number in (start, None if stop == layers else stop) if number]

@@ -73,7 +73,7 @@ def activations_of(
 
     Args:
         module: the MLP.
-        maps: its linear maps.
+        maps: its linear layers.
         name: of its activation, as configs of transformers have it.
     """
     held = {id(part) for one in maps for part in one.modules()}

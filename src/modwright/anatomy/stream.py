@@ -22,7 +22,7 @@ WriteProjection = Projection | Embedding | Linear | PatchEmbedding
 
 @dataclass(frozen=True)
 class ReadProjection:
-    """A linear map that reads the stream. ``input_axes`` of it says where its channels lie.
+    """A linear layer that reads the stream. ``input_axes`` of it says where its channels lie.
 
     Attributes:
         part: the map.

@@ -182,7 +182,7 @@ class _DistanceAccumulator:
 
 @dataclass(frozen=True)
 class SecondMoments:
-    """Second moments of what the linear maps of a block read, in float64, divided by the tokens.
+    """Second moments of what the linear layers of a block read, in float64, divided by the tokens.
 
     Results: "attention" (d, d) and "attention_mean" (d,) of the attention's input, "mlp" (I, I) of
     the input of the down projection, and "influence" = 1 - mean cosine of block input and output.

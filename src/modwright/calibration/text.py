@@ -61,7 +61,7 @@ class TokenizedText:
         legal = f"1..{available}" if available else f"none; the longest is {len(self.ids)} tokens"
         raise InvalidInputError(
             f"text {self.facts['data']!r} has {len(self.ids):,} tokens: {available} windows of "
-            f"{length} text tokens every {stride}, and {windows} were asked for; legal values of "
+            f"{length} text tokens every {stride}, and {windows} were asked for; valid values of "
             f"windows at this length: {legal}"
         )
 
@@ -180,7 +180,7 @@ def token_windows(
             True for its BOS token, False for none.
 
     Raises:
-        InvalidInputError: a number outside its range, too little text, no BOS token; names the legal values.
+        InvalidInputError: a number outside its range, too little text, no BOS token; names the valid values.
     """
     require_count("windows", windows)
     require_count("batch_size", batch_size)
@@ -244,7 +244,7 @@ def from_sequences(
 
 
 def require_count(name: str, value: int, least: int = 1, most: int | None = None) -> None:
-    """Refuse a count outside ``least``..``most``, naming what is legal."""
+    """Refuse a count outside ``least``..``most``, naming what is valid."""
     if value < least or (most is not None and value > most):
         legal = f"{least} and more" if most is None else f"{least}..{most}"
-        raise InvalidInputError(f"{name} is {value}; legal values: {legal}")
+        raise InvalidInputError(f"{name} is {value}; valid values: {legal}")

@@ -120,7 +120,7 @@ def open(
 
     Raises:
         CheckpointError: the source cannot be found, is damaged, quantized, or lacks tensors.
-        InvalidInputError: an argument is illegal, or memory is too short.
+        InvalidInputError: an argument is invalid, or memory is too short.
         UnsupportedArchitecture: no family knows a live model of another library.
 
     Example:
@@ -276,7 +276,7 @@ def _device(device: str | torch.device | None) -> torch.device | None:
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         legal = "cpu, cuda, cuda:0" if torch.cuda.is_available() else "cpu (no GPU is usable here)"
-        raise InvalidInputError(f"device {str(device)!r} cannot be used; legal values: {legal}") from error
+        raise InvalidInputError(f"device {str(device)!r} cannot be used; valid values: {legal}") from error
     if place.type == "meta":
-        raise InvalidInputError("device 'meta' holds no weights; legal values: cpu, cuda, cuda:0")
+        raise InvalidInputError("device 'meta' holds no weights; valid values: cpu, cuda, cuda:0")
     return None if place.type == "cpu" else place

@@ -63,7 +63,7 @@ def preset_config(name: str) -> PreTrainedConfig:
     """A fresh config of the preset.
 
     Raises:
-        InvalidInputError: unknown name; the legal ones are listed.
+        InvalidInputError: unknown name; the valid ones are listed.
     """
     known = _known()
     if name not in known:

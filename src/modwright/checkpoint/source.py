@@ -69,7 +69,7 @@ def locate(source: str | os.PathLike[str] | Source) -> Source:
     A path that exists wins over a packaged name of the same spelling. Nothing is loaded.
 
     Raises:
-        CheckpointError: nothing of this name can be opened; says what is legal and what is nearest.
+        CheckpointError: nothing of this name can be opened; says what is valid and what is nearest.
         InvalidInputError: unknown preset.
 
     Example:

@@ -127,7 +127,7 @@ def _legal(hint: Any) -> list[str]:
 
 
 def _plain(hint: Any) -> Any:
-    """A type that the argument parser knows. What is legal is checked by the method itself."""
+    """A type that the argument parser knows. What is valid is checked by the method itself."""
     origin = get_origin(hint)
     if origin is Literal:
         return str

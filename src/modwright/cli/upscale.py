@@ -29,7 +29,7 @@ def upscale(
         int | None,
         typer.Option(help="Side of square tiles; without it the whole image is taken at once."),
     ] = None,
-    overlap: Annotated[int, typer.Option(help="Pixels that neighbouring tiles share.")] = 32,
+    overlap: Annotated[int, typer.Option(help="Pixels that neighboring tiles share.")] = 32,
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
 ) -> None:
     """Make an image larger with a model of super-resolution.

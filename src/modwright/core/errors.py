@@ -33,7 +33,7 @@ class ModwrightError(Exception):
 
 
 class UnsupportedArchitecture(ModwrightError):
-    """The model's family is not known: says what was recognised and how to add a family."""
+    """The model's family is not known: says what was recognized and how to add a family."""
 
 
 class InvalidInputError(ModwrightError):
@@ -92,15 +92,15 @@ def did_you_mean(value: object, names: Iterable[str], cutoff: float = 0.5) -> st
 
 
 def unknown_name(what: str, value: object, allowed: Iterable[str]) -> InvalidInputError:
-    """A refusal that names the offending value, all legal ones and the nearest.
+    """A refusal that names the offending value, all valid ones and the nearest.
 
     Example:
         >>> str(unknown_name("target", "attn", ["attention", "mlp"]))
-        "unknown target 'attn'; legal values: attention, mlp (did you mean 'attention'?)"
+        "unknown target 'attn'; valid values: attention, mlp (did you mean 'attention'?)"
     """
     names = list(allowed)
     legal = ", ".join(names) or "none"
-    return InvalidInputError(f"unknown {what} {value!r}; legal values: {legal}{did_you_mean(value, names)}")
+    return InvalidInputError(f"unknown {what} {value!r}; valid values: {legal}{did_you_mean(value, names)}")
 
 
 def first_line(error: BaseException) -> str:

@@ -57,7 +57,7 @@ def make_options(
         word: what messages call one of the values.
 
     Raises:
-        InvalidInputError: an unknown option, one that is missing, or an illegal value; one line each.
+        InvalidInputError: an unknown option, one that is missing, or an invalid value; one line each.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
@@ -120,7 +120,7 @@ def one_line(error: ValidationError, under: Sequence[str | int] = ()) -> str:
 
 
 def problem(item: Mapping[str, Any], said: Mapping[str, Problem] | None = None) -> str:
-    """One entry of ``ValidationError.errors()`` in words, with the value and the nearest legal one.
+    """One entry of ``ValidationError.errors()`` in words, with the value and the nearest valid one.
 
     Args:
         item: the entry.

@@ -18,7 +18,7 @@ FEWEST_PAIRS = 6
 class PairedRatio:
     """The median of the ratios of pairs, and an interval of order statistics around it.
 
-    Runs that are neighbours share the state of the machine, so its drift cancels in their ratio.
+    Runs that are neighbors share the state of the machine, so its drift cancels in their ratio.
     The interval encloses the median of all such ratios in at least 95 of 100 measurements, whatever
     their distribution; with fewer than six pairs it is the smallest and the largest ratio, and
     nothing can be concluded from it.

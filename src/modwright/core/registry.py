@@ -37,7 +37,7 @@ class Registry(Generic[T]):
         >>> mixers["maximum"]
         Traceback (most recent call last):
         ...
-        modwright.core.errors.InvalidInputError: unknown mixer 'maximum'; legal values: mean
+        modwright.core.errors.InvalidInputError: unknown mixer 'maximum'; valid values: mean
     """
 
     _all: ClassVar[list[Registry[Any]]] = []

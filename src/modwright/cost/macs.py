@@ -62,7 +62,7 @@ class Pass:
 
 @singledispatch
 def linear_macs(projection: Projection) -> int:
-    """Products of a linear map for one position: in x out."""
+    """Products of a linear layer for one position: in x out."""
     return projection.in_features * projection.out_features
 
 
@@ -73,7 +73,7 @@ def _(projection: FactoredProjection) -> int:
 
 @singledispatch
 def projection_macs(part: Sublayer) -> dict[str, int]:
-    """Products for one position by role: of each linear map, and of what goes with them."""
+    """Products for one position by role: of each linear layer, and of what goes with them."""
     return {role: linear_macs(projection) for role, projection in part.projections().items()}
 
 

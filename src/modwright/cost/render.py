@@ -45,7 +45,7 @@ def visible(group: Group, depth: int = 0) -> Iterator[tuple[int, Group]]:
 
 
 def tree_table(tree: Tree) -> Table:
-    """One line per part; neighbouring blocks that are alike share theirs."""
+    """One line per part; neighboring blocks that are alike share theirs."""
     from rich.markup import escape
 
     lines = list(visible(tree.top))

@@ -80,7 +80,7 @@ class Node:
             yield from child.walk()
 
     def groups(self) -> list[Group]:
-        """What stands right below it; neighbouring blocks that are alike stand together."""
+        """What stands right below it; neighboring blocks that are alike stand together."""
         groups: list[Group] = []
         for node in self.children:
             last = groups[-1] if groups else None
@@ -170,7 +170,7 @@ class Tree:
 
 
 def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
-    """What a model consists of, down to single linear maps, with the cost of each.
+    """What a model consists of, down to single linear layers, with the cost of each.
 
     The numbers of a node are the sums of those of its children.
 
@@ -330,7 +330,7 @@ def _block_node(block: Block, rows: dict[str, PartCost], run: Pass) -> Node:
 
 
 def _lines(part: Sublayer, row: PartCost, run: Pass) -> list[Node]:
-    """The linear maps of a part, its scores, and the rest, so that they add up to its row."""
+    """The linear layers of a part, its scores, and the rest, so that they add up to its row."""
     if not part.projections():
         return []
     macs = projection_macs(part)

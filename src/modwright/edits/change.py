@@ -217,7 +217,7 @@ def _linear(projection: Projection, weight: Tensor, bias: Tensor | None, width: 
 
 
 def factorize(projection: Projection, outer: Tensor, inner: Tensor) -> Change:
-    """Stores a linear map as ``outer (out, r) @ inner (r, in)``; its bias is kept.
+    """Stores a linear layer as ``outer (out, r) @ inner (r, in)``; its bias is kept.
 
     Raises:
         InvalidInputError: the rank saves nothing, or the map is a slice of a fused one.
@@ -234,7 +234,7 @@ def factorize(projection: Projection, outer: Tensor, inner: Tensor) -> Change:
     )
     if not 1 <= rank <= largest:
         raise InvalidInputError(
-            f"{projection.address}: rank {rank} saves nothing; legal ranks are 1 to {largest}"
+            f"{projection.address}: rank {rank} saves nothing; valid ranks are 1 to {largest}"
         )
     if projection.rows is not None:
         raise InvalidInputError(

@@ -48,7 +48,7 @@ def split_address(path: str) -> tuple[int | None, str]:
     match = _INSIDE.match(path)
     if match is None:
         raise InvalidInputError(
-            f"{path!r} is no address of a part; legal: blocks.N, blocks.N.attention, blocks.N.mlp, "
+            f"{path!r} is no address of a part; valid: blocks.N, blocks.N.attention, blocks.N.mlp, "
             "blocks.N.mlp.up, blocks.N.mlp_norm, final_norm, embed and the like"
         )
     return int(match[1]), match[2] or ""

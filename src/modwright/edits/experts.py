@@ -31,7 +31,7 @@ def expert_shape(mlp: Mlp, num_experts: int, top_k: int, **routing: Any) -> Expe
 
     Raises:
         InvalidInputError: it is split already, a map of it is stored in another way than as a matrix, or a
-            number or word is not legal for it.
+            number or word is not valid for it.
     """
     here = mlp.address
     if mlp.experts is not None:

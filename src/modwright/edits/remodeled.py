@@ -91,7 +91,7 @@ class _RemodeledConfig:
     @per_layer_config.setter
     def per_layer_config(self, value: Any) -> None:
         if value:
-            raise InvalidInputError("per_layer_config of a remodelled model follows from its edits")
+            raise InvalidInputError("per_layer_config of a remodeled model follows from its edits")
 
     def _with_attention(self) -> list[int]:
         """The layers that have an attention."""
@@ -204,7 +204,7 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
 
 @cache
 def register_models(config_class: Any) -> None:
-    """Makes ``AutoModel...`` build the remodelled classes of one config.
+    """Makes ``AutoModel...`` build the remodeled classes of one config.
 
     It runs when the first config of a family is made, so that no family's modeling code is imported
     before it is wanted.

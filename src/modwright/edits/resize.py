@@ -18,7 +18,7 @@ from modwright.edits.edit import Replace
 __all__ = ["resize"]
 
 Stored = Mapping[str, Tensor]
-"""What a linear map stores, by name: weight, perhaps reduce (of a factor pair), perhaps bias."""
+"""What a linear layer stores, by name: weight, perhaps reduce (of a factor pair), perhaps bias."""
 
 
 @singledispatch
@@ -93,7 +93,7 @@ def _whole(
 
 
 def _map(projection: Projection, stored: Stored) -> Change:
-    """A linear map of its own that stores these parameters."""
+    """A linear layer of its own that stores these parameters."""
     if "reduce" in stored and stored["reduce"].shape[0] >= _in_features(stored):
         dense = stored["weight"].double() @ stored["reduce"].double()  # the rank saves nothing
         bias = {name: tensor for name, tensor in stored.items() if name == "bias"}

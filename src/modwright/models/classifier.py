@@ -57,7 +57,7 @@ def chosen_indices(indices: int | Sequence[int] | None, count: int) -> list[int]
         return list(range(count - indices, count))
     for index in indices:
         if not -count <= index < count:
-            raise InvalidInputError(f"feature map {index} is not there: legal are 0 to {count - 1}")
+            raise InvalidInputError(f"feature map {index} is not there: valid are 0 to {count - 1}")
     return [index % count for index in indices]
 
 
@@ -135,7 +135,7 @@ class ImageClassifier(VisionModel):
             output_fmt: "NCHW" maps or "NLC" tokens.
         """
         if output_fmt not in ("NCHW", "NLC"):
-            raise InvalidInputError(f"unknown output_fmt {output_fmt!r}; legal values: NCHW, NLC")
+            raise InvalidInputError(f"unknown output_fmt {output_fmt!r}; valid values: NCHW, NLC")
         self.check_pixels(pixel_values)
         wanted = chosen_indices(indices, len(self.feature_info))
         maps = list(self.forward_maps(pixel_values, norm))

@@ -120,7 +120,7 @@ def read_source_config(path: str | Path, maps: Mapping[str, ConfigMap]) -> Sourc
     if kind not in maps:
         legal = ", ".join(maps) or "none"
         raise UnsupportedArchitecture(
-            f"{file}: model_type {kind!r} does not go with this model; legal values: {legal}"
+            f"{file}: model_type {kind!r} does not go with this model; valid values: {legal}"
         )
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

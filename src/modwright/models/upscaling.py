@@ -51,7 +51,7 @@ def upscale_image(
         model: of super-resolution; ``config.multiple`` is what its sides must be multiples of.
         image: (C, H, W) or (B, C, H, W); numbers from 0 to 1, or whole ones from 0 to 255.
         tile: side of square tiles, before they are made larger; None takes the whole image.
-        overlap: of neighbouring tiles, which fade into each other.
+        overlap: of neighboring tiles, which fade into each other.
         pad: a name of :data:`PADS`.
 
     Returns:
@@ -154,7 +154,7 @@ def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def _fade(length: int, overlap: int, scale: int, before: bool, after: bool, like: Tensor) -> Tensor:
-    """Weights along one side of a tile: 1, falling linearly over the overlap to a neighbour."""
+    """Weights along one side of a tile: 1, falling linearly over the overlap to a neighbor."""
     weights = like.new_ones(scale * length)
     ramp = (torch.arange(scale * overlap, device=like.device) + 0.5).to(like.dtype)
     ramp = ramp / max(scale * overlap, 1)

@@ -25,5 +25,5 @@ def make_activation(name: str) -> nn.Module:
         ValueError: there is none of that name; lists those that there are.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {name!r}; legal values: {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"unknown activation {name!r}; valid values: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()

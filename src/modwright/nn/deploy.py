@@ -1,4 +1,4 @@
-"""A model without what only training needs: every norm and branch folded into its neighbour."""
+"""A model without what only training needs: every norm and branch folded into its neighbor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def reparameterize_(module: nn.Module) -> nn.Module:
 
     Parts with a method ``fuse()`` are replaced by what it gives. A batch norm behind a layer of a
     sequence goes into that layer, one before a mixer of a :class:`Block` into the mixer's maps, and
-    one that has no such neighbour becomes a convolution per channel. The structure depends on the
+    one that has no such neighbor becomes a convolution per channel. The structure depends on the
     parts alone, not on their numbers.
 
     Raises:

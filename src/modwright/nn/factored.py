@@ -1,4 +1,4 @@
-"""A linear map stored as two thin factors."""
+"""A linear layer stored as two thin factors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["FactorPair"]
 
 
 class FactorPair(nn.Module):
-    """A linear map of rank ``rank``: ``y = weight (reduce x) + bias``.
+    """A linear layer of rank ``rank``: ``y = weight (reduce x) + bias``.
 
     It stores ``rank * (in_features + out_features)`` numbers in place of their product. The outer
     factor keeps the name ``weight`` on purpose: a stock class that meets the checkpoint finds a

@@ -36,7 +36,7 @@ class ChannelScale(nn.Module):
 
 
 class GhostLinear(nn.Module):
-    """A linear map to half of the channels; the other half are those, scaled.
+    """A linear layer to half of the channels; the other half are those, scaled.
 
     Args:
         in_channels: channels that come in.

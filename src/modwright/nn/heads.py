@@ -66,7 +66,7 @@ class ClassifierHead(nn.Module):
         if pool is not None:
             if pool not in POOLS:
                 names = ", ".join(repr(name) for name in POOLS)
-                raise ValueError(f"unknown pool {pool!r}; legal values: {names}")
+                raise ValueError(f"unknown pool {pool!r}; valid values: {names}")
             self.pool = pool
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 or more, not {num_classes}")

@@ -81,5 +81,5 @@ def make_norm(name: str, dim: int, eps: float = 1e-5, layout: Layout = "tokens")
         ValueError: there is no such norm, or none for the layout.
     """
     if name not in NORMS:
-        raise ValueError(f"unknown norm {name!r}; legal values: {', '.join(NORMS)}")
+        raise ValueError(f"unknown norm {name!r}; valid values: {', '.join(NORMS)}")
     return NORMS[name](dim, eps, layout)

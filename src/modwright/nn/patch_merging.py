@@ -1,4 +1,4 @@
-"""Four neighbours become one place of twice the channels (arXiv 2103.14030)."""
+"""Four neighbors become one place of twice the channels (arXiv 2103.14030)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["PatchMerging"]
 
 
 class PatchMerging(nn.Module):
-    """Places of a 2 x 2 square side by side in the channels, a norm, a linear map without bias.
+    """Places of a 2 x 2 square side by side in the channels, a norm, a linear layer without bias.
 
     The square goes down its columns, as published weights have it. A map with an odd side gets a
     row or column of zeros at its end.

@@ -1,4 +1,4 @@
-"""What stands where a part was removed: modules without parameters that keep a block's call legal.
+"""What stands where a part was removed: modules without parameters that keep a block's call valid.
 
 A pre-norm block adds the output of its sublayer to the residual stream, so "nothing" is a zero. One
 number is enough: it broadcasts, and no tensor of the stream's size is written.

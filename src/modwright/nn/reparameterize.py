@@ -69,7 +69,7 @@ def scale_shift_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> ScaleShift:
 
 
 def fuse_conv_bn(layer: _Layer, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> _Layer:
-    """norm(layer(x)) as one layer: exact for every convolution and linear map.
+    """norm(layer(x)) as one layer: exact for every convolution and linear layer.
 
     Example:
         >>> layer, norm = nn.Linear(3, 4), nn.BatchNorm1d(4).eval()

@@ -120,7 +120,7 @@ class ResNetStages(nn.Module):
     ) -> None:
         super().__init__()
         if branch not in BRANCHES:
-            raise ValueError(f"unknown branch {branch!r}; legal values: {', '.join(BRANCHES)}")
+            raise ValueError(f"unknown branch {branch!r}; valid values: {', '.join(BRANCHES)}")
         if len(depths) != len(widths):
             raise ValueError(f"{len(depths)} depths for {len(widths)} widths")
         self.stem = ConvStem(in_channels, [_row(stem_width, 7, 2, "relu")], FanOutConv)

@@ -1,4 +1,4 @@
-"""Squeeze and excitation: channels are weighed by what the whole image shows of them.
+"""Squeeze and excitation: channels are weighted by what the whole image shows of them.
 
 The mean over all places passes two small maps and a gate (arXiv 1709.01507).
 """

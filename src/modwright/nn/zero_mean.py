@@ -2,7 +2,7 @@
 
 Each keeps the parameters of the module that it stands for and recentres them when it runs. So its
 function of the parameters, and every gradient, is that of the plain module followed by a
-subtraction of the mean. Weights that were recentred once would drift away under an optimizer such
+subtraction of the mean. Weights that were recentered once would drift away under an optimizer such
 as Adam, whose step is not linear in the gradient. arXiv 2305.14858.
 
 Axes: d is the width of the result.
@@ -32,7 +32,7 @@ def recentered(x: Tensor, axis: int = -1) -> Tensor:
 class ZeroMean:
     """Mixed in before a module class: recentres what the module returns over its last axis.
 
-    A module that returns a tuple has its first entry recentred.
+    A module that returns a tuple has its first entry recentered.
     """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -43,7 +43,7 @@ class ZeroMean:
 
 
 class ZeroMeanLinear(ZeroMean, nn.Linear):
-    """A linear map with output of zero mean: y = (W - mean_rows(W)) x + (b - mean(b)).
+    """A linear layer with output of zero mean: y = (W - mean_rows(W)) x + (b - mean(b)).
 
     Recentring the weights costs d * in_features operations, whatever the batch.
 
@@ -62,7 +62,7 @@ class ZeroMeanLinear(ZeroMean, nn.Linear):
 
 
 class ZeroMeanEmbedding(ZeroMean, nn.Embedding):
-    """A table whose vectors are recentred as they are looked up.
+    """A table whose vectors are recentered as they are looked up.
 
     The stored table stays as it is, so that a head may share it.
 

@@ -67,10 +67,10 @@ class Paper:
         title: Title of the paper.
         arxiv: Identifier on arXiv, for example ``"2406.15786"``.
         year: Year of the first version.
-        category: Rooms of the package that the paper touches, the most important first.
+        category: Packages of the package that the paper touches, the most important first.
         summary: One sentence on what the method does to a model.
         status: One of ``STATUSES``.
-        rooms: Modules that implement it.
+        packages: Modules that implement it.
         golden: Folders of reference vectors.
         acceptance: File of the acceptance test.
         page: Page of the documentation.
@@ -113,7 +113,7 @@ class Paper:
 
         Example:
             >>> record = paper("modegpt").to_dict()
-            >>> record["arxiv"], record["rooms"]
+            >>> record["arxiv"], record["packages"]
             ('2408.09632', ['modwright.surgery.modegpt'])
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -1,4 +1,4 @@
-"""Reads a recipe file. What is wrong is said with its line, its value and what would be legal."""
+"""Reads a recipe file. What is wrong is said with its line, its value and what would be valid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
 
     Raises:
         CheckpointError: the file cannot be read.
-        InvalidInputError: names file, line, value and the legal values.
+        InvalidInputError: names file, line, value and the valid values.
     """
     return parse_recipe(*read_changed(path, overrides))
 
@@ -41,7 +41,7 @@ def parse_recipe(
         name: what messages call the recipe where no place is known.
 
     Raises:
-        InvalidInputError: names the place, the value and what is legal.
+        InvalidInputError: names the place, the value and what is valid.
 
     Example:
         >>> steps = [{"method": "llm_drop", "n": 1}]

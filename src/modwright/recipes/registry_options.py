@@ -70,7 +70,7 @@ class RegistryOption:
         legal = ", ".join(self.makers)
         if self.key not in given:
             where = position_of((self.at,), positions, name)
-            raise InvalidInputError(f"{where}, {self.at}.{self.key}: is missing; legal values: {legal}")
+            raise InvalidInputError(f"{where}, {self.at}.{self.key}: is missing; valid values: {legal}")
         chosen = given[self.key]
         if chosen not in self.makers:
             where = position_of((self.at, self.key), positions, name)

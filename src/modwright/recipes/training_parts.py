@@ -55,7 +55,7 @@ class ModelEntry:
         """Refuses what names no model, or a field that it has not.
 
         Raises:
-            InvalidInputError: with the place, and what is legal.
+            InvalidInputError: with the place, and what is valid.
         """
 
         def where(*key: str) -> str:

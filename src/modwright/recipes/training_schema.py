@@ -1,6 +1,6 @@
 """What a recipe of training says: a model, images, an objective, settings.
 
-Legal names and options are those of the functions and classes that do the work.
+Valid names and options are those of the functions and classes that do the work.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRe
 
     Raises:
         CheckpointError: the file cannot be read.
-        InvalidInputError: names file, line, value and the legal values.
+        InvalidInputError: names file, line, value and the valid values.
     """
     return parse_training(*read_changed(path, overrides))
 
@@ -104,7 +104,7 @@ def parse_training(
         name: what messages call the recipe where no place is known.
 
     Raises:
-        InvalidInputError: names the place, the value and what is legal.
+        InvalidInputError: names the place, the value and what is valid.
 
     Example:
         >>> given = {"model": {"name": "poolformer_s12"}, "data": {"pictures": "digits"}}

@@ -1,4 +1,4 @@
-"""What is wrong with a mapping of a recipe: its line, its value and what would be legal."""
+"""What is wrong with a mapping of a recipe: its line, its value and what would be valid."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def validated(kind: type[_M], tree: Any, where: Mapping[Location, str], name: st
         keys: that it cannot do without, in words.
 
     Raises:
-        InvalidInputError: it is no mapping, or a value is not legal.
+        InvalidInputError: it is no mapping, or a value is not valid.
     """
     if not isinstance(tree, dict):
         given = "empty" if tree is None else f"a {type(tree).__name__}"
@@ -80,12 +80,12 @@ def _word(piece: str | int) -> str:
 def _unknown_key(item: Mapping[str, Any], at: Location, root: Any) -> str:
     model, _ = _at(root, at[:-1])
     names = model.legal_keys()
-    return f"unknown key; legal keys: {', '.join(names)}{did_you_mean(at[-1], names, cutoff=0.6)}"
+    return f"unknown key; valid keys: {', '.join(names)}{did_you_mean(at[-1], names, cutoff=0.6)}"
 
 
 def _missing(item: Mapping[str, Any], at: Location, root: Any) -> str:
     if at[-1] == "method":
-        return f"is missing; legal values: {', '.join(method_names())}"
+        return f"is missing; valid values: {', '.join(method_names())}"
     model, _ = _at(root, at[:-1])
     return f"is missing: {model.model_fields[str(at[-1])].description}"
 
@@ -110,7 +110,7 @@ _OF_A_MAPPING = {
 
 
 def _at(root: Any, at: Location) -> tuple[Any, bool]:
-    """What a place in the recipe holds: the model of its mapping, and whether null is legal."""
+    """What a place in the recipe holds: the model of its mapping, and whether null is valid."""
     model: Any = root
     optional = False
     for piece in at:

@@ -260,7 +260,7 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
     raise InvalidInputError(
-        f"{where} is a {type(value).__name__}; legal values: text, numbers, booleans, None, "
+        f"{where} is a {type(value).__name__}; valid values: text, numbers, booleans, None, "
         "lists and mappings of these"
     )
 
@@ -295,7 +295,7 @@ def _key(key: Any, where: str) -> str:
         return key
     if isinstance(key, int) and not isinstance(key, bool):
         return str(key)
-    raise InvalidInputError(f"{where} has the key {key!r}; legal keys: text and whole numbers")
+    raise InvalidInputError(f"{where} has the key {key!r}; valid keys: text and whole numbers")
 
 
 _NUMBERS = {

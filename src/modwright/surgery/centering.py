@@ -30,7 +30,7 @@ def without(tensor: Tensor, axis: int, index: int) -> Tensor:
 def rounded(tensor: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
     """Rounds so that sums along an axis stay: what one entry lost, the next one gets.
 
-    Rounded one by one, neighbours of one size that were all moved by the same mean err to the same
+    Rounded one by one, neighbors of one size that were all moved by the same mean err to the same
     side, and the coordinate that is minus the sum of the others gets all their errors.
 
     Example:

@@ -142,7 +142,7 @@ class Emoe(WithoutData):
             "layers": told,
             "meaning": (
                 "inertia is the sum of squared distances of the keys, scaled to length one, to the "
-                "mean of their expert; in_order is that of neighbouring neurons"
+                "mean of their expert; in_order is that of neighboring neurons"
             ),
         }
         options = {**asdict(self), "layers": _plain(self.layers)}

@@ -48,7 +48,7 @@ def most_similar(similarity: Sequence[float], n: int) -> list[int]:
     """
     there = [i for i, s in enumerate(similarity) if not math.isnan(s)]
     if not 0 <= n <= len(there):
-        raise InvalidInputError(f"cannot drop {n}; legal values are 0 to {len(there)}")
+        raise InvalidInputError(f"cannot drop {n}; valid values are 0 to {len(there)}")
     return sorted(there, key=lambda i: (-similarity[i], i))[:n]
 
 
@@ -60,7 +60,7 @@ def consecutive_blocks(gaps: Sequence[Sequence[float]], n: int) -> list[int]:
         n: how many.
     """
     if not 0 <= n <= len(gaps):
-        raise InvalidInputError(f"cannot drop {n} blocks in a row; legal values are 0 to {len(gaps)}")
+        raise InvalidInputError(f"cannot drop {n} blocks in a row; valid values are 0 to {len(gaps)}")
     if n == 0:
         return []
     starts = [row[n - 1] for row in gaps]

@@ -154,7 +154,7 @@ def make_method(name: str, options: Mapping[str, Any] | None = None, **more: Any
     """A method with checked options, given as a mapping or by name.
 
     Raises:
-        InvalidInputError: unknown method or option, or an illegal value; one line each.
+        InvalidInputError: unknown method or option, or an invalid value; one line each.
 
     Example:
         >>> make_method("llm_drop", target="attention", n=4).title()

@@ -1,7 +1,7 @@
 """Pre-RMSNorm and Pre-CRMSNorm (arXiv 2305.14858): exact rewrites of models with LayerNorm.
 
 A pre-norm model never uses the mean of its residual stream. So all that writes to the stream can be
-recentred, and every LayerNorm that reads it is an RMSNorm then, with the same epsilon. A stream of
+recentered, and every LayerNorm that reads it is an RMSNorm then, with the same epsilon. A stream of
 zero mean can be stored without one coordinate: that one is minus the sum of the others.
 
 Axes: d hidden_size.

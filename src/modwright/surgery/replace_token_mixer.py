@@ -39,11 +39,11 @@ class ReplaceTokenMixer(WithoutData):
     """Replaces what mixes the tokens of some blocks (arXiv 2111.11418).
 
     Attributes:
-        mixer: "pool" (mean of a neighbourhood minus the place), "identity", "depthwise" (a
-            convolution per channel), "spatial_fc" (a linear map over the places), or "attention"
+        mixer: "pool" (mean of a neighborhood minus the place), "identity", "depthwise" (a
+            convolution per channel), "spatial_fc" (a linear layer over the places), or "attention"
             where there is none.
         blocks: which, as in "3, 7", "8:", "*".
-        kernel_size: side of the neighbourhood of "pool" and "depthwise", odd.
+        kernel_size: side of the neighborhood of "pool" and "depthwise", odd.
         num_heads: of "attention"; heads of 32 channels, or one, unless it is said.
         seed: of the start values.
 
@@ -95,7 +95,7 @@ class ReplaceTokenMixer(WithoutData):
         if not isinstance(reads, Images) and self.mixer != "identity":
             raise InvalidInputError(
                 f"replace_token_mixer: {self.mixer!r} mixes the places of an image, and "
-                f"{anatomy.family.name} reads text; legal there: 'identity'"
+                f"{anatomy.family.name} reads text; valid there: 'identity'"
             )
         chosen = pick_layers(self.blocks, len(anatomy.blocks))
         grids = _grids(anatomy)
@@ -117,7 +117,7 @@ class ReplaceTokenMixer(WithoutData):
     def _mixer(self, anatomy: Anatomy, index: int, spatial_shape: dict[str, Any]) -> Change:
         if self.mixer != "identity" and not spatial_shape.get("places"):
             raise InvalidInputError(
-                f"replace_token_mixer: the tokens of block {index} lie on no grid; legal there: "
+                f"replace_token_mixer: the tokens of block {index} lie on no grid; valid there: "
                 "'identity'"
             )
         kwargs = {"mixer": self.mixer, **spatial_shape, "kernel_size": self.kernel_size}

@@ -110,7 +110,7 @@ def _writing_norms(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
         if not norm.address.startswith("blocks."):
             yield (
                 f"{norm.address} ({type(norm.module).__name__}) writes to the stream, and what a "
-                "norm with gain and shift returns cannot be recentred by its weights"
+                "norm with gain and shift returns cannot be recentered by its weights"
             )
 
 
@@ -186,7 +186,7 @@ def covering(stream: ResidualStream, writer: WriteProjection) -> WriteProjection
 
 
 def runs_centered(stream: ResidualStream, writer: WriteProjection) -> bool:
-    """What it writes is recentred when the model runs."""
+    """What it writes is recentered when the model runs."""
     return isinstance(covering(stream, writer).module, ZeroMean)
 
 

@@ -65,7 +65,7 @@ class Conversion:
         return self.is_tied and (self.narrows or changes)
 
     def runs(self, writer: WriteProjection) -> bool:
-        """It keeps its parameters and is recentred as the model runs.
+        """It keeps its parameters and is recentered as the model runs.
 
         A tied table is, if recentring it would change the logits. They change by the mean of a row
         times the sum of what the head reads, which is zero behind a bare norm.
@@ -222,7 +222,7 @@ def _recentered_as_it_runs(projection: Projection) -> Change:
 def _own_map(
     part: Projection | Embedding | Linear, stored: Mapping[str, Tensor], name: str = "linear"
 ) -> Change:
-    """A linear map in place of one that is stored in its family's way."""
+    """A linear layer in place of one that is stored in its family's way."""
     out_features, in_features = stored["weight"].shape
     sizes = {"in_features": in_features, "out_features": out_features, "bias": "bias" in stored}
     named = {f"{part.address}.{leaf}": tensor for leaf, tensor in stored.items()}

@@ -20,13 +20,13 @@ def reasons(conversion: Conversion) -> dict[str, Any]:
         "hidden_size": width,
         "norms": [norm.address for norm in stream.norms],
         "writers": [writer.address for writer in stream.writers],
-        "recentred as they run": [w.address for w in stream.writers if conversion.runs(w)],
+        "recentered as they run": [w.address for w in stream.writers if conversion.runs(w)],
         "readers": [reader.part.address for reader in stream.readers],
         "folded": [norm.address for norm in stream.norms if conversion.folds(norm)],
         "untied": ["head.weight"] if conversion.unties else [],
         "not preserved": _not_preserved(conversion),
         "meaning": (
-            "writers add to the residual stream and are recentred; readers see it through the "
+            "writers add to the residual stream and are recentered; readers see it through the "
             "norms; what is folded has its gain and shift in the maps that read it"
         ),
     }
@@ -86,7 +86,7 @@ def _precision(conversion: Conversion) -> list[str]:
     if not narrow:
         return []
     return [
-        f"Weights are {', '.join(narrow)}: what was recentred in float64 is rounded to that again, "
+        f"Weights are {', '.join(narrow)}: what was recentered in float64 is rounded to that again, "
         "so outputs move about as much as that rounding does. Open the model in float32 for less."
     ]
 

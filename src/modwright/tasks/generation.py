@@ -152,7 +152,7 @@ def _require_generator(model: PreTrainedModel) -> None:
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> torch.Tensor:
     """Token ids (1, T) of the prompt, special tokens included."""
     if chat and tokenizer.chat_template is None:
-        raise InvalidInputError("this tokenizer has no chat template; legal values of chat: False, None")
+        raise InvalidInputError("this tokenizer has no chat template; valid values of chat: False, None")
     if not prompt:
         raise InvalidInputError("the prompt is empty; give at least one word")
     if chat:
@@ -180,7 +180,7 @@ def _require_room(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -
         legal = f"1..{room}" if room > 0 else "none, the prompt itself is too long"
         raise InvalidInputError(
             f"max_new_tokens is {new_tokens} after a prompt of {prompt_tokens} tokens, and the "
-            f"model has {longest} positions; legal values: {legal}"
+            f"model has {longest} positions; valid values: {legal}"
         )
 
 

@@ -1,4 +1,4 @@
-"""GGUF files of plain models: read back equal, quantised as asked, refused with the reason."""
+"""GGUF files of plain models: read back equal, quantized as asked, refused with the reason."""
 
 from __future__ import annotations
 

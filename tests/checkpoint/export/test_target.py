@@ -21,11 +21,11 @@ from .edited import short
 @pytest.mark.parametrize(
     ("name", "options", "note"),
     [
-        ("onxx", {}, "unknown target 'onxx'; legal values: gguf, onnx, plain, pt2, standalone"),
-        ("gguf", {"typ": "f16"}, "unknown option of gguf 'typ'; legal values: type"),
+        ("onxx", {}, "unknown target 'onxx'; valid values: gguf, onnx, plain, pt2, standalone"),
+        ("gguf", {"typ": "f16"}, "unknown option of gguf 'typ'; valid values: type"),
         ("gguf", {"type": "q3"}, "type: must be 'auto', 'f32', 'f16', 'bf16' or 'q8_0'"),
         ("onnx", {"form": 3}, "form: must be 'outputs' or 'generation', not 3"),
-        ("plain", {"type": "f16"}, "unknown option of plain 'type'; legal values: none"),
+        ("plain", {"type": "f16"}, "unknown option of plain 'type'; valid values: none"),
     ],
 )
 def test_names_and_options_are_refused_with_the_legal_ones(

@@ -57,7 +57,7 @@ def wrapped(model: Any) -> Any:
 
 
 def family_of(config: Any, model: Any = None) -> Family:
-    """The family of a config, for stock models and for remodelled ones.
+    """The family of a config, for stock models and for remodeled ones.
 
     Args:
         config: of the model.
@@ -65,7 +65,7 @@ def family_of(config: Any, model: Any = None) -> Family:
             modules differently.
 
     Raises:
-        UnsupportedArchitecture: names what was recognised, and how a family is added.
+        UnsupportedArchitecture: names what was recognized, and how a family is added.
     """
     model_type = str(getattr(config, "model_type", "") or type(config).__name__)
     base = model_type.removeprefix("modwright_")
@@ -79,7 +79,7 @@ def family_of(config: Any, model: Any = None) -> Family:
         seen = ", ".join(f"{name} {value}" for name, value in shown.items()) or "no known fields"
         reason = reason_against(base, config)
         raise UnsupportedArchitecture(
-            f"no family for model type {model_type!r} (recognised: {seen}"
+            f"no family for model type {model_type!r} (recognized: {seen}"
             f"{f'): {reason}' if reason else ')'}; known: {', '.join(family_names())}; one file "
             "adds a family, see CONTRIBUTING.md"
         )

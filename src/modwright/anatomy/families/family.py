@@ -151,7 +151,7 @@ class Family(FamilyTable):
 
     def projection(self, block: nn.Module, role: str, address: str) -> Projection:
         module = block.get_submodule(self.block[role])
-        # A linear map that was put in place by an edit stores [out, in] whatever the family does.
+        # A linear layer that was put in place by an edit stores [out, in] whatever the family does.
         stock = self.transposed and not isinstance(module, nn.Linear)
         return as_projection(module, address, transposed=stock)
 

@@ -30,7 +30,7 @@ class FamilyTable:
             does their work.
         config_fields: modwright's word -> the config's field, where they differ from the usual.
         presets: name -> config arguments of a tiny random model, for trying things out.
-        transposed: its linear maps store [in, out].
+        transposed: its linear layers store [in, out].
         last_norm_keeps_width: its forward takes what the norm behind the blocks returns for as wide
             as what entered the blocks.
         pairs: blocks take (output, attention weights) from an attention.

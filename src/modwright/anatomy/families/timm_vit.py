@@ -1,4 +1,4 @@
-"""ViT and DeiT of timm: recognised by their modules, in the wrapper that transformers has for timm.
+"""ViT and DeiT of timm: recognized by their modules, in the wrapper that transformers has for timm.
 
 A bare timm model has no config and no checkpoint of its own, so it is put into transformers'
 wrapper; both hold the same weights. The wrapper's config names an architecture of timm and the

@@ -1,4 +1,4 @@
-"""Tables of vectors, and linear maps outside the blocks."""
+"""Tables of vectors, and linear layers outside the blocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Embedding(ModulePart):
 
 
 class Linear(ModulePart):
-    """A linear map of the stream outside the blocks: weight [out, in], perhaps a bias."""
+    """A linear layer of the stream outside the blocks: weight [out, in], perhaps a bias."""
 
     input_axes, output_axes = Projection.input_axes, Projection.output_axes
 

@@ -23,7 +23,7 @@ __all__ = ["Expert", "ExpertProjection", "MixtureOfExperts"]
 
 
 class ExpertProjection(Projection):
-    """One expert's linear map: some rows of one slice of a parameter (E, out, in)."""
+    """One expert's linear layer: some rows of one slice of a parameter (E, out, in)."""
 
     def __init__(
         self, module: nn.Module, name: str, expert: int, address: str, rows: slice | None = None

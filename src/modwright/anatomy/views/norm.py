@@ -19,7 +19,7 @@ class Norm(ModulePart):
     """A normalization.
 
     Attributes:
-        kind: "layer" (centring), "rms", "crms" (of a zero-mean stream that is stored without one
+        kind: "layer" (centering), "rms", "crms" (of a zero-mean stream that is stored without one
             coordinate), or "other".
         offset: 1 for norms that multiply by (1 + w).
     """

@@ -37,7 +37,7 @@ class Sublayer(Part):
 
     @abstractmethod
     def projections(self) -> dict[str, Projection]:
-        """Its linear maps by role: "q", "up" and the like."""
+        """Its linear layers by role: "q", "up" and the like."""
 
     def buffers(self) -> dict[str, Tensor]:
         """What a part of modwright's stores beside its weights, by name: index tables and such."""

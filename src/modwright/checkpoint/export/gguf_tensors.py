@@ -120,7 +120,7 @@ def _packed(tensor: Any, stored: Stored) -> np.ndarray:
 
 
 def _as_rotary_pairs(values: np.ndarray, heads: int) -> np.ndarray:
-    """Rows of each head, paired by halves (j, j + D / 2), as neighbours (2 j, 2 j + 1)."""
+    """Rows of each head, paired by halves (j, j + D / 2), as neighbors (2 j, 2 j + 1)."""
     half = values.shape[0] // heads // 2
     by_half = values.reshape(heads, 2, half, *values.shape[1:])
     return by_half.swapaxes(1, 2).reshape(values.shape)

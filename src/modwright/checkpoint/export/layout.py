@@ -55,7 +55,7 @@ class Layout:
 
 
 def layout_of(model: Any) -> Layout:
-    """Resolves the edits of a remodelled model to places.
+    """Resolves the edits of a remodeled model to places.
 
     The edits are replayed on a model without weights, and what was placed is noted. The result is
     compared with the live model, module by module.

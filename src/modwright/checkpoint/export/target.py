@@ -122,7 +122,7 @@ def make_target(name: str, options: Mapping[str, Any] | None = None) -> Target:
     """A target with checked options; text stands for numbers and booleans.
 
     Raises:
-        InvalidInputError: unknown target or option, or an illegal value; one line each.
+        InvalidInputError: unknown target or option, or an invalid value; one line each.
 
     Example:
         >>> make_target("gguf", {"type": "q8_0"})

@@ -50,7 +50,7 @@ class Gguf(Target):
         config = model.config
         if config.model_type not in ARCHITECTURES:
             return (
-                f"model type {config.model_type!r} is not written as GGUF here; legal: "
+                f"model type {config.model_type!r} is not written as GGUF here; valid: "
                 f"{', '.join(ARCHITECTURES)}"
             )
         if not type(model).__name__.endswith("ForCausalLM"):

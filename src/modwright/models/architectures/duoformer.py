@@ -117,7 +117,7 @@ class DuoFormerConfig(ImageConfig):
         interpolate_positions: images of other sizes get the cells' positions resized.
         cells_at_once: cells that attend over scales at one time, to save memory; all unless it
             is said.
-        init_std: of the linear maps' weights at the start. The released 0.02 is for 768 channels;
+        init_std: of the linear layers' weights at the start. The released 0.02 is for 768 channels;
             a model of 48 learns much faster from 0.08, which lets as much through.
     """
 
@@ -359,7 +359,7 @@ def _official(config: DuoFormerConfig) -> StateDictConverter:
         rules.append(Rename(theirs, ours, lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)))
     for index in range(config.scales):
         stage = STAGES - config.scales + index
-        rules.append(Rename(f"projection.proj_heads{stage}", f"tokenise.projections.{index}"))
+        rules.append(Rename(f"projection.proj_heads{stage}", f"tokenize.projections.{index}"))
     for b in range(config.depth):
         rules += [
             Rename(f"scaleBlocks.{b}.{there}", f"scale_blocks.{b}.{here}")

@@ -87,7 +87,7 @@ class FmvitConfig(ImageConfig):
         super().__post_init__(**kwargs)
         self.per_stage(len(self.depths), "widths", "out_widths", "reductions")
         if self.pool not in POOLS:
-            raise InvalidInputError(f"unknown pool {self.pool!r}; legal values: {', '.join(POOLS)}")
+            raise InvalidInputError(f"unknown pool {self.pool!r}; valid values: {', '.join(POOLS)}")
         for width in self.widths:
             if width % self.head_dim:
                 raise InvalidInputError(f"head_dim {self.head_dim} does not divide a width of {width}")

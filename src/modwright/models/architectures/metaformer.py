@@ -121,7 +121,7 @@ class MetaFormerForImageClassification(PyramidClassifier):
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
         conv.reset_parameters()
-        if conv.kernel_size == (1, 1):  # a linear map of the MLP
+        if conv.kernel_size == (1, 1):  # a linear layer of the MLP
             nn.init.trunc_normal_(conv.weight, std=0.02)
             if conv.bias is not None:
                 nn.init.zeros_(conv.bias)

@@ -1,6 +1,6 @@
 """A feed-forward part whose neurons are grouped into experts, of which each token uses a few.
 
-EMoE (arXiv 2310.10908): an expert is a run of neighbouring neurons of an ordinary feed-forward
+EMoE (arXiv 2310.10908): an expert is a run of neighboring neurons of an ordinary feed-forward
 part. Every chosen expert counts with weight one, so with all of them chosen the part is the
 ordinary one. A token's experts are chosen by a mean over each expert's neurons, without parameters
 of a router; no gradient flows through the choice.
@@ -142,7 +142,7 @@ class ExpertFeedForward(FeedForward):
         maps = [m for m in (self.gate_proj, self.up_proj, self.down_proj) if m is not None]
         return not any(
             type(m) is not nn.Linear
-            or type(m.weight) not in (Tensor, nn.Parameter)  # quantised, or shared out
+            or type(m.weight) not in (Tensor, nn.Parameter)  # quantized, or shared out
             or has_forward_hooks(m)
             # An offloading library hooks in by replacing the method.
             or "forward" in m.__dict__

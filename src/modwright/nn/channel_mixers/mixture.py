@@ -41,7 +41,7 @@ class MixtureShape:
                 raise ValueError(f"{field.name} must be at least 1, not {value}")
         if self.top_k > self.num_experts:
             raise ValueError(
-                f"top_k {self.top_k} of {self.num_experts} experts: legal are 1 to all"
+                f"top_k {self.top_k} of {self.num_experts} experts: valid are 1 to all"
             )
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def _conv1x1(inputs: int, outputs: int, bias: bool = True) -> nn.Module:
     return nn.Conv2d(inputs, outputs, 1, bias=bias)
 
 
-# A linear map of the channels in each layout; the weights are the same numbers.
+# A linear layer of the channels in each layout; the weights are the same numbers.
 LINEAR: dict[str, Callable[..., nn.Module]] = {"tokens": nn.Linear, "map": _conv1x1}
 
 
@@ -46,7 +46,7 @@ class Mlp(nn.Module):
         hidden: neurons.
         act: name of the activation.
         drop: dropout.
-        layout: "tokens" has linear maps, "map" has 1 x 1 convolutions.
+        layout: "tokens" has linear layers, "map" has 1 x 1 convolutions.
         inside: a part between fc1 and the activation, on ``hidden`` channels.
         linear: makes a map from (in, out, bias); that of the layout unless it is said.
         gate: a part that the result passes through, in the layout.

@@ -20,7 +20,7 @@ class SoftSplit(nn.Module):
     """Every window of a map becomes one token: all channels of its first place, of its next, ...
 
     The channels of a token are ordered by channel first and by place in the window second. A
-    linear map behind it is a convolution.
+    linear layer behind it is a convolution.
 
     Args:
         kernel: side of a window.
@@ -89,7 +89,7 @@ class TokenLayer(nn.Module):
 
 
 class T2TStem(nn.Module):
-    """Splits a map softly and narrows the tokens, again and again; a linear map ends it.
+    """Splits a map softly and narrows the tokens, again and again; a linear layer ends it.
 
     Args:
         in_channels: of the image.

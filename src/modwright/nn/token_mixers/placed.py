@@ -67,7 +67,7 @@ class PlacedMixer(nn.Module):
     ) -> None:
         super().__init__()
         if mixer not in MIXERS:
-            raise ValueError(f"unknown mixer {mixer!r}; legal values: {', '.join(MIXERS)}")
+            raise ValueError(f"unknown mixer {mixer!r}; valid values: {', '.join(MIXERS)}")
         self.name, self.hidden_size, self.prefix = mixer, hidden_size, prefix
         self.grid = None if grid is None else (grid[0], grid[1])
         self.as_tuple = as_tuple

@@ -14,13 +14,13 @@ __all__ = ["DepthwiseConvMixer", "IdentityMixer", "Pooling", "RandomMixing", "Sp
 
 
 class Pooling(nn.Module):
-    """The mean of the neighbourhood minus the place itself; border places have fewer neighbours.
+    """The mean of the neighborhood minus the place itself; border places have fewer neighbors.
 
     Where no gradient is wanted, means on the CPU are taken along one axis and then along the other:
-    two additions per axis and step instead of all places of the neighbourhood.
+    two additions per axis and step instead of all places of the neighborhood.
 
     Args:
-        pool_size: side of the neighbourhood, odd.
+        pool_size: side of the neighborhood, odd.
 
     Shapes:
         (B, C, H, W) -> the same.

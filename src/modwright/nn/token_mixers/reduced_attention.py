@@ -1,4 +1,4 @@
-"""Attention of all places to averages of neighbouring ones (arXiv 2311.05707, 2207.05501)."""
+"""Attention of all places to averages of neighboring ones (arXiv 2311.05707, 2207.05501)."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class ReducedAttention(SelfAttention):
         if head_dim < 1 or dim % head_dim:
             raise ValueError(f"heads of {head_dim} channels do not fill a width of {dim}")
         if pool not in POOLS:
-            raise ValueError(f"unknown pool {pool!r}; legal values: {', '.join(POOLS)}")
+            raise ValueError(f"unknown pool {pool!r}; valid values: {', '.join(POOLS)}")
         if reduction < 1:
             raise ValueError(f"reduction must be at least 1, not {reduction}")
         super().__init__(dim, dim // head_dim, storage="separate", linear=projection)

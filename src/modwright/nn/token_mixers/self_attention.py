@@ -15,7 +15,7 @@ from modwright.nn.layouts import SpatialShape
 
 __all__ = ["STORAGE", "SelfAttention", "naive_attention"]
 
-# The linear maps that hold queries, keys and values, each named by what it gives, in order.
+# The linear layers that hold queries, keys and values, each named by what it gives, in order.
 STORAGE: dict[str, tuple[str, ...]] = {
     "fused": ("qkv",),
     "q_kv": ("q", "kv"),
@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
         if width % num_heads:
             raise ValueError(f"{num_heads} heads do not divide a width of {width}")
         if storage not in STORAGE:
-            raise ValueError(f"unknown storage {storage!r}; legal values: {', '.join(STORAGE)}")
+            raise ValueError(f"unknown storage {storage!r}; valid values: {', '.join(STORAGE)}")
         self.dim, self.width, self.num_heads = dim, width, num_heads
         self.scale = (width // num_heads) ** -0.5 if scale is None else scale
         self.storage = storage
