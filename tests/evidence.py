@@ -75,7 +75,7 @@ def digest_of(record: Paper) -> str:
     """
     assert record.acceptance is not None
     sharing = (other for other in papers() if other.acceptance == record.acceptance)
-    files = [_source(module) for module in sorted({m for other in sharing for m in other.rooms})]
+    files = [_source(module) for module in sorted({m for other in sharing for m in other.modules})]
     files.append(ROOT / record.acceptance)
     found = hashlib.sha256()
     for file in files:

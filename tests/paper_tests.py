@@ -18,10 +18,10 @@ __all__ = ["of_papers"]
 
 def _stems() -> dict[str, str]:
     """How test files of one paper alone may begin -> its slug."""
-    named = Counter(module for record in papers() for module in record.rooms)
+    named = Counter(module for record in papers() for module in record.modules)
     found = {f"test_{record.slug.replace('-', '_')}": record.slug for record in papers()}
     for record in papers():
-        own = (module for module in record.rooms if named[module] == 1)
+        own = (module for module in record.modules if named[module] == 1)
         found |= {f"test_{module.rpartition('.')[2]}": record.slug for module in own}
     return found
 

@@ -141,14 +141,14 @@ def test_the_direction_of_imports_is_held() -> None:
     layers = next(contract for contract in contracts if contract["type"] == "layers")
     named = set(re.findall(r"modwright\.(\w+)", " ".join(layers["layers"])))
     package = ROOT / "src" / "modwright"
-    rooms = {place.name for place in package.iterdir() if (place / "__init__.py").exists()}
-    assert rooms <= named, f"packages without a place: {rooms - named}"
+    packages = {place.name for place in package.iterdir() if (place / "__init__.py").exists()}
+    assert packages <= named, f"packages without a place: {packages - named}"
 
 
-def test_tests_mirror_the_rooms() -> None:
+def test_tests_mirror_the_packages() -> None:
     package = ROOT / "src" / "modwright"
-    rooms = {place.name for place in package.iterdir() if (place / "__init__.py").exists()}
-    missing = {room for room in rooms if not list((ROOT / "tests" / room).glob("test_*.py"))}
+    packages = {place.name for place in package.iterdir() if (place / "__init__.py").exists()}
+    missing = {room for room in packages if not list((ROOT / "tests" / room).glob("test_*.py"))}
     assert missing == set()
 
 

@@ -35,9 +35,9 @@ def with_head(path: str, markdown: str) -> str:
     if one is None or not _is_written(one):
         return markdown
     title, _, rest = markdown.partition("\n")
-    rooms = ", ".join(f"[`{room}`][{room}]" for room in one.rooms)
+    modules = ", ".join(f"[`{room}`][{room}]" for room in one.modules)
     command = f" · `{one.command}` gives the figures" if one.command else ""
-    return f"{title}\n\n{_head(one)} · {rooms}{command}\n{{ .paper-head }}\n{rest}"
+    return f"{title}\n\n{_head(one)} · {modules}{command}\n{{ .paper-head }}\n{rest}"
 
 
 def _page(one: Paper) -> str:
@@ -58,8 +58,8 @@ def _badge(status: str) -> str:
 
 
 def _short_page(one: Paper) -> str:
-    rooms = [f"- `{room}`" for room in one.rooms]
-    info = ["What can be used of it:", "", *rooms] if rooms else [_NOT_YET]
+    modules = [f"- `{room}`" for room in one.modules]
+    info = ["What can be used of it:", "", *modules] if modules else [_NOT_YET]
     lines = [
         f"# {one.title}",
         "",

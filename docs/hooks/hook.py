@@ -16,25 +16,25 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import catalogue
 import command_line
-import rooms
+import packages
 import tables
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 MARKER = re.compile(r"^<!-- modwright: ([\w-]+) -->$", re.MULTILINE)
-MAKERS = {**tables.MAKERS, **catalogue.MAKERS, **command_line.MAKERS, **rooms.MAKERS}
+MAKERS = {**tables.MAKERS, **catalogue.MAKERS, **command_line.MAKERS, **packages.MAKERS}
 
 
 def on_config(config: Any) -> Any:
     """Papers that work and the packages enter the navigation."""
     _section(config.nav, "Papers").extend(catalogue.navigation())
-    _section(_section(config.nav, "Reference"), "Python").extend(rooms.navigation())
+    _section(_section(config.nav, "Reference"), "Python").extend(packages.navigation())
     return config
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages that no file holds."""
-    for path, text in rooms.pages().items():
+    for path, text in packages.pages().items():
         files.append(File.generated(config, path, content=text))
     for path, text in catalogue.planned_pages().items():
         page = File.generated(config, path, content=text)

@@ -89,7 +89,7 @@ def accuracies(names: list[str], count: int, settings: dict[str, Any]) -> dict[s
     }
 
 
-def test_500_pictures() -> None:
+def test_500_images() -> None:
     """Beside its backbone and a hybrid, and without each of its parts."""
     found = accuracies(list(STRUCTURES) if FULL else ["duoformer", "hybrid"], 500, FEW)
     # DuoFormer was to be at least as good as the hybrid. It is not, with so few images and no
@@ -100,7 +100,7 @@ def test_500_pictures() -> None:
 
 
 @figures_only
-def test_5000_pictures() -> None:
+def test_5000_images() -> None:
     if not ON_CLOTHES:
         pytest.skip("needs the Debian package dataset-fashion-mnist")
     found = accuracies(COMPARED, 5000, MANY)

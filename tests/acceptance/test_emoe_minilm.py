@@ -145,15 +145,15 @@ def test_clustered_experts_keep_more_of_the_function(opened: Any) -> None:
     mlps = layers_of(opened.anatomy)
     inputs = inputs_of(opened, mlps)
     errors: dict[str, list[float]] = {how: [] for how in SPLITS}
-    tightness: dict[str, list[float]] = {how: [] for how in SPLITS}
+    inertias: dict[str, list[float]] = {how: [] for how in SPLITS}
     for mlp in mlps:
         keys = F.normalize((mlp.up if mlp.gate is None else mlp.gate).weight, dim=1)
         for how in SPLITS:
             labels = split_evenly(keys, 64, how)
             assert torch.bincount(labels).tolist() == [mlp.intermediate_size // 64] * 64
             errors[how].append(output_error(mlp, inputs[mlp.address], labels))
-            tightness[how].append(inertia(keys, labels))
-        assert tightness["kmeans"][-1] < min(tightness["contiguous"][-1], tightness["random"][-1])
+            inertias[how].append(inertia(keys, labels))
+        assert inertias["kmeans"][-1] < min(inertias["contiguous"][-1], inertias["random"][-1])
     means = {how: statistics.mean(found) for how, found in errors.items()}
     note(
         "emoe output error",
@@ -166,7 +166,7 @@ def test_clustered_experts_keep_more_of_the_function(opened: Any) -> None:
             one < min(two, three) for one, two, three in zip(*errors.values(), strict=True)
         ),
         by_layer={how: [round(e, 4) for e in found] for how, found in errors.items()},
-        inertia={how: round(statistics.mean(found), 2) for how, found in tightness.items()},
+        inertia={how: round(statistics.mean(found), 2) for how, found in inertias.items()},
     )
     assert means["kmeans"] < means["contiguous"] and means["kmeans"] < means["random"]
 

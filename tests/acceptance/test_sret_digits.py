@@ -47,6 +47,6 @@ def test_slices_cost_next_to_nothing() -> None:
 
 
 @pytest.mark.skipif(not FULL, reason="nothing is claimed of few images: their figures are noted")
-def test_few_pictures() -> None:
+def test_few_images() -> None:
     for kind in KINDS:
         assert accuracy(kind, pictures=150, epochs=20, batch_size=32) > 80

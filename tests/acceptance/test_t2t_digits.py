@@ -52,7 +52,7 @@ def accuracy(name: str) -> float:
     return mean_accuracy(f"t2t-{name}", STRUCTURES[name], few, SEEDS, **settings)
 
 
-def test_soft_splits_see_more_in_few_pictures_than_hard_patches() -> None:
+def test_soft_splits_see_more_in_few_images_than_hard_patches() -> None:
     # 99,200 parameters that are trained, against 112,810
     soft, hard = accuracy("performer"), accuracy("patch")
     assert soft - hard >= 1.5, (soft, hard)
@@ -65,7 +65,7 @@ def test_others_stand_beside(name: str) -> None:
 
 
 @pytest.mark.skipif(not FULL, reason="figures of the page")
-def test_all_pictures_and_other_shapes_of_the_backbone() -> None:
+def test_all_images_and_other_shapes_of_the_backbone() -> None:
     """Where the paper's directions end: nothing is asked of them."""
     for stem in ("performer", "patch"):
         make, settings = STRUCTURES[stem], {"epochs": 25, "batch_size": 32}

@@ -210,7 +210,7 @@ def test_opt_without_parameters_in_its_norms_is_edited_too(tiny: Any) -> None:
 # ViT
 
 
-def test_vit_reads_pictures_through_patches(tiny: Any) -> None:
+def test_vit_reads_images_through_patches(tiny: Any) -> None:
     model = tiny("tiny-vit")
     anatomy = Anatomy.of(model)
     patches = anatomy.outer["embed"]

@@ -173,11 +173,11 @@ def test_the_mlp_views_compute_what_the_module_computes(tiny: Any, dense_mlps: s
     torch.testing.assert_close(result, out, atol=1e-5, rtol=1e-4)
 
 
-def test_taps_follow_the_residual_stream(tiny: Any, preset: str) -> None:
-    check_taps(tiny(preset))
+def test_hook_points_follow_the_residual_stream(tiny: Any, preset: str) -> None:
+    check_hook_points(tiny(preset))
 
 
-def check_taps(model: Any) -> None:
+def check_hook_points(model: Any) -> None:
     """h before a sublayer and what the sublayer adds make up h after it, token by token."""
 
     def seen_at(model: Any, *hook_points: HookPoint) -> list[Tensor]:
@@ -303,7 +303,7 @@ def test_a_quantised_model_is_refused(tiny: Any, preset: str) -> None:
 
 
 @pytest.mark.contract("B1", "H4")
-def test_an_unknown_family_is_named_with_what_was_recognised() -> None:
+def test_an_unknown_family_is_named_with_what_was_recognized() -> None:
     from transformers import OpenAIGPTConfig, OpenAIGPTModel
 
     model = OpenAIGPTModel(OpenAIGPTConfig(vocab_size=8, n_embd=8, n_layer=1, n_head=2))
@@ -388,4 +388,4 @@ def test_variants_of_a_family_hold_the_same_promises(
     model = tiny(base, **changed)
     check_parts_cover_the_model(model)
     check_attention_views(model)
-    check_taps(model)
+    check_hook_points(model)

@@ -30,7 +30,7 @@ def test_every_family_reads_what_it_says(tiny: Any, preset: str) -> None:
     assert (reads.describe() == "") == reads.is_text
 
 
-def test_probes_are_two_padded_rows_or_two_pictures(tiny: Any, preset: str) -> None:
+def test_probes_are_two_padded_rows_or_two_images(tiny: Any, preset: str) -> None:
     model = tiny(preset, dtype=torch.bfloat16)
     batch = batch_of(model)
     assert all(len(tensor) == 2 for tensor in batch.values())
@@ -42,7 +42,7 @@ def test_probes_are_two_padded_rows_or_two_pictures(tiny: Any, preset: str) -> N
         assert batch["pixel_values"].dtype == torch.bfloat16
 
 
-def test_pictures_and_patches_may_be_oblong() -> None:
+def test_images_and_patches_may_be_oblong() -> None:
     images = Images(1, (32, 16), (8, 4), extra=2)
     assert images.patches == 16 and images.positions(5) == 18
     assert images.random(2, 5, generator())["pixel_values"].shape == (2, 1, 32, 16)

@@ -107,7 +107,7 @@ def test_fault_A3_narrowing_and_splitting_are_refused(
     assert unsupported_reason(make_method("modegpt", {"pairs": ["value_output"]}), anatomy) is None
 
 
-def test_fault_A3_elementwise_activations_of_others_stay_legal(tiny: Any) -> None:
+def test_fault_A3_elementwise_activations_of_others_stay_valid(tiny: Any) -> None:
     source = tiny("tiny-llama", hidden_act="squared")
     mlp: Any = Anatomy.of(source).blocks[0].mlp
     assert mlp.separable

@@ -347,7 +347,7 @@ def test_fault_B20_one_collector_twice_is_refused_before_anything_runs(
     assert progress.done == 0
 
 
-def test_collectors_do_not_see_each_others_taps(tiny: Any) -> None:
+def test_collectors_do_not_see_each_others_hook_points(tiny: Any) -> None:
     model = tiny("tiny-llama")
     together = walk(model, Everything("attention"), Similarity())
     apart = walk(model, Everything("attention"))

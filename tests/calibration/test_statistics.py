@@ -82,6 +82,6 @@ def test_a_stream_is_a_tensor_per_batch_in_one_file(tmp_path: Path, dtype: torch
     assert not list(tmp_path.iterdir())
 
 
-def test_creating_a_stream_takes_no_leftovers_over(tmp_path: Path) -> None:
+def test_creating_a_stream_takes_no_partial_files_over(tmp_path: Path) -> None:
     HiddenStatesFile.create(tmp_path / "a", [(3,)], torch.float32)[0] = torch.ones(3)
     assert torch.equal(HiddenStatesFile.create(tmp_path / "a", [(3,)], torch.float32)[0], torch.zeros(3))

@@ -22,7 +22,7 @@ def images(count: int = 5, seed: int = 0) -> torch.Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
 
 
-def test_pictures_are_batched_as_given_and_say_what_they_are() -> None:
+def test_images_are_batched_as_given_and_say_what_they_are() -> None:
     data = from_tensors([{"pixel_values": part} for part in images().split(2)], name="noise")
     assert [len(batch.tensors()["pixel_values"]) for batch in data] == [2, 2, 1]
     assert all(batch.attention_mask is None for batch in data)
@@ -71,7 +71,7 @@ def test_every_keyword_reaches_the_model(tiny: Any) -> None:
     assert not torch.equal(plain[0]["resid_pre"], segmented[0]["resid_pre"])
 
 
-def test_a_vit_walks_over_pictures(tiny: Any) -> None:
+def test_a_vit_walks_over_images(tiny: Any) -> None:
     model = tiny("tiny-vit")
     data = from_tensors([{"pixel_values": part} for part in images().split(2)])
     statistics = walk(model, SecondMoments(), data=data)
@@ -81,7 +81,7 @@ def test_a_vit_walks_over_pictures(tiny: Any) -> None:
         assert all(torch.allclose(value, many[name], atol=1e-5) for name, value in one.items())
 
 
-def test_statistics_of_other_pictures_are_not_mixed_in(tiny: Any, tmp_path: Path) -> None:
+def test_statistics_of_other_images_are_not_mixed_in(tiny: Any, tmp_path: Path) -> None:
     model = tiny("tiny-vit")
     walk(model, Similarity(), data=from_tensors([{"pixel_values": images()}]), directory=tmp_path)
     other = from_tensors([{"pixel_values": images(seed=1)}])

@@ -123,12 +123,12 @@ def test_batches_do_not_change_the_digest(counting):
         ({"windows": 1, "length": 4, "batch_size": 0}, "batch_size is 0; valid values: 1"),
     ],
 )
-def test_numbers_outside_their_range_name_the_legal_ones(counting, numbers, said):
+def test_numbers_outside_their_range_name_the_valid_ones(counting, numbers, said):
     with pytest.raises(InvalidInputError, match=said):
         token_windows(word_tokenizer(), counting, **numbers)
 
 
-def test_the_largest_legal_numbers_are_legal(counting):
+def test_the_largest_valid_numbers_are_valid(counting):
     assert token_windows(word_tokenizer(), counting, windows=25, length=4).num_tokens == 100
     assert token_windows(word_tokenizer(), counting, windows=1, length=100).num_tokens == 100
 

@@ -261,7 +261,7 @@ def test_surplus_tensors_are_listed(llama_dir: Path) -> None:
         ({"device": "meta"}, "holds no weights"),
     ],
 )
-def test_illegal_arguments(arguments: dict[str, Any], message: str, llama_dir: Path) -> None:
+def test_invalid_arguments(arguments: dict[str, Any], message: str, llama_dir: Path) -> None:
     with pytest.raises(InvalidInputError, match=message):
         checkpoint.open(llama_dir, **arguments)
 

@@ -107,7 +107,7 @@ def test_readme_and_extra_files(llama_dir: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../up.txt", "/abs.txt", "", "config.json", "a.safetensors"])
-def test_illegal_extra_names(name: str, tmp_path: Path) -> None:
+def test_invalid_extra_names(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError):
         save(tiny_gpt2(), tmp_path / "out", files={name: "x"})
     assert not (tmp_path / "out").exists()

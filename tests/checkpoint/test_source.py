@@ -28,7 +28,7 @@ def test_a_path_wins_over_a_packaged_name(llama_dir: Path, monkeypatch: pytest.M
     ("name", "nearest"),
     [("smolm2-135m", "smollm2-135m"), ("MiniLM", "minilm"), ("tiny-lama", "tiny-llama")],
 )
-def test_unknown_word_lists_what_is_legal(
+def test_unknown_word_lists_what_is_valid(
     name: str, nearest: str, llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(llama_dir.parent)
@@ -36,8 +36,8 @@ def test_unknown_word_lists_what_is_legal(
         locate(name)
     message = str(refusal.value)
     assert f"did you mean {nearest!r}" in message
-    for legal in ("config.json", ".gguf", *alias_names(), "preset:", "org/name"):
-        assert legal in message
+    for valid in ("config.json", ".gguf", *alias_names(), "preset:", "org/name"):
+        assert valid in message
 
 
 @pytest.mark.parametrize("wrong", ["tiny-lama", "tiny-lama/inner", "tiny-llma.gguf"])

@@ -123,7 +123,7 @@ def test_fault_A8_a_model_that_is_trained_further_answers_in_the_new_names(
     assert done.code == 2 and "objective.teacher: its classes are blue, green, red" in done.err
 
 
-def test_pictures_of_a_folder(command: Command, recipe: Path) -> None:
+def test_images_of_a_folder(command: Command, recipe: Path) -> None:
     drawn = np.random.default_rng(0)
     for name in ("dark", "light"):
         folder = recipe.parent / "pictures" / name
@@ -282,7 +282,7 @@ def test_what_cannot_be_read_or_written_is_one_line(
 # upscale
 
 
-def test_a_picture_is_made_larger(command: Command, place: Path) -> None:
+def test_a_image_is_made_larger(command: Command, place: Path) -> None:
     from modwright.models.upscaling import upscale_image
 
     torch.manual_seed(0)

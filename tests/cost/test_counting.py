@@ -157,7 +157,7 @@ def test_a_tied_head_has_no_parameters_of_its_own_but_its_products(make: Any, ti
     assert rows["embed"].prefill_macs == 0
 
 
-def test_a_picture_has_a_length_of_its_own(make: Any) -> None:
+def test_a_image_has_a_length_of_its_own(make: Any) -> None:
     model = make("tiny-vit")
     counted = count(model, length=LENGTH, batch=3)
     assert counted == count(model, length=500, batch=3)
@@ -240,7 +240,7 @@ def test_growth_in_length_is_what_it_says(make: Any) -> None:
 
 @pytest.mark.parametrize("name", ["length", "batch", "context"])
 @pytest.mark.parametrize("value", [0, -3, 2.0, True])
-def test_numbers_out_of_range_are_refused_with_the_legal_range(
+def test_numbers_out_of_range_are_refused_with_the_valid_range(
     make: Any, name: str, value: object
 ) -> None:
     with pytest.raises(InvalidInputError, match=rf"{name} must be a whole number, 1 or more, not "):

@@ -61,7 +61,7 @@ def test_the_cache_follows_the_dtype(make: Any) -> None:
     assert kv_cache_bytes(anatomy, LENGTH, BATCH, dtype=torch.float64) == 4 * half
 
 
-def test_refusals_name_what_is_legal(make: Any) -> None:
+def test_refusals_name_what_is_valid(make: Any) -> None:
     anatomy = Anatomy.of(make("tiny-llama"))
     with pytest.raises(InvalidInputError, match="length must be a whole number, 1 or more, not 0"):
         kv_cache_bytes(anatomy, 0)

@@ -151,7 +151,7 @@ def test_fault_A18_pairs_are_added_until_the_interval_is_narrow(
     assert none.ratios["prefill"].pairs == 2 and not none.ratios["prefill"].is_settled
 
 
-def test_refusals_name_what_is_legal(make: Any) -> None:
+def test_refusals_name_what_is_valid(make: Any) -> None:
     model = make("tiny-gpt2")
     for name in ("batch", "prompt", "new_tokens", "repeats", "threads"):
         with pytest.raises(InvalidInputError, match=f"{name} must be a whole number, 1 or more, not 0"):

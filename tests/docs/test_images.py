@@ -18,7 +18,7 @@ USED = re.compile(r"\((?:docs/)?(?:\.\./)*pictures/([\w.-]+)\)")
 
 @pytest.fixture(scope="module")
 def images() -> Any:
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "pictures.py")
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "make_images.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up.
@@ -29,14 +29,14 @@ def images() -> Any:
     return module
 
 
-def test_every_picture_is_used_and_they_are_small() -> None:
+def test_every_image_is_used_and_they_are_small() -> None:
     there = {file.name: file.stat().st_size for file in PICTURES.iterdir()}
     used = {name for page in pages() for name in USED.findall(page.read_text(encoding="utf-8"))}
     assert used == set(there)
     assert sum(there.values()) < 1_500_000
 
 
-def test_each_picture_stands_below_a_command_of_its_own(images: Any) -> None:
+def test_each_image_stands_below_a_command_of_its_own(images: Any) -> None:
     shots = list(images.shots())
     assert [shot.name for shot in shots] == ["inspect", "plan", "run", "report", "reload"]
     assert len({shot.block.line for shot in shots}) == len(shots)
@@ -85,6 +85,6 @@ def test_terminals_fetch_nothing() -> None:
 
 @pytest.mark.slow
 @pytest.mark.models
-def test_the_picture_of_the_parts_is_what_the_command_prints(images: Any, tmp_path: Path) -> None:
+def test_the_image_of_the_parts_is_what_the_command_prints(images: Any, tmp_path: Path) -> None:
     images.make(["inspect"], tmp_path)
     assert (tmp_path / "inspect.svg").read_text() == (PICTURES / "inspect.svg").read_text()

@@ -213,8 +213,8 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     raw = (site / "objects.inv").read_bytes()
     listed = zlib.decompress(raw.split(b"\n", 4)[4]).decode()
     anchors = {line.split(" ", 1)[0] for line in listed.splitlines()}
-    rooms = [m.name for m in pkgutil.iter_modules(modwright.__path__) if not m.name.startswith("_")]
-    for room in sorted(set(rooms) - {"cli"}):
+    packages = [m.name for m in pkgutil.iter_modules(modwright.__path__) if not m.name.startswith("_")]
+    for room in sorted(set(packages) - {"cli"}):
         module = importlib.import_module(f"modwright.{room}")
         missing = [
             n for n in getattr(module, "__all__", []) if f"{module.__name__}.{n}" not in anchors
@@ -245,7 +245,7 @@ def test_nothing_is_fetched_from_elsewhere(site: Path, served: str, browser: Bro
     assert browser.asked and not [url for url in browser.asked if not url.startswith(own)]
 
 
-def test_pictures_are_there(served: str, browser: Browser) -> None:
+def test_images_are_there(served: str, browser: Browser) -> None:
     for name in ("index.html", "tutorial.html"):
         browser.open(f"{served}/{name}")
         browser.wait("[...document.images].every(i => i.complete)")

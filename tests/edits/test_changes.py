@@ -229,7 +229,7 @@ def test_mlp_weights_of_different_widths_are_refused(llama: Anatomy) -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 32, 40])
-def test_ranks_that_save_nothing_are_refused_with_the_legal_ones(llama: Anatomy, rank: int) -> None:
+def test_ranks_that_save_nothing_are_refused_with_the_valid_ones(llama: Anatomy, rank: int) -> None:
     down = mlp_of(llama, 1).down
     with pytest.raises(InvalidInputError, match=rf"rank {rank} saves nothing; valid ranks are 1 to 31"):
         factorize(down, torch.zeros(48, rank), torch.zeros(rank, 96))

@@ -15,7 +15,7 @@ from modwright.anatomy import Anatomy
 from modwright.edits import factorize, keep_heads, remove, verify
 
 
-def remodelled_llama(tiny: Any) -> Any:
+def remodeled_llama(tiny: Any) -> Any:
     """A generic attention, a factor pair and an attention that is gone; nothing shared."""
     source = tiny.copy("tiny-llama")
     a = Anatomy.of(source)
@@ -76,7 +76,7 @@ def test_gradients_reach_every_parameter_and_checkpointing_keeps_them(
 def test_a_lora_step_is_learned_merged_saved_and_reloaded(tiny: Any, tmp_path: Path) -> None:
     import peft
 
-    model = remodelled_llama(tiny)
+    model = remodeled_llama(tiny)
     before = snapshot(model)
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "o_proj"], lora_alpha=8)
     tuned = peft.get_peft_model(model, config).train()
@@ -104,7 +104,7 @@ def test_a_lora_step_is_learned_merged_saved_and_reloaded(tiny: Any, tmp_path: P
 def test_an_adapter_is_loaded_onto_a_reloaded_model(tiny: Any, tmp_path: Path) -> None:
     import peft
 
-    model = remodelled_llama(tiny)
+    model = remodeled_llama(tiny)
     model.save_pretrained(tmp_path / "base")
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     tuned = peft.get_peft_model(model, config).eval()
@@ -115,7 +115,7 @@ def test_an_adapter_is_loaded_onto_a_reloaded_model(tiny: Any, tmp_path: Path) -
 
 
 def test_a_trainer_step_changes_the_weights_that_come_back(tiny: Any, tmp_path: Path) -> None:
-    model = remodelled_llama(tiny)
+    model = remodeled_llama(tiny)
     before = snapshot(model)
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path / "run"),

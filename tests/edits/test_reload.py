@@ -341,7 +341,7 @@ def test_newer_formats_are_a_checkpoint_error() -> None:
         config(modwright_format=99)
 
 
-def test_remodelled_classes_are_made_once_and_found_by_name() -> None:
+def test_remodeled_classes_are_made_once_and_found_by_name() -> None:
     kind = remodeled(transformers.LlamaForCausalLM)
     assert remodeled(transformers.LlamaForCausalLM) is kind
     assert base_class(kind) is transformers.LlamaForCausalLM

@@ -108,7 +108,7 @@ def test_fault_B23_a_stock_class_still_opens_no_file(
             base_config_class(type(config)).from_dict(through_file(config, use_diff))
 
 
-def test_remodelled_classes_are_named_after_their_base() -> None:
+def test_remodeled_classes_are_named_after_their_base() -> None:
     from transformers import GPT2Model
 
     assert remodeled(GPT2Model).__name__ == "ModwrightGPT2Model"

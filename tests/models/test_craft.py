@@ -236,7 +236,7 @@ def test_whole_numbers_come_back_as_whole_numbers() -> None:
     assert large.dtype == torch.uint8 and large.equal(expected.to(torch.uint8))
 
 
-def test_every_place_depends_on_the_whole_picture_and_the_report_of_tiles_says_so() -> None:
+def test_every_place_depends_on_the_whole_image_and_the_report_of_tiles_says_so() -> None:
     model = tiny()
     image = torch.rand(1, 3, 32, 32)
     twice = torch.cat((image, image.flip(3)), 3)
@@ -256,7 +256,7 @@ class Answer(nn.Module):
         return answering
 
 
-def test_without_global_parts_tiles_are_the_whole_picture() -> None:
+def test_without_global_parts_tiles_are_the_whole_image() -> None:
     model = tiny()
     block = model.groups[0].blocks[0]
     block.fusion.mixer = Answer()
@@ -331,7 +331,7 @@ def test_a_trace_gives_the_same_numbers() -> None:
     assert torch.allclose(found, run(model, images), atol=1e-5)
 
 
-def test_flat_pictures_and_half_precision() -> None:
+def test_flat_images_and_half_precision() -> None:
     model = tiny()
     assert run(model, torch.full((1, 3, 8, 8), 0.5)).isfinite().all()
     images = torch.rand(1, 3, 16, 16)
@@ -372,7 +372,7 @@ def test_impossible_parts_are_refused() -> None:
         CrossChannelAttention(32, 3)
 
 
-def test_pictures_that_do_not_fit_are_refused() -> None:
+def test_images_that_do_not_fit_are_refused() -> None:
     model = tiny()
     with pytest.raises(InvalidInputError, match=r"multiples of 4, not 8 x 6; .*upscale_image"):
         model(torch.rand(1, 3, 8, 6))

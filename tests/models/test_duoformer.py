@@ -269,7 +269,7 @@ def test_every_kind_trains_saves_and_goes_to_the_official_names_and_back(
     assert not [name for name in without if not name.startswith(unread or ("-",))]
 
 
-def test_one_picture_can_train_a_channel_token() -> None:
+def test_one_image_can_train_a_channel_token() -> None:
     model = small(scale_token="channel").train()
     model(torch.randn(1, 3, 32, 32), torch.tensor([1])).loss.backward()
     assert model.channel_token.merge.conv0.weight.grad.abs().sum() > 0

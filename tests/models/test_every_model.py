@@ -186,7 +186,7 @@ def test_a_trace_gives_the_same_numbers(model: Any) -> None:
         assert torch.allclose(found, model(given).logits, atol=1e-5)
 
 
-def test_what_is_no_picture_is_refused(model: Any) -> None:
+def test_what_is_no_image_is_refused(model: Any) -> None:
     with pytest.raises(InvalidInputError, match="pictures are"):
         model(torch.zeros(3, 8, 8))
     with pytest.raises(InvalidInputError, match="the model takes 3 channels, the images have 4"):

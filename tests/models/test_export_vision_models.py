@@ -73,7 +73,7 @@ def test_a_program_of_torch_gives_the_same_logits(name: str, tmp_path: Path) -> 
     assert differs(program(pixel_values=images)["logits"], model, images) <= 1e-5
 
 
-def test_pictures_keep_the_size_that_the_graph_was_made_for(tmp_path: Path) -> None:
+def test_images_keep_the_size_that_the_graph_was_made_for(tmp_path: Path) -> None:
     done = modwright.export(shaken("residual_network"), tmp_path / "out", "pt2")
     program = torch.export.load(done.output / "model.pt2").module()
     with pytest.raises(AssertionError, match=r"pixel_values.*size\(\)\[2\] == 32"):

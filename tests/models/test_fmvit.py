@@ -86,8 +86,8 @@ def test_the_fused_larger_variant_costs_what_next_vit_s_prints() -> None:
 @st.composite
 def convs(draw: st.DrawFn) -> MultiGroupConv:
     inputs, outputs = draw(st.sampled_from([16, 32, 48])), draw(st.sampled_from([16, 32, 48]))
-    legal = [g for g in (1, 2, 4, 8, 16) if inputs % g == 0 and outputs % g == 0]
-    branch = st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from(legal))
+    valid = [g for g in (1, 2, 4, 8, 16) if inputs % g == 0 and outputs % g == 0]
+    branch = st.tuples(st.sampled_from([1, 3, 5]), st.sampled_from(valid))
     branches = draw(st.lists(branch, min_size=1, max_size=4))
     return MultiGroupConv(inputs, outputs, branches, stride=draw(st.integers(1, 2)))
 
@@ -358,7 +358,7 @@ def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) ->
         tiny(**fields)
 
 
-def test_impossible_parts_and_pictures_are_refused() -> None:
+def test_impossible_parts_and_images_are_refused() -> None:
     with pytest.raises(ValueError, match="3 groups do not divide 8 and 8 channels"):
         MultiGroupConv(8, 8, [(1, 3)])
     with pytest.raises(ValueError, match="kernels must be odd, not 2"):

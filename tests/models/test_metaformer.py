@@ -127,7 +127,7 @@ def test_any_size_runs(size: tuple[int, int]) -> None:
     ]
 
 
-def test_positions_are_resized_to_a_larger_picture() -> None:
+def test_positions_are_resized_to_a_larger_image() -> None:
     fields = {k: v for k, v in VARIANTS["metaformer_ppaa_s12_224"].items() if k != "depths"}
     fields["layer_scale_init"] = 1e-5
     at_224 = MetaFormerForImageClassification(

@@ -175,7 +175,7 @@ def test_each_head_sees_a_window_of_its_own_size() -> None:
         assert int(seen.sum()) == 2 * (3 + 2 * head) ** 2 == int(gradient.ne(0).sum())
 
 
-def test_modulation_moves_with_the_picture() -> None:
+def test_modulation_moves_with_the_image() -> None:
     part = stir(ScaleAwareModulation(8, 4))
     x = torch.randn(1, 8, 20, 20)
 

@@ -72,7 +72,7 @@ def test_parameters_and_products_are_those_of_the_released_code(name: str) -> No
     check_counts(name, *COUNTS[name])
 
 
-def test_the_largest_picture_rounds_to_what_is_printed() -> None:
+def test_the_largest_image_rounds_to_what_is_printed() -> None:
     with torch.device("meta"):
         model = create_model("sret_s_wo_slice_512")
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == 21.3
@@ -382,7 +382,7 @@ def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) ->
         small(**fields)
 
 
-def test_pictures_that_cannot_be_sliced_are_refused() -> None:
+def test_images_that_cannot_be_sliced_are_refused() -> None:
     model = small()
     with pytest.raises(InvalidInputError, match="4 groups do not divide the 81 tokens of stage 0"):
         model(torch.zeros(1, 3, 72, 72))

@@ -264,7 +264,7 @@ def test_a_resized_table_is_not_that_of_the_new_grid() -> None:
         assert torch.allclose(at_64(x).logits, at_32(x).logits, atol=1e-5)
 
 
-def test_pictures_that_are_no_squares_run() -> None:
+def test_images_that_are_no_squares_run() -> None:
     with torch.no_grad():
         assert small()(torch.randn(1, 3, 32, 64)).logits.isfinite().all()
         wide = small(image_size=[32, 64])
@@ -445,7 +445,7 @@ def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) ->
         small(**fields)
 
 
-def test_pictures_that_do_not_divide_are_refused() -> None:
+def test_images_that_do_not_divide_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="must be multiples of 16 pixels, not 32 x 40"):
         small()(torch.zeros(1, 3, 32, 40))
     with pytest.raises(ValueError, match="at least 1 random feature"):

@@ -111,7 +111,7 @@ def test_words_of_one_patch_know_nothing_of_another() -> None:
         assert per_patch[[p for p in range(6) if p != patch]].eq(0).all()
 
 
-def test_inner_drop_path_drops_patches_not_pictures() -> None:
+def test_inner_drop_path_drops_patches_not_images() -> None:
     model = small(drop_path_rate=1.0).train()
     pixel_tokens, sentences = torch.randn(32, 16, 4), torch.randn(1, 33, 16)
     model.blocks[1].inner.drop_path.rate = 0.5
@@ -373,6 +373,6 @@ def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) ->
         small(**fields)
 
 
-def test_pictures_that_patches_do_not_fill_are_refused() -> None:
+def test_images_that_patches_do_not_fill_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="16 x 20 is not made of whole patches of 8"):
         small()(torch.zeros(1, 3, 16, 20))

@@ -292,7 +292,7 @@ def test_the_mask_may_be_given_by_place() -> None:
         ({"qk_head_dim": 3, "rotary_dim": 4, "rotary_gather": True}, "come in pairs"),
     ],
 )
-def test_illegal_shapes_are_refused(changed: dict[str, Any], said: str) -> None:
+def test_invalid_shapes_are_refused(changed: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         replace(SHAPES["grouped"], **changed)
 
@@ -325,7 +325,7 @@ def shapes(draw: st.DrawFn) -> AttentionShape:
 
 @settings(max_examples=60, deadline=None)
 @given(shape=shapes(), length=st.integers(1, 4))
-def test_any_legal_shape_gives_its_width_and_survives_json(
+def test_any_valid_shape_gives_its_width_and_survives_json(
     shape: AttentionShape, length: int
 ) -> None:
     assert AttentionShape(**json.loads(json.dumps(shape.to_dict()))) == shape

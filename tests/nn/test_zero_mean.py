@@ -34,7 +34,7 @@ def gradients(out: Tensor, module: nn.Module) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_linear_map_is_one_with_recentred_weights(bias: bool) -> None:
+def test_a_linear_map_is_one_with_recentered_weights(bias: bool) -> None:
     torch.manual_seed(0)
     made, x = ZeroMeanLinear(6, 9, bias=bias).double(), torch.randn(2, 3, 6).double()
     centre = torch.eye(9).double() - 1 / 9
@@ -47,7 +47,7 @@ def test_a_linear_map_is_one_with_recentred_weights(bias: bool) -> None:
         assert mine.mean(0).abs().max() < 1e-13  # the gradient has zero mean over the outputs
 
 
-def test_a_table_is_recentred_as_it_is_looked_up() -> None:
+def test_a_table_is_recentered_as_it_is_looked_up() -> None:
     torch.manual_seed(0)
     table, ids = ZeroMeanEmbedding(7, 5, padding_idx=0).double(), torch.tensor([[3, 0, 3]])
     before = table.weight.detach().clone()
@@ -84,7 +84,7 @@ def test_any_module_recentres_in_place(module: nn.Module, inputs: Tensor) -> Non
         assert list(twin.state_dict()) == list(made.state_dict())
 
 
-def test_of_a_tuple_the_first_is_recentred() -> None:
+def test_of_a_tuple_the_first_is_recentered() -> None:
     made = zero_mean_(Pair(3, 4))
     out, rest = made(torch.ones(2, 3))
     assert rest == "weights"

@@ -24,7 +24,7 @@ COMPLETE = {
     "category": ["surgery"],
     "summary": "Removes a part of the model.",
     "status": "works",
-    "rooms": ["modwright.surgery.some_paper"],
+    "modules": ["modwright.surgery.some_paper"],
     "golden": ["tests/golden/some-paper"],
     "acceptance": "tests/surgery/test_some_paper.py",
     "page": "docs/papers/some-paper.md",
@@ -61,13 +61,13 @@ def test_arxiv_ids_are_well_formed_unique_and_agree_with_the_year() -> None:
 
 
 @pytest.mark.parametrize("record", papers(), ids=lambda record: record.slug)
-def test_record_is_legal_and_its_files_exist_when_it_works(record: Paper) -> None:
+def test_record_is_valid_and_its_files_exist_when_it_works(record: Paper) -> None:
     assert record.status in STATUSES
     assert record.category and set(record.category) <= set(CATEGORIES)
     assert len(set(record.category)) == len(record.category)
     if record.status != "works":
         return
-    for module in record.rooms:
+    for module in record.modules:
         path = ROOT / "src" / Path(*module.split("."))
         assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), module
     for folder in record.golden:
@@ -113,7 +113,7 @@ def test_json_carries_every_field_as_plain_values() -> None:
     keys = {field.name for field in dataclasses.fields(Paper)}
     for entry, record in zip(listed, papers(), strict=True):
         assert set(entry) == keys
-        assert entry["rooms"] == list(record.rooms)
+        assert entry["modules"] == list(record.modules)
         assert entry["arxiv"] == record.arxiv
 
 
@@ -139,7 +139,7 @@ def test_a_shipped_record_edited_to_works_without_figure_is_refused(tmp_path: Pa
 
 def test_all_missing_evidence_is_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(ModwrightError, match="lacks packages, page, figure"):
-        load_one(tmp_path, rooms=[], page=None, figure=None)
+        load_one(tmp_path, modules=[], page=None, figure=None)
 
 
 @pytest.mark.parametrize("note", [None, "Second edition."])
@@ -149,13 +149,13 @@ def test_works_without_golden_needs_a_note_about_it(tmp_path: Path, note: str | 
     load_one(tmp_path, golden=[], note="No golden vectors: no reference exists.")
 
 
-def test_partial_needs_rooms_only(tmp_path: Path) -> None:
+def test_partial_needs_packages_only(tmp_path: Path) -> None:
     loaded = load_one(
         tmp_path, status="partial", golden=[], acceptance=None, page=None, command=None, figure=None
     )
     assert loaded.status == "partial"
     with pytest.raises(ModwrightError, match="status 'partial' lacks packages"):
-        load_one(tmp_path, status="partial", rooms=[])
+        load_one(tmp_path, status="partial", modules=[])
 
 
 def test_planned_may_not_claim_results(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_every_field_is_required(tmp_path: Path, field: str) -> None:
         ({"year": 2204}, "year: must be 2100 or less, not 2204"),
         ({"title": None}, "title: must be text"),
         ({"figure": "two\nlines"}, "figure: must be one line of text"),
-        ({"rooms": [1]}, "packages.0: must be text, not 1"),
+        ({"modules": [1]}, "packages.0: must be text, not 1"),
         ({"slug": "other-paper"}, "differs from the file name"),
     ],
 )

@@ -32,7 +32,7 @@ def test_a_reader_of_the_short_stream_reads_what_it_did(index: int) -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
-def test_recentred_along_any_axis(axis: int) -> None:
+def test_recentered_along_any_axis(axis: int) -> None:
     x = draw(4, 6, 6)[0] + 1
     assert recentered(x, axis).mean(axis).abs().max() < 1e-15
     assert (recentered(recentered(x, axis), axis) - recentered(x, axis)).abs().max() < 1e-15

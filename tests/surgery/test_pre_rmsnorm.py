@@ -106,7 +106,7 @@ def test_a_tied_table_stays_tied_and_is_stored_once(tiny: Any, training: bool) -
     assert embed is Anatomy.of(model).outer["embed"].module.weight, "the table is not even copied"
 
 
-def test_behind_a_bare_norm_a_tied_table_is_recentred_once_and_for_all(tiny: Any) -> None:
+def test_behind_a_bare_norm_a_tied_table_is_recentered_once_and_for_all(tiny: Any) -> None:
     model = tiny.copy("tiny-gpt2", dtype=torch.float64)
     norm = Anatomy.of(model).outer["final_norm"]
     norm.write("weight", torch.full((48,), 0.7, dtype=torch.float64))
@@ -183,7 +183,7 @@ def test_variants_of_the_families(tiny: Any, name: str, auto: str, changed: dict
         assert method.parameter_bounds(Anatomy.of(model)) == (gone, gone)
 
 
-def test_masked_pictures(tiny: Any) -> None:
+def test_masked_images(tiny: Any) -> None:
     """The token that hides a patch writes to the stream too."""
     config = tiny.config("tiny-vit", initializer_range=0.3, encoder_stride=4)
     torch.manual_seed(0)
@@ -249,7 +249,7 @@ def means_of_maps(model: Any) -> float:
 
 
 @every_model
-def test_what_was_trained_is_recentred_for_good_afterwards(tiny: Any, pre_norm: str) -> None:
+def test_what_was_trained_is_recentered_for_good_afterwards(tiny: Any, pre_norm: str) -> None:
     model = tiny(pre_norm, dtype=torch.float64, tie_word_embeddings=False)
     running = copy.deepcopy(converted(model, training=True).model)
     trained(running, 2)

@@ -274,7 +274,7 @@ def test_a_bert_that_is_a_decoder_is_measured(text):
         ({"data": "leee"}, "valid values: lee"),
     ],
 )
-def test_numbers_outside_their_range_name_the_legal_ones(text, changed, said):
+def test_numbers_outside_their_range_name_the_valid_ones(text, changed, said):
     recipe = PerplexityRecipe(**({"data": text, "windows": 2, "length": 16} | changed))
     with pytest.raises(InvalidInputError, match=said):
         perplexity(llama(), word_tokenizer(), recipe)

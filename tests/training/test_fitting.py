@@ -23,7 +23,7 @@ def pictures(count: int, *classes: str, side: int = 32) -> Pictures:
     return Pictures("noise", torch.randn(count, 3, side, side), labels, classes)
 
 
-def test_fault_A8_classes_are_called_as_those_of_the_pictures() -> None:
+def test_fault_A8_classes_are_called_as_those_of_the_images() -> None:
     model = create_model("poolformer_s12", num_classes=3, **SMALL)
     fit(model, pictures(6, "blue", "green", "red"), None, Settings(epochs=1))
     assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}

@@ -188,7 +188,7 @@ def test_averaged_weights_are_what_comes_out() -> None:
     assert not plain.head.fc.weight.equal(averaged.head.fc.weight)
 
 
-def test_pairs_of_pictures_are_learned_from_by_their_absolute_error() -> None:
+def test_pairs_of_images_are_learned_from_by_their_absolute_error() -> None:
     torch.manual_seed(0)
     sizes = {"dim": 32, "depths": [1], "num_heads": [4], "window": [2, 4]}
     small = torch.rand(8, 3, 4, 4)

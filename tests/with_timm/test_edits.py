@@ -155,7 +155,7 @@ def test_a_removed_branch_takes_its_gain_along(dense: dict[str, Any]) -> None:
         assert fewer == part.num_parameters + 48
 
 
-def test_another_picture_size_survives(
+def test_another_image_size_survives(
     vit: Callable[..., Any], reload: Reload, tmp_path: Path
 ) -> None:
     live = vit("vit_tiny_patch16_224")
@@ -258,7 +258,7 @@ def test_a_plan_for_one_model_does_not_fit_another(dense: dict[str, Any], tmp_pa
     assert apply(dense["vit_tiny_patch16_224"], Plan.load(tmp_path / "plan")).verification
 
 
-def test_pictures_of_another_size_are_refused_before_any_work(dense: dict[str, Any]) -> None:
+def test_images_of_another_size_are_refused_before_any_work(dense: dict[str, Any]) -> None:
     data = from_tensors([{"pixel_values": torch.zeros(2, 3, 16, 16)}], name="small")
     with pytest.raises(InvalidInputError, match=r"pictures of shape \(3, 32, 32\)"):
         plan(dense["vit_tiny_patch16_224"], make_method("llm_drop", {"n": 1}), data)

@@ -62,7 +62,7 @@ def test_every_parameter_belongs_to_one_part(vit: Callable[..., Any], name: str)
 @pytest.mark.contract("B4")
 @pytest.mark.parametrize("fused", [True, False], ids=["fused function", "by hand"])
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224"])
-def test_views_and_taps_compute_what_the_block_computes(
+def test_views_and_hook_points_compute_what_the_block_computes(
     vit: Callable[..., Any], name: str, fused: bool
 ) -> None:
     model = vit(name)

@@ -58,11 +58,11 @@ class TokenizedText:
         available = self.available(length, stride)
         if windows <= available:
             return
-        legal = f"1..{available}" if available else f"none; the longest is {len(self.ids)} tokens"
+        valid = f"1..{available}" if available else f"none; the longest is {len(self.ids)} tokens"
         raise InvalidInputError(
             f"text {self.facts['data']!r} has {len(self.ids):,} tokens: {available} windows of "
             f"{length} text tokens every {stride}, and {windows} were asked for; valid values of "
-            f"windows at this length: {legal}"
+            f"windows at this length: {valid}"
         )
 
 
@@ -246,5 +246,5 @@ def from_sequences(
 def require_count(name: str, value: int, least: int = 1, most: int | None = None) -> None:
     """Refuse a count outside ``least``..``most``, naming what is valid."""
     if value < least or (most is not None and value > most):
-        legal = f"{least} and more" if most is None else f"{least}..{most}"
-        raise InvalidInputError(f"{name} is {value}; valid values: {legal}")
+        valid = f"{least} and more" if most is None else f"{least}..{most}"
+        raise InvalidInputError(f"{name} is {value}; valid values: {valid}")

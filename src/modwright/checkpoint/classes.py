@@ -86,9 +86,9 @@ def _with_head(
         raise unknown_name("head", head, HEADS)
     for found in _mapped(HEADS[head], config):
         return found
-    legal = [name for name, auto in HEADS.items() if _mapped(auto, config)]
+    valid = [name for name, auto in HEADS.items() if _mapped(auto, config)]
     raise InvalidInputError(
-        f"model type {config.model_type!r} has no head {head!r}; it has: {', '.join(legal)}"
+        f"model type {config.model_type!r} has no head {head!r}; it has: {', '.join(valid)}"
     )
 
 

@@ -98,8 +98,8 @@ _NO_LIMIT = 2**60
 
 def _container_bytes() -> int | None:
     """What is left below the limits of the process's control groups, or None without a limit."""
-    rooms = [room for folder in _groups() if (room := _left(folder)) is not None]
-    return min(rooms, default=None)
+    packages = [room for folder in _groups() if (room := _left(folder)) is not None]
+    return min(packages, default=None)
 
 
 def _groups() -> list[Path]:

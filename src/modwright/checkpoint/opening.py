@@ -275,8 +275,8 @@ def _device(device: str | torch.device | None) -> torch.device | None:
         place = torch.device(device)
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
-        legal = "cpu, cuda, cuda:0" if torch.cuda.is_available() else "cpu (no GPU is usable here)"
-        raise InvalidInputError(f"device {str(device)!r} cannot be used; valid values: {legal}") from error
+        valid = "cpu, cuda, cuda:0" if torch.cuda.is_available() else "cpu (no GPU is usable here)"
+        raise InvalidInputError(f"device {str(device)!r} cannot be used; valid values: {valid}") from error
     if place.type == "meta":
         raise InvalidInputError("device 'meta' holds no weights; valid values: cpu, cuda, cuda:0")
     return None if place.type == "cpu" else place

@@ -99,7 +99,7 @@ def locate(source: str | os.PathLike[str] | Source) -> Source:
         return _hub(name)
     if isinstance(source, os.PathLike) or os.sep in name or name.endswith(".gguf"):
         raise CheckpointError(f"no such file or directory: {name!r}{_nearest_sibling(path)}")
-    raise CheckpointError(f"cannot open {name!r}: not {_legal()}{_nearest_word(name)}")
+    raise CheckpointError(f"cannot open {name!r}: not {_valid()}{_nearest_word(name)}")
 
 
 def _preset(name: str) -> Source:
@@ -127,7 +127,7 @@ def _file(name: str, path: Path) -> Source:
         raise CheckpointError(f"{name!r} is not a GGUF file: it does not begin with the bytes GGUF")
     if (path.parent / "config.json").exists():
         raise CheckpointError(f"{name!r} is a file; give the directory it is in: {path.parent}")
-    raise CheckpointError(f"{name!r} is a file, but not {_legal()}")
+    raise CheckpointError(f"{name!r} is a file, but not {_valid()}")
 
 
 def _alias(name: str) -> Source:
@@ -174,7 +174,7 @@ def _hub(name: str) -> Source:
     return Source("hub", name, path, auxiliary_files(path), f"hub model {name}")
 
 
-def _legal() -> str:
+def _valid() -> str:
     presets = f"preset:NAME ({', '.join(preset_names())})" if preset_names() else "preset:NAME"
     return (
         "a directory with a config.json, a .gguf file, a packaged name "

@@ -111,7 +111,7 @@ def _options(kind: type[Any], fields: dict[str, Any]) -> list[inspect.Parameter]
         words = info.get(name, "")
         if get_origin(annotation) is list:
             words += f" Repeat {flag} for each."
-        option = typer.Option(*flags, help=words, metavar="|".join(_legal(hints[name])) or None)
+        option = typer.Option(*flags, help=words, metavar="|".join(_valid(hints[name])) or None)
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         if field.default is dataclasses.MISSING:
             default = inspect.Parameter.empty
@@ -119,11 +119,11 @@ def _options(kind: type[Any], fields: dict[str, Any]) -> list[inspect.Parameter]
     return made
 
 
-def _legal(hint: Any) -> list[str]:
+def _valid(hint: Any) -> list[str]:
     """The words that an option takes, where they are few."""
     if get_origin(hint) is Literal:
         return [str(word) for word in get_args(hint)]
-    return [word for inner in get_args(hint) for word in _legal(inner)]
+    return [word for inner in get_args(hint) for word in _valid(inner)]
 
 
 def _plain(hint: Any) -> Any:

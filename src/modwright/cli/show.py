@@ -27,7 +27,7 @@ __all__ = [
 
 
 def show_result(console: Console, result: RunResult) -> None:
-    """The before/after table, the verdicts in words, and how to load the result."""
+    """The before/after table, the summary sentences in words, and how to load the result."""
     from modwright.report import summary_sentences
 
     report = result.report

@@ -99,8 +99,8 @@ def unknown_name(what: str, value: object, allowed: Iterable[str]) -> InvalidInp
         "unknown target 'attn'; valid values: attention, mlp (did you mean 'attention'?)"
     """
     names = list(allowed)
-    legal = ", ".join(names) or "none"
-    return InvalidInputError(f"unknown {what} {value!r}; valid values: {legal}{did_you_mean(value, names)}")
+    valid = ", ".join(names) or "none"
+    return InvalidInputError(f"unknown {what} {value!r}; valid values: {valid}{did_you_mean(value, names)}")
 
 
 def first_line(error: BaseException) -> str:

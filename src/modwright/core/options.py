@@ -130,8 +130,8 @@ def problem(item: Mapping[str, Any], said: Mapping[str, Problem] | None = None) 
     told = say(item)
     if item["type"] in _WITHOUT_VALUE:
         return told
-    legal = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
-    near = did_you_mean(item["input"], legal, cutoff=0.4)
+    valid = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
+    near = did_you_mean(item["input"], valid, cutoff=0.4)
     return f"{told}, not {shown(item['input'])}{near}"
 
 

@@ -100,8 +100,8 @@ def _maker(config_class: type[VisionConfig], fields: Mapping[str, Any]) -> Calla
     def make(**overrides: Any) -> PreTrainedConfig:
         unknown = sorted(set(overrides) - set(config_class.field_names()))
         if unknown:
-            legal = config_class.field_names()
-            raise unknown_name(f"field of {config_class.__name__}", unknown[0], legal)
+            valid = config_class.field_names()
+            raise unknown_name(f"field of {config_class.__name__}", unknown[0], valid)
         for said, value in overrides.items():
             _check_type(config_class, said, value)
         return config_class(**{**fields, **overrides})

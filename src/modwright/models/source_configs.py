@@ -118,9 +118,9 @@ def read_source_config(path: str | Path, maps: Mapping[str, ConfigMap]) -> Sourc
     if kind is None and isinstance(named, str):
         return _of_timm(folder, stored)
     if kind not in maps:
-        legal = ", ".join(maps) or "none"
+        valid = ", ".join(maps) or "none"
         raise UnsupportedArchitecture(
-            f"{file}: model_type {kind!r} does not go with this model; valid values: {legal}"
+            f"{file}: model_type {kind!r} does not go with this model; valid values: {valid}"
         )
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -45,11 +45,11 @@ class RecursiveStage(nn.Module):
         self, blocks: Sequence[nn.Module], projections: Sequence[nn.Module] = (), loops: int = 2
     ) -> None:
         super().__init__()
-        legal = (0, len(blocks), len(blocks) * loops)
-        if len(projections) not in legal:
+        valid = (0, len(blocks), len(blocks) * loops)
+        if len(projections) not in valid:
             raise ValueError(
                 f"{len(projections)} projections for {len(blocks)} blocks and {loops} loops: there "
-                f"are {legal[0]}, {legal[1]} or {legal[2]}"
+                f"are {valid[0]}, {valid[1]} or {valid[2]}"
             )
         self.shared = BlockSequence(list(blocks))
         self.projections = nn.ModuleList(projections)

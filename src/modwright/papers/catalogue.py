@@ -88,7 +88,7 @@ class Paper:
     category: Annotated[Lines, Field(min_length=1)]
     summary: Line
     status: Line
-    rooms: Lines
+    modules: Lines
     golden: Lines
     acceptance: Line | None
     page: Line | None
@@ -191,14 +191,14 @@ def _check_values(record: Paper, slug: str) -> None:
 def _check_evidence(record: Paper) -> None:
     """Refuse a status that the record does not prove, in either direction."""
     if record.status == "planned":
-        claimed = [name for name in ("rooms", "command", "figure") if getattr(record, name)]
+        claimed = [name for name in ("modules", "command", "figure") if getattr(record, name)]
         if claimed:
             raise InvalidInputError(
                 f"paper record {record.slug!r}: status 'planned' cannot have {', '.join(claimed)}; "
                 "set the status to 'partial' or 'works'"
             )
         return
-    needed = ["rooms"]
+    needed = ["modules"]
     if record.status == "works":
         needed += ["golden", "acceptance", "page", "command", "figure"]
     missing = [name for name in needed if not getattr(record, name)]

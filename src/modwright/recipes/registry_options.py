@@ -67,10 +67,10 @@ class RegistryOption:
         Raises:
             InvalidInputError: no name, an unknown one, or options that are not its own.
         """
-        legal = ", ".join(self.makers)
+        valid = ", ".join(self.makers)
         if self.key not in given:
             where = position_of((self.at,), positions, name)
-            raise InvalidInputError(f"{where}, {self.at}.{self.key}: is missing; valid values: {legal}")
+            raise InvalidInputError(f"{where}, {self.at}.{self.key}: is missing; valid values: {valid}")
         chosen = given[self.key]
         if chosen not in self.makers:
             where = position_of((self.at, self.key), positions, name)

@@ -17,7 +17,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     @classmethod
-    def legal_keys(cls) -> list[str]:
+    def valid_keys(cls) -> list[str]:
         """What may stand in this mapping, as messages name it."""
         return list(cls.model_fields)
 
@@ -124,7 +124,7 @@ class Step(Strict):
     calibration: Data | None = None
 
     @classmethod
-    def legal_keys(cls) -> list[str]:
+    def valid_keys(cls) -> list[str]:
         return ["method", "calibration", "options (or each option by its own name)"]
 
     @model_validator(mode="before")

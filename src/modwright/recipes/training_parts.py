@@ -64,18 +64,18 @@ class ModelEntry:
         if ("name" in given) == ("checkpoint" in given):
             raise InvalidInputError(f"{where()}: has one of the keys name and checkpoint; see list_models()")
         if "checkpoint" in given:
-            legal = ["checkpoint", "num_classes"]
+            valid = ["checkpoint", "num_classes"]
         elif given["name"] not in list_models():
             raise InvalidInputError(f"{where('name')}: {unknown_name('model', given['name'], list_models())}")
         elif "id2label" not in type(variant_config(given["name"])).field_names():
             raise InvalidInputError(f"{where('name')}: {given['name']} is no classifier of images")
         else:
-            legal = ["name", *self.legal_fields(given["name"])]
+            valid = ["name", *self.valid_fields(given["name"])]
         for key in given:
-            if key not in legal:
-                raise InvalidInputError(f"{where(key)}: {unknown_name('key', key, legal)}")
+            if key not in valid:
+                raise InvalidInputError(f"{where(key)}: {unknown_name('key', key, valid)}")
 
-    def legal_fields(self, name: str) -> list[str]:
+    def valid_fields(self, name: str) -> list[str]:
         """What can be said of a named model."""
         own = set(inspect.signature(create_model).parameters) - self._unfit
         of_config = set(type(variant_config(name)).field_names())

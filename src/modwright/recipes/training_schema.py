@@ -143,9 +143,9 @@ def objective_of(recipe: TrainingRecipe) -> Any:
 def _check_argument(key: str, where: str) -> None:
     if key in _OWN_KEYS:
         raise InvalidInputError(f"{where}, settings.more.{key}: say it with the key {_OWN_KEYS[key]}")
-    legal = [field.name for field in fields(TrainingArguments)]
-    if key not in legal:
-        near = str(unknown_name("argument", key, legal)).partition(" (did you mean")[2]
+    valid = [field.name for field in fields(TrainingArguments)]
+    if key not in valid:
+        near = str(unknown_name("argument", key, valid)).partition(" (did you mean")[2]
         more = f" (did you mean{near}" if near else ""
         raise InvalidInputError(
             f"{where}, settings.more.{key}: is no argument of transformers.TrainingArguments{more}"

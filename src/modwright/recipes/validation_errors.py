@@ -79,7 +79,7 @@ def _word(piece: str | int) -> str:
 
 def _unknown_key(item: Mapping[str, Any], at: Location, root: Any) -> str:
     model, _ = _at(root, at[:-1])
-    names = model.legal_keys()
+    names = model.valid_keys()
     return f"unknown key; valid keys: {', '.join(names)}{did_you_mean(at[-1], names, cutoff=0.6)}"
 
 
@@ -92,7 +92,7 @@ def _missing(item: Mapping[str, Any], at: Location, root: Any) -> str:
 
 def _mapping(item: Mapping[str, Any], at: Location, root: Any) -> str:
     model, optional = _at(root, at)
-    info = f"must be a mapping with the keys {', '.join(model.legal_keys())}"
+    info = f"must be a mapping with the keys {', '.join(model.valid_keys())}"
     return info + (", or null to leave it out" if optional else "")
 
 

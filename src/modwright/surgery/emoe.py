@@ -94,9 +94,9 @@ class Emoe(WithoutData):
 
     def __post_init__(self) -> None:
         words = {"score": Score, "selection": Selection, "mode": Mode, "cluster": Cluster}
-        for name, legal in words.items():
-            if getattr(self, name) not in get_args(legal):
-                raise unknown_name(name, getattr(self, name), get_args(legal))
+        for name, valid in words.items():
+            if getattr(self, name) not in get_args(valid):
+                raise unknown_name(name, getattr(self, name), get_args(valid))
         if self.num_experts < 1:
             raise InvalidInputError(f"num_experts must be at least 1, not {self.num_experts}")
         most = self.num_experts - (self.selection == "not_top")

@@ -118,9 +118,9 @@ class LlmDrop:
     lists: str | None = None
 
     def __post_init__(self) -> None:
-        for name, legal in (("target", TARGETS), ("mode", MODES)):
-            if getattr(self, name) not in legal:
-                raise unknown_name(name, getattr(self, name), legal)
+        for name, valid in (("target", TARGETS), ("mode", MODES)):
+            if getattr(self, name) not in valid:
+                raise unknown_name(name, getattr(self, name), valid)
         if self.n is None and self.lists is None:
             raise InvalidInputError("llm_drop: n is missing: how many parts are to go")
         if self.count < 0:

@@ -107,9 +107,9 @@ class MoDeGpt:
         if not 0 <= self.sparsity < 1:
             raise InvalidInputError(f"sparsity {self.sparsity} must lie in [0, 1)")
         named = {"allocation": Allocation, "shared_values": Sharing, "expert_tokens": ExpertTokens}
-        for name, legal in ((name, get_args(kind)) for name, kind in named.items()):
-            if getattr(self, name) not in legal:
-                raise unknown_name(name, getattr(self, name), legal)
+        for name, valid in ((name, get_args(kind)) for name, kind in named.items()):
+            if getattr(self, name) not in valid:
+                raise unknown_name(name, getattr(self, name), valid)
         for pair in self.pairs:
             if pair not in PAIRS:
                 raise unknown_name("pair", pair, PAIRS)

@@ -62,10 +62,10 @@ def set_routing(model: nn.Module, **changes: Any) -> None:
     """
     fixed = {"hidden_size", "intermediate_size", "activation", "gated", "biases", "num_experts"}
     parts = list(_experts(model))
-    legal = {field.name for field in dataclasses.fields(parts[0][1].shape)} - fixed
+    valid = {field.name for field in dataclasses.fields(parts[0][1].shape)} - fixed
     for name in changes:
-        if name not in legal:
-            raise InvalidInputError(f"routing has no {name!r}; it has {', '.join(sorted(legal))}")
+        if name not in valid:
+            raise InvalidInputError(f"routing has no {name!r}; it has {', '.join(sorted(valid))}")
     shapes = []
     for mlp, part in parts:
         with refusing(mlp.address):

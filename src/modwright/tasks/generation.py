@@ -177,10 +177,10 @@ def _require_room(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -
     longest = position_limit(model)
     if longest is not None and prompt_tokens + new_tokens > longest:
         room = longest - prompt_tokens
-        legal = f"1..{room}" if room > 0 else "none, the prompt itself is too long"
+        valid = f"1..{room}" if room > 0 else "none, the prompt itself is too long"
         raise InvalidInputError(
             f"max_new_tokens is {new_tokens} after a prompt of {prompt_tokens} tokens, and the "
-            f"model has {longest} positions; valid values: {legal}"
+            f"model has {longest} positions; valid values: {valid}"
         )
 
 

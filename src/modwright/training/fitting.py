@@ -68,9 +68,9 @@ class Settings:
                 raise InvalidInputError(f"{name} is above 0, not {getattr(self, name)}")
         if self.average is not None and not 0 < self.average < 1:
             raise InvalidInputError(f"average lies between 0 and 1, not {self.average}")
-        legal = [_OWN_SCHEDULE, *(kind.value for kind in SchedulerType)]
-        if self.schedule not in legal:
-            raise unknown_name("schedule", self.schedule, legal)
+        valid = [_OWN_SCHEDULE, *(kind.value for kind in SchedulerType)]
+        if self.schedule not in valid:
+            raise unknown_name("schedule", self.schedule, valid)
 
 
 @dataclass(frozen=True)

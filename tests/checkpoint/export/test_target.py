@@ -28,7 +28,7 @@ from .edited import short
         ("plain", {"type": "f16"}, "unknown option of plain 'type'; valid values: none"),
     ],
 )
-def test_names_and_options_are_refused_with_the_legal_ones(
+def test_names_and_options_are_refused_with_the_valid_ones(
     name: str, options: dict[str, Any], note: str
 ) -> None:
     with pytest.raises(InvalidInputError) as refused:

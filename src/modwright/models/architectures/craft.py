@@ -70,8 +70,8 @@ class CraftConfig(VisionConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.upscale not in SCALES:
-            legal = ", ".join(map(str, SCALES))
-            raise InvalidInputError(f"upscale must be one of {legal}, not {self.upscale}")
+            valid = ", ".join(map(str, SCALES))
+            raise InvalidInputError(f"upscale must be one of {valid}, not {self.upscale}")
         if len(self.num_heads) != len(self.depths):
             raise InvalidInputError(
                 f"num_heads has {len(self.num_heads)} entries for {len(self.depths)} groups"

@@ -23,7 +23,7 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.flatten()
 
 
-def _one_tap(tensor: Tensor) -> Tensor:
+def _one_hook_point(tensor: Tensor) -> Tensor:
     return tensor[:, None, None]
 
 
@@ -120,6 +120,6 @@ def official_names(config: Any) -> StateDictConverter:
         block = f"blocks.{b}"
         rules += _renamed(_BLOCK_NAMES[config.blocks], block, block)
         for here, there in _ONE_TAP.get(config.blocks, {}).items():
-            rules.append(Rename(f"{block}.{there}", f"{block}.{here}", _flat, _one_tap))
+            rules.append(Rename(f"{block}.{there}", f"{block}.{here}", _flat, _one_hook_point))
     rules += [Rename("norm", "norm"), Rename("head", "head.fc")]
     return StateDictConverter(tuple(rules))

@@ -69,8 +69,8 @@ class ExpertShape(FeedForwardShape):
                 f"{size} neurons do not split into {n} experts of one size; nearest: {near}"
             )
         scores = [name for name in SCORES if self.gated or name != "gate"]
-        legal = (("score", scores), ("selection", SELECTIONS), ("mode", MODES))
-        for name, words in legal:
+        valid = (("score", scores), ("selection", SELECTIONS), ("mode", MODES))
+        for name, words in valid:
             if getattr(self, name) not in words:
                 raise ValueError(f"{name} {getattr(self, name)!r} is none of {', '.join(words)}")
         most = n - 1 if self.selection == "not_top" else n

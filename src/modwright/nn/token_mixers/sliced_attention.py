@@ -81,8 +81,8 @@ class SlicedAttention(SelfAttention):
     ) -> None:
         for name in (permutation, eval_permutation):
             if name not in PERMUTATIONS:
-                legal = ", ".join(PERMUTATIONS)
-                raise ValueError(f"unknown permutation {name!r}; valid values: {legal}")
+                valid = ", ".join(PERMUTATIONS)
+                raise ValueError(f"unknown permutation {name!r}; valid values: {valid}")
         if not groups or min(groups) < 1:
             raise ValueError(f"there is at least 1 group on each pass, not {list(groups)}")
         super().__init__(dim, num_heads, **more)

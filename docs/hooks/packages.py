@@ -16,12 +16,12 @@ NOT_SHOWN = {"cli"}
 
 def navigation() -> list[dict[str, str]]:
     """A page per room."""
-    return [{room.name: _path(room)} for room in _rooms()]
+    return [{room.name: _path(room)} for room in _packages()]
 
 
 def pages() -> dict[str, str]:
     """Path in docs -> text."""
-    return {_path(room): _page(room) for room in _rooms()}
+    return {_path(room): _page(room) for room in _packages()}
 
 
 @cache
@@ -31,7 +31,7 @@ def _package() -> Any:
     return griffe.load("modwright", search_paths=[SOURCE])
 
 
-def _rooms() -> list[Any]:
+def _packages() -> list[Any]:
     return [room for room in _public_modules(_package()) if room.name not in NOT_SHOWN]
 
 
@@ -103,9 +103,9 @@ def _docstring(module: Any) -> str:
 def _list() -> str:
     rows = [
         f"| [`{room.path}`]({room.name}.md) | {_docstring(room).splitlines()[0]} |"
-        for room in _rooms()
+        for room in _packages()
     ]
     return "\n".join(["| room | what it holds |", "|---|---|", *rows])
 
 
-MAKERS = {"rooms": _list}
+MAKERS = {"packages": _list}

@@ -1,7 +1,7 @@
 """Draws the spectra of errors that tests/acceptance/test_craft_upscaling.py wrote down.
 
 MODWRIGHT_FIGURES=out/craft.jsonl python -m pytest -q tests/acceptance/test_craft_upscaling.py
-python benchmarks/spectrum_picture.py out/craft.jsonl docs/images/craft-spectrum.png
+python benchmarks/spectrum_image.py out/craft.jsonl docs/images/craft-spectrum.png
 """
 
 from __future__ import annotations
