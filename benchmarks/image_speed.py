@@ -65,9 +65,7 @@ def main() -> None:
         import_weights(ours, theirs.state_dict())
         for batch in options.batches:
             images = torch.randn(batch, 3, 224, 224)
-            mine, peers, ratio = forward_side_by_side(
-                ours, theirs, images, options.repeats, clock
-            )
+            mine, peers, ratio = forward_side_by_side(ours, theirs, images, options.repeats, clock)
             print(f"| `{name}` | {batch} | {mine:.0f} | {peers:.0f} | {ratio:.2f} |")
     ours = create_model("poolformer_s12").eval()
     small, large = (

@@ -1,8 +1,8 @@
 """Events of mkdocs: pages and tables that are made from the registries while the site is built.
 
 A page asks for a table with a comment of its own line, `<!-- modwright: families -->`, so that it
-reads as plain Markdown elsewhere. Pages of planned papers and of the packages of the API do not exist
-as files.
+reads as plain Markdown elsewhere. Pages of planned papers and of the packages of the API do not
+exist as files.
 """
 
 from __future__ import annotations

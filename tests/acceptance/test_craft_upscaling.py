@@ -22,7 +22,13 @@ from modwright.analysis import radial_spectrum
 from modwright.models import create_model
 from modwright.nn.cross_refinement import CrossRefinementBlock
 from modwright.nn.high_frequency import HighFrequencyBlock
-from modwright.tasks.upscaling import SuperResolutionDataset, bicubic, sample_image_pairs, psnr, ssim
+from modwright.tasks.upscaling import (
+    SuperResolutionDataset,
+    bicubic,
+    psnr,
+    sample_image_pairs,
+    ssim,
+)
 from modwright.training import L1Loss, Settings, fit
 
 pytestmark = pytest.mark.slow

@@ -117,7 +117,9 @@ def alikeness(model: Any, pictures: Tensor) -> list[float]:
             stream = model.blocks.run(block, stream, grid)
         regions = F.normalize(stream[:, 1:].double(), dim=-1, eps=1e-60)
         count = regions.shape[1]
-        found.append(float(((regions @ regions.mT).sum((1, 2)) - count).mean() / (count**2 - count)))
+        found.append(
+            float(((regions @ regions.mT).sum((1, 2)) - count).mean() / (count**2 - count))
+        )
     return found
 
 

@@ -14,11 +14,11 @@ from torch import Tensor
 import modwright
 from modwright.anatomy import Anatomy, Attention, Mlp
 from modwright.calibration import (
+    BlockDistance,
     Collector,
     SecondMoments,
     Similarity,
     Statistics,
-    BlockDistance,
     calibrate,
     token_windows,
 )

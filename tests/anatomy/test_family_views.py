@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from helpers import batch_of, outputs, snapshot
-from modwright.anatomy import Anatomy, Attention, Norm, Part, HookPoint
+from modwright.anatomy import Anatomy, Attention, HookPoint, Norm, Part
 from modwright.anatomy.families import families, family_of
-from modwright.core.errors import ModwrightError, InvalidInputError, UnsupportedArchitecture
+from modwright.core.errors import InvalidInputError, ModwrightError, UnsupportedArchitecture
 
 OUTSIDE = {"bert": ("pooler.",), "vit": ("pooler.",)}
 """What no part stands for: heads on top that no edit concerns."""
@@ -263,7 +263,9 @@ def test_wrong_addresses_and_shapes_are_refused(tiny: Any, dense_mlps: str) -> N
     anatomy = Anatomy.of(model)
     last = len(anatomy.blocks) - 1
     for index in (-1, last + 1):
-        with pytest.raises(InvalidInputError, match=rf"no block {index}; the model has blocks 0 to {last}$"):
+        with pytest.raises(
+            InvalidInputError, match=rf"no block {index}; the model has blocks 0 to {last}$"
+        ):
             anatomy.block(index)
     with pytest.raises(
         InvalidInputError, match=r"unknown part 'blocks\.0\.mpl'.*did you mean 'blocks\.0\.mlp'"
@@ -271,13 +273,21 @@ def test_wrong_addresses_and_shapes_are_refused(tiny: Any, dense_mlps: str) -> N
         anatomy.part("blocks.0.mpl")
     with pytest.raises(InvalidInputError, match="unknown parameter address"):
         anatomy.write("nowhere.weight", torch.zeros(1))
-    with pytest.raises(InvalidInputError, match=r"blocks\.0\.mlp has no part 'middle'; it has .*up, down"):
+    with pytest.raises(
+        InvalidInputError, match=r"blocks\.0\.mlp has no part 'middle'; it has .*up, down"
+    ):
         anatomy.write("blocks.0.mlp.middle.weight", torch.zeros(1))
-    with pytest.raises(InvalidInputError, match=r"blocks\.0\.mlp\.up has no 'wheight'; it has weight"):
+    with pytest.raises(
+        InvalidInputError, match=r"blocks\.0\.mlp\.up has no 'wheight'; it has weight"
+    ):
         anatomy.write("blocks.0.mlp.up.wheight", torch.zeros(1))
-    with pytest.raises(InvalidInputError, match=r"blocks\.0\.attention\.q\.weight: shape \(2, 3\) where"):
+    with pytest.raises(
+        InvalidInputError, match=r"blocks\.0\.attention\.q\.weight: shape \(2, 3\) where"
+    ):
         anatomy.write("blocks.0.attention.q.weight", torch.zeros(2, 3))
-    with pytest.raises(InvalidInputError, match=r"embed: cannot write 'weight' \(2, 3\); it has weight"):
+    with pytest.raises(
+        InvalidInputError, match=r"embed: cannot write 'weight' \(2, 3\); it has weight"
+    ):
         anatomy.write("embed.weight", torch.zeros(2, 3))
     assert all(torch.equal(before[n], t) for n, t in snapshot(model).items())
 

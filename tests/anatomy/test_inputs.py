@@ -55,11 +55,17 @@ def test_what_cannot_be_read_is_refused_with_what_can() -> None:
     ids, grey = torch.tensor([[3, 8]]), torch.zeros(2, 1, 8, 8)
     tokens.check({"input_ids": ids})
     tokens.check({"inputs_embeds": torch.zeros(1, 2, 4)})
-    with pytest.raises(InvalidInputError, match="the model reads input_ids; the data gives pixel_values"):
+    with pytest.raises(
+        InvalidInputError, match="the model reads input_ids; the data gives pixel_values"
+    ):
         tokens.check({"pixel_values": grey})
     with pytest.raises(InvalidInputError, match="token id 9 and the model a vocabulary of 9"):
         tokens.check({"input_ids": ids + 1})
-    with pytest.raises(InvalidInputError, match="the model reads pixel_values; the data gives input_ids"):
+    with pytest.raises(
+        InvalidInputError, match="the model reads pixel_values; the data gives input_ids"
+    ):
         images.check({"input_ids": ids})
-    with pytest.raises(InvalidInputError, match=r"shape \(3, 8, 8\) .*; the data gives \(1, 8, 8\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"shape \(3, 8, 8\) .*; the data gives \(1, 8, 8\)"
+    ):
         images.check({"pixel_values": grey})

@@ -80,6 +80,8 @@ def test_what_matches_nothing_is_refused_in_one_line(tiny: Any, text: str, said:
 def test_a_part_that_went_before_is_refused(tiny: Any) -> None:
     anatomy = Anatomy.of(tiny("tiny-gpt2"))
     gone = apply(anatomy.model, Plan.of(anatomy, "test", remove(anatomy.blocks[1].mlp))).model
-    with pytest.raises(InvalidInputError, match=r"'mlp\[1\]': block 1 has no mlp, it was removed before"):
+    with pytest.raises(
+        InvalidInputError, match=r"'mlp\[1\]': block 1 has no mlp, it was removed before"
+    ):
         select(Anatomy.of(gone), "mlp[1]")
     assert addresses(gone, "attention[1]") == ["blocks.1.attention"]

@@ -56,7 +56,9 @@ def equal_statistics(a: Statistics, b: Statistics) -> bool:
 
 @dataclass
 class Everything:
-    """A collector from outside: stores the streams at a block's boundary and what ``hook_point`` reads."""
+    """A collector from outside: stores the streams at a block's boundary and what
+    ``hook_point`` reads.
+    """
 
     role: str = ""
     history: int = 1
@@ -65,7 +67,9 @@ class Everything:
     def start(self, block: Block) -> Any:
         self.watched.append(block.index)
         sublayer = getattr(block, self.role) if self.role else None
-        return _EverythingWatch({} if sublayer is None else {"sublayer_input": sublayer.sublayer_input})
+        return _EverythingWatch(
+            {} if sublayer is None else {"sublayer_input": sublayer.sublayer_input}
+        )
 
     def describe(self) -> dict[str, Any]:
         return {"collector": "everything", "role": self.role}

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import SecondMoments, Similarity, BlockDistance, calibrate
+from modwright.calibration import BlockDistance, SecondMoments, Similarity, calibrate
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core import distributed
-from modwright.core.errors import ModwrightError, InvalidInputError
+from modwright.core.errors import InvalidInputError, ModwrightError
 
 COLLECTORS: dict[str, tuple[Any, ...]] = {
     "similarity": (Similarity(),),

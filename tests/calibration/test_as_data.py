@@ -54,7 +54,9 @@ def test_fault_B4_batches_by_keyword_are_taken(tiny: Any) -> None:
     ],
 )
 def test_fault_B4_other_data_is_refused_with_what_is_valid(given: Any, said: str) -> None:
-    with pytest.raises(InvalidInputError, match=f"calibration data cannot be {said}; .*token_windows") as no:
+    with pytest.raises(
+        InvalidInputError, match=f"calibration data cannot be {said}; .*token_windows"
+    ) as no:
         calibration_of(given)
     assert "\n" not in str(no.value)
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from layerwise_cases import three_rows, walk, without_mask
 from torch import Tensor, nn
 from torch.nn import functional as F
-from layerwise_cases import three_rows, walk, without_mask
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import SecondMoments, Similarity, BlockDistance
+from modwright.calibration import BlockDistance, SecondMoments, Similarity
 
 
 @torch.no_grad()

@@ -12,9 +12,9 @@ import torch
 from layerwise_cases import walk
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import SecondMoments, Similarity, BlockDistance
-from modwright.calibration.recording import moved, on_device
+from modwright.calibration import BlockDistance, SecondMoments, Similarity
 from modwright.calibration.layerwise import compute_device
+from modwright.calibration.recording import moved, on_device
 from modwright.core import distributed
 from modwright.surgery import make_method
 

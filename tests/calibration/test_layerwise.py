@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 from layerwise_cases import (
     Everything,
     Interrupted,
@@ -21,20 +19,22 @@ from layerwise_cases import (
     walk,
     without_mask,
 )
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaModel
 
 from helpers import edit, number_of_hooks, random_data, snapshot, unchanged
 from modwright.anatomy import Anatomy, Block
 from modwright.calibration import (
+    BlockDistance,
     CalibrationData,
     SecondMoments,
     Similarity,
-    BlockDistance,
     TokenWindows,
     from_tensors,
     recording,
 )
-from modwright.calibration.text import Batch, from_sequences
 from modwright.calibration.layerwise import calibrate
+from modwright.calibration.text import Batch, from_sequences
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
 from modwright.surgery import make_method
@@ -324,7 +324,9 @@ def test_fault_B20_collectors_that_give_the_same_names_share_a_walk(tiny: Any) -
         for both, alone in zip(together, walk(model, collector)):
             assert all(torch.equal(both[f"{kind}/{name}"], alone[name]) for name in alone)
     assert together.column("similarity/block") == together.column("block")
-    with pytest.raises(InvalidInputError, match=r"'attention'.*grams/attention, similarity/attention"):
+    with pytest.raises(
+        InvalidInputError, match=r"'attention'.*grams/attention, similarity/attention"
+    ):
         together.column("attention")
 
 

@@ -17,7 +17,13 @@ import torch
 from layerwise_cases import Everything, Interrupted, StopsAfter, equal_statistics, three_rows, walk
 
 from modwright.anatomy import Anatomy, Block
-from modwright.calibration import SecondMoments, LiveBlocks, Similarity, BlockDistance, forecast_bytes
+from modwright.calibration import (
+    BlockDistance,
+    LiveBlocks,
+    SecondMoments,
+    Similarity,
+    forecast_bytes,
+)
 from modwright.calibration.collectors import Collector
 
 

@@ -12,7 +12,7 @@ from layerwise_cases import Interrupted, StopsAfter, equal_statistics, rows, wal
 
 from helpers import edit
 from modwright.anatomy import Anatomy
-from modwright.calibration import SecondMoments, Similarity, BlockDistance
+from modwright.calibration import BlockDistance, SecondMoments, Similarity
 from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
@@ -160,6 +160,8 @@ def test_a_directory_of_another_walk_is_refused(tiny: Any, tmp_path: Path) -> No
         "method": lambda: walk(model, Similarity(drop_norm=False), directory=tmp_path),
     }
     for one in walks.values():
-        with pytest.raises(InvalidInputError, match="another model, data or method; choose another dir"):
+        with pytest.raises(
+            InvalidInputError, match="another model, data or method; choose another dir"
+        ):
             one()
     assert equal_statistics(walk(model, Similarity(), directory=tmp_path), first)

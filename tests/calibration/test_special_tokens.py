@@ -168,7 +168,8 @@ def test_fault_A28_a_sample_begins_with_them_and_never_after_an_end_token() -> N
     activations = []
     model = llama()
     model.register_forward_pre_hook(
-        lambda module, args, given: activations.append(given["input_ids"].tolist()), with_kwargs=True
+        lambda module, args, given: activations.append(given["input_ids"].tolist()),
+        with_kwargs=True,
     )
     for made in (bos_tokenizer(), bos_eos_tokenizer(), tokenizer(bos_token="<s>")):
         generate_sample(model, made, "w1 w2", max_new_tokens=1)

@@ -42,7 +42,9 @@ def test_fault_A16_a_column_of_an_unknown_name_is_refused(tmp_path: Path) -> Non
     statistics.store(0, {"block": torch.tensor(0.5), "gaps": torch.zeros(3)})
     statistics.store(1, {"mlp": torch.tensor(0.5)})
     assert statistics.names == {"block", "gaps", "mlp"}
-    with pytest.raises(InvalidInputError, match=r"unknown statistic 'blok'; valid values: block, gaps, mlp"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown statistic 'blok'; valid values: block, gaps, mlp"
+    ):
         statistics.column("blok")
     with pytest.raises(InvalidInputError, match="'gaps' is more than one number per block"):
         statistics.column("gaps")
@@ -84,4 +86,6 @@ def test_a_stream_is_a_tensor_per_batch_in_one_file(tmp_path: Path, dtype: torch
 
 def test_creating_a_stream_takes_no_partial_files_over(tmp_path: Path) -> None:
     HiddenStatesFile.create(tmp_path / "a", [(3,)], torch.float32)[0] = torch.ones(3)
-    assert torch.equal(HiddenStatesFile.create(tmp_path / "a", [(3,)], torch.float32)[0], torch.zeros(3))
+    assert torch.equal(
+        HiddenStatesFile.create(tmp_path / "a", [(3,)], torch.float32)[0], torch.zeros(3)
+    )

@@ -110,11 +110,15 @@ def test_data_that_a_model_cannot_read_is_refused_before_it_runs(tiny: Any, pres
     model = tiny(preset)
     reads = Anatomy.of(model).family.inputs()
     other = tiny("tiny-vit") if reads.is_text else tiny("tiny-llama")
-    with pytest.raises(InvalidInputError, match=f"the model reads {model.main_input_name}; the data gives"):
+    with pytest.raises(
+        InvalidInputError, match=f"the model reads {model.main_input_name}; the data gives"
+    ):
         walk(model, Similarity(), data=random_data(other))
     if reads.is_text:
         beyond = from_tensors([{"input_ids": torch.tensor([[3, 128]])}])
-        with pytest.raises(InvalidInputError, match="token id 128 and the model a vocabulary of 128"):
+        with pytest.raises(
+            InvalidInputError, match="token id 128 and the model a vocabulary of 128"
+        ):
             walk(model, Similarity(), data=beyond)
     else:
         small = from_tensors([{"pixel_values": torch.zeros(2, 3, 8, 8)}])

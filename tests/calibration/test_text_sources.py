@@ -28,7 +28,9 @@ def test_a_missing_package_is_named_with_its_installation(monkeypatch):
 
 
 def test_an_unknown_name_lists_the_names_and_the_nearest():
-    with pytest.raises(InvalidInputError, match=r"lee, lee-background \(did you mean 'lee'\?\).*path"):
+    with pytest.raises(
+        InvalidInputError, match=r"lee, lee-background \(did you mean 'lee'\?\).*path"
+    ):
         load_text("leee")
     with pytest.raises(InvalidInputError, match="valid values: lee"):
         load_text("")

@@ -69,7 +69,9 @@ def test_bytes_are_equal_and_links_are_followed(tmp_path: Path) -> None:
     (source / "linked.json").symlink_to(tmp_path / "blob")
     out.mkdir()
     names = auxiliary_files(source)
-    assert copy_auxiliary_files(source, names, out) == names == ("a.json", "linked.json", "sub/b.txt")
+    assert (
+        copy_auxiliary_files(source, names, out) == names == ("a.json", "linked.json", "sub/b.txt")
+    )
     for name in names:
         assert not (out / name).is_symlink()
         assert (out / name).read_bytes() == (source / name).read_bytes()
@@ -80,7 +82,9 @@ def test_the_readme_steps_aside_only_for_another(tmp_path: Path) -> None:
     make(source, "README.md", "notes.txt")
     out.mkdir()
     assert copy_auxiliary_files(source, ["README.md"], out) == ("README.md",)
-    done = copy_auxiliary_files(source, ["README.md", "notes.txt"], out, written=["README.md", "notes.txt"])
+    done = copy_auxiliary_files(
+        source, ["README.md", "notes.txt"], out, written=["README.md", "notes.txt"]
+    )
     assert done == ("SOURCE_README.md",)
     make(source, "SOURCE_README.md")
     names = ["README.md", "SOURCE_README.md"]

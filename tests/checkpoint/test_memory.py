@@ -37,7 +37,9 @@ def test_peak_grows_with_use() -> None:
 def test_require_memory_names_both_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     require_memory(1, "a byte")
     monkeypatch.setattr(memory, "available_bytes", lambda: 2_500_000_000)
-    with pytest.raises(InvalidInputError, match=r"^the job needs about 3\.0 GB .* 2\.5 GB are available"):
+    with pytest.raises(
+        InvalidInputError, match=r"^the job needs about 3\.0 GB .* 2\.5 GB are available"
+    ):
         require_memory(3_000_000_000, "the job")
 
 

@@ -97,9 +97,13 @@ def test_heads(tmp_path: Path) -> None:
     assert type(checkpoint.open(tmp_path).model) is BertForMaskedLM
     with pytest.raises(CheckpointError, match=r"pooler\.dense\.weight"):
         checkpoint.open(tmp_path, head="base")
-    with pytest.raises(InvalidInputError, match=r"unknown head 'mask-lm'.*did you mean 'masked-lm'"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown head 'mask-lm'.*did you mean 'masked-lm'"
+    ):
         checkpoint.open(tmp_path, head="mask-lm")
-    with pytest.raises(InvalidInputError, match="has no head 'image-classification'; it has: causal-lm"):
+    with pytest.raises(
+        InvalidInputError, match="has no head 'image-classification'; it has: causal-lm"
+    ):
         checkpoint.open(tmp_path, head="image-classification")
 
 
@@ -271,7 +275,9 @@ def test_too_little_memory_is_said_before_loading(
     llama_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modwright.checkpoint.memory.available_bytes", lambda: 1000)
-    with pytest.raises(InvalidInputError, match=r"opening tiny-llama needs about .* kB .*1\.0 kB are avail"):
+    with pytest.raises(
+        InvalidInputError, match=r"opening tiny-llama needs about .* kB .*1\.0 kB are avail"
+    ):
         checkpoint.open(llama_dir)
 
 
@@ -285,7 +291,9 @@ def test_check_finite(dtype: torch.dtype, value: float, llama_dir: Path) -> None
     checkpoint.check_finite(model)
     edit_weights(llama_dir, spoil)
     model = checkpoint.open(llama_dir, dtype=dtype).model
-    with pytest.raises(InvalidInputError, match=r"'model\.layers\.2\.self_attn\.k_proj\.weight'.*1 of 512"):
+    with pytest.raises(
+        InvalidInputError, match=r"'model\.layers\.2\.self_attn\.k_proj\.weight'.*1 of 512"
+    ):
         checkpoint.check_finite(model)
 
 

@@ -100,7 +100,9 @@ def test_presets() -> None:
     assert second.model.dtype is torch.bfloat16
     for a, b in zip(first.model.parameters(), second.model.parameters()):
         assert torch.equal(a.to(torch.bfloat16), b)
-    with pytest.raises(InvalidInputError, match=r"unknown preset 'test-sorce'.*did you mean 'test-source'"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown preset 'test-sorce'.*did you mean 'test-source'"
+    ):
         open("preset:test-sorce")
     with pytest.raises(InvalidInputError, match="registered already"):
         register_preset("test-source", lambda: LlamaConfig())

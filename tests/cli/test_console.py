@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from modwright.cli.console import RichProgress, emit_json, make_progress, output, log
+from modwright.cli.console import RichProgress, emit_json, log, make_progress, output
 from modwright.core import progress as progress_module
 from modwright.core.progress import SILENT, PlainProgress
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from helpers import number_of_hooks
 from modwright.core.capture import (
     Call,
-    StopForward,
     HookPoint,
+    StopForward,
     capture,
     channels_last,
     first_tensor,

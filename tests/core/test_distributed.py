@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from modwright.core import distributed
-from modwright.core.errors import ProcessFailed, InvalidInputError
+from modwright.core.errors import InvalidInputError, ProcessFailed
 
 SOURCE = Path(distributed.__file__).parents[1]
 

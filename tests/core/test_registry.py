@@ -58,7 +58,9 @@ def test_a_name_is_taken_once_and_the_same_thing_may_come_again() -> None:
     table = Registry[object]("part")
     thing = table.add("norm", object)
     assert table.add("norm", thing) is thing
-    with pytest.raises(InvalidInputError, match=r"a part called 'norm' is registered already, by builtins;"):
+    with pytest.raises(
+        InvalidInputError, match=r"a part called 'norm' is registered already, by builtins;"
+    ):
         table.add("norm", int)
     table.add("norm", int, again=lambda old: old is object)
     assert table["norm"] is int

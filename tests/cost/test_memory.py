@@ -67,7 +67,9 @@ def test_refusals_name_what_is_valid(make: Any) -> None:
         kv_cache_bytes(anatomy, 0)
     with pytest.raises(InvalidInputError, match="batch must be a whole number, 1 or more, not -1"):
         activation_bytes(anatomy, 4, batch=-1)
-    with pytest.raises(InvalidInputError, match=r"unknown dtype 'float23'; valid values: .*'float32'"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown dtype 'float23'; valid values: .*'float32'"
+    ):
         kv_cache_bytes(anatomy, 4, dtype="float23")
 
 

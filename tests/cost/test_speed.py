@@ -154,7 +154,9 @@ def test_fault_A18_pairs_are_added_until_the_interval_is_narrow(
 def test_refusals_name_what_is_valid(make: Any) -> None:
     model = make("tiny-gpt2")
     for name in ("batch", "prompt", "new_tokens", "repeats", "threads"):
-        with pytest.raises(InvalidInputError, match=f"{name} must be a whole number, 1 or more, not 0"):
+        with pytest.raises(
+            InvalidInputError, match=f"{name} must be a whole number, 1 or more, not 0"
+        ):
             measure_speed(model, **{**SMALL, name: 0})  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="warmup must be a whole number, 0 or more, not -1"):
         measure_speed(model, warmup=-1, **SMALL)

@@ -201,7 +201,9 @@ def test_json_lists_every_block(make: Any) -> None:
 def test_refusals(make: Any) -> None:
     with pytest.raises(InvalidInputError, match="length must be a whole number, 1 or more, not 0"):
         inspect(make("tiny-llama"), length=0)
-    with pytest.raises(InvalidInputError, match=r"no part at 'blocks\.9'.*embed, blocks, final_norm, head"):
+    with pytest.raises(
+        InvalidInputError, match=r"no part at 'blocks\.9'.*embed, blocks, final_norm, head"
+    ):
         inspect(make("tiny-llama")).find("blocks.9")
 
 

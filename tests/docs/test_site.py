@@ -213,7 +213,9 @@ def test_every_public_name_is_in_the_reference(site: Path) -> None:
     raw = (site / "objects.inv").read_bytes()
     listed = zlib.decompress(raw.split(b"\n", 4)[4]).decode()
     anchors = {line.split(" ", 1)[0] for line in listed.splitlines()}
-    packages = [m.name for m in pkgutil.iter_modules(modwright.__path__) if not m.name.startswith("_")]
+    packages = [
+        m.name for m in pkgutil.iter_modules(modwright.__path__) if not m.name.startswith("_")
+    ]
     for room in sorted(set(packages) - {"cli"}):
         module = importlib.import_module(f"modwright.{room}")
         missing = [

@@ -13,7 +13,12 @@ from edit_cases import CASES, KINDS, attention_of, mlp_of
 
 from helpers import edit, outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
-from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError, VerificationError
+from modwright.core.errors import (
+    CheckpointError,
+    InvalidInputError,
+    ModwrightError,
+    VerificationError,
+)
 from modwright.edits import (
     Change,
     Plan,
@@ -319,7 +324,9 @@ def test_models_that_are_not_on_one_device_are_refused(tiny: Any) -> None:
     with pytest.raises(InvalidInputError, match="spread over devices"):
         apply(source, plan)
     del source.hf_device_map
-    with pytest.raises(InvalidInputError, match=r"model\.embed_tokens\.weight is on the meta device"):
+    with pytest.raises(
+        InvalidInputError, match=r"model\.embed_tokens\.weight is on the meta device"
+    ):
         apply(source.to("meta"), plan)
 
 

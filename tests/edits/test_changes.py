@@ -210,7 +210,9 @@ def test_rotary_channels_that_are_no_pairs_are_refused(llama: Anatomy) -> None:
     turning = attention.rotary_index()
     assert turning is not None
     cut = {"q": attention.read_q()[:, kept], "k": attention.read_k()[:, kept]}
-    with pytest.raises(InvalidInputError, match=r"channels j and j \+ 4 of a head must be a rotary pair"):
+    with pytest.raises(
+        InvalidInputError, match=r"channels j and j \+ 4 of a head must be a rotary pair"
+    ):
         replace_attention(attention, **cut, rotary_index=turning[:, kept])
     with pytest.raises(InvalidInputError, match=r"rotary_index: shape \(2, 12\), needs \(2, 8\)"):
         replace_attention(attention, **cut)
@@ -231,7 +233,9 @@ def test_mlp_weights_of_different_widths_are_refused(llama: Anatomy) -> None:
 @pytest.mark.parametrize("rank", [0, 32, 40])
 def test_ranks_that_save_nothing_are_refused_with_the_valid_ones(llama: Anatomy, rank: int) -> None:
     down = mlp_of(llama, 1).down
-    with pytest.raises(InvalidInputError, match=rf"rank {rank} saves nothing; valid ranks are 1 to 31"):
+    with pytest.raises(
+        InvalidInputError, match=rf"rank {rank} saves nothing; valid ranks are 1 to 31"
+    ):
         factorize(down, torch.zeros(48, rank), torch.zeros(rank, 96))
 
 
@@ -273,7 +277,9 @@ def test_a_slice_of_a_fused_map_is_factored_after_its_attention_is_replaced(tiny
     source = tiny("tiny-gpt2")
     q = attention_of(Anatomy.of(source), 1).q
     factors = torch.randn(48, 4), torch.randn(4, 48)
-    with pytest.raises(InvalidInputError, match="slice of a fused map; replace the attention first"):
+    with pytest.raises(
+        InvalidInputError, match="slice of a fused map; replace the attention first"
+    ):
         factorize(q, *factors)
     whole = edit(source, keep_heads(attention_of(Anatomy.of(source), 1), [0, 1, 2])).model
     q = attention_of(Anatomy.of(whole), 1).q

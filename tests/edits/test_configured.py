@@ -143,7 +143,9 @@ def test_fault_A26_layers_that_share_are_refused_by_name(tiny: Any) -> None:
 def test_fault_A26_a_head_that_lost_its_tie_is_refused(tiny: Any) -> None:
     model = tiny.copy("tiny-llama")
     model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-    with pytest.raises(InvalidInputError, match=r"lm_head.weight and model.embed_tokens.weight are not one"):
+    with pytest.raises(
+        InvalidInputError, match=r"lm_head.weight and model.embed_tokens.weight are not one"
+    ):
         edit(model, remove(Anatomy.of(model).blocks[1].mlp))
 
 

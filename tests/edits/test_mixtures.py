@@ -96,7 +96,9 @@ def test_what_all_layers_share_is_plain(tiny: Any, tmp_path: Path) -> None:
 def test_what_cannot_be_is_refused(tiny: Any) -> None:
     model = tiny("tiny-mixtral")
     mixture = mixture_of(model)
-    with pytest.raises(InvalidInputError, match="2 experts work on a position, so at least as many"):
+    with pytest.raises(
+        InvalidInputError, match="2 experts work on a position, so at least as many"
+    ):
         keep_experts(mixture, [1])
     with pytest.raises(InvalidInputError, match="experts: indices must lie between 0 and 3"):
         keep_experts(mixture, [1, 4])

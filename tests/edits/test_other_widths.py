@@ -13,9 +13,9 @@ from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy, FactoredProjection
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, Plan, Replace, RevertEdit, edits_from_list, factorize, remove
-from modwright.edits.resize import resize
 from modwright.edits.registry import build_part, part_names
 from modwright.edits.remodeled import edits_of
+from modwright.edits.resize import resize
 from modwright.nn import FactorPair, ZeroMean, ZeroMeanEmbedding
 
 
@@ -140,10 +140,14 @@ def test_what_a_config_says_of_them_is_checked(tiny: Any) -> None:
     axes: dict[str, Any] = {"axes": {"weight": -1}, "size": 20, "standing": 1}
     with pytest.raises(InvalidInputError, match=r"part 'narrowed': .*standing"):
         edit(model, Change((Replace("positions", "narrowed", axes),)))
-    with pytest.raises(InvalidInputError, match="part 'narrowed': Embedding has no parameter 'bias'"):
+    with pytest.raises(
+        InvalidInputError, match="part 'narrowed': Embedding has no parameter 'bias'"
+    ):
         wrong = {"axes": {"bias": 0}, "size": 20}
         edit(model, Change((Replace("positions", "narrowed", wrong),)))
-    with pytest.raises(InvalidInputError, match=r"gives no value for positions\.weight \(256, 20\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"gives no value for positions\.weight \(256, 20\)"
+    ):
         right = {"axes": {"weight": -1}, "size": 20}
         edit(model, Change((Replace("positions", "narrowed", right),)))
     with pytest.raises(InvalidInputError, match="part 'crms_norm': hidden_size must be at least 1"):

@@ -13,10 +13,10 @@ from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
 from modwright.edits import (
-    ReorderBlocks,
     Change,
     Edit,
     Remove,
+    ReorderBlocks,
     Replace,
     arrange,
     edits_from_list,
@@ -68,7 +68,9 @@ def test_addresses_lie_in_a_block_or_outside() -> None:
     for wrong in ("blocks", "Final", "a.b", "blocks.x"):
         with pytest.raises(InvalidInputError, match="is no address of a part"):
             split_address(wrong)
-    with pytest.raises(InvalidInputError, match="outside the blocks: it can be replaced, not removed"):
+    with pytest.raises(
+        InvalidInputError, match="outside the blocks: it can be replaced, not removed"
+    ):
         Remove("final_norm")
 
 

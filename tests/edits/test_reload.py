@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import batch_of, edit, outputs
 from modwright.anatomy import Anatomy
-from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
+from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
 from modwright.edits import Applied, Change, Replace, keep_neurons, remove, replace_attention
 from modwright.edits.remodeled import base_class, remodeled
 

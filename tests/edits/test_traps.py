@@ -14,15 +14,15 @@ import pytest
 import torch
 from transformers import DynamicCache, cache_utils
 
-import modwright.edits.replay
 import modwright.edits.cache_layers
+import modwright.edits.replay
 from helpers import batch_of, edit, outputs, worst
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.edits import Verification, apply, keep_heads, remove, verify
+from modwright.edits.cache_layers import number_cache_layers, unfilled_cache_layers
 from modwright.edits.plan import Plan
 from modwright.edits.remodeled import _RemodeledConfig
-from modwright.edits.cache_layers import number_cache_layers, unfilled_cache_layers
 from modwright.nn import GroupedAttention
 
 TOLD = hasattr(cache_utils, "DummyLayer")
@@ -99,7 +99,9 @@ def test_slots_are_numbered_within_each_type_of_layer(monkeypatch: pytest.Monkey
     monkeypatch.setattr(modwright.edits.cache_layers, "_KNOWS_EMPTY_LAYERS", True)
     assert numbered([1, 3, 5], mixed) == [1, 3, 5]
     monkeypatch.setattr(modwright.edits.cache_layers, "_KNOWS_EMPTY_LAYERS", False)
-    with pytest.raises(InvalidInputError, match=r"all full layers would go.*keep one of layers \[0, 2, 4\]"):
+    with pytest.raises(
+        InvalidInputError, match=r"all full layers would go.*keep one of layers \[0, 2, 4\]"
+    ):
         numbered([1, 3, 5], mixed)
 
 

@@ -155,7 +155,9 @@ def _pictures(patches: Tensor, size: int) -> Tensor:
     """(B, N, p1 p2 c) -> (B, c, height, width), of square images."""
     side = round(patches.shape[1] ** 0.5)
     spatial_shape = patches.view(len(patches), side, side, size, size, -1)
-    return spatial_shape.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, side * size, side * size)
+    return spatial_shape.permute(0, 5, 1, 3, 2, 4).reshape(
+        len(patches), -1, side * size, side * size
+    )
 
 
 def _to_conv(weight: Tensor, size: int) -> Tensor:

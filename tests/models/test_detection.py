@@ -11,8 +11,8 @@ import torch
 
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.models import create_model, to_checkpoint_format
+from modwright.models.detection import detect_variant, import_named, variants_of
 from modwright.models.importing import read_weights
-from modwright.models.detection import import_named, detect_variant, variants_of
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,9 @@ def test_a_paper_names_the_variants_of_its_architecture() -> None:
     assert variants_of("deit_tiny_patch16_224") == ["deit_tiny_patch16_224"]
     assert {"t2t_vit_7", "t2t_vit_t_14"} <= set(variants_of("t2t-vit"))
     assert variants_of("t2t_vit") == variants_of("t2t-vit")
-    with pytest.raises(InvalidInputError, match=r"unknown model 'metaforma'.*did you mean 'metaformer'"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown model 'metaforma'.*did you mean 'metaformer'"
+    ):
         variants_of("metaforma")
 
 
@@ -50,7 +52,9 @@ def test_of_a_paper_the_variant_that_fits_is_taken(official: Any) -> None:
     for name, tensor in large.state_dict().items():
         assert found.model.state_dict()[name].equal(tensor), name
     # one that pools and one that does nothing have the same tensors
-    with pytest.raises(InvalidInputError, match=r"fits 2 models alike.* metaformer_id_s12, poolformer_s12"):
+    with pytest.raises(
+        InvalidInputError, match=r"fits 2 models alike.* metaformer_id_s12, poolformer_s12"
+    ):
         import_named("metaformer", official)
 
 
@@ -75,9 +79,13 @@ def test_what_does_not_fit_is_named(official: Any) -> None:
         InvalidInputError, match=r"poolformer_s12 .* without a place in the model: 1 \(more\)"
     ):
         detect_variant("poolformer_s12", {**official, "more": first})
-    with pytest.raises(InvalidInputError, match=r"poolformer_m36 .* missing from the file: \d+ \(.*, …\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"poolformer_m36 .* missing from the file: \d+ \(.*, …\)"
+    ):
         detect_variant("poolformer_m36", official)
-    with pytest.raises(InvalidInputError, match=r"unknown layout 'offical'.*did you mean 'official'"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown layout 'offical'.*did you mean 'official'"
+    ):
         detect_variant("poolformer_s12", official, "offical")
 
 

@@ -21,9 +21,9 @@ from modwright.nn.layouts import to_tokens
 from modwright.nn.stems.backbone_tokens import (
     ChannelToken,
     MultiScalePatchTokens,
-    region_positions,
     gather_regions,
     naive_gather_regions,
+    region_positions,
 )
 from modwright.nn.token_mixers.self_attention import naive_attention
 
@@ -79,7 +79,9 @@ def test_there_are_two_backbones_with_two_to_four_scales() -> None:
 
 @pytest.mark.parametrize("spatial_shape", [(7, 7), (2, 3)])
 @pytest.mark.parametrize("factor", [1, 2, 4, 8])
-def test_every_place_stands_once_and_under_its_cell(spatial_shape: tuple[int, int], factor: int) -> None:
+def test_every_place_stands_once_and_under_its_cell(
+    spatial_shape: tuple[int, int], factor: int
+) -> None:
     width = spatial_shape[1] * factor
     for column_first in (False, True):
         table = region_positions(spatial_shape, factor, column_first)
@@ -317,7 +319,9 @@ def test_weights_start_where_the_released_code_starts_them() -> None:
 def test_positions_of_cells_are_resized_if_asked() -> None:
     model, free = small(), small(interpolate_positions=True)
     x = torch.randn(1, 3, 32, 48)
-    with pytest.raises(InvalidInputError, match=r"4 x 6 cells where .* 4 x 4; interpolate_positions=True"):
+    with pytest.raises(
+        InvalidInputError, match=r"4 x 6 cells where .* 4 x 4; interpolate_positions=True"
+    ):
         model(x)
     with pytest.raises(InvalidInputError, match="2 x 2 cells where the config has 4 x 4"):
         model.forward_tokens(features(side=2))

@@ -11,7 +11,12 @@ from models.tiny import TINY, tiny
 from modwright.anatomy import Anatomy, Attention, Mlp, OpaqueMixer
 from modwright.calibration import SecondMoments, Similarity, calibrate
 from modwright.calibration.tensors import from_tensors
-from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError, UnsupportedArchitecture
+from modwright.core.errors import (
+    CheckpointError,
+    InvalidInputError,
+    ModwrightError,
+    UnsupportedArchitecture,
+)
 from modwright.cost import count, inspect
 from modwright.cost.forward_macs import forward_macs
 from modwright.edits import Plan, apply, factorize, remove

@@ -204,7 +204,9 @@ def test_names_are_unique_and_wrong_ones_answered() -> None:
         register_model(again)
     with pytest.raises(InvalidInputError, match=r"unknown model 'poolformer_s13'.*poolformer_s12"):
         create_model("poolformer_s13")
-    with pytest.raises(InvalidInputError, match=r"unknown field of MetaFormerConfig 'depth'.*depths"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown field of MetaFormerConfig 'depth'.*depths"
+    ):
         create_model("poolformer_s12", depth=3)
     with pytest.raises(InvalidInputError, match="drop_path_rate lies between 0 and 1"):
         create_model("poolformer_s12", drop_path_rate=1.5)

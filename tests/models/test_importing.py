@@ -84,10 +84,14 @@ def test_fault_B9_one_nested_dict_or_the_key(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "network": WEIGHTS}, file)
     assert read_weights(file)["conv.weight"].equal(WEIGHTS["conv.weight"])
     torch.save({"generator": WEIGHTS, "critic": {"g": EMA}, "other": EMA}, file)
-    with pytest.raises(InvalidInputError, match=r"several sets of tensors; choose a key: generator, other"):
+    with pytest.raises(
+        InvalidInputError, match=r"several sets of tensors; choose a key: generator, other"
+    ):
         read_weights(file)
     assert read_weights(file, "critic.g")["conv.weight"].equal(EMA["conv.weight"])
-    with pytest.raises(InvalidInputError, match=r"unknown key of a\.pth 'gen'; valid values: generator, cr"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown key of a\.pth 'gen'; valid values: generator, cr"
+    ):
         read_weights(file, "gen")
 
 

@@ -137,7 +137,9 @@ def test_positions_are_resized_to_a_larger_image() -> None:
         MetaFormerConfig(**fields, depths=[1, 1, 1, 1], num_labels=5, image_size=256)
     )
     weights = to_checkpoint_format(at_224, "official")
-    with pytest.raises(InvalidInputError, match=r"stages\.2\.positions\.table is \(1, 320, 16, 16\) here"):
+    with pytest.raises(
+        InvalidInputError, match=r"stages\.2\.positions\.table is \(1, 320, 16, 16\) here"
+    ):
         import_weights(at_256, weights)
     import_weights(at_256, weights, resize=True)
     assert at_256.stages[2].positions.table.shape == (1, 320, 16, 16)

@@ -10,7 +10,7 @@ import torch
 
 import modwright
 from modwright.anatomy.families import family_of
-from modwright.core.errors import ModwrightError, InvalidInputError, UnsupportedArchitecture
+from modwright.core.errors import InvalidInputError, ModwrightError, UnsupportedArchitecture
 from modwright.models import create_model
 from modwright.models.registry import model_class
 

@@ -25,8 +25,8 @@ from transformers import (
 
 from modwright.core.errors import CheckpointError, InvalidInputError, UnsupportedArchitecture
 from modwright.models import create_model, import_weights
-from modwright.models.importing import read_weights
 from modwright.models.detection import import_named
+from modwright.models.importing import read_weights
 from modwright.models.source_configs import config_beside, read_source_config
 
 NAMES = {"id2label": {0: "eel", 1: "owl", 2: "yak"}, "label2id": {"eel": 0, "owl": 1, "yak": 2}}
@@ -190,7 +190,9 @@ def test_fault_A7_weights_into_a_model_that_computes_by_other_fields(tmp_path: P
     own |= {"mlp_ratio": 25 / 16, "num_classes": 3}
     model = create_model("deit_tiny_patch16_224", **own).eval()
     for place in (tmp_path, tmp_path / "model.safetensors"):
-        with pytest.raises(InvalidInputError, match=r"says layer_norm_eps 0\.01, the model has 1e-06"):
+        with pytest.raises(
+            InvalidInputError, match=r"says layer_norm_eps 0\.01, the model has 1e-06"
+        ):
             import_weights(model, place)
     model = create_model("deit_tiny_patch16_224", **own, layer_norm_eps=1e-2).eval()
     import_weights(model, tmp_path)

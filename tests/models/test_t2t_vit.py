@@ -377,7 +377,11 @@ def test_but_for_the_stem_names_and_shapes_are_those_of_a_plain_transformer() ->
     fields = {"image_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 3}
     plain = create_model("deit_small_patch16_224", num_classes=5, qkv_bias=False, **fields)
     shapes = [
-        {name: t.shape for name, t in to_checkpoint_format(model, "official").items() if start not in name}
+        {
+            name: t.shape
+            for name, t in to_checkpoint_format(model, "official").items()
+            if start not in name
+        }
         for model, start in ((small(), "tokens_to_token"), (plain, "patch_embed"))
     ]
     assert shapes[0] == shapes[1]
@@ -406,7 +410,9 @@ def test_weights_start_as_the_authors_do() -> None:
 
 def test_released_files_hold_averaged_weights_under_module_names(tmp_path: Path) -> None:
     model, other = small(), small()
-    weights = {f"module.{name}": tensor for name, tensor in to_checkpoint_format(model, "official").items()}
+    weights = {
+        f"module.{name}": tensor for name, tensor in to_checkpoint_format(model, "official").items()
+    }
     plain = {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
     torch.save({"state_dict": plain, "state_dict_ema": weights}, tmp_path / "model.pth.tar")
     import_weights(other, tmp_path / "model.pth.tar")

@@ -135,7 +135,9 @@ def naive_block(block: Block, x: Tensor) -> Tensor:
     return x + block.mlp(block.norm2(x))
 
 
-def naive_nested(block: NestedBlock, pixel_tokens: Tensor, sentences: Tensor) -> tuple[Tensor, Tensor]:
+def naive_nested(
+    block: NestedBlock, pixel_tokens: Tensor, sentences: Tensor
+) -> tuple[Tensor, Tensor]:
     pixel_tokens = naive_block(block.inner, pixel_tokens)
     images, patches = len(sentences), sentences.shape[1] - 1
     rows = []
@@ -199,7 +201,9 @@ def test_the_order_of_words_is_in_the_weights_alone() -> None:
     channels = (order[:, None] * 4 + torch.arange(4)).flatten()
     with torch.no_grad():
         before = model(x).logits
-        handle = model.stem.register_forward_hook(lambda module, args, pixel_tokens: pixel_tokens[:, order])
+        handle = model.stem.register_forward_hook(
+            lambda module, args, pixel_tokens: pixel_tokens[:, order]
+        )
         assert (model(x).logits - before).abs().max() > 1e-3
         model.word_positions.table.copy_(model.word_positions.table[:, order].clone())
         for fuse in (model.fuse, *(block.fuse for block in model.blocks)):
@@ -297,7 +301,9 @@ def test_positions_of_sentences_are_resized_and_those_of_words_are_not() -> None
 
 
 def test_the_names_of_squeeze_and_excitation_are_those_of_the_authors_code() -> None:
-    names = {n.removeprefix("blocks.1.") for n in to_checkpoint_format(small(se_reduction=4), "official")}
+    names = {
+        n.removeprefix("blocks.1.") for n in to_checkpoint_format(small(se_reduction=4), "official")
+    }
     named = {f"se_layer.fc.{n}.{part}" for n in (0, 1, 3) for part in ("weight", "bias")}
     assert {name for name in names if name.startswith("se_layer")} == named
 
@@ -322,7 +328,9 @@ def test_every_form_goes_to_the_names_of_others_and_back() -> None:
     weights = to_checkpoint_format(small(), "timm")
     assert weights["pixel_pos"].shape == (1, 4, 4, 4)
     assert "blocks.1.norm2_proj.bias" in weights and "norm1_proj.weight" in weights
-    import_weights(small(), {**to_checkpoint_format(small(), "official"), "outer_tokens": torch.zeros(1)})
+    import_weights(
+        small(), {**to_checkpoint_format(small(), "official"), "outer_tokens": torch.zeros(1)}
+    )
 
 
 def test_the_form_is_read_from_a_file(tmp_path: Path) -> None:
@@ -340,7 +348,9 @@ def test_the_form_is_read_from_a_file(tmp_path: Path) -> None:
     for part in ("weight", "bias"):
         del weights[f"blocks.1.norm2_proj.{part}"]
     torch.save(weights, tmp_path / "mixed.pth")
-    with pytest.raises(InvalidInputError, match=r"mixes two forms of TNT: blocks\.0 .* blocks\.1 has none"):
+    with pytest.raises(
+        InvalidInputError, match=r"mixes two forms of TNT: blocks\.0 .* blocks\.1 has none"
+    ):
         create_model("tnt_s_patch16_224", checkpoint_path=tmp_path / "mixed.pth", **fields)
 
 

@@ -22,7 +22,7 @@ from modwright.models.architectures.vision_transformer import (
     VisionTransformerConfig,
     VisionTransformerForImageClassification,
 )
-from modwright.models.state_dict_converter import StateDictConverter, Rename, Concat
+from modwright.models.state_dict_converter import Concat, Rename, StateDictConverter
 from modwright.nn.heads import DistilledHead
 
 # the distilled ones add a token, its position and a classifier: 2 d + 1000 (d + 1)
@@ -175,7 +175,9 @@ def test_stacked_modules_come_together_and_apart() -> None:
 def test_a_file_that_lacks_one_map_is_refused() -> None:
     weights = to_checkpoint_format(small(), "transformers")
     del weights["vit.layers.1.attention.k_proj.bias"]
-    with pytest.raises(InvalidInputError, match=r"missing from the file, blocks\.1\.mixer\.qkv\.bias"):
+    with pytest.raises(
+        InvalidInputError, match=r"missing from the file, blocks\.1\.mixer\.qkv\.bias"
+    ):
         import_weights(small(), weights)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from modwright.nn import ZeroModule, SkippedAttention, FactorPair, Identity
+from modwright.nn import FactorPair, Identity, SkippedAttention, ZeroModule
 from modwright.nn.norms import RMSNorm
 from modwright.nn.positions import gather_rotary, rotate, rotate_half
 

@@ -115,5 +115,7 @@ def test_more_text_needs_more_memory_and_disk(recipe: MakeRecipe, wordy_model: P
 def test_a_step_that_cannot_be_done_is_named(recipe: MakeRecipe, wordy_model: Path) -> None:
     opened = open_checkpoint(wordy_model)
     asked = recipe(steps=[{"method": "modegpt"}, {"method": "llm_drop", "target": "block", "n": 4}])
-    with pytest.raises(InvalidInputError, match=r"^steps\.1: llm_drop: n=4, but only 0 to 3 block parts"):
+    with pytest.raises(
+        InvalidInputError, match=r"^steps\.1: llm_drop: n=4, but only 0 to 3 block parts"
+    ):
         forecast(asked, opened.model, opened.name)

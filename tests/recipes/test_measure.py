@@ -55,7 +55,9 @@ def test_fault_A18_an_unchanged_model_is_not_timed_and_not_faster(tiny: Any, nam
     )
     assert seen.calls == 0 or name == "tiny-bert"
     assert after.speed is not None and after.speed["unchanged"] is True
-    said = [line for line in summary_sentences(Report("r", stages=[first, after])) if "peed" in line]
+    said = [
+        line for line in summary_sentences(Report("r", stages=[first, after])) if "peed" in line
+    ]
     assert said == [
         "Speed: structure and weights are those of the model as it came, so nothing was timed "
         "again."

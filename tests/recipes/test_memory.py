@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import modwright.recipes.run as running
-from modwright.calibration import SecondMoments, Similarity, BlockDistance
+from modwright.calibration import BlockDistance, SecondMoments, Similarity
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.recipes import Recipe
@@ -155,7 +155,10 @@ def test_longer_rows_and_more_streams_need_more(recipe: MakeRecipe, wordy_model:
     assert three["streams"] == 2 * one["streams"] and three["entry"] == one["entry"]
     assert requires(SecondMoments())["statistics"] > 100 * requires(Similarity())["statistics"]
     assert requires(SecondMoments())["activations"] == 0
-    short, long = requires(SecondMoments(), batch=2, length=8), requires(SecondMoments(), batch=2, length=16)
+    short, long = (
+        requires(SecondMoments(), batch=2, length=8),
+        requires(SecondMoments(), batch=2, length=16),
+    )
     assert long["activations"] == 2 * short["activations"] > 0
 
 

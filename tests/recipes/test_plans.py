@@ -11,7 +11,7 @@ import yaml
 
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
-from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
+from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
 from modwright.recipes import Recipe
 from modwright.recipes.load import resolved
 from modwright.recipes.plans import apply_plans, load_plans, make_plans, save_plans

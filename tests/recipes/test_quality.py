@@ -169,7 +169,9 @@ def test_two_vocabularies_are_refused_before_any_pass(
     for model in (opened.model, original.model):
         monkeypatch.setattr(model, "forward", None)
     text = PerplexityRecipe(str(wordy_text), windows=2, length=16)
-    with pytest.raises(InvalidInputError, match=r"different tokenizers: 128 and 100 tokens, .* id 100"):
+    with pytest.raises(
+        InvalidInputError, match=r"different tokenizers: 128 and 100 tokens, .* id 100"
+    ):
         evaluate(opened, text, against=original)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import SecondMoments, Similarity, Statistics, BlockDistance
-from modwright.calibration.rehearsal import rehearse_block
+from modwright.calibration import BlockDistance, SecondMoments, Similarity, Statistics
 from modwright.calibration.hidden_states import Stream
+from modwright.calibration.rehearsal import rehearse_block
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
-from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
+from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
 from modwright.edits import keep_neurons
 from modwright.recipes import Recipe
 from modwright.recipes.rehearsal import dry_run

@@ -182,7 +182,9 @@ def test_a_changed_source_is_begun_anew(
     assert open_checkpoint(done.output).model.config.num_key_value_heads == 3
 
 
-def test_a_changed_text_is_begun_anew(recipe: MakeRecipe, watch: Accumulator, tmp_path: Path) -> None:
+def test_a_changed_text_is_begun_anew(
+    recipe: MakeRecipe, watch: Accumulator, tmp_path: Path
+) -> None:
     """Step 1 calibrated on other words under the same name."""
     text = write_text(tmp_path / "text.txt", seed=1)
     data = {"data": str(text), "windows": 6, "length": 32}

@@ -14,9 +14,9 @@ import modwright.recipes.run as running
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.progress import SILENT
 from modwright.recipes import Recipe
-from modwright.recipes.run_log import RunLog, log_path
 from modwright.recipes.load import resolved
 from modwright.recipes.run import run
+from modwright.recipes.run_log import RunLog, log_path
 
 from .shared import DROP, NOTHING
 
@@ -111,7 +111,9 @@ def test_a_refusal_before_work_leaves_no_file(recipe: MakeRecipe, tmp_path: Path
         run(recipe(calibration={"data": "gone", "length": 8}), tmp_path / "out")
     text = (tmp_path / "out.log").read_text()
     assert text.startswith("of yesterday\n")
-    assert lines(tmp_path / "out.log")[-1].startswith("InvalidInputError: calibration: unknown text 'gone'")
+    assert lines(tmp_path / "out.log")[-1].startswith(
+        "InvalidInputError: calibration: unknown text 'gone'"
+    )
 
 
 def test_what_nobody_foresaw_leaves_one_even_before_work(

@@ -79,7 +79,9 @@ def test_windows_longer_than_learned_positions(
     """Without the refusal the table of positions is read past its end."""
     no_work(monkeypatch)
     model = write_checkpoint(tiny("tiny-gpt2", n_positions=16), tmp_path / "gpt2")
-    with pytest.raises(InvalidInputError, match=r"length is 32; the model has positions for 2\.\.16"):
+    with pytest.raises(
+        InvalidInputError, match=r"length is 32; the model has positions for 2\.\.16"
+    ):
         run(recipe(model=str(model)), tmp_path / "out")
 
 
@@ -87,7 +89,9 @@ def test_a_perplexity_window_that_does_not_fit_says_which_key(
     recipe: MakeRecipe, wordy_text: Path, tmp_path: Path
 ) -> None:
     asked = recipe(evaluate={"perplexity": {"data": str(wordy_text), "windows": 9999, "length": 8}})
-    with pytest.raises(InvalidInputError, match=r"^evaluate\.perplexity: text .* valid values of windows"):
+    with pytest.raises(
+        InvalidInputError, match=r"^evaluate\.perplexity: text .* valid values of windows"
+    ):
         run(asked, tmp_path / "out")
 
 

@@ -278,8 +278,13 @@ def test_fault_A19_the_file_that_was_opened_is_named_with_its_size() -> None:
     told = "The file that was opened, small.Q4_1.gguf, has 700.0 kB; its weights take 4.00 MB as "
     machine = {"dtype": "float32"}
     one = report(stage(), stage("1 x", stored_bytes=3.5e6), model=opened, environment=machine)
-    assert f"{told}float32, and the result is 5.00 times as large as that file." in summary_sentences(one)
-    assert f"{told}float32." in summary_sentences(report(stage(), model=opened, environment=machine))
+    assert (
+        f"{told}float32, and the result is 5.00 times as large as that file."
+        in summary_sentences(one)
+    )
+    assert f"{told}float32." in summary_sentences(
+        report(stage(), model=opened, environment=machine)
+    )
 
 
 def test_a_file_of_the_weights_own_size_is_not_named() -> None:

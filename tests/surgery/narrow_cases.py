@@ -41,4 +41,6 @@ def even(*pairs: str, sparsity: float = 0.3, **options: Any) -> MoDeGpt:
 
 def pairs_of(model: Any) -> tuple[str, ...]:
     """The pairs that can be narrowed in a model: not queries and keys that are normalized."""
-    return tuple(pair for pair in PAIRS if unsupported_reason(even(pair), Anatomy.of(model)) is None)
+    return tuple(
+        pair for pair in PAIRS if unsupported_reason(even(pair), Anatomy.of(model)) is None
+    )

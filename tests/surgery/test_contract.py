@@ -20,12 +20,12 @@ from modwright.core.errors import ModwrightError
 from modwright.edits import Plan, verify
 from modwright.edits import apply as apply_plan
 from modwright.surgery import (
+    after_prerequisite,
     apply,
     make_method,
     method_names,
     method_type,
     plan,
-    after_prerequisite,
     unsupported_reason,
 )
 

@@ -251,15 +251,21 @@ def test_blocks_with_experts_are_copied_and_moved(tiny: Any, preset: str) -> Non
 def test_what_takes_a_map_apart_is_refused(tiny: Any) -> None:
     parted = split(tiny("tiny-llama")).model
     mlp = experts_of(parted)[0]
-    with pytest.raises(InvalidInputError, match=r"blocks.0.mlp is split into 8 experts; merge them first"):
+    with pytest.raises(
+        InvalidInputError, match=r"blocks.0.mlp is split into 8 experts; merge them first"
+    ):
         keep_neurons(mlp, range(5))
     u, s, vh = torch.linalg.svd(mlp.down.weight, full_matrices=False)
-    with pytest.raises(InvalidInputError, match=r"mlp.down: experts share their maps; merge the experts"):
+    with pytest.raises(
+        InvalidInputError, match=r"mlp.down: experts share their maps; merge the experts"
+    ):
         edit(parted, factorize(mlp.down, u[:, :4] * s[:4], vh[:4]))
     with pytest.raises(InvalidInputError, match=r"blocks.0.mlp is split into 8 experts already"):
         split(parted)
     factored = edit(tiny("tiny-llama"), factorize(*thin(tiny("tiny-llama")))).model
-    with pytest.raises(InvalidInputError, match=r"blocks.2.mlp.down is a FactorPair, which does not split"):
+    with pytest.raises(
+        InvalidInputError, match=r"blocks.2.mlp.down is a FactorPair, which does not split"
+    ):
         split(factored)
 
 
@@ -354,7 +360,9 @@ def test_options_that_cannot_be_are_refused(tiny: Any, options: dict[str, Any], 
 def test_words_are_checked_in_python_too() -> None:
     from modwright.surgery.emoe import Emoe
 
-    with pytest.raises(InvalidInputError, match=r"unknown mode 'sparse'; valid values: mask, dispatch"):
+    with pytest.raises(
+        InvalidInputError, match=r"unknown mode 'sparse'; valid values: mask, dispatch"
+    ):
         Emoe(mode="sparse")  # type: ignore[arg-type]
     assert dataclasses.replace(Emoe(), num_experts=8, top_k=1).title().endswith("top 1 by gate")
 
@@ -366,7 +374,9 @@ def test_weights_that_are_not_finite_are_refused(tiny: Any) -> None:
     method = make_method("emoe", SMALL)
     said = "emoe: blocks.2.mlp.up.weight holds NaN or infinite values"
     assert unsupported_reason(method, Anatomy.of(broken)) == said
-    assert unsupported_reason(dataclasses.replace(method, layers=(0, 1)), Anatomy.of(broken)) is None
+    assert (
+        unsupported_reason(dataclasses.replace(method, layers=(0, 1)), Anatomy.of(broken)) is None
+    )
 
 
 def test_an_mlp_that_was_removed_and_an_unknown_activation_are_refused(tiny: Any) -> None:
@@ -408,7 +418,9 @@ def test_quantised_models_are_refused(tiny: Any) -> None:
 
 
 def test_there_must_be_something_to_merge(tiny: Any, preset: str) -> None:
-    with pytest.raises(InvalidInputError, match="no MLP is split into experts; split some with emoe first"):
+    with pytest.raises(
+        InvalidInputError, match="no MLP is split into experts; split some with emoe first"
+    ):
         merge(tiny(preset))
 
 

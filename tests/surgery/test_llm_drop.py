@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers import batch_of, edit, number_of_hooks, outputs, snapshot, unchanged, worst
 from modwright.anatomy import Anatomy
-from modwright.calibration import Similarity, BlockDistance, calibrate
+from modwright.calibration import BlockDistance, Similarity, calibrate
 from modwright.core.errors import InvalidInputError
 from modwright.cost import kv_cache_bytes
 from modwright.edits import apply as apply_plan
@@ -102,7 +102,9 @@ def test_drop_norm_says_what_is_compared(tiny: Any) -> None:
 
 def test_blocks_in_a_row(tiny: Any, preset: str) -> None:
     model = tiny(preset)
-    rows = [v["gaps"].tolist() for v in calibrate(Anatomy.of(model), data(model), [BlockDistance(4)])]
+    rows = [
+        v["gaps"].tolist() for v in calibrate(Anatomy.of(model), data(model), [BlockDistance(4)])
+    ]
     for n in (1, 2, 3):
         # Row b of the statistics ends at block b, so n blocks from b on end at b + n - 1.
         starts = {b: rows[b + n - 1][n - 1] for b in range(4 - n + 1)}
@@ -246,7 +248,10 @@ def test_parameters_and_cache_shrink_by_the_formulas(tiny: Any, n: int) -> None:
     for target, size in sizes.items():
         gone = Anatomy.of(apply(model, method(n=n, target=target), data()).model)
         assert gone.num_parameters == dense - n * size
-        assert method(n=n, target=target).parameter_bounds(Anatomy.of(model)) == (n * size, n * size)
+        assert method(n=n, target=target).parameter_bounds(Anatomy.of(model)) == (
+            n * size,
+            n * size,
+        )
         left = 4 if target == "mlp" else 4 - n
         assert kv_cache_bytes(gone, 100, batch=3) == 2 * left * kv * c.head_dim * 100 * 3 * 4
         assert stored_in_cache(gone.model, 100, 3) == kv_cache_bytes(gone, 100, batch=3)

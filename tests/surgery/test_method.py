@@ -143,6 +143,8 @@ def test_plan_and_apply_are_one_line_each(tiny: Any) -> None:
 
 def test_a_method_that_needs_data_says_so_before_any_work(tiny: Any) -> None:
     for name, options in (("llm_drop", {"n": 1}), ("modegpt", {})):
-        with pytest.raises(InvalidInputError, match=f"{name} needs calibration data: pass token windows"):
+        with pytest.raises(
+            InvalidInputError, match=f"{name} needs calibration data: pass token windows"
+        ):
             apply(tiny("tiny-llama"), make_method(name, options))
     assert plan(tiny("tiny-llama"), make_method("llm_drop", {"n": 0})).edits == ()

@@ -20,7 +20,9 @@ from modwright.surgery import apply, plan
 
 @torch.no_grad()
 def tapped(model: Any, hook_point: HookPoint) -> Tensor:
-    """What a hook point reads in the model's own forward over the calibration data: (n, d), float64."""
+    """What a hook point reads in the model's own forward over the calibration data: (n, d),
+    float64.
+    """
     seen: list[Tensor] = []
 
     def hook(module: Any, args: Any, kwargs: Any, out: Any) -> None:
@@ -184,7 +186,9 @@ def test_queries_that_are_normalized_are_refused(tiny: Any) -> None:
         ),
         lambda: plan(model, even("query_key", sparsity=0.0), None),
     ):
-        with pytest.raises(InvalidInputError, match=r"blocks\.1\.attention normalizes its queries.*leave"):
+        with pytest.raises(
+            InvalidInputError, match=r"blocks\.1\.attention normalizes its queries.*leave"
+        ):
             asked()
     assert apply(model, method(pairs=("mlp", "value_output")), data()).verification.ok
 

@@ -93,5 +93,7 @@ def test_experts_with_few_tokens_are_named(tiny: Any) -> None:
 def test_an_expert_that_saw_nothing_is_refused(tiny: Any) -> None:
     same = from_sequences([torch.full((24,), 7)] * 4, 0)  # every position is like every other
     method = make_method("modegpt", {"sparsity": 0.3, "pairs": ["mlp"], "allocation": "uniform"})
-    with pytest.raises(InvalidInputError, match=r"blocks\.\d\.mlp: no calibration token reached expert"):
+    with pytest.raises(
+        InvalidInputError, match=r"blocks\.\d\.mlp: no calibration token reached expert"
+    ):
         plan(tiny("tiny-mixtral"), method, same)

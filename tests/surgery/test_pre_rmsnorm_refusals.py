@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy, Norm
-from modwright.core.errors import ModwrightError, InvalidInputError, UnsupportedArchitecture
+from modwright.core.errors import InvalidInputError, ModwrightError, UnsupportedArchitecture
 from modwright.edits import factorize
 from modwright.surgery import make_method, plan, unsupported_reason
 from modwright.surgery.stream_blockers import blockers

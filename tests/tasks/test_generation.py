@@ -145,7 +145,9 @@ def test_the_chat_template_is_used_where_there_is_one():
     untold = generate_sample(llama(), chatty, "w7", max_new_tokens=6, chat=False)
     assert untold.text == plain.decode(greedy(llama(), [7], 6))
     assert generate_sample(llama(), plain, "w7", max_new_tokens=6).text == untold.text
-    with pytest.raises(InvalidInputError, match="no chat template; valid values of chat: False, None"):
+    with pytest.raises(
+        InvalidInputError, match="no chat template; valid values of chat: False, None"
+    ):
         generate_sample(llama(), plain, "w7", chat=True)
 
 
@@ -187,7 +189,9 @@ def small_t5() -> T5ForConditionalGeneration:
     "make", [small_bert, small_t5, lambda: GPT2Model(gpt2().config), lambda: torch.nn.Linear(1, 1)]
 )
 def test_models_that_cannot_continue_a_prompt_are_refused(make):
-    with pytest.raises(InvalidInputError, match="cannot continue a prompt; a causal language model can"):
+    with pytest.raises(
+        InvalidInputError, match="cannot continue a prompt; a causal language model can"
+    ):
         generate_sample(make(), word_tokenizer(), "w3")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modwright.core.errors import CheckpointError, ModwrightError, InvalidInputError
+from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
 from modwright.tasks.image_files import is_image, read_image
 
 RAMP = np.linspace(0, 65535, 64).round().reshape(8, 8)
@@ -45,7 +45,9 @@ def test_fault_A11_floating_point_is_scaled_or_refused(tmp_path: Path) -> None:
     assert np.abs(read(path).astype(int) - EIGHT[:, :, None]).max() <= 1
     for numbers, told in ((RAMP, "0 to 65535"), (RAMP * np.nan, "NaN"), (RAMP - 1, "-1 to")):
         Image.fromarray(numbers.astype(np.float32)).save(path)
-        with pytest.raises(InvalidInputError, match=rf"depth\.tif holds floating-point pixels of {told}"):
+        with pytest.raises(
+            InvalidInputError, match=rf"depth\.tif holds floating-point pixels of {told}"
+        ):
             read_image(path)
 
 

@@ -109,7 +109,9 @@ def test_fault_A10_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None
     assert train.notes == tuple(str(one.message) for one in told)
     for file in (tmp_path / "dog").glob("*.png"):
         file.unlink()
-    with pytest.raises(InvalidInputError, match=r"'dog' holds no readable image; 4 files .* 2 \.heic"):
+    with pytest.raises(
+        InvalidInputError, match=r"'dog' holds no readable image; 4 files .* 2 \.heic"
+    ):
         find_images(tmp_path, 0.5, 0)
 
 

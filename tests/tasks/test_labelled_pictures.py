@@ -47,7 +47,9 @@ def test_fault_A20_names_of_labels_are_those_of_the_known_sets(
 
 def test_fault_A20_other_sets_need_names(tmp_path: Path) -> None:
     fashion(tmp_path)
-    with pytest.raises(InvalidInputError, match="neither MNIST nor Fashion-MNIST; name its 6 labels with `c"):
+    with pytest.raises(
+        InvalidInputError, match="neither MNIST nor Fashion-MNIST; name its 6 labels with `c"
+    ):
         idx_pictures(tmp_path)
 
 
@@ -90,7 +92,9 @@ def test_damaged_and_missing_idx_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx(np.arange(5)))
     with pytest.raises(InvalidInputError, match="6 images, but 5 labels"):
         idx_pictures(tmp_path, classes=CLOTHES)
-    with pytest.raises(InvalidInputError, match="label 5, but 2 names; `classes` names labels 0 to 5"):
+    with pytest.raises(
+        InvalidInputError, match="label 5, but 2 names; `classes` names labels 0 to 5"
+    ):
         fashion(tmp_path)
         idx_pictures(tmp_path, classes=("a", "b"))
     with pytest.raises(CheckpointError, match="cannot be read"):

@@ -250,7 +250,9 @@ def _without_mask(model: LlamaForCausalLM):
     ],
 )
 def test_only_causal_language_models_have_a_perplexity(text, make, said):
-    with pytest.raises(InvalidInputError, match=f"perplexity needs a causal language model; .*{said}"):
+    with pytest.raises(
+        InvalidInputError, match=f"perplexity needs a causal language model; .*{said}"
+    ):
         perplexity(make(), word_tokenizer(), PerplexityRecipe(text, windows=2, length=16))
 
 
@@ -281,7 +283,9 @@ def test_numbers_outside_their_range_name_the_valid_ones(text, changed, said):
 
 
 def test_a_foreign_tokenizer_is_refused(text):
-    with pytest.raises(InvalidInputError, match=r"a vocabulary of 20; give the model's own tokenizer"):
+    with pytest.raises(
+        InvalidInputError, match=r"a vocabulary of 20; give the model's own tokenizer"
+    ):
         perplexity(llama(vocab_size=20), word_tokenizer(), PerplexityRecipe(text, 2, 16))
 
 

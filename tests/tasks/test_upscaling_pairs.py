@@ -15,9 +15,9 @@ from modwright.core.errors import InvalidInputError
 from modwright.tasks.upscaling import (
     SuperResolutionDataset,
     bicubic,
-    sample_image_pairs,
     psnr,
     quality,
+    sample_image_pairs,
     ssim,
 )
 
@@ -186,15 +186,21 @@ def test_quality_is_of_all_pairs_without_the_border() -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     image = torch.rand(3, 16, 16)
-    with pytest.raises(InvalidInputError, match=r"of one shape .* not \(3, 16, 16\) and \(3, 16, 15\)"):
+    with pytest.raises(
+        InvalidInputError, match=r"of one shape .* not \(3, 16, 16\) and \(3, 16, 15\)"
+    ):
         psnr(image, image[..., 1:])
     with pytest.raises(InvalidInputError, match="of one shape"):
         psnr(image[0], image[0])
-    with pytest.raises(InvalidInputError, match="without 8 pixels at each side nothing is left of 16 x 16"):
+    with pytest.raises(
+        InvalidInputError, match="without 8 pixels at each side nothing is left of 16 x 16"
+    ):
         psnr(image, image, 8)
     with pytest.raises(InvalidInputError, match="without -1 pixels"):
         ssim(image, image, -1)
-    with pytest.raises(InvalidInputError, match="luma is of red, green and blue, not of 1 channels"):
+    with pytest.raises(
+        InvalidInputError, match="luma is of red, green and blue, not of 1 channels"
+    ):
         psnr(image[:1], image[:1])
     with pytest.raises(InvalidInputError, match="finite numbers from 0 to 1"):
         psnr(image * math.nan, image)

@@ -59,7 +59,9 @@ def test_the_same_tokens_joined_by_other_rules_differ(tmp_path: Path) -> None:
     require_same_tokenizer(one, other, NAMES)
     file = tmp_path / "text.txt"
     file.write_text("ab bc abc")
-    with pytest.raises(InvalidInputError, match="token 2 of the text is 'ab' in small and 'a' in large"):
+    with pytest.raises(
+        InvalidInputError, match="token 2 of the text is 'ab' in small and 'a' in large"
+    ):
         require_same_tokenizer(one, other, NAMES, str(file))
     file.write_text("ab bc")
     require_same_tokenizer(one, other, NAMES, str(file))

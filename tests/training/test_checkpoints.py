@@ -12,7 +12,7 @@ import torch
 from modwright.models import create_model
 from modwright.tasks.pictures import Pictures
 from modwright.training import Settings, fit
-from modwright.training.checkpoints import remove_incomplete, newest_checkpoint
+from modwright.training.checkpoints import newest_checkpoint, remove_incomplete
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth")
 FILES += ("trainer_state.json", "mean_weights.safetensors")

@@ -16,11 +16,11 @@ from modwright.models import create_model
 from modwright.tasks.pictures import Pictures, digits
 from modwright.tasks.upscaling import SuperResolutionDataset
 from modwright.training import (
-    EMACallback,
     CrossEntropy,
     Distillation,
-    ObjectiveTrainer,
+    EMACallback,
     L1Loss,
+    ObjectiveTrainer,
     Settings,
     accuracy,
     fit,
@@ -192,7 +192,9 @@ def test_pairs_of_images_are_learned_from_by_their_absolute_error() -> None:
     torch.manual_seed(0)
     sizes = {"dim": 32, "depths": [1], "num_heads": [4], "window": [2, 4]}
     small = torch.rand(8, 3, 4, 4)
-    pairs = SuperResolutionDataset("noise", small, small.repeat_interleave(2, 2).repeat_interleave(2, 3))
+    pairs = SuperResolutionDataset(
+        "noise", small, small.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    )
     model = create_model("craft_x2", **sizes)
     batch = {"pixel_values": pairs.small, "labels": pairs.large}
     before, named = L1Loss()(model, batch)

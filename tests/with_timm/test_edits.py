@@ -19,7 +19,7 @@ from helpers import batch_of, edit, outputs, random_data, snapshot, unchanged, w
 from modwright.anatomy import Anatomy
 from modwright.calibration import from_tensors
 from modwright.checkpoint import save
-from modwright.core.errors import ModwrightError, InvalidInputError
+from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.edits import Plan, apply, keep_heads, keep_neurons, remove
 from modwright.edits.reopen import check_reopens
 from modwright.surgery import make_method, method_names, method_type, plan, unsupported_reason

@@ -56,4 +56,6 @@ def test_names_and_shapes_are_those_of_timm(name: str) -> None:
     with torch.device("meta"):
         theirs, ours = timm.create_model(name), create_model(name)
     wanted = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
-    assert {key: tensor.shape for key, tensor in to_checkpoint_format(ours, layout).items()} == wanted
+    assert {
+        key: tensor.shape for key, tensor in to_checkpoint_format(ours, layout).items()
+    } == wanted

@@ -43,4 +43,6 @@ def test_names_and_shapes_of_the_small_model_are_those_of_timm(legacy: bool) -> 
     with torch.device("meta"):
         theirs, ours = timm.create_model(name), create_model(name)
     wanted = {key: tensor.shape for key, tensor in theirs.state_dict().items()}
-    assert {key: tensor.shape for key, tensor in to_checkpoint_format(ours, "timm").items()} == wanted
+    assert {
+        key: tensor.shape for key, tensor in to_checkpoint_format(ours, "timm").items()
+    } == wanted

@@ -3,7 +3,7 @@
 from modwright.anatomy.anatomy import Anatomy
 from modwright.anatomy.families import family_names, register_family
 from modwright.anatomy.families.family import Family
-from modwright.anatomy.inputs import Inputs, Images, Tokens
+from modwright.anatomy.inputs import Images, Inputs, Tokens
 from modwright.anatomy.projection import FactoredProjection, Projection
 from modwright.anatomy.selectors import pick_layers, select
 from modwright.anatomy.stream import ReadProjection, ResidualStream
@@ -17,9 +17,9 @@ from modwright.anatomy.views import (
     Mlp,
     Norm,
     OpaqueMixer,
+    OpaqueModule,
     Part,
     PatchEmbedding,
-    OpaqueModule,
 )
 from modwright.core.capture import HookPoint
 
@@ -31,21 +31,21 @@ __all__ = [
     "Expert",
     "FactoredProjection",
     "Family",
+    "HookPoint",
+    "Images",
     "Inputs",
     "Linear",
     "MixtureOfExperts",
     "Mlp",
     "Norm",
     "OpaqueMixer",
+    "OpaqueModule",
     "Part",
     "PatchEmbedding",
-    "Images",
     "Projection",
     "ReadProjection",
     "ResidualStream",
-    "HookPoint",
     "Tokens",
-    "OpaqueModule",
     "family_names",
     "pick_layers",
     "register_family",

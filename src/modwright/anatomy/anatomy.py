@@ -57,7 +57,9 @@ class Anatomy:
         model = wrapped(model_of(model))
         config: Any = model.config
         if getattr(config, "quantization_config", None) or getattr(model, "is_quantized", False):
-            raise InvalidInputError("the model is quantized; open it dequantised (dtype float32 or bfloat16)")
+            raise InvalidInputError(
+                "the model is quantized; open it dequantised (dtype float32 or bfloat16)"
+            )
         return cls(model, family_of(config, model))
 
     @property
@@ -116,7 +118,9 @@ class Anatomy:
 
     def block(self, index: int) -> Block:
         if not 0 <= index < len(self.blocks):
-            raise InvalidInputError(f"no block {index}; the model has blocks 0 to {len(self.blocks) - 1}")
+            raise InvalidInputError(
+                f"no block {index}; the model has blocks 0 to {len(self.blocks) - 1}"
+            )
         return self.blocks[index]
 
     def parts(self) -> Iterator[tuple[str, Part]]:

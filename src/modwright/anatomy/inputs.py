@@ -14,7 +14,7 @@ from torch import Tensor
 
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["Inputs", "Maps", "Images", "Tokens"]
+__all__ = ["Images", "Inputs", "Maps", "Tokens"]
 
 
 class Inputs(Protocol):
@@ -110,7 +110,9 @@ class Images:
     def check(self, given: Mapping[str, Tensor]) -> None:
         images = given.get("pixel_values")
         if images is None:
-            raise InvalidInputError(f"the model reads pixel_values; the data gives {', '.join(given)}")
+            raise InvalidInputError(
+                f"the model reads pixel_values; the data gives {', '.join(given)}"
+            )
         wanted = (self.channels, *self.size)
         if images.shape[1:] != wanted:
             raise InvalidInputError(

@@ -62,7 +62,9 @@ class Projection:
     def _full_weight(self) -> Tensor:
         weight = self._stored("weight")
         if weight is None:
-            raise InvalidInputError(f"{self.address}: {type(self.module).__name__} stores no weight")
+            raise InvalidInputError(
+                f"{self.address}: {type(self.module).__name__} stores no weight"
+            )
         return weight.T if self.transposed else weight
 
     @property
@@ -132,7 +134,9 @@ class Projection:
 
 
 class FactoredProjection(Projection):
-    """A linear layer stored as two factors. ``weight`` is their product; the factors are written."""
+    """A linear layer stored as two factors. ``weight`` is their product; the factors are
+    written.
+    """
 
     input_axes = {"reduce": 1}
 

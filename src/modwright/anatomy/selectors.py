@@ -24,8 +24,8 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
     """The parts that ``text`` names, in its order.
 
     Raises:
-        InvalidInputError: a clause that cannot be read, a layer that is not there, a part that was removed
-            already, or one that is named twice.
+        InvalidInputError: a clause that cannot be read, a layer that is not there, a part that was
+            removed already, or one that is named twice.
 
     Example:
         >>> import modwright
@@ -35,7 +35,9 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
     """
     clauses = [clause.strip() for clause in text.split(";") if clause.strip()]
     if not clauses:
-        raise InvalidInputError("the selector is empty; write for example 'attention[3,7]; block[28:30]'")
+        raise InvalidInputError(
+            "the selector is empty; write for example 'attention[3,7]; block[28:30]'"
+        )
     chosen: list[Block | Sublayer] = []
     for clause in clauses:
         kind, inside = _split(clause)
@@ -68,7 +70,9 @@ def pick_layers(text: str, layers: int, clause: str | None = None) -> list[int]:
     for item in (piece.strip() for piece in text.split(",")):
         found = range(layers) if item == "*" else _one(item, layers, where)
         if not found:
-            raise InvalidInputError(f"{where!r}: {item!r} matches no layer; there are 0 to {layers - 1}")
+            raise InvalidInputError(
+                f"{where!r}: {item!r} matches no layer; there are 0 to {layers - 1}"
+            )
         named += found
     return named
 
@@ -88,7 +92,9 @@ def _one(item: str, layers: int, where: str) -> list[int] | range:
         found = range(layers)[start:stop:step]
     beyond = next((number for number in bounds if not -layers <= number < layers), None)
     if beyond is not None:
-        raise InvalidInputError(f"{where!r}: there is no layer {beyond}; there are 0 to {layers - 1}")
+        raise InvalidInputError(
+            f"{where!r}: there is no layer {beyond}; there are 0 to {layers - 1}"
+        )
     return found
 
 

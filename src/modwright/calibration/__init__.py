@@ -1,23 +1,23 @@
 """Data in, statistics out: block by block, one block's statistics in memory, resumable."""
 
 from modwright.calibration.as_data import calibration_of
-from modwright.calibration.collectors import Collector, SecondMoments, Similarity, BlockDistance
+from modwright.calibration.collectors import BlockDistance, Collector, SecondMoments, Similarity
 from modwright.calibration.forecast import forecast_bytes
+from modwright.calibration.layerwise import BlockSource, LiveBlocks, calibrate
 from modwright.calibration.statistics import Statistics
 from modwright.calibration.tensors import CalibrationData, TensorBatches, from_tensors
 from modwright.calibration.text import Batch, TextData, TokenWindows, text_names, token_windows
-from modwright.calibration.layerwise import BlockSource, LiveBlocks, calibrate
 
 __all__ = [
     "Batch",
+    "BlockDistance",
     "BlockSource",
     "CalibrationData",
     "Collector",
-    "SecondMoments",
     "LiveBlocks",
+    "SecondMoments",
     "Similarity",
     "Statistics",
-    "BlockDistance",
     "TensorBatches",
     "TextData",
     "TokenWindows",

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.anatomy import Block, MixtureOfExperts, Mlp, HookPoint
+from modwright.anatomy import Block, HookPoint, MixtureOfExperts, Mlp
 from modwright.anatomy.views import Sublayer
 
-__all__ = ["Collector", "SecondMoments", "Similarity", "BlockDistance", "Accumulator"]
+__all__ = ["Accumulator", "BlockDistance", "Collector", "SecondMoments", "Similarity"]
 
 
 class Accumulator(Protocol):

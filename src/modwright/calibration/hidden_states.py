@@ -41,11 +41,15 @@ class HiddenStatesFile:
         )
 
     @classmethod
-    def create(cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> HiddenStatesFile:
+    def create(
+        cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
+    ) -> HiddenStatesFile:
         return cls(path, shapes, dtype, fresh=True)
 
     @classmethod
-    def reopen(cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype) -> HiddenStatesFile:
+    def reopen(
+        cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
+    ) -> HiddenStatesFile:
         return cls(path, shapes, dtype, fresh=False)
 
     def __len__(self) -> int:

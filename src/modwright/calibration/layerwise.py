@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Block
 from modwright.calibration.as_data import calibration_of
-from modwright.calibration.collectors import Collector, Accumulator
+from modwright.calibration.collectors import Accumulator, Collector
+from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.calibration.recording import Call, ModelInput, moved, on_device, record
 from modwright.calibration.statistics import Statistics, qualified, require_distinct
-from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.core import distributed
 from modwright.core.capture import (
     StopForward,
@@ -114,7 +114,9 @@ def calibrate(
     if not batches:
         raise InvalidInputError("there is no calibration data")
     if directory is None and distributed.size() > 1:
-        raise InvalidInputError("several processes calibrate into one directory that all see; name it")
+        raise InvalidInputError(
+            "several processes calibrate into one directory that all see; name it"
+        )
     recipe = {
         "data": windows.recipe,
         "collectors": [collector.describe() for collector in collectors],
@@ -189,7 +191,9 @@ class _LayerwiseRunner:
         self.shapes = [tuple(h.shape) for h in first]
         self.dtype = first[0].dtype if first else next(self.anatomy.model.parameters()).dtype
         if start:
-            return [HiddenStatesFile.reopen(p, self.shapes, self.dtype) for p in self._needed(start)]
+            return [
+                HiddenStatesFile.reopen(p, self.shapes, self.dtype) for p in self._needed(start)
+            ]
         entry = self._fresh()
         for j, hidden in enumerate(first):
             entry[j] = hidden
@@ -199,7 +203,9 @@ class _LayerwiseRunner:
     def _fresh(self) -> HiddenStatesFile:
         return HiddenStatesFile.create(self.place / "stream.partial", self.shapes, self.dtype)
 
-    def _block(self, index: int, calls: list[Call], previous: list[HiddenStatesFile]) -> list[HiddenStatesFile]:
+    def _block(
+        self, index: int, calls: list[Call], previous: list[HiddenStatesFile]
+    ) -> list[HiddenStatesFile]:
         """Walks one block; returns the streams that the next one looks back on."""
         out = self._fresh()
         with self.source.block(index) as block, on_device(block.module, self.device):
@@ -247,7 +253,9 @@ class _WholeModelRunner(_LayerwiseRunner):
                 f"{self.anatomy.config.model_type} the stream changes its shape"
             )
         if not isinstance(self.source, LiveBlocks):
-            raise InvalidInputError("the blocks of this model cannot be read one at a time; open it whole")
+            raise InvalidInputError(
+                "the blocks of this model cannot be read one at a time; open it whole"
+            )
         reads = self.anatomy.family.inputs()
         for batch in self.batches:
             reads.check(batch.tensors())
@@ -281,7 +289,8 @@ class _WholeModelRunner(_LayerwiseRunner):
                 if ran == runs:
                     raise StopForward
 
-            # Registered last, so it runs after the hook points; a block that runs twice is seen twice.
+            # Registered last, so it runs after the hook points; a block that runs twice is seen
+            # twice.
             with on_forward({"block": block.module}, update):
                 for batch in self.batches:
                     ran = 0
@@ -324,16 +333,21 @@ def measure_block(
             ends = {"resid_pre": before, "resid_post": after}
             ends = {name: channels_last(x, block.axis) for name, x in ends.items()}
             earlier = [
-                _tokens(channels_last(stream[j].to(device), block.axis), attention_mask[j]) for stream in previous
+                _tokens(channels_last(stream[j].to(device), block.axis), attention_mask[j])
+                for stream in previous
             ]
             for start, mine in zip(accumulators, activations):
                 mine |= ends
-                start.update({name: _tokens(x, attention_mask[j]) for name, x in mine.items()}, earlier)
+                start.update(
+                    {name: _tokens(x, attention_mask[j]) for name, x in mine.items()}, earlier
+                )
             task.advance()
     return accumulators
 
 
-def _results(collectors: Sequence[Collector], accumulators: Sequence[Accumulator]) -> dict[str, Tensor]:
+def _results(
+    collectors: Sequence[Collector], accumulators: Sequence[Accumulator]
+) -> dict[str, Tensor]:
     return {
         qualified(collector, name): value.cpu()
         for collector, start in zip(collectors, accumulators)

@@ -13,9 +13,9 @@ import torch
 from modwright.anatomy import Anatomy
 from modwright.calibration.collectors import Collector
 from modwright.calibration.forecast import largest_block
+from modwright.calibration.layerwise import compute_device, measure_block
 from modwright.calibration.recording import ModelInput, on_device, record
 from modwright.calibration.text import TokenWindows
-from modwright.calibration.layerwise import compute_device, measure_block
 from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode

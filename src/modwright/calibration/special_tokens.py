@@ -71,13 +71,16 @@ def special_tokens(
             tokenizer adds it or not; False for none.
 
     Raises:
-        InvalidInputError: no BOS token, or a tokenizer that splits a text differently with special tokens.
+        InvalidInputError: no BOS token, or a tokenizer that splits a text differently with special
+            tokens.
     """
     if bos is False:
         return SpecialTokens()
     if bos is True:
         if tokenizer.bos_token_id is None:
-            raise InvalidInputError("this tokenizer has no BOS token; valid values of bos: auto, False")
+            raise InvalidInputError(
+                "this tokenizer has no BOS token; valid values of bos: auto, False"
+            )
         return SpecialTokens((int(tokenizer.bos_token_id),))
     if bos != "auto":
         raise InvalidInputError(f"bos is {bos!r}; valid values: auto, True, False")

@@ -41,7 +41,9 @@ def require_distinct(collectors: Iterable[Collector]) -> None:
     """
     for kind, count in Counter(map(_kind, collectors)).items():
         if count > 1:
-            raise InvalidInputError(f"the collector {kind!r} is given {count} times; calibrate once for each")
+            raise InvalidInputError(
+                f"the collector {kind!r} is given {count} times; calibrate once for each"
+            )
 
 
 class BlockStatistics(Mapping[str, Tensor]):
@@ -72,7 +74,9 @@ class BlockStatistics(Mapping[str, Tensor]):
             return self.stored[bare]
         full = self._full[name]
         if len(full) > 1:
-            raise InvalidInputError(f"several collectors give {name!r}; it is one of {', '.join(full)}")
+            raise InvalidInputError(
+                f"several collectors give {name!r}; it is one of {', '.join(full)}"
+            )
         return self.stored[full[0]]
 
     def __iter__(self) -> Iterator[str]:
@@ -171,5 +175,7 @@ class Statistics:
         if all(value is None for value in found):
             raise unknown_name("statistic", name, sorted(self.names))
         if any(value is not None and value.numel() != 1 for value in found):
-            raise InvalidInputError(f"{name!r} is more than one number per block; read statistics[index]")
+            raise InvalidInputError(
+                f"{name!r} is more than one number per block; read statistics[index]"
+            )
         return [math.nan if value is None else float(value) for value in found]

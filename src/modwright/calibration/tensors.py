@@ -89,7 +89,9 @@ def from_tensors(batches: Sequence[Mapping[str, Tensor]], name: str = "tensors")
         '66 tensors kept, 0 changed, 0 added, 6 removed'
     """
     if not batches:
-        raise InvalidInputError(f"{name}: no batches; give at least one mapping of names to tensors")
+        raise InvalidInputError(
+            f"{name}: no batches; give at least one mapping of names to tensors"
+        )
     made = []
     for index, batch in enumerate(batches):
         given = dict(batch)

@@ -180,7 +180,8 @@ def token_windows(
             True for its BOS token, False for none.
 
     Raises:
-        InvalidInputError: a number outside its range, too little text, no BOS token; names the valid values.
+        InvalidInputError: a number outside its range, too little text, no BOS token; names the
+            valid values.
     """
     require_count("windows", windows)
     require_count("batch_size", batch_size)

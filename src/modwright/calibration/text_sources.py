@@ -64,7 +64,8 @@ def load_text(data: TextData | str) -> str:
     """The whole text; a single file as it is, documents joined by a blank line.
 
     Raises:
-        InvalidInputError: unknown name, missing package, unreadable file, unknown split or column, no text.
+        InvalidInputError: unknown name, missing package, unreadable file, unknown split or column,
+            no text.
     """
     return read_text(data)[0]
 
@@ -124,7 +125,9 @@ def _documents(folder: Path) -> list[Path]:
     files = [path for path in sorted(folder.iterdir()) if path.is_file()]
     files = [path for path in files if path.suffix in ("", ".txt") and path.name[0] != "."]
     if not files:
-        raise InvalidInputError(f"{folder} holds no text: expected *.txt files or files without a suffix")
+        raise InvalidInputError(
+            f"{folder} holds no text: expected *.txt files or files without a suffix"
+        )
     return files
 
 
@@ -145,7 +148,9 @@ def _dataset_rows(data: TextData) -> list[str]:
     try:
         import datasets
     except ImportError:
-        raise InvalidInputError(f"{data.data!r} needs `datasets`: pip install modwright[text]") from None
+        raise InvalidInputError(
+            f"{data.data!r} needs `datasets`: pip install modwright[text]"
+        ) from None
     name, _, config = data.data.removeprefix(_DATASETS).partition("#")
     path = Path(name).expanduser()
     try:

@@ -38,7 +38,8 @@ def model_class(
         head: a key of `HEADS`, to build another class than the checkpoint was saved from.
 
     Raises:
-        InvalidInputError: unknown head, or the model type has no such class; the valid ones are listed.
+        InvalidInputError: unknown head, or the model type has no such class; the valid ones are
+            listed.
 
     Example:
         >>> model_class(transformers.LlamaConfig()).__name__

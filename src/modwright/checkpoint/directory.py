@@ -19,8 +19,8 @@ from modwright.checkpoint.classes import model_class, remote_class
 from modwright.checkpoint.export.reading import edited_config, is_standalone
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.plausible import require_counts, require_fit
-from modwright.checkpoint.silence import silence_transformers
 from modwright.checkpoint.shards import StoredTensor, read_headers
+from modwright.checkpoint.silence import silence_transformers
 from modwright.core.compat.transformers import keys_without_a_type
 from modwright.core.errors import CheckpointError, ModwrightError, first_line
 from modwright.core.modes import set_eval

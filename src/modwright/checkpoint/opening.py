@@ -36,7 +36,8 @@ class Checkpoint:
     Attributes:
         model: in evaluation mode.
         source: where it came from, and the files that travel with it.
-        unexpected_keys: stored tensors the model has no place for, which a saved copy will not hold.
+        unexpected_keys: stored tensors the model has no place for, which a saved copy will not
+            hold.
         trust_remote_code: whether code of the source may run, for the tokenizer too.
         remarks: what else to say of the opening, in sentences.
     """
@@ -276,7 +277,9 @@ def _device(device: str | torch.device | None) -> torch.device | None:
         torch.empty(1, device=place)
     except (RuntimeError, AssertionError, TypeError) as error:
         valid = "cpu, cuda, cuda:0" if torch.cuda.is_available() else "cpu (no GPU is usable here)"
-        raise InvalidInputError(f"device {str(device)!r} cannot be used; valid values: {valid}") from error
+        raise InvalidInputError(
+            f"device {str(device)!r} cannot be used; valid values: {valid}"
+        ) from error
     if place.type == "meta":
         raise InvalidInputError("device 'meta' holds no weights; valid values: cpu, cuda, cuda:0")
     return None if place.type == "cpu" else place

@@ -185,12 +185,16 @@ def _check_names(files: Mapping[str, str | bytes]) -> None:
         if not name or path.is_absolute() or ".." in path.parts:
             raise InvalidInputError(f"{name!r} is no path inside the output")
         if name == "config.json" or name.endswith((".safetensors", ".safetensors.index.json")):
-            raise InvalidInputError(f"{name!r} is written from the model; give the file another name")
+            raise InvalidInputError(
+                f"{name!r} is written from the model; give the file another name"
+            )
 
 
 def _check_model(model: PreTrainedModel) -> None:
     if has_adapters(model):
-        raise InvalidInputError("the model carries PEFT adapters; merge them first (merge_and_unload)")
+        raise InvalidInputError(
+            "the model carries PEFT adapters; merge them first (merge_and_unload)"
+        )
     for name, tensor in model.state_dict().items():
         if tensor.is_meta:
             raise CheckpointError(

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modwright.cli.console import emit_json, make_progress, output, log
+from modwright.cli.console import emit_json, log, make_progress, output
 from modwright.cli.evaluate import evaluate
 from modwright.cli.export import export
 from modwright.cli.parameters import Dtype, Force, Json, Length, Model, Recipe, Set

@@ -13,7 +13,7 @@ from modwright.core.progress import PlainProgress, Progress, Task
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["emit_json", "make_progress", "output", "log"]
+__all__ = ["emit_json", "log", "make_progress", "output"]
 
 
 def output() -> Console:

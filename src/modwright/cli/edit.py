@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import typer
 
-from modwright.cli.console import make_progress, output, log
+from modwright.cli.console import log, make_progress, output
 from modwright.cli.parameters import TEXTS, Dtype, Force, Model
 from modwright.recipes.load import parse_recipe
 from modwright.recipes.options import option_help, summary

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modwright.cli.console import emit_json, make_progress, output, log
+from modwright.cli.console import emit_json, log, make_progress, output
 from modwright.cli.parameters import Dtype, Force, Json, Model
 
 if TYPE_CHECKING:

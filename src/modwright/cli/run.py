@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from modwright.cli.console import emit_json, make_progress, output, log
+from modwright.cli.console import emit_json, log, make_progress, output
 from modwright.cli.parameters import Force, Json, Recipe, Set
 
 __all__ = ["run"]

@@ -137,7 +137,9 @@ def rehearsal_lines(tried: Rehearsal) -> Group:
             f"{format_number(tried.free_disk, 'B')} are free"
         )
     )
-    lines.append(Text(f"- this process held {format_number(tried.peak, 'B')} at most, Python included"))
+    lines.append(
+        Text(f"- this process held {format_number(tried.peak, 'B')} at most, Python included")
+    )
     return Group(*lines)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from modwright.cli.console import emit_json, output, log
+from modwright.cli.console import emit_json, log, output
 from modwright.cli.parameters import Force, Json
 from modwright.core.files import require_new, write_file
 
@@ -65,8 +65,8 @@ def import_model(
     from modwright.checkpoint import rehearse, save
     from modwright.checkpoint.auxiliary_files import auxiliary_files
     from modwright.checkpoint.source import Source
-    from modwright.models.importing import read_weights
     from modwright.models.detection import import_named
+    from modwright.models.importing import read_weights
     from modwright.models.source_configs import config_beside
 
     fields = _fields(changes or ())
@@ -80,7 +80,11 @@ def import_model(
     save(found.model, out, source=source, force=force)
     carried = [] if source is None else list(source.files)
     if json:
-        info = {"variant": found.variant, "layout": found.checkpoint_format, "tensors": found.tensors}
+        info = {
+            "variant": found.variant,
+            "layout": found.checkpoint_format,
+            "tensors": found.tensors,
+        }
         info |= {"changed": dict(found.changed), "carried": carried}
         emit_json({**info, "fresh": list(found.fresh), "output": str(out)})
         return
@@ -139,7 +143,9 @@ def rename(
             f"{model}: {type(opened).__name__} has no layouts of others; `modwright export` writes "
             "it for other programs"
         )
-    tensors = {name: tensor.contiguous() for name, tensor in to_checkpoint_format(opened, to).items()}
+    tensors = {
+        name: tensor.contiguous() for name, tensor in to_checkpoint_format(opened, to).items()
+    }
     write_file(out, lambda partial: write(tensors, partial))
     log(f"written: {out}, {len(tensors)} tensors")
 
@@ -154,7 +160,9 @@ def _fields(given: Sequence[str]) -> dict[str, Any]:
     for one in given:
         key, equals, value = one.partition("=")
         if not equals or not key.isidentifier():
-            raise InvalidInputError(f"--set {one!r}: KEY=VALUE is wanted, such as --set num_classes=10")
+            raise InvalidInputError(
+                f"--set {one!r}: KEY=VALUE is wanted, such as --set num_classes=10"
+            )
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
@@ -174,5 +182,7 @@ def _writer(out: Path) -> Any:
         **dict.fromkeys((".pth", ".pt", ".bin"), torch.save),
     }
     if out.suffix not in writers:
-        raise InvalidInputError(f"{out}: the file ends in {', '.join(writers)}, not in {out.suffix!r}")
+        raise InvalidInputError(
+            f"{out}: the file ends in {', '.join(writers)}, not in {out.suffix!r}"
+        )
     return writers[out.suffix]

@@ -14,7 +14,15 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Call", "StopForward", "HookPoint", "capture", "channels_last", "first_tensor", "on_forward"]
+__all__ = [
+    "Call",
+    "HookPoint",
+    "StopForward",
+    "capture",
+    "channels_last",
+    "first_tensor",
+    "on_forward",
+]
 __all__ += ["on_tensors"]
 
 K = TypeVar("K", bound=Hashable)
@@ -105,7 +113,11 @@ def on_tensors(
 
     with ExitStack() as stack:
         for side in ("input", "output"):
-            there = {name: hook_point.module for name, hook_point in points.items() if hook_point.side == side}
+            there = {
+                name: hook_point.module
+                for name, hook_point in points.items()
+                if hook_point.side == side
+            }
             stack.enter_context(on_forward(there, read, side))
         yield
 

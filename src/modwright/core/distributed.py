@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from modwright.core.compat.tools import forget_processes
-from modwright.core.errors import ModwrightError, ProcessFailed, InvalidInputError
+from modwright.core.errors import InvalidInputError, ModwrightError, ProcessFailed
 
 __all__ = ["all_gather", "all_reduce_", "barrier", "broadcast", "device"]
 __all__ += ["fail_together", "init_distributed", "is_main", "local_size", "main_process_only"]

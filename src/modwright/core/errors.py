@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 __all__ = [
     "CheckpointError",
+    "InvalidInputError",
     "ModwrightError",
     "ProcessFailed",
-    "InvalidInputError",
     "UnsupportedArchitecture",
     "VerificationError",
     "WriteFailed",
@@ -100,7 +100,9 @@ def unknown_name(what: str, value: object, allowed: Iterable[str]) -> InvalidInp
     """
     names = list(allowed)
     valid = ", ".join(names) or "none"
-    return InvalidInputError(f"unknown {what} {value!r}; valid values: {valid}{did_you_mean(value, names)}")
+    return InvalidInputError(
+        f"unknown {what} {value!r}; valid values: {valid}{did_you_mean(value, names)}"
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -57,7 +57,8 @@ def make_options(
         word: what messages call one of the values.
 
     Raises:
-        InvalidInputError: an unknown option, one that is missing, or an invalid value; one line each.
+        InvalidInputError: an unknown option, one that is missing, or an invalid value; one line
+            each.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)

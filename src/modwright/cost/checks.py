@@ -28,7 +28,9 @@ def at_least(lowest: int, **values: object) -> None:
     """
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-            raise InvalidInputError(f"{name} must be a whole number, {lowest} or more, not {value!r}")
+            raise InvalidInputError(
+                f"{name} must be a whole number, {lowest} or more, not {value!r}"
+            )
 
 
 def dtype_of(dtype: torch.dtype | str | None, default: torch.dtype) -> torch.dtype:

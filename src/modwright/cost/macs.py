@@ -21,17 +21,17 @@ from modwright.anatomy import (
     Mlp,
     Norm,
     OpaqueMixer,
+    OpaqueModule,
     Part,
     PatchEmbedding,
     Projection,
-    OpaqueModule,
 )
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.cost.forward_macs import forward_macs
 from modwright.nn import ExpertShape, Opaque, PlacedMixer
 
-__all__ = ["Pass", "projection_macs", "linear_macs", "part_macs", "score_macs"]
+__all__ = ["Pass", "linear_macs", "part_macs", "projection_macs", "score_macs"]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,9 @@ def kv_cache_bytes(
     return size
 
 
-def activation_bytes(anatomy: Anatomy, length: int, batch: int = 1, trace: MetaTrace | None = None) -> int:
+def activation_bytes(
+    anatomy: Anatomy, length: int, batch: int = 1, trace: MetaTrace | None = None
+) -> int:
     """Bytes of the activations that a forward pass without gradient cannot do without.
 
     Numbers per position; the largest of these sets counts, times positions and bytes per number:

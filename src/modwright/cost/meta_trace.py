@@ -22,7 +22,7 @@ from modwright.core.modes import set_eval
 from modwright.cost.forward_macs import to_meta
 from modwright.cost.macs import Pass, part_macs
 
-__all__ = ["MetaTrace", "trace_on_meta", "run_on_meta"]
+__all__ = ["MetaTrace", "run_on_meta", "trace_on_meta"]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,9 @@ def run_on_meta(anatomy: Anatomy) -> MetaTrace:
 
     def note_call(index: int, call: Call) -> None:
         stream = channels_last(call.args[0], blocks[index].axis)
-        spatial_shape = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], tuple) else None
+        spatial_shape = (
+            call.args[1] if len(call.args) > 1 and isinstance(call.args[1], tuple) else None
+        )
         tokens, width = stream[..., 0].numel() // len(stream), stream.shape[-1]
         seen[index].append(_Call(len(stream), tokens, width, spatial_shape))
 

@@ -93,7 +93,12 @@ def cost_table(cost: Cost) -> Table:
         ]
         table.add_row(*cells, *([format_number(row.decode_macs)] if decodes else []))
     table.add_section()
-    totals = [format_number(cost.parameters), "", format_number(cost.stored_bytes, "B"), format_number(cost.prefill_macs)]
+    totals = [
+        format_number(cost.parameters),
+        "",
+        format_number(cost.stored_bytes, "B"),
+        format_number(cost.prefill_macs),
+    ]
     table.add_row("total", *totals, "", *([format_number(cost.decode_macs)] if decodes else []))
     return table
 

@@ -126,8 +126,8 @@ def measure_speed(
         seed: of the random tokens.
 
     Raises:
-        InvalidInputError: a number out of range, more tokens than the model has positions, or a model
-            without weights.
+        InvalidInputError: a number out of range, more tokens than the model has positions, or a
+            model without weights.
     """
     runs = [_Run(model, batch, prompt, new_tokens, seed)]
     return _measure(runs, repeats, warmup, threads, 0, progress)[0]
@@ -277,7 +277,9 @@ def _random_inputs(anatomy: Anatomy, batch: int, length: int, seed: int) -> dict
 
 def _refuse_unfit(anatomy: Anatomy, length: int) -> None:
     if any(parameter.is_meta for parameter in anatomy.model.parameters()):
-        raise InvalidInputError("the model has no weights (meta device); open it with weights to measure it")
+        raise InvalidInputError(
+            "the model has no weights (meta device); open it with weights to measure it"
+        )
     limit = getattr(anatomy.config, "max_position_embeddings", None)
     if "positions" in anatomy.outer and limit is not None and length > limit:
         raise InvalidInputError(

@@ -19,10 +19,10 @@ from modwright.anatomy import (
     Mlp,
     Norm,
     OpaqueMixer,
+    OpaqueModule,
     Part,
     PatchEmbedding,
     Projection,
-    OpaqueModule,
 )
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError

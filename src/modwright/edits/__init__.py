@@ -1,6 +1,6 @@
 """The only writer of structure: declarative edits, kept in the config and replayed on load."""
 
-from modwright.edits.apply import TensorDiff, Applied, apply
+from modwright.edits.apply import Applied, TensorDiff, apply
 from modwright.edits.change import (
     Change,
     arrange,
@@ -12,7 +12,15 @@ from modwright.edits.change import (
     replace_mlp,
     untie,
 )
-from modwright.edits.edit import FORMAT, ReorderBlocks, Edit, Remove, Replace, RevertEdit, edits_from_list
+from modwright.edits.edit import (
+    FORMAT,
+    Edit,
+    Remove,
+    ReorderBlocks,
+    Replace,
+    RevertEdit,
+    edits_from_list,
+)
 from modwright.edits.experts import expert_shape, merge_experts, split_mlp
 from modwright.edits.mixtures import keep_expert_neurons, keep_experts, replace_mixture
 from modwright.edits.plan import Plan
@@ -21,15 +29,15 @@ from modwright.edits.verify import Verification, verify
 
 __all__ = [
     "FORMAT",
-    "TensorDiff",
     "Applied",
-    "ReorderBlocks",
     "Change",
     "Edit",
     "Plan",
     "Remove",
+    "ReorderBlocks",
     "Replace",
     "RevertEdit",
+    "TensorDiff",
     "Verification",
     "apply",
     "arrange",

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
 from modwright.core.compat.torch import tensor_tables
-from modwright.core.errors import ModwrightError, InvalidInputError, VerificationError
+from modwright.core.errors import InvalidInputError, ModwrightError, VerificationError
 from modwright.core.modes import copy_modes
 from modwright.edits.canonical import Target, target_of
 from modwright.edits.change import Change
@@ -28,7 +28,7 @@ from modwright.edits.remodeled import is_plain
 from modwright.edits.sharing import note_sharing
 from modwright.edits.verify import Verification, verify
 
-__all__ = ["TensorDiff", "Applied", "apply"]
+__all__ = ["Applied", "TensorDiff", "apply"]
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,8 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
         check: verify decoding, causality and finiteness of the result.
 
     Raises:
-        InvalidInputError: the plan does not fit, the model is offloaded or is not what its config says, or a
-            new value is missing or NaN.
+        InvalidInputError: the plan does not fit, the model is offloaded or is not what its config
+            says, or a new value is missing or NaN.
         VerificationError: the result breaks a promise.
 
     Example:
@@ -129,9 +129,13 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
 def _refuse_unready(model: Any) -> None:
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
-            raise InvalidInputError(f"{name} is on the meta device (offloaded or not loaded); load it first")
+            raise InvalidInputError(
+                f"{name} is on the meta device (offloaded or not loaded); load it first"
+            )
     if getattr(model, "hf_device_map", None) and len(set(model.hf_device_map.values())) > 1:
-        raise InvalidInputError("the model is spread over devices; open it on one device to edit it")
+        raise InvalidInputError(
+            "the model is spread over devices; open it on one device to edit it"
+        )
 
 
 def _source_paths(anatomy: Anatomy, built: nn.Module, target: Target) -> dict[str, str]:
@@ -240,7 +244,9 @@ def _write(
             elif id(getattr(module, leaf)) in stored.empty:
                 old = old_values.get(name)
                 if old is None or old.shape != current.shape:
-                    raise InvalidInputError(f"the plan gives no value for {full} {tuple(current.shape)}")
+                    raise InvalidInputError(
+                        f"the plan gives no value for {full} {tuple(current.shape)}"
+                    )
                 part.write(name, old)
             written.add(id(getattr(module, leaf)))
     if given:

@@ -15,7 +15,7 @@ import transformers.cache_utils
 
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["number_cache_layers", "cache_layers_of", "unfilled_cache_layers"]
+__all__ = ["cache_layers_of", "number_cache_layers", "unfilled_cache_layers"]
 
 _KNOWS_EMPTY_LAYERS = hasattr(transformers.cache_utils, "DummyLayer")
 """This transformers can be told of empty slots; then even the first slot may be one."""
@@ -27,8 +27,8 @@ def cache_layers_of(layers: Sequence[int], types: Sequence[str] | None) -> list[
     Layers of one type take the slots of that type in order, so each type's first slot is filled.
 
     Raises:
-        InvalidInputError: no attention of the type of slot 0 is left while others are, and this version of
-            transformers would read positions from that slot.
+        InvalidInputError: no attention of the type of slot 0 is left while others are, and this
+            version of transformers would read positions from that slot.
 
     Example:
         >>> cache_layers_of([2, 4, 5], ["full", "sliding", "full", "sliding", "full", "sliding"])
@@ -54,7 +54,9 @@ def cache_layers_of(layers: Sequence[int], types: Sequence[str] | None) -> list[
     return slots
 
 
-def unfilled_cache_layers(layers: Sequence[int], types: Sequence[str] | None, count: int) -> list[int]:
+def unfilled_cache_layers(
+    layers: Sequence[int], types: Sequence[str] | None, count: int
+) -> list[int]:
     """Which of ``count`` slots the cache must not look at.
 
     Where no layer has an attention, the sliding slots: a cache of none but such slots cannot say

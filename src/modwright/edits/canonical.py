@@ -22,9 +22,9 @@ from modwright.anatomy.views import Attention, Sublayer
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.edits.edit import (
     FORMAT,
-    ReorderBlocks,
     Edit,
     Remove,
+    ReorderBlocks,
     Replace,
     RevertEdit,
     State,
@@ -73,7 +73,8 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
     """Merges new edits into those that the model carries already.
 
     Raises:
-        InvalidInputError: an edit of something that is not there, two edits of one place, or no block left.
+        InvalidInputError: an edit of something that is not there, two edits of one place, or no
+            block left.
     """
     merged = {edit.path: edit for edit in edits_of(anatomy.config)}
     _check_apart(edits)
@@ -126,7 +127,9 @@ def _overruled(anatomy: Anatomy, path: str, edit: State | RevertEdit) -> bool:
 def _check_apart(edits: Sequence[Edit]) -> None:
     """No place is edited twice, and nothing is edited inside what goes."""
     if len(edits) > 1 and any(isinstance(edit, ReorderBlocks) for edit in edits):
-        raise InvalidInputError("an arrangement of blocks is a plan of its own; other edits go into another")
+        raise InvalidInputError(
+            "an arrangement of blocks is a plan of its own; other edits go into another"
+        )
     paths = [edit.path for edit in edits]
     twice = next((path for path in paths if paths.count(path) > 1), None)
     if twice is not None:

@@ -17,7 +17,7 @@ from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, 
 from modwright.anatomy.coerce import address_of
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError, refusing
-from modwright.edits.edit import ReorderBlocks, Edit, Remove, Replace
+from modwright.edits.edit import Edit, Remove, ReorderBlocks, Replace
 from modwright.nn import AttentionShape
 
 __all__ = [
@@ -115,7 +115,9 @@ def checked_index(index: Sequence[int] | Sequence[bool] | Tensor, size: int, wha
         raise InvalidInputError(f"{what}: nothing would be left; remove the part instead")
     if given.dtype == torch.bool:
         if len(given) != size:
-            raise InvalidInputError(f"{what}: the mask has {len(given)} truth values, and there are {size}")
+            raise InvalidInputError(
+                f"{what}: the mask has {len(given)} truth values, and there are {size}"
+            )
         given = given.nonzero().flatten()
         if not len(given):
             raise InvalidInputError(f"{what}: nothing would be left; remove the part instead")
@@ -147,8 +149,8 @@ def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
     In a mixture of experts, every expert keeps its neurons of these numbers.
 
     Raises:
-        InvalidInputError: what is narrowed has no neurons, they depend on each other, or an index is not
-            there.
+        InvalidInputError: what is narrowed has no neurons, they depend on each other, or an index
+            is not there.
     """
     raise _without(part, "neurons")
 
@@ -156,7 +158,9 @@ def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
 def _without(part: object, what: str) -> InvalidInputError:
     """The refusal of something that has no neurons or heads."""
     if isinstance(part, str):
-        return InvalidInputError(f"{part!r} is an address; give the part itself: anatomy.part({part!r})")
+        return InvalidInputError(
+            f"{part!r} is an address; give the part itself: anatomy.part({part!r})"
+        )
     where = f"{part.address}: " if isinstance(part, Sublayer | Projection | Block) else ""
     return InvalidInputError(f"{where}a {type(part).__name__} has no {what}")
 
@@ -190,7 +194,9 @@ def replace_mlp(
         up_bias, gate_bias: (k,).
     """
     if mlp.experts is not None:
-        raise InvalidInputError(f"{mlp.address} is split into {mlp.num_experts} experts; merge them first")
+        raise InvalidInputError(
+            f"{mlp.address} is split into {mlp.num_experts} experts; merge them first"
+        )
     width = up.shape[0]
     if width != mlp.intermediate_size:
         require_separable(mlp)
@@ -199,7 +205,9 @@ def replace_mlp(
     for role, projection in mlp.projections().items():
         weight, bias = given[role]
         if weight is None or weight.shape[0 if role != "down" else 1] != width:
-            raise InvalidInputError(f"{mlp.address}: {role} does not have the width {width} of the others")
+            raise InvalidInputError(
+                f"{mlp.address}: {role} does not have the width {width} of the others"
+            )
         change += _linear(projection, weight, bias, width)
     return change
 
@@ -339,7 +347,9 @@ def _is_grouped(kv_index: Tensor, num_kv_heads: int) -> bool:
 def _check_pairs(address: str, shape: AttentionShape, index: Tensor) -> None:
     if index.shape != (shape.num_kv_heads, shape.qk_head_dim):
         wanted = (shape.num_kv_heads, shape.qk_head_dim)
-        raise InvalidInputError(f"{address}.rotary_index: shape {tuple(index.shape)}, needs {wanted}")
+        raise InvalidInputError(
+            f"{address}.rotary_index: shape {tuple(index.shape)}, needs {wanted}"
+        )
     half = shape.rotary_dim // 2
     first, second = index.chunk(2, dim=-1)
     turned = (first >= 0) & (first < half) & (second == first + half)
@@ -360,7 +370,9 @@ def _check_widths(address: str, shape: AttentionShape, weights: Mapping[str, Ten
     }
     for role, size in wanted.items():
         if tuple(weights[role].shape) != size:
-            raise InvalidInputError(f"{address}.{role}: shape {tuple(weights[role].shape)}, needs {size}")
+            raise InvalidInputError(
+                f"{address}.{role}: shape {tuple(weights[role].shape)}, needs {size}"
+            )
 
 
 def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:

@@ -51,7 +51,8 @@ def check_as_configured(model: PreTrainedModel) -> None:
         >>> check_as_configured(model)
         Traceback (most recent call last):
             ...
-        modwright.core.errors.InvalidInputError: the model is not what its config says, and an edit would \
+        modwright.core.errors.InvalidInputError: the model is not what its config says, and an edit
+        would \
 lose the difference: lm_head.bias (128,) is not in the config's model
     """
     found = list(islice(differences_from_config(model), 3))

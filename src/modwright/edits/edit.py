@@ -17,9 +17,9 @@ from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = [
     "FORMAT",
-    "ReorderBlocks",
     "Edit",
     "Remove",
+    "ReorderBlocks",
     "Replace",
     "RevertEdit",
     "State",
@@ -68,7 +68,9 @@ class Remove:
 
     def __post_init__(self) -> None:
         if split_address(self.path)[0] is None:
-            raise InvalidInputError(f"{self.path} stands outside the blocks: it can be replaced, not removed")
+            raise InvalidInputError(
+                f"{self.path} stands outside the blocks: it can be replaced, not removed"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         extra = {"drop_norm": True} if self.drop_norm else {}
@@ -132,7 +134,9 @@ class ReorderBlocks:
         except TypeError:
             numbers = None
         if numbers is None or any(isinstance(i, bool) for i in self.order):
-            raise InvalidInputError(f"an arrangement is a list of block numbers, not {self.order!r}")
+            raise InvalidInputError(
+                f"an arrangement is a list of block numbers, not {self.order!r}"
+            )
         if not numbers:
             raise InvalidInputError("an arrangement without blocks; at least one must stay")
         if len(numbers) > MOST_BLOCKS:

@@ -30,17 +30,21 @@ def expert_shape(mlp: Mlp, num_experts: int, top_k: int, **routing: Any) -> Expe
             pre-activations: in an MLP without a gate those of the up map.
 
     Raises:
-        InvalidInputError: it is split already, a map of it is stored in another way than as a matrix, or a
-            number or word is not valid for it.
+        InvalidInputError: it is split already, a map of it is stored in another way than as a
+            matrix, or a number or word is not valid for it.
     """
     here = mlp.address
     if mlp.experts is not None:
-        raise InvalidInputError(f"{here} is split into {mlp.num_experts} experts already; merge them first")
+        raise InvalidInputError(
+            f"{here} is split into {mlp.num_experts} experts already; merge them first"
+        )
     require_separable(mlp, "they cannot be split into experts")
     for projection in mlp.projections().values():
         if type(projection) not in (Projection, PointwiseProjection):
             stored = type(projection.module).__name__
-            raise InvalidInputError(f"{projection.address} is a {stored}, which does not split into experts")
+            raise InvalidInputError(
+                f"{projection.address} is a {stored}, which does not split into experts"
+            )
     own = {field.name: getattr(mlp.shape, field.name) for field in fields(FeedForwardShape)}
     if routing.get("score") == "gate" and mlp.gate is None:
         routing["score"] = "up"

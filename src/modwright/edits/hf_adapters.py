@@ -73,7 +73,8 @@ def build_mixture(config: Any, kwargs: dict[str, Any]) -> Mixture:
     """A mixture of experts with the activation that transformers has by that name.
 
     Raises:
-        InvalidInputError: the model returns router scores, whose loss stacks those of all layers as equals.
+        InvalidInputError: the model returns router scores, whose loss stacks those of all layers as
+            equals.
     """
     if getattr(config, "output_router_logits", False):
         raise InvalidInputError(

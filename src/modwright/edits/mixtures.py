@@ -35,7 +35,8 @@ def replace_mixture(
         top_k: experts of a position; None for as many as before.
 
     Raises:
-        InvalidInputError: widths or counts that do not go together, or a loss that counts on equal layers.
+        InvalidInputError: widths or counts that do not go together, or a loss that counts on equal
+            layers.
     """
     scores = mixture.router.weight if router is None else router
     widths = {len(m) for m in (*gate, *up)} | {m.shape[1] for m in down}

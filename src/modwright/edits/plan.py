@@ -16,7 +16,7 @@ from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
 from modwright.core.reading import read_json, require_regular
 from modwright.edits.change import Change
-from modwright.edits.edit import FORMAT, ReorderBlocks, Edit, Replace, edits_from_list
+from modwright.edits.edit import FORMAT, Edit, ReorderBlocks, Replace, edits_from_list
 from modwright.nn import ExpertShape
 
 __all__ = ["Plan", "structure_of"]
@@ -100,7 +100,9 @@ class Plan:
         if odd is None and changes:
             return cls.of(anatomy, "by hand", sum(changes, Change()))
         said = "an empty list" if odd is None else type(odd).__name__
-        raise InvalidInputError(f"expected a plan or a change, such as edits.remove makes, not {said}")
+        raise InvalidInputError(
+            f"expected a plan or a change, such as edits.remove makes, not {said}"
+        )
 
     def check_fits(self, anatomy: Anatomy) -> None:
         """Refuses a model whose structure is not the one planned for."""

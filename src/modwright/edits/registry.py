@@ -17,8 +17,6 @@ from modwright.edits.hf_adapters import (
     build_mixture,
 )
 from modwright.nn import (
-    ZeroModule,
-    SkippedAttention,
     BareAttention,
     CRMSNorm,
     FactorPair,
@@ -27,7 +25,9 @@ from modwright.nn import (
     PlacedMixer,
     RestoringCRMSNorm,
     RMSNorm,
+    SkippedAttention,
     ZeroMeanLinear,
+    ZeroModule,
     narrow_,
     zero_mean_,
 )

@@ -20,10 +20,14 @@ from modwright.anatomy.families import family_of
 from modwright.core.compat.transformers import auto_classes, can_set_experts, model_classes
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.attention_maps import forward_with_all_maps
-from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_list
-from modwright.edits.stock_class_guard import with_layers, add_stock_class_guard, strip_stock_class_guard
-from modwright.edits.replay import replay
 from modwright.edits.cache_layers import unfilled_cache_layers
+from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_list
+from modwright.edits.replay import replay
+from modwright.edits.stock_class_guard import (
+    add_stock_class_guard,
+    strip_stock_class_guard,
+    with_layers,
+)
 
 __all__ = [
     "base_class",
@@ -66,7 +70,9 @@ class _RemodeledConfig:
             index, role = split_address(edit.path)
             # What is not in a layer is told of the first one; its own numbers go before.
             entry = overrides.setdefault(index or 0, {})
-            for name, value in family.stock_class_guard(role, getattr(edit, "kwargs", None)).items():
+            for name, value in family.stock_class_guard(
+                role, getattr(edit, "kwargs", None)
+            ).items():
                 if name == "skip":
                     value = sorted({*entry.get("skip", ()), *value})
                 entry[name] = value
@@ -128,7 +134,9 @@ class _RemodeledConfig:
         told: str = super().to_json_string(use_diff)  # type: ignore[misc]
         if use_diff:
             return told
-        whole = add_stock_class_guard(json.loads(told), self.layer_overrides(), self, self._num_layers())
+        whole = add_stock_class_guard(
+            json.loads(told), self.layer_overrides(), self, self._num_layers()
+        )
         return json.dumps(whole, indent=2, sort_keys=True) + "\n"
 
 

@@ -13,10 +13,23 @@ from modwright.anatomy.families.family import Family, Placement
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_mode
+from modwright.edits.cache_layers import number_cache_layers
 from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.registry import build_part
-from modwright.edits.cache_layers import number_cache_layers
 from modwright.nn import (
+    FeedForward,
+    GroupedAttention,
+    Identity,
+    Mixture,
+    PlacedMixer,
+    SkippedAttention,
+    ZeroModule,
+)
+from modwright.nn.opaque import as_opaque
+
+__all__ = ["num_removed", "preview", "renumber", "replay"]
+
+_KNOWN = (
     ZeroModule,
     SkippedAttention,
     FeedForward,
@@ -25,11 +38,6 @@ from modwright.nn import (
     Identity,
     PlacedMixer,
 )
-from modwright.nn.opaque import as_opaque
-
-__all__ = ["num_removed", "preview", "renumber", "replay"]
-
-_KNOWN = (ZeroModule, SkippedAttention, FeedForward, GroupedAttention, Mixture, Identity, PlacedMixer)
 """Sublayers that families read as what they are."""
 
 

@@ -39,7 +39,9 @@ def resize(sublayer: Sublayer, values: Mapping[str, Stored]) -> Change:
         >>> [edit.kwargs["in_features"] for edit in resize(mlp, narrow).edits]
         [40, 192]
     """
-    raise InvalidInputError(f"{sublayer.address}: a {type(sublayer).__name__} cannot be given other widths")
+    raise InvalidInputError(
+        f"{sublayer.address}: a {type(sublayer).__name__} cannot be given other widths"
+    )
 
 
 @resize.register

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["with_layers", "add_stock_class_guard", "strip_stock_class_guard"]
+__all__ = ["add_stock_class_guard", "strip_stock_class_guard", "with_layers"]
 
 _STOCK = "modwright_stock"
 

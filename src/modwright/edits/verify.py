@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from modwright.anatomy.coerce import model_of
 from modwright.anatomy.families import family_of
-from modwright.anatomy.inputs import Inputs, Images, Tokens
+from modwright.anatomy.inputs import Images, Inputs, Tokens
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward

@@ -232,6 +232,8 @@ class TokenClassifier(ImageClassifier):
         for block in self.blocks:
             stream = self.blocks.run(block, stream, spatial_shape)
             if maps is not None:
-                maps.append(to_feature_map(self.tokens(stream)[:, self.num_prefix_tokens :], spatial_shape))
+                maps.append(
+                    to_feature_map(self.tokens(stream)[:, self.num_prefix_tokens :], spatial_shape)
+                )
         features: Tensor = self.norm(self.tokens(stream))
         return features

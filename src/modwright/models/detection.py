@@ -12,11 +12,11 @@ from torch import Tensor
 
 from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.modes import set_eval
-from modwright.models.importing import import_weights, checkpoint_formats, name_classes
+from modwright.models.importing import checkpoint_formats, import_weights, name_classes
 from modwright.models.registry import create_model, list_models, model_class, variant_config
 from modwright.models.source_configs import read_source_config, same_value
 
-__all__ = ["MatchReport", "DetectedCheckpoint", "import_named", "detect_variant", "variants_of"]
+__all__ = ["DetectedCheckpoint", "MatchReport", "detect_variant", "import_named", "variants_of"]
 
 _CLASSIFIER = "head.fc.weight"
 _SHOWN = 3
@@ -107,7 +107,9 @@ def variants_of(name: str) -> list[str]:
     return found
 
 
-def detect_variant(name: str, tensors: Mapping[str, Tensor], checkpoint_format: str = "auto", **fields: Any) -> MatchReport:
+def detect_variant(
+    name: str, tensors: Mapping[str, Tensor], checkpoint_format: str = "auto", **fields: Any
+) -> MatchReport:
     """The named model that tensors belong to.
 
     Args:
@@ -124,7 +126,9 @@ def detect_variant(name: str, tensors: Mapping[str, Tensor], checkpoint_format: 
     whole = [fit for fit in fits if not fit.mismatches]
     if len(whole) > 1:
         names = ", ".join(fit.variant for fit in whole)
-        raise InvalidInputError(f"the file fits {len(whole)} models alike, name one of them: {names}")
+        raise InvalidInputError(
+            f"the file fits {len(whole)} models alike, name one of them: {names}"
+        )
     if not whole:
         nearest = fits[0]
         other = "" if len(fits) == 1 else f"no model of {name} fits the file; the nearest, "
@@ -155,8 +159,8 @@ def import_named(
             fresh.
 
     Raises:
-        InvalidInputError: names that are missing, or that nothing knows, or shapes that differ, or a field
-            of config.json that is not computed here.
+        InvalidInputError: names that are missing, or that nothing knows, or shapes that differ, or
+            a field of config.json that is not computed here.
     """
     if resize and name not in list_models():
         raise InvalidInputError("positions are resized for one model; name it, not the paper")
@@ -167,7 +171,9 @@ def import_named(
         variant = _nearest(name, tensors, checkpoint_format, fields)
         fit = _match(variant, tensors, checkpoint_format, own)
         if fit.mismatches and not resize:
-            raise InvalidInputError(f"{variant} with the layout {fit.checkpoint_format}: {fit.told()}")
+            raise InvalidInputError(
+                f"{variant} with the layout {fit.checkpoint_format}: {fit.told()}"
+            )
     elif resize:
         own, fit = fields, _match(name, tensors, checkpoint_format, fields)
     else:
@@ -189,7 +195,9 @@ def import_named(
         }
         if not other:
             name_classes(model, told)
-    return DetectedCheckpoint(model, fit.variant, done.checkpoint_format, done.tensors, done.fresh, changed)
+    return DetectedCheckpoint(
+        model, fit.variant, done.checkpoint_format, done.tensors, done.fresh, changed
+    )
 
 
 def _nearest(

@@ -15,18 +15,25 @@ from torch import Tensor
 
 from modwright.core.errors import (
     CheckpointError,
-    ModwrightError,
     InvalidInputError,
+    ModwrightError,
     first_line,
     refusing,
     unknown_name,
 )
 from modwright.core.reading import read_json, refuse_no_weights
+from modwright.models.source_configs import SourceConfig, read_source_config, same_value
 from modwright.models.state_dict_converter import StateDictConverter
 from modwright.models.vision_model import VisionModel
-from modwright.models.source_configs import SourceConfig, read_source_config, same_value
 
-__all__ = ["Imported", "import_weights", "checkpoint_formats", "name_classes", "read_weights", "to_checkpoint_format"]
+__all__ = [
+    "Imported",
+    "checkpoint_formats",
+    "import_weights",
+    "name_classes",
+    "read_weights",
+    "to_checkpoint_format",
+]
 
 # Fields that may differ from those of the weights: rates of training, and what `resize` is for.
 _MAY_DIFFER = {"drop_rate", "drop_path_rate", "image_size"}
@@ -165,7 +172,9 @@ def _chosen(found: Any, key: str | None, path: Path) -> Any:
         if isinstance(value, dict) and any(isinstance(one, Tensor) for one in value.values())
     ]
     if len(holders) > 1:
-        raise InvalidInputError(f"{path} holds several sets of tensors; choose a key: {', '.join(holders)}")
+        raise InvalidInputError(
+            f"{path} holds several sets of tensors; choose a key: {', '.join(holders)}"
+        )
     return found[holders[0]] if holders else found
 
 
@@ -213,8 +222,8 @@ def import_weights(
         new_classifier: a map to another number of classes is left as it is in the model.
 
     Raises:
-        InvalidInputError: names that are missing, names that nothing knows, shapes that differ, or fields of
-            config.json that the model does not compute by; the first of them is named.
+        InvalidInputError: names that are missing, names that nothing knows, shapes that differ, or
+            fields of config.json that the model does not compute by; the first of them is named.
     """
     told = None
     if isinstance(source, Mapping):
@@ -231,7 +240,9 @@ def import_weights(
         raise unknown_name("layout", checkpoint_format, ["auto", *maps])
     with refusing():
         if checkpoint_format == "auto":
-            checkpoint_format = min(maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected))
+            checkpoint_format = min(
+                maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected)
+            )
         converted = maps[checkpoint_format].to_ours(tensors)
     own = model.state_dict()
     found = converted.tensors
@@ -251,7 +262,9 @@ def import_weights(
         )
     missing = [name for name in own if name not in found and not _may_miss(name, new_classifier)]
     if missing:
-        raise InvalidInputError(f"{len(missing)} tensors are missing from the file, {missing[0]} for one")
+        raise InvalidInputError(
+            f"{len(missing)} tensors are missing from the file, {missing[0]} for one"
+        )
     for name, tensor in found.items():
         if tensor.shape != own[name].shape:
             more = "" if resize else "; resize=True would resize positions"

@@ -25,8 +25,8 @@ from modwright.core.registry import Registry
 from modwright.models.classifier import ImageClassifier
 from modwright.models.features import FeatureMaps
 from modwright.models.importing import import_weights, read_weights
-from modwright.models.vision_model import VisionConfig, VisionModel, check_count
 from modwright.models.source_configs import read_source_config
+from modwright.models.vision_model import VisionConfig, VisionModel, check_count
 
 __all__ = [
     "MODELS",
@@ -191,7 +191,8 @@ def create_model(
         fields: of the architecture's config, ``image_size`` for one.
 
     Raises:
-        InvalidInputError: an unknown name or field, a rate out of range, or a file that does not fit.
+        InvalidInputError: an unknown name or field, a rate out of range, or a file that does not
+            fit.
 
     Example:
         >>> import torch
@@ -200,7 +201,9 @@ def create_model(
         torch.Size([1, 10])
     """
     if pretrained:
-        raise InvalidInputError("pretrained weights are not shipped; name a file with checkpoint_path=...")
+        raise InvalidInputError(
+            "pretrained weights are not shipped; name a file with checkpoint_path=..."
+        )
     # The config's own words for two of the arguments
     num_classes = fields.pop("num_labels", num_classes)
     in_chans = fields.pop("num_channels", in_chans)

@@ -30,8 +30,8 @@ def reparameterize(model: _Model, *, verify: bool = True, tolerance: float = 1e-
         tolerance: how far they may be apart, in parts of the largest logit where that is above 1.
 
     Raises:
-        InvalidInputError: another architecture, training mode, a model that is fused already, or running
-            statistics that are not finite.
+        InvalidInputError: another architecture, training mode, a model that is fused already, or
+            running statistics that are not finite.
         VerificationError: the logits are too far apart.
 
     Example:
@@ -47,7 +47,9 @@ def reparameterize(model: _Model, *, verify: bool = True, tolerance: float = 1e-
         raise InvalidInputError("the model is fused already")
     norms = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     if model.training or any(norm.training for norm in norms):
-        raise InvalidInputError("a model in training mode has no fixed statistics to fold: call eval() first")
+        raise InvalidInputError(
+            "a model in training mode has no fixed statistics to fold: call eval() first"
+        )
     dtype = model.dtype
     twin = copy.deepcopy(model).double()  # so that there is one rounding only, at the end
     with refusing():

@@ -54,12 +54,15 @@ class ConfigMap:
             stored: what the file says.
 
         Raises:
-            InvalidInputError: a value that is not computed here, or a field that nothing is known of.
+            InvalidInputError: a value that is not computed here, or a field that nothing is known
+                of.
         """
         known = {*self.renamed, *self.only, *self.read, *self.harmless, *_LABELS, *_HARMLESS}
         unknown = [key for key in stored if key not in known]
         if unknown:
-            raise InvalidInputError(f"{unknown[0]} has no counterpart here: {stored[unknown[0]]!r:.60}")
+            raise InvalidInputError(
+                f"{unknown[0]} has no counterpart here: {stored[unknown[0]]!r:.60}"
+            )
         built = theirs.get("architectures") or self.architectures
         if self.architectures and not set(built) & set(self.architectures):
             raise InvalidInputError(
@@ -67,7 +70,9 @@ class ConfigMap:
             )
         for key, value in self.only.items():
             if theirs.get(key) != value:
-                raise InvalidInputError(f"{key} is {theirs.get(key)!r}; only {value!r} is computed here")
+                raise InvalidInputError(
+                    f"{key} is {theirs.get(key)!r}; only {value!r} is computed here"
+                )
         renamed = {ours: theirs[key] for key, ours in self.renamed.items() if key in theirs}
         return {**renamed, **self.made(theirs)}
 

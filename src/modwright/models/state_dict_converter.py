@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Converted", "StateDictConverter", "Rename", "Concat", "same"]
+__all__ = ["Concat", "Converted", "Rename", "StateDictConverter", "same"]
 
 Change = Callable[[Tensor], Tensor]
 

@@ -59,8 +59,8 @@ def upscale_image(
         otherwise what the model gives, which may lie a little outside 0 and 1.
 
     Raises:
-        InvalidInputError: what is no image for the model, whole numbers outside of 0 to 255, NaN, an
-            unknown padding, or tiles that do not fit.
+        InvalidInputError: what is no image for the model, whole numbers outside of 0 to 255, NaN,
+            an unknown padding, or tiles that do not fit.
 
     Example:
         >>> from modwright.models import create_model
@@ -98,7 +98,9 @@ def _check_tiles(tile: int, overlap: int, multiple: int) -> None:
     if tile < 1 or tile % multiple:
         raise InvalidInputError(f"tile must be a multiple of {multiple}, not {tile}")
     if not 0 <= overlap < tile / 2:
-        raise InvalidInputError(f"overlap must be at least 0 and less than half a tile of {tile}: {overlap}")
+        raise InvalidInputError(
+            f"overlap must be at least 0 and less than half a tile of {tile}: {overlap}"
+        )
 
 
 def _as_numbers(image: Tensor, model: Any) -> tuple[Tensor, bool]:
@@ -108,10 +110,14 @@ def _as_numbers(image: Tensor, model: Any) -> tuple[Tensor, bool]:
             raise InvalidInputError("the image has pixels that are no finite numbers")
         return image.to(model.device, model.dtype), False
     if image.is_complex() or image.dtype == torch.bool:
-        raise InvalidInputError(f"pixels are numbers from 0 to 1, or whole ones to 255, not {image.dtype}")
+        raise InvalidInputError(
+            f"pixels are numbers from 0 to 1, or whole ones to 255, not {image.dtype}"
+        )
     low, high = int(image.min()), int(image.max())
     if low < 0 or high > 255:
-        raise InvalidInputError(f"whole numbers of pixels lie between 0 and 255, not {low} and {high}")
+        raise InvalidInputError(
+            f"whole numbers of pixels lie between 0 and 255, not {low} and {high}"
+        )
     return image.to(model.device, model.dtype) / 255, True
 
 

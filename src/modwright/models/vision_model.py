@@ -14,8 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.compat.transformers import is_loaded
 from modwright.core.errors import CheckpointError, InvalidInputError, refusing
-from modwright.models.state_dict_converter import StateDictConverter
 from modwright.models.source_configs import ConfigMap
+from modwright.models.state_dict_converter import StateDictConverter
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.relative_position_bias import RelativePositionBias
@@ -109,7 +109,9 @@ class VisionConfig(PreTrainedConfig):
     def check_multiples(step: int, height: int, width: int) -> None:
         """Refuses images whose sides are no multiples of ``step`` pixels."""
         if height % step or width % step:
-            raise InvalidInputError(f"pictures must be multiples of {step} pixels, not {height} x {width}")
+            raise InvalidInputError(
+                f"pictures must be multiples of {step} pixels, not {height} x {width}"
+            )
 
     def per_stage(self, stages: int, *names: str) -> None:
         """Fields with an entry per stage: one number or name stands for all stages.
@@ -121,7 +123,9 @@ class VisionConfig(PreTrainedConfig):
             value = getattr(self, name)
             listed = list(value) if isinstance(value, list | tuple) else [value] * stages
             if len(listed) != stages:
-                raise InvalidInputError(f"{name} has {len(listed)} entries for {stages} stages of depths")
+                raise InvalidInputError(
+                    f"{name} has {len(listed)} entries for {stages} stages of depths"
+                )
             setattr(self, name, listed)
 
     @classmethod
@@ -206,7 +210,9 @@ class VisionModel(PreTrainedModel):
         """Fields of the config that a file of the paper's authors decides, not its name."""
         return {}
 
-    def interpolate_pos_embed(self, name: str, table: Tensor, old: SpatialShape | None = None) -> Tensor:
+    def interpolate_pos_embed(
+        self, name: str, table: Tensor, old: SpatialShape | None = None
+    ) -> Tensor:
         """A tensor of another model of this kind, its positions resized to this one's grid.
 
         Args:

@@ -1,6 +1,5 @@
 """Parts in plain torch: they take explicit numbers and other parts, never a config."""
 
-from modwright.nn.placeholders import ZeroModule, SkippedAttention, Identity
 from modwright.nn.channel_mixers.expert_feed_forward import ExpertFeedForward
 from modwright.nn.channel_mixers.expert_shape import ExpertShape
 from modwright.nn.channel_mixers.feed_forward import FeedForward, FeedForwardShape
@@ -9,6 +8,7 @@ from modwright.nn.factored import FactorPair
 from modwright.nn.narrow import narrow_
 from modwright.nn.norms import CRMSNorm, RestoringCRMSNorm, RMSNorm
 from modwright.nn.opaque import Opaque
+from modwright.nn.placeholders import Identity, SkippedAttention, ZeroModule
 from modwright.nn.token_mixers.attention import (
     AttentionShape,
     BareAttention,
@@ -19,8 +19,6 @@ from modwright.nn.token_mixers.placed import PlacedMixer
 from modwright.nn.zero_mean import ZeroMean, ZeroMeanEmbedding, ZeroMeanLinear, zero_mean_
 
 __all__ = [
-    "ZeroModule",
-    "SkippedAttention",
     "AttentionShape",
     "BareAttention",
     "CRMSNorm",
@@ -31,16 +29,18 @@ __all__ = [
     "FeedForwardShape",
     "GridAttention",
     "GroupedAttention",
+    "Identity",
     "Mixture",
     "MixtureShape",
     "Opaque",
-    "Identity",
     "PlacedMixer",
     "RMSNorm",
     "RestoringCRMSNorm",
+    "SkippedAttention",
     "ZeroMean",
     "ZeroMeanEmbedding",
     "ZeroMeanLinear",
+    "ZeroModule",
     "narrow_",
     "route",
     "zero_mean_",

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modwright.nn.layouts import SpatialShape, Layout, call_in_layout
+from modwright.nn.layouts import Layout, SpatialShape, call_in_layout
 from modwright.nn.residual import DropPath, LayerScale, ScaledResidual
 
 __all__ = ["Block", "BlockSequence"]
@@ -73,7 +73,12 @@ class Block(nn.Module):
         return x
 
     def _mix(
-        self, norm: nn.Module | None, part: nn.Module, x: Tensor, spatial_shape: SpatialShape, **extra: Any
+        self,
+        norm: nn.Module | None,
+        part: nn.Module,
+        x: Tensor,
+        spatial_shape: SpatialShape,
+        **extra: Any,
     ) -> Tensor:
         assert norm is not None
         return call_in_layout(part, norm(x), spatial_shape, self.layout, **extra)

@@ -8,7 +8,13 @@ from torch import nn
 
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.reparameterize import ScaleShift, scale_shift_of, as_conv, fuse_conv_bn, fuse_preceding_affine
+from modwright.nn.reparameterize import (
+    ScaleShift,
+    as_conv,
+    fuse_conv_bn,
+    fuse_preceding_affine,
+    scale_shift_of,
+)
 
 __all__ = ["fuse_affine_", "reparameterize_"]
 
@@ -64,7 +70,9 @@ def _fold_sequence_(sequence: nn.Sequential) -> None:
 def _fold_halves_(block: Block) -> None:
     for norm_name, part_name in _HALVES:
         norm, part = getattr(block, norm_name), getattr(block, part_name)
-        if isinstance(norm, nn.BatchNorm2d) and (isinstance(part, Mlp) or hasattr(part, "fuse_affine_")):
+        if isinstance(norm, nn.BatchNorm2d) and (
+            isinstance(part, Mlp) or hasattr(part, "fuse_affine_")
+        ):
             fuse_affine_(part, scale_shift_of(norm))
             setattr(block, norm_name, nn.Identity())
 

@@ -111,7 +111,12 @@ class LearnedTable(nn.Module):
         std: float = 0.02,
     ) -> None:
         super().__init__()
-        self.spatial_shape, self.prefix, self.antialias, self.fixed = spatial_shape, prefix, antialias, fixed
+        self.spatial_shape, self.prefix, self.antialias, self.fixed = (
+            spatial_shape,
+            prefix,
+            antialias,
+            fixed,
+        )
         self.std = std
         length = prefix + spatial_shape[0] * spatial_shape[1]
         self.table = nn.Parameter(torch.empty(1, length, dim), requires_grad=not fixed)
@@ -127,7 +132,9 @@ class LearnedTable(nn.Module):
     def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
         if spatial_shape == self.spatial_shape:
             return x + self.table
-        return x + resize_table(self.table, self.spatial_shape, spatial_shape, self.prefix, self.antialias)
+        return x + resize_table(
+            self.table, self.spatial_shape, spatial_shape, self.prefix, self.antialias
+        )
 
     def fit(self, table: Tensor, old: SpatialShape | None = None) -> Tensor:
         """A table of another grid, a square one unless ``old`` says it, resized to this one's.
@@ -139,6 +146,8 @@ class LearnedTable(nn.Module):
             positions = table.shape[1] - self.prefix
             side = math.isqrt(positions)
             if side * side != positions:
-                raise ValueError(f"{positions} positions are no square grid: say which grid they are")
+                raise ValueError(
+                    f"{positions} positions are no square grid: say which grid they are"
+                )
             old = (side, side)
         return resize_table(table, old, self.spatial_shape, self.prefix, self.antialias)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-__all__ = ["SpatialShape", "Layout", "call_in_layout", "to_feature_map", "to_tokens"]
+__all__ = ["Layout", "SpatialShape", "call_in_layout", "to_feature_map", "to_tokens"]
 
 SpatialShape = tuple[int, int]
 Layout = Literal["map", "tokens"]
@@ -34,11 +34,15 @@ def to_feature_map(x: Tensor, spatial_shape: SpatialShape) -> Tensor:
         ValueError: there are not H W tokens; gives all three numbers.
     """
     if x.shape[1] != spatial_shape[0] * spatial_shape[1]:
-        raise ValueError(f"{x.shape[1]} tokens do not fill a grid of {spatial_shape[0]} x {spatial_shape[1]}")
+        raise ValueError(
+            f"{x.shape[1]} tokens do not fill a grid of {spatial_shape[0]} x {spatial_shape[1]}"
+        )
     return x.transpose(1, 2).unflatten(2, spatial_shape)
 
 
-def call_in_layout(part: nn.Module, x: Tensor, spatial_shape: SpatialShape, layout: Layout, **extra: Any) -> Tensor:
+def call_in_layout(
+    part: nn.Module, x: Tensor, spatial_shape: SpatialShape, layout: Layout, **extra: Any
+) -> Tensor:
     """Runs a part on ``x``, which has ``layout``, in the layout that the part declares.
 
     A part without a ``layout`` takes either.

@@ -54,7 +54,11 @@ class PixelToPatch(nn.Module):
         self.norm2 = nn.LayerNorm(outer_dim, eps=eps) if last_norm else None
 
     def forward(self, pixel_tokens: Tensor, images: int) -> Tensor:
-        x = self.norm1(pixel_tokens).flatten(1) if self.per_word else self.norm1(pixel_tokens.flatten(1))
+        x = (
+            self.norm1(pixel_tokens).flatten(1)
+            if self.per_word
+            else self.norm1(pixel_tokens.flatten(1))
+        )
         x = self.proj(x)
         x = x if self.norm2 is None else self.norm2(x)
         return x.unflatten(0, (images, -1))

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["ZeroModule", "SkippedAttention", "Identity"]
+__all__ = ["Identity", "SkippedAttention", "ZeroModule"]
 
 
 class ZeroModule(nn.Module):

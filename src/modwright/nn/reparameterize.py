@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ScaleShift", "scale_shift_of", "as_conv", "fuse_conv_bn", "fuse_preceding_affine", "sum_of"]
+__all__ = [
+    "ScaleShift",
+    "as_conv",
+    "fuse_conv_bn",
+    "fuse_preceding_affine",
+    "scale_shift_of",
+    "sum_of",
+]
 
 TINY_VARIANCE = 1e-8
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)

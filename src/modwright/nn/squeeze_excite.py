@@ -8,7 +8,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.layouts import SpatialShape, Layout
+from modwright.nn.layouts import Layout, SpatialShape
 
 __all__ = ["SqueezeExcite"]
 

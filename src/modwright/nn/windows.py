@@ -57,7 +57,10 @@ def offsets_in(window: SpatialShape, device: torch.device | None = None) -> Tens
 
 
 def wrapped_apart(
-    spatial_shape: SpatialShape, window: SpatialShape, steps: SpatialShape, device: torch.device | None = None
+    spatial_shape: SpatialShape,
+    window: SpatialShape,
+    steps: SpatialShape,
+    device: torch.device | None = None,
 ) -> Tensor:
     """Which places of a window only wrapping brings together: (windows, T, T), true where it does.
 

@@ -169,7 +169,9 @@ def _load(item: Traversable) -> Paper:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise InvalidInputError(f"paper record {item.name!r} is not YAML{where}: {problem}") from error
+        raise InvalidInputError(
+            f"paper record {item.name!r} is not YAML{where}: {problem}"
+        ) from error
     if not isinstance(raw, Mapping):
         raise InvalidInputError(f"paper record {slug!r} must map fields to values")
     record = make_options(Paper, f"paper record {slug!r}", raw, word="field")
@@ -180,7 +182,9 @@ def _load(item: Traversable) -> Paper:
 
 def _check_values(record: Paper, slug: str) -> None:
     if record.slug != slug:
-        raise InvalidInputError(f"paper record {slug!r}: slug {record.slug!r} differs from the file name")
+        raise InvalidInputError(
+            f"paper record {slug!r}: slug {record.slug!r} differs from the file name"
+        )
     for word in record.category:
         if word not in CATEGORIES:
             raise unknown_name(f"category in paper record {slug!r}:", word, CATEGORIES)

@@ -86,7 +86,7 @@ def _tiny_models() -> Iterator[tuple[str, str, PreTrainedModel]]:
 
 def _uses(name: str, model: PreTrainedModel) -> Iterator[Use]:
     from modwright.anatomy import Anatomy
-    from modwright.surgery import make_method, method_type, after_prerequisite, unsupported_reason
+    from modwright.surgery import after_prerequisite, make_method, method_type, unsupported_reason
 
     anatomy = Anatomy.of(after_prerequisite(name, model))
     for options in method_type(name).examples:

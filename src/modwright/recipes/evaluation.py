@@ -78,7 +78,9 @@ def evaluate(
     both = [opened] if against is None else [opened, against]
     for one in both:
         if getattr(one.model, "main_input_name", "") == "pixel_values":
-            raise InvalidInputError(f"{one.source.name} reads images: it can be measured on no text")
+            raise InvalidInputError(
+                f"{one.source.name} reads images: it can be measured on no text"
+            )
         if one.tokenizer is None:
             raise InvalidInputError(
                 f"{one.source.name} brings no tokenizer, so it cannot be measured on text"

@@ -9,7 +9,7 @@ from typing import Any
 from modwright.anatomy import Anatomy
 from modwright.calibration import forecast_bytes
 from modwright.checkpoint import available_bytes, require_memory, weights_bytes
-from modwright.core.errors import ModwrightError, InvalidInputError
+from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.core.files import require_space
 from modwright.cost import activation_bytes, kv_cache_bytes
 from modwright.recipes.load import resolved

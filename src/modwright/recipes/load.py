@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from modwright.core.errors import ModwrightError, InvalidInputError
-from modwright.recipes.validation_errors import position_of, validated
+from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.recipes.reading import Location, read_changed
 from modwright.recipes.schema import Recipe
+from modwright.recipes.validation_errors import position_of, validated
 from modwright.surgery import make_method
 
 __all__ = ["load_recipe", "parse_recipe", "resolved"]
@@ -55,7 +55,9 @@ def parse_recipe(
             make_method(step.method, step.options)
         except ModwrightError as error:
             at: Location = ("steps", index, _option_at_fault(str(error), step.options))
-            raise InvalidInputError(f"{position_of(at, where, name)}, steps.{index}: {error}") from None
+            raise InvalidInputError(
+                f"{position_of(at, where, name)}, steps.{index}: {error}"
+            ) from None
     return recipe
 
 

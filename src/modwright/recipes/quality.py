@@ -19,10 +19,10 @@ from modwright.core.progress import Progress
 from modwright.recipes.schema import Evaluate, HarnessTasksOf, PerplexityOf
 from modwright.recipes.texts import text_of, writes_text
 from modwright.tasks.agreement import agreement, require_comparable
+from modwright.tasks.eval_positions import eval_positions_of
 from modwright.tasks.harness import HarnessRecipe, require_scorable, run_harness
 from modwright.tasks.harness_tasks import load_harness_tasks
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
-from modwright.tasks.eval_positions import eval_positions_of
 
 __all__ = ["TEACHER", "evaluation_digest", "measure_quality"]
 
@@ -33,8 +33,8 @@ def evaluation_digest(opened: Checkpoint, evaluate: Evaluate) -> str | None:
     """Digest of all that quality is measured on; None where nothing is.
 
     Raises:
-        InvalidInputError: a text that cannot be read or is too short, a model that has no such measure, a
-            task that is unknown or whose data is not here.
+        InvalidInputError: a text that cannot be read or is too short, a model that has no such
+            measure, a task that is unknown or whose data is not here.
     """
     checks = (_check_text, _check_agreement, _check_harness)
     info = [check(opened, evaluate) for check in checks]

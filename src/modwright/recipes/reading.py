@@ -11,7 +11,7 @@ import yaml
 from modwright.core.errors import CheckpointError, InvalidInputError, nearest
 from modwright.core.reading import parse_yaml, require_regular
 
-__all__ = ["Location", "EvalPositions", "override", "read_changed", "read_tree"]
+__all__ = ["EvalPositions", "Location", "override", "read_changed", "read_tree"]
 
 Location = tuple[str | int, ...]
 EvalPositions = dict[Location, str]
@@ -33,7 +33,9 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Eval
     except (OSError, RuntimeError):
         raise CheckpointError(f"cannot read {str(file)!r}: its links lead in a circle") from None
     if file.resolve() in extended_by:
-        raise InvalidInputError(f"{file.name}: extends goes in a circle; a file cannot extend itself")
+        raise InvalidInputError(
+            f"{file.name}: extends goes in a circle; a file cannot extend itself"
+        )
     text = _text(file, extended_by)
     try:
         tree = parse_yaml(text, file.name)
@@ -47,7 +49,9 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Eval
         return tree, positions
     parent = tree.pop("extends")
     if not isinstance(parent, str):
-        raise InvalidInputError(f"{positions[('extends',)]}, extends: must name one recipe file, not {parent!r}")
+        raise InvalidInputError(
+            f"{positions[('extends',)]}, extends: must name one recipe file, not {parent!r}"
+        )
     base, base_positions = read_tree(file.parent / parent, (*extended_by, file.resolve()))
     return _merged(base, tree, (), base_positions, positions), positions
 
@@ -80,7 +84,9 @@ def override(tree: Any, positions: EvalPositions, text: str) -> None:
     try:
         parsed = parse_yaml(value, said)
     except (yaml.YAMLError, ValueError):
-        raise InvalidInputError(f"{said}: {value!r} is not a YAML value; put text into quotes") from None
+        raise InvalidInputError(
+            f"{said}: {value!r} is not a YAML value; put text into quotes"
+        ) from None
     here, at = tree, _Walk(said)
     for piece in keys[:-1]:
         key = at.enter(here, piece)
@@ -154,7 +160,9 @@ def _yaml_problem(error: Exception) -> str:
     return f"{line}: not valid YAML: {problem}"
 
 
-def _note_positions(node: yaml.Node, at: Location, positions: EvalPositions, name: str, seen: set[int]) -> None:
+def _note_positions(
+    node: yaml.Node, at: Location, positions: EvalPositions, name: str, seen: set[int]
+) -> None:
     positions.setdefault(at, f"{name} line {node.start_mark.line + 1}")
     if id(node) in seen:
         return  # an alias: it may hold itself
@@ -165,7 +173,9 @@ def _note_positions(node: yaml.Node, at: Location, positions: EvalPositions, nam
             place = f"{name} line {key.start_mark.line + 1}"
             if here in positions and key.tag != "tag:yaml.org,2002:merge":
                 path = ".".join(map(str, here))
-                raise InvalidInputError(f"{place}, {path}: stands in {positions[here]} already; keep one")
+                raise InvalidInputError(
+                    f"{place}, {path}: stands in {positions[here]} already; keep one"
+                )
             positions[here] = place
             _note_positions(value, here, positions, name, seen)
     elif isinstance(node, yaml.SequenceNode):
@@ -173,7 +183,9 @@ def _note_positions(node: yaml.Node, at: Location, positions: EvalPositions, nam
             _note_positions(value, (*at, index), positions, name, seen)
 
 
-def _merged(base: Any, change: Any, at: Location, base_positions: EvalPositions, positions: EvalPositions) -> Any:
+def _merged(
+    base: Any, change: Any, at: Location, base_positions: EvalPositions, positions: EvalPositions
+) -> Any:
     """``change`` over ``base``: mappings key by key, all else as a whole."""
     if not isinstance(base, dict) or not isinstance(change, dict):
         return change

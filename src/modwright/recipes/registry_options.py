@@ -12,10 +12,10 @@ from typing import Any, get_type_hints
 from pydantic import Field, ValidationError, create_model
 
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.recipes.validation_errors import explain, position_of
 from modwright.recipes.options import option_help, summary
 from modwright.recipes.reading import Location
 from modwright.recipes.schema import Strict
+from modwright.recipes.validation_errors import explain, position_of
 
 __all__ = ["RegistryOption", "options_of"]
 
@@ -70,7 +70,9 @@ class RegistryOption:
         valid = ", ".join(self.makers)
         if self.key not in given:
             where = position_of((self.at,), positions, name)
-            raise InvalidInputError(f"{where}, {self.at}.{self.key}: is missing; valid values: {valid}")
+            raise InvalidInputError(
+                f"{where}, {self.at}.{self.key}: is missing; valid values: {valid}"
+            )
         chosen = given[self.key]
         if chosen not in self.makers:
             where = position_of((self.at, self.key), positions, name)

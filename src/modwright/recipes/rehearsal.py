@@ -17,12 +17,12 @@ from modwright.core import distributed
 from modwright.core.progress import SILENT, Progress
 from modwright.recipes.forecast import Forecast, forecast, require_room
 from modwright.recipes.load import resolved
-from modwright.recipes.run_result import output_path, require_output, is_complete
 from modwright.recipes.quality import evaluation_digest
+from modwright.recipes.run_directory import RunDirectory
+from modwright.recipes.run_result import is_complete, output_path, require_output
 from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_settings
 from modwright.recipes.texts import step_windows
-from modwright.recipes.run_directory import RunDirectory
 from modwright.surgery import make_method
 
 __all__ = ["Rehearsal", "StepRehearsal", "dry_run"]

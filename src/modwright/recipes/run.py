@@ -28,15 +28,15 @@ from modwright.edits.remodeled import is_plain
 from modwright.edits.reopen import Reopened, check_reopens
 from modwright.recipes.facts import auto_class, environment, listed, opened_files, versions
 from modwright.recipes.forecast import forecast, require_room
-from modwright.recipes.run_log import RunLog
 from modwright.recipes.load import resolved
 from modwright.recipes.measure import Baseline, measure_stage
-from modwright.recipes.run_result import RunResult, output_path, require_output, is_complete
 from modwright.recipes.quality import evaluation_digest
+from modwright.recipes.run_directory import Inputs, RunDirectory, alone, file_stamps, step_key
+from modwright.recipes.run_log import RunLog
+from modwright.recipes.run_result import RunResult, is_complete, output_path, require_output
 from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_settings
 from modwright.recipes.texts import step_windows
-from modwright.recipes.run_directory import Inputs, RunDirectory, alone, file_stamps, step_key
 from modwright.report import Report, Stage, model_card, read_report, write_report
 from modwright.surgery import make_method
 
@@ -300,7 +300,9 @@ class _Run:
         seen: list[Reopened] = []
 
         if model.dtype != dtype:
-            raise InvalidInputError(f"the weights came as {dtype} and would be written as {model.dtype}")
+            raise InvalidInputError(
+                f"the weights came as {dtype} and would be written as {model.dtype}"
+            )
         parts = "weights, new process, report" if self.check else "weights, report"
         with self.progress.phase(f"write ({parts})", parts.count(",") + 1) as task:
 

@@ -70,9 +70,7 @@ def require_output(opened: Checkpoint, place: Path, force: bool) -> None:
     rehearse(opened.model, place, source=opened.source, force=force)
 
 
-def is_complete(
-    place: Path, full: dict[str, Any], force: bool, info: str = "report.json"
-) -> bool:
+def is_complete(place: Path, full: dict[str, Any], force: bool, info: str = "report.json") -> bool:
     """Whether the result of this resolved recipe is there, so that nothing is to be done.
 
     The main process looks, and all get its answer.

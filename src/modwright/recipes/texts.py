@@ -34,7 +34,8 @@ def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None
     """For each step the tokens that it calibrates on, or None where it needs none.
 
     Raises:
-        InvalidInputError: no tokenizer, no text, too little of it, or windows longer than the model takes.
+        InvalidInputError: no tokenizer, no text, too little of it, or windows longer than the model
+            takes.
     """
     made: dict[Data, TokenWindows] = {}
     found: list[TokenWindows | None] = []
@@ -67,6 +68,8 @@ def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
         )
     limit = position_limit(opened.model)
     if limit is not None and data.length > limit:
-        raise InvalidInputError(f"length is {data.length}; the model has positions for 2..{limit} tokens")
+        raise InvalidInputError(
+            f"length is {data.length}; the model has positions for 2..{limit} tokens"
+        )
     text, fields = text_of(data)
     return token_windows(opened.tokenizer, text, **fields)

@@ -19,14 +19,15 @@ from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
 from modwright.core import distributed
 from modwright.core.digest import sha256_of
-from modwright.core.errors import ModwrightError, InvalidInputError, VerificationError
+from modwright.core.errors import InvalidInputError, ModwrightError, VerificationError
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.edits.remodeled import is_plain
 from modwright.recipes.facts import auto_class, environment, versions
+from modwright.recipes.run_directory import RunDirectory, alone, file_stamps
 from modwright.recipes.run_log import RunLog
-from modwright.recipes.run_result import output_path, is_complete
+from modwright.recipes.run_result import is_complete, output_path
 from modwright.recipes.settings import torch_settings
 from modwright.recipes.training_parts import MODEL
 from modwright.recipes.training_schema import (
@@ -35,11 +36,10 @@ from modwright.recipes.training_schema import (
     pictures_of,
     settings_of,
 )
-from modwright.recipes.run_directory import RunDirectory, alone, file_stamps
 from modwright.report.curves import training_curves
 from modwright.tasks.pictures import Pictures
-from modwright.training import TrainResult, Settings, fit
-from modwright.training.checkpoints import remove_incomplete, newest_checkpoint
+from modwright.training import Settings, TrainResult, fit
+from modwright.training.checkpoints import newest_checkpoint, remove_incomplete
 
 __all__ = ["TrainingRunResult", "train"]
 
@@ -274,7 +274,9 @@ def _try(model: Any, pictures: Pictures, what: str) -> None:
             found = model(pixel_values=pictures.pixels[:1].to(model.dtype))
     except (ModwrightError, ValueError, TypeError, RuntimeError) as error:
         info = str(error).strip().splitlines()[0]
-        raise InvalidInputError(f"{what}: does not take images of {pictures.name}: {info}") from None
+        raise InvalidInputError(
+            f"{what}: does not take images of {pictures.name}: {info}"
+        ) from None
     if getattr(found, "logits", None) is None or found.logits.dim() != 2:
         raise InvalidInputError(f"{what}: {type(model).__name__} is no classifier of images")
     known, shown = found.logits.shape[1], len(pictures.classes)
@@ -286,7 +288,9 @@ def _try(model: Any, pictures: Pictures, what: str) -> None:
 def _renamed(pictures: Pictures, named: Mapping[Any, str]) -> Pictures:
     given = {int(index): str(name) for index, name in named.items()}
     if sorted(given) != list(range(len(pictures.classes))):
-        raise InvalidInputError(f"model.id2label: names the classes 0 to {len(pictures.classes) - 1}")
+        raise InvalidInputError(
+            f"model.id2label: names the classes 0 to {len(pictures.classes) - 1}"
+        )
     return replace(pictures, classes=tuple(given[i] for i in sorted(given)))
 
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from modwright.checkpoint import open as open_checkpoint
-from modwright.core.errors import ModwrightError, InvalidInputError, unknown_name
+from modwright.core.errors import InvalidInputError, ModwrightError, unknown_name
 from modwright.models import create_model, list_models
 from modwright.models.registry import variant_config
-from modwright.recipes.validation_errors import position_of
 from modwright.recipes.reading import Location
+from modwright.recipes.validation_errors import position_of
 from modwright.tasks.pictures import Pictures, digits, folder_pictures, idx_pictures
 from modwright.training import CrossEntropy, Distillation
 
@@ -51,7 +51,9 @@ class ModelEntry:
     _twins = {"num_classes": "num_labels", "in_chans": "num_channels"}
     _unfit = {"name", "pretrained", "features_only", "out_indices", "fields"}
 
-    def check(self, given: Mapping[str, Any], positions: Mapping[Location, str], recipe: str) -> None:
+    def check(
+        self, given: Mapping[str, Any], positions: Mapping[Location, str], recipe: str
+    ) -> None:
         """Refuses what names no model, or a field that it has not.
 
         Raises:
@@ -62,11 +64,15 @@ class ModelEntry:
             return f"{position_of(('model', *key), positions, recipe)}, {'.'.join(('model', *key))}"
 
         if ("name" in given) == ("checkpoint" in given):
-            raise InvalidInputError(f"{where()}: has one of the keys name and checkpoint; see list_models()")
+            raise InvalidInputError(
+                f"{where()}: has one of the keys name and checkpoint; see list_models()"
+            )
         if "checkpoint" in given:
             valid = ["checkpoint", "num_classes"]
         elif given["name"] not in list_models():
-            raise InvalidInputError(f"{where('name')}: {unknown_name('model', given['name'], list_models())}")
+            raise InvalidInputError(
+                f"{where('name')}: {unknown_name('model', given['name'], list_models())}"
+            )
         elif "id2label" not in type(variant_config(given["name"])).field_names():
             raise InvalidInputError(f"{where('name')}: {given['name']} is no classifier of images")
         else:
@@ -105,7 +111,9 @@ class ModelEntry:
         model: Any = open_checkpoint(checkpoint).model
         if num_classes is not None and num_classes != model.config.num_labels:
             if not hasattr(model, "reset_classifier"):
-                raise InvalidInputError(f"model: {type(model).__name__} cannot be given other classes")
+                raise InvalidInputError(
+                    f"model: {type(model).__name__} cannot be given other classes"
+                )
             model.reset_classifier(num_classes)
         return model
 

@@ -13,12 +13,12 @@ from typing import Any
 from pydantic import Field
 from transformers import TrainingArguments
 
-from modwright.core.errors import ModwrightError, InvalidInputError, unknown_name
-from modwright.recipes.registry_options import RegistryOption, options_of
-from modwright.recipes.validation_errors import position_of, validated
+from modwright.core.errors import InvalidInputError, ModwrightError, unknown_name
 from modwright.recipes.reading import Location, read_changed
+from modwright.recipes.registry_options import RegistryOption, options_of
 from modwright.recipes.schema import Strict
 from modwright.recipes.training_parts import MODEL, OBJECTIVES, PICTURES
+from modwright.recipes.validation_errors import position_of, validated
 from modwright.training import Settings
 
 __all__ = ["CHOICES", "TrainingRecipe", "load_training", "parse_training", "training_schema"]
@@ -76,7 +76,10 @@ class TrainingRecipe(Strict):
         return seed
 
 
-CHOICES = (RegistryOption("data", "pictures", PICTURES), RegistryOption("objective", "loss", OBJECTIVES))
+CHOICES = (
+    RegistryOption("data", "pictures", PICTURES),
+    RegistryOption("objective", "loss", OBJECTIVES),
+)
 
 
 def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe:
@@ -142,7 +145,9 @@ def objective_of(recipe: TrainingRecipe) -> Any:
 
 def _check_argument(key: str, where: str) -> None:
     if key in _OWN_KEYS:
-        raise InvalidInputError(f"{where}, settings.more.{key}: say it with the key {_OWN_KEYS[key]}")
+        raise InvalidInputError(
+            f"{where}, settings.more.{key}: say it with the key {_OWN_KEYS[key]}"
+        )
     valid = [field.name for field in fields(TrainingArguments)]
     if key not in valid:
         near = str(unknown_name("argument", key, valid)).partition(" (did you mean")[2]

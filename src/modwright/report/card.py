@@ -11,8 +11,8 @@ import yaml
 
 from modwright.report.data import Report
 from modwright.report.markdown import bullets, fenced, inline, runtime_support, stage_table
-from modwright.report.tables import recipe_yaml
 from modwright.report.summary import summary_sentences
+from modwright.report.tables import recipe_yaml
 
 __all__ = ["model_card"]
 

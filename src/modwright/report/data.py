@@ -141,7 +141,8 @@ class Report:
         reproduce: the command that makes this result again.
 
     Raises:
-        InvalidInputError: no stages, two of one name, a first stage with a method or a later one without.
+        InvalidInputError: no stages, two of one name, a first stage with a method or a later one
+            without.
 
     Example:
         >>> report = Report("example", stages=[Stage("before")])
@@ -212,7 +213,9 @@ class Report:
         values = _fields_of(cls, rest, "report")
         stages = values.get("stages", [])
         if not isinstance(stages, list):
-            raise InvalidInputError(f"stages of a report must be a list, got {type(stages).__name__}")
+            raise InvalidInputError(
+                f"stages of a report must be a list, got {type(stages).__name__}"
+            )
         values["stages"] = [Stage.from_dict(stage) for stage in stages]
         return cls(**values)
 
@@ -244,7 +247,9 @@ def _make_plain(record: Any, where: str) -> None:
         wanted = _CONTAINERS[declared.partition("[")[0].partition(" ")[0]]
         optional = value is None and declared.endswith("| None")
         if not optional and not isinstance(value, wanted):
-            raise InvalidInputError(f"{where}, {f.name}: {wanted.__name__} expected, got {value!r:.60}")
+            raise InvalidInputError(
+                f"{where}, {f.name}: {wanted.__name__} expected, got {value!r:.60}"
+            )
         object.__setattr__(record, f.name, value)
 
 
@@ -284,7 +289,9 @@ def _told(entry: Any, stage: str) -> dict[str, str]:
     """What is said of one runtime, with all three texts."""
     given = {"why": entry} if isinstance(entry, str) else entry
     if not isinstance(given, dict) or set(given) - set(_TOLD):
-        raise InvalidInputError(f"stage {stage}, servable: {', '.join(_TOLD)} expected, got {entry!r:.60}")
+        raise InvalidInputError(
+            f"stage {stage}, servable: {', '.join(_TOLD)} expected, got {entry!r:.60}"
+        )
     if not all(isinstance(text, str) for text in given.values()):
         raise InvalidInputError(f"stage {stage}, servable: text expected, got {entry!r:.60}")
     return {name: given.get(name, "") for name in _TOLD}
@@ -321,12 +328,16 @@ def _check_values(stage: Stage) -> None:
         _check_numbers(getattr(stage, group) or {}, names, f"stage {stage.name!r}, {group}")
     for score in (stage.harness or {}).get("scores") or ():
         if not isinstance(score, dict) or not isinstance(score.get("name"), str):
-            raise InvalidInputError(f"stage {stage.name!r}, harness: a score needs a name, got {score!r:.60}")
+            raise InvalidInputError(
+                f"stage {stage.name!r}, harness: a score needs a name, got {score!r:.60}"
+            )
         _check_numbers(score, ("value", "stderr"), f"stage {stage.name!r}, harness")
     for name in _TEXTS:
         value = (stage.sample or {}).get(name, "")
         if not isinstance(value, str):
-            raise InvalidInputError(f"stage {stage.name!r}, sample.{name}: text expected, got {value!r}")
+            raise InvalidInputError(
+                f"stage {stage.name!r}, sample.{name}: text expected, got {value!r}"
+            )
 
 
 def _check_numbers(values: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
@@ -340,7 +351,9 @@ def _check_shape(stage: Stage) -> None:
     where = f"stage {stage.name!r}, shape"
     for index, block in enumerate(stage.shape):
         if not isinstance(block, dict) or set(block) != set(_PARTS):
-            raise InvalidInputError(f"{where}[{index}] needs exactly {' and '.join(_PARTS)}, got {block!r}")
+            raise InvalidInputError(
+                f"{where}[{index}] needs exactly {' and '.join(_PARTS)}, got {block!r}"
+            )
         attention = block["attention"]
         if attention is not None and (
             not isinstance(attention, dict) or any(name not in attention for name in _ATTENTION)

@@ -11,18 +11,18 @@ from modwright.report.data import Report, Stage
 from modwright.report.metrics import Metric
 from modwright.report.scores import score_table
 from modwright.report.serving import HEADS, serving_rows
+from modwright.report.summary import RULES, summary_sentences
 from modwright.report.tables import (
     flat,
+    format_value,
     layer_cell,
     measured,
     other_reasons,
     per_layer,
     recipe_yaml,
     samples,
-    format_value,
     subtitle,
 )
-from modwright.report.summary import RULES, summary_sentences
 
 if TYPE_CHECKING:
     from markupsafe import Markup

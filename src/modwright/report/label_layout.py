@@ -65,7 +65,9 @@ _SPOTS = (
     LabelPosition(0, 9, "center", "bottom"),
     LabelPosition(0, -9, "center", "top"),
     *(
-        LabelPosition(side * 8, way * far, "left" if side > 0 else "right", "bottom" if way > 0 else "top")
+        LabelPosition(
+            side * 8, way * far, "left" if side > 0 else "right", "bottom" if way > 0 else "top"
+        )
         for far in (22, 38, 54, 70, 86)
         for side in (1, -1)
         for way in (1, -1)
@@ -73,7 +75,9 @@ _SPOTS = (
 )
 
 
-def place(points: Sequence[tuple[float, float]], texts: Sequence[str], frame: Box) -> list[LabelPosition]:
+def place(
+    points: Sequence[tuple[float, float]], texts: Sequence[str], frame: Box
+) -> list[LabelPosition]:
     """A spot for each text, in order: the first free one, else the one with the least overlap.
 
     Args:

@@ -10,18 +10,18 @@ from modwright.report.columns import shown_metrics
 from modwright.report.data import Report, Stage
 from modwright.report.scores import score_table
 from modwright.report.serving import HEADS, serving_rows
+from modwright.report.summary import RULES, summary_sentences
 from modwright.report.tables import (
     flat,
+    format_value,
     layer_cell,
     measured,
     other_reasons,
     per_layer,
     recipe_yaml,
     samples,
-    format_value,
     subtitle,
 )
-from modwright.report.summary import RULES, summary_sentences
 
 __all__ = [
     "bullets",
@@ -43,7 +43,11 @@ def render_markdown(report: Report) -> str:
         >>> render_markdown(Report("example", stages=[Stage("before")])).splitlines()[0]
         '# example'
     """
-    parts = [f"# {inline(report.title)}", inline(subtitle(report)), bullets(summary_sentences(report))]
+    parts = [
+        f"# {inline(report.title)}",
+        inline(subtitle(report)),
+        bullets(summary_sentences(report)),
+    ]
     parts += ["## Before, after, and every step between", stage_table(report)]
     parts.append("In brackets: the change against the model as it came.")
     parts.append(bullets(f"{m.label}: {m.meaning}" for m in shown_metrics(report)))

@@ -14,13 +14,13 @@ from modwright.report.data import Report
 __all__ = [
     "Measured",
     "flat",
+    "format_value",
     "layer_cell",
     "measured",
     "other_reasons",
     "per_layer",
     "recipe_yaml",
     "samples",
-    "format_value",
     "subtitle",
 ]
 

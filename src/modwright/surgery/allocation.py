@@ -37,7 +37,9 @@ def allocate_sparsity(
     if not 0 < max_sparsity < 1:
         raise InvalidInputError(f"max_sparsity {max_sparsity} must lie between 0 and 1")
     if target > max_sparsity:
-        raise InvalidInputError(f"sparsity {target} cannot be reached with at most {max_sparsity} a layer")
+        raise InvalidInputError(
+            f"sparsity {target} cannot be reached with at most {max_sparsity} a layer"
+        )
     if epsilon <= 0:
         raise InvalidInputError(f"epsilon {epsilon} must be positive")
     weights = (-torch.tensor(scores, dtype=torch.float64) / epsilon).softmax(0)

@@ -78,7 +78,11 @@ class ArrangeBlocks(WithoutData):
     def _order(self, layers: int) -> list[int]:
         order = pick_layers(self.blocks, layers)
         if len(order) > MOST_BLOCKS:
-            raise InvalidInputError(f"arrange: {len(order):,} blocks; at most {MOST_BLOCKS} can stand")
+            raise InvalidInputError(
+                f"arrange: {len(order):,} blocks; at most {MOST_BLOCKS} can stand"
+            )
         if order == list(range(layers)):
-            raise InvalidInputError(f"arrange: {self.blocks!r} is the order that the blocks have already")
+            raise InvalidInputError(
+                f"arrange: {self.blocks!r} is the order that the blocks have already"
+            )
         return order

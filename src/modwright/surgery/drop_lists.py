@@ -33,8 +33,8 @@ class DropLists:
             layers: of the model, where it is known: that many booleans must stand in a list.
 
         Raises:
-            InvalidInputError: neither key is there, an entry is neither an index nor a boolean, or booleans
-                are not one per layer.
+            InvalidInputError: neither key is there, an entry is neither an index nor a boolean, or
+                booleans are not one per layer.
 
         Example:
             >>> DropLists.from_config({"drop_attn_list": [False, True], "drop_mlp_list": []})
@@ -54,7 +54,9 @@ def _indices(key: str, entries: Any, layers: int | None) -> tuple[int, ...]:
     listed = isinstance(entries, list | tuple)
     if listed and entries and all(isinstance(entry, bool) for entry in entries):
         if layers not in (None, len(entries)):
-            raise InvalidInputError(f"{key} has {len(entries)} booleans; the model has {layers} layers")
+            raise InvalidInputError(
+                f"{key} has {len(entries)} booleans; the model has {layers} layers"
+            )
         return tuple(i for i, gone in enumerate(entries) if gone)
     if not listed or not all(
         isinstance(entry, int) and not isinstance(entry, bool) for entry in entries

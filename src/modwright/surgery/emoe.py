@@ -259,7 +259,9 @@ class EmoeMerge(WithoutData):
         mlps = [block.mlp for block in anatomy.blocks if isinstance(block.mlp, Mlp)]
         split = [mlp for mlp in mlps if mlp.experts is not None]
         if not split:
-            raise InvalidInputError("emoe_merge: no MLP is split into experts; split some with emoe first")
+            raise InvalidInputError(
+                "emoe_merge: no MLP is split into experts; split some with emoe first"
+            )
         return split
 
 

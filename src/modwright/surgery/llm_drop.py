@@ -15,11 +15,11 @@ from typing import Any, Literal, get_args
 from modwright.anatomy import Anatomy, Block
 from modwright.anatomy.views import Sublayer
 from modwright.calibration import (
+    BlockDistance,
     CalibrationData,
     Collector,
     Similarity,
     Statistics,
-    BlockDistance,
     calibrate,
 )
 from modwright.core.errors import InvalidInputError, unknown_name
@@ -60,7 +60,9 @@ def consecutive_blocks(gaps: Sequence[Sequence[float]], n: int) -> list[int]:
         n: how many.
     """
     if not 0 <= n <= len(gaps):
-        raise InvalidInputError(f"cannot drop {n} blocks in a row; valid values are 0 to {len(gaps)}")
+        raise InvalidInputError(
+            f"cannot drop {n} blocks in a row; valid values are 0 to {len(gaps)}"
+        )
     if n == 0:
         return []
     starts = [row[n - 1] for row in gaps]
@@ -209,7 +211,9 @@ class LlmDrop:
     def plan_from(self, anatomy: Anatomy, statistics: Statistics) -> Plan:
         """Decides in one shot from scores that are there already."""
         if self.mode == "iterative":
-            raise InvalidInputError("iterative mode scores anew after each removal: it plans from data")
+            raise InvalidInputError(
+                "iterative mode scores anew after each removal: it plans from data"
+            )
         self._check_available(anatomy)
         scores: dict[str, Any] = _scores_of(statistics)
         if self.consecutive and self.count:

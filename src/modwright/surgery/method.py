@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import CalibrationData, Collector, calibration_of
-from modwright.core.errors import ModwrightError, InvalidInputError
+from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.core.options import make_options
 from modwright.core.progress import SILENT, Progress
 from modwright.core.registry import Registry
@@ -25,12 +25,12 @@ __all__ = [
     "Method",
     "Requirements",
     "WithoutData",
+    "after_prerequisite",
     "apply",
     "make_method",
     "method_names",
     "method_type",
     "plan",
-    "after_prerequisite",
     "register_method",
     "unsupported_reason",
 ]
@@ -80,8 +80,8 @@ class Method(Protocol):
         """Between how many and how many parameters go, before any data is seen.
 
         Raises:
-            InvalidInputError: these options cannot be used on this model. Whatever ``plan`` would refuse for
-                the model's sake is refused here already.
+            InvalidInputError: these options cannot be used on this model. Whatever ``plan`` would
+                refuse for the model's sake is refused here already.
         """
 
 

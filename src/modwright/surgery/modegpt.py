@@ -289,7 +289,9 @@ class MoDeGpt:
                     "changes all others; leave query_key out of pairs"
                 )
             if attention.shape.rotary_dim and attention.shape.qk_head_dim % 2:
-                raise InvalidInputError(f"modegpt: {attention.address} has an odd number of rotary channels")
+                raise InvalidInputError(
+                    f"modegpt: {attention.address} has an odd number of rotary channels"
+                )
 
     def _notes(self, anatomy: Anatomy, tokens: int) -> tuple[str, ...]:
         widths = [b.mlp.intermediate_size for b in anatomy.blocks if b.mlp is not None]

@@ -19,8 +19,8 @@ from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan
 from modwright.surgery.method import Requirements, WithoutData, register_method
-from modwright.surgery.stream_conversion import Conversion
 from modwright.surgery.stream_blockers import Form, refuse_blockers
+from modwright.surgery.stream_conversion import Conversion
 from modwright.surgery.stream_report import notes, reasons
 
 __all__ = ["PreRmsNorm"]
@@ -73,9 +73,13 @@ class PreRmsNorm(WithoutData):
                 "'crms' can be trained as it is, on fewer parameters"
             )
         if self.training and self.fold_affine:
-            raise InvalidInputError("training=True keeps all parameters, and fold_affine=True changes them")
+            raise InvalidInputError(
+                "training=True keeps all parameters, and fold_affine=True changes them"
+            )
         if self.form == "rms" and self.drop_index != -1:
-            raise InvalidInputError("drop_index is of form 'crms'; form 'rms' keeps all coordinates")
+            raise InvalidInputError(
+                "drop_index is of form 'crms'; form 'rms' keeps all coordinates"
+            )
 
     def title(self) -> str:
         name = {"rms": "Pre-RMSNorm", "crms": "Pre-CRMSNorm"}[self.form]
@@ -123,5 +127,7 @@ class PreRmsNorm(WithoutData):
             )
         made = Conversion(anatomy, self.form, self.training, self.fold_affine, self.drop_index)
         if not made.has_work():
-            raise InvalidInputError(f"pre_rmsnorm: the model is {self.title()} already; nothing would change")
+            raise InvalidInputError(
+                f"pre_rmsnorm: the model is {self.title()} already; nothing would change"
+            )
         return made

@@ -90,7 +90,9 @@ class ReplaceTokenMixer(WithoutData):
     ) -> Plan:
         """Puts the mixer into the blocks; a place that is empty already is refused."""
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise InvalidInputError(f"replace_token_mixer: kernel_size is odd, not {self.kernel_size}")
+            raise InvalidInputError(
+                f"replace_token_mixer: kernel_size is odd, not {self.kernel_size}"
+            )
         reads = anatomy.family.inputs()
         if not isinstance(reads, Images) and self.mixer != "identity":
             raise InvalidInputError(
@@ -105,7 +107,9 @@ class ReplaceTokenMixer(WithoutData):
             for index in chosen:
                 block = anatomy.block(index)
                 if block.at("attention") is None:
-                    raise InvalidInputError(f"replace_token_mixer: block {index} mixes no tokens any more")
+                    raise InvalidInputError(
+                        f"replace_token_mixer: block {index} mixes no tokens any more"
+                    )
                 if self.mixer == "attention":
                     change += self._attention(anatomy, index, grids[index])
                 else:
@@ -132,7 +136,9 @@ class ReplaceTokenMixer(WithoutData):
         width = spatial_shape["hidden_size"]
         heads = self.num_heads or (width // 32 if width % 32 == 0 else 1)
         if width % heads:
-            raise InvalidInputError(f"replace_token_mixer: {heads} heads do not divide a width of {width}")
+            raise InvalidInputError(
+                f"replace_token_mixer: {heads} heads do not divide a width of {width}"
+            )
         size = width // heads
         shape = AttentionShape(
             hidden_size=width,
@@ -159,7 +165,9 @@ def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:
     if anatomy.family.counts_by_running:
         ran = run_on_meta(anatomy)
         calls = zip(ran.widths, ran.passes, ran.grids)
-        return [_called(width, tokens, spatial_shape) for width, (_, tokens), spatial_shape in calls]
+        return [
+            _called(width, tokens, spatial_shape) for width, (_, tokens), spatial_shape in calls
+        ]
     told: dict[str, Any] = {"hidden_size": anatomy.hidden_size}
     if isinstance(reads, Images):
         rows, columns = (side // cut for side, cut in zip(reads.size, reads.patch))

@@ -47,8 +47,8 @@ def set_routing(model: nn.Module, **changes: Any) -> None:
             run: top_k, score, selection, mode, normalize_keys, weigh_keys, capacity.
 
     Raises:
-        InvalidInputError: no MLP is split, a field that is none of these, or a value that is not valid for
-            one of the MLPs; then nothing is changed.
+        InvalidInputError: no MLP is split, a field that is none of these, or a value that is not
+            valid for one of the MLPs; then nothing is changed.
 
     Example:
         >>> import modwright

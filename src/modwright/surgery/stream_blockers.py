@@ -9,14 +9,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from modwright.anatomy import Anatomy, MixtureOfExperts, ResidualStream, OpaqueModule
+from modwright.anatomy import Anatomy, MixtureOfExperts, OpaqueModule, ResidualStream
 from modwright.anatomy.stream import WriteProjection
 from modwright.core.compat.torch import tensor_tables
 from modwright.core.errors import InvalidInputError
 from modwright.nn import FactorPair, ZeroMean
 from modwright.surgery.centering import mean_share
 
-__all__ = ["Form", "covering", "blockers", "refuse_blockers", "runs_centered"]
+__all__ = ["Form", "blockers", "covering", "refuse_blockers", "runs_centered"]
 
 Form = Literal["rms", "crms"]
 

@@ -20,8 +20,15 @@ from modwright.calibration.text import TokenWindows, tokenizer_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
+from modwright.tasks.eval_positions import (
+    HIDDEN,
+    MASKED,
+    NEXT,
+    EvalPositions,
+    eval_positions_of,
+    kind_of,
+)
 from modwright.tasks.forward import call, vocabulary_size
-from modwright.tasks.eval_positions import HIDDEN, MASKED, NEXT, EvalPositions, kind_of, eval_positions_of
 from modwright.tasks.windows import PerplexityRecipe
 
 if TYPE_CHECKING:

@@ -27,7 +27,15 @@ from modwright.tasks.windows import PerplexityRecipe, cut_windows
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["HIDDEN", "MASKED", "NEXT", "EvalPositions", "EvalInputs", "kind_of", "eval_positions_of"]
+__all__ = [
+    "HIDDEN",
+    "MASKED",
+    "NEXT",
+    "EvalInputs",
+    "EvalPositions",
+    "eval_positions_of",
+    "kind_of",
+]
 
 NEXT, MASKED, HIDDEN = "next token", "masked token", "hidden state"
 # One token in seven is masked, about the share that masked language models are trained with.
@@ -96,7 +104,8 @@ def eval_positions_of(
     """The inputs of every batch with the places to compare.
 
     Raises:
-        InvalidInputError: too little text, numbers outside their range, no tokenizer, no mask token.
+        InvalidInputError: too little text, numbers outside their range, no tokenizer, no mask
+            token.
     """
     if isinstance(windows, TokenWindows):
         counted, recipe = _given(kind, tokenizer, windows)
@@ -106,7 +115,9 @@ def eval_positions_of(
         counted, recipe = _cut(model, tokenizer, windows)
     batches, said = _KINDS[kind](counted, tokenizer)
     if not any(batch.read.any() for batch in batches):
-        raise InvalidInputError("the windows hold too few tokens to compare anything at; give longer ones")
+        raise InvalidInputError(
+            "the windows hold too few tokens to compare anything at; give longer ones"
+        )
     for batch in batches:
         require_known_ids(model, batch.ids)
     return EvalInputs(batches, {**recipe, "compared": said})
@@ -196,5 +207,7 @@ def _everywhere(
     return found, "last hidden state of every token"
 
 
-_Choice = Callable[[list[_Counted], "PreTrainedTokenizerBase | None"], tuple[list[EvalPositions], str]]
+_Choice = Callable[
+    [list[_Counted], "PreTrainedTokenizerBase | None"], tuple[list[EvalPositions], str]
+]
 _KINDS: dict[str, _Choice] = {NEXT: _before_each, MASKED: _masked, HIDDEN: _everywhere}

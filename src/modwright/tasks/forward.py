@@ -73,7 +73,8 @@ def looks_ahead(model: PreTrainedModel, rows: Tensor, needed: str) -> bool | Non
     the later half of a few tokens is changed, and the logits of the earlier half are compared.
 
     Raises:
-        InvalidInputError: no logits over the vocabulary for every token; the message begins with ``needed``.
+        InvalidInputError: no logits over the vocabulary for every token; the message begins with
+            ``needed``.
     """
     name, vocabulary = type(model).__name__, vocabulary_size(model)
     assert vocabulary is not None
@@ -106,7 +107,9 @@ def require_causal(model: PreTrainedModel, needed: str, rows: Tensor | None = No
     require_known_ids(model, rows)
     if looks_ahead(model, rows, needed):
         name = type(model).__name__
-        raise InvalidInputError(f"{needed}; in {name} the logits of a token depend on the tokens after it")
+        raise InvalidInputError(
+            f"{needed}; in {name} the logits of a token depend on the tokens after it"
+        )
 
 
 def first_ids(model: PreTrainedModel) -> Tensor:

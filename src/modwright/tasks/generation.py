@@ -70,8 +70,8 @@ def generate_sample(
         chat: whether to use the tokenizer's chat template; None uses it where there is one.
 
     Raises:
-        InvalidInputError: the model cannot generate, an empty prompt, no chat template, no room for the
-            prompt and the new tokens.
+        InvalidInputError: the model cannot generate, an empty prompt, no chat template, no room for
+            the prompt and the new tokens.
 
     Example:
         ``generate_sample(model, tokenizer, "The capital of France is").text``
@@ -152,7 +152,9 @@ def _require_generator(model: PreTrainedModel) -> None:
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> torch.Tensor:
     """Token ids (1, T) of the prompt, special tokens included."""
     if chat and tokenizer.chat_template is None:
-        raise InvalidInputError("this tokenizer has no chat template; valid values of chat: False, None")
+        raise InvalidInputError(
+            "this tokenizer has no chat template; valid values of chat: False, None"
+        )
     if not prompt:
         raise InvalidInputError("the prompt is empty; give at least one word")
     if chat:
@@ -169,7 +171,9 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> 
         before = special_tokens(tokenizer, prompt).before
         ids = SpecialTokens(before).around(ids)
     if not ids.shape[1]:
-        raise InvalidInputError("the prompt gives no token with this tokenizer; give at least one word")
+        raise InvalidInputError(
+            "the prompt gives no token with this tokenizer; give at least one word"
+        )
     return ids
 
 

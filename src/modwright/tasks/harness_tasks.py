@@ -71,8 +71,9 @@ def load_harness_tasks(recipe: HarnessRecipe) -> HarnessTasks:
     not run.
 
     Raises:
-        InvalidInputError: no harness installed, a number outside its range, an unknown task (with the nearest
-            names), data that is not on this machine, a task that runs code or reads images.
+        InvalidInputError: no harness installed, a number outside its range, an unknown task (with
+            the nearest names), data that is not on this machine, a task that runs code or reads
+            images.
     """
     _require_harness()
     for name in ("limit", "batch_size"):
@@ -104,7 +105,9 @@ def _require_harness() -> None:
     found = tuple(int(part) for part in numbers[:3] if part.isdecimal())
     if found < _OLDEST:
         least = ".".join(map(str, _OLDEST))
-        raise InvalidInputError(f"{harness_version()} is too old; {least} or newer is needed: {_EXTRA}")
+        raise InvalidInputError(
+            f"{harness_version()} is too old; {least} or newer is needed: {_EXTRA}"
+        )
 
 
 def _manager_of(names: Iterable[str], include_path: str | None) -> Any:
@@ -115,7 +118,9 @@ def _manager_of(names: Iterable[str], include_path: str | None) -> Any:
     if include_path is not None:
         place = str(Path(include_path).expanduser())
         if not Path(place).is_dir():
-            raise InvalidInputError(f"include_path {include_path!r} is no directory; give one of task files")
+            raise InvalidInputError(
+                f"include_path {include_path!r} is no directory; give one of task files"
+            )
     manager = TaskManager(include_path=place, include_defaults=False)
     if not all(_is_complete(name, manager.task_index) for name in names):
         manager = TaskManager(include_path=place) if place else _own_manager()
@@ -226,7 +231,9 @@ def _try(name: str, task: Any) -> None:
             "it with lm-eval itself in a place of its own"
         )
     if getattr(task, "MULTIMODAL", False):
-        raise InvalidInputError(f"harness task {name!r} reads images or sound; only text is scored here")
+        raise InvalidInputError(
+            f"harness task {name!r} reads images or sound; only text is scored here"
+        )
     try:
         task.build_all_requests(limit=1, rank=0, world_size=1)
     except Exception as error:

@@ -63,8 +63,8 @@ def read_image(path: str | Path, *, single: bool = False) -> Image.Image:
 
     Raises:
         CheckpointError: no such file, or none that Pillow can read; names it.
-        InvalidInputError: numbers whose range the file does not say, more pixels than Pillow's limit, or,
-            with ``single``, transparency or several frames.
+        InvalidInputError: numbers whose range the file does not say, more pixels than Pillow's
+            limit, or, with ``single``, transparency or several frames.
     """
     from PIL import Image, ImageOps
 
@@ -81,7 +81,9 @@ def read_image(path: str | Path, *, single: bool = False) -> Image.Image:
         raise CheckpointError(f"{path}: no such file") from None
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-        raise InvalidInputError(f"{path} has more than {most:,} pixels; make it smaller first") from None
+        raise InvalidInputError(
+            f"{path} has more than {most:,} pixels; make it smaller first"
+        ) from None
     except _DAMAGED:
         raise CheckpointError(f"{path} is no image that can be read") from None
 

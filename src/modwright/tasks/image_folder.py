@@ -49,8 +49,8 @@ def find_images(folder: Path, test: float, seed: int) -> ImageFiles:
 
     Raises:
         CheckpointError: there is no such folder.
-        InvalidInputError: fewer than two classes, too few images for two splits, or a class that one split
-            alone has.
+        InvalidInputError: fewer than two classes, too few images for two splits, or a class that
+            one split alone has.
     """
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
@@ -59,7 +59,9 @@ def find_images(folder: Path, test: float, seed: int) -> ImageFiles:
     learned = next((found[name] for name in _TRAIN if name in found), None)
     others = [found[name] for name in _HELD_OUT if name in found]
     if others and learned is None and len(others) == len(found):
-        raise InvalidInputError(f"{folder} has {_named(others)}, but no folder {_TRAIN[0]} to learn from")
+        raise InvalidInputError(
+            f"{folder} has {_named(others)}, but no folder {_TRAIN[0]} to learn from"
+        )
     if learned is None or not (others or len(found) == 1):
         classes, files = _classes(folder, notes)
         return _divided(folder, classes, files, test, seed, notes)
@@ -101,7 +103,9 @@ def _classes(
     """Names of the classes, and the images with the index of theirs."""
     classes = _folders(folder, notes)
     if len(classes) < least:
-        raise InvalidInputError(f"{folder} has {len(classes)} folders of images: classes are {least} or more")
+        raise InvalidInputError(
+            f"{folder} has {len(classes)} folders of images: classes are {least} or more"
+        )
     loose = [p.name for p in sorted(folder.iterdir()) if p.is_file() and is_image(p)]
     if loose:
         notes.append(f"{folder}: {len(loose)} images in no folder of a class ({_named(loose)})")
@@ -126,7 +130,9 @@ def _classes(
     empty = sorted(set(range(len(classes))) - {index for _, index in files})
     if len(empty) > len(classes) - least:
         more = f"; {told}" if told else ""
-        raise InvalidInputError(f"{folder}: the folder {classes[empty[0]]!r} holds no readable image{more}")
+        raise InvalidInputError(
+            f"{folder}: the folder {classes[empty[0]]!r} holds no readable image{more}"
+        )
     return classes, files
 
 

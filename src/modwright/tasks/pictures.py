@@ -122,11 +122,15 @@ def digits(
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise InvalidInputError("the digits come with scikit-learn: pip install scikit-learn") from None
+        raise InvalidInputError(
+            "the digits come with scikit-learn: pip install scikit-learn"
+        ) from None
     found: Any = load_digits()
     count = len(found.target)
     if not 1 <= train < count:
-        raise InvalidInputError(f"of {count} digits 1 to {count - 1} can be for training, not {train}")
+        raise InvalidInputError(
+            f"of {count} digits 1 to {count - 1} can be for training, not {train}"
+        )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     raw = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16
     pixels = _prepared(raw, side, channels, 0.3, 0.35)
@@ -185,7 +189,8 @@ def idx_pictures(
 
     Raises:
         CheckpointError: a file is missing or damaged.
-        InvalidInputError: images and labels do not go together, or the names of the labels are not known.
+        InvalidInputError: images and labels do not go together, or the names of the labels are not
+            known.
     """
     folder = Path(folder)
     if classes is None:
@@ -198,7 +203,9 @@ def idx_pictures(
             for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
         )
         if len(images) != len(labels):
-            raise InvalidInputError(f"{folder}: {len(images)} images, but {len(labels)} labels ({start})")
+            raise InvalidInputError(
+                f"{folder}: {len(images)} images, but {len(labels)} labels ({start})"
+            )
         if int(labels.max()) >= len(classes):
             raise InvalidInputError(
                 f"{folder}: label {int(labels.max())}, but {len(classes)} names; `classes` names "

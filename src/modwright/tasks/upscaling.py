@@ -15,7 +15,15 @@ from torch.nn import functional as F
 
 from modwright.core.errors import InvalidInputError, unknown_name
 
-__all__ = ["SuperResolutionDataset", "Quality", "bicubic", "sample_image_pairs", "psnr", "quality", "ssim"]
+__all__ = [
+    "Quality",
+    "SuperResolutionDataset",
+    "bicubic",
+    "psnr",
+    "quality",
+    "sample_image_pairs",
+    "ssim",
+]
 
 # Luma of BT.601 in studio range, for red, green and blue from 0 to 1.
 _LUMA, _BLACK = (65.481, 128.553, 24.966), 16.0
@@ -60,7 +68,9 @@ class SuperResolutionDataset:
         """
         if not 1 <= count <= len(self):
             raise InvalidInputError(f"{self.name} has {len(self)} pairs, not {count}")
-        return SuperResolutionDataset(f"{self.name}, first {count}", self.small[:count], self.large[:count])
+        return SuperResolutionDataset(
+            f"{self.name}, first {count}", self.small[:count], self.large[:count]
+        )
 
 
 def bicubic(pictures: Tensor, scale: float) -> Tensor:
@@ -109,7 +119,8 @@ def sample_image_pairs(
         seed: of the draws.
 
     Raises:
-        InvalidInputError: scikit-learn or Pillow is not installed, or nothing is left for one of the splits.
+        InvalidInputError: scikit-learn or Pillow is not installed, or nothing is left for one of
+            the splits.
 
     Example:
         >>> train, test = sample_image_pairs(train=32)
@@ -222,9 +233,13 @@ def _comparable(found: Tensor, wanted: Tensor, crop: int, luma: bool) -> tuple[T
         )
     height, width = found.shape[-2:]
     if crop < 0 or min(height, width) <= 2 * crop:
-        raise InvalidInputError(f"without {crop} pixels at each side nothing is left of {height} x {width}")
+        raise InvalidInputError(
+            f"without {crop} pixels at each side nothing is left of {height} x {width}"
+        )
     if luma and found.shape[-3] != 3:
-        raise InvalidInputError(f"luma is of red, green and blue, not of {found.shape[-3]} channels")
+        raise InvalidInputError(
+            f"luma is of red, green and blue, not of {found.shape[-3]} channels"
+        )
     both = []
     for image in (found, wanted):
         if not (image.is_floating_point() and bool(image.isfinite().all())):
@@ -278,7 +293,9 @@ def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
     """
     one, other = _comparable(found, wanted, crop, luma)
     if min(one.shape[-2:]) < _WINDOW:
-        raise InvalidInputError(f"an image of {one.shape[-2]} x {one.shape[-1]} holds no window of 11 x 11")
+        raise InvalidInputError(
+            f"an image of {one.shape[-2]} x {one.shape[-1]} holds no window of 11 x 11"
+        )
     positions = torch.arange(_WINDOW, dtype=one.dtype) - _WINDOW // 2
     bell = (-positions.square() / (2 * _SIGMA**2)).exp()
     bell = bell / bell.sum()

@@ -1,24 +1,24 @@
 """How weights are learned: objectives on transformers' Trainer."""
 
-from modwright.training.fitting import TrainResult, Settings, accuracy, fit
+from modwright.training.fitting import Settings, TrainResult, accuracy, fit
 from modwright.training.objectives import (
     CrossEntropy,
     Distillation,
-    Objective,
     L1Loss,
+    Objective,
     soft_cross_entropy,
 )
 from modwright.training.trainer import EMACallback, ObjectiveTrainer, learn
 
 __all__ = [
-    "EMACallback",
     "CrossEntropy",
     "Distillation",
-    "TrainResult",
+    "EMACallback",
+    "L1Loss",
     "Objective",
     "ObjectiveTrainer",
-    "L1Loss",
     "Settings",
+    "TrainResult",
     "accuracy",
     "fit",
     "learn",

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 from modwright.core import distributed
 from modwright.core.files import read_json, write_file
 
-__all__ = ["CheckpointCompleteCallback", "remove_incomplete", "newest_checkpoint"]
+__all__ = ["CheckpointCompleteCallback", "newest_checkpoint", "remove_incomplete"]
 
 _MARK = "whole.json"
 # Of version 0.1: an empty file, which says only that all was written.

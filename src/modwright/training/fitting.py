@@ -23,12 +23,16 @@ from modwright.core.modes import set_eval
 from modwright.core.progress import Progress
 from modwright.tasks.pictures import Pictures
 from modwright.tasks.upscaling import SuperResolutionDataset
-from modwright.training.checkpoints import CheckpointCompleteCallback, remove_incomplete, newest_checkpoint
+from modwright.training.callbacks import EvalCallback, StepProgressCallback
+from modwright.training.checkpoints import (
+    CheckpointCompleteCallback,
+    newest_checkpoint,
+    remove_incomplete,
+)
 from modwright.training.objectives import CrossEntropy, Objective
 from modwright.training.trainer import EMACallback, ObjectiveTrainer
-from modwright.training.callbacks import EvalCallback, StepProgressCallback
 
-__all__ = ["TrainResult", "Settings", "accuracy", "fit", "name_classes"]
+__all__ = ["Settings", "TrainResult", "accuracy", "fit", "name_classes"]
 
 _OWN_SCHEDULE = "one_cycle"
 
@@ -130,9 +134,9 @@ def fit(
             tied weights) is corrected before averaged weights take it up.
 
     Raises:
-        InvalidInputError: the model has fewer classes than the images, there is nothing to resume, batches
-            of one that a BatchNorm cannot be trained on, or the images of a step cannot be shared
-            by all processes.
+        InvalidInputError: the model has fewer classes than the images, there is nothing to resume,
+            batches of one that a BatchNorm cannot be trained on, or the images of a step cannot be
+            shared by all processes.
 
     Warns:
         UserWarning: a newer checkpoint is damaged and an older one is taken.
@@ -206,7 +210,9 @@ def _arguments(settings: Settings, directory: str, keep: bool) -> TrainingArgume
     own_schedule = settings.schedule == _OWN_SCHEDULE
     shared = distributed.size()
     if settings.batch_size % shared:
-        raise InvalidInputError(f"batch_size {settings.batch_size} cannot be shared by {shared} processes")
+        raise InvalidInputError(
+            f"batch_size {settings.batch_size} cannot be shared by {shared} processes"
+        )
     given: dict[str, Any] = {
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size // shared,
@@ -264,7 +270,9 @@ def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
         for module in was_training:
             module.training = True
     if size == 1 or len(train) == 1:
-        raise InvalidInputError("a BatchNorm cannot be trained on batches of one image of this size")
+        raise InvalidInputError(
+            "a BatchNorm cannot be trained on batches of one image of this size"
+        )
     return True
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_eval
 
-__all__ = ["CrossEntropy", "Distillation", "Objective", "L1Loss", "soft_cross_entropy"]
+__all__ = ["CrossEntropy", "Distillation", "L1Loss", "Objective", "soft_cross_entropy"]
 
 
 class Objective(Protocol):

@@ -193,7 +193,9 @@ def test_fault_B15_what_is_not_written_yet_is_refused_as_that(
 
 
 def test_other_families_and_heads_are_refused(tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match=r"'gpt2' is not written .* llama, mistral, qwen2, qwen3"):
+    with pytest.raises(
+        InvalidInputError, match=r"'gpt2' is not written .* llama, mistral, qwen2, qwen3"
+    ):
         modwright.export(tiny("tiny-gpt2"), tmp_path / "out", "gguf")
     bare = transformers.LlamaModel(model_of("llama").config)
     with pytest.raises(InvalidInputError, match="LlamaModel is no causal language model"):
@@ -264,7 +266,9 @@ def test_the_way_text_is_split_is_named(tmp_path: Path) -> None:
         assert metadata(the_file(done))["tokenizer.ggml.pre"] == name
     odd = pre_tokenizers.Sequence([pre_tokenizers.Split("x", "isolated"), level])
     opened, _ = checkpoint(tmp_path / "odd", partial(byte_level_tokenizer, split=odd))
-    with pytest.raises(InvalidInputError, match=r"splits text in a way that llama\.cpp has no name for"):
+    with pytest.raises(
+        InvalidInputError, match=r"splits text in a way that llama\.cpp has no name for"
+    ):
         modwright.export(opened, tmp_path / "odd-out", "gguf")
     assert not (tmp_path / "odd-out").exists()
 

@@ -24,9 +24,9 @@ import modwright
 from helpers import batch_of, outputs
 from modwright.anatomy import Anatomy
 from modwright.checkpoint.export import make_target
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.checkpoint.export.layout import layout_of
 from modwright.checkpoint.export.to_standalone import standalone_code
-from modwright.checkpoint.export.export_job import ExportJob
 from modwright.core.errors import VerificationError
 from modwright.core.progress import SILENT
 from modwright.edits.registry import PARTS

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 
 import modwright
-from modwright.checkpoint.export import ParityReport, Target, make_target, register_target, target_names
+from modwright.checkpoint.export import (
+    ParityReport,
+    Target,
+    make_target,
+    register_target,
+    target_names,
+)
 from modwright.checkpoint.export.comparing import compare
 from modwright.checkpoint.export.target import TARGETS
 from modwright.core.errors import InvalidInputError

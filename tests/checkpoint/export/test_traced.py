@@ -210,7 +210,9 @@ def test_encoders_have_no_generation_form(
 
 def test_bfloat16_has_no_kernels_in_onnx_runtime(tmp_path: Path) -> None:
     opened = modwright.open("preset:tiny-llama", dtype="bfloat16")
-    with pytest.raises(InvalidInputError, match="no bfloat16 kernels for the CPU; open the model in float32"):
+    with pytest.raises(
+        InvalidInputError, match="no bfloat16 kernels for the CPU; open the model in float32"
+    ):
         modwright.export(opened, tmp_path / "out", "onnx")
 
 

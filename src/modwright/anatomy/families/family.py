@@ -24,15 +24,15 @@ from modwright.anatomy.views import (
 from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError
 from modwright.nn import (
-    ZeroModule,
-    SkippedAttention,
     AttentionShape,
     ExpertFeedForward,
     FeedForward,
     GroupedAttention,
-    Opaque,
     Identity,
+    Opaque,
     PlacedMixer,
+    SkippedAttention,
+    ZeroModule,
 )
 
 __all__ = ["Family", "Placement"]
@@ -240,13 +240,17 @@ class Family(FamilyTable):
         if inner and outer in ("attention", "mlp"):
             core = block.get_submodule(self.block[outer])
             if isinstance(core, ExpertFeedForward):
-                raise InvalidInputError(f"{role}: experts share their maps; merge the experts first")
+                raise InvalidInputError(
+                    f"{role}: experts share their maps; merge the experts first"
+                )
             # An output map that the part leaves to the family is None there.
             own = getattr(core, f"{inner}_proj", None)
             if isinstance(core, GroupedAttention | FeedForward) and own is not None:
                 path = f"{self.block[outer]}.{inner}_proj"
         if path is None:
-            raise InvalidInputError(f"{self.name} blocks have no {role!r}; they have {', '.join(self.block)}")
+            raise InvalidInputError(
+                f"{self.name} blocks have no {role!r}; they have {', '.join(self.block)}"
+            )
         if part == "attention":
             return self._place_attention(path, kwargs)
         idle = list(self.beside.get(role, ()))
@@ -278,7 +282,9 @@ class Family(FamilyTable):
             return [(path, part, kwargs) for path in paths]
         if role not in self.outer or role == "blocks":
             known = ", ".join(word for word in self.outer if word != "blocks")
-            raise InvalidInputError(f"{self.name} has no {role!r}; outside its blocks it has {known}")
+            raise InvalidInputError(
+                f"{self.name} has no {role!r}; outside its blocks it has {known}"
+            )
         return [(self.prefix(model) + self.outer[role], part, kwargs)]
 
     def place_absent(self, role: str, drop_norm: bool) -> list[Placement]:
@@ -302,7 +308,9 @@ class Family(FamilyTable):
     def check_removable(role: str) -> None:
         """Refuses what is not a sublayer of a block."""
         if role not in ("attention", "mlp"):
-            raise InvalidInputError(f"only attention, mlp and whole blocks can be removed, not {role!r}")
+            raise InvalidInputError(
+                f"only attention, mlp and whole blocks can be removed, not {role!r}"
+            )
 
     def stock_class_guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """A truthful entry about one layer that makes the stock class refuse the checkpoint.

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from modwright.nn import ZeroModule, FeedForward, GroupedAttention, Opaque, PlacedMixer
+from modwright.nn import FeedForward, GroupedAttention, Opaque, PlacedMixer, ZeroModule
 
 __all__ = ["activation_of", "is_of_timm", "reason_against"]
 

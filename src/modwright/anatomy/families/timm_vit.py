@@ -23,7 +23,7 @@ from modwright.anatomy.families.timm_arguments import SPELLED_OUT, arguments_of,
 from modwright.anatomy.families.timm_modules import activation_of, is_of_timm, reason_against
 from modwright.anatomy.inputs import Images
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.views import Block, LayerScale, Embedding, Layout, Part, PatchEmbedding
+from modwright.anatomy.views import Block, Embedding, LayerScale, Layout, Part, PatchEmbedding
 from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import AttentionShape
@@ -145,7 +145,9 @@ class TimmVit(Family):
 
     def _live(self) -> Any:
         if self.vit is None:
-            raise InvalidInputError("what a timm model reads is known of the model, not of its config")
+            raise InvalidInputError(
+                "what a timm model reads is known of the model, not of its config"
+            )
         return self.vit
 
     def pools(self, model: nn.Module) -> bool:
@@ -183,7 +185,11 @@ class TimmVit(Family):
     def _hook_points(self, block: nn.Module, role: str, layout: Layout) -> dict[str, Any]:
         hook_points = super()._hook_points(block, role, layout)
         scale = getattr(block, self.scales[role], None)
-        return hook_points if scale is None else {**hook_points, "sublayer_output": HookPoint(scale, "output")}
+        return (
+            hook_points
+            if scale is None
+            else {**hook_points, "sublayer_output": HookPoint(scale, "output")}
+        )
 
     def read_attention(self, block: nn.Module, module: Any, address: str) -> dict[str, Any]:
         width = module.qkv.out_features // 3
@@ -239,7 +245,9 @@ class TimmVit(Family):
         self, model: nn.Module, role: str, part: str, kwargs: dict[str, Any]
     ) -> list[Placement]:
         if role == "positions" and part != "narrowed":  # which alters them where they are
-            raise InvalidInputError("the positions of a timm model are parameters of its own, not a module")
+            raise InvalidInputError(
+                "the positions of a timm model are parameters of its own, not a module"
+            )
         return super().place_outside(model, role, part, kwargs)
 
     def stock_class_guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family, Placement
-from modwright.anatomy.families.vision_parts import READERS, outer_part
 from modwright.anatomy.families.timm_arguments import ratio
-from modwright.anatomy.inputs import Maps, Images
+from modwright.anatomy.families.vision_parts import READERS, outer_part
+from modwright.anatomy.inputs import Images, Maps
 from modwright.anatomy.views import (
     Attention,
     Block,
@@ -38,7 +38,7 @@ from modwright.nn import ZeroModule
 from modwright.nn.block import Block as VisionBlock
 from modwright.nn.channel_mixers.mlp import Mlp as VisionMlp
 
-__all__ = ["VisionFamily", "HierarchicalVisionFamily"]
+__all__ = ["HierarchicalVisionFamily", "VisionFamily"]
 
 _PLACES = {"attention": ("mixer", "norm1", "ls1"), "mlp": ("mlp", "norm2", "ls2")}
 """Place -> names in a block of its mixer, of the norm before it and of the gain behind it."""
@@ -244,7 +244,9 @@ class VisionFamily(Family):
         return {
             "resid_pre": HookPoint(norm, "input", stream),
             "sublayer_input": HookPoint(own, "input", inner),
-            "sublayer_output": HookPoint(scale, "output", stream) if scaled else HookPoint(own, "output", inner),
+            "sublayer_output": HookPoint(scale, "output", stream)
+            if scaled
+            else HookPoint(own, "output", inner),
             "resid_post": None,
         }
 
@@ -261,7 +263,9 @@ class VisionFamily(Family):
         core = getattr(block, _PLACES[role.partition(".")[0]][0], None) if "." in role else None
         if isinstance(core, VisionMlp) and core.layout == "map":
             if part not in _ON_MAPS:
-                raise InvalidInputError(f"{role} is a 1 x 1 convolution; {part!r} cannot stand for it")
+                raise InvalidInputError(
+                    f"{role} is a 1 x 1 convolution; {part!r} cannot stand for it"
+                )
             return [(path, _ON_MAPS[name], given) for path, name, given in placed]
         return [(path, _BARE.get(name, name), given) for path, name, given in placed]
 
@@ -326,7 +330,9 @@ class HierarchicalVisionFamily(VisionFamily):
                 "its last one instead"
             )
         if stages != sorted(stages):
-            raise InvalidInputError("a block stays in its stage: other stages have maps of other sizes")
+            raise InvalidInputError(
+                "a block stays in its stage: other stages have maps of other sizes"
+            )
         for name, value in vars(config).items():
             if isinstance(value, list | tuple) and len(value) == len(config.depths):
                 rows = [

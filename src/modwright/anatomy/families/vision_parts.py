@@ -9,7 +9,7 @@ from torch import nn
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.families.timm_modules import activation_of
 from modwright.anatomy.projection import PointwiseProjection, Projection, as_projection
-from modwright.anatomy.views import Embedding, Linear, Norm, Part, PatchEmbedding, OpaqueModule
+from modwright.anatomy.views import Embedding, Linear, Norm, OpaqueModule, Part, PatchEmbedding
 from modwright.nn import AttentionShape, BareAttention, FactorPair, FeedForward
 from modwright.nn.channel_mixers.mlp import Mlp as VisionMlp
 from modwright.nn.grid_positions import LearnedTable

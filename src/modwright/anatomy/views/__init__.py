@@ -12,23 +12,23 @@ from modwright.anatomy.views.experts import Expert, MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
 from modwright.anatomy.views.norm import LayerScale, Norm
 from modwright.anatomy.views.opaque import OpaqueMixer
-from modwright.anatomy.views.part import Part, OpaqueModule
+from modwright.anatomy.views.part import OpaqueModule, Part
 from modwright.anatomy.views.sublayer import Sublayer
 
 __all__ = [
     "Attention",
     "Block",
-    "LayerScale",
     "Embedding",
     "Expert",
+    "LayerScale",
     "Layout",
     "Linear",
     "MixtureOfExperts",
     "Mlp",
     "Norm",
     "OpaqueMixer",
+    "OpaqueModule",
     "Part",
     "PatchEmbedding",
     "Sublayer",
-    "OpaqueModule",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["ModulePart", "Part", "OpaqueModule", "store"]
+__all__ = ["ModulePart", "OpaqueModule", "Part", "store"]
 
 
 class Part(ABC):

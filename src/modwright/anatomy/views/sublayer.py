@@ -60,7 +60,9 @@ class Sublayer(Part):
         buffer = self.buffers().get(name)
         if buffer is not None:
             if buffer.shape != value.shape:
-                raise InvalidInputError(f"{self.address}.{name}: shape {tuple(value.shape)} does not fit")
+                raise InvalidInputError(
+                    f"{self.address}.{name}: shape {tuple(value.shape)} does not fit"
+                )
             buffer.copy_(value)
             return
         role, _, leaf = name.rpartition(".")

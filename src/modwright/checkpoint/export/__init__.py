@@ -12,8 +12,8 @@ from modwright.checkpoint.export.target import (
 )
 
 __all__ = [
-    "ParityReport",
     "Exported",
+    "ParityReport",
     "RuntimeSupport",
     "Target",
     "export",

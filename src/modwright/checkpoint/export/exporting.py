@@ -9,9 +9,9 @@ from typing import Any
 
 from modwright.checkpoint.auxiliary_files import copy_auxiliary_files
 from modwright.checkpoint.export.comparing import ParityReport
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.checkpoint.export.readme import readme
 from modwright.checkpoint.export.target import Target, make_target
-from modwright.checkpoint.export.export_job import ExportJob
 from modwright.checkpoint.memory import require_memory, weights_bytes
 from modwright.core.errors import InvalidInputError
 from modwright.core.files import require_space, whole_directory, write_file
@@ -83,7 +83,8 @@ def export(
         options: of the target; see its class.
 
     Raises:
-        InvalidInputError: the target cannot hold this model, a package is missing, or an option is unknown.
+        InvalidInputError: the target cannot hold this model, a package is missing, or an option is
+            unknown.
         CheckpointError: ``out`` is in use, not empty, or cannot be written.
         VerificationError: the files do not open, or compute something else.
 

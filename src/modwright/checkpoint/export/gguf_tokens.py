@@ -53,7 +53,9 @@ def _copy(writer: Any, file: Path) -> None:
 def _spec(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise InvalidInputError(f"its tokenizer is a {type(tokenizer).__name__}, which is no fast one")
+        raise InvalidInputError(
+            f"its tokenizer is a {type(tokenizer).__name__}, which is no fast one"
+        )
     spec: dict[str, Any] = json.loads(backend.to_str())
     return spec
 

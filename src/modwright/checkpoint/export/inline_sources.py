@@ -53,7 +53,9 @@ def inline_sources(
     places = [(str(root.__module__), str(root.__name__)) for root in roots]
     for module, name in places:
         if name not in gathering.module(module).definitions:
-            raise InvalidInputError(f"{module}.{name} is not defined at the top level of its module")
+            raise InvalidInputError(
+                f"{module}.{name} is not defined at the top level of its module"
+            )
         gathering.take((module, name))
     names = gathering.names()
     pieces = [_import_lines(gathering.imports)]
@@ -77,7 +79,9 @@ class _Module:
         try:
             source = inspect.getsource(importlib.import_module(name))
         except (OSError, TypeError):
-            raise InvalidInputError(f"the source of {name} is not there, so it cannot be exported") from None
+            raise InvalidInputError(
+                f"the source of {name} is not there, so it cannot be exported"
+            ) from None
         made = cls(name, source.splitlines())
         for statement in ast.parse(source).body:
             made._note(statement)
@@ -147,14 +151,20 @@ class _Gathering:
         if not home:
             if hasattr(builtins, name) or name == "__name__":
                 return None
-            raise InvalidInputError(f"{module} uses {name!r}, which is not defined at its top level")
+            raise InvalidInputError(
+                f"{module} uses {name!r}, which is not defined at its top level"
+            )
         if not self._is_inside(home):
             known = self.imports.setdefault(name, (home, attribute))
             if known != (home, attribute):
-                raise InvalidInputError(f"{name!r} is {known} in one module, {(home, attribute)} in {module}")
+                raise InvalidInputError(
+                    f"{name!r} is {known} in one module, {(home, attribute)} in {module}"
+                )
             return None
         if attribute is None:
-            raise InvalidInputError(f"{module} imports the module {home} whole; import names from it")
+            raise InvalidInputError(
+                f"{module} imports the module {home} whole; import names from it"
+            )
         return self._find(home, attribute)
 
     def modules_in_order(self) -> list[str]:

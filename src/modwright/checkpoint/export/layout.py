@@ -90,7 +90,9 @@ def layout_of(model: Any) -> Layout:
         with torch.device("meta"):
             replay(stock, family, [edit])
     _check_same(model, stock)
-    owners = {id(owner) for block in layers if (owner := family.cache_layer_owner(block)) is not None}
+    owners = {
+        id(owner) for block in layers if (owner := family.cache_layer_owner(block)) is not None
+    }
     slots = {
         bare + path: int(module.layer_idx)
         for path, module in stock.named_modules()

@@ -9,14 +9,18 @@ from modwright.core.formatting import format_bytes
 
 if TYPE_CHECKING:
     from modwright.checkpoint.export.comparing import ParityReport
-    from modwright.checkpoint.export.target import Target
     from modwright.checkpoint.export.export_job import ExportJob
+    from modwright.checkpoint.export.target import Target
 
 __all__ = ["readme"]
 
 
 def readme(
-    work: ExportJob, target: Target, compared: ParityReport, made: Mapping[str, int], checkpoint_bytes: int
+    work: ExportJob,
+    target: Target,
+    compared: ParityReport,
+    made: Mapping[str, int],
+    checkpoint_bytes: int,
 ) -> str:
     """Markdown, with the lines that open the files first.
 

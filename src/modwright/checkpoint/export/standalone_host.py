@@ -16,7 +16,11 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.modes import set_mode
-from modwright.edits.stock_class_guard import with_layers, add_stock_class_guard, strip_stock_class_guard
+from modwright.edits.stock_class_guard import (
+    add_stock_class_guard,
+    strip_stock_class_guard,
+    with_layers,
+)
 
 __all__ = ["StandaloneConfig", "StandaloneModel"]
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 __all__ = ["compare_in_new_process"]
 
 
-def compare_in_new_process(work: ExportJob, folder: Path, auto: str, *, trust: bool = False) -> ParityReport:
+def compare_in_new_process(
+    work: ExportJob, folder: Path, auto: str, *, trust: bool = False
+) -> ParityReport:
     """Compares another process with the live model: outputs bit by bit, and what it writes.
 
     Raises:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from modwright.checkpoint.export.comparing import ParityReport, compare, rounding
 from modwright.checkpoint.export.differences import differences
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.checkpoint.export.gguf_header import ARCHITECTURES, add_config, lost
 from modwright.checkpoint.export.target import Target, register_target
-from modwright.checkpoint.export.export_job import ExportJob
 from modwright.checkpoint.opening import open as open_checkpoint
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.progress import Progress
@@ -64,7 +64,9 @@ class Gguf(Target):
         own = str(model.dtype).removeprefix("torch.")
         known = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
         if own not in known:
-            raise InvalidInputError(f"no GGUF type is as wide as {own}; give one: f32, f16, bf16, q8_0")
+            raise InvalidInputError(
+                f"no GGUF type is as wide as {own}; give one: f32, f16, bf16, q8_0"
+            )
         return known[own]
 
     def file_name(self, work: ExportJob) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from modwright.checkpoint.export.comparing import TRACED, probe
+from modwright.checkpoint.export.export_job import ExportJob
 from modwright.checkpoint.export.target import register_target
 from modwright.checkpoint.export.tracing import Traced
-from modwright.checkpoint.export.export_job import ExportJob
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,8 +9,8 @@ from typing import Any
 from modwright.checkpoint.export.autoclasses import auto_classes
 from modwright.checkpoint.export.comparing import ParityReport
 from modwright.checkpoint.export.differences import differences
-from modwright.checkpoint.export.target import Target, register_target
 from modwright.checkpoint.export.export_job import ExportJob
+from modwright.checkpoint.export.target import Target, register_target
 from modwright.core.progress import Progress
 
 __all__ = ["Plain"]

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from modwright.checkpoint.export.autoclasses import auto_classes
-from modwright.checkpoint.export.inline_sources import inline_sources
 from modwright.checkpoint.export.comparing import ParityReport
+from modwright.checkpoint.export.export_job import ExportJob
+from modwright.checkpoint.export.inline_sources import inline_sources
 from modwright.checkpoint.export.layout import Layout, layout_of
 from modwright.checkpoint.export.reading import MODEL_TYPE
 from modwright.checkpoint.export.target import Target, register_target
-from modwright.checkpoint.export.export_job import ExportJob
 from modwright.core.digest import sha256_of
 from modwright.core.files import write_file
 from modwright.core.progress import Progress

@@ -21,10 +21,10 @@ from modwright.checkpoint.export.comparing import (
     rounding,
 )
 from modwright.checkpoint.export.decoding import decode_greedily, prefill
-from modwright.checkpoint.export.target import Target
 from modwright.checkpoint.export.export_job import ExportJob
+from modwright.checkpoint.export.target import Target
 from modwright.checkpoint.silence import silence_transformers
-from modwright.core.errors import ModwrightError, InvalidInputError, VerificationError, first_line
+from modwright.core.errors import InvalidInputError, ModwrightError, VerificationError, first_line
 from modwright.core.progress import Progress
 from modwright.edits.verify import probe_batch
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForImageToImage
 from transformers.modeling_outputs import ImageSuperResolutionOutput
 
 from modwright.core.errors import InvalidInputError
-from modwright.models.state_dict_converter import StateDictConverter, Rename
-from modwright.models.vision_model import VisionConfig, VisionModel
 from modwright.models.registry import register_architecture
+from modwright.models.state_dict_converter import Rename, StateDictConverter
+from modwright.models.vision_model import VisionConfig, VisionModel
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.gated_depthwise import GatedDepthwise
 from modwright.nn.channel_mixers.mlp import Mlp
@@ -78,7 +78,9 @@ class CraftConfig(VisionConfig):
             )
         for heads in self.num_heads:
             if heads < 1 or heads % 2:
-                raise InvalidInputError(f"two kinds of windows share the heads: {heads} is no even number")
+                raise InvalidInputError(
+                    f"two kinds of windows share the heads: {heads} is no even number"
+                )
             if self.dim % heads:
                 raise InvalidInputError(f"{heads} heads do not divide a width of {self.dim}")
         if len(self.window) != 2 or min(self.window) < 1:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageConfig, TokenClassifier
-from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
+from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.conv_backbone import ConvBackbone
@@ -303,7 +303,9 @@ class DuoFormerForImageClassification(TokenClassifier):
         found: Tensor = self.norm(self.blocks(stream, spatial_shape))
         return found
 
-    def interpolate_pos_embed(self, name: str, table: Tensor, old: SpatialShape | None = None) -> Tensor:
+    def interpolate_pos_embed(
+        self, name: str, table: Tensor, old: SpatialShape | None = None
+    ) -> Tensor:
         """Those of cells; those inside a cell do not depend on the image."""
         fixed = name.startswith("scale_positions.")
         return table if fixed else super().interpolate_pos_embed(name, table, old)

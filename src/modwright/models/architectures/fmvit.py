@@ -20,9 +20,9 @@ from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.deploy import reparameterize_
 from modwright.nn.frequency_blocks import BranchedBlock, EmbeddedBlock, FrequencyPair
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.deploy import reparameterize_
 from modwright.nn.multi_group_conv import MultiGroupConv
 from modwright.nn.pooled_projection import PooledProjection
 from modwright.nn.residual import drop_path_rates
@@ -58,7 +58,8 @@ class FmvitConfig(ImageConfig):
         conv_ratio: neurons per channel in convolution blocks.
         mixing_ratio: the same in mixing blocks.
         mlp_multiple: what numbers of neurons are rounded to.
-        fused: the form for inference: no norms, no branches. See ``modwright.models.reparameterize``.
+        fused: the form for inference: no norms, no branches. See
+            ``modwright.models.reparameterize``.
     """
 
     model_type = "fmvit"
@@ -90,7 +91,9 @@ class FmvitConfig(ImageConfig):
             raise InvalidInputError(f"unknown pool {self.pool!r}; valid values: {', '.join(POOLS)}")
         for width in self.widths:
             if width % self.head_dim:
-                raise InvalidInputError(f"head_dim {self.head_dim} does not divide a width of {width}")
+                raise InvalidInputError(
+                    f"head_dim {self.head_dim} does not divide a width of {width}"
+                )
         step = self.head_dim * self.frequency_groups
         for width in self.out_widths[1:]:
             if width % step or width < 2 * step:
@@ -155,7 +158,9 @@ class FmvitForImageClassification(PyramidClassifier):
         step = math.lcm(*(4 * 2**s * r for s, r in enumerate(config.reductions) if s and r > 1))
         if config.pool == "square" and any(side % step for side in pixel_values.shape[2:]):
             height, width = pixel_values.shape[2:]
-            raise InvalidInputError(f"sides of images must be multiples of {step}, not {height} x {width}")
+            raise InvalidInputError(
+                f"sides of images must be multiples of {step}, not {height} x {width}"
+            )
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
         nn.init.trunc_normal_(conv.weight, std=0.02)
@@ -194,7 +199,9 @@ def _channel_block(config: FmvitConfig, dim: int, ratio: float, rate: float) -> 
 def _conv_block(config: FmvitConfig, dim: int, rate: float) -> Block:
     few = dim // config.head_dim
     conv = MultiGroupConv(dim, dim, [(3, few), (3, 2 * few), (1, few)])
-    return Block(dim, MultiHeadConvAttention(dim, conv), None, nn.Identity, layout="map", drop_path=rate)
+    return Block(
+        dim, MultiHeadConvAttention(dim, conv), None, nn.Identity, layout="map", drop_path=rate
+    )
 
 
 def _attention_block(config: FmvitConfig, dim: int, stage: int, rate: float) -> Block:

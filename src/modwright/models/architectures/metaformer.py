@@ -10,9 +10,9 @@ from torch import nn
 
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
+from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
@@ -210,10 +210,16 @@ def _transformers(config: MetaFormerConfig) -> StateDictConverter:
             rules.append(Rename(theirs, f"stages.{s}.downsample.conv"))
         for b in range(depth):
             block, ours = f"{start}.block.{s}.{b}", f"stages.{s}.blocks.{b}"
-            rules += [Rename(f"{block}.{theirs}", f"{ours}.{name}") for name, theirs in names.items()]
+            rules += [
+                Rename(f"{block}.{theirs}", f"{ours}.{name}") for name, theirs in names.items()
+            ]
             for half in (1, 2):
                 rules.append(Rename(f"{block}.layer_scale_{half}", f"{ours}.ls{half}.gamma"))
-    rules += [Rename("poolformer.norm", "norm"), Rename("norm", "norm"), Rename("classifier", "head.fc")]
+    rules += [
+        Rename("poolformer.norm", "norm"),
+        Rename("norm", "norm"),
+        Rename("classifier", "head.fc"),
+    ]
     return StateDictConverter(tuple(rules))
 
 

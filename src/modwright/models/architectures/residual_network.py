@@ -10,11 +10,11 @@ from torch import nn
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
-from modwright.nn.heads import ClassifierHead
+from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.deploy import reparameterize_
+from modwright.nn.heads import ClassifierHead
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.resnet_stages import BRANCHES, ResNetStages
 

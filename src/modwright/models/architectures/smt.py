@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
+from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.deploy import reparameterize_
+from modwright.nn.heads import ClassifierHead
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem, Downsample
@@ -48,7 +48,8 @@ class SMTConfig(ImageConfig):
         stem_kernel: side of the first kernel, odd.
         qkv_bias: biases of the maps to queries, keys, values and modulators.
         layer_scale_init: start of the factor per channel; None has none.
-        fused: the form for inference: batch norms are folded. See ``modwright.models.reparameterize``.
+        fused: the form for inference: batch norms are folded. See
+            ``modwright.models.reparameterize``.
     """
 
     model_type = "smt"
@@ -254,7 +255,9 @@ def _official(config: SMTConfig) -> StateDictConverter:
             if mixer == "modulation":
                 heads = config.heads_of(mixer, s)
                 names |= {f"attn.local_conv_{h + 1}": f"mixer.mix.heads.{h}" for h in range(heads)}
-            rules += [Rename(f"{theirs}.{there}", f"{ours}.{here}") for there, here in names.items()]
+            rules += [
+                Rename(f"{theirs}.{there}", f"{ours}.{here}") for there, here in names.items()
+            ]
         rules.append(Rename(f"norm{s + 1}", f"stages.{s}.norm"))
     return StateDictConverter((*rules, Rename("head", "head.fc")))
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
+from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
@@ -276,7 +276,9 @@ def _official(config: SReTConfig) -> StateDictConverter:
                 block = f"{ours}.shared.{p // loops}"
                 rules += [Rename(f"{first}.{there}", f"{block}.{o}") for there, o in _BLOCK.items()]
             behind, layer = f"{theirs}.{2 * p + 1}", f"{ours}.projections.{p}"
-            rules += [Rename(f"{behind}.{there}", f"{layer}.{o}") for there, o in _PROJECTION.items()]
+            rules += [
+                Rename(f"{behind}.{there}", f"{layer}.{o}") for there, o in _PROJECTION.items()
+            ]
     rules += [Rename("norm", "head.norm"), Rename("head", "head.fc")]
     return StateDictConverter(tuple(rules), aliases=aliases)
 

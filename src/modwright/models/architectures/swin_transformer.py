@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, PyramidClassifier
-from modwright.models.state_dict_converter import StateDictConverter, Rename, Concat
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
+from modwright.models.state_dict_converter import Concat, Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.heads import ClassifierHead
@@ -170,7 +170,9 @@ def _by_microsoft(config: SwinTransformerConfig, lag: int, head: str) -> StateDi
     ignored = []
     for block in _blocks(config):
         theirs, ours = f"layers.{block}", f"stages.{block}"
-        rules += [Rename(f"{theirs}.{part}", f"{ours}.{part}") for part in ("norm1", "norm2", "mlp")]
+        rules += [
+            Rename(f"{theirs}.{part}", f"{ours}.{part}") for part in ("norm1", "norm2", "mlp")
+        ]
         rules.append(Rename(f"{theirs}.attn", f"{ours}.mixer"))
         table = f"{theirs}.attn.relative_position_bias_table"
         rules.append(Rename(table, f"{ours}.mixer.bias.position_table"))

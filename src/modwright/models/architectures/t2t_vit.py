@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.converters.t2t_vit import official_names
-from modwright.models.state_dict_converter import StateDictConverter
 from modwright.models.registry import register_architecture
+from modwright.models.state_dict_converter import StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.dense_block import DenseBlock, DenseTransition
@@ -97,10 +97,14 @@ class T2TViTConfig(ImageConfig):
                 "leaves no random feature"
             )
         if self.blocks == "dense" and self.depth < len(self.dense_groups):
-            raise InvalidInputError(f"a depth of {self.depth} is less than {len(self.dense_groups)} groups")
+            raise InvalidInputError(
+                f"a depth of {self.depth} is less than {len(self.dense_groups)} groups"
+            )
         for width in self.widths:
             if width % self.num_heads:
-                raise InvalidInputError(f"num_heads {self.num_heads} does not divide a width of {width}")
+                raise InvalidInputError(
+                    f"num_heads {self.num_heads} does not divide a width of {width}"
+                )
         if self.blocks == "ghost" and (self.mlp_ratio != 3 or self.embed_dim % 2):
             raise InvalidInputError(
                 "blocks 'ghost' need mlp_ratio 3 and an even embed_dim, "

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, TokenClassifier
-from modwright.models.state_dict_converter import StateDictConverter, Rename
 from modwright.models.registry import register_architecture
+from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedTable
@@ -71,7 +71,9 @@ class TNTConfig(ImageConfig):
         for stream in ("inner", "outer"):
             dim, heads = getattr(self, f"{stream}_dim"), getattr(self, f"{stream}_heads")
             if dim % heads:
-                raise InvalidInputError(f"{stream}_heads {heads} does not divide an {stream}_dim of {dim}")
+                raise InvalidInputError(
+                    f"{stream}_heads {heads} does not divide an {stream}_dim of {dim}"
+                )
         if self.inner_stride < 1:
             raise InvalidInputError(f"inner_stride must be at least 1, not {self.inner_stride}")
         if self.legacy and self.patch_size % self.inner_stride:
@@ -81,7 +83,9 @@ class TNTConfig(ImageConfig):
             )
         for block in self.inner_blocks or ():
             if not 1 <= block <= self.depth:
-                raise InvalidInputError(f"inner_blocks are counted from 1 to {self.depth}, not {block}")
+                raise InvalidInputError(
+                    f"inner_blocks are counted from 1 to {self.depth}, not {block}"
+                )
         self.check_size(*self.size)
 
     def check_size(self, height: int, width: int) -> None:
@@ -157,7 +161,9 @@ class TNTForImageClassification(TokenClassifier):
     def tokens(self, stream: tuple[Tensor, Tensor]) -> Tensor:
         return stream[1]
 
-    def interpolate_pos_embed(self, name: str, table: Tensor, old: SpatialShape | None = None) -> Tensor:
+    def interpolate_pos_embed(
+        self, name: str, table: Tensor, old: SpatialShape | None = None
+    ) -> Tensor:
         """Those of sentences; those of words depend on the patch alone, not on the image."""
         fixed = name.startswith("word_positions.")
         return table if fixed else super().interpolate_pos_embed(name, table, old)
@@ -288,7 +294,9 @@ def _names(
 ) -> StateDictConverter:
     rules = [Rename(theirs, ours) for ours, theirs in names.items()]
     for b in range(config.depth):
-        rules += [Rename(f"blocks.{b}.{theirs}", f"blocks.{b}.{o}") for o, theirs in in_block.items()]
+        rules += [
+            Rename(f"blocks.{b}.{theirs}", f"blocks.{b}.{o}") for o, theirs in in_block.items()
+        ]
     return StateDictConverter((*rules, *more), ignored=ignored)
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, TokenClassifier
-from modwright.models.state_dict_converter import StateDictConverter, Rename, Concat
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
+from modwright.models.state_dict_converter import Concat, Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedTable
@@ -130,7 +130,9 @@ class VisionTransformerForImageClassification(TokenClassifier):
         return {"vit": _VIT, "deit": _DEIT}
 
     @classmethod
-    def state_dict_converters(cls, config: VisionTransformerConfig) -> dict[str, StateDictConverter]:
+    def state_dict_converters(
+        cls, config: VisionTransformerConfig
+    ) -> dict[str, StateDictConverter]:
         return {
             "official": _official(config),
             "transformers": _transformers(config, "layers", _IN_MEMORY),
@@ -158,7 +160,9 @@ def _official(config: VisionTransformerConfig) -> StateDictConverter:
     rules += [Rename(name, f"prefix.{name}") for name in config.prefix_names]
     for b in range(config.depth):
         block = f"blocks.{b}"
-        rules += [Rename(f"{block}.{part}", f"{block}.{part}") for part in ("norm1", "norm2", "mlp")]
+        rules += [
+            Rename(f"{block}.{part}", f"{block}.{part}") for part in ("norm1", "norm2", "mlp")
+        ]
         rules.append(Rename(f"{block}.attn", f"{block}.mixer"))
     rules += [Rename("norm", "norm"), Rename("head", "head.fc")]
     if config.distilled:

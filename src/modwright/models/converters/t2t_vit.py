@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.models.state_dict_converter import StateDictConverter, Rename
+from modwright.models.state_dict_converter import Rename, StateDictConverter
 
 __all__ = ["official_names"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
-from modwright.nn.layouts import SpatialShape, Layout, call_in_layout
+from modwright.nn.layouts import Layout, SpatialShape, call_in_layout
 
 __all__ = ["LINEAR", "Mlp", "ResidualDepthwiseConv"]
 

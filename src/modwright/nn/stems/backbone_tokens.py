@@ -18,13 +18,15 @@ __all__ = [
     "ChannelToken",
     "MultiScalePatchTokens",
     "PointwiseProjection",
-    "region_positions",
     "gather_regions",
     "naive_gather_regions",
+    "region_positions",
 ]
 
 
-def region_positions(spatial_shape: SpatialShape, factor: int, column_first: bool = False) -> Tensor:
+def region_positions(
+    spatial_shape: SpatialShape, factor: int, column_first: bool = False
+) -> Tensor:
     """Places under each cell: (P, factor ** 2) indices of a row-major map.
 
     Args:
@@ -37,7 +39,9 @@ def region_positions(spatial_shape: SpatialShape, factor: int, column_first: boo
         [[0, 4, 1, 5], [2, 6, 3, 7]]
     """
     height, width = spatial_shape
-    positions = torch.arange(height * width * factor**2).reshape(1, 1, height * factor, width * factor)
+    positions = torch.arange(height * width * factor**2).reshape(
+        1, 1, height * factor, width * factor
+    )
     return gather_regions(positions, spatial_shape, column_first)[0, :, :, 0]
 
 
@@ -58,7 +62,9 @@ def gather_regions(x: Tensor, spatial_shape: SpatialShape, column_first: bool = 
     return split.permute(order).flatten(3, 4).flatten(1, 2)
 
 
-def naive_gather_regions(x: Tensor, spatial_shape: SpatialShape, column_first: bool = False) -> Tensor:
+def naive_gather_regions(
+    x: Tensor, spatial_shape: SpatialShape, column_first: bool = False
+) -> Tensor:
     """:func:`gather_regions` place by place."""
     factor = x.shape[2] // spatial_shape[0]
     positions = [(i, j) for i in range(factor) for j in range(factor)]
@@ -108,7 +114,9 @@ class MultiScalePatchTokens(nn.Module):
         torch.Size([2, 16, 5, 8])
     """
 
-    def __init__(self, channels: Sequence[int], dim: int, spatial_shape: SpatialShape | None = None) -> None:
+    def __init__(
+        self, channels: Sequence[int], dim: int, spatial_shape: SpatialShape | None = None
+    ) -> None:
         super().__init__()
         self.spatial_shape = spatial_shape
         self.projections = nn.ModuleList(PointwiseProjection(width, dim) for width in channels)
@@ -128,7 +136,10 @@ class MultiScalePatchTokens(nn.Module):
             )
         found = []
         for step, (project, x) in enumerate(zip(reversed(self.projections), reversed(features))):
-            size, wanted = tuple(x.shape[2:]), (spatial_shape[0] * 2**step, spatial_shape[1] * 2**step)
+            size, wanted = (
+                tuple(x.shape[2:]),
+                (spatial_shape[0] * 2**step, spatial_shape[1] * 2**step),
+            )
             if size != wanted:
                 raise ValueError(
                     f"the map {step} before the last must be {wanted[0]} x {wanted[1]}, "

@@ -52,7 +52,9 @@ class AttentionWithLocalConv(SelfAttention):
         return self.finish(self.attend(q, k, v, spatial_shape) + to_tokens(near))
 
 
-def naive_local_attention(part: AttentionWithLocalConv, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
+def naive_local_attention(
+    part: AttentionWithLocalConv, x: Tensor, spatial_shape: SpatialShape
+) -> Tensor:
     """What the part gives in eval mode, from scores that are kept and a sum over shifted maps."""
     q, k, v = part.heads(x)
     mixed = naive_attention(q, k, v, part.scale).transpose(1, 2).flatten(2)

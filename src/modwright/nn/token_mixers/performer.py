@@ -105,7 +105,9 @@ class PerformerAttention(SelfAttention):
     def reset_parameters(self) -> None:
         nn.init.orthogonal_(self.features, gain=len(self.features) ** 0.5)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, spatial_shape: SpatialShape | None = None
+    ) -> Tensor:
         at_least = torch.promote_types(q.dtype, torch.float32)
         with _full_precision(q):
             wide = q.to(at_least), k.to(at_least), v.to(at_least), self.features.to(at_least)

@@ -81,13 +81,19 @@ class RectangleWindowAttention(SelfAttention):
         stacked = torch.stack((q, k, v)).unflatten(3, spatial_shape)
         halves = zip(stacked.chunk(2, dim=2), self.biases, self.windows)
         mixed = torch.cat(
-            [self._in_windows(half, bias(), window, spatial_shape) for half, bias, window in halves], dim=1
+            [
+                self._in_windows(half, bias(), window, spatial_shape)
+                for half, bias, window in halves
+            ],
+            dim=1,
         )
         tokens = mixed.flatten(2, 3).transpose(1, 2).flatten(2)
         near = to_tokens(self.local(to_feature_map(v.transpose(1, 2).flatten(2), spatial_shape)))
         return self.finish(tokens + near)
 
-    def _in_windows(self, qkv: Tensor, bias: Tensor, window: SpatialShape, spatial_shape: SpatialShape) -> Tensor:
+    def _in_windows(
+        self, qkv: Tensor, bias: Tensor, window: SpatialShape, spatial_shape: SpatialShape
+    ) -> Tensor:
         """(3, B, heads, H, W, d) -> (B, heads, H, W, d)."""
         down, along = self.steps(window)
         if self.shift:

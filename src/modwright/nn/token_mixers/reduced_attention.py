@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.nn.channel_mixers.mlp import LINEAR
-from modwright.nn.reparameterize import ScaleShift, scale_shift_of, fuse_preceding_affine
 from modwright.nn.layouts import SpatialShape, to_feature_map
+from modwright.nn.reparameterize import ScaleShift, fuse_preceding_affine, scale_shift_of
 from modwright.nn.token_mixers.self_attention import SelfAttention, naive_attention
 
 __all__ = ["POOLS", "ReducedAttention", "naive_reduced_attention"]

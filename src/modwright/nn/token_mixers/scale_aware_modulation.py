@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.reparameterize import fuse_conv_bn
 from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
+from modwright.nn.reparameterize import fuse_conv_bn
 
 __all__ = [
     "MultiHeadMixedConv",

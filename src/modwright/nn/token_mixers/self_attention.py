@@ -93,7 +93,9 @@ class SelfAttention(nn.Module):
         q, k, v = found
         return q, k, v
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, spatial_shape: SpatialShape | None = None
+    ) -> Tensor:
         """Three of (B, H, N, d) -> (B, N, H d)."""
         bias = None if self.bias is None else self.bias(spatial_shape)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
