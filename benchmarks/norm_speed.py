@@ -115,8 +115,10 @@ def main() -> None:
         f"{given.repeats} calls in turns; CRMSNorm reads one channel less"
     )
     console.print(table)
-    verdict = "; ".join(slower) or "nowhere"
-    console.print(f"RMSNorm more than 10 % slower than LayerNorm without gain and shift: {verdict}")
+    statement = "; ".join(slower) or "nowhere"
+    console.print(
+        f"RMSNorm more than 10 % slower than LayerNorm without gain and shift: {statement}"
+    )
     if given.model_repeats:
         console.print(model_table(FORMS, given.tokens, given.model_repeats))
 

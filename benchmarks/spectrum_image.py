@@ -53,7 +53,7 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("figures", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     options = parser.parse_args()
     lines = [json.loads(line) for line in options.figures.read_text().splitlines()]
     draw({line["figure"]: line for line in lines}, options.image)

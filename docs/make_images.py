@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-PICTURES = DOCS / "pictures"
+PICTURES = DOCS / "images"
 TUTORIAL = DOCS / "tutorial.md"
 sys.path.insert(0, str(DOCS.parent / "tests"))
 
 from documents import Block, blocks_of, shell_lines  # noqa: E402
 
-PICTURE = re.compile(r"^\[!\[.*?\]\(pictures/([\w-]+)\.(svg|png)\)")
+IMAGE = re.compile(r"^\[!\[.*?\]\(images/([\w-]+)\.(svg|png)\)")
 COLUMNS = 100
 REPORT = "first/report.html"
 # Rich's own page asks for a font of the net; this one takes what the reader has.
@@ -44,7 +44,7 @@ def shots(page: Path = TUTORIAL) -> Iterator[Shot]:
     """The images of a page, in order, each with the nearest block of commands above it."""
     blocks = [block for block in blocks_of(page) if block.language == "bash"]
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
-        found = PICTURE.match(line)
+        found = IMAGE.match(line)
         if found is not None:
             above = [block for block in blocks if block.line < number]
             yield Shot(found[1], found[2], above[-1])
@@ -86,7 +86,7 @@ def terminal(title: str, lines: list[tuple[str, str]]) -> str:
     return console.export_svg(title=title, code_format=form, unique_id=title)
 
 
-def photograph(page: Path, picture: Path, width: int = 1280, height: int = 1560) -> None:
+def take_screenshot(page: Path, image: Path, width: int = 1280, height: int = 1560) -> None:
     """A PNG of the top of a page, of few colors so that it stays small."""
     from PIL import Image
 
@@ -111,7 +111,7 @@ def photograph(page: Path, picture: Path, width: int = 1280, height: int = 1560)
         )
         with Image.open(file) as image:
             few = image.convert("RGB").quantize(96, dither=Image.Dither.NONE)
-            few.save(picture, optimize=True)
+            few.save(image, optimize=True)
 
 
 def make(names: list[str], out: Path) -> None:
@@ -127,7 +127,7 @@ def make(names: list[str], out: Path) -> None:
                 (folder / block.title).write_text(block.text, encoding="utf-8")
             shot = wanted.get(block.line)
             if shot is not None and shot.kind == "png":
-                photograph(folder / REPORT, out / f"{shot.name}.png")
+                take_screenshot(folder / REPORT, out / f"{shot.name}.png")
             elif block.language == "bash" and "setup" not in block.tags:
                 lines = [(line, run(line, folder)) for line in shell_lines(block)]
                 if shot is not None:

@@ -36,7 +36,7 @@ def launch(
 ) -> list[Ended]:
     """Runs ``python ARGUMENTS`` in ``size`` processes that find each other; how each ended.
 
-    ``more`` goes into the environment; with ``mpi`` the processes hear of each other as Open MPI
+    ``more`` goes into the environment; with ``mpi`` the processes know of each other as Open MPI
     tells them. A process that has not ended in time is killed and fails
     the test.
     """

@@ -52,7 +52,7 @@ class Maker:
         anatomy = opened.anatomy
         self.plan = root / "good-plan"
         Plan.of(anatomy, "by hand", remove(anatomy.blocks[0].attention)).save(self.plan)
-        self.images = root / "good-pictures"
+        self.images = root / "good-images"
         create_model("resnet18", num_classes=2).save_pretrained(self.images)
         torch.save({"a": torch.ones(2)}, root / "good.pth")
 

@@ -108,9 +108,9 @@ def test_5000_images() -> None:
 
 
 @torch.no_grad()
-def alikeness(model: Any, pictures: Tensor) -> list[float]:
+def alikeness(model: Any, images: Tensor) -> list[float]:
     """Mean cosine between different cells of an image, before and behind each block over them."""
-    stream, grid = model.embed(pictures)
+    stream, grid = model.embed(images)
     found = []
     for block in (None, *model.blocks):
         if block is not None:
@@ -127,17 +127,17 @@ def alikeness(model: Any, pictures: Tensor) -> list[float]:
 def test_cells_become_alike_without_residuals(seed: int) -> None:
     """12 blocks over cells, fresh; where figures are wanted, two that were trained as well."""
     train, test = data(500)
-    pictures = test.pixels[:100]
+    images = test.pixels[:100]
     found: dict[str, list[float]] = {}
     for name, fields in (("released", {}), ("whole blocks", WHOLE_BLOCKS)):
         torch.manual_seed(seed)
         fresh = duoformer(patch_depth=12, **fields).eval()
-        found[name] = alikeness(fresh, pictures)
+        found[name] = alikeness(fresh, images)
         note(f"duoformer-alike-{name}", seed=seed, fresh=found[name])
         if FULL:
             torch.manual_seed(seed)
             model = duoformer(**fields)
             fit(model, train, None, Settings(seed=seed, **FEW))
-            note(f"duoformer-alike-{name}", seed=seed, trained=alikeness(model, pictures))
+            note(f"duoformer-alike-{name}", seed=seed, trained=alikeness(model, images))
     assert found["released"][-1] > 0.999
     assert found["whole blocks"][-1] < found["released"][-1]

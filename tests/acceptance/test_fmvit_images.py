@@ -44,14 +44,14 @@ def pairs(model: nn.Module) -> dict[str, FrequencyPair]:
 
 
 @torch.no_grad()
-def settle(model: nn.Module, pictures: Tensor) -> None:
+def settle(model: nn.Module, images: Tensor) -> None:
     """Takes the norms' statistics anew, with the weights as they are now."""
     norms = [part for part in model.modules() if isinstance(part, nn.BatchNorm2d)]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
     model.train()
-    for batch in pictures.split(128):
+    for batch in images.split(128):
         model(batch)
     for norm in norms:
         norm.momentum = 0.1
@@ -80,11 +80,10 @@ def test_after_training_the_fused_model_gives_the_same_logits(briefly: Any) -> N
     train, test = digits()
     model = briefly
     twin = fuse(model)
-    pictures = torch.cat((test.pixels, train.pixels[:500]))
+    images = torch.cat((test.pixels, train.pixels[:500]))
     with torch.no_grad():
         logits, fused = (
-            torch.cat([part(batch).logits for batch in pictures.split(250)])
-            for part in (model, twin)
+            torch.cat([part(batch).logits for batch in images.split(250)]) for part in (model, twin)
         )
     off = float((fused - logits).abs().max())
     costs = {
@@ -108,9 +107,9 @@ def test_after_training_the_fused_model_gives_the_same_logits(briefly: Any) -> N
 # Which frequencies the halves hold
 
 
-def larger(pictures: Pictures, side: int) -> Pictures:
-    pixels = F.interpolate(pictures.pixels, size=(side, side), mode="bilinear")
-    return Pictures(pictures.name, pixels, pictures.labels, pictures.classes)
+def larger(images: Pictures, side: int) -> Pictures:
+    pixels = F.interpolate(images.pixels, size=(side, side), mode="bilinear")
+    return Pictures(images.name, pixels, images.labels, images.classes)
 
 
 def halves(model: nn.Module) -> list[str]:
@@ -156,8 +155,8 @@ def test_the_small_model_learns_fashion_mnist() -> None:
         parameters=fitted.parameters,
         seconds=fitted.seconds,
     )
-    pictures = larger(test.take(100), 128).pixels
-    spectra = shares(map_spectra(model, pictures, halves(model)))
+    images = larger(test.take(100), 128).pixels
+    spectra = shares(map_spectra(model, images, halves(model)))
     note("fmvit-nano-at-128", **spectra)
     assert sum(a < b for a, b in zip(spectra["low"], spectra["high"])) >= 2, spectra
     # 88 is wanted of at most 4 minutes: 85.2 was seen with running statistics as they were.

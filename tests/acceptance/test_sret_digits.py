@@ -27,15 +27,15 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def accuracy(kind: str, pictures: int, **settings: Any) -> float:
+def accuracy(kind: str, images: int, **settings: Any) -> float:
     """Mean test accuracy of one structure in percent, trained on the first images."""
 
     def make() -> Any:
         return create_model("sret_t", num_classes=10, drop_path_rate=0.0, **SIZES, **KINDS[kind])
 
     train, test = digits()
-    data = (train.take(pictures), test)
-    return mean_accuracy(f"sret-{kind}-{pictures}", make, data, SEEDS, **settings)
+    data = (train.take(images), test)
+    return mean_accuracy(f"sret-{kind}-{images}", make, data, SEEDS, **settings)
 
 
 def test_slices_cost_next_to_nothing() -> None:
@@ -49,4 +49,4 @@ def test_slices_cost_next_to_nothing() -> None:
 @pytest.mark.skipif(not FULL, reason="nothing is claimed of few images: their figures are noted")
 def test_few_images() -> None:
     for kind in KINDS:
-        assert accuracy(kind, pictures=150, epochs=20, batch_size=32) > 80
+        assert accuracy(kind, images=150, epochs=20, batch_size=32) > 80

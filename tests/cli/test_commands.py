@@ -341,11 +341,11 @@ def test_numbers_that_are_not_finite_are_still_json(
 def test_papers_as_json(command: Command) -> None:
     listed = value(command("papers --json"))
     assert len(listed) == 44
-    keys = {"slug", "title", "arxiv", "category", "status", "rooms", "command", "figure"}
+    keys = {"slug", "title", "arxiv", "category", "status", "modules", "command", "figure"}
     for record in listed:
         assert keys | {"paper_figure"} <= set(record)
         assert record["status"] in STATUSES
-        assert isinstance(record["rooms"], list)
+        assert isinstance(record["modules"], list)
     assert [record["slug"] for record in listed] == sorted(record["slug"] for record in listed)
 
 

@@ -12,19 +12,19 @@ import pytest
 
 from documents import ROOT, pages
 
-PICTURES = ROOT / "docs" / "pictures"
-USED = re.compile(r"\((?:docs/)?(?:\.\./)*pictures/([\w.-]+)\)")
+PICTURES = ROOT / "docs" / "images"
+USED = re.compile(r"\((?:docs/)?(?:\.\./)*images/([\w.-]+)\)")
 
 
 @pytest.fixture(scope="module")
 def images() -> Any:
-    spec = importlib.util.spec_from_file_location("pictures", ROOT / "docs" / "make_images.py")
+    spec = importlib.util.spec_from_file_location("make_images", ROOT / "docs" / "make_images.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up.
     import sys
 
-    sys.modules["pictures"] = module
+    sys.modules["make_images"] = module
     spec.loader.exec_module(module)
     return module
 

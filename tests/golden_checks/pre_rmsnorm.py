@@ -58,7 +58,7 @@ def _norm(case: GoldenCase) -> None:
 def _vit(case: GoldenCase) -> None:
     c, size = case.config, case.config["patch_size"]
     model = _vit_model(case)
-    images = _pictures(case["input.patches"], size)
+    images = _patches_to_images(case["input.patches"], size)
     assert len(images) == c["batch"]
 
     @torch.no_grad()
@@ -151,7 +151,7 @@ def _vit_model(case: GoldenCase) -> ViTForImageClassification:
     return model
 
 
-def _pictures(patches: Tensor, size: int) -> Tensor:
+def _patches_to_images(patches: Tensor, size: int) -> Tensor:
     """(B, N, p1 p2 c) -> (B, c, height, width), of square images."""
     side = round(patches.shape[1] ** 0.5)
     spatial_shape = patches.view(len(patches), side, side, size, size, -1)

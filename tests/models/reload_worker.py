@@ -25,7 +25,7 @@ def main(folder: str) -> None:
         for auto in given["autos"]:
             model = getattr(transformers, auto).from_pretrained(place).eval()
             with torch.no_grad():
-                torch.save(model(given["pictures"])[0], place / f"{auto}.pt")
+                torch.save(model(given["images"])[0], place / f"{auto}.pt")
 
 
 if __name__ == "__main__":

@@ -323,7 +323,7 @@ def test_positions_of_cells_are_resized_if_asked() -> None:
         InvalidInputError, match=r"4 x 6 cells where .* 4 x 4; interpolate_positions=True"
     ):
         model(x)
-    with pytest.raises(InvalidInputError, match="2 x 2 cells where the config has 4 x 4"):
+    with pytest.raises(InvalidInputError, match="2 x 2 regions where the config has 4 x 4"):
         model.forward_tokens(features(side=2))
     with torch.no_grad():
         assert free(x).logits.isfinite().all()

@@ -92,7 +92,7 @@ def test_saved_and_reopened_in_a_new_process_they_are_the_same(tmp_path: Path) -
     }
     for name, model in models.items():
         model.save_pretrained(tmp_path / name)
-        told = {"autos": autos[name], "pictures": given[name]}
+        told = {"autos": autos[name], "images": given[name]}
         torch.save(told, tmp_path / name / "given.pt")
     worker = Path(__file__).parent / "reload_worker.py"
     command = [sys.executable, str(worker), str(tmp_path)]
@@ -187,7 +187,7 @@ def test_a_trace_gives_the_same_numbers(model: Any) -> None:
 
 
 def test_what_is_no_image_is_refused(model: Any) -> None:
-    with pytest.raises(InvalidInputError, match="pictures are"):
+    with pytest.raises(InvalidInputError, match="images are"):
         model(torch.zeros(3, 8, 8))
     with pytest.raises(InvalidInputError, match="the model takes 3 channels, the images have 4"):
         model(torch.zeros(1, 4, *model.config.size))

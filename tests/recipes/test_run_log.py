@@ -80,7 +80,7 @@ def test_what_fails_is_told_with_its_traceback(
     assert info[-1] == "RuntimeError: the machine is on fire"
     assert "apply and verify: stopped at 0/1" in info
     text = (tmp_path / "out.log").read_text()
-    assert "Traceback (most recent call last)" in text and "test_journal.py" in text
+    assert "Traceback (most recent call last)" in text and "test_run_log.py" in text
 
     # The run that goes on adds to it.
     run(recipe(steps=DROP, evaluate=NOTHING), tmp_path / "out", check=False)

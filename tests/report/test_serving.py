@@ -62,7 +62,7 @@ def test_one_sentence_is_a_reason_as_in_older_reports() -> None:
     assert Stage.from_dict(old.to_dict()) == old
 
 
-@pytest.mark.parametrize("odd", [3, ["yes"], {"answer": 1}, {"verdict": "yes"}])
+@pytest.mark.parametrize("odd", [3, ["yes"], {"answer": 1}, {"sentence": "yes"}])
 def test_what_is_no_text_is_refused(odd: object) -> None:
     with pytest.raises(InvalidInputError, match="servable: "):
         Stage("before", servable={"vLLM": odd})

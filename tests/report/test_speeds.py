@@ -13,7 +13,7 @@ from modwright.report.speeds import MACS_FALL, paired_ratio, speed_cells
 
 from .small import report, stage
 
-VERDICT = r"is faster|is slower|no difference|did not pay|× 1"
+SENTENCE = r"is faster|is slower|no difference|did not pay|× 1"
 
 
 def said(*stages: Stage) -> list[str]:
@@ -65,19 +65,19 @@ CASES: dict[str, tuple[Stage, str, str]] = {
     "too few pairs": (
         stage("1 x", decode=40.0, ratios={"decode": (2.0, 1.9, 2.1, 3)}),
         r"was timed at .* \(1\.90–2\.10 times as fast, 3 pairs of runs\): too few pairs",
-        VERDICT,
+        SENTENCE,
     ),
     "without an interval": (
         stage("1 x", decode=40.0, decode_macs=500_000),
         r"Decoding was timed at 40\.00 tokens/s instead of 20\.00; how far such times spread was "
         r"not recorded, so nothing follows from them\.",
-        VERDICT,
+        SENTENCE,
     ),
     "nothing changed": (
         stage("1 x", decode=20.0, unchanged=True),
         r"Speed: structure and weights are those of the model as it came, so nothing was timed "
         r"again\.",
-        VERDICT + "|tokens/s",
+        SENTENCE + "|tokens/s",
     ),
 }
 

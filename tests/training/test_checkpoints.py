@@ -35,8 +35,8 @@ def made() -> tuple[Any, Pictures]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
     """A training with checkpoints at steps 2 and 4, and the weights that came of it."""
     folder = tmp_path_factory.mktemp("training")
-    model, pictures = made()
-    fit(model, pictures, None, SETTINGS, output=folder)
+    model, images = made()
+    fit(model, images, None, SETTINGS, output=folder)
     return folder, model.state_dict()
 
 
@@ -52,9 +52,9 @@ def test_fault_B22_the_older_whole_checkpoint_is_taken(
     file.write_bytes(b"" if empty else whole[: len(whole) // 2])
     found = newest_checkpoint(folder)
     assert found is not None and found.name == "checkpoint-2"
-    model, pictures = made()
+    model, images = made()
     with pytest.warns(UserWarning, match=f"checkpoint-4 is left out: {name} is not as it was"):
-        fit(model, pictures, None, SETTINGS, output=folder, resume=True)
+        fit(model, images, None, SETTINGS, output=folder, resume=True)
     for key, tensor in model.state_dict().items():
         assert tensor.equal(trained[1][key]), key
     newest = newest_checkpoint(folder)

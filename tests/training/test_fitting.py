@@ -17,7 +17,7 @@ from modwright.training import Settings, fit
 SMALL: dict[str, Any] = {"depths": [1], "widths": [8]}
 
 
-def pictures(count: int, *classes: str, side: int = 32) -> Pictures:
+def images(count: int, *classes: str, side: int = 32) -> Pictures:
     torch.manual_seed(0)
     labels = torch.arange(count) % len(classes)
     return Pictures("noise", torch.randn(count, 3, side, side), labels, classes)
@@ -25,12 +25,12 @@ def pictures(count: int, *classes: str, side: int = 32) -> Pictures:
 
 def test_fault_A8_classes_are_called_as_those_of_the_images() -> None:
     model = create_model("poolformer_s12", num_classes=3, **SMALL)
-    fit(model, pictures(6, "blue", "green", "red"), None, Settings(epochs=1))
+    fit(model, images(6, "blue", "green", "red"), None, Settings(epochs=1))
     assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
-    fit(model, pictures(6, "amber", "blue", "green"), None, Settings(epochs=1))
+    fit(model, images(6, "amber", "blue", "green"), None, Settings(epochs=1))
     assert model.config.id2label == {0: "amber", 1: "blue", 2: "green"}
     assert model.config.label2id == {"amber": 0, "blue": 1, "green": 2}
-    fit(model, pictures(6, "no", "yes"), None, Settings(epochs=1))
+    fit(model, images(6, "no", "yes"), None, Settings(epochs=1))
     assert model.config.id2label == {0: "no", 1: "yes", 2: "LABEL_2"}
 
 
@@ -45,7 +45,7 @@ class Masks(TrainerCallback):
 def test_fault_A24_the_mean_is_of_corrected_weights() -> None:
     model = create_model("poolformer_s12", num_classes=2, **SMALL)
     settings = Settings(epochs=3, batch_size=4, average=0.9)
-    fit(model, pictures(8, "a", "b"), None, settings, callbacks=[Masks()])
+    fit(model, images(8, "a", "b"), None, settings, callbacks=[Masks()])
     weight = model.stem.conv0.weight
     assert weight[:, :, ::2].eq(0).all() and not weight[:, :, 1::2].eq(0).any()
 
@@ -58,15 +58,15 @@ def batch_norm(side: int) -> nn.Module:
 
 def test_fault_B6_one_image_left_over_is_known_before_the_start() -> None:
     # Maps of one place: stem and stages make 8 pixels 2, then 1
-    left_over = pictures(9, "a", "b", side=8)
+    left_over = images(9, "a", "b", side=8)
     model = batch_norm(8)
     model.min_size = 1
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with pytest.raises(InvalidInputError, match="batches of one picture"):
+    with pytest.raises(InvalidInputError, match="batches of one image"):
         fit(model, left_over, None, Settings(epochs=1, batch_size=1))
     assert all(buffer.equal(before[name]) for name, buffer in model.named_buffers())
     assert fit(model, left_over, None, Settings(epochs=2, batch_size=4)).steps == 4
-    larger = pictures(9, "a", "b")  # where maps are larger, one image can be trained on
+    larger = images(9, "a", "b")  # where maps are larger, one image can be trained on
     assert fit(batch_norm(32), larger, None, Settings(epochs=1, batch_size=4)).steps == 3
     without = create_model("poolformer_s12", num_classes=2, **SMALL)
     assert fit(without, larger, None, Settings(epochs=1, batch_size=4)).steps == 3

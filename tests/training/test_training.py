@@ -64,7 +64,7 @@ def test_mixed_targets_are_shares_of_both_labels(mixing: str) -> None:
     for _ in range(5):
         loss, _ = CrossEntropy(**{mixing: 1.0})(shown, batch)
         other = (pixels != shown.seen).flatten(1).any(1)
-        # the share of the other picture: of its values for mixup, of its area for cutmix
+        # the share of the other image: of its values for mixup, of its area for cutmix
         area = (pixels != shown.seen)[:, 0].float().mean((1, 2))
         if mixing == "cutmix":
             assert float(loss.detach()) == pytest.approx(
@@ -181,10 +181,10 @@ def test_too_few_classes_are_refused() -> None:
 
 
 def test_averaged_weights_are_what_comes_out() -> None:
-    pictures = Pictures("x", torch.randn(8, 3, 32, 32), torch.arange(8), tuple("abcdefgh"))
+    images = Pictures("x", torch.randn(8, 3, 32, 32), torch.arange(8), tuple("abcdefgh"))
     plain, averaged = model(), model()
-    fit(plain, pictures, None, Settings(epochs=2, batch_size=4))
-    fit(averaged, pictures, None, Settings(epochs=2, batch_size=4, average=0.9))
+    fit(plain, images, None, Settings(epochs=2, batch_size=4))
+    fit(averaged, images, None, Settings(epochs=2, batch_size=4, average=0.9))
     assert not plain.head.fc.weight.equal(averaged.head.fc.weight)
 
 

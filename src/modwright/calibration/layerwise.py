@@ -24,12 +24,7 @@ from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.calibration.recording import Call, ModelInput, moved, on_device, record
 from modwright.calibration.statistics import Statistics, qualified, require_distinct
 from modwright.core import distributed
-from modwright.core.capture import (
-    StopForward,
-    capture,
-    channels_last,
-    on_forward,
-)
+from modwright.core.capture import StopForward, capture, channels_last, on_forward
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode

@@ -122,7 +122,7 @@ class Statistics:
                 self._claim()
 
     def _claim(self) -> None:
-        """A directory serves one walk; another's leftovers are refused, not mixed in."""
+        """A directory serves one walk; files of another one are refused, not mixed in."""
         path = self.directory / "walk.json"
         told = json.dumps(self.recipe, sort_keys=True, indent=1)
         if path.exists() and path.read_text() != told:

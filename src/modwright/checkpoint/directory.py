@@ -168,7 +168,7 @@ def check_loading(info: dict[str, Any], where: str, cls: str) -> None:
 
 
 def placement(device: torch.device | None) -> dict[str, Any]:
-    """What from_pretrained has to hear to put all weights on one device as it reads them."""
+    """The arguments with which from_pretrained puts all weights on one device as it reads."""
     return {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
 
 

@@ -56,8 +56,9 @@ class Checkpoint:
         one, shown = len(self.unexpected_keys) == 1, ", ".join(self.unexpected_keys[:5])
         more = f" and {len(self.unexpected_keys) - 5} more" if len(self.unexpected_keys) > 5 else ""
         note = (
-            f"{len(self.unexpected_keys)} stored tensor{'' if one else 's'} {'has' if one else 'have'} no "
-            f"place in the model and {'is' if one else 'are'} left out: {shown}{more}."
+            f"{len(self.unexpected_keys)} stored tensor{'' if one else 's'} "
+            f"{'has' if one else 'have'} no place in the model and {'is' if one else 'are'} left "
+            f"out: {shown}{more}."
         )
         return (note, *self.remarks)
 

@@ -103,7 +103,8 @@ def forecast_table(expected: Forecast) -> Group:
         )
     words = (
         f"Most memory: {format_number(expected.peak, 'B')} with the weights, beside Python itself; "
-        f"{format_number(expected.available, 'B')} are free beside the weights. Nothing was written."
+        f"{format_number(expected.available, 'B')} are free beside the weights. "
+        "Nothing was written."
     )
     if not expected.fits:
         words += " That does not fit."
@@ -121,7 +122,8 @@ def rehearsal_lines(tried: Rehearsal) -> Group:
         if found is not None:
             shape = " x ".join(map(str, found.batch))
             said = (
-                f"{step.title}: ran block {found.block} ({format_number(found.weights, 'B')} of weights, "
+                f"{step.title}: ran block {found.block} "
+                f"({format_number(found.weights, 'B')} of weights, "
                 f"{format_number(found.statistics, 'B')} of statistics) on one batch of {shape} in "
                 f"{found.seconds:.2f} s on {found.device}; the whole calibration takes about "
                 f"{_duration(found.layer_seconds)}"

@@ -21,7 +21,7 @@ def upscale(
         Path,
         typer.Argument(metavar="MODEL", help="A directory with a model of super-resolution."),
     ],
-    image: Annotated[Path, typer.Argument(metavar="PICTURE", help="An image file.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="An image file.")],
     out: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Image to write, as .png.")
     ],

@@ -141,11 +141,13 @@ def capture(
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True))
-        >>> points = {"in": HookPoint(model[0], "input", axis=1), "out": HookPoint(model[0], "output", axis=1)}
+        >>> points = {side: HookPoint(model[0], side, axis=1) for side in ("input", "output")}
         >>> with capture(points, copy=True) as seen:
         ...     answer = model(torch.randn(2, 3, 4, 5))
-        >>> tuple(seen["in"].shape), tuple(seen["out"].shape), bool((seen["out"] < 0).any())
-        ((2, 4, 5, 3), (2, 4, 5, 8), True)
+        >>> tuple(seen["input"].shape), tuple(seen["output"].shape)
+        ((2, 4, 5, 3), (2, 4, 5, 8))
+        >>> bool((seen["output"] < 0).any())
+        True
     """
     seen: dict[K, Tensor] = {}
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["sha256_of"]
+__all__ = ["sha256_of", "sha256_of_file"]
 
 
 def sha256_of(*parts: str | bytes | Tensor | dict[str, Any] | list[Any]) -> str:
@@ -36,6 +37,26 @@ def sha256_of(*parts: str | bytes | Tensor | dict[str, Any] | list[Any]) -> str:
             digest.update(json.dumps(part, sort_keys=True).encode())
         else:
             digest.update(_numbers(part))
+    return digest.hexdigest()
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal; it is read piece by piece.
+
+    Raises:
+        OSError: it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp(), "letters")
+        >>> _ = file.open("w").write("abc")
+        >>> sha256_of_file(file) == sha256_of("abc")
+        True
+    """
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
     return digest.hexdigest()
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["copy_modes", "eval_mode", "set_eval", "set_mode"]
+__all__ = ["copy_modes", "eval_mode", "kept_modes", "set_eval", "set_mode"]
 
 M = TypeVar("M", bound="nn.Module")
 
@@ -30,11 +30,27 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
         >>> [part.training for part in model.modules()]
         [True, True, False]
     """
-    before = [(module, module.training) for model in models for module in model.modules()]
-    for module, _ in before:
-        module.training = False
-    try:
+    with kept_modes(*models) as modules:
+        for module in modules:
+            module.training = False
         yield
+
+
+@contextmanager
+def kept_modes(*models: nn.Module) -> Iterator[list[nn.Module]]:
+    """Whatever the block does to modes, afterwards every module has its own again.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+        >>> with kept_modes(model):
+        ...     _ = set_mode(model, True)
+        >>> [part.training for part in model]
+        [True, False]
+    """
+    before = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        yield [module for module, _ in before]
     finally:
         for module, training in before:
             module.training = training

@@ -143,7 +143,8 @@ class Cost:
 
     def __repr__(self) -> str:
         return (
-            f"Cost({format_number(self.parameters)} parameters, {format_number(self.stored_bytes, 'B')}, "
+            f"Cost({format_number(self.parameters)} parameters, "
+            f"{format_number(self.stored_bytes, 'B')}, "
             f"{format_number(self.prefill_macs)} MACs for {self.recipe['length']} tokens)"
         )
 

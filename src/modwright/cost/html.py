@@ -59,7 +59,8 @@ def _unfold(group: Group, whole: int, repeats: int, depth: int) -> str:
     line = (
         f"{_bar(node.parameters * repeats, whole)}<b>{escape(group.label)}</b>"
         f'<span class="what">{escape(node.description)}</span>'
-        f'<span class="numbers">{format_number(node.parameters)} parameters, {format_number(node.bytes, "B")}, '
+        f'<span class="numbers">{format_number(node.parameters)} parameters, '
+        f"{format_number(node.bytes, 'B')}, "
         f"{format_number(node.macs)} MACs{each}</span>"
     )
     if not node.children:

@@ -18,12 +18,12 @@ from modwright.anatomy.coerce import address_of
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.edit import Edit, Remove, ReorderBlocks, Replace
+from modwright.edits.indices import checked_index
 from modwright.nn import AttentionShape
 
 __all__ = [
     "Change",
     "arrange",
-    "checked_index",
     "factorize",
     "keep_heads",
     "keep_neurons",
@@ -86,49 +86,6 @@ def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = 
     }
     tensors = {"head.weight": weight} | ({} if bias is None else {"head.bias": bias})
     return Change((Replace("head", "linear", kwargs),), tensors)
-
-
-def checked_index(index: Sequence[int] | Sequence[bool] | Tensor, size: int, what: str) -> Tensor:
-    """What is kept, as a tensor of indices: at least one, each of them there, none twice.
-
-    Args:
-        index: indices, or a mask with one truth value for each of ``size``.
-        size: how many there are.
-        what: for the message.
-
-    Raises:
-        InvalidInputError: anything else, a number alone and fractions among it.
-
-    Example:
-        >>> checked_index([2, 0], 3, "heads"), checked_index([True, False, True], 3, "heads")
-        (tensor([2, 0]), tensor([0, 2]))
-    """
-    wanted = f"{what}: a list of indices or a mask of {size} truth values is needed, not"
-    mixed = isinstance(index, list | tuple) and len({isinstance(i, bool) for i in index}) > 1
-    try:
-        given = torch.as_tensor(index)
-    except (TypeError, ValueError, RuntimeError):
-        raise InvalidInputError(f"{wanted} {index!r}") from None
-    if given.dim() != 1 or mixed:
-        raise InvalidInputError(f"{wanted} {index!r}")
-    if not len(given):
-        raise InvalidInputError(f"{what}: nothing would be left; remove the part instead")
-    if given.dtype == torch.bool:
-        if len(given) != size:
-            raise InvalidInputError(
-                f"{what}: the mask has {len(given)} truth values, and there are {size}"
-            )
-        given = given.nonzero().flatten()
-        if not len(given):
-            raise InvalidInputError(f"{what}: nothing would be left; remove the part instead")
-    if given.is_floating_point() or given.is_complex():
-        raise InvalidInputError(f"{wanted} {given.dtype} numbers".replace("torch.", ""))
-    kept = given.long()
-    if int(kept.min()) < 0 or int(kept.max()) >= size:
-        raise InvalidInputError(f"{what}: indices must lie between 0 and {size - 1}")
-    if len(kept.unique()) != len(kept):
-        raise InvalidInputError(f"{what}: an index is repeated")
-    return kept
 
 
 def require_separable(part: Mlp | MixtureOfExperts, what: str = "neurons cannot go") -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from modwright.anatomy import MixtureOfExperts
 from modwright.core.errors import InvalidInputError, refusing
-from modwright.edits.change import Change, checked_index, keep_neurons, require_separable
+from modwright.edits.change import Change, keep_neurons, require_separable
 from modwright.edits.edit import Replace
+from modwright.edits.indices import checked_index
 from modwright.nn import MixtureShape
 
 __all__ = ["keep_expert_neurons", "keep_experts", "replace_mixture"]

@@ -57,12 +57,12 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
             current = holder.get_submodule(path)
             built = build_part(part, model.config, kwargs, current)
             if role in ("attention", "mlp") and part == getattr(edit, "part", None):
-                built = _hosted(built, current, family.pairs and role == "attention")
+                built = _fit_to_block(built, current, family.pairs and role == "attention")
             _set(holder, path, built)
     renumber(model, family)
 
 
-def _hosted(part: nn.Module, current: nn.Module, paired: bool) -> nn.Module:
+def _fit_to_block(part: nn.Module, current: nn.Module, paired: bool) -> nn.Module:
     """A sublayer of a kind that nobody here knows stands as a whole, as its host calls it."""
     return part if part is current or isinstance(part, _KNOWN) else as_opaque(part, paired)
 

@@ -235,7 +235,7 @@ def _rows_are_apart(model: nn.Module) -> Check:
     return Check(
         "each image by itself",
         moved <= _tolerance(together, model),
-        f"outputs moved by {moved:.1e} without the other picture",
+        f"outputs moved by {moved:.1e} without the other image",
     )
 
 

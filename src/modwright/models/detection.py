@@ -133,7 +133,7 @@ def detect_variant(
         nearest = fits[0]
         other = "" if len(fits) == 1 else f"no model of {name} fits the file; the nearest, "
         raise InvalidInputError(
-            f"{other}{nearest.variant} with the layout {nearest.checkpoint_format}: {nearest.told()}"
+            f"{other}{nearest.variant} in the format {nearest.checkpoint_format}: {nearest.told()}"
         )
     return whole[0]
 

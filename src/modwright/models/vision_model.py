@@ -110,7 +110,7 @@ class VisionConfig(PreTrainedConfig):
         """Refuses images whose sides are no multiples of ``step`` pixels."""
         if height % step or width % step:
             raise InvalidInputError(
-                f"pictures must be multiples of {step} pixels, not {height} x {width}"
+                f"images must be multiples of {step} pixels, not {height} x {width}"
             )
 
     def per_stage(self, stages: int, *names: str) -> None:
@@ -176,7 +176,7 @@ class VisionModel(PreTrainedModel):
         """Refuses what cannot be a batch of images for this model."""
         if pixel_values.dim() != 4:
             shape = tuple(pixel_values.shape)
-            raise InvalidInputError(f"pictures are (batch, channels, height, width), not {shape}")
+            raise InvalidInputError(f"images are (batch, channels, height, width), not {shape}")
         channels, height, width = pixel_values.shape[1:]
         if channels != self.config.num_channels:
             raise InvalidInputError(
@@ -184,7 +184,7 @@ class VisionModel(PreTrainedModel):
             )
         if min(height, width) < self.min_size:
             raise InvalidInputError(
-                f"pictures must be at least {self.min_size} pixels high and wide, "
+                f"images must be at least {self.min_size} pixels high and wide, "
                 f"not {height} x {width}"
             )
 

@@ -59,7 +59,7 @@ def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
     if not opened.anatomy.family.inputs().is_text:
         raise InvalidInputError(
             f"{method} calibrates on text here, and {opened.source.name} reads images; give it "
-            "pictures in Python: modwright.apply(model, method, calibration.from_tensors(batches))"
+            "images in Python: modwright.apply(model, method, calibration.from_tensors(batches))"
         )
     if opened.tokenizer is None:
         raise InvalidInputError(

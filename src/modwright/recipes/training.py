@@ -267,31 +267,27 @@ def _reads_back(model: Any) -> Callable[[Path], None]:
 
 
 @torch.no_grad()
-def _try(model: Any, pictures: Pictures, what: str) -> None:
+def _try(model: Any, images: Pictures, what: str) -> None:
     """One image through a model, so that another size or another task is seen before work."""
     try:
         with eval_mode(model):
-            found = model(pixel_values=pictures.pixels[:1].to(model.dtype))
+            found = model(pixel_values=images.pixels[:1].to(model.dtype))
     except (ModwrightError, ValueError, TypeError, RuntimeError) as error:
         info = str(error).strip().splitlines()[0]
-        raise InvalidInputError(
-            f"{what}: does not take images of {pictures.name}: {info}"
-        ) from None
+        raise InvalidInputError(f"{what}: does not take images of {images.name}: {info}") from None
     if getattr(found, "logits", None) is None or found.logits.dim() != 2:
         raise InvalidInputError(f"{what}: {type(model).__name__} is no classifier of images")
-    known, shown = found.logits.shape[1], len(pictures.classes)
+    known, shown = found.logits.shape[1], len(images.classes)
     if known < shown:
         more = "; num_classes gives it others" if what == "model" else ""
         raise InvalidInputError(f"{what}: has {known} classes, the images {shown}{more}")
 
 
-def _renamed(pictures: Pictures, named: Mapping[Any, str]) -> Pictures:
+def _renamed(images: Pictures, named: Mapping[Any, str]) -> Pictures:
     given = {int(index): str(name) for index, name in named.items()}
-    if sorted(given) != list(range(len(pictures.classes))):
-        raise InvalidInputError(
-            f"model.id2label: names the classes 0 to {len(pictures.classes) - 1}"
-        )
-    return replace(pictures, classes=tuple(given[i] for i in sorted(given)))
+    if sorted(given) != list(range(len(images.classes))):
+        raise InvalidInputError(f"model.id2label: names the classes 0 to {len(images.classes) - 1}")
+    return replace(images, classes=tuple(given[i] for i in sorted(given)))
 
 
 def _names(model: Any, count: int) -> list[str] | None:
@@ -308,9 +304,9 @@ def _other_names(ready: _Prepared) -> list[str]:
     return [f"classes were {', '.join(old)} and are now those of the images: {', '.join(new)}"]
 
 
-def _require_classes(teacher: Any, pictures: Pictures) -> None:
+def _require_classes(teacher: Any, images: Pictures) -> None:
     """Refuses a teacher whose answers mean other classes than the images' labels."""
-    info, classes = _names(teacher, len(pictures.classes)), list(pictures.classes)
+    info, classes = _names(teacher, len(images.classes)), list(images.classes)
     if info is not None and info != classes:
         raise InvalidInputError(
             f"objective.teacher: its classes are {', '.join(info)}; those of the images are "
@@ -318,8 +314,8 @@ def _require_classes(teacher: Any, pictures: Pictures) -> None:
         )
 
 
-def _digest(pictures: Pictures) -> str:
-    return sha256_of(pictures.labels, pictures.pixels)
+def _digest(images: Pictures) -> str:
+    return sha256_of(images.labels, images.pixels)
 
 
 def _stamps(options: Mapping[str, Any], *keys: str) -> list[Any]:

@@ -87,7 +87,7 @@ class ModelEntry:
         of_config = set(type(variant_config(name)).field_names())
         return sorted(own | of_config - set(self._twins.values()))
 
-    def make(self, given: Mapping[str, Any], pictures: Pictures) -> Any:
+    def make(self, given: Mapping[str, Any], images: Pictures) -> Any:
         """The model, made for these images: their classes, and their size unless it is said.
 
         Raises:
@@ -95,7 +95,7 @@ class ModelEntry:
         """
         if "checkpoint" in given:
             return self._opened(**given)
-        sizes = {"num_classes": len(pictures.classes), "image_size": pictures.pixels.shape[-1]}
+        sizes = {"num_classes": len(images.classes), "image_size": images.pixels.shape[-1]}
         fields = {**sizes, **given}
         for named in ("id2label", "label2id"):  # training names the classes
             fields.pop(named, None)

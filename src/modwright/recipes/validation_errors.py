@@ -47,7 +47,8 @@ def explain(
         at = (*at[:-1], str(at[-1]))
     said = {kind: partial(log, at=at, root=root) for kind, log in _OF_A_MAPPING.items()}
     whole = (*under, *at)
-    return f"{position_of(whole, positions, name)}, {'.'.join(map(_word, whole))}: {problem(first, said)}"
+    where = f"{position_of(whole, positions, name)}, {'.'.join(map(_word, whole))}"
+    return f"{where}: {problem(first, said)}"
 
 
 def validated(kind: type[_M], tree: Any, where: Mapping[Location, str], name: str, keys: str) -> _M:

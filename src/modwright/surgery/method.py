@@ -230,7 +230,7 @@ def plan(
     calibration = None if calibration is None else calibration_of(calibration)
     if method.requires.calibration and calibration is None and method.wants_data():
         reads_text = anatomy.family.inputs().is_text
-        what = "token windows" if reads_text else "pictures, as calibration.from_tensors takes them"
+        what = "token windows" if reads_text else "images, as calibration.from_tensors takes them"
         raise InvalidInputError(f"{method.name} needs calibration data: pass {what}")
     found: Plan = method.plan(anatomy, calibration, directory=directory, progress=progress)
     return found

@@ -86,8 +86,9 @@ def _precision(conversion: Conversion) -> list[str]:
     if not narrow:
         return []
     return [
-        f"Weights are {', '.join(narrow)}: what was recentered in float64 is rounded to that again, "
-        "so outputs move about as much as that rounding does. Open the model in float32 for less."
+        f"Weights are {', '.join(narrow)}: what was recentered in float64 is rounded to that "
+        "again, so outputs move about as much as that rounding does. Open the model in float32 "
+        "for less."
     ]
 
 

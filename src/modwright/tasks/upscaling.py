@@ -40,7 +40,8 @@ class SuperResolutionDataset:
         large: (N, C, scale H, scale W).
 
     Example:
-        >>> pairs = SuperResolutionDataset("none", torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 16, 16))
+        >>> small, large = torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 16, 16)
+        >>> pairs = SuperResolutionDataset("none", small, large)
         >>> len(pairs), pairs.scale, pairs[0]["labels"].shape
         (4, 2, torch.Size([3, 16, 16]))
     """
@@ -73,7 +74,7 @@ class SuperResolutionDataset:
         )
 
 
-def bicubic(pictures: Tensor, scale: float) -> Tensor:
+def bicubic(images: Tensor, scale: float) -> Tensor:
     """Cubic convolution with a = -1/2; where images get smaller, the kernel gets as much wider.
 
     This is what test sets of super-resolution are made by, and what models are compared with.
@@ -89,9 +90,9 @@ def bicubic(pictures: Tensor, scale: float) -> Tensor:
         >>> bicubic(torch.ones(1, 3, 8, 8), 0.5).shape
         torch.Size([1, 3, 4, 4])
     """
-    size = [max(1, round(side * scale)) for side in pictures.shape[-2:]]
+    size = [max(1, round(side * scale)) for side in images.shape[-2:]]
     # torch's kernel without antialiasing has a = -3/4
-    return F.interpolate(pictures, size=size, mode="bicubic", antialias=True, align_corners=False)
+    return F.interpolate(images, size=size, mode="bicubic", antialias=True, align_corners=False)
 
 
 def sample_image_pairs(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from modwright.core import distributed
+from modwright.core.digest import sha256_of_file
 from modwright.core.files import read_json, write_file
 
 __all__ = ["CheckpointCompleteCallback", "newest_checkpoint", "remove_incomplete"]
@@ -60,17 +60,9 @@ def _damage(checkpoint: Path) -> str | None:
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != stored["bytes"] or _sha256(file) != stored["sha256"]:
+        if file.stat().st_size != stored["bytes"] or sha256_of_file(file) != stored["sha256"]:
             return f"{name} is not as it was written"
     return None
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while piece := opened.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _step(checkpoint: Path) -> int:
@@ -101,7 +93,7 @@ class CheckpointCompleteCallback(TrainerCallback):
             told = {
                 path.relative_to(folder).as_posix(): {
                     "bytes": path.stat().st_size,
-                    "sha256": _sha256(path),
+                    "sha256": sha256_of_file(path),
                 }
                 for path in files
             }

@@ -19,7 +19,7 @@ from transformers.trainer_utils import SchedulerType
 from modwright.core import distributed
 from modwright.core.compat.torch import BATCH_NORMS
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.core.modes import set_eval
+from modwright.core.modes import kept_modes, set_eval, set_mode
 from modwright.core.progress import Progress
 from modwright.tasks.pictures import Pictures
 from modwright.tasks.upscaling import SuperResolutionDataset
@@ -255,20 +255,15 @@ def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
         return False
     pixels = train[0]["pixel_values"][None].to(next(model.parameters()).device)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    was_training = [module for module in model.modules() if module.training]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model.train()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), kept_modes(model):
+            set_mode(model, True)
             torch.func.functional_call(model, buffers, (), {"pixel_values": pixels})
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
     else:
         return False
-    finally:
-        model.eval()
-        for module in was_training:
-            module.training = True
     if size == 1 or len(train) == 1:
         raise InvalidInputError(
             "a BatchNorm cannot be trained on batches of one image of this size"

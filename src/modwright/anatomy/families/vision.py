@@ -287,7 +287,7 @@ class VisionFamily(Family):
 class HierarchicalVisionFamily(VisionFamily):
     """Stages of blocks, each with maps coarser than those of the one before."""
 
-    name = "picture_pyramid"
+    name = "hierarchical_vision"
     model_types = ("metaformer", "smt", "sret", "fmvit", "craft", "swin_transformer")
     outer = {"blocks": "stages"}
     config_fields = {"num_layers": "depths", "activation": "act"}

@@ -258,7 +258,8 @@ class DuoFormerForImageClassification(TokenClassifier):
         own = self.positions.spatial_shape
         if spatial_shape != own and not self.config.interpolate_positions:
             raise InvalidInputError(
-                f"{spatial_shape[0]} x {spatial_shape[1]} cells where the config has {own[0]} x {own[1]}; "
+                f"{spatial_shape[0]} x {spatial_shape[1]} regions where the config has "
+                f"{own[0]} x {own[1]}; "
                 "interpolate_positions=True would resize the positions"
             )
 

@@ -101,7 +101,7 @@ _BLOCK_NAMES: dict[str, dict[str, str]] = {
         "linear": "linear",
     },
 }
-_ONE_TAP = {
+_CENTER_ONLY = {
     "ghost": {
         **{f"mixer.{map_}.cheap": f"attn.cheap_operation_{map_}" for map_ in "qkv"},
         "mlp.cheap1": "mlp.cheap_operation2",
@@ -119,7 +119,7 @@ def official_names(config: Any) -> StateDictConverter:
     for b in range(count):
         block = f"blocks.{b}"
         rules += _renamed(_BLOCK_NAMES[config.blocks], block, block)
-        for here, there in _ONE_TAP.get(config.blocks, {}).items():
+        for here, there in _CENTER_ONLY.get(config.blocks, {}).items():
             rules.append(Rename(f"{block}.{there}", f"{block}.{here}", _flat, _one_hook_point))
     rules += [Rename("norm", "norm"), Rename("head", "head.fc")]
     return StateDictConverter(tuple(rules))

@@ -55,7 +55,8 @@ def gather_regions(x: Tensor, spatial_shape: SpatialShape, column_first: bool = 
     factor = height // spatial_shape[0]
     if factor < 1 or (height, width) != (factor * spatial_shape[0], factor * spatial_shape[1]):
         raise ValueError(
-            f"a map of {height} x {width} is no whole refinement of {spatial_shape[0]} x {spatial_shape[1]} cells"
+            f"a feature map of {height} x {width} is no whole refinement of "
+            f"{spatial_shape[0]} x {spatial_shape[1]} regions"
         )
     split = x.unflatten(3, (spatial_shape[1], factor)).unflatten(2, (spatial_shape[0], factor))
     order = (0, 2, 4, 5, 3, 1) if column_first else (0, 2, 4, 3, 5, 1)
@@ -132,7 +133,9 @@ class MultiScalePatchTokens(nn.Module):
         spatial_shape = (features[-1].shape[2], features[-1].shape[3])
         if self.spatial_shape is not None and spatial_shape != self.spatial_shape:
             raise ValueError(
-                f"the last map must be {self.spatial_shape[0]} x {self.spatial_shape[1]}, not {spatial_shape[0]} x {spatial_shape[1]}"
+                "the last feature map must be {} x {}, not {} x {}".format(
+                    *self.spatial_shape, *spatial_shape
+                )
             )
         found = []
         for step, (project, x) in enumerate(zip(reversed(self.projections), reversed(features))):
