@@ -30,10 +30,10 @@ def fashion(folder: Path, count: int = 6) -> None:
         (folder / f"{start}-labels-idx1-ubyte").write_bytes(idx(np.arange(count)))
 
 
-CLOTHES = tuple(images._FASHION)
+CLOTHES = tuple(pictures._FASHION)
 
 
-@pytest.mark.parametrize(("counts", "first"), [(c, n[0]) for c, n in images._KNOWN.items()])
+@pytest.mark.parametrize(("counts", "first"), [(c, n[0]) for c, n in pictures._KNOWN.items()])
 def test_fault_A20_names_of_labels_are_those_of_the_known_sets(
     tmp_path: Path, counts: tuple[int, ...], first: str
 ) -> None:
@@ -111,7 +111,7 @@ def test_folders_are_classes(tmp_path: Path) -> None:
     assert (len(train), len(test)) == (8, 2) and train.classes == ("dark", "light")
     for pixels, label in zip(train.pixels, train.labels):
         assert (pixels.mean() > 0) == bool(label)
-    (tmp_path / "dark" / "0.png").write_bytes(b"no picture")
+    (tmp_path / "dark" / "0.png").write_bytes(b"no image")
     with pytest.raises(CheckpointError, match=r"0\.png is no image"):
         folder_pictures(tmp_path)
     with pytest.raises(InvalidInputError, match="has 0 folders of images"):

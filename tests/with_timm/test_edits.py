@@ -260,7 +260,7 @@ def test_a_plan_for_one_model_does_not_fit_another(dense: dict[str, Any], tmp_pa
 
 def test_images_of_another_size_are_refused_before_any_work(dense: dict[str, Any]) -> None:
     data = from_tensors([{"pixel_values": torch.zeros(2, 3, 16, 16)}], name="small")
-    with pytest.raises(InvalidInputError, match=r"pictures of shape \(3, 32, 32\)"):
+    with pytest.raises(InvalidInputError, match=r"images of shape \(3, 32, 32\)"):
         plan(dense["vit_tiny_patch16_224"], make_method("llm_drop", {"n": 1}), data)
 
 

@@ -57,7 +57,7 @@ class Backbone:
     Attributes:
         fields: what is built unless the config says otherwise; ``widths`` are the channels of its
             maps.
-        build: makes it from the picture's channels and the fields. It gives its maps of a batch of
+        build: makes it from the image's channels and the fields. It gives its maps of a batch of
             images, the finest first.
         stride: pixels per cell of the coarsest map, from the fields.
     """

@@ -31,7 +31,7 @@ class SwinTransformerConfig(ImageConfig):
     """Structure of a Swin Transformer.
 
     Attributes:
-        patch_size: side of a patch in pixels; it divides the picture's sides.
+        patch_size: side of a patch in pixels; it divides the image's sides.
         embed_dim: channels of the first stage; each stage has twice as many as the one before.
         depths: blocks per stage; every second one moves its windows.
         num_heads: heads per stage.

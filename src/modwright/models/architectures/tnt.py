@@ -32,7 +32,7 @@ class TNTConfig(ImageConfig):
     """Structure of a TNT.
 
     Attributes:
-        patch_size: side of a patch in pixels; it divides the picture's sides.
+        patch_size: side of a patch in pixels; it divides the image's sides.
         inner_stride: pixels from word to word.
         inner_dim: channels of a word.
         outer_dim: channels of a sentence token.

@@ -33,7 +33,7 @@ class VisionTransformerConfig(ImageConfig):
     """Structure of a vision Transformer.
 
     Attributes:
-        patch_size: side of a patch in pixels; it divides the picture's sides.
+        patch_size: side of a patch in pixels; it divides the image's sides.
         embed_dim: channels.
         depth: blocks.
         num_heads: heads of each block.
