@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from modwright.core.errors import CheckpointError, InvalidInputError
+from modwright.tasks import pictures
 from modwright.tasks.pictures import digits, folder_pictures, idx_pictures, read_idx
 
 
