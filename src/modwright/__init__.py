@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from modwright.surgery import apply as apply
     from modwright.surgery import plan as plan
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Anatomy": "modwright.anatomy",
