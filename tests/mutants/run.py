@@ -82,11 +82,12 @@ class Record:
 
 
 def copied(folder: Path, changed: dict[str, str]) -> Path:
-    """A copy of the source in which some files have another text."""
-    shutil.copytree(ROOT / "src" / "modwright", folder / "modwright")
+    """A copy of the source in which some files have another text: what goes on the path."""
+    source = folder / "src"
+    shutil.copytree(ROOT / "src" / "modwright", source / "modwright")
     for path, text in changed.items():
-        (folder / path).write_text(text, encoding="utf-8")
-    return folder
+        (source / path).write_text(text, encoding="utf-8")
+    return source
 
 
 def tested(source: Path, words: Sequence[str], limit: float, **environment: str) -> Ran:
@@ -138,28 +139,28 @@ def test_files(acceptance: bool) -> list[str]:
 def record(mutants: list[Mutant], files: Iterable[str], workers: int, more: list[str]) -> Record:
     """Runs each file by itself on a source that tells what is reached."""
     result = Record()
+    by_path: dict[str, list[Mutant]] = {}
+    for mutant in mutants:
+        by_path.setdefault(mutant.path, []).append(mutant)
+    changed = {
+        path: probed((ROOT / "src" / path).read_text(encoding="utf-8"), group)
+        for path, group in by_path.items()
+    }
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name)
-        by_path: dict[str, list[Mutant]] = {}
-        for mutant in mutants:
-            by_path.setdefault(mutant.path, []).append(mutant)
-        changed = {
-            path: probed((ROOT / "src" / path).read_text(encoding="utf-8"), group)
-            for path, group in by_path.items()
-        }
-        copied(folder, changed)
-        (folder / "mutants_probe.py").write_text(PROBE, encoding="utf-8")
+        source, plain = copied(folder / "probed", changed), copied(folder / "plain", {})
+        (source / "mutants_probe.py").write_text(PROBE, encoding="utf-8")
 
         def one(file: str) -> None:
             reached = folder / (file.replace("/", "-") + ".reached")
             reached.touch()
-            ran = tested(folder, [file, *more], 1800, MUTANTS_REACHED=str(reached))
+            ran = tested(source, [file, *more], 1800, MUTANTS_REACHED=str(reached))
             result.reached[file] = sorted(set(reached.read_text(encoding="utf-8").split()))
             result.seconds[file] = round(ran.seconds, 1)
             if not ran.passed and not ran.failed:
                 result.idle.append(file)
-            if ran.failed:  # a probe may be in the way: what counts is the source as it is
-                result.broken += tested(ROOT / "src", [file, *more], 1800).failed
+            if ran.failed:  # a probe may be in the way: what counts is a copy without any
+                result.broken += tested(plain, [file, *more], 1800).failed
             say(f"{file}: {len(result.reached[file])} faults, {ran.seconds:.0f} s")
 
         with ThreadPoolExecutor(workers) as pool:
