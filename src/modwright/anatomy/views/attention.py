@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.sublayer import Sublayer
-from modwright.core.capture import HookPoint
 from modwright.nn import AttentionShape, GroupedAttention
 
 __all__ = ["Attention"]
@@ -24,19 +23,13 @@ class Attention(Sublayer):
     """Multi-head attention. ``shape`` holds every number that fixes its structure."""
 
     writes_residual = ("o",)
+    generic = (GroupedAttention,)
 
-    address: str
     q: Projection
     k: Projection
     v: Projection
     o: Projection
     shape: AttentionShape
-    module: nn.Module
-    norm: Norm | None
-    resid_pre: HookPoint
-    sublayer_input: HookPoint
-    sublayer_output: HookPoint
-    resid_post: HookPoint | None = None
     q_norm: Norm | None = None
     k_norm: Norm | None = None
 
@@ -52,16 +45,8 @@ class Attention(Sublayer):
     def num_kv_heads(self) -> int:
         return self.shape.num_kv_heads
 
-    @property
-    def is_generic(self) -> bool:
-        """The family's own attention was replaced by modwright's."""
-        return isinstance(self.module, GroupedAttention)
-
     def projections(self) -> dict[str, Projection]:
         return {"q": self.q, "k": self.k, "v": self.v, "o": self.o}
-
-    def buffers(self) -> dict[str, Tensor]:
-        return dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
 
     def _norms(self) -> dict[str, Norm]:
         named = {"q_norm": self.q_norm, "k_norm": self.k_norm}

@@ -14,9 +14,7 @@ from torch.nn import functional as F
 
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.separable import is_separable
-from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.sublayer import Sublayer
-from modwright.core.capture import HookPoint
 from modwright.nn import Mixture, MixtureShape, route
 
 __all__ = ["Expert", "ExpertProjection", "MixtureOfExperts"]
@@ -64,18 +62,13 @@ class MixtureOfExperts(Sublayer):
         act: the activation, and ``activation`` its name.
     """
 
-    address: str
+    generic = (Mixture,)
+
     router: Projection
     stack: nn.Module
     top_k: int
     activation: str
     act: Callable[[Tensor], Tensor]
-    module: nn.Module
-    norm: Norm | None
-    resid_pre: HookPoint
-    sublayer_input: HookPoint
-    sublayer_output: HookPoint
-    resid_post: HookPoint | None = None
 
     @property
     def writes_residual(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -98,11 +91,6 @@ class MixtureOfExperts(Sublayer):
     def separable(self) -> bool:
         """The neurons of an expert do not depend on each other."""
         return is_separable(self.act, self.intermediate_size)
-
-    @property
-    def is_generic(self) -> bool:
-        """The family's own mixture was replaced by modwright's."""
-        return isinstance(self.module, Mixture)
 
     @property
     def shape(self) -> MixtureShape:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
-
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.separable import activations_of, is_separable
-from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.sublayer import Sublayer
 from modwright.core.capture import HookPoint
 from modwright.nn import ExpertFeedForward, ExpertShape, FeedForward, FeedForwardShape
@@ -21,18 +18,12 @@ class Mlp(Sublayer):
     """A feed-forward part: down(act(up x)), or down(act(gate x) * up x) when it is gated."""
 
     writes_residual = ("down",)
+    generic = (FeedForward,)
 
-    address: str
     up: Projection
     down: Projection
     gate: Projection | None
     activation: str
-    module: nn.Module
-    norm: Norm | None
-    resid_pre: HookPoint
-    sublayer_input: HookPoint
-    sublayer_output: HookPoint
-    resid_post: HookPoint | None = None
 
     @property
     def intermediate_size(self) -> int:
@@ -41,11 +32,6 @@ class Mlp(Sublayer):
     @property
     def hidden_size(self) -> int:
         return self.up.in_features
-
-    @property
-    def is_generic(self) -> bool:
-        """The family's own MLP was replaced by modwright's."""
-        return isinstance(self.module, FeedForward)
 
     @property
     def shape(self) -> FeedForwardShape:
@@ -87,9 +73,6 @@ class Mlp(Sublayer):
     def inner(self) -> HookPoint:
         """What the down projection reads: (b, t, I)."""
         return HookPoint(self.down.module, "input", self.down.axis)
-
-    def buffers(self) -> dict[str, Tensor]:
-        return dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
 
     def projections(self) -> dict[str, Projection]:
         gate = {} if self.gate is None else {"gate": self.gate}

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.part import store
 from modwright.anatomy.views.sublayer import Sublayer
-from modwright.core.capture import HookPoint
 
 __all__ = ["OpaqueMixer"]
 
@@ -23,14 +21,6 @@ class OpaqueMixer(Sublayer):
     """
 
     writes_residual = ()
-
-    address: str
-    module: nn.Module
-    norm: Norm | None
-    resid_pre: HookPoint
-    sublayer_input: HookPoint
-    sublayer_output: HookPoint
-    resid_post: HookPoint | None = None
 
     def projections(self) -> dict[str, Projection]:
         """None that are known."""

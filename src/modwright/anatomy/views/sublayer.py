@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from modwright.core.errors import InvalidInputError
 __all__ = ["Sublayer"]
 
 
+@dataclass(kw_only=True)
 class Sublayer(Part):
     """What adds to the residual stream: an attention or an MLP, with the places to watch it.
 
@@ -26,14 +28,24 @@ class Sublayer(Part):
         sublayer_output: what the sublayer proper returns.
         resid_post: the residual stream after it; None where that is h plus ``sublayer_output``.
         writes_residual: roles of the maps that write to the stream; the others read it.
+        generic: modwright's modules that may stand in place of the family's.
     """
 
     writes_residual: ClassVar[tuple[str, ...]]
+    generic: ClassVar[tuple[type[nn.Module], ...]] = ()
+
+    address: str
+    module: nn.Module
     norm: Norm | None
     resid_pre: HookPoint
     sublayer_input: HookPoint
     sublayer_output: HookPoint
-    resid_post: HookPoint | None
+    resid_post: HookPoint | None = None
+
+    @property
+    def is_generic(self) -> bool:
+        """The family's own module was replaced by one of modwright's."""
+        return isinstance(self.module, self.generic)
 
     @abstractmethod
     def projections(self) -> dict[str, Projection]:
@@ -41,7 +53,7 @@ class Sublayer(Part):
 
     def buffers(self) -> dict[str, Tensor]:
         """What a part of modwright's stores beside its weights, by name: index tables and such."""
-        return {}
+        return dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
 
     def parameters(self) -> dict[str, Tensor]:
         weights = {
