@@ -167,7 +167,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from modwright.anatomy import Anatomy
-from modwright.calibration import Grams, calibrate, forecast_bytes
+from modwright.calibration import SecondMoments, calibrate, forecast_bytes
 from modwright.calibration.text import from_sequences
 
 torch.set_num_threads(1)
@@ -175,15 +175,15 @@ WIDE = 1280
 
 
 class Kept:
-    '''Grams of all blocks, held until the end.'''
+    '''SecondMoments of all blocks, held until the end.'''
 
     history = 1
 
     def __init__(self):
-        self.held, self.inner = [], Grams(attention=False)
+        self.held, self.inner = [], SecondMoments(attention=False)
 
-    def watch(self, block):
-        self.held.append(self.inner.watch(block))
+    def start(self, block):
+        self.held.append(self.inner.start(block))
         return self.held[-1]
 
     def describe(self):
@@ -209,8 +209,8 @@ model = LlamaForCausalLM(LlamaConfig(
     num_attention_heads=2, num_key_value_heads=1)).eval()
 anatomy = Anatomy.of(model)
 data = from_sequences([torch.arange(i, i + 24) for i in range(4)], 0, batch_size=2)
-collector = {"one": Grams(attention=False), "all": Kept()}[sys.argv[1]]
-calibrate(anatomy, from_sequences([torch.arange(8)], 0), [Grams(mlp=False)])
+collector = {"one": SecondMoments(attention=False), "all": Kept()}[sys.argv[1]]
+calibrate(anatomy, from_sequences([torch.arange(8)], 0), [SecondMoments(mlp=False)])
 peak, start, running = [0], anonymous(), True
 thread = threading.Thread(target=watch_peak)
 thread.start()

@@ -114,7 +114,7 @@ def test_an_error_of_the_main_process_is_its_own(tmp_path: Path) -> None:
     trouble = {"process": 0, "kind": "refuse", "step": 3}
     case = {**CASE, "directory": str(tmp_path / "walk"), "trouble": trouble}
     main, other = map(told, run([case]))
-    assert (main["kind"], main["code"]) == ("Refused", 2)
+    assert (main["kind"], main["code"]) == ("InvalidInputError", 2)
     assert other["kind"] == "ProcessFailed"
     assert other["error"] == f"the main process: {main['error']}"
 
@@ -162,5 +162,5 @@ def test_a_place_that_all_see_is_needed() -> None:
     """And MPI starts processes, too."""
     main, other = map(told, run([{**CASE, "directory": None}], mpi=True))
     assert (main["size"], other["size"]) == (2, 2)
-    assert main["kind"] == "Refused" and "into one directory that all see" in main["error"]
+    assert main["kind"] == "InvalidInputError" and "into one directory that all see" in main["error"]
     assert other["kind"] == "ProcessFailed"

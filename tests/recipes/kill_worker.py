@@ -22,7 +22,7 @@ import modwright.recipes.run as running
 import modwright.recipes.run_directory as working
 import modwright.report.writing as reporting
 from modwright.calibration import Statistics
-from modwright.calibration.hidden_states import Stream
+from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.recipes.load import parse_recipe
 
 torch.set_num_threads(1)
@@ -36,7 +36,7 @@ def _half(self: Any, index: int, values: Any) -> None:
 MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "calibration, a block is not written": (Statistics, "store", False),
     "calibration, its statistics are written, its stream is not": (Statistics, "store", True),
-    "calibration, the stream is written": (Stream, "rename", True),
+    "calibration, the stream is written": (HiddenStatesFile, "rename", True),
     "calibration, the walk is noted": (Statistics, "_claim", True),
     "apply begins": (running, "apply_plan", False),
     "apply is done": (running, "apply_plan", True),

@@ -11,7 +11,7 @@ import pytest
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import BlockDistance, SecondMoments, Similarity, Statistics
-from modwright.calibration.hidden_states import Stream
+from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.calibration.rehearsal import rehearse_block
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
@@ -36,7 +36,7 @@ def nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a file was begun")
 
     no_work(monkeypatch)
-    monkeypatch.setattr(Stream, "create", refuse)
+    monkeypatch.setattr(HiddenStatesFile, "create", refuse)
     monkeypatch.setattr(Statistics, "store", refuse)
 
 

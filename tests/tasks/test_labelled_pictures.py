@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.tasks import pictures
+from modwright.tasks import pictures as readers
 from modwright.tasks.pictures import digits, folder_pictures, idx_pictures, read_idx
 
 
@@ -31,10 +31,10 @@ def fashion(folder: Path, count: int = 6) -> None:
         (folder / f"{start}-labels-idx1-ubyte").write_bytes(idx(np.arange(count)))
 
 
-CLOTHES = tuple(pictures._FASHION)
+CLOTHES = tuple(readers._FASHION)
 
 
-@pytest.mark.parametrize(("counts", "first"), [(c, n[0]) for c, n in pictures._KNOWN.items()])
+@pytest.mark.parametrize(("counts", "first"), [(c, n[0]) for c, n in readers._KNOWN.items()])
 def test_fault_A20_names_of_labels_are_those_of_the_known_sets(
     tmp_path: Path, counts: tuple[int, ...], first: str
 ) -> None:

@@ -32,7 +32,7 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "a checkpoint lacks its mark": (keeping.CheckpointCompleteCallback, "on_save", False),
     "a checkpoint is whole": (keeping.CheckpointCompleteCallback, "on_save", True),
     "the output is whole and has the wrong name": (files, "_swap", False),
-    "work is not removed": (working.WorkPlace, "remove", False),
+    "work is not removed": (working.RunDirectory, "remove", False),
 }
 
 

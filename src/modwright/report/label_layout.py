@@ -87,7 +87,7 @@ def place(
 
     Example:
         >>> place([(10.0, 10.0)], ["before"], Box(0, 0, 100, 100))
-        [Spot(dx=6, dy=5, ha='left', va='bottom')]
+        [LabelPosition(dx=6, dy=5, ha='left', va='bottom')]
     """
     taken: list[Box] = []
     chosen = []

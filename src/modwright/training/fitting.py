@@ -143,7 +143,7 @@ def fit(
 
     Example:
         >>> from modwright.models import create_model
-        >>> from modwright.tasks.images import digits
+        >>> from modwright.tasks.pictures import digits
         >>> train, test = digits()
         >>> model = create_model("poolformer_s12", num_classes=10, depths=[1, 1], widths=[8, 16])
         >>> fitted = fit(model, train.take(64), test.take(50), Settings(epochs=1))

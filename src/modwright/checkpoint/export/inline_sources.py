@@ -45,7 +45,7 @@ def inline_sources(
         >>> from modwright.nn import ZeroModule
         >>> text, names = inline_sources([ZeroModule])
         >>> names
-        ('Absent',)
+        ('ZeroModule',)
         >>> "class ZeroModule(nn.Module):" in text and "from torch import Tensor, nn" in text
         True
     """
