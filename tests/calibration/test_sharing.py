@@ -162,5 +162,7 @@ def test_a_place_that_all_see_is_needed() -> None:
     """And MPI starts processes, too."""
     main, other = map(told, run([{**CASE, "directory": None}], mpi=True))
     assert (main["size"], other["size"]) == (2, 2)
-    assert main["kind"] == "InvalidInputError" and "into one directory that all see" in main["error"]
+    assert (
+        main["kind"] == "InvalidInputError" and "into one directory that all see" in main["error"]
+    )
     assert other["kind"] == "ProcessFailed"
