@@ -9,6 +9,7 @@ MERGEKIT := .venv-mergekit/.ready
 PIP := --quiet --disable-pip-version-check --no-compile
 OLDEST := .venv-oldest
 TIMM := .venv-timm
+SUITE := .venv-transformers
 OLDEST_TESTS := tests/anatomy tests/test_autoload.py tests/edits/test_traps.py tests/edits/test_reload.py \
   tests/edits/test_edited_decoding.py tests/calibration/test_walk.py tests/checkpoint/test_saving.py \
   tests/checkpoint/test_gguf.py tests/cost tests/surgery/test_modegpt.py tests/surgery/test_llm_drop.py
@@ -21,8 +22,8 @@ WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test test-full mutants fast slow environments test-oldest test-timm docs lint format figures \
-  durations bench bench-vision clean help
+.PHONY: demo test test-full mutants fast slow environments test-oldest test-timm \
+  test-transformers docs lint format figures durations bench bench-vision clean help
 
 help:
 	@echo "make demo     cut a real model in two ways, report, reload it in a new process (minutes)"
@@ -31,6 +32,7 @@ help:
 	@echo "make mutants  plant faults and see which tests find them (an hour, after the recording)"
 	@echo "make fast     the quick tests; make slow: those on real models and with processes"
 	@echo "make test-oldest  on the oldest transformers supported; make test-timm: ViTs of timm"
+	@echo "make test-transformers  transformers' own tests of models, on edited classes of every family"
 	@echo "make docs     the documentation site, in out/site"
 	@echo "make lint     style, types and the direction of imports"
 	@echo "make figures  measure again what docs/papers quote; SLUG=smt: write the evidence of a paper"
@@ -55,7 +57,7 @@ test: lint
 
 test-full: lint
 	$(ALL_TESTS) --full --durations-file out/durations-full.json
-	$(MAKE) -j 2 test-oldest test-timm WORKERS=1 CASES=--full
+	$(MAKE) -j 2 test-oldest test-timm test-transformers WORKERS=1 CASES=--full
 
 # Faults that are planted one by one: the tests of CI must find each of them.
 mutants: $(READY)
@@ -129,8 +131,23 @@ test-oldest: $(OLDEST)/.ready
 test-timm: $(TIMM)/.ready
 	$(TIMM)/bin/python -m pytest -q -n $(WORKERS) -o addopts="-ra --strict-markers" tests/with_timm
 
+# transformers' own tests, which its source distribution holds, in the main environment. CI runs a
+# share of them: SHARE=, without --full.
+SHARE ?= --full
+test-transformers: $(READY) $(SUITE)/.ready
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -o addopts= $(SHARE) tests/with_transformers
+
+$(SUITE)/.ready: requirements-transformers.lock | $(READY)
+	rm -rf $(SUITE) && mkdir $(SUITE)
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	  -r requirements-transformers.lock -d $(SUITE)
+	tar -xzf $(SUITE)/transformers-*.tar.gz -C $(SUITE) --strip-components 1 --wildcards '*/tests/*'
+	$(BIN)/python -m zipfile -e $(SUITE)/parameterized-*.whl $(SUITE)
+	rm $(SUITE)/*.tar.gz $(SUITE)/*.whl
+	@touch $@
+
 # They differ from the main environment in a few packages; all three are made beside each other.
-environments: $(READY) $(OLDEST)/.ready $(TIMM)/.ready
+environments: $(READY) $(OLDEST)/.ready $(TIMM)/.ready $(SUITE)/.ready
 
 $(OLDEST)/.ready $(TIMM)/.ready: .venv-%/.ready: requirements-%.lock pyproject.toml
 	$(PYTHON) -m venv .venv-$*

@@ -133,6 +133,8 @@ def test_both_ends_of_the_supported_transformers_have_an_environment() -> None:
         map(int, locked("requirements.lock").split("."))
     )
     assert "test-oldest:" in (ROOT / "Makefile").read_text()
+    # Its own tests are those of the transformers that is installed.
+    assert locked("requirements-transformers.lock") == locked("requirements.lock")
 
 
 @pytest.mark.contract("K2")

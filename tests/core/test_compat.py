@@ -151,6 +151,12 @@ def test_loaded_tensors_are_known(llama: Any, tmp_path: Path) -> None:
     marked = nn.Parameter(torch.ones(1))
     marked._is_hf_initialized = True
     assert of_transformers.is_loaded(marked)
+    linear = nn.Linear(1, 1)
+    linear.weight = marked
+    assert not of_transformers.is_wholly_loaded(linear)
+    linear.bias._is_hf_initialized = True
+    assert of_transformers.is_wholly_loaded(linear)
+    assert not of_transformers.is_wholly_loaded(nn.Sequential(linear))
 
 
 def test_blocks_are_named(llama: Any) -> None:

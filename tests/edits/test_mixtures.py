@@ -118,3 +118,17 @@ def test_a_loss_over_all_routers_needs_equal_layers(tiny: Any) -> None:
     # A result that stock Mixtral can hold keeps its loss.
     all_of_them = sum((keep_experts(mixture_of(model, i), [0, 1, 3]) for i in range(4)), Change())
     assert all_of_them.edits
+
+
+def test_router_scores_asked_of_a_call_are_refused_where_a_mixture_keeps_none(tiny: Any) -> None:
+    model = tiny("tiny-mixtral")
+    ids = torch.tensor([[3, 4, 5]])
+    narrower = edit(model, keep_expert_neurons(mixture_of(model), [[0, 1, 2]] * 4)).model
+    with pytest.raises(InvalidInputError, match="output_router_logits is on"):
+        narrower(ids, output_router_logits=True)
+    narrower.config.output_router_logits = True
+    with pytest.raises(InvalidInputError, match="output_router_logits is on"):
+        narrower(ids)
+    assert narrower(ids, output_router_logits=False).router_logits is None
+    without = edit(model, remove(Anatomy.of(model).blocks[1].mlp)).model
+    assert len(without(ids, output_router_logits=True).router_logits) == 3

@@ -112,3 +112,38 @@ def test_remodeled_classes_are_named_after_their_base() -> None:
     from transformers import GPT2Model
 
     assert remodeled(GPT2Model).__name__ == "ModwrightGPT2Model"
+
+
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForCausalLM"])
+@pytest.mark.parametrize("case", ["uneven-heads", "narrow-heads", "low-rank-down"])
+def test_parts_start_with_their_own_values_wherever_a_model_is_made(
+    tiny: Any, auto: str, case: str
+) -> None:
+    """On the meta device first, or with weights that a file lacks: no memory is left as it was."""
+    model = tiny("tiny-llama", auto)
+    edited = edit(model, CASES[case].change(Anatomy.of(model))).model
+    kind, config = type(edited), edited.config
+    made = kind(config)
+    with torch.device("meta"):
+        moved = kind(copy.deepcopy(config))
+    with torch.no_grad():
+        for tensor in moved.to_empty(device="cpu").state_dict().values():
+            tensor.fill_(77)
+    moved.init_weights()
+    empty = kind.from_pretrained(None, config=copy.deepcopy(config), state_dict={})
+    for other in (moved, empty):
+        buffers = dict(other.named_buffers())
+        assert all(torch.equal(tensor, buffers[name]) for name, tensor in made.named_buffers())
+        assert all(tensor.abs().max() < 5 for tensor in other.parameters())
+
+
+def test_a_missing_weight_leaves_the_indices_of_a_loaded_part_alone(
+    tiny: Any, tmp_path: Path
+) -> None:
+    model = edit(tiny("tiny-llama"), CASES["several"].change(Anatomy.of(tiny("tiny-llama")))).model
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    del weights["model.layers.1.self_attn.q_proj.weight"]
+    loaded = type(model).from_pretrained(None, config=model.config, state_dict=weights)
+    buffers = dict(loaded.named_buffers())
+    assert {name.rpartition(".")[2] for name in buffers} >= {"kv_index", "rotary_index"}
+    assert all(torch.equal(tensor, buffers[name]) for name, tensor in model.named_buffers())

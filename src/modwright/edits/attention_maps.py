@@ -14,6 +14,7 @@ from torch import Tensor
 from modwright.anatomy.families import family_of
 from modwright.core.capture import Call, on_forward
 from modwright.edits.edit import split_address, state_from_list
+from modwright.edits.hf_adapters import check_router_scores
 
 __all__ = ["forward_with_all_maps"]
 
@@ -34,6 +35,8 @@ def forward_with_all_maps(base: Any) -> Any:
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("output_router_logits", getattr(self.config, "output_router_logits", False)):
+            check_router_scores(self)
         if not kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
             return base.forward(self, *args, **kwargs)
         maps: dict[int, Tensor | None] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -23,7 +23,7 @@ from modwright.nn import (
 from modwright.nn.token_mixers.attention import naive_attention
 
 __all__ = ["attend_as_configured", "build_attention", "build_experts", "build_feed_forward"]
-__all__ += ["activation", "build_mixture"]
+__all__ += ["activation", "build_mixture", "check_router_scores"]
 
 
 def attend_as_configured(
@@ -77,9 +77,23 @@ def build_mixture(config: Any, kwargs: dict[str, Any]) -> Mixture:
             equals.
     """
     if getattr(config, "output_router_logits", False):
-        raise InvalidInputError(
-            "output_router_logits is on, and its loss needs the family's own routers in every "
-            "layer; set it to False in the config first"
-        )
+        raise _no_router_scores()
     shape = MixtureShape(**kwargs)
     return Mixture(shape, activation(shape.activation))
+
+
+def check_router_scores(model: nn.Module) -> None:
+    """Refuses to return router scores where a mixture stands that keeps none.
+
+    Raises:
+        InvalidInputError: transformers would leave those layers out, or find no scores at all.
+    """
+    if any(isinstance(module, Mixture) for module in model.modules()):
+        raise _no_router_scores()
+
+
+def _no_router_scores() -> InvalidInputError:
+    return InvalidInputError(
+        "output_router_logits is on, and its loss needs the family's own routers in every layer; "
+        "set it to False, in the config or in the call"
+    )

@@ -13,11 +13,18 @@ from collections.abc import Sequence
 from functools import cache, wraps
 from typing import Any
 
+import torch
 import transformers
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
 
 from modwright.anatomy.families import family_of
-from modwright.core.compat.transformers import auto_classes, can_set_experts, model_classes
+from modwright.core.compat.transformers import (
+    auto_classes,
+    can_set_experts,
+    is_wholly_loaded,
+    model_classes,
+)
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.attention_maps import forward_with_all_maps
 from modwright.edits.cache_layers import unfilled_cache_layers
@@ -184,6 +191,14 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
         replay(self, family_of(config, self), state_from_list(config.edits))
         self.post_init()
 
+    def initialize_weights(self: Any) -> None:
+        """Parts of other packages, which stock classes do not know, start as they say."""
+        waiting = [module for module in self.modules() if _starts_itself(module)]
+        super(cls, self).initialize_weights()
+        with torch.no_grad(), guard_torch_init_functions():
+            for module in waiting:
+                module.reset_parameters()
+
     def no_common_cache_shape(self: Any) -> None:
         """A static cache takes its shapes from the first keys and values, not from the config."""
 
@@ -197,6 +212,7 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
         {
             "__init__": __init__,
             "forward": forward_with_all_maps(base),
+            "initialize_weights": initialize_weights,
             "__module__": __name__,
             "__doc__": f"{base.__name__} with the edits of its config.",
             "config_class": config_class,
@@ -251,6 +267,12 @@ def base_config_class(kind: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
 def edits_of(config: Any) -> tuple[State, ...]:
     """The edits that a model's config carries; none for a stock model."""
     return state_from_list(getattr(config, "edits", None) or []) if is_remodeled(config) else ()
+
+
+def _starts_itself(module: Any) -> bool:
+    """A part that is of neither torch nor transformers, some tensor of its own not loaded."""
+    own = type(module).__module__.partition(".")[0] not in ("torch", "transformers")
+    return own and hasattr(module, "reset_parameters") and not is_wholly_loaded(module)
 
 
 def _by_base(self: Any, protocol: Any) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modwright.core.compat.transformers import is_loaded
+from modwright.core.compat.transformers import is_wholly_loaded
 from modwright.core.errors import CheckpointError, InvalidInputError, refusing
 from modwright.models.source_configs import ConfigMap
 from modwright.models.state_dict_converter import StateDictConverter
@@ -238,8 +238,7 @@ class VisionModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        stored = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-        if stored and all(map(is_loaded, stored)):
+        if is_wholly_loaded(module):
             return  # also what reset_parameters writes without torch's initializers
         if isinstance(module, nn.Linear):
             self.initialize_linear(module)

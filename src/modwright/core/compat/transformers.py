@@ -16,6 +16,7 @@ __all__ = [
     "forget_quantization",
     "has_adapters",
     "is_loaded",
+    "is_wholly_loaded",
     "keys_not_saved",
     "keys_without_a_type",
     "model_classes",
@@ -66,6 +67,12 @@ def can_set_experts(model_class: Any) -> bool:
 def is_loaded(tensor: Any) -> bool:
     """A checkpoint gave the tensor its values, so they are not drawn anew."""
     return bool(getattr(tensor, "_is_hf_initialized", False))
+
+
+def is_wholly_loaded(module: Any) -> bool:
+    """A module has parameters or buffers of its own, and a checkpoint gave all their values."""
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    return bool(own) and all(map(is_loaded, own))
 
 
 def blocks_in_one_piece(model: Any) -> set[str]:

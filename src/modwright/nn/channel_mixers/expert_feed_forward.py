@@ -78,6 +78,12 @@ class ExpertFeedForward(FeedForward):
         self.avg_key: Tensor | None
         self.register_buffer("avg_key", self.mean_keys() if shape.score == STORED else None)
 
+    def reset_parameters(self) -> None:
+        """The buffers alone: the maps are modules of their own, and come first."""
+        self.get_buffer("order").copy_(torch.arange(self.shape.intermediate_size))
+        if self.avg_key is not None:
+            self.avg_key.copy_(self.mean_keys())
+
     @property
     def keys(self) -> nn.Linear:
         """The map whose rows are the neurons' keys."""

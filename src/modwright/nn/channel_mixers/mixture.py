@@ -68,7 +68,10 @@ class Router(nn.Module):
     def __init__(self, hidden_size: int, num_experts: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
-        nn.init.normal_(self.weight, std=hidden_size**-0.5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.weight.shape[1] ** -0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight)
@@ -82,8 +85,11 @@ class ExpertStack(nn.Module):
         e, inner, d = shape.num_experts, shape.intermediate_size, shape.hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(e, 2 * inner, d))
         self.down_proj = nn.Parameter(torch.empty(e, d, inner))
-        nn.init.normal_(self.gate_up_proj, std=d**-0.5)
-        nn.init.normal_(self.down_proj, std=inner**-0.5)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for weight in (self.gate_up_proj, self.down_proj):
+            nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
 
 class Mixture(nn.Module):

@@ -193,12 +193,24 @@ class GroupedAttention(nn.Module):
         self.q_norm = RMSNorm(shape.qk_head_dim, shape.qk_norm_eps or 0.0) if normed else None
         self.k_norm = RMSNorm(shape.qk_head_dim, shape.qk_norm_eps or 0.0) if normed else None
         # Buffers are persistent: a model built on the meta device gets them from its checkpoint.
+        for name, index in self._first_indices().items():
+            self.register_buffer(name, index)
+
+    def _first_indices(self) -> dict[str, Tensor]:
+        """The buffers before channels and groups are chosen."""
+        shape, found = self.shape, {}
         if shape.rotary_gather:
             half = torch.arange(shape.qk_head_dim // 2)
             index = torch.cat((half, half + shape.rotary_dim // 2)).clamp(max=shape.rotary_dim)
-            self.register_buffer("rotary_index", index.repeat(shape.num_kv_heads, 1))
+            found["rotary_index"] = index.repeat(shape.num_kv_heads, 1)
         if shape.kv_map:
-            self.register_buffer("kv_index", torch.arange(shape.num_heads) % shape.num_kv_heads)
+            found["kv_index"] = torch.arange(shape.num_heads) % shape.num_kv_heads
+        return found
+
+    def reset_parameters(self) -> None:
+        """The buffers alone: the maps are modules of their own."""
+        for name, index in self._first_indices().items():
+            self.get_buffer(name).copy_(index)
 
     def _rotate(self, q: Tensor, k: Tensor, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
         """Queries (b, t, H, d) and keys (b, t, K, d) turned by their angles."""
