@@ -41,15 +41,15 @@ def test_recentered_along_any_axis(axis: int) -> None:
 @pytest.mark.parametrize("pair", [False, True], ids=["matrix", "factor pair"])
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
 def test_folding_is_the_affine_step(pair: bool, bias: bool) -> None:
-    n, scale, bias = draw(5, 8), draw(8) + 1, draw(8) * 2
+    n, scale, shift = draw(5, 8), draw(8) + 1, draw(8) * 2
     stored = {"weight": draw(3, 2 if pair else 8)} | ({"reduce": draw(2, 8)} if pair else {})
     stored |= {"bias": draw(3)} if bias else {}
 
     def dense(named: dict[str, Tensor]) -> Tensor:
         return named["weight"] @ named["reduce"] if pair else named["weight"]
 
-    truth = F.linear(n * scale + bias, dense(stored), stored.get("bias"))
-    new = folded(stored, "reduce" if pair else "weight", scale, bias)
+    truth = F.linear(n * scale + shift, dense(stored), stored.get("bias"))
+    new = folded(stored, "reduce" if pair else "weight", scale, shift)
     assert new.keys() == {*stored, "bias"}
     assert (F.linear(n, dense(new), new["bias"]) - truth).abs().max() < 1e-13
     alone = folded(stored, "reduce" if pair else "weight", None, torch.zeros(8).double())

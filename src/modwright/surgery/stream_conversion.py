@@ -243,8 +243,8 @@ def _affects(norm: Norm, up_to_scale: bool = False) -> bool:
     scale = norm.scale
     if scale is None or scale.is_meta:
         return scale is not None or _biases(norm)
-    scale = scale[0] if up_to_scale else torch.ones_like(scale[0])
-    return bool((scale != scale).any()) or _biases(norm)
+    common = scale[0] if up_to_scale else torch.ones_like(scale[0])
+    return bool((scale != common).any()) or _biases(norm)
 
 
 def _channel(stored: Mapping[str, Tensor], axes: Mapping[str, int]) -> int:
