@@ -85,21 +85,27 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Report("r", stages=[Stage("1 x", "x")]), "has no method"),
     (lambda: Report("r", stages=[Stage("before"), Stage("1 x")]), "needs the name of its method"),
     (lambda: Report("r", stages=[Stage("a"), Stage("a", "x")]), "two stages are named 'a'"),
-    (lambda: Report("r", stages=[{"name": "before"}]), "must be Stage objects"),  # type: ignore[list-item]
+    (
+        lambda: Report("r", stages=[{"name": "before"}]),
+        "report, stages.0: input should be an instance of Stage",
+    ),  # type: ignore[list-item]
     (lambda: Stage("a", options={"where": Path("x")}), "options.where is a PosixPath"),
     (lambda: Stage("a", options={None: 1}), "has the key None"),  # type: ignore[dict-item]
-    (lambda: Stage("a", notes="one"), "notes: list expected"),  # type: ignore[arg-type]
-    (lambda: Stage("a", plain=None), "plain: bool expected"),  # type: ignore[arg-type]
-    (lambda: Stage("a", cost={"parameters": "many"}), "cost.parameters: number expected"),
-    (lambda: Stage("a", agreement={"top1": "most"}), "agreement.top1: number expected"),
-    (lambda: Stage("a", harness={"scores": [{}]}), "a score needs a name"),
+    (lambda: Stage("a", notes="one"), "stage 'a', notes: must be a list, not 'one'"),  # type: ignore[arg-type]
+    (lambda: Stage("a", plain=None), "plain: must be true or false"),  # type: ignore[arg-type]
+    (lambda: Stage("a", cost={"parameters": "many"}), "cost.parameters: must be a number"),
+    (lambda: Stage("a", agreement={"top1": "most"}), "agreement.top1: must be a number"),
+    (lambda: Stage("a", harness={"scores": [{}]}), "harness.scores.0.name: is missing"),
     (
         lambda: Stage("a", harness={"scores": [{"name": "x acc", "value": "high"}]}),
-        "harness.value: number expected",
+        "harness.scores.0.value: must be a number",
     ),
-    (lambda: Stage("a", sample={"text": 3}), "sample.text: text expected"),
-    (lambda: Stage("a", shape=[{"mlp": 3}]), "needs exactly attention and mlp"),
-    (lambda: Stage("a", shape=[{"mlp": 3, "attention": {"heads": 1}}]), "attention needs heads"),
+    (lambda: Stage("a", sample={"text": 3}), "sample.text: must be text"),
+    (lambda: Stage("a", shape=[{"mlp": 3}]), "shape.0.attention: is missing"),
+    (
+        lambda: Stage("a", shape=[{"mlp": 3, "attention": {"heads": 1}}]),
+        "shape.0.attention.kv_heads: is missing",
+    ),
     (lambda: Stage("a", shape=[BLOCK], source_blocks=[0, 1]), "1 blocks in shape and 2"),
     (lambda: Report.from_dict({"title": "r", "stage": []}), "did you mean 'stages'"),
     (lambda: Report.from_dict({"format": 99, "title": "r"}), "format 99"),

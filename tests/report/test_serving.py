@@ -64,5 +64,5 @@ def test_one_sentence_is_a_reason_as_in_older_reports() -> None:
 
 @pytest.mark.parametrize("odd", [3, ["yes"], {"answer": 1}, {"sentence": "yes"}])
 def test_what_is_no_text_is_refused(odd: object) -> None:
-    with pytest.raises(InvalidInputError, match="servable: "):
+    with pytest.raises(InvalidInputError, match="servable\\."):
         Stage("before", servable={"vLLM": odd})

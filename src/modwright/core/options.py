@@ -27,10 +27,13 @@ _PROBLEMS: dict[str, Problem] = {
     "greater_than_equal": lambda item: f"must be {item['ctx']['ge']} or more",
     "int_parsing": lambda item: "must be a whole number",
     "int_type": lambda item: "must be a whole number",
+    "extra_forbidden": lambda item: "is not one of the valid keys",
     "invalid_key": lambda item: "a key must be text",
     "less_than_equal": lambda item: f"must be {item['ctx']['le']} or less",
     "list_type": lambda item: "must be a list, whose entries begin with '- '",
     "literal_error": lambda item: f"must be {_as_yaml_writes(item['ctx']['expected'])}",
+    "missing": lambda item: "is missing",
+    "model_type": lambda item: "must be a mapping of names to values",
     "string_type": lambda item: "must be text",
     "too_short": lambda item: "must have at least one entry",
     "tuple_type": lambda item: "must be a list, whose entries begin with '- '",
@@ -100,12 +103,17 @@ def _is_needed(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def one_line(error: ValidationError, under: Sequence[str | int] = ()) -> str:
+def one_line(
+    error: ValidationError,
+    under: Sequence[str | int] = (),
+    said: Mapping[str, Problem] | None = None,
+) -> str:
     """What pydantic found, in one line: where, what it must be and what it was.
 
     Args:
         error: as it was raised.
         under: what stands before each place.
+        said: as :func:`problem` takes it.
 
     Example:
         >>> from pydantic import TypeAdapter, ValidationError
@@ -116,7 +124,8 @@ def one_line(error: ValidationError, under: Sequence[str | int] = ()) -> str:
         sizes.1: must be a whole number, not 'x'
     """
     return "; ".join(
-        f"{'.'.join(map(str, (*under, *item['loc'])))}: {problem(item)}" for item in error.errors()
+        f"{'.'.join(map(str, (*under, *item['loc'])))}: {problem(item, said)}"
+        for item in error.errors()
     )
 
 

@@ -6,9 +6,20 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    InstanceOf,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from modwright.core.errors import InvalidInputError, unknown_name
+from modwright.core.options import one_line
 
 __all__ = ["FORMAT", "Report", "Stage"]
 
@@ -16,8 +27,6 @@ FORMAT = 2  # since 2 a stage has agreement and harness
 
 # Of these groups: the numbers that must be finite for the whole to be.
 _FINITE = {"quality": ("perplexity",), "agreement": ("kl", "cosine"), "harness": ()}
-_ATTENTION = ("heads", "kv_heads", "qk", "v")
-_PARTS = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -88,14 +97,18 @@ class Stage:
 
     def __post_init__(self) -> None:
         given = {group: getattr(self, group) for group in _FINITE}
-        _make_plain(self, f"stage {self.name!r}")
+        where = f"stage {self.name!r}"
+        checked = _plain_record(self, where)
         for group, names in _FINITE.items():
             if given[group] is not None:
                 object.__setattr__(self, group, _finite(given[group], getattr(self, group), names))
-        told = {name: _told(entry, f"{self.name!r}") for name, entry in self.servable.items()}
-        object.__setattr__(self, "servable", told)
-        _check_values(self)
-        _check_shape(self)
+        servable = {name: runtime.model_dump() for name, runtime in checked.servable.items()}
+        object.__setattr__(self, "servable", servable)
+        if self.source_blocks and len(self.source_blocks) != len(self.shape):
+            raise InvalidInputError(
+                f"{where} has {len(self.shape)} blocks in shape and "
+                f"{len(self.source_blocks)} in source_blocks; both list every block"
+            )
 
     @property
     def perplexity(self) -> float | None:
@@ -161,13 +174,8 @@ class Report:
     reproduce: str = ""
 
     def __post_init__(self) -> None:
-        stages = list(self.stages)
-        object.__setattr__(self, "stages", [])
-        _make_plain(self, "report")
-        object.__setattr__(self, "stages", stages)
-        odd = next((stage for stage in stages if not isinstance(stage, Stage)), None)
-        if odd is not None:
-            raise InvalidInputError(f"stages of a report must be Stage objects, got {odd!r:.60}")
+        _plain_record(self, "report")
+        stages = self.stages
         if not stages:
             raise InvalidInputError("a report needs at least one stage, the model as it came")
         names = [stage.name for stage in stages]
@@ -236,21 +244,81 @@ def _fields_of(cls: type[Any], stored: Mapping[str, Any], what: str) -> dict[str
     return dict(stored)
 
 
-_CONTAINERS = {"str": str, "dict": dict, "list": list, "bool": bool}
+class _Values(BaseModel):
+    """What pages calculate with or quote; other keys hold any plain value."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
 
 
-def _make_plain(record: Any, where: str) -> None:
-    """Replaces every field by its plain copy and holds it to the container it declares."""
+def _values(**fields: Any) -> Any:
+    return create_model("_Values", __base__=_Values, **fields)
+
+
+def _numbers(*names: str) -> Any:
+    return _values(**dict.fromkeys(names, (float | None, None)))
+
+
+class _Runtime(_Values, extra="forbid"):
+    answer: str = ""
+    why: str = ""
+    command: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _reason_alone(cls, given: Any) -> Any:
+        return {"why": given} if isinstance(given, str) else given
+
+
+class _Attention(_Values):
+    heads: Any
+    kv_heads: Any
+    qk: Any
+    v: Any
+
+
+class _Block(_Values, extra="forbid"):
+    attention: _Attention | None
+    mlp: Any
+
+
+class _Score(_Values):
+    name: str
+    value: float | None = None
+    stderr: float | None = None
+
+
+_COST = ("parameters", "stored_bytes", "prefill_macs", "decode_macs", "kv_bytes")
+_SAID = {"list_type": lambda item: "must be a list"}  # no recipe
+_READ: dict[str, Any] = {
+    "seconds": dict[str, Any],
+    "cost": _numbers(*_COST, "activation_bytes"),
+    "quality": _numbers("perplexity") | None,
+    "agreement": _numbers("kl", "top1", "cosine") | None,
+    "harness": _values(scores=(list[_Score] | None, None)) | None,
+    "speed": _numbers("prefill_tokens_per_second", "decode_tokens_per_second") | None,
+    "sample": _values(prompt=(str, ""), text=(str, ""), repetition=(float | None, None)) | None,
+    "shape": list[_Block],
+    "servable": dict[str, _Runtime],
+    "stages": list[InstanceOf[Stage]],
+}
+
+
+@cache
+def _model_of(kind: type[Any]) -> Any:
+    """Each field as it is declared, and what is read of the mappings that it holds."""
+    return _values(**{name: _READ.get(name, hint) for name, hint in get_type_hints(kind).items()})
+
+
+def _plain_record(record: Any, where: str) -> Any:
+    """Replaces every field by its plain copy; what pages read of them."""
     for f in dataclasses.fields(record):
-        value = _plain(getattr(record, f.name), f"{where}, {f.name}")
-        declared = str(f.type)
-        wanted = _CONTAINERS[declared.partition("[")[0].partition(" ")[0]]
-        optional = value is None and declared.endswith("| None")
-        if not optional and not isinstance(value, wanted):
-            raise InvalidInputError(
-                f"{where}, {f.name}: {wanted.__name__} expected, got {value!r:.60}"
-            )
-        object.__setattr__(record, f.name, value)
+        value = getattr(record, f.name)
+        plain = list(value) if f.name == "stages" else _plain(value, f"{where}, {f.name}")
+        object.__setattr__(record, f.name, plain)
+    try:
+        return _model_of(record.__class__).model_validate(vars(record))
+    except ValidationError as error:
+        raise InvalidInputError(f"{where}, {one_line(error, said=_SAID)}") from None
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -282,88 +350,9 @@ def _finite(given: Any, stored: dict[str, Any], names: tuple[str, ...]) -> dict[
     return {**stored, **missing, "finite": finite}
 
 
-_TOLD = ("answer", "why", "command")
-
-
-def _told(entry: Any, stage: str) -> dict[str, str]:
-    """What is said of one runtime, with all three texts."""
-    given = {"why": entry} if isinstance(entry, str) else entry
-    if not isinstance(given, dict) or set(given) - set(_TOLD):
-        raise InvalidInputError(
-            f"stage {stage}, servable: {', '.join(_TOLD)} expected, got {entry!r:.60}"
-        )
-    if not all(isinstance(text, str) for text in given.values()):
-        raise InvalidInputError(f"stage {stage}, servable: text expected, got {entry!r:.60}")
-    return {name: given.get(name, "") for name in _TOLD}
-
-
 def _key(key: Any, where: str) -> str:
     if isinstance(key, str):
         return key
     if isinstance(key, int) and not isinstance(key, bool):
         return str(key)
     raise InvalidInputError(f"{where} has the key {key!r}; valid keys: text and whole numbers")
-
-
-_NUMBERS = {
-    "cost": (
-        "parameters",
-        "stored_bytes",
-        "prefill_macs",
-        "decode_macs",
-        "kv_bytes",
-        "activation_bytes",
-    ),
-    "quality": ("perplexity",),
-    "agreement": ("kl", "top1", "cosine"),
-    "speed": ("prefill_tokens_per_second", "decode_tokens_per_second"),
-    "sample": ("repetition",),
-}
-_TEXTS = ("prompt", "text")
-
-
-def _check_values(stage: Stage) -> None:
-    """What pages calculate with must be numbers, and what they quote must be text."""
-    for group, names in _NUMBERS.items():
-        _check_numbers(getattr(stage, group) or {}, names, f"stage {stage.name!r}, {group}")
-    for score in (stage.harness or {}).get("scores") or ():
-        if not isinstance(score, dict) or not isinstance(score.get("name"), str):
-            raise InvalidInputError(
-                f"stage {stage.name!r}, harness: a score needs a name, got {score!r:.60}"
-            )
-        _check_numbers(score, ("value", "stderr"), f"stage {stage.name!r}, harness")
-    for name in _TEXTS:
-        value = (stage.sample or {}).get(name, "")
-        if not isinstance(value, str):
-            raise InvalidInputError(
-                f"stage {stage.name!r}, sample.{name}: text expected, got {value!r}"
-            )
-
-
-def _check_numbers(values: Mapping[str, Any], names: tuple[str, ...], where: str) -> None:
-    for name in names:
-        value = values.get(name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise InvalidInputError(f"{where}.{name}: number expected, got {value!r}")
-
-
-def _check_shape(stage: Stage) -> None:
-    where = f"stage {stage.name!r}, shape"
-    for index, block in enumerate(stage.shape):
-        if not isinstance(block, dict) or set(block) != set(_PARTS):
-            raise InvalidInputError(
-                f"{where}[{index}] needs exactly {' and '.join(_PARTS)}, got {block!r}"
-            )
-        attention = block["attention"]
-        if attention is not None and (
-            not isinstance(attention, dict) or any(name not in attention for name in _ATTENTION)
-        ):
-            raise InvalidInputError(
-                f"{where}[{index}].attention needs {', '.join(_ATTENTION)} or is None, "
-                f"got {attention!r}"
-            )
-    if stage.source_blocks and len(stage.source_blocks) != len(stage.shape):
-        raise InvalidInputError(
-            f"stage {stage.name!r} has {len(stage.shape)} blocks in shape and "
-            f"{len(stage.source_blocks)} in source_blocks; both list every block"
-        )
