@@ -1,6 +1,7 @@
 """Methods: each decides on edits of a model and writes nothing. Files here are discovered."""
 
 from modwright.surgery.method import (
+    Decision,
     Method,
     Requirements,
     WithoutData,
@@ -9,12 +10,14 @@ from modwright.surgery.method import (
     make_method,
     method_names,
     method_type,
+    plain_options,
     plan,
     register_method,
     unsupported_reason,
 )
 
 __all__ = [
+    "Decision",
     "Method",
     "Requirements",
     "WithoutData",
@@ -23,6 +26,7 @@ __all__ = [
     "make_method",
     "method_names",
     "method_type",
+    "plain_options",
     "plan",
     "register_method",
     "unsupported_reason",

@@ -6,17 +6,15 @@ Nothing promises that the result computes anything like the model it came from: 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from modwright.anatomy import Anatomy, pick_layers
-from modwright.calibration import TokenWindows
 from modwright.core.errors import InvalidInputError
-from modwright.core.progress import SILENT, Progress
-from modwright.edits import Plan, arrange
+from modwright.core.progress import Progress
+from modwright.edits import arrange
 from modwright.edits.edit import MOST_BLOCKS
 from modwright.edits.replay import num_removed
-from modwright.surgery.method import Requirements, WithoutData, register_method
+from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
 
 __all__ = ["ArrangeBlocks"]
 
@@ -52,14 +50,7 @@ class ArrangeBlocks(WithoutData):
         gone = sum(sizes) - sum(sizes[i] for i in self._order(len(sizes)))
         return gone, gone
 
-    def plan(
-        self,
-        anatomy: Anatomy,
-        calibration: TokenWindows | None = None,
-        *,
-        directory: Path | None = None,
-        progress: Progress = SILENT,
-    ) -> Plan:
+    def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Says the order, and which blocks are copied and which are left out."""
         layers = len(anatomy.blocks)
         order = self._order(layers)
@@ -73,7 +64,7 @@ class ArrangeBlocks(WithoutData):
             f"{len(order)} blocks in place of {layers}, in an order that the model was not "
             "trained for: the function is not kept."
         )
-        return Plan.of(anatomy, "arrange", arrange(order), asdict(self), reasons, (note,))
+        return arrange(order), reasons, (note,)
 
     def _order(self, layers: int) -> list[int]:
         order = pick_layers(self.blocks, layers)

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 from modwright.anatomy import Anatomy, Block, select
 from modwright.anatomy.views import Sublayer
-from modwright.calibration import TokenWindows
-from modwright.core.progress import SILENT, Progress
-from modwright.edits import Change, Plan, remove
+from modwright.core.progress import Progress
+from modwright.edits import Change, remove
 from modwright.edits.canonical import target_of
 from modwright.edits.replay import num_removed
-from modwright.surgery.method import Requirements, WithoutData, register_method
+from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
 
 __all__ = ["Drop"]
 
@@ -50,18 +48,11 @@ class Drop(WithoutData):
         gone = sum(num_removed(anatomy, part, self.drop_post_norm) for part in chosen)
         return gone, gone
 
-    def plan(
-        self,
-        anatomy: Anatomy,
-        calibration: TokenWindows | None = None,
-        *,
-        directory: Path | None = None,
-        progress: Progress = SILENT,
-    ) -> Plan:
+    def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Takes out what is named; what is not there is refused."""
         chosen, change = self._chosen(anatomy)
         reasons = {"removed": [part.address for part in chosen], "chosen by": "the user"}
-        return Plan.of(anatomy, "drop", change, asdict(self), reasons)
+        return change, reasons, ()
 
     def _chosen(self, anatomy: Anatomy) -> tuple[list[Block | Sublayer], Change]:
         change = Change()

@@ -9,9 +9,8 @@ Axes: d hidden_size, I neurons, N experts, k of them for each token.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,15 +18,14 @@ from torch.nn import functional as F
 
 from modwright.anatomy import Anatomy, Mlp, pick_layers
 from modwright.anatomy.views import Sublayer
-from modwright.calibration import TokenWindows
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.core.progress import SILENT, Progress
-from modwright.edits import Change, Plan, Replace, expert_shape, merge_experts, split_mlp
+from modwright.core.progress import Progress
+from modwright.edits import Change, Replace, expert_shape, merge_experts, split_mlp
 from modwright.edits.canonical import target_of
 from modwright.edits.hf_adapters import activation
 from modwright.nn import ExpertShape
 from modwright.surgery.clustering import inertia, split_evenly
-from modwright.surgery.method import Requirements, WithoutData, register_method
+from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
 
 __all__ = ["Emoe", "EmoeMerge"]
 
@@ -120,14 +118,7 @@ class Emoe(WithoutData):
         values = [t.numel() * t.element_size() for mlp in mlps for t in mlp.parameters().values()]
         return max(12 * mlp.intermediate_size**2 for mlp in mlps), sum(values)
 
-    def plan(
-        self,
-        anatomy: Anatomy,
-        calibration: TokenWindows | None = None,
-        *,
-        directory: Path | None = None,
-        progress: Progress = SILENT,
-    ) -> Plan:
+    def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Clusters the keys of every chosen MLP and puts its neurons in the order of the groups."""
         targets = self._targets(anatomy)
         change, told = Change(), {}
@@ -145,8 +136,7 @@ class Emoe(WithoutData):
                 "mean of their expert; in_order is that of neighboring neurons"
             ),
         }
-        options = {**asdict(self), "layers": _plain(self.layers)}
-        return Plan.of(anatomy, "emoe", change, options, reasons, self._notes())
+        return change, reasons, self._notes()
 
     def _targets(self, anatomy: Anatomy) -> list[tuple[Mlp, ExpertShape]]:
         """The MLPs that are split, with the shapes they get.
@@ -238,21 +228,14 @@ class EmoeMerge(WithoutData):
         self._split(anatomy)
         return 0, 0
 
-    def plan(
-        self,
-        anatomy: Anatomy,
-        calibration: TokenWindows | None = None,
-        *,
-        directory: Path | None = None,
-        progress: Progress = SILENT,
-    ) -> Plan:
+    def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Puts the family's own MLP back, with the weights as they are."""
         split = self._split(anatomy)
         change = Change()
         for mlp in split:
             change += merge_experts(mlp, self.restore_order)
         reasons = {"merged": [mlp.address for mlp in split]}
-        return Plan.of(anatomy, "emoe_merge", change, asdict(self), reasons)
+        return change, reasons, ()
 
     @staticmethod
     def _split(anatomy: Anatomy) -> list[Mlp]:
@@ -281,7 +264,3 @@ def _inertia(keys: Tensor, labels: Tensor) -> dict[str, float]:
         name: round(inertia(rows, found.to(rows.device)), 4)
         for name, found in (("inertia", labels), ("in_order", in_order))
     }
-
-
-def _plain(layers: Any) -> Any:
-    return list(layers) if isinstance(layers, tuple) else layers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,7 +27,7 @@ from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, remove
 from modwright.edits.replay import num_removed, preview
 from modwright.surgery.drop_lists import DropLists, read_lists
-from modwright.surgery.method import Requirements, register_method
+from modwright.surgery.method import Requirements, plain_options, register_method
 
 __all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "most_similar", "sdr"]
 
@@ -298,7 +298,7 @@ class LlmDrop:
                 "the closer to one, the less the part does"
             )
         change = _changes(anatomy, picked, self.drop_post_norm)
-        return Plan.of(anatomy, "llm_drop", change, asdict(self), reasons, tuple(notes))
+        return Plan.of(anatomy, "llm_drop", change, plain_options(self), reasons, tuple(notes))
 
 
 def _scores_of(statistics: Statistics) -> dict[str, list[float]]:

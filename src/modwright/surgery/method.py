@@ -22,6 +22,7 @@ from modwright.edits import apply as apply_plan
 
 __all__ = [
     "METHODS",
+    "Decision",
     "Method",
     "Requirements",
     "WithoutData",
@@ -30,6 +31,7 @@ __all__ = [
     "make_method",
     "method_names",
     "method_type",
+    "plain_options",
     "plan",
     "register_method",
     "unsupported_reason",
@@ -85,8 +87,36 @@ class Method(Protocol):
         """
 
 
+Decision = tuple[Change, Mapping[str, Any], tuple[str, ...]]
+"""What a method changes, why, and what the user should know."""
+
+
+def plain_options(method: Any) -> dict[str, Any]:
+    """The options of a method as a recipe writes them."""
+    given = dataclasses.asdict(method)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
+
+
 class WithoutData:
     """What methods share that decide from the model alone."""
+
+    name: ClassVar[str]
+
+    def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
+        """Reads the model and does not change it."""
+        raise NotImplementedError
+
+    def plan(
+        self,
+        anatomy: Anatomy,
+        calibration: CalibrationData | None = None,
+        *,
+        directory: Path | None = None,
+        progress: Progress = SILENT,
+    ) -> Plan:
+        """What :meth:`decide` found, with the options."""
+        change, reasons, notes = self.decide(anatomy, progress)
+        return Plan.of(anatomy, self.name, change, plain_options(self), reasons, notes)
 
     def wants_data(self) -> bool:
         return False

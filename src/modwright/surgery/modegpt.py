@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,7 +31,7 @@ from modwright.surgery.decompositions import (
     select_rotary_pairs,
     value_output,
 )
-from modwright.surgery.method import Requirements, register_method
+from modwright.surgery.method import Requirements, plain_options, register_method
 from modwright.surgery.narrow_experts import narrow_experts, undersampled
 from modwright.surgery.narrowing import (
     folded_bias,
@@ -215,7 +215,7 @@ class MoDeGpt:
         """Collects second moments, spreads the sparsity, and solves every block."""
         self._refuse(anatomy)
         if not self.wants_data():
-            return Plan.of(anatomy, "modegpt", Change(), self._options(), {"sparsity": []})
+            return Plan.of(anatomy, "modegpt", Change(), plain_options(self), {"sparsity": []})
         if calibration is None:
             raise InvalidInputError("modegpt needs calibration data")
         statistics = calibrate(
@@ -257,10 +257,7 @@ class MoDeGpt:
         }
         notes = self._notes(anatomy, int(statistics[0]["grams/tokens"]))
         notes += self._undersampled(anatomy, statistics)
-        return Plan.of(anatomy, "modegpt", change, self._options(), reasons, notes)
-
-    def _options(self) -> dict[str, Any]:
-        return {**asdict(self), "pairs": list(self.pairs)}
+        return Plan.of(anatomy, "modegpt", change, plain_options(self), reasons, notes)
 
     def _refuse(self, anatomy: Anatomy) -> None:
         known = [block.attention or block.mlp for block in anatomy.blocks]

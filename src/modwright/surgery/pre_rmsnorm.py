@@ -9,16 +9,14 @@ Axes: d hidden_size.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import get_args
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import TokenWindows
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.core.progress import SILENT, Progress
-from modwright.edits import Change, Plan
-from modwright.surgery.method import Requirements, WithoutData, register_method
+from modwright.core.progress import Progress
+from modwright.edits import Change
+from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
 from modwright.surgery.stream_blockers import Form, refuse_blockers
 from modwright.surgery.stream_conversion import Conversion
 from modwright.surgery.stream_report import notes, reasons
@@ -91,14 +89,7 @@ class PreRmsNorm(WithoutData):
         gone = self._conversion(anatomy, counting=True).parameters_gone()
         return gone, gone
 
-    def plan(
-        self,
-        anatomy: Anatomy,
-        calibration: TokenWindows | None = None,
-        *,
-        directory: Path | None = None,
-        progress: Progress = SILENT,
-    ) -> Plan:
+    def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Lists what writes to the stream and what reads it, and rewrites both."""
         conversion = self._conversion(anatomy)
         change = Change()
@@ -108,8 +99,7 @@ class PreRmsNorm(WithoutData):
                 task.advance()
             change += conversion.outside()
             task.advance()
-        told = reasons(conversion), notes(conversion)
-        return Plan.of(anatomy, "pre_rmsnorm", change, asdict(self), *told)
+        return change, reasons(conversion), notes(conversion)
 
     def _conversion(self, anatomy: Anatomy, counting: bool = False) -> Conversion:
         refuse_blockers(

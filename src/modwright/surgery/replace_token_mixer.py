@@ -6,22 +6,20 @@ changes. What is put in has start values, so the model is to be trained afterwar
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Images, pick_layers
-from modwright.calibration import TokenWindows
 from modwright.core.errors import InvalidInputError
-from modwright.core.progress import SILENT, Progress
+from modwright.core.progress import Progress
 from modwright.cost.meta_trace import run_on_meta
-from modwright.edits import Change, Plan
+from modwright.edits import Change
 from modwright.edits.edit import Replace
 from modwright.nn import AttentionShape, PlacedMixer
-from modwright.surgery.method import Requirements, WithoutData, register_method
+from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
 
 __all__ = ["ReplaceTokenMixer"]
 
@@ -80,14 +78,7 @@ class ReplaceTokenMixer(WithoutData):
             go += standing.num_parameters - own
         return go - come, go - come
 
-    def plan(
-        self,
-        anatomy: Anatomy,
-        calibration: TokenWindows | None = None,
-        *,
-        directory: Path | None = None,
-        progress: Progress = SILENT,
-    ) -> Plan:
+    def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Puts the mixer into the blocks; a place that is empty already is refused."""
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise InvalidInputError(
@@ -116,7 +107,7 @@ class ReplaceTokenMixer(WithoutData):
                     change += self._mixer(anatomy, index, grids[index])
         reasons = {"replaced": [f"blocks.{index}.attention" for index in chosen]}
         notes = ("New mixers have start values: train the model.",)
-        return Plan.of(anatomy, "replace_token_mixer", change, asdict(self), reasons, notes)
+        return change, reasons, notes
 
     def _mixer(self, anatomy: Anatomy, index: int, spatial_shape: dict[str, Any]) -> Change:
         if self.mixer != "identity" and not spatial_shape.get("places"):
