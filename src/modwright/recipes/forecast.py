@@ -14,7 +14,6 @@ from modwright.core.files import require_space
 from modwright.cost import activation_bytes, kv_cache_bytes
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Evaluate, Recipe
-from modwright.surgery import make_method
 
 __all__ = ["Forecast", "StepForecast", "forecast", "require_room"]
 
@@ -120,7 +119,7 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
     carried = kept = 0  # new values of earlier steps, and the state on disk
     steps = []
     for index, step in enumerate(recipe.steps):
-        method = make_method(step.method, step.options)
+        method = step.built
         try:
             fewest, most = method.parameter_bounds(anatomy)
         except ModwrightError as error:

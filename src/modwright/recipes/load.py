@@ -11,7 +11,7 @@ from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.recipes.reading import Location, read_changed
 from modwright.recipes.schema import Recipe
 from modwright.recipes.validation_errors import position_of, validated
-from modwright.surgery import make_method
+from modwright.surgery import plain_options
 
 __all__ = ["load_recipe", "parse_recipe", "resolved"]
 
@@ -52,7 +52,7 @@ def parse_recipe(
     recipe = validated(Recipe, tree, where, name, "model and steps")
     for index, step in enumerate(recipe.steps):
         try:
-            make_method(step.method, step.options)
+            _ = step.built
         except ModwrightError as error:
             at: Location = ("steps", index, _option_at_fault(str(error), step.options))
             raise InvalidInputError(
@@ -65,16 +65,10 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe with every default written out; running it again gives the same result."""
     tree = recipe.model_dump(mode="json")
     for step, stored in zip(recipe.steps, tree["steps"]):
-        method = make_method(step.method, step.options)
-        options = {name: _plain(value) for name, value in vars(method).items()}
         stored.clear()
-        stored.update({"method": step.method, **options})
+        stored.update({"method": step.method, **plain_options(step.built)})
         stored["calibration"] = (step.calibration or recipe.calibration).model_dump(mode="json")
     return tree
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _option_at_fault(message: str, options: Mapping[str, Any]) -> str:

@@ -19,7 +19,6 @@ from modwright.recipes.load import resolved
 from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_settings
 from modwright.recipes.texts import step_windows
-from modwright.surgery import make_method
 
 __all__ = ["apply_plans", "load_plans", "make_plans", "save_plans"]
 
@@ -31,9 +30,8 @@ def make_plans(
     model = opened.model
     plans: list[Plan] = []
     for step, windows in zip(recipe.steps, step_windows(recipe, opened)):
-        method = make_method(step.method, step.options)
         with torch_settings(recipe):
-            plan = method.plan(Anatomy.of(model), windows, progress=progress)
+            plan = step.built.plan(Anatomy.of(model), windows, progress=progress)
             model = apply_plan(model, plan).model
         plans.append(plan)
     return plans, model

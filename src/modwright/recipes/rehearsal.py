@@ -23,7 +23,6 @@ from modwright.recipes.run_result import is_complete, output_path, require_outpu
 from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_settings
 from modwright.recipes.texts import step_windows
-from modwright.surgery import make_method
 
 __all__ = ["Rehearsal", "StepRehearsal", "dry_run"]
 
@@ -132,8 +131,7 @@ def _rehearse(
 
 
 def _step(recipe: Recipe, index: int, opened: Checkpoint, data: Any) -> StepRehearsal:
-    asked = recipe.steps[index]
-    method = make_method(asked.method, asked.options)
+    method = recipe.steps[index].built
     anatomy = Anatomy.of(opened.model)
     tried = None if data is None else rehearse_block(anatomy, data, method.collectors())
     info = getattr(method, "memory_estimate", None)

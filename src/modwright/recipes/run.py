@@ -38,7 +38,6 @@ from modwright.recipes.schema import Recipe
 from modwright.recipes.settings import torch_settings
 from modwright.recipes.texts import step_windows
 from modwright.report import Report, Stage, model_card, read_report, write_report
-from modwright.surgery import make_method
 
 __all__ = ["RunResult", "run"]
 
@@ -192,7 +191,7 @@ class _Run:
             distributed.main_process_only(lambda: self._measure_source(opened, model))
             return model
         step = self.recipe.steps[index - 1]
-        method = make_method(step.method, step.options)
+        method = step.built
         self.log(f"step {index} of {len(self.recipe.steps)}: {method.title()}")
         start = time.monotonic()
         with distributed.fail_together():

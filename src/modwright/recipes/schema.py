@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from modwright.surgery import make_method
 
 __all__ = ["Data", "Evaluate", "Generate", "HarnessTasksOf", "PerplexityOf", "Recipe", "Speed"]
 __all__ += ["Step", "Strict"]
@@ -122,6 +125,15 @@ class Step(Strict):
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
     calibration: Data | None = None
+
+    @cached_property
+    def built(self) -> Any:
+        """The method with its options.
+
+        Raises:
+            InvalidInputError: an unknown method or option, or an invalid value.
+        """
+        return make_method(self.method, self.options)
 
     @classmethod
     def valid_keys(cls) -> list[str]:

@@ -12,7 +12,6 @@ from modwright.calibration import TextData, TokenWindows, token_windows
 from modwright.checkpoint import Checkpoint
 from modwright.core.errors import InvalidInputError
 from modwright.recipes.schema import Data, PerplexityOf, Recipe
-from modwright.surgery import make_method
 from modwright.tasks.perplexity import position_limit
 
 __all__ = ["step_windows", "text_of", "writes_text"]
@@ -40,7 +39,7 @@ def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None
     made: dict[Data, TokenWindows] = {}
     found: list[TokenWindows | None] = []
     for index, step in enumerate(recipe.steps):
-        method = make_method(step.method, step.options)
+        method = step.built
         if not (method.requires.calibration and method.wants_data()):
             found.append(None)
             continue
