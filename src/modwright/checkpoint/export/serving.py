@@ -61,13 +61,9 @@ def runtime_support(model: Any) -> tuple[RuntimeSupport, ...]:
             "not tested",
             f"{note}; vLLM was not run" if odd else "a plain checkpoint; vLLM was not run",
         ),
-        _llama_cpp(model),
-        _onnx(model),
+        _exported(model, "llama.cpp", "gguf"),
+        _exported(model, "ONNX Runtime", "onnx"),
     )
-
-
-def _command(target: str) -> str:
-    return f"modwright export DIR -o OUT --to {target}"
 
 
 def _transformers(model: Any) -> RuntimeSupport:
@@ -79,38 +75,21 @@ def _without_modwright(model: Any) -> RuntimeSupport:
     runtime = "transformers without modwright"
     if is_plain(model):
         return RuntimeSupport(runtime, "yes", "the checkpoint is plain")
-    why = make_target("standalone").refusal(model)
-    if why is not None:
-        return RuntimeSupport(runtime, "no", why)
-    return RuntimeSupport(
-        runtime,
-        "after export",
-        "with one Python file beside the weights and `trust_remote_code=True`",
-        _command("standalone"),
-    )
+    return _exported(model, runtime, "standalone")
 
 
-def _llama_cpp(model: Any) -> RuntimeSupport:
-    why = make_target("gguf").refusal(model)
-    if why is not None:
-        return RuntimeSupport("llama.cpp", "no", why)
-    return RuntimeSupport(
-        "llama.cpp",
-        "after export",
-        "as a GGUF file, which the export reads back with transformers; llama.cpp itself was run "
-        "on small models of this family, not on this one",
-        _command("gguf"),
-    )
+_WHY = {
+    "standalone": "with one Python file beside the weights and `trust_remote_code=True`",
+    "gguf": "as a GGUF file, which the export reads back with transformers; llama.cpp itself was "
+    "run on small models of this family, not on this one",
+    "onnx": "the export runs the graph there and compares its outputs; where the tracer does not "
+    "take the model it says so",
+}
 
 
-def _onnx(model: Any) -> RuntimeSupport:
-    why = make_target("onnx").refusal(model)
-    if why is not None:
-        return RuntimeSupport("ONNX Runtime", "no", why)
-    return RuntimeSupport(
-        "ONNX Runtime",
-        "after export",
-        "the export runs the graph there and compares its outputs; where the tracer does not take "
-        "the model it says so",
-        _command("onnx"),
-    )
+def _exported(model: Any, runtime: str, target: str) -> RuntimeSupport:
+    refused = make_target(target).refusal(model)
+    if refused is not None:
+        return RuntimeSupport(runtime, "no", refused)
+    command = f"modwright export DIR -o OUT --to {target}"
+    return RuntimeSupport(runtime, "after export", _WHY[target], command)
