@@ -12,6 +12,7 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.vision_model import VisionConfig, VisionModel, check_count
+from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import SpatialShape, to_feature_map
 
 __all__ = [
@@ -83,6 +84,13 @@ class ImageClassifier(VisionModel):
     def head_hidden_size(self) -> int:
         """Channels before the classifier."""
         return int(self.head.dim)
+
+    def make_head(self, dim: int, **more: Any) -> ClassifierHead:
+        """The classifier that the config asks for, on features of width ``dim``."""
+        config = self.config
+        return ClassifierHead(
+            dim, config.num_labels, pool=config.global_pool, drop=config.drop_rate, **more
+        )
 
     def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         """Features before pooling, after the last norm where the model has it there.

@@ -14,8 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.compat.transformers import is_wholly_loaded
 from modwright.core.errors import CheckpointError, InvalidInputError, refusing
+from modwright.core.modes import eval_mode
 from modwright.models.source_configs import ConfigMap
 from modwright.models.state_dict_converter import StateDictConverter
+from modwright.nn.deploy import reparameterize_
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.relative_position_bias import RelativePositionBias
@@ -159,7 +161,10 @@ class VisionModel(PreTrainedModel):
         _refuses(cls, "__init__")
 
     def post_init(self) -> None:
-        """Ends the building: initializes, and notes which parameters are not trained."""
+        """Ends the building: fuses and initializes; notes which parameters are not trained."""
+        if getattr(self.config, "fused", False):
+            with eval_mode(self):
+                reparameterize_(self)
         super().post_init()
         self.frozen = tuple(n for n, p in self.named_parameters() if not p.requires_grad)
 

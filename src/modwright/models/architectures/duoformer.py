@@ -19,7 +19,6 @@ from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.conv_backbone import ConvBackbone
 from modwright.nn.grid_positions import LearnedTable
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.residual import drop_path_rates
@@ -226,9 +225,7 @@ class DuoFormerForImageClassification(TokenClassifier):
         self.norm = nn.LayerNorm(dim, eps=EPS) if config.head_norm else nn.Identity()
         if not config.head_norm:  # stands in released files, and nothing reads it
             self.unused_norm = nn.LayerNorm(dim, eps=EPS).requires_grad_(False)
-        self.head = ClassifierHead(
-            dim, config.num_labels, pool=config.global_pool, prefix=1, drop=config.drop_rate
-        )
+        self.head = self.make_head(dim, prefix=1)
         self.describe_features(dim, config.stride, count)
         if config.freeze_backbone:
             self.backbone.requires_grad_(False)

@@ -15,14 +15,11 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
-from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.deploy import reparameterize_
 from modwright.nn.frequency_blocks import BranchedBlock, EmbeddedBlock, FrequencyPair
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.multi_group_conv import MultiGroupConv
 from modwright.nn.pooled_projection import PooledProjection
 from modwright.nn.residual import drop_path_rates
@@ -142,13 +139,8 @@ class FmvitForImageClassification(PyramidClassifier):
             widths.append(inputs)
         self.stages = nn.ModuleList(stages)
         self.norm = nn.BatchNorm2d(inputs)
-        self.head = ClassifierHead(
-            inputs, config.num_labels, pool=config.global_pool, drop=config.drop_rate
-        )
+        self.head = self.make_head(inputs)
         self.describe_features(widths)
-        if config.fused:
-            with eval_mode(self):
-                reparameterize_(self)
         self.post_init()
 
     def check_pixels(self, pixel_values: Tensor) -> None:

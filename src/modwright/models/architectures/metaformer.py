@@ -16,7 +16,6 @@ from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.norms2d import make_norm
 from modwright.nn.residual import drop_path_rates
@@ -113,9 +112,7 @@ class MetaFormerForImageClassification(PyramidClassifier):
         rates = drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nn.ModuleList(_stage(config, s, rates[s]) for s in range(len(widths)))
         self.norm = make_norm(config.norm, widths[-1], layout="map")
-        self.head = ClassifierHead(
-            widths[-1], config.num_labels, pool=config.global_pool, drop=config.drop_rate
-        )
+        self.head = self.make_head(widths[-1])
         self.describe_features(widths, config.stem[1])
         self.post_init()
 

@@ -8,13 +8,10 @@ from huggingface_hub.dataclasses import strict
 from torch import nn
 
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
 from modwright.models.state_dict_converter import Rename, StateDictConverter
-from modwright.nn.deploy import reparameterize_
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.resnet_stages import BRANCHES, ResNetStages
 
@@ -80,13 +77,8 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
             drop_path_rates(config.drop_path_rate, config.depths),
         )
         self.stem, self.stages, self.norm = pyramid.stem, pyramid.stages, None
-        self.head = ClassifierHead(
-            config.widths[-1], config.num_labels, pool=config.global_pool, drop=config.drop_rate
-        )
+        self.head = self.make_head(config.widths[-1])
         self.describe_features(config.widths)
-        if config.fused:
-            with eval_mode(self):
-                reparameterize_(self)
         self.post_init()
 
     def initialize_linear(self, linear: nn.Linear) -> None:

@@ -10,14 +10,11 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.core.modes import eval_mode
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
-from modwright.nn.deploy import reparameterize_
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem, Downsample
@@ -153,13 +150,8 @@ class SMTForImageClassification(PyramidClassifier):
         rates = drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nn.ModuleList(_stage(config, s, row) for s, row in enumerate(rates))
         self.norm = None
-        self.head = ClassifierHead(
-            config.widths[-1], config.num_labels, pool=config.global_pool, drop=config.drop_rate
-        )
+        self.head = self.make_head(config.widths[-1])
         self.describe_features(config.widths)
-        if config.fused:
-            with eval_mode(self):
-                reparameterize_(self)
         self.post_init()
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:

@@ -15,7 +15,6 @@ from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.recursive import RecursiveStage, looping
 from modwright.nn.residual import drop_path_rates
@@ -157,13 +156,7 @@ class SReTForImageClassification(PyramidClassifier):
         rates = drop_path_rates(config.drop_path_rate, config.depths, endpoint=False)
         self.stages = nn.ModuleList(_stage(config, s, row) for s, row in enumerate(rates))
         self.norm = None
-        self.head = ClassifierHead(
-            widths[-1],
-            config.num_labels,
-            pool=config.global_pool,
-            norm=nn.LayerNorm(widths[-1], eps=EPS),
-            drop=config.drop_rate,
-        )
+        self.head = self.make_head(widths[-1], norm=nn.LayerNorm(widths[-1], eps=EPS))
         self.describe_features(widths, first_stride=2**STEM_STEPS)
         self.post_init()
 

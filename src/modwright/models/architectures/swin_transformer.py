@@ -15,7 +15,6 @@ from modwright.models.source_configs import ConfigMap
 from modwright.models.state_dict_converter import Concat, Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.norms2d import make_norm
 from modwright.nn.patch_merging import PatchMerging
 from modwright.nn.residual import drop_path_rates
@@ -100,9 +99,7 @@ class SwinTransformerForImageClassification(PyramidClassifier):
         rates = drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nn.ModuleList(_stage(config, s, rates[s]) for s in range(len(widths)))
         self.norm = make_norm("ln", widths[-1], eps, layout="map")
-        self.head = ClassifierHead(
-            widths[-1], config.num_labels, pool=config.global_pool, drop=config.drop_rate
-        )
+        self.head = self.make_head(widths[-1])
         self.describe_features(widths, patch)
         self.post_init()
 

@@ -18,7 +18,6 @@ from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.dense_block import DenseBlock, DenseTransition
 from modwright.nn.ghost import GhostLinear, GhostMlp
 from modwright.nn.grid_positions import LearnedTable
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import SpatialShape, to_tokens
 from modwright.nn.prefix_tokens import PrefixTokens
 from modwright.nn.residual import drop_path_rates
@@ -263,9 +262,7 @@ class T2TViTForImageClassification(TokenClassifier):
         self.drop = nn.Dropout(config.drop_rate)
         self.blocks = BlockSequence(BLOCKS[config.blocks](config))
         self.norm = nn.LayerNorm(features)
-        self.head = ClassifierHead(
-            features, config.num_labels, pool=config.global_pool, prefix=1, drop=config.drop_rate
-        )
+        self.head = self.make_head(features, prefix=1)
         self.describe_features(features, STRIDE, len(self.blocks))
         for entry, block in zip(self.feature_info, self.blocks):
             entry["num_chs"] = _width_behind(block, dim)

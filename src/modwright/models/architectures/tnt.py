@@ -15,7 +15,6 @@ from modwright.models.state_dict_converter import Rename, StateDictConverter
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedTable
-from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.nested_block import NestedBlock, PixelToPatch
 from modwright.nn.prefix_tokens import PrefixTokens
@@ -141,9 +140,7 @@ class TNTForImageClassification(TokenClassifier):
             [_nested(config, b, self.stem.pixel_tokens, rate) for b, rate in enumerate(rates)]
         )
         self.norm = nn.LayerNorm(dim)
-        self.head = ClassifierHead(
-            dim, config.num_labels, pool=config.global_pool, prefix=1, drop=config.drop_rate
-        )
+        self.head = self.make_head(dim, prefix=1)
         self.describe_features(dim, patch, config.depth)
         self.post_init()
 
