@@ -74,35 +74,119 @@ def build_part(
         return builder(config, **given, **kwargs)
 
 
-def _alone(kind: Builder, **fixed: Any) -> Builder:
-    """Builds a part that reads nothing of the model's config."""
-    return lambda config, **kwargs: kind(**kwargs, **fixed)
+@register_part("absent")
+def _absent(config: Any) -> nn.Module:
+    return ZeroModule()
 
 
-_BUILDERS: dict[str, Builder] = {
-    "absent": _alone(ZeroModule),
-    "absent_attention": _alone(SkippedAttention),
-    "attention": lambda config, **kwargs: build_attention(config, kwargs),
-    "bare_attention": lambda config, **kwargs: build_attention(config, kwargs, BareAttention),
-    "bare_token_mixer": _alone(PlacedMixer),
-    "crms_norm": _alone(CRMSNorm),
-    "expert_feed_forward": lambda config, **kwargs: build_experts(kwargs),
-    "factors": _alone(FactorPair),
-    "feed_forward": lambda config, **kwargs: build_feed_forward(kwargs),
-    "grid_attention": lambda config, **kwargs: build_attention(config, kwargs, GridAttention),
-    "identity": lambda config: nn.Identity(),
-    "linear": _alone(nn.Linear),
-    "mixture": lambda config, **kwargs: build_mixture(config, kwargs),
-    "narrowed": lambda config, current, axes, size: narrow_(current, axes, size),
-    "pass_through": _alone(Identity),
-    "pointwise": lambda config, in_features, out_features, bias=True: nn.Conv2d(
-        in_features, out_features, 1, bias=bias
-    ),
-    "restoring_crms_norm": _alone(RestoringCRMSNorm, cast_first=False),
-    "rms_norm": _alone(RMSNorm),
-    "token_mixer": _alone(PlacedMixer, as_tuple=True),
-    "zero_mean": lambda config, current: zero_mean_(current),
-    "zero_mean_linear": _alone(ZeroMeanLinear),
-}
-for _name, _builder in _BUILDERS.items():
-    PARTS.add(_name, _builder)
+@register_part("absent_attention")
+def _absent_attention(config: Any) -> nn.Module:
+    return SkippedAttention()
+
+
+@register_part("attention")
+def _attention(config: Any, **kwargs: Any) -> nn.Module:
+    return build_attention(config, kwargs)
+
+
+@register_part("bare_attention")
+def _bare_attention(config: Any, **kwargs: Any) -> nn.Module:
+    return build_attention(config, kwargs, BareAttention)
+
+
+@register_part("crms_norm")
+def _crms_norm(config: Any, hidden_size: int, eps: float) -> nn.Module:
+    return CRMSNorm(hidden_size, eps)
+
+
+@register_part("expert_feed_forward")
+def _expert_feed_forward(config: Any, **kwargs: Any) -> nn.Module:
+    return build_experts(kwargs)
+
+
+@register_part("factors")
+def _factors(
+    config: Any, in_features: int, out_features: int, rank: int, bias: bool = True
+) -> nn.Module:
+    return FactorPair(in_features, out_features, rank, bias)
+
+
+@register_part("feed_forward")
+def _feed_forward(config: Any, **kwargs: Any) -> nn.Module:
+    return build_feed_forward(kwargs)
+
+
+@register_part("grid_attention")
+def _grid_attention(config: Any, **kwargs: Any) -> nn.Module:
+    return build_attention(config, kwargs, GridAttention)
+
+
+@register_part("identity")
+def _identity(config: Any) -> nn.Module:
+    return nn.Identity()
+
+
+@register_part("linear")
+def _linear(config: Any, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+    return nn.Linear(in_features, out_features, bias)
+
+
+@register_part("mixture")
+def _mixture(config: Any, **kwargs: Any) -> nn.Module:
+    return build_mixture(config, kwargs)
+
+
+@register_part("narrowed")
+def _narrowed(config: Any, current: nn.Module, axes: dict[str, int], size: int) -> nn.Module:
+    return narrow_(current, axes, size)
+
+
+@register_part("pass_through")
+def _pass_through(config: Any, as_tuple: bool = False) -> nn.Module:
+    return Identity(as_tuple)
+
+
+@register_part("pointwise")
+def _pointwise(config: Any, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
+    return nn.Conv2d(in_features, out_features, 1, bias=bias)
+
+
+@register_part("restoring_crms_norm")
+def _restoring_crms_norm(
+    config: Any, hidden_size: int, eps: float, index: int, weight: bool = True, bias: bool = False
+) -> nn.Module:
+    return RestoringCRMSNorm(hidden_size, eps, weight, bias, cast_first=False, index=index)
+
+
+@register_part("rms_norm")
+def _rms_norm(
+    config: Any,
+    hidden_size: int,
+    eps: float,
+    weight: bool = True,
+    bias: bool = False,
+    cast_first: bool = True,
+) -> nn.Module:
+    return RMSNorm(hidden_size, eps, weight, bias, cast_first)
+
+
+@register_part("token_mixer")
+def _token_mixer(config: Any, **kwargs: Any) -> nn.Module:
+    return PlacedMixer(**kwargs, as_tuple=True)
+
+
+@register_part("bare_token_mixer")
+def _bare_token_mixer(config: Any, **kwargs: Any) -> nn.Module:
+    return PlacedMixer(**kwargs)
+
+
+@register_part("zero_mean")
+def _zero_mean(config: Any, current: nn.Module) -> nn.Module:
+    return zero_mean_(current)
+
+
+@register_part("zero_mean_linear")
+def _zero_mean_linear(
+    config: Any, in_features: int, out_features: int, bias: bool = True
+) -> nn.Module:
+    return ZeroMeanLinear(in_features, out_features, bias)
