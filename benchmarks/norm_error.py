@@ -40,7 +40,7 @@ def build(layers: int, massive: float) -> Any:
             centre = 1.0 if "ln_" in name and name.endswith("weight") else 0.0
             torch.nn.init.normal_(parameter, mean=centre, std=0.2)
     if massive:
-        table = Anatomy.of(model).stem["positions"].parameters()["weight"]
+        table = Anatomy.of(model).outer["positions"].parameters()["weight"]
         table = table.clone()
         table[:, -1] += massive
         Anatomy.of(model).write("positions.weight", table)

@@ -16,7 +16,7 @@ __all__ = ["Docstrings"]
 _EXAMPLE = re.compile(r"^( *)Example:$", re.MULTILINE)
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr):(`[^`]+`)")
 _SEVERAL = re.compile(
-    r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+)(?P<told>: .*(?:\n(?P=indent) +\S.*)*)", re.MULTILINE
+    r"^(?P<indent> +)(?P<names>\w+(?:, \w+)+)(?P<info>: .*(?:\n(?P=indent) +\S.*)*)", re.MULTILINE
 )
 
 

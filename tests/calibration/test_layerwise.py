@@ -67,7 +67,7 @@ def own_streams(model: Any, data: CalibrationData) -> tuple[list[Tensor], Tensor
         final.append(args[0].flatten(0, 1))
 
     places = [(block.module, keep(i)) for i, block in enumerate(anatomy.blocks)]
-    norm = anatomy.stem.get("final_norm")
+    norm = anatomy.outer.get("final_norm")
     if norm is not None:
         places.append((norm.module, before_norm))
     with listening(*places):

@@ -131,7 +131,7 @@ def test_images_of_a_folder(command: Command, recipe: Path) -> None:
         for index in range(10):
             pixels = drawn.integers(0, 120, (40, 50, 3)) + 130 * (name == "light")
             Image.fromarray(pixels.astype("uint8")).save(folder / f"{index}.png")
-    data = "'data={images: folder, folder: images, side: 32, test: 0.3}'"
+    data = "'data={pictures: folder, folder: images, side: 32, test: 0.3}'"
     done = command(f"train train.yaml -o out --set {data}")
     assert done.code == 0, done.err
     info = json.loads(Path("out/training.json").read_text())
@@ -157,8 +157,8 @@ REFUSED = [
     ("", "--set 'model={name: craft_x2}'", ("model.name", "craft_x2 is no classifier")),
     ("", "--set 'model={checkpoint: gone}'", ("gone",)),
     ("", "--set data.pictures=digit", ("valid values: digits, idx, folder", "'digits'?")),
-    ("", "--set 'data={images: idx}'", ("data.folder", "is missing")),
-    ("", "--set 'data={images: idx, folder: gone}'", ("gone has no train-images",)),
+    ("", "--set 'data={pictures: idx}'", ("data.folder", "is missing")),
+    ("", "--set 'data={pictures: idx, folder: gone}'", ("gone has no train-images",)),
     ("", "--set data.train=9999", ("of 1797 digits 1 to 1796",)),
     ("", "--set data.side=8", ("model: does not take images of", "at least 32")),
     ("", "--set 'objective={loss: distillation}'", ("objective.teacher", "is missing")),
@@ -216,7 +216,7 @@ def test_a_file_comes_in_and_goes_back_with_its_bits(
     done = command("import poolformer_s12 a.pth -o out")
     assert done.code == 0, done.err
     assert "poolformer_s12: " in done.out and "7 classes" in done.out
-    assert f"layout official: {len(official)} tensors taken" in done.out
+    assert f"format official: {len(official)} tensors taken" in done.out
     assert "not in the file, left as made: none" in done.out
     for name in ("back.safetensors", "back.pth"):
         assert command(f"rename out --to official -o {name}").code == 0
@@ -243,7 +243,7 @@ def test_a_file_comes_in_and_goes_back_with_its_bits(
         ("import poolformer_s12 a.pth -o out --set x", ("KEY=VALUE", "num_classes=10")),
         (
             "import poolformer_s12 a.pth -o out --layout tim",
-            ("unknown layout", "auto, official, transformers"),
+            ("unknown format", "auto, official, transformers"),
         ),
         ("import metaformer a.pth -o out --resize", ("name it, not the paper",)),
         ("import poolformer_s12 a.pth -o full", ("'full'", "not empty")),

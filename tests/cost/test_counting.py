@@ -157,7 +157,7 @@ def test_a_tied_head_has_no_parameters_of_its_own_but_its_products(make: Any, ti
     assert rows["embed"].prefill_macs == 0
 
 
-def test_a_image_has_a_length_of_its_own(make: Any) -> None:
+def test_an_image_has_a_length_of_its_own(make: Any) -> None:
     model = make("tiny-vit")
     counted = count(model, length=LENGTH, batch=3)
     assert counted == count(model, length=500, batch=3)
@@ -166,7 +166,7 @@ def test_a_image_has_a_length_of_its_own(make: Any) -> None:
         "an image of 16 x 16 pixels and 3 channels is 16 patches and 1 token beside them"
     )
     rows = {row.address: row for row in counted.rows}
-    assert rows["embed"].kind == "patches"
+    assert rows["embed"].kind == "patchembedding"
     assert rows["embed"].prefill_macs == 3 * 16 * (48 * 3 * 4 * 4)
     assert rows["positions"].parameters == 48 + 17 * 48 and rows["positions"].prefill_macs == 0
     assert rows["other"].prefill_macs == 3 * 48 * 48, "the pooler reads the class token"

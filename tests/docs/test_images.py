@@ -38,7 +38,7 @@ def test_every_image_is_used_and_they_are_small() -> None:
 
 def test_each_image_stands_below_a_command_of_its_own(images: Any) -> None:
     shots = list(images.shots())
-    assert [shot.name for shot in shots] == ["inspect", "plan", "run", "report", "reload"]
+    assert [shot.name for shot in shots] == ["inspect", "plan", "run", "tutorial-report", "reload"]
     assert len({shot.block.line for shot in shots}) == len(shots)
     assert {f"{shot.name}.{shot.kind}" for shot in shots} == {f.name for f in PICTURES.iterdir()}
 

@@ -84,7 +84,7 @@ def test_what_does_not_fit_is_named(official: Any) -> None:
     ):
         detect_variant("poolformer_m36", official)
     with pytest.raises(
-        InvalidInputError, match=r"unknown layout 'offical'.*did you mean 'official'"
+        InvalidInputError, match=r"unknown format 'offical'.*did you mean 'official'"
     ):
         detect_variant("poolformer_s12", official, "offical")
 

@@ -42,7 +42,13 @@ def import_model(
         ),
     ] = None,
     checkpoint_format: Annotated[
-        str, typer.Option(help="Names that the file has; found by default. --to says what back.")
+        str,
+        typer.Option(
+            "--format",
+            "--layout",
+            metavar="NAME",
+            help="Whose names the file has; found by default. --layout is its name in version 0.1.",
+        ),
     ] = "auto",
     key: Annotated[
         str | None,
@@ -82,7 +88,7 @@ def import_model(
     if json:
         info = {
             "variant": found.variant,
-            "layout": found.checkpoint_format,
+            "format": found.checkpoint_format,
             "tensors": found.tensors,
         }
         info |= {"changed": dict(found.changed), "carried": carried}
@@ -91,7 +97,7 @@ def import_model(
     count = sum(parameter.numel() for parameter in found.model.parameters())
     lines = [
         f"{found.variant}: {count:,} parameters, {found.model.config.num_labels} classes",
-        f"layout {found.checkpoint_format}: {found.tensors} tensors taken",
+        f"format {found.checkpoint_format}: {found.tensors} tensors taken",
         f"not in the file, left as made: {', '.join(found.fresh) or 'none'}",
     ]
     if found.changed:
@@ -140,7 +146,7 @@ def rename(
     opened: Any = open_checkpoint(model).model
     if not isinstance(opened, VisionModel):
         raise InvalidInputError(
-            f"{model}: {type(opened).__name__} has no layouts of others; `modwright export` writes "
+            f"{model}: {type(opened).__name__} has no names of others; `modwright export` writes "
             "it for other programs"
         )
     tensors = {

@@ -218,7 +218,7 @@ def _match(
     if not maps:
         raise InvalidInputError(f"{type(model).__name__} has no layout of another library")
     if checkpoint_format not in ("auto", *maps):
-        raise unknown_name("layout", checkpoint_format, ["auto", *maps])
+        raise unknown_name("format", checkpoint_format, ["auto", *maps])
     own = model.state_dict()
     tried = []
     for chosen in maps if checkpoint_format == "auto" else [checkpoint_format]:

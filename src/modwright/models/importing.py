@@ -237,7 +237,7 @@ def import_weights(
     if not maps:
         raise InvalidInputError(f"{type(model).__name__} has no layout of another library")
     if checkpoint_format not in ("auto", *maps):
-        raise unknown_name("layout", checkpoint_format, ["auto", *maps])
+        raise unknown_name("format", checkpoint_format, ["auto", *maps])
     with refusing():
         if checkpoint_format == "auto":
             checkpoint_format = min(
@@ -316,11 +316,11 @@ def to_checkpoint_format(model: VisionModel, checkpoint_format: str) -> dict[str
     """The model's tensors as another layout has them.
 
     Raises:
-        InvalidInputError: an unknown layout, or tensors that it has no name for.
+        InvalidInputError: an unknown format, or tensors that it has no name for.
     """
     maps = checkpoint_formats(model)
     if checkpoint_format not in maps:
-        raise unknown_name("layout", checkpoint_format, maps)
+        raise unknown_name("format", checkpoint_format, maps)
     converted = maps[checkpoint_format].to_theirs(model.state_dict())
     if converted.unexpected:
         raise InvalidInputError(

@@ -70,7 +70,7 @@ class Paper:
         category: Packages of the package that the paper touches, the most important first.
         summary: One sentence on what the method does to a model.
         status: One of ``STATUSES``.
-        packages: Modules that implement it.
+        modules: Modules that implement it.
         golden: Folders of reference vectors.
         acceptance: File of the acceptance test.
         page: Page of the documentation.
@@ -113,7 +113,7 @@ class Paper:
 
         Example:
             >>> record = paper("modegpt").to_dict()
-            >>> record["arxiv"], record["packages"]
+            >>> record["arxiv"], record["modules"]
             ('2408.09632', ['modwright.surgery.modegpt'])
         """
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -17,8 +17,8 @@ def recipe_schema() -> dict[str, Any]:
     """The schema of a recipe file, with the options of every method beside ``method``.
 
     Example:
-        >>> recipe_schema()["$defs"]["llm_drop"]["anyOf"][0]["properties"]["n"]["default"]
-        0
+        >>> recipe_schema()["$defs"]["modegpt"]["anyOf"][0]["properties"]["sparsity"]["default"]
+        0.2
     """
     schema = Recipe.model_json_schema()
     definitions = schema["$defs"]

@@ -14,8 +14,8 @@ def option_help(method: Any) -> dict[str, str]:
 
     Example:
         >>> from modwright.surgery import method_type
-        >>> option_help(method_type("llm_drop"))["n"]
-        'How many parts go.'
+        >>> option_help(method_type("modegpt"))["sparsity"]
+        'Average share of the inner widths that goes, in [0, 1).'
     """
     text = inspect.cleandoc(method.__doc__ or "")
     start = "Attributes:\n" if "Attributes:\n" in text else "Args:\n"
