@@ -18,13 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DOCS = Path(__file__).parent
-PICTURES = DOCS / "images"
+IMAGES = DOCS / "images" / "tutorial"
 TUTORIAL = DOCS / "tutorial.md"
 sys.path.insert(0, str(DOCS.parent / "tests"))
 
 from documents import Block, blocks_of, shell_lines  # noqa: E402
 
-IMAGE = re.compile(r"^\[!\[.*?\]\(images/([\w-]+)\.(svg|png)\)")
+IMAGE = re.compile(r"^\[!\[.*?\]\(images/tutorial/([\w-]+)\.(svg|png)\)")
 COLUMNS = 100
 REPORT = "first/report.html"
 # Rich's own page asks for a font of the net; this one takes what the reader has.
@@ -136,5 +136,5 @@ def make(names: list[str], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    PICTURES.mkdir(exist_ok=True)
-    make(sys.argv[1:], PICTURES)
+    IMAGES.mkdir(exist_ok=True)
+    make(sys.argv[1:], IMAGES)

@@ -18,7 +18,7 @@ from modwright.checkpoint import save
 from modwright.checkpoint.verify_files import verify_files
 from modwright.core.errors import CheckpointError, InvalidInputError, VerificationError
 
-from .tiny import MAKERS, tiny_bert, tiny_gpt2, tiny_llama
+from .tiny import MAKERS, tiny_gpt2, tiny_llama
 
 
 def tiny_mixtral() -> MixtralForCausalLM:

@@ -94,7 +94,7 @@ def shades(folder: Path, *names: str) -> str:
         for index in range(10):
             pixels = drawn.integers(0, 60, (40, 50, 3)) + 90 * level
             Image.fromarray(pixels.astype("uint8")).save(folder / name / f"{index}.png")
-    return f"'data={{images: folder, folder: {folder.name}, side: 32, test: 0.3}}'"
+    return f"'data={{pictures: folder, folder: {folder.name}, side: 32, test: 0.3}}'"
 
 
 def test_fault_A8_a_model_that_is_trained_further_answers_in_the_new_names(
@@ -126,7 +126,7 @@ def test_fault_A8_a_model_that_is_trained_further_answers_in_the_new_names(
 def test_images_of_a_folder(command: Command, recipe: Path) -> None:
     drawn = np.random.default_rng(0)
     for name in ("dark", "light"):
-        folder = recipe.parent / "pictures" / name
+        folder = recipe.parent / "images" / name
         folder.mkdir(parents=True)
         for index in range(10):
             pixels = drawn.integers(0, 120, (40, 50, 3)) + 130 * (name == "light")
@@ -282,7 +282,7 @@ def test_what_cannot_be_read_or_written_is_one_line(
 # upscale
 
 
-def test_a_image_is_made_larger(command: Command, place: Path) -> None:
+def test_an_image_is_made_larger(command: Command, place: Path) -> None:
     from modwright.models.upscaling import upscale_image
 
     torch.manual_seed(0)

@@ -12,8 +12,8 @@ import pytest
 
 from documents import ROOT, pages
 
-PICTURES = ROOT / "docs" / "images"
-USED = re.compile(r"\((?:docs/)?(?:\.\./)*images/([\w.-]+)\)")
+IMAGES = ROOT / "docs" / "images" / "tutorial"
+USED = re.compile(r"\((?:docs/)?(?:\.\./)*images/tutorial/([\w.-]+)\)")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def images() -> Any:
 
 
 def test_every_image_is_used_and_they_are_small() -> None:
-    there = {file.name: file.stat().st_size for file in PICTURES.iterdir()}
+    there = {file.name: file.stat().st_size for file in IMAGES.iterdir()}
     used = {name for page in pages() for name in USED.findall(page.read_text(encoding="utf-8"))}
     assert used == set(there)
     assert sum(there.values()) < 1_500_000
@@ -38,9 +38,9 @@ def test_every_image_is_used_and_they_are_small() -> None:
 
 def test_each_image_stands_below_a_command_of_its_own(images: Any) -> None:
     shots = list(images.shots())
-    assert [shot.name for shot in shots] == ["inspect", "plan", "run", "tutorial-report", "reload"]
+    assert [shot.name for shot in shots] == ["inspect", "plan", "run", "report", "reload"]
     assert len({shot.block.line for shot in shots}) == len(shots)
-    assert {f"{shot.name}.{shot.kind}" for shot in shots} == {f.name for f in PICTURES.iterdir()}
+    assert {f"{shot.name}.{shot.kind}" for shot in shots} == {f.name for f in IMAGES.iterdir()}
 
 
 def test_terminals_show_commands_and_ask_for_no_font(images: Any) -> None:
@@ -58,7 +58,7 @@ def test_fault_B13_every_line_of_a_terminal_is_whole_and_as_wide_as_its_letters(
 ) -> None:
     long = " ".join(["from transformers import AutoModelForCausalLM"] * 4)
     made = images.terminal("a-title", [("modwright x", f"{long}\n{'x' * 230}\n")])
-    drawn = {file.name: file.read_text(encoding="utf-8") for file in PICTURES.glob("*.svg")}
+    drawn = {file.name: file.read_text(encoding="utf-8") for file in IMAGES.glob("*.svg")}
     for name, text in {"made": made, **drawn}.items():
         lines = re.findall(
             r'<text [^>]*x="([\d.]+)"[^>]*textLength="([\d.]+)"[^>]*>(.*?)</text>', text
@@ -77,7 +77,7 @@ def test_the_folder_of_a_command_is_not_shown(images: Any, tmp_path: Path) -> No
 
 
 def test_terminals_fetch_nothing() -> None:
-    for file in PICTURES.glob("*.svg"):
+    for file in IMAGES.glob("*.svg"):
         text = file.read_text(encoding="utf-8")
         addresses = set(re.findall(r"https?://[^\s\"'<)]+", text))
         assert addresses <= {"http://www.w3.org/2000/svg", "https://www.textualize.io"}, file.name
@@ -87,4 +87,4 @@ def test_terminals_fetch_nothing() -> None:
 @pytest.mark.models
 def test_the_image_of_the_parts_is_what_the_command_prints(images: Any, tmp_path: Path) -> None:
     images.make(["inspect"], tmp_path)
-    assert (tmp_path / "inspect.svg").read_text() == (PICTURES / "inspect.svg").read_text()
+    assert (tmp_path / "inspect.svg").read_text() == (IMAGES / "inspect.svg").read_text()
