@@ -71,7 +71,7 @@ def test_what_does_not_fit_is_named(official: Any) -> None:
     first = lacking.pop(next(iter(official)))
     with pytest.raises(
         InvalidInputError,
-        match=r"no model of metaformer fits the file; the nearest, \w+_s12 with the layout "
+        match=r"no model of metaformer fits the file; the nearest, \w+_s12 in the format "
         r"official: missing from the file: 1 \(stem",
     ):
         detect_variant("metaformer", lacking)

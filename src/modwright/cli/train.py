@@ -39,7 +39,7 @@ def train(
 ) -> None:
     """Train a model of images from a recipe, and save it.
 
-    The least recipe is two lines: `model: {name: poolformer_s12}` and `data: {images: digits}`.
+    The least recipe is two lines: `model: {name: poolformer_s12}` and `data: {pictures: digits}`.
 
     model is a named model with fields of its config, or {checkpoint: DIR}. data.pictures is digits,
     idx (the four files of MNIST or Fashion-MNIST) or folder (one folder per class). objective.loss

@@ -359,7 +359,7 @@ def _official(config: DuoFormerConfig) -> StateDictConverter:
         rules.append(Rename(theirs, ours, lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)))
     for index in range(config.scales):
         stage = STAGES - config.scales + index
-        rules.append(Rename(f"projection.proj_heads{stage}", f"tokenize.projections.{index}"))
+        rules.append(Rename(f"projection.proj_heads{stage}", f"tokenise.projections.{index}"))
     for b in range(config.depth):
         rules += [
             Rename(f"scaleBlocks.{b}.{there}", f"scale_blocks.{b}.{here}")
