@@ -100,7 +100,7 @@ CHANGES: dict[Callable[[Any], None], str] = {
     patched: r"model\.layers\.3\.mlp has another forward than its class",
     patched_whole: r"the model has another forward than its class",
     adapter: r"self_attn\.q_proj is a Lora, not a Linear",
-    more_modules: r"model\.layers\.0\.mlp\.gain \(Linear\) is not in the config's model",
+    more_modules: r"model\.layers\.0\.mlp\.scale \(Linear\) is not in the config's model",
     other_activation: r"mlp\.act_fn is a Tanh, not a SiLU",
     other_eps: r"input_layernorm\.variance_epsilon is 0\.5, not 1e-06",
     other_scale: r"self_attn\.scaling is 1\.0, not 0\.28",

@@ -320,7 +320,7 @@ def test_positions_of_cells_are_resized_if_asked() -> None:
     model, free = small(), small(interpolate_positions=True)
     x = torch.randn(1, 3, 32, 48)
     with pytest.raises(
-        InvalidInputError, match=r"4 x 6 cells where .* 4 x 4; interpolate_positions=True"
+        InvalidInputError, match=r"4 x 6 regions where .* 4 x 4; interpolate_positions=True"
     ):
         model(x)
     with pytest.raises(InvalidInputError, match="2 x 2 regions where the config has 4 x 4"):

@@ -117,7 +117,7 @@ def test_layouts_round_trip_bit_by_bit(model: Any) -> None:
         import_weights(twin, weights, layout)
         own, others = model.state_dict(), twin.state_dict()
         assert all(others[name].equal(tensor) for name, tensor in own.items()), layout
-        assert import_weights(twin, weights).layout in checkpoint_formats(model)
+        assert import_weights(twin, weights).checkpoint_format in checkpoint_formats(model)
         name = next(iter(weights))
         weights[f"{name}x"] = weights.pop(name)
         with pytest.raises(InvalidInputError, match=r"have no place|missing from the file"):

@@ -90,7 +90,7 @@ def test_names() -> None:
 @pytest.mark.parametrize("branch", BRANCHES)
 def test_logits_are_those_of_transformers_both_ways(branch: str) -> None:
     peer, ours = shaken(ResNetForImageClassification(peer_config(branch))), small(branch)
-    assert import_weights(ours, peer.state_dict()).layout == "transformers"
+    assert import_weights(ours, peer.state_dict()).checkpoint_format == "transformers"
     images = torch.randn(2, 3, 64, 90)
     with torch.no_grad():
         expected = peer(images, output_hidden_states=True)
@@ -127,7 +127,7 @@ def test_names_of_torchvision() -> None:
     wanted += ["layer3.1.conv2.weight", "layer2.0.downsample.1.num_batches_tracked"]
     assert all(name in names for name in wanted)
     assert names["layer2.0.conv2.weight"].shape == (8, 8, 3, 3)
-    assert import_weights(small(), names).layout == "torchvision"
+    assert import_weights(small(), names).checkpoint_format == "torchvision"
 
 
 def test_weights_start_as_those_of_transformers_do() -> None:

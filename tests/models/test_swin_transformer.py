@@ -82,7 +82,7 @@ def test_counts(name: str) -> None:
 @pytest.mark.parametrize("size", [(64, 64), (64, 96), (60, 100)])
 def test_logits_are_those_of_transformers_both_ways(size: tuple[int, int]) -> None:
     peer, ours = theirs(), small()
-    assert import_weights(ours, peer.state_dict()).layout == "transformers"
+    assert import_weights(ours, peer.state_dict()).checkpoint_format == "transformers"
     images = torch.randn(2, 3, *size)
     with torch.no_grad():
         expected = peer(images, output_hidden_states=True)
@@ -113,7 +113,7 @@ def test_a_file_that_transformers_saved_is_read_by_its_path(tmp_path: Path) -> N
     peer, ours = theirs(), small()
     peer.save_pretrained(tmp_path)
     file = tmp_path / "model.safetensors"
-    assert import_weights(ours, file).layout == "transformers_files"
+    assert import_weights(ours, file).checkpoint_format == "transformers_files"
     images = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         assert (ours(images).logits - peer(images).logits).abs().max() <= 1e-5
@@ -134,7 +134,7 @@ def test_names_of_the_authors_and_of_timm() -> None:
     # files of the authors hold what is computed from sizes, too
     official[f"{block}.attn.relative_position_index"] = torch.zeros(16, 16)
     official[f"{block}.attn_mask"] = torch.zeros(4, 16, 16)
-    assert import_weights(small(), official).layout == "official"
+    assert import_weights(small(), official).checkpoint_format == "official"
 
 
 def test_trained_on_another_window_its_table_is_resized() -> None:

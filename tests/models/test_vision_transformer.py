@@ -81,7 +81,7 @@ def test_logits_are_those_of_transformers_vit_both_ways() -> None:
     torch.manual_seed(0)
     theirs = shaken(ViTForImageClassification(ViTConfig(**THEIRS)))
     ours = small()
-    assert import_weights(ours, theirs.state_dict()).layout == "transformers"
+    assert import_weights(ours, theirs.state_dict()).checkpoint_format == "transformers"
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert (ours(images).logits - theirs(images).logits).abs().max() <= 1e-5
