@@ -7,6 +7,7 @@ from typing import Any
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
+from modwright.anatomy.families.table import TINY
 from modwright.anatomy.projection import Projection
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.nn import AttentionShape
@@ -36,16 +37,7 @@ class Bert(Family):
         "mlp_norm": "output.LayerNorm",
     }
     beside = {"mlp": ("output.dense",)}
-    presets = {
-        "tiny-bert": {
-            "vocab_size": 128,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 256,
-        }
-    }
+    presets = {"tiny-bert": TINY}
 
     def check(self) -> None:
         super().check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
+from modwright.anatomy.families.table import TINY
 from modwright.core.errors import UnsupportedArchitecture
 
 
@@ -13,14 +14,9 @@ class Gemma(Llama):
     model_types = ("gemma",)
     presets = {
         "tiny-gemma": {
-            "vocab_size": 128,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
+            **TINY,
             "num_key_value_heads": 1,
             "head_dim": 16,
-            "max_position_embeddings": 256,
             "eos_token_id": 1,
             "bos_token_id": 2,
             "pad_token_id": 0,

@@ -9,6 +9,7 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
+from modwright.anatomy.families.table import TINY
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views import Layout
 
@@ -29,12 +30,7 @@ class GptNeox(Family):
     }
     presets = {
         "tiny-gpt-neox": {
-            "vocab_size": 128,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 256,
+            **TINY,
             "rope_parameters": {
                 "rope_type": "default",
                 "rope_theta": 10000.0,

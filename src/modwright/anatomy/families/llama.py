@@ -7,6 +7,7 @@ from typing import Any
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
+from modwright.anatomy.families.table import TINY
 from modwright.anatomy.projection import Projection
 from modwright.nn import AttentionShape
 
@@ -31,14 +32,10 @@ class Llama(Family):
     }
     presets = {
         "tiny-llama": {
-            "vocab_size": 128,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
+            **TINY,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "head_dim": 12,
-            "max_position_embeddings": 256,
             "tie_word_embeddings": True,
             "eos_token_id": [2, 5],
             "pad_token_id": 0,

@@ -7,6 +7,7 @@ from typing import Any
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
+from modwright.anatomy.families.table import TINY
 from modwright.anatomy.projection import Projection
 from modwright.nn import AttentionShape
 
@@ -17,14 +18,10 @@ class Mistral(Llama):
     model_types = ("mistral",)
     presets = {
         "tiny-mistral": {
-            "vocab_size": 128,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
+            **TINY,
             "num_attention_heads": 8,
             "num_key_value_heads": 2,
             "head_dim": 8,
-            "max_position_embeddings": 256,
             "sliding_window": 5,
             "eos_token_id": 2,
             "bos_token_id": 1,

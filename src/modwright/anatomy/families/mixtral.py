@@ -8,6 +8,7 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.mistral import Mistral
+from modwright.anatomy.families.table import TINY
 from modwright.anatomy.projection import as_projection
 from modwright.anatomy.views import Layout, MixtureOfExperts, Mlp, Norm
 from modwright.nn import Mixture
@@ -24,16 +25,13 @@ class Mixtral(Mistral):
     config_fields = {"num_experts": "num_local_experts", "top_k": "num_experts_per_tok"}
     presets = {
         "tiny-mixtral": {
-            "vocab_size": 128,
-            "hidden_size": 48,
+            **TINY,
             "intermediate_size": 64,
-            "num_hidden_layers": 4,
             "num_attention_heads": 6,
             "num_key_value_heads": 2,
             "head_dim": 12,
             "num_local_experts": 4,
             "num_experts_per_tok": 2,
-            "max_position_embeddings": 256,
             "sliding_window": None,
             "eos_token_id": 2,
             "bos_token_id": 1,

@@ -6,15 +6,11 @@ from typing import Any
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
+from modwright.anatomy.families.table import TINY
 
 _TINY = {
-    "vocab_size": 128,
-    "hidden_size": 48,
-    "intermediate_size": 96,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
+    **TINY,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
     "eos_token_id": [2, 5],
     "bos_token_id": 1,
     "pad_token_id": 0,

@@ -9,6 +9,7 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
+from modwright.anatomy.families.table import TINY
 from modwright.anatomy.views import Norm
 
 
@@ -18,14 +19,9 @@ class Qwen3(Llama):
     model_types = ("qwen3",)
     presets = {
         "tiny-qwen3": {
-            "vocab_size": 128,
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
+            **TINY,
             "num_key_value_heads": 2,
             "head_dim": 16,
-            "max_position_embeddings": 256,
             "tie_word_embeddings": True,
             "eos_token_id": [2, 5],
             "bos_token_id": 1,

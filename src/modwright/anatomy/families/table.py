@@ -13,7 +13,17 @@ from modwright.core.compat.torch import child_modules
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.nn import Opaque
 
-__all__ = ["FamilyTable"]
+__all__ = ["TINY", "FamilyTable"]
+
+TINY = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 256,
+}
+"""What presets have in common."""
 
 
 class FamilyTable:
