@@ -138,7 +138,7 @@ def test_a_shipped_record_edited_to_works_without_figure_is_refused(tmp_path: Pa
 
 
 def test_all_missing_evidence_is_named_at_once(tmp_path: Path) -> None:
-    with pytest.raises(ModwrightError, match="lacks packages, page, figure"):
+    with pytest.raises(ModwrightError, match="lacks modules, page, figure"):
         load_one(tmp_path, modules=[], page=None, figure=None)
 
 
@@ -149,17 +149,17 @@ def test_works_without_golden_needs_a_note_about_it(tmp_path: Path, note: str | 
     load_one(tmp_path, golden=[], note="No golden vectors: no reference exists.")
 
 
-def test_partial_needs_packages_only(tmp_path: Path) -> None:
+def test_partial_needs_modules_only(tmp_path: Path) -> None:
     loaded = load_one(
         tmp_path, status="partial", golden=[], acceptance=None, page=None, command=None, figure=None
     )
     assert loaded.status == "partial"
-    with pytest.raises(ModwrightError, match="status 'partial' lacks packages"):
+    with pytest.raises(ModwrightError, match="status 'partial' lacks modules"):
         load_one(tmp_path, status="partial", modules=[])
 
 
 def test_planned_may_not_claim_results(tmp_path: Path) -> None:
-    with pytest.raises(ModwrightError, match="'planned' cannot have packages, command, figure"):
+    with pytest.raises(ModwrightError, match="'planned' cannot have modules, command, figure"):
         load_one(tmp_path, status="planned")
 
 
@@ -183,7 +183,7 @@ def test_every_field_is_required(tmp_path: Path, field: str) -> None:
         ({"year": 2204}, "year: must be 2100 or less, not 2204"),
         ({"title": None}, "title: must be text"),
         ({"figure": "two\nlines"}, "figure: must be one line of text"),
-        ({"modules": [1]}, "packages.0: must be text, not 1"),
+        ({"modules": [1]}, "modules.0: must be text, not 1"),
         ({"slug": "other-paper"}, "differs from the file name"),
     ],
 )

@@ -66,7 +66,7 @@ def test_a_new_method_enters_by_registering(no_methods: None) -> None:
         def title(self) -> str:
             return "wide" if self.wide else "narrow"
 
-        def forecast(self, anatomy: Anatomy) -> tuple[int, int]:
+        def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
             if self.wide and anatomy.family.name == "bert":
                 raise InvalidInputError("choosy: bert is not wide")
             return 0, 0

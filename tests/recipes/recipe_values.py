@@ -18,9 +18,8 @@ DATA = st.fixed_dictionaries(
     },
 )
 LLM_DROP = st.fixed_dictionaries(
-    {"method": st.just("llm_drop")},
+    {"method": st.just("llm_drop"), "n": st.integers(0, 40)},
     optional={
-        "n": st.integers(0, 40),
         "target": st.sampled_from(["attention", "mlp", "block", "joint"]),
         "mode": st.sampled_from(["one_shot", "iterative"]),
         "drop_norm": st.booleans(),
