@@ -13,10 +13,10 @@ from modwright.edits import Change, keep_heads, keep_neurons, remove
 __all__ = ["EDITS"]
 
 
-def _all_heads_but_one(anatomy: Anatomy, layer: int) -> Change:
-    """Groups of unequal size, where heads share keys and values."""
+def _fewer_heads(anatomy: Anatomy, layer: int) -> Change:
+    """Groups of unequal size, where heads share keys and values, and layers of unequal numbers."""
     attention = anatomy.blocks[layer].attention
-    return keep_heads(attention, range(1, attention.num_heads))
+    return keep_heads(attention, range(1 + layer, attention.num_heads))
 
 
 def _half_the_neurons(anatomy: Anatomy, layer: int) -> Change:
@@ -26,7 +26,7 @@ def _half_the_neurons(anatomy: Anatomy, layer: int) -> Change:
 
 def narrowed(anatomy: Anatomy) -> Change:
     return sum(
-        (_all_heads_but_one(anatomy, i) + _half_the_neurons(anatomy, i) for i in range(2)), Change()
+        (_fewer_heads(anatomy, i) + _half_the_neurons(anatomy, i) for i in range(2)), Change()
     )
 
 
@@ -35,7 +35,7 @@ def removed(anatomy: Anatomy) -> Change:
 
 
 def both(anatomy: Anatomy) -> Change:
-    return removed(anatomy) + _all_heads_but_one(anatomy, 0) + _half_the_neurons(anatomy, 1)
+    return removed(anatomy) + _fewer_heads(anatomy, 0) + _half_the_neurons(anatomy, 1)
 
 
 EDITS: dict[str, Callable[[Anatomy], Change]] = {
