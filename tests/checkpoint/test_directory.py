@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from modwright import checkpoint
 from modwright.core.errors import CheckpointError
+from modwright.edits import apply, remove
 
 FILE = "model.safetensors"
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -75,6 +76,25 @@ def test_fault_A12_masks_of_old_files_do_not_decide(tiny: Any, tmp_path: Path) -
     mask = {"transformer.h.0.attn.bias": torch.ones(1, 1, 8, 8)}
     place = stored(tiny("tiny-gpt2"), tmp_path / "model", torch.bfloat16, "float32", **mask)
     assert checkpoint.open(place).model.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-bert"])
+@pytest.mark.parametrize(
+    "asked", [{"return_dict": False}, {"output_attentions": True, "output_hidden_states": True}]
+)
+def test_fault_B10_a_config_that_changes_the_form_of_outputs_is_opened_without(
+    asked: dict[str, bool], name: str, tiny: Any, tmp_path: Path
+) -> None:
+    place = stored(tiny(name), tmp_path / "model", torch.float32, "float32")
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps({**config, **asked}))
+    opened = checkpoint.open(place)
+    assert any(" and ".join(asked) in note for note in opened.notes)
+    edited = apply(opened, remove(opened.anatomy.blocks[0].mlp))
+    back = checkpoint.open(checkpoint.save(edited, tmp_path / "out"))
+    assert back.notes == () and back.model.config.return_dict is True
+    out = back.model(torch.tensor([[3, 4]]))
+    assert out.attentions is None and out.hidden_states is None
 
 
 @pytest.fixture

@@ -193,6 +193,22 @@ def test_values_that_are_not_there_are_refused(tmp_path: Path) -> None:
         save(model, tmp_path / "out")
 
 
+def test_a_model_transformers_cannot_write_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(self: Any, place: Any, **options: Any) -> None:
+        Path(place, "model.safetensors").write_bytes(b"half")
+        raise RuntimeError("no tensor of this kind\nin detail")
+
+    model = tiny_llama()
+    monkeypatch.setattr(type(model), "save_pretrained", stopped)
+    with pytest.raises(
+        CheckpointError, match=r"cannot write LlamaForCausalLM: no tensor of this kind$"
+    ):
+        save(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture
 def written(tmp_path: Path) -> tuple[Any, Path]:
     model = tiny_llama()

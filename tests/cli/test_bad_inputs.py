@@ -59,7 +59,7 @@ def set_type(dtype: torch.dtype) -> Callable[[Path], None]:
 # What is done to a copy of the model, and what the line must say.
 MODELS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "cut short": (lambda m: cut(m / WEIGHTS, 999), (WEIGHTS, "damaged or cut short")),
-    "no bytes": (lambda m: (m / WEIGHTS).write_bytes(b""), (WEIGHTS, "damaged or cut short")),
+    "no bytes": (lambda m: (m / WEIGHTS).write_bytes(b""), (WEIGHTS, "is empty; copy")),
     "no weights": (lambda m: (m / WEIGHTS).unlink(), ("no weights", WEIGHTS, INDEX)),
     "a folder": (lambda m: ((m / WEIGHTS).unlink(), (m / WEIGHTS).mkdir()), ("no weights",)),
     "a shard cut short": (lambda m: cut(shards(m)[1], 9), ("model-00002", "cut short")),
@@ -94,7 +94,6 @@ MODELS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
         lambda m: configure(m, text_config={"quantization_config": {"quant_method": "fp8"}}),
         ("stored quantized (fp8)",),
     ),
-    "config of an odd type": (lambda m: configure(m, dtype="int8"), ("int8", "floating-point")),
 }
 
 TEXTS: dict[str, tuple[bytes, str, tuple[str, ...]]] = {
@@ -143,6 +142,15 @@ def test_a_spoiled_model(
     before = stamps(own_model.parent)
     check_refused(command(how), info)
     assert stamps(own_model.parent) == before
+
+
+def test_a_type_in_the_config_that_no_weight_has(
+    own_model: Path, command: Callable[[str], Any]
+) -> None:
+    """The type that weights are stored in decides, whatever the config says."""
+    configure(own_model, dtype="int8")
+    done = command("run recipe.yaml -o out --dry-run")
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("name", TEXTS)

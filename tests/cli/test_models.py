@@ -218,6 +218,7 @@ def test_a_file_comes_in_and_goes_back_with_its_bits(
     assert "poolformer_s12: " in done.out and "7 classes" in done.out
     assert f"format official: {len(official)} tensors taken" in done.out
     assert "not in the file, left as made: none" in done.out
+    assert "no config.json beside the weights" in done.out
     for name in ("back.safetensors", "back.pth"):
         assert command(f"rename out --to official -o {name}").code == 0
         from modwright.models.importing import read_weights

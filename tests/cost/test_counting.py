@@ -173,6 +173,17 @@ def test_an_image_has_a_length_of_its_own(make: Any) -> None:
     assert counted.kv_bytes == counted.decode_macs == 0
 
 
+def test_fault_B10_the_decoder_of_masked_images_is_counted(make: Any) -> None:
+    config = make("tiny-vit").config
+    config.encoder_stride = config.patch_size
+    model = transformers.ViTForMaskedImageModeling(config).eval()
+    images = torch.randn(BATCH, 3, config.image_size, config.image_size)
+    assert count(model, batch=BATCH).prefill_macs == counted_by_torch(model, images)
+    model.decoder[0] = torch.nn.Conv2d(config.hidden_size, 12, 3, padding=1)
+    with pytest.raises(UnsupportedArchitecture, match=r"decoder\.0: a convolution outside the pa"):
+        count(model)
+
+
 def test_projections_of_the_stream_count_for_every_token(make: Any) -> None:
     rows = {row.address: row for row in count(make("tiny-opt-post"), length=LENGTH).rows}
     for name in ("project_in", "project_out"):

@@ -65,7 +65,15 @@ def test_fault_B6_one_image_left_over_is_known_before_the_start() -> None:
     with pytest.raises(InvalidInputError, match="batches of one image"):
         fit(model, left_over, None, Settings(epochs=1, batch_size=1))
     assert all(buffer.equal(before[name]) for name, buffer in model.named_buffers())
-    assert fit(model, left_over, None, Settings(epochs=2, batch_size=4)).steps == 4
+    said: list[str] = []
+    four = Settings(epochs=2, batch_size=4)
+    assert fit(model, left_over, None, four, log=said.append).steps == 4
+    assert said == [
+        "the last batch of an epoch is left out: of 9 images in batches of 4 it holds one, which a "
+        "BatchNorm cannot be trained on"
+    ]
+    with pytest.warns(UserWarning, match="the last batch of an epoch is left out"):
+        fit(model, left_over, None, four)
     larger = images(9, "a", "b")  # where maps are larger, one image can be trained on
     assert fit(batch_norm(32), larger, None, Settings(epochs=1, batch_size=4)).steps == 3
     without = create_model("poolformer_s12", num_classes=2, **SMALL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from helpers import edit, outputs, snapshot, unchanged
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
-from modwright.edits import Change, remove
+from modwright.edits import Change, factorize, remove
 from modwright.edits.sharing import own_tensors, sharing_with
 from modwright.tasks.pictures import Pictures
 from modwright.training import CrossEntropy, Distillation, Settings, fit, learn
@@ -123,3 +124,31 @@ def test_fault_A2_a_change_of_nothing_shares_and_learns_apart(tiny: Any) -> None
         for parameter in result.parameters():
             parameter -= 0.1
     assert unchanged(source, before)
+
+
+def test_fault_A25_what_adapters_leave_frozen_is_named(tiny: Any) -> None:
+    import peft
+
+    stock = tiny("tiny-llama")
+    up = Anatomy.of(stock).part("blocks.1.mlp.up")
+    u, s, v = torch.linalg.svd(up.weight)
+    pair = edit(stock, factorize(up, u[:, :8] * s[:8], v[:8]), check=False).model
+    everything = peft.LoraConfig(target_modules="all-linear")
+    with pytest.warns(UserWarning, match="no linear layers, so these stay frozen: ") as told:
+        learn(peft.get_peft_model(pair, everything))
+    (message,) = [str(one.message) for one in told if "stay frozen" in str(one.message)]
+    assert message.endswith(": base_model.model.model.layers.1.mlp.up_proj")
+    with pytest.warns(UserWarning, match=r"layers\.0\.mlp\.experts, .* and 1 more"):
+        learn(peft.get_peft_model(tiny.copy("tiny-mixtral"), everything))
+
+
+@pytest.mark.parametrize("adapters", [False, True])
+def test_nothing_is_left_frozen_in_a_model_of_linear_layers(adapters: bool, tiny: Any) -> None:
+    import peft
+
+    model = tiny.copy("tiny-llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if adapters:
+            model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear"))
+        learn(model)

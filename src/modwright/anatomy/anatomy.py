@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modwright.anatomy.coerce import model_of
+from modwright.anatomy.coerce import model_of, require_no_adapters
 from modwright.anatomy.families import family_of, wrapped
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.stream import ResidualStream, stream_of
@@ -50,15 +50,23 @@ class Anatomy:
 
         Raises:
             UnsupportedArchitecture: no family knows its ``config.model_type``.
-            InvalidInputError: its weights are quantized.
+            InvalidInputError: its weights are quantized, or PEFT adapters add to them;
+                or its config has ``return_dict`` off.
         """
         if isinstance(model, cls):
             return model
-        model = wrapped(model_of(model))
+        model = model_of(model)
+        require_no_adapters(model)
+        model = wrapped(model)
         config: Any = model.config
         if getattr(config, "quantization_config", None) or getattr(model, "is_quantized", False):
             raise InvalidInputError(
                 "the model is quantized; open it dequantised (dtype float32 or bfloat16)"
+            )
+        if getattr(config, "return_dict", True) is False:
+            raise InvalidInputError(
+                "the model's config asks for tuples (return_dict is false), which are not read; "
+                "set model.config.return_dict = True"
             )
         return cls(model, family_of(config, model))
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from modwright.core.compat.transformers import has_adapters
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["address_of", "model_of"]
+__all__ = ["address_of", "model_of", "require_no_adapters"]
 
 
 def model_of(given: Any) -> Any:
@@ -34,6 +35,19 @@ def model_of(given: Any) -> Any:
         "expected a model, or what modwright.open, Anatomy.of or modwright.apply returned, not "
         f"{type(given).__name__}{hint}"
     )
+
+
+def require_no_adapters(model: Any) -> None:
+    """Refuses a model whose weights are not what it computes with: PEFT adapters add to them.
+
+    Raises:
+        InvalidInputError: adapters were wrapped around it, loaded or injected.
+    """
+    if has_adapters(model):
+        raise InvalidInputError(
+            f"the model carries PEFT adapters ({type(model).__name__}); merge them first "
+            "(model = model.merge_and_unload())"
+        )
 
 
 def address_of(part: Any) -> str:

@@ -72,18 +72,18 @@ def load_directory(
     stored = read_headers(directory)
     require_counts(fields, (tensor.shape for tensor in stored.values()), str(directory))
     config = _config(directory, fields, trust_remote_code)
+    notes = _with_default_outputs(config)
     own = remote_class(config, head) if trust_remote_code else None
     cls: Any = own or model_class(config, head)
     if own is None:
         values = sum(tensor.numel for tensor in stored.values())
         require_fit(cls, config, values, str(directory))
     kinds = sorted({tensor.dtype for tensor in stored.values() if tensor.dtype in _PLAIN})
-    notes: tuple[str, ...] = ()
     if dtype is None:
         dtype = stored_type(stored, cls)
         if len(kinds) > 1:
             note = str(dtype).removeprefix("torch.")
-            notes = (f"The weights are stored as {' and '.join(kinds)} and opened as {note}.",)
+            notes += (f"The weights are stored as {' and '.join(kinds)} and opened as {note}.",)
     if device is None:
         require_memory(_needed(stored, dtype), f"opening {directory.name or directory}")
     remote = {"trust_remote_code": True} if own is not None else {}
@@ -254,6 +254,24 @@ def _config(
             f"{directory}: model type {kind!r} is not known to transformers "
             f"{transformers.__version__}; {hint}"
         ) from error
+
+
+def _with_default_outputs(config: transformers.PreTrainedConfig) -> tuple[str, ...]:
+    """Sets what a config says of the form of outputs, not of their values, to the default.
+
+    transformers itself cannot run a causal model of a config without ``return_dict``.
+    """
+    wanted = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+    other = []
+    for name, value in wanted.items():
+        for one in {id(c): c for c in (config, config.get_text_config())}.values():
+            if getattr(one, name, value) != value:
+                setattr(one, name, value)
+                other.append(name)
+    told = " and ".join(dict.fromkeys(other))
+    return (f"config.json changes the form of outputs by {told}; the default is taken.",) * bool(
+        told
+    )
 
 
 def _needed(stored: dict[str, StoredTensor], dtype: torch.dtype | None) -> int:

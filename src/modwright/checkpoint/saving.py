@@ -13,7 +13,6 @@ from modwright.checkpoint.memory import weights_bytes
 from modwright.checkpoint.source import Source
 from modwright.checkpoint.ties import state_apart
 from modwright.checkpoint.tokenizer import has_tokenizer, load_tokenizer
-from modwright.core.compat.transformers import has_adapters
 from modwright.core.errors import CheckpointError, InvalidInputError, WriteFailed, first_line
 from modwright.core.files import require_space, whole_directory, write_file
 
@@ -191,10 +190,16 @@ def _check_names(files: Mapping[str, str | bytes]) -> None:
 
 
 def _check_model(model: PreTrainedModel) -> None:
-    if has_adapters(model):
-        raise InvalidInputError(
-            "the model carries PEFT adapters; merge them first (merge_and_unload)"
-        )
+    from huggingface_hub.errors import StrictDataclassError
+
+    from modwright.anatomy.coerce import require_no_adapters
+
+    require_no_adapters(model)
+    try:
+        model.config.validate()
+    except (ValueError, StrictDataclassError) as error:
+        told = " ".join(str(error).split())
+        raise InvalidInputError(f"the model's config cannot be written: {told}") from error
     for name, tensor in model.state_dict().items():
         if tensor.is_meta:
             raise CheckpointError(

@@ -91,7 +91,7 @@ def import_model(
             "format": found.checkpoint_format,
             "tensors": found.tensors,
         }
-        info |= {"changed": dict(found.changed), "carried": carried}
+        info |= {"changed": dict(found.changed), "config": found.has_config, "carried": carried}
         emit_json({**info, "fresh": list(found.fresh), "output": str(out)})
         return
     count = sum(parameter.numel() for parameter in found.model.parameters())
@@ -100,6 +100,10 @@ def import_model(
         f"format {found.checkpoint_format}: {found.tensors} tensors taken",
         f"not in the file, left as made: {', '.join(found.fresh) or 'none'}",
     ]
+    if not found.has_config:
+        lines.append(
+            f"no config.json beside the weights: what they do not tell is as in {found.variant}"
+        )
     if found.changed:
         other = ", ".join(f"{key} {value}" for key, value in found.changed.items())
         lines.append(f"other than {found.variant} by config.json: {other}")

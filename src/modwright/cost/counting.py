@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from modwright.anatomy import Anatomy, Part
+from modwright.anatomy.inputs import Images
 from modwright.anatomy.views import Sublayer
 from modwright.core.compat.torch import tensor_tables
+from modwright.core.errors import UnsupportedArchitecture
 from modwright.core.formatting import format_number
 from modwright.cost.checks import as_anatomy, at_least
 from modwright.cost.macs import Pass, part_macs
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 __all__ = ["Cost", "PartCost", "cost", "count"]
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_CONVOLUTIONS += (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -279,12 +285,23 @@ def _kind(address: str, part: Part) -> str:
 
 
 def _other_macs(anatomy: Anatomy, modules: list[tuple[str, nn.Module]], run: Pass) -> int:
-    """Linear maps outside the parts: once per sequence behind a pooler, else for every token."""
+    """Maps outside the parts: once per sequence behind a pooler, else for every token.
+
+    Convolutions see the patches alone.
+
+    Raises:
+        UnsupportedArchitecture: a convolution over more places than one.
+    """
     family, model = anatomy.family, anatomy.model
+    inputs = family.inputs()
     inside = family.prefix(model)
     pooled = family.pools(model)
     total = 0
     for path, module in modules:
+        if isinstance(module, _CONVOLUTIONS):
+            if not isinstance(inputs, Images) or {*module.kernel_size, *module.stride} != {1}:
+                raise UnsupportedArchitecture(f"{path}: a convolution outside the parts, {module}")
+            total += module.weight.numel() * run.sequences * inputs.patches
         if not isinstance(module, nn.Linear | Conv1D | FactorPair):
             continue
         names = path.split(".")

@@ -1,26 +1,32 @@
 """``output_attentions`` of an edited model: one entry a layer, whatever stands there.
 
 transformers records attention maps by the class of its own attentions. Where another part stands it
-records nothing, and the maps behind it would move up by a place.
+records nothing, and the maps behind it would move up by a place. The source of this module goes
+into standalone checkpoints, too.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from modwright.anatomy.families import family_of
 from modwright.core.capture import Call, on_forward
-from modwright.edits.edit import split_address, state_from_list
-from modwright.edits.hf_adapters import check_router_scores
 
 __all__ = ["forward_with_all_maps"]
 
 
-def forward_with_all_maps(base: Any) -> Any:
+def forward_with_all_maps(
+    base: Any, replaced_in: Callable[[Any], tuple[int, Mapping[int, nn.Module]]]
+) -> Any:
     """The forward of a stock class, for an edited model of it; None stands where there is no map.
+
+    Args:
+        base: the stock class.
+        replaced_in: number of layers of a model, and what stands for attentions that were
+            replaced, by layer.
 
     Example:
         >>> import modwright
@@ -35,8 +41,6 @@ def forward_with_all_maps(base: Any) -> Any:
 
     @functools.wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if kwargs.get("output_router_logits", getattr(self.config, "output_router_logits", False)):
-            check_router_scores(self)
         if not kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
             return base.forward(self, *args, **kwargs)
         maps: dict[int, Tensor | None] = {}
@@ -45,12 +49,7 @@ def forward_with_all_maps(base: Any) -> Any:
             several = isinstance(call.output, tuple) and len(call.output) > 1
             maps[index] = call.output[1] if several and isinstance(call.output[1], Tensor) else None
 
-        family = family_of(self.config, self)
-        layers, replaced = family.layers(self), {}
-        for edit in state_from_list(self.config.edits):
-            index, role = split_address(edit.path)
-            if index is not None and role == "attention":
-                replaced[index] = layers[index].get_submodule(family.block[role])
+        layers, replaced = replaced_in(self)
         as_tuple = kwargs.get("return_dict", getattr(self.config, "return_dict", True)) is False
         if as_tuple:
             kwargs["return_dict"] = True
@@ -60,8 +59,7 @@ def forward_with_all_maps(base: Any) -> Any:
             own = iter(out.attentions)
             # A fused attention gives no maps, and transformers then an empty tuple.
             found = [
-                maps.get(index) if index in replaced else next(own, None)
-                for index in range(len(layers))
+                maps.get(index) if index in replaced else next(own, None) for index in range(layers)
             ]
             out["attentions"] = tuple(found)
         return out.to_tuple() if as_tuple else out

@@ -241,7 +241,9 @@ def _simplest(
         best, fewest = config, edits
         for candidate in (config, _with_shared_widths(anatomy, config, whole)):
             needed = None if candidate is None else _needed(stock, candidate, edits)
-            if needed is not None and len(needed) < len(fewest):
+            if needed is None or len(needed) >= len(fewest):
+                continue
+            if _outside_sublayers(stock, candidate) == _outside_sublayers(stock, config):
                 best, fewest = candidate, needed
         if len(fewest) < len(edits):
             config, edits = best, fewest
@@ -279,6 +281,19 @@ def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | 
     for word, value in wanted.items():
         family.put(candidate, word, value)
     return candidate
+
+
+def _outside_sublayers(stock: type[PreTrainedModel], config: Any) -> dict[str, torch.Size]:
+    """Shapes of all parameters outside attentions and MLPs of blocks.
+
+    No edit is about them. A field may say more widths than one, such as that of a second stream.
+    """
+    model, inside = _skeleton(stock, config), set()
+    for block in Anatomy.of(model).blocks:
+        for _, sublayer in block.sublayers():
+            stored = (sublayer.stored_at(name) for name in sublayer.parameters())
+            inside |= {id(getattr(module, leaf)) for module, leaf in stored}
+    return {name: p.shape for name, p in model.named_parameters() if id(p) not in inside}
 
 
 def _stock_multiplies(mlp: Mlp | MixtureOfExperts | None) -> bool:

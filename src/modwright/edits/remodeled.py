@@ -29,6 +29,7 @@ from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.attention_maps import forward_with_all_maps
 from modwright.edits.cache_layers import unfilled_cache_layers
 from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_list
+from modwright.edits.hf_adapters import check_router_scores
 from modwright.edits.replay import replay
 from modwright.edits.stock_class_guard import (
     add_stock_class_guard,
@@ -211,7 +212,7 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
         (base,),
         {
             "__init__": __init__,
-            "forward": forward_with_all_maps(base),
+            "forward": _forward(base),
             "initialize_weights": initialize_weights,
             "__module__": __name__,
             "__doc__": f"{base.__name__} with the edits of its config.",
@@ -224,6 +225,30 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
         },
     )
     return cls
+
+
+def _forward(base: Any) -> Any:
+    """The forward of a stock class, for an edited model of it."""
+    with_all_maps = forward_with_all_maps(base, _replaced_attentions)
+
+    @wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("output_router_logits", getattr(self.config, "output_router_logits", False)):
+            check_router_scores(self)
+        return with_all_maps(self, *args, **kwargs)
+
+    return forward
+
+
+def _replaced_attentions(model: Any) -> tuple[int, dict[int, Any]]:
+    """Number of layers, and what stands in place of a stock attention, by layer."""
+    family = family_of(model.config, model)
+    layers, replaced = family.layers(model), {}
+    for edit in edits_of(model.config):
+        index, role = split_address(edit.path)
+        if index is not None and role == "attention":
+            replaced[index] = layers[index].get_submodule(family.block[role])
+    return len(layers), replaced
 
 
 @cache

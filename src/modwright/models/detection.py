@@ -77,6 +77,8 @@ class DetectedCheckpoint:
         tensors: how many were taken.
         fresh: names of tensors that the file does not give, and that are as they were made.
         changed: fields whose value is that of the file's config.json and not the named model's.
+        has_config: a config.json beside the weights said the fields; the named model's own do
+            otherwise.
     """
 
     model: Any
@@ -85,6 +87,7 @@ class DetectedCheckpoint:
     tensors: int
     fresh: tuple[str, ...]
     changed: Mapping[str, Any] = field(default_factory=dict)
+    has_config: bool = False
 
 
 def variants_of(name: str) -> list[str]:
@@ -196,7 +199,13 @@ def import_named(
         if not other:
             name_classes(model, told)
     return DetectedCheckpoint(
-        model, fit.variant, done.checkpoint_format, done.tensors, done.fresh, changed
+        model,
+        fit.variant,
+        done.checkpoint_format,
+        done.tensors,
+        done.fresh,
+        changed,
+        told is not None,
     )
 
 

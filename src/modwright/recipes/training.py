@@ -146,6 +146,7 @@ class _Training:
                 resume=goes_on,
                 measure_epochs=self.recipe.measure_epochs,
                 progress=self.progress,
+                log=self.log,
                 callbacks=self._callbacks(),
             )
             info = self._info(ready, fitted)

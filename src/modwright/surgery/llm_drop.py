@@ -25,6 +25,7 @@ from modwright.calibration import (
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, remove
+from modwright.edits.canonical import target_of
 from modwright.edits.replay import num_removed, preview
 from modwright.surgery.drop_lists import DropLists, read_lists
 from modwright.surgery.method import Requirements, plain_options, register_method
@@ -298,6 +299,7 @@ class LlmDrop:
                 "the closer to one, the less the part does"
             )
         change = _changes(anatomy, picked, self.drop_post_norm)
+        target_of(anatomy, change.edits)  # what cannot be is refused here, not when it is applied
         return Plan.of(anatomy, "llm_drop", change, plain_options(self), reasons, tuple(notes))
 
 

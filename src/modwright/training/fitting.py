@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,6 +99,10 @@ class TrainResult:
     log: tuple[Mapping[str, float], ...] = ()
 
 
+def _warn(sentence: str) -> None:
+    warnings.warn(sentence, stacklevel=3)
+
+
 def fit(
     model: Any,
     train: Pictures | SuperResolutionDataset,
@@ -110,12 +114,13 @@ def fit(
     *,
     measure_epochs: bool = False,
     progress: Progress | None = None,
+    log: Callable[[str], None] = _warn,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Trains a classifier in place; its classes get the names of the images' classes.
 
     Where the last batch of an epoch would hold one image that a BatchNorm cannot be trained on,
-    that batch is left out.
+    that batch is left out, and ``log`` says so.
 
     Args:
         model: takes ``pixel_values`` and gives ``logits``.
@@ -130,6 +135,7 @@ def fit(
         measure_epochs: measures the accuracy after every epoch, too.
         progress: told of every step; without one transformers shows a bar where there is an
             ``output``.
+        log: is given sentences on what is done otherwise than asked; they are warnings without it.
         callbacks: of transformers' Trainer, more of them. What they correct after a step (masks,
             tied weights) is corrected before averaged weights take it up.
 
@@ -139,7 +145,8 @@ def fit(
             shared by all processes.
 
     Warns:
-        UserWarning: a newer checkpoint is damaged and an older one is taken.
+        UserWarning: a newer checkpoint is damaged and an older one is taken, or the last batch of
+            an epoch is left out; unless there is a ``log``.
 
     Example:
         >>> from modwright.models import create_model
@@ -159,7 +166,7 @@ def fit(
         name_classes(model.config, train.classes)
     if resume and output is not None and distributed.is_main():
         for told in remove_incomplete(output):
-            warnings.warn(told, stacklevel=2)
+            log(told)
     checkpoint = None if output is None else newest_checkpoint(output)
     if resume and checkpoint is None:
         raise InvalidInputError(f"{output} holds no checkpoint to resume from")
@@ -178,6 +185,10 @@ def fit(
         arguments = _arguments(settings, str(output or scratch), keep=output is not None)
         if _leaves_one(model, train, arguments):
             arguments.dataloader_drop_last = True
+            log(
+                f"the last batch of an epoch is left out: of {len(train)} images in batches of "
+                f"{settings.batch_size} it holds one, which a BatchNorm cannot be trained on"
+            )
         trainer = ObjectiveTrainer(
             model,
             arguments,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from modwright.core.compat.transformers import has_adapters
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.sharing import own_tensors
+from modwright.nn import FactorPair
 from modwright.training.objectives import Objective
 
 __all__ = ["EMACallback", "ObjectiveTrainer", "learn"]
@@ -28,6 +31,8 @@ def learn(model: nn.Module, apart_from: Sequence[nn.Module] = ()) -> None:
     for the teacher's sake, and learn here; where all parameters are frozen, all learn. Others stay
     as they are, and so do tables that the model never trains.
 
+    PEFT puts adapters on linear layers alone: what else it leaves frozen is named in a warning.
+
     Args:
         model: changed in place. Parameters that it shared are new objects afterwards, so optimizers
             and masks are made later.
@@ -35,6 +40,9 @@ def learn(model: nn.Module, apart_from: Sequence[nn.Module] = ()) -> None:
 
     Raises:
         InvalidInputError: the model is its own teacher.
+
+    Warns:
+        UserWarning: factor pairs or stacked experts stay frozen beside PEFT adapters.
 
     Example:
         >>> import modwright
@@ -61,6 +69,31 @@ def learn(model: nn.Module, apart_from: Sequence[nn.Module] = ()) -> None:
         parameter = model.get_parameter(name)
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
+    left = _frozen_beside_adapters(model)
+    if left:
+        more = f" and {len(left) - 3} more" * (len(left) > 3)
+        warnings.warn(
+            "PEFT has no adapters for parts that are no linear layers, so these stay frozen: "
+            + ", ".join(left[:3])
+            + more,
+            stacklevel=2,
+        )
+
+
+def _frozen_beside_adapters(model: nn.Module) -> list[str]:
+    """Factor pairs and stacked experts that do not learn in a model that has PEFT adapters."""
+    if not has_adapters(model):
+        return []
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, FactorPair) or any(p.dim() == 3 and len(p) > 1 for p in _own(module))
+        if not any(p.requires_grad for p in _own(module)) and ".base_layer" not in name
+    ]
+
+
+def _own(module: nn.Module) -> list[nn.Parameter]:
+    return list(module.parameters(recurse=False))
 
 
 class ObjectiveTrainer(Trainer):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import json
 import logging
@@ -171,6 +172,27 @@ def test_paths_have_the_prefix_of_the_backbone_also_without_a_head(
 ) -> None:
     layout = layout_of(edited_model("tiny-bert"))
     assert all(path.startswith("bert.encoder.layer.") for path, _, _ in layout.parts)
+
+
+def test_fault_A17_there_is_one_attention_map_a_layer(
+    folder: Path, edited_model: Callable[[str], Any], modules_cache: Path
+) -> None:
+    model = edited_model("tiny-llama")
+    expected = attention_maps(copy.deepcopy(model))
+    assert [weights is None for weights in expected][:2] == [True, False]
+    for auto in ("AutoModelForCausalLM", "AutoModel"):
+        opened = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
+        found = attention_maps(opened)
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected):
+            assert (one is None) == (other is None)
+            assert one is None or torch.equal(one, other)
+
+
+def attention_maps(model: Any) -> Any:
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        return model(**batch_of(model), output_attentions=True).attentions
 
 
 # The file

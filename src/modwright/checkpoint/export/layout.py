@@ -26,6 +26,7 @@ class Layout:
         parts: (module path, name of a registered part, arguments), in the order of placing. Paths
             begin with the prefix of the backbone, also where the model is the bare backbone.
         slots: module path of each attention that owns a key/value cache slot -> the slot.
+        attentions: module path of what stands for an attention that was replaced -> its layer.
         layers: layer -> config fields that differ there, as a checkpoint tells them.
         resolved: layer -> config fields that differ there, as the model's cache reads them.
         kv_sharing_modes: one word or None for each cache slot; None for all where the config has
@@ -34,6 +35,7 @@ class Layout:
 
     parts: tuple[tuple[str, str, dict[str, Any]], ...]
     slots: dict[str, int]
+    attentions: dict[str, int]
     layers: dict[int, dict[str, Any]]
     resolved: dict[int, dict[str, Any]]
     kv_sharing_modes: list[str | None] | None
@@ -48,6 +50,7 @@ class Layout:
         return {
             "parts": [[path, name, dict(kwargs)] for path, name, kwargs in self.parts],
             "slots": dict(self.slots),
+            "attentions": dict(self.attentions),
             "layers": {str(index): entry for index, entry in self.layers.items()},
             "resolved": {str(index): entry for index, entry in self.resolved.items()},
             "kv_sharing_modes": self.kv_sharing_modes,
@@ -102,10 +105,21 @@ def layout_of(model: Any) -> Layout:
     return Layout(
         tuple(parts),
         slots,
+        _replaced_attentions(config, f"{bare}{blocks}", family.block["attention"]),
         dict(config.layer_overrides()),
         _resolved(config),
         None if modes is None else list(modes),
     )
+
+
+def _replaced_attentions(config: Any, blocks: str, attention: str) -> dict[str, int]:
+    """Path of each attention that an edit replaces -> its layer."""
+    places = (split_address(edit.path) for edit in edits_of(config))
+    return {
+        f"{blocks}.{index}.{attention}": index
+        for index, role in places
+        if index is not None and role == "attention"
+    }
 
 
 def _resolved(config: Any) -> dict[int, dict[str, Any]]:

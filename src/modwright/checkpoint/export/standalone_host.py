@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.modes import set_mode
+from modwright.edits.attention_maps import forward_with_all_maps
 from modwright.edits.stock_class_guard import (
     add_stock_class_guard,
     strip_stock_class_guard,
@@ -31,6 +32,7 @@ class StandaloneConfig(PreTrainedConfig):
     Attributes:
         modwright_layout: ``parts``: [path, name of a part, its arguments] in the order in which
             they are placed; ``slots``: path of an attention -> its key/value cache slot;
+            ``attentions``: path of what stands for an attention -> its layer;
             ``layers``: layer -> fields that differ there, told so that stock classes refuse the
             checkpoint; ``resolved``: the same as caches read it; ``kv_sharing_modes``: which slots
             stay empty.
@@ -87,6 +89,12 @@ class StandaloneModel(PreTrainedModel):
     """Name -> builder, called as ``builder(config, **arguments)`` with the model's own config; one
     with an argument ``standing`` is given what stood there."""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if len(cls.__bases__) > 1:  # with its stock class
+            made: Any = cls
+            made.forward = forward_with_all_maps(cls.__bases__[-1], cls._replaced_attentions)
+
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
         layout = config.modwright_layout
@@ -107,6 +115,14 @@ class StandaloneModel(PreTrainedModel):
         part = builder(self.config, **given, **arguments)
         parent, _, leaf = path.rpartition(".")
         setattr(self.get_submodule(parent), leaf, set_mode(part, standing.training))
+
+    def _replaced_attentions(self) -> tuple[int, dict[int, nn.Module]]:
+        """Number of layers, and what stands in place of a stock attention, by layer."""
+        config: Any = self.config
+        noted = config.modwright_layout.get("attentions", {})
+        there = ((index, self._inside(path)) for path, index in noted.items())
+        found = {index: self.get_submodule(path) for index, path in there if path is not None}
+        return config.num_hidden_layers, found
 
     def _inside(self, path: str) -> str | None:
         """A path of the layout in this model: a bare backbone has no prefix and no head."""

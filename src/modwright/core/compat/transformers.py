@@ -93,8 +93,13 @@ def keys_without_a_type(model_class: Any) -> list[str]:
 
 
 def has_adapters(model: Any) -> bool:
-    """PEFT adapters are loaded into the model; the public question raises where PEFT is missing."""
-    return bool(getattr(model, "_hf_peft_config_loaded", False))
+    """PEFT adapters are in the model, or around it: loaded, wrapped or injected.
+
+    The public question raises where PEFT is missing, and sees loaded ones alone.
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):
+        return True
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
 def drops_final_norm(config: Any) -> bool:
