@@ -19,7 +19,7 @@ NAMED = re.compile(r"fault_([A-Z]\d+)(?!\d)")
 
 
 @cache
-def tests_of() -> dict[str, list[str]]:
+def holding() -> dict[str, list[str]]:
     """Id of a fault -> the test functions whose names contain it."""
     found: dict[str, list[str]] = defaultdict(list)
     for file in sorted(HERE.rglob("test_*.py")):
@@ -39,7 +39,7 @@ def test_a_name_with_more_digits_is_of_another_fault() -> None:
 
 
 def test_what_is_right_is_held_by_a_test_that_names_the_fault() -> None:
-    assert not [fault for fault, sentence in SAID.items() if sentence and fault not in tests_of()]
+    assert not [fault for fault, sentence in SAID.items() if sentence and fault not in holding()]
 
 
 def test_what_is_right_is_said_or_waits_for_a_milestone() -> None:
@@ -50,4 +50,4 @@ def test_what_is_right_is_said_or_waits_for_a_milestone() -> None:
 
 
 def test_a_test_of_a_fault_that_is_not_listed() -> None:
-    assert not {fault: tests for fault, tests in tests_of().items() if not SAID.get(fault)}
+    assert not {fault: tests for fault, tests in holding().items() if not SAID.get(fault)}

@@ -12,6 +12,7 @@ from edit_cases import CASES, KINDS, attention_of, mlp_of
 
 from helpers import edit, outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
+from modwright.anatomy.families import family_of
 from modwright.edits import factorize, keep_heads, remove, verify
 
 
@@ -35,7 +36,7 @@ def tokens() -> torch.Tensor:
 
 
 def loss_of(model: Any) -> torch.Tensor:
-    family = Anatomy.of(model).family
+    family = family_of(model.config, model)
     if family.is_causal():
         batch = tokens()
         loss: torch.Tensor = model(input_ids=batch, labels=batch).loss
