@@ -69,7 +69,7 @@ def loop_over_cells(model: Any, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def scales_side_by_side(depth: int, batch: int, repeats: int) -> None:
     """Prints a table: tokens per cell, milliseconds per image, peak memory."""
-    fields = {"depth": depth, "num_classes": 2}
+    fields = {"depths": depth, "num_classes": 2}
     models = {s: create_model(f"duoformer_resnet18_scales{s}_224", **fields).eval() for s in SCALES}
     images = torch.randn(batch, 3, 224, 224)
     runs = [partial(model, images) for model in models.values()]
@@ -92,7 +92,7 @@ def folded_and_looped(depth: int, batch: int, repeats: int) -> None:
     print("|---|---|---|---|---|")
     for scales, dim, heads in ((2, 768, 12), (3, 768, 12), (2, 48, 3), (3, 48, 3)):
         name = f"duoformer_resnet18_scales{scales}_224"
-        model = create_model(name, depth=depth, dim=dim, heads=heads).eval()
+        model = create_model(name, depths=depth, hidden_size=dim, num_heads=heads).eval()
         tokens = torch.randn(batch, 49, model.tokenise.tokens + 1, dim)
         runs = [partial(loop_over_cells, model, tokens), partial(model.mix_scales, tokens)]
         off = float((runs[0]() - runs[1]()).abs().max())

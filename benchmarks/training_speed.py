@@ -33,8 +33,8 @@ from modwright.training import Settings, fit
 
 EPOCHS, BATCH, PICTURES = 5, 32, 640
 MODELS: dict[str, dict[str, Any]] = {
-    "16 thousand parameters": {"depths": [1, 1], "widths": [16, 32]},
-    "251 thousand parameters": {"depths": [2, 2, 2], "widths": [24, 48, 96]},
+    "16 thousand parameters": {"depths": [1, 1], "hidden_sizes": [16, 32]},
+    "251 thousand parameters": {"depths": [2, 2, 2], "hidden_sizes": [24, 48, 96]},
 }
 
 

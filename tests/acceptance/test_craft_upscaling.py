@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2) if FULL else (0,)
 STEPS, BATCH = 300, 16
 RINGS = 24
-SIZES: dict[str, Any] = {"dim": 32, "depths": [1, 1], "num_heads": [4, 4]}
+SIZES: dict[str, Any] = {"hidden_size": 32, "depths": [1, 1], "num_heads": [4, 4]}
 
 
 class OneBranch(nn.Module):

@@ -56,10 +56,10 @@ def duoformer(**fields: Any) -> Any:
         "backbone": "pyramid",
         "backbone_fields": {"widths": WIDTHS},
         "image_size": 32,
-        "dim": 48,
-        "depth": 2,
+        "hidden_size": 48,
+        "depths": 2,
         "patch_depth": 2,
-        "heads": 3,
+        "num_heads": 3,
         "init_std": 0.08,  # 0.02 is for 768 channels: from it next to nothing is learned in time
         "num_classes": 10,
     }
@@ -67,7 +67,7 @@ def duoformer(**fields: Any) -> Any:
 
 
 WHOLE_BLOCKS = {"patch_residual": True, "head_norm": True}
-LAST_STAGE = {"scales": 2, "depth": 0, "scale_token": "none"}  # the other scale is not read
+LAST_STAGE = {"scales": 2, "depths": 0, "scale_token": "none"}  # the other scale is not read
 STRUCTURES: dict[str, Any] = {
     "duoformer": duoformer,
     "duoformer, whole blocks over cells": lambda: duoformer(**WHOLE_BLOCKS),

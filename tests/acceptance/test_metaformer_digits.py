@@ -20,8 +20,8 @@ from modwright.tasks.pictures import digits
 pytestmark = pytest.mark.slow
 
 SEEDS = (0, 1, 2) if FULL else (0, 1)
-SHORT = {"depths": [1, 1, 2], "widths": [24, 48, 64]}
-DEEP = {"depths": [2, 2, 6, 2], "widths": [16, 24, 32, 48]}
+SHORT = {"depths": [1, 1, 2], "hidden_sizes": [24, 48, 64]}
+DEEP = {"depths": [2, 2, 6, 2], "hidden_sizes": [16, 24, 32, 48]}
 
 
 def accuracies(name: str, settings: dict[str, Any], seeds: tuple[int, ...], **fields: Any) -> float:

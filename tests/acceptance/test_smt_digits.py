@@ -18,8 +18,8 @@ from modwright.tasks.pictures import digits
 pytestmark = pytest.mark.slow
 
 SEEDS = tuple(range(16 if FULL else 4))
-SIZES = {"depths": [1, 1, 2, 1], "widths": [16, 32, 48, 64], "mlp_ratios": 2}
-SIZES |= {"attention_heads": [2, 2, 3, 4]}
+SIZES = {"depths": [1, 1, 2, 1], "hidden_sizes": [16, 32, 48, 64], "mlp_ratios": 2}
+SIZES |= {"num_heads": [2, 2, 3, 4]}
 
 
 def accuracy(name: str, **fields: Any) -> float:

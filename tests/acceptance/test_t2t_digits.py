@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 SEEDS = (0, 1, 2, 3, 4) if FULL else (0, 1, 2)
 FEW = 200
 SHARED = {"num_classes": 10, "image_size": 32, "drop_path_rate": 0.0, "mlp_ratio": 2}
-BACKBONE = {"embed_dim": 48, "depth": 4, "num_heads": 3}
+BACKBONE = {"hidden_size": 48, "depths": 4, "num_heads": 3}
 
 
 def with_stem(stem: str, **backbone: Any) -> Any:
@@ -39,8 +39,8 @@ STRUCTURES = {"deit": plain} | {
     stem: partial(with_stem, stem) for stem in ("performer", "transformer", "convolution", "patch")
 }
 SHAPES = {
-    "deep": {"embed_dim": 32, "depth": 8, "num_heads": 4},
-    "wide": {"embed_dim": 88, "depth": 1, "num_heads": 4},
+    "deep": {"hidden_size": 32, "depths": 8, "num_heads": 4},
+    "wide": {"hidden_size": 88, "depths": 1, "num_heads": 4},
 }
 
 

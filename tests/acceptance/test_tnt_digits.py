@@ -18,8 +18,8 @@ from modwright.tasks.pictures import digits
 pytestmark = pytest.mark.slow
 
 SEEDS = (0, 1, 2, 3, 4) if FULL else (0, 1, 2)
-SHARED = {"num_classes": 10, "image_size": 32, "patch_size": 8, "depth": 3, "drop_path_rate": 0.0}
-STREAMS = {"inner_stride": 2, "inner_dim": 8, "inner_heads": 2, "outer_dim": 48, "outer_heads": 3}
+SHARED = {"num_classes": 10, "image_size": 32, "patch_size": 8, "depths": 3, "drop_path_rate": 0.0}
+STREAMS = {"inner_stride": 2, "inner_dim": 8, "inner_heads": 2, "hidden_size": 48, "num_heads": 3}
 ANSWERS: dict[str, float] = {}
 
 
@@ -28,7 +28,7 @@ def nested() -> Any:
 
 
 def plain(width: int) -> Callable[[], Any]:
-    return lambda: create_model("deit_small_patch16_224", **SHARED, embed_dim=width, num_heads=3)
+    return lambda: create_model("deit_small_patch16_224", **SHARED, hidden_size=width, num_heads=3)
 
 
 def without_positions(*names: str) -> Callable[[], Any]:

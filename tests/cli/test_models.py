@@ -18,7 +18,12 @@ from modwright.models import create_model, to_checkpoint_format
 Command = Callable[[str], Any]
 
 RECIPE: dict[str, Any] = {
-    "model": {"name": "poolformer_s12", "depths": [1, 1], "widths": [8, 16], "stem": [3, 4, 1]},
+    "model": {
+        "name": "poolformer_s12",
+        "depths": [1, 1],
+        "hidden_sizes": [8, 16],
+        "stem": [3, 4, 1],
+    },
     "data": {"pictures": "digits", "train": 64},
     "settings": {"epochs": 2, "batch_size": 16},
     "threads": 1,
@@ -287,7 +292,9 @@ def test_an_image_is_made_larger(command: Command, place: Path) -> None:
     from modwright.models.upscaling import upscale_image
 
     torch.manual_seed(0)
-    model = create_model("craft_x2", dim=32, depths=[1], num_heads=[4], window=[2, 4]).eval()
+    model = create_model(
+        "craft_x2", hidden_size=32, depths=[1], num_heads=[4], window=[2, 4]
+    ).eval()
     model.save_pretrained(place / "craft")
     pixels = np.random.default_rng(0).integers(0, 255, (21, 30, 3)).astype("uint8")
     Image.fromarray(pixels).save(place / "small.png")
@@ -304,7 +311,7 @@ def test_an_image_is_made_larger(command: Command, place: Path) -> None:
     assert odd.code == 2 and "tile must be a multiple of" in odd.err
     other = command("upscale craft small.png -o large.xyz")
     assert other.code == 2 and ".png" in other.err
-    poolformer = create_model("poolformer_s12", num_classes=2, depths=[1, 1], widths=[8, 16])
+    poolformer = create_model("poolformer_s12", num_classes=2, depths=[1, 1], hidden_sizes=[8, 16])
     poolformer.save_pretrained(place / "poolformer")
     wrong = command("upscale poolformer small.png -o x.png")
     assert wrong.code == 2 and "makes no images larger" in wrong.err

@@ -23,7 +23,7 @@ def _model(case: GoldenCase) -> None:
     assert c["resi_connection"] == "1conv"
     config = CraftConfig(
         upscale=c["upscale"],
-        dim=c["embed_dim"],
+        hidden_size=c["embed_dim"],
         depths=c["depths"],
         num_heads=c["num_heads"],
         window=[c["split_size_0"], c["split_size_1"]],

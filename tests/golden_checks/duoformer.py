@@ -36,9 +36,9 @@ def _transformer(case: GoldenCase) -> None:
         case,
         {"backbone.", "tokenise.", "scale_prefix."},
         scales=c["scales"],
-        dim=c["embed_dim"],
-        depth=c["depth"],
-        heads=c["num_heads"],
+        hidden_size=c["embed_dim"],
+        depths=c["depth"],
+        num_heads=c["num_heads"],
         mlp_ratio=c["mlp_ratio"],
         layer_scale=c["init_values"],
         num_labels=c["num_classes"],
@@ -68,12 +68,12 @@ def _tokens(case: GoldenCase) -> None:
         "head.",
     }
     assert c["backbone"] == "resnet18 channels 64,128,256,512"
-    model = _model(case, kept, scales=c["scales"], dim=c["proj_dim"], depth=0, heads=1)
+    model = _model(case, kept, scales=c["scales"], hidden_size=c["proj_dim"], depths=0, num_heads=1)
     seed = int(re.findall(r"default_rng\((\d+)\)", c["feature_rule"])[0])
     assert c["feature_rule"] == RULE.format(seed=seed)
     rng = np.random.default_rng(seed)
     features = []
-    for stage, width in enumerate(model.config.widths):
+    for stage, width in enumerate(model.config.backbone_widths):
         side = GRID[0] * 2 ** (STAGES - 1 - stage)
         numbers = rng.standard_normal((1, width, side, side)).astype(np.float32)
         features.append(torch.from_numpy(numbers))

@@ -47,7 +47,7 @@ def _config(c: dict[str, Any]) -> MetaFormerConfig:
     return MetaFormerConfig(
         image_size=list(c["img"]),
         depths=c["layers"],
-        widths=c["embed_dims"],
+        hidden_sizes=c["embed_dims"],
         mlp_ratios=c.get("mlp_ratios", [4] * stages),
         token_mixers=c.get("token_mixers", ["pool"] * stages),
         norm=NORMS[c["norm"]],

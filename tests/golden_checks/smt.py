@@ -68,9 +68,9 @@ def _config(c: dict[str, Any]) -> SMTConfig:
     return SMTConfig(
         image_size=c["img"],
         depths=c["depths"],
-        widths=c["embed_dims"],
+        hidden_sizes=c["embed_dims"],
         modulation_heads=c["ca_num_heads"],
-        attention_heads=c["sa_num_heads"],
+        num_heads=c["sa_num_heads"],
         mlp_ratios=c["mlp_ratios"],
         modulation_ratio=c["expand_ratio"],
         stem_kernel=c["head_conv"],

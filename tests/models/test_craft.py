@@ -35,7 +35,13 @@ COUNTS = {
     "craft_x3": (744_251, 3_424_763_360),
     "craft_x4": (753_344, 3_461_922_272),
 }
-TINY: dict[str, Any] = {"upscale": 2, "dim": 32, "depths": [1], "num_heads": [4], "window": [2, 4]}
+TINY: dict[str, Any] = {
+    "upscale": 2,
+    "hidden_size": 32,
+    "depths": [1],
+    "num_heads": [4],
+    "window": [2, 4],
+}
 
 
 def tiny(**fields: Any) -> Any:
@@ -346,7 +352,7 @@ def test_flat_images_and_half_precision() -> None:
         ({"num_heads": [3]}, "3 is no even number"),
         ({"num_heads": [6]}, "6 heads do not divide a width of 32"),
         ({"num_heads": [4, 4]}, "num_heads has 2 entries for 1 groups"),
-        ({"dim": 16}, "a width of 16 leaves no channel to the network of positions"),
+        ({"hidden_size": 16}, "a width of 16 leaves no channel to the network of positions"),
         ({"window": [4]}, "window is a height and a width"),
     ],
 )
@@ -354,7 +360,7 @@ def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) ->
     with pytest.raises(InvalidInputError, match=says):
         tiny(**fields)
     if "dim" in fields:
-        assert run(tiny(dim=16, position_dim=2), torch.rand(1, 3, 4, 4)).isfinite().all()
+        assert run(tiny(hidden_size=16, position_dim=2), torch.rand(1, 3, 4, 4)).isfinite().all()
 
 
 def test_impossible_parts_are_refused() -> None:

@@ -125,7 +125,7 @@ def test_a_directory_of_transformers_is_read_in_shards_too(tmp_path: Path) -> No
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
     for folder in ("whole", "shards"):
         tensors = read_weights(tmp_path / folder)
-        fields = {"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16]}
+        fields = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 16, 16]}
         found = import_named("poolformer_s12", tensors, **fields)
         assert found.checkpoint_format == "transformers" and found.model.config.num_labels == 5
         back = to_checkpoint_format(found.model, "transformers")

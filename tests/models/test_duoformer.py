@@ -37,7 +37,14 @@ TINY_RESNET = {"widths": [4, 8, 8, 16], "depths": [1, 1, 1, 1], "stem_width": 4}
 def small(**fields: Any) -> DuoFormerForImageClassification:
     torch.manual_seed(0)
     chosen: dict[str, Any] = {"backbone": "pyramid", "backbone_fields": {"widths": [4, 4, 8, 8]}}
-    chosen |= {"image_size": 32, "scales": 3, "dim": 16, "depth": 2, "heads": 2, "num_labels": 5}
+    chosen |= {
+        "image_size": 32,
+        "scales": 3,
+        "hidden_size": 16,
+        "depths": 2,
+        "num_heads": 2,
+        "num_labels": 5,
+    }
     return DuoFormerForImageClassification(DuoFormerConfig(**{**chosen, **fields})).eval()
 
 
@@ -189,7 +196,7 @@ def test_folded_cells_are_a_loop_over_cells_forward_and_gradients(at_once: int |
 
 
 def test_released_blocks_over_cells_are_attention_alone() -> None:
-    model = small(depth=0, patch_depth=2, scale_token="none")
+    model = small(depths=0, patch_depth=2, scale_token="none")
     given = features()
     with torch.no_grad():
         regions = to_tokens(model.tokenise.projections[-1](given[-1]))
@@ -248,7 +255,7 @@ def test_options_that_change_no_name() -> None:
         {"scale_token": "none"},
         {"scale_token": "channel", "scales": 2},
         {"patch_residual": True, "layer_scale": 1.0, "scales": 4},
-        {"depth": 0},
+        {"depths": 0},
         {"patch_depth": 0, "global_pool": "avg"},
         {"backbone": "resnet18", "backbone_fields": TINY_RESNET, "image_size": 64},
     ],
@@ -300,12 +307,12 @@ def test_a_frozen_backbone_stays_as_it_is(
 
 
 def test_weights_start_where_the_released_code_starts_them() -> None:
-    model = small(dim=192, heads=3, num_labels=100)
+    model = small(hidden_size=192, num_heads=3, num_labels=100)
     table = model.positions.table
     assert float(table.detach().std()) == pytest.approx(0.036, rel=0.1)
     assert float(model.scale_positions.table.detach().std()) == pytest.approx(0.036, rel=0.1)
     assert float(model.blocks[0].qkv.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
-    wider = small(dim=192, heads=3, init_std=0.08)
+    wider = small(hidden_size=192, num_heads=3, init_std=0.08)
     assert float(wider.blocks[0].qkv.weight.detach().std()) == pytest.approx(0.08, rel=0.1)
     project = model.tokenise.projections[0]
     assert float(project.weight.detach().std()) == pytest.approx((2 / 4) ** 0.5, rel=0.1)
@@ -338,7 +345,7 @@ def test_positions_of_cells_are_resized_if_asked() -> None:
     [
         ({"scales": 1}, "scales lie between 2 and 4, not 1"),
         ({"scales": 5}, "scales lie between 2 and 4, not 5"),
-        ({"heads": 3}, "heads 3 does not divide a dim of 16"),
+        ({"num_heads": 3}, "num_heads 3 does not divide a hidden_size of 16"),
         ({"image_size": 36}, "must be multiples of 8 pixels, not 36 x 36"),
         ({"backbone": "resnet19"}, "unknown backbone 'resnet19'"),
         ({"scale_token": "random"}, "unknown scale_token 'random'"),

@@ -275,7 +275,7 @@ def test_what_cannot_be_fused_is_refused() -> None:
     model.eval().stem.norm0.running_var[0] = math.nan
     with pytest.raises(InvalidInputError, match="not finite"):
         reparameterize(model)
-    other = create_model("poolformer_s12", depths=[1, 1, 1, 1], widths=[8, 8, 8, 8])
+    other = create_model("poolformer_s12", depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])
     with pytest.raises(InvalidInputError, match="has no fused form"):
         reparameterize(other.eval())
     with pytest.raises(VerificationError, match="logits are off by"):
@@ -342,7 +342,7 @@ def test_stochastic_depth_is_shared_out_in_mixing_blocks() -> None:
 
 def test_where_frequencies_are_mixed() -> None:
     config = FmvitConfig(
-        depths=[3, 4, 10, 3], widths=[96, 192, 384, 768], out_widths=[96, 256, 512, 1024]
+        depths=[3, 4, 10, 3], hidden_sizes=[96, 192, 384, 768], out_widths=[96, 256, 512, 1024]
     )
     found = [[b for b in range(d) if config.mixes(s, b)] for s, d in enumerate(config.depths)]
     assert found == [[], [3], [4, 9], [2]]
@@ -352,8 +352,8 @@ def test_where_frequencies_are_mixed() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"widths": [16]}, "widths has 1 entries for 2 stages"),
-        ({"widths": [16, 20]}, "does not divide a width of 20"),
+        ({"hidden_sizes": [16]}, "hidden_sizes has 1 entries for 2 stages"),
+        ({"hidden_sizes": [16, 20]}, "does not divide a width of 20"),
         ({"out_widths": [16, 8]}, "a mixing block of 8 channels"),
         ({"out_widths": [16, 40], "frequency_groups": 2}, "a mixing block of 40 channels"),
         ({"pool": "round"}, "unknown pool 'round'; valid values: square, flat"),
@@ -393,7 +393,12 @@ def test_fault_A22_neurons_are_multiples_of_32_whatever_the_heads() -> None:
     # (neurons, multiple) -> what _make_divisible of Next-ViT gives
     found = [hidden_width(n, 32) for n in (8, 48, 47, 40, 96, 113.6)]
     assert found == [32, 64, 32 + 32 * (32 < 0.9 * 47), 64, 96, 128]
-    small = {"widths": [16] * 4, "out_widths": [16, 32, 32, 32], "head_dim": 16, "conv_ratio": 3.0}
+    small = {
+        "hidden_sizes": [16] * 4,
+        "out_widths": [16, 32, 32, 32],
+        "head_dim": 16,
+        "conv_ratio": 3.0,
+    }
     model = create_model("fmvit_nano", **small, num_classes=5)
     convs = [m for m in model.stages[0].blocks.modules() if type(m).__name__ == "Mlp"]
     assert convs[0].fc1.convs[0].out_channels == 64

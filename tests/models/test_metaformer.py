@@ -50,7 +50,7 @@ def test_random_mixing_freezes_its_matrices() -> None:
         model = create_model("metaformer_random_s12_224")
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     assert frozen == 2 * 3136**2 + 2 * 784**2 + 6 * 196**2 + 2 * 49**2
-    small_one = small(token_mixers=["random"] * 4, image_size=32, widths=[8, 8, 8, 8])
+    small_one = small(token_mixers=["random"] * 4, image_size=32, hidden_sizes=[8, 8, 8, 8])
     matrix = small_one.stages[0].blocks[0].mixer.matrix
     assert torch.allclose(matrix.sum(1), torch.ones(len(matrix)))
 
@@ -155,7 +155,7 @@ def test_positions_are_resized_to_a_larger_image() -> None:
     ("fields", "says"),
     [
         ({"token_mixers": ["pool", "pol", "pool", "pool"]}, "unknown token mixer 'pol'"),
-        ({"widths": [8, 16]}, "widths has 2 entries for 4 stages"),
+        ({"hidden_sizes": [8, 16]}, "hidden_sizes has 2 entries for 4 stages"),
         ({"token_mixers": ["attention"] * 4, "attention_head_dim": 48}, "does not divide a width"),
     ],
 )

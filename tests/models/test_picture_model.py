@@ -84,7 +84,6 @@ def test_fault_B4_a_config_file_with_a_wrong_field_is_refused_in_one_line(tmp_pa
 
 @pytest.mark.parametrize("model_type", TINY)
 def test_fault_B4_every_architecture_says_its_width_without_a_sublayer(model_type: str) -> None:
-    """In the words of its own config: DuoFormer says dim, TNT outer_dim."""
     model = tiny(model_type)
     try:
         family = family_of(model.config, model)

@@ -10,13 +10,13 @@ import torch
 from modwright.core.errors import InvalidInputError
 from modwright.models import create_model
 
-SMALL: dict[str, Any] = {"depths": [1, 1], "widths": [8, 16]}
+SMALL: dict[str, Any] = {"depths": [1, 1], "hidden_sizes": [8, 16]}
 
 
 def test_fault_B4_words_of_the_config_are_accepted() -> None:
     model = create_model("poolformer_s12", **SMALL, num_channels=1, num_labels=4)
     assert model(torch.zeros(1, 1, 32, 32)).logits.shape == (1, 4)
-    assert create_model("craft_x2", dim=32, depths=[1], num_heads=[4], num_channels=1)
+    assert create_model("craft_x2", hidden_size=32, depths=[1], num_heads=[4], num_channels=1)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_fault_B4_words_of_the_config_are_accepted() -> None:
         ({"drop_rate": [0.1]}, r"drop_rate lies between 0 and 1, not \[0\.1\]"),
         ({"depths": "1,1"}, r"depths is list\[int\] \| tuple\[int, \.\.\.\], not '1,1'"),
         ({"depths": 2}, r"depths is list\[int\]"),
-        ({"widths": [8, "16"]}, r"widths is list\[int\]"),
+        ({"hidden_sizes": [8, "16"]}, r"hidden_sizes is list\[int\]"),
         ({"pool_size": "3"}, "pool_size is int, not '3'"),
         ({"global_pool": 1}, "global_pool is str, not 1"),
     ],

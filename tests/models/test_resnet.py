@@ -35,8 +35,8 @@ COUNTS = {
     "resnet152": (60_192_808, 11.5136),
 }
 SMALL: dict[str, dict[str, Any]] = {
-    "basic": {"widths": [8, 16, 24], "depths": [2, 1, 2]},
-    "bottleneck": {"widths": [16, 32, 48], "depths": [2, 1, 2]},
+    "basic": {"hidden_sizes": [8, 16, 24], "depths": [2, 1, 2]},
+    "bottleneck": {"hidden_sizes": [16, 32, 48], "depths": [2, 1, 2]},
 }
 
 
@@ -50,7 +50,7 @@ def peer_config(branch: str, **fields: Any) -> ResNetConfig:
     shape = SMALL[branch] | fields
     return ResNetConfig(
         layer_type=branch,
-        hidden_sizes=shape["widths"],
+        hidden_sizes=shape["hidden_sizes"],
         depths=shape["depths"],
         embedding_size=shape.get("stem_width", 8),
         num_labels=shape.get("num_labels", 5),
@@ -76,7 +76,9 @@ def test_counts(name: str) -> None:
     check_counts(name, parameters, macs)
     with torch.device("meta"):
         config = create_model(name).config
-        shape = {field: getattr(config, field) for field in ("widths", "depths", "stem_width")}
+        shape = {
+            field: getattr(config, field) for field in ("hidden_sizes", "depths", "stem_width")
+        }
         peer = ResNetForImageClassification(
             peer_config(config.branch, **shape, num_labels=1000),
         )
@@ -188,9 +190,9 @@ def test_impossible_structures_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="unknown branch 'wide'"):
         ResidualNetworkConfig(branch="wide")
     with pytest.raises(InvalidInputError, match="multiples of 4"):
-        ResidualNetworkConfig(widths=[16, 30, 64, 128])
-    with pytest.raises(InvalidInputError, match="widths has 2 entries for 4 stages"):
-        ResidualNetworkConfig(widths=[16, 32])
+        ResidualNetworkConfig(hidden_sizes=[16, 30, 64, 128])
+    with pytest.raises(InvalidInputError, match="hidden_sizes has 2 entries for 4 stages"):
+        ResidualNetworkConfig(hidden_sizes=[16, 32])
     with pytest.raises(ValueError, match="unknown branch 'wide'"):
         ResNetStages(3, [8], [1], "wide")
     with pytest.raises(ValueError, match="2 depths for 1 widths"):

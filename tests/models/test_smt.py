@@ -37,7 +37,7 @@ COUNTS: dict[str, tuple[int, float, float]] = {
 
 def small(**fields: Any) -> SMTForImageClassification:
     torch.manual_seed(0)
-    chosen = {"depths": [1, 1, 2, 1], "widths": [8, 16, 16, 32], "attention_heads": 4}
+    chosen = {"depths": [1, 1, 2, 1], "hidden_sizes": [8, 16, 16, 32], "num_heads": 4}
     chosen |= {"mlp_ratios": 2, "num_labels": 5, "image_size": 64}
     return SMTForImageClassification(SMTConfig(**{**chosen, **fields})).eval()
 
@@ -105,7 +105,7 @@ def test_the_hybrid_takes_turns_in_the_last_stage_but_one() -> None:
 
 
 def test_initial_numbers_are_those_of_the_recipe() -> None:
-    model = small(widths=[64, 64, 64, 64])
+    model = small(hidden_sizes=[64, 64, 64, 64])
     conv = model.stages[1].downsample.conv
     assert float(conv.weight.detach().std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.05)
     spread = model.stages[0].blocks[0].mlp.inside.conv.weight.detach()  # one channel per group
@@ -272,7 +272,7 @@ def test_a_fused_model_gives_the_same_logits_and_is_saved(tmp_path: Path) -> Non
 
 
 def test_a_file_says_how_deep_its_model_is(tmp_path: Path) -> None:
-    narrow = {"widths": [8, 16, 16, 32], "attention_heads": 4, "mlp_ratios": 2, "stem_kernel": 3}
+    narrow = {"hidden_sizes": [8, 16, 16, 32], "num_heads": 4, "mlp_ratios": 2, "stem_kernel": 3}
     source = stir(small(depths=[1, 2, 3, 1]))
     torch.save({"model": to_checkpoint_format(source, "official")}, tmp_path / "smt.pth")
     model = create_model(
@@ -308,15 +308,15 @@ def test_another_classifier_is_left_out_on_request() -> None:
     ("fields", "says"),
     [
         ({"modulation_heads": 3}, "modulation_heads 3 does not divide the width 8 of stage 0"),
-        ({"attention_heads": [-1, -1, 5, 4]}, "attention_heads 5 does not divide the width 16"),
-        ({"attention_heads": [-1, -1, 4, -1]}, "attention_heads -1 does not divide the width 32"),
+        ({"num_heads": [-1, -1, 5, 4]}, "num_heads 5 does not divide the width 16"),
+        ({"num_heads": [-1, -1, 4, -1]}, "num_heads -1 does not divide the width 32"),
         (
             {"token_mixers": ["modulation", "modulation", ["modulation"], "attention"]},
             "token_mixers has 1 names for the 2 blocks of stage 2",
         ),
         ({"token_mixers": ["modulation"] * 3}, "token_mixers has 3 entries for 4 stages"),
         ({"token_mixers": ["modulation", "sam", "modulation", "attention"]}, "unknown token mixer"),
-        ({"widths": [8, 16]}, "widths has 2 entries for 4 stages"),
+        ({"hidden_sizes": [8, 16]}, "hidden_sizes has 2 entries for 4 stages"),
         ({"stem_kernel": 4}, "stem_kernel must be odd, not 4"),
     ],
 )
@@ -326,7 +326,7 @@ def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) ->
 
 
 def test_heads_of_a_stage_without_attention_are_not_looked_at() -> None:
-    assert small(attention_heads=[-1, -1, 4, 4])(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 5)
+    assert small(num_heads=[-1, -1, 4, 4])(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 5)
 
 
 def test_bad_input_of_parts_is_refused() -> None:

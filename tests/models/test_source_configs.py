@@ -186,7 +186,7 @@ def test_fault_A7_one_classifier_on_two_tokens_is_refused(tmp_path: Path) -> Non
 
 def test_fault_A7_weights_into_a_model_that_computes_by_other_fields(tmp_path: Path) -> None:
     theirs = saved(tmp_path, "vit", layer_norm_eps=1e-2)
-    own = {"image_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    own = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "depths": 2, "num_heads": 2}
     own |= {"mlp_ratio": 25 / 16, "num_classes": 3}
     model = create_model("deit_tiny_patch16_224", **own).eval()
     for place in (tmp_path, tmp_path / "model.safetensors"):

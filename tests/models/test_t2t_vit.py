@@ -54,7 +54,7 @@ PRINTED = {"t2t_vit_c_14": (21.3, 4.6)}
 
 def small(**fields: Any) -> T2TViTForImageClassification:
     torch.manual_seed(0)
-    chosen = {"image_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2, "token_dim": 8}
+    chosen = {"image_size": 32, "hidden_size": 16, "depths": 2, "num_heads": 2, "token_dim": 8}
     chosen |= {"reduction": 4, "dense_groups": (1, 2), "growth": 4, "num_labels": 5}
     return T2TViTForImageClassification(T2TViTConfig(**{**chosen, **fields})).eval()
 
@@ -338,7 +338,7 @@ def test_dense_widths_and_rates_go_by_groups() -> None:
     rates = [b.block.drop_path.rate for b in model.blocks if isinstance(b, DenseBlock)]
     groups = [0.0] * 3 + [1 / 11] * 6 + [2 / 11] * 6 + [3 / 11] * 4
     assert rates == pytest.approx(groups)
-    model = small(blocks="dense")
+    model = small(block_type="dense")
     model.reset_classifier(3)
     assert model(torch.zeros(1, 3, 32, 32)).logits.shape == (1, 3)
     with pytest.raises(InvalidInputError, match="fits the last feature map alone"):
@@ -356,7 +356,7 @@ def test_rates_of_other_blocks_reach_the_last() -> None:
 def test_every_kind_trains_saves_and_goes_to_the_official_names_and_back(
     kind: str, tmp_path: Path
 ) -> None:
-    model = small(**{"stem" if kind in STEMS else "blocks": kind})
+    model = small(**{"stem" if kind in STEMS else "block_type": kind})
     weights = to_checkpoint_format(model, "official")
     twin = T2TViTForImageClassification(model.config).eval()
     import_weights(twin, weights)
@@ -374,7 +374,7 @@ def test_every_kind_trains_saves_and_goes_to_the_official_names_and_back(
 
 
 def test_but_for_the_stem_names_and_shapes_are_those_of_a_plain_transformer() -> None:
-    fields = {"image_size": 32, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 3}
+    fields = {"image_size": 32, "hidden_size": 16, "depths": 2, "num_heads": 2, "mlp_ratio": 3}
     plain = create_model("deit_small_patch16_224", num_classes=5, qkv_bias=False, **fields)
     shapes = [
         {
@@ -388,7 +388,7 @@ def test_but_for_the_stem_names_and_shapes_are_those_of_a_plain_transformer() ->
 
 
 def test_its_stem_can_stand_before_another_transformer() -> None:
-    fields = {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+    fields = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
     plain = create_model("deit_small_patch16_224", num_classes=5, **fields)
     plain.stem = small().stem
     x = torch.randn(2, 3, 32, 32)
@@ -399,7 +399,7 @@ def test_its_stem_can_stand_before_another_transformer() -> None:
 
 def test_weights_start_as_the_authors_do() -> None:
     torch.manual_seed(0)
-    model = create_model("t2t_vit_14", num_classes=5, depth=1)
+    model = create_model("t2t_vit_14", num_classes=5, depths=1)
     layer, block = model.stem.layers[0], model.blocks[0]
     maps = [layer.attention.qkv, layer.mlp.fc1, model.stem.project, block.mixer.qkv, block.mlp.fc2]
     for tensor in (model.prefix.cls_token, *(part.weight for part in maps)):
@@ -437,13 +437,22 @@ def test_prefix_tokens_stand_in_order_under_their_names() -> None:
     [
         ({"image_size": 40}, "must be multiples of 16 pixels, not 40 x 40"),
         ({"token_dim": 1}, r"kernel_ratio 0\.5 of token_dim 1 leaves no random feature"),
-        ({"blocks": "ghost", "mlp_ratio": 2}, "need mlp_ratio 3 and an even embed_dim, not 2"),
-        ({"blocks": "ghost", "embed_dim": 15, "num_heads": 3}, "an even embed_dim, not 3 and 15"),
-        ({"blocks": "dense", "growth": 5, "dense_groups": (2,)}, "does not divide a width of 21"),
-        ({"blocks": "dense", "depth": 1}, "a depth of 1 is less than 2 groups"),
+        (
+            {"block_type": "ghost", "mlp_ratio": 2},
+            "needs mlp_ratio 3 and an even hidden_size, not 2",
+        ),
+        (
+            {"block_type": "ghost", "hidden_size": 15, "num_heads": 3},
+            "an even hidden_size, not 3 and 15",
+        ),
+        (
+            {"block_type": "dense", "growth": 5, "dense_groups": (2,)},
+            "does not divide a width of 21",
+        ),
+        ({"block_type": "dense", "depths": 1}, "depths 1 is less than the 2 dense_groups"),
         ({"num_heads": 3}, "num_heads 3 does not divide a width of 16"),
         ({"stem": "performers"}, "unknown stem 'performers'"),
-        ({"blocks": "se"}, "unknown kind of blocks 'se'"),
+        ({"block_type": "se"}, "unknown block_type 'se'"),
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:
@@ -459,7 +468,7 @@ def test_images_that_do_not_divide_are_refused() -> None:
 
 
 def test_fault_A22_biases_of_the_blocks_are_none_of_the_stem() -> None:
-    fields = {"image_size": 32, "depth": 1, "embed_dim": 16, "num_heads": 2, "token_dim": 8}
+    fields = {"image_size": 32, "depths": 1, "hidden_size": 16, "num_heads": 2, "token_dim": 8}
     names = set(create_model("t2t_vit_t_14", qkv_bias=True, **fields).state_dict())
     assert "blocks.0.mixer.qkv.bias" in names
     assert not any(name.startswith("stem.") and name.endswith("qkv.bias") for name in names)

@@ -41,8 +41,8 @@ COUNTS: dict[str, tuple[int, float | None]] = {
 
 def small(**fields: Any) -> TNTForImageClassification:
     torch.manual_seed(0)
-    chosen = {"image_size": 16, "patch_size": 8, "inner_stride": 2, "inner_dim": 4, "depth": 2}
-    chosen |= {"outer_dim": 16, "inner_heads": 2, "outer_heads": 2, "num_labels": 5}
+    chosen = {"image_size": 16, "patch_size": 8, "inner_stride": 2, "inner_dim": 4, "depths": 2}
+    chosen |= {"hidden_size": 16, "inner_heads": 2, "num_heads": 2, "num_labels": 5}
     model = TNTForImageClassification(TNTConfig(**{**chosen, **fields})).eval()
     with torch.no_grad():  # so that streams and norms are far from their start
         for parameter in model.parameters():
@@ -214,7 +214,7 @@ def test_the_order_of_words_is_in_the_weights_alone() -> None:
 
 
 def test_blocks_without_words_let_them_pass() -> None:
-    model = small(inner_blocks=[2], depth=3)
+    model = small(inner_blocks=[2], depths=3)
     assert [block.inner is not None for block in model.blocks] == [False, True, False]
     pixel_tokens, sentences = torch.randn(4, 16, 4), torch.randn(1, 5, 16)
     after, _ = model.blocks[0]((pixel_tokens, sentences), (2, 2))
@@ -265,7 +265,7 @@ def test_what_words_say_is_added_whole_in_training_too() -> None:
 
 def test_weights_start_as_the_authors_do() -> None:
     torch.manual_seed(0)
-    model = create_model("tnt_s_patch16_224", num_classes=5, depth=1)
+    model = create_model("tnt_s_patch16_224", num_classes=5, depths=1)
     block = model.blocks[0]
     tables = [model.positions.table, model.word_positions.table, model.prefix.cls_token]
     for tensor in (*tables, model.fuse.proj.weight, block.inner.mixer.qk.weight):
@@ -334,8 +334,8 @@ def test_every_form_goes_to_the_names_of_others_and_back() -> None:
 
 
 def test_the_form_is_read_from_a_file(tmp_path: Path) -> None:
-    fields = {"image_size": 16, "patch_size": 8, "inner_stride": 2, "inner_dim": 4, "depth": 2}
-    fields |= {"outer_dim": 16, "inner_heads": 2, "outer_heads": 2, "num_classes": 5}
+    fields = {"image_size": 16, "patch_size": 8, "inner_stride": 2, "inner_dim": 4, "depths": 2}
+    fields |= {"hidden_size": 16, "inner_heads": 2, "num_heads": 2, "num_classes": 5}
     for legacy in (False, True):
         model = small(legacy=legacy)
         torch.save(to_checkpoint_format(model, "timm"), tmp_path / "tnt.pth")
@@ -370,8 +370,8 @@ def test_a_sentence_is_made_of_words_in_order() -> None:
     ("fields", "says"),
     [
         ({"image_size": 20}, "20 x 20 is not made of whole patches of 8 pixels"),
-        ({"inner_heads": 3}, "inner_heads 3 does not divide an inner_dim of 4"),
-        ({"outer_heads": 3}, "outer_heads 3 does not divide an outer_dim of 16"),
+        ({"inner_heads": 3}, "inner_heads 3 does not divide inner_dim 4"),
+        ({"num_heads": 3}, "num_heads 3 does not divide hidden_size 16"),
         ({"inner_stride": 0}, "inner_stride must be at least 1, not 0"),
         ({"inner_stride": 3, "legacy": True}, "divides patch_size 8, not 3"),
         ({"inner_blocks": [0]}, "inner_blocks are counted from 1 to 2, not 0"),

@@ -35,7 +35,7 @@ PARAMETERS = {
     "deit_small_distilled_patch16_224": 22_050_664 + 2 * 384 + 385_000,
     "deit_base_distilled_patch16_224": 86_567_656 + 2 * 768 + 769_000,
 }
-SMALL = {"image_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
+SMALL = {"image_size": 32, "patch_size": 8, "hidden_size": 16, "depths": 2, "num_heads": 2}
 # the same in transformers' words
 THEIRS: dict[str, Any] = {
     "image_size": 32,
@@ -190,7 +190,7 @@ def test_decay_spares_tokens_and_positions() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"num_heads": 3}, "num_heads 3 does not divide an embed_dim of 16"),
+        ({"num_heads": 3}, "num_heads 3 does not divide a hidden_size of 16"),
         ({"image_size": 36}, "must be multiples of 8 pixels, not 36 x 36"),
     ],
 )

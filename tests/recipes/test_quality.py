@@ -181,7 +181,7 @@ def test_fault_A27_agreement_of_a_model_of_images_is_refused_before_work(
 ) -> None:
     from modwright.models import create_model
 
-    model = create_model("poolformer_s12", depths=[1], widths=[8], num_classes=3)
+    model = create_model("poolformer_s12", depths=[1], hidden_sizes=[8], num_classes=3)
     model.save_pretrained(tmp_path / "small")
     asked = Evaluate(agreement=True, perplexity=PerplexityOf() if perplexity else None)
     with pytest.raises(InvalidInputError, match=r"evaluate\.agreement: it is measured on"):

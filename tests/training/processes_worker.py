@@ -40,7 +40,7 @@ class FirstGradients(TrainerCallback):
 def trained(**more: Any) -> dict[str, Tensor]:
     """The first gradients and the last weights of a training of 8 steps."""
     torch.manual_seed(0)
-    fields = {"depths": [1, 1], "widths": [8, 16], "stem": [3, 4, 1], "drop_path_rate": 0.0}
+    fields = {"depths": [1, 1], "hidden_sizes": [8, 16], "stem": [3, 4, 1], "drop_path_rate": 0.0}
     model = create_model("poolformer_s12", num_classes=10, **fields)
     first = FirstGradients()
     settings = Settings(epochs=2, batch_size=16, average=0.9, more=more)

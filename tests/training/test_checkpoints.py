@@ -26,7 +26,7 @@ SETTINGS = Settings(
 
 def made() -> tuple[Any, Pictures]:
     torch.manual_seed(0)
-    model = create_model("poolformer_s12", num_classes=2, depths=[1], widths=[8])
+    model = create_model("poolformer_s12", num_classes=2, depths=[1], hidden_sizes=[8])
     pixels = torch.randn(8, 3, 32, 32)
     return model, Pictures("noise", pixels, torch.arange(8) % 2, ("a", "b"))
 

@@ -14,7 +14,7 @@ from modwright.models import create_model
 from modwright.tasks.pictures import Pictures
 from modwright.training import Settings, fit
 
-SMALL: dict[str, Any] = {"depths": [1], "widths": [8]}
+SMALL: dict[str, Any] = {"depths": [1], "hidden_sizes": [8]}
 
 
 def images(count: int, *classes: str, side: int = 32) -> Pictures:
@@ -51,7 +51,7 @@ def test_fault_A24_the_mean_is_of_corrected_weights() -> None:
 
 
 def batch_norm(side: int) -> nn.Module:
-    sizes = {"depths": [1, 1], "widths": [8, 8], "branch": "basic", "stem_width": 8}
+    sizes = {"depths": [1, 1], "hidden_sizes": [8, 8], "branch": "basic", "stem_width": 8}
     model: nn.Module = create_model("resnet18", num_classes=2, image_size=side, **sizes)
     return model
 

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("kill_training_worker.py")
 RECIPE = """\
-model: {name: poolformer_s12, depths: [1, 1], widths: [8, 16], stem: [3, 4, 1], drop_path_rate: 0.2}
+model:
+  {name: poolformer_s12, depths: [1, 1], hidden_sizes: [8, 16], stem: [3, 4, 1],
+   drop_path_rate: 0.2}
 data: {pictures: digits, train: 64}
 objective: {loss: cross_entropy, mixup: 0.4, cutmix: 1.0}
 settings: {epochs: 3, batch_size: 16, average: AVERAGE, more: {logging_steps: 2}}

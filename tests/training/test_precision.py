@@ -16,7 +16,7 @@ from modwright.training import Settings, fit
 
 def learner() -> Any:
     torch.manual_seed(0)
-    fields = {"depths": [1, 1], "widths": [8, 16], "stem": [3, 4, 1], "drop_path_rate": 0.0}
+    fields = {"depths": [1, 1], "hidden_sizes": [8, 16], "stem": [3, 4, 1], "drop_path_rate": 0.0}
     return create_model("poolformer_s12", num_classes=10, **fields)
 
 

@@ -44,7 +44,7 @@ class Remembering(nn.Module):
 
 def model(seed: int = 0, **fields: Any) -> Any:
     torch.manual_seed(seed)
-    sizes = {"depths": [1, 1], "widths": [8, 16], "layer_scale_init": 0.1, **fields}
+    sizes = {"depths": [1, 1], "hidden_sizes": [8, 16], "layer_scale_init": 0.1, **fields}
     return create_model("poolformer_s12", num_classes=10, drop_path_rate=0.0, **sizes)
 
 
@@ -144,7 +144,7 @@ def test_averages_follow_the_weights_and_are_put_back() -> None:
 def test_a_training_lowers_the_loss_and_can_be_had_again() -> None:
     train, test = digits(side=32)
     train, settings = train.take(640), Settings(epochs=6, batch_size=32, learning_rate=6e-3, seed=3)
-    wide = {"depths": [1, 1, 2], "widths": [16, 32, 48], "stem": [3, 2, 1]}
+    wide = {"depths": [1, 1, 2], "hidden_sizes": [16, 32, 48], "stem": [3, 2, 1]}
     first, second = model(**wide), model(**wide)
     found = fit(first, train, test, settings)
     assert found.steps == 120 and found.losses[-1][1] < 0.5 * found.losses[0][1]
@@ -175,7 +175,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_losses(tmp_path: Path) 
 
 
 def test_too_few_classes_are_refused() -> None:
-    few = create_model("poolformer_s12", num_classes=3, depths=[1, 1], widths=[8, 16])
+    few = create_model("poolformer_s12", num_classes=3, depths=[1, 1], hidden_sizes=[8, 16])
     with pytest.raises(InvalidInputError, match="the model has 3 classes, the images 10"):
         fit(few, digits()[0].take(8))
 
@@ -190,7 +190,7 @@ def test_averaged_weights_are_what_comes_out() -> None:
 
 def test_pairs_of_images_are_learned_from_by_their_absolute_error() -> None:
     torch.manual_seed(0)
-    sizes = {"dim": 32, "depths": [1], "num_heads": [4], "window": [2, 4]}
+    sizes = {"hidden_size": 32, "depths": [1], "num_heads": [4], "window": [2, 4]}
     small = torch.rand(8, 3, 4, 4)
     pairs = SuperResolutionDataset(
         "noise", small, small.repeat_interleave(2, 2).repeat_interleave(2, 3)

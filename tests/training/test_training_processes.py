@@ -44,7 +44,7 @@ def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path: Path
 @pytest.mark.slow
 def test_a_recipe_is_trained_by_two_processes(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(
-        "model: {name: poolformer_s12, depths: [1, 1], widths: [8, 16], stem: [3, 4, 1]}\n"
+        "model: {name: poolformer_s12, depths: [1, 1], hidden_sizes: [8, 16], stem: [3, 4, 1]}\n"
         "data: {pictures: digits, train: 64}\n"
         "settings: {epochs: 1, batch_size: 16}\n"
     )

@@ -77,7 +77,8 @@ def run_on_meta(anatomy: Anatomy) -> MetaTrace:
 
     Example:
         >>> from modwright.models import create_model
-        >>> model = create_model("poolformer_s12", depths=[1, 1], widths=[8, 16], image_size=64)
+        >>> sizes = {"depths": [1, 1], "hidden_sizes": [8, 16], "image_size": 64}
+        >>> model = create_model("poolformer_s12", **sizes)
         >>> run_on_meta(Anatomy.of(model)).passes  # places of both stages
         ((1, 256), (1, 64))
     """

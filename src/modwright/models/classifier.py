@@ -178,11 +178,11 @@ class PyramidClassifier(ImageClassifier):
     stages: nn.ModuleList
     norm: nn.Module | None
 
-    def describe_features(self, widths: Sequence[int], first_stride: int = 4) -> None:
+    def describe_features(self, hidden_sizes: Sequence[int], first_stride: int = 4) -> None:
         """Writes ``feature_info`` for stages that halve the map each."""
         self.feature_info = [
             {"module": f"stages.{s}", "num_chs": width, "reduction": first_stride * 2**s}
-            for s, width in enumerate(widths)
+            for s, width in enumerate(hidden_sizes)
         ]
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
@@ -220,10 +220,11 @@ class TokenClassifier(ImageClassifier):
         found: Tensor = stream
         return found
 
-    def describe_features(self, dim: int, stride: int, depth: int) -> None:
+    def describe_features(self, hidden_size: int, stride: int, depths: int) -> None:
         """Writes ``feature_info``: every block gives a map of the same grid."""
         self.feature_info = [
-            {"module": f"blocks.{b}", "num_chs": dim, "reduction": stride} for b in range(depth)
+            {"module": f"blocks.{b}", "num_chs": hidden_size, "reduction": stride}
+            for b in range(depths)
         ]
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:

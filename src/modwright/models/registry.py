@@ -62,7 +62,7 @@ def register_model(function: Callable[..., PreTrainedConfig]) -> Callable[..., P
         >>> from modwright.models.architectures.metaformer import MetaFormerConfig
         >>> @register_model
         ... def poolformer_x4(**overrides):
-        ...     return MetaFormerConfig(depths=[1, 1], widths=[8, 16], **overrides)
+        ...     return MetaFormerConfig(depths=[1, 1], hidden_sizes=[8, 16], **overrides)
         >>> create_model("poolformer_x4", num_classes=10).num_features
         16
     """
@@ -98,6 +98,7 @@ def register_architecture(
 
 def _maker(config_class: type[VisionConfig], fields: Mapping[str, Any]) -> Callable[..., Any]:
     def make(**overrides: Any) -> PreTrainedConfig:
+        overrides = config_class.canonical_fields(overrides)
         unknown = sorted(set(overrides) - set(config_class.field_names()))
         if unknown:
             valid = config_class.field_names()
@@ -231,6 +232,7 @@ def create_model(
         kind = model_class(variant_config(name))
         beside = read_source_config(checkpoint_path, kind.config_maps())
         told = kind.config_from_state_dict(weights)
+        fields = kind.config_class.canonical_fields(fields)
         if not told.keys() & fields.keys():
             fields = {**told, **fields}
         if beside is not None:

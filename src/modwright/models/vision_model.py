@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from modwright.core.compat.transformers import is_wholly_loaded
 from modwright.core.errors import CheckpointError, InvalidInputError, refusing
 from modwright.core.modes import eval_mode
-from modwright.models.source_configs import ConfigMap
+from modwright.models.source_configs import ConfigMap, same_value
 from modwright.models.state_dict_converter import StateDictConverter
 from modwright.nn.deploy import reparameterize_
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
@@ -69,6 +69,11 @@ def _is_low(value: Any) -> bool:
 class VisionConfig(PreTrainedConfig):
     """Fields that all of them have.
 
+    Fields are called as those of transformers' models are: ``hidden_size``, or ``hidden_sizes`` per
+    stage, ``num_heads``, ``depths``. ``attribute_map`` of an architecture has the words of its
+    paper or of timm for them: they can be read, set and given under those, too, and are written
+    under the field's own name.
+
     Attributes:
         image_size: side of the image, or [height, width]. Models without positions take others.
         num_channels: of the image.
@@ -87,11 +92,42 @@ class VisionConfig(PreTrainedConfig):
             older = {k: v for k, v in cls.stands_for.items() if k not in config_dict}
             given = {k: config_dict[v] for k, v in older.items() if v in config_dict}
             config_dict = {**config_dict, **given}
-        return super().from_dict(config_dict, **kwargs)
+        return super().from_dict(config_dict, **cls.canonical_fields(kwargs))
+
+    @classmethod
+    def canonical_fields(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Values by the fields' own names; those of ``attribute_map`` stand for them.
+
+        Raises:
+            InvalidInputError: a field is given under two names, with different values.
+
+        Example:
+            >>> from modwright.models.architectures.tnt import TNTConfig
+            >>> TNTConfig.canonical_fields({"outer_dim": 24, "num_heads": 3})
+            {'hidden_size': 24, 'num_heads': 3}
+        """
+        found: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        for name, value in given.items():
+            own = cls.attribute_map.get(name, name)
+            if own in found and not same_value(value, found[own]):
+                raise InvalidInputError(
+                    f"{cls.model_type}: {names[own]} and {name} are one field, given as "
+                    f"{found[own]!r} and {value!r}"
+                )
+            found[own], names[own] = value, name
+        return found
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         _refuses(cls, "__post_init__")
         super().__init_subclass__(**kwargs)
+        by_own_names = cls.__init__
+
+        @functools.wraps(by_own_names)
+        def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            by_own_names(self, *args, **cls.canonical_fields(kwargs))
+
+        cls.__init__ = __init__  # type: ignore[method-assign]
 
     def __post_init__(self, **kwargs: Any) -> None:
         if kwargs.get("edits"):  # the config with edits takes them before they come here

@@ -63,6 +63,7 @@ class ModelEntry:
         def where(*key: str) -> str:
             return f"{position_of(('model', *key), positions, recipe)}, {'.'.join(('model', *key))}"
 
+        aliases: Mapping[str, str] = {}  # a paper's words for fields
         if ("name" in given) == ("checkpoint" in given):
             raise InvalidInputError(
                 f"{where()}: has one of the keys name and checkpoint; see list_models()"
@@ -77,8 +78,9 @@ class ModelEntry:
             raise InvalidInputError(f"{where('name')}: {given['name']} is no classifier of images")
         else:
             valid = ["name", *self.valid_fields(given["name"])]
+            aliases = type(variant_config(given["name"])).attribute_map
         for key in given:
-            if key not in valid:
+            if aliases.get(key, key) not in valid:
                 raise InvalidInputError(f"{where(key)}: {unknown_name('key', key, valid)}")
 
     def valid_fields(self, name: str) -> list[str]:

@@ -152,7 +152,8 @@ def fit(
         >>> from modwright.models import create_model
         >>> from modwright.tasks.pictures import digits
         >>> train, test = digits()
-        >>> model = create_model("poolformer_s12", num_classes=10, depths=[1, 1], widths=[8, 16])
+        >>> sizes = {"depths": [1, 1], "hidden_sizes": [8, 16]}
+        >>> model = create_model("poolformer_s12", num_classes=10, **sizes)
         >>> fitted = fit(model, train.take(64), test.take(50), Settings(epochs=1))
         >>> fitted.steps, 0 <= fitted.accuracy <= 1
         (1, True)

@@ -22,7 +22,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
     Example:
         >>> from modwright.models import create_model
-        >>> len(blocks_of(create_model("poolformer_s12", depths=[1, 2], widths=[8, 16])))
+        >>> len(blocks_of(create_model("poolformer_s12", depths=[1, 2], hidden_sizes=[8, 16])))
         3
     """
     names = blocks_in_one_piece(model)

@@ -30,7 +30,7 @@ def test_a_plain_model(tiny: Any) -> None:
 def test_an_architecture_of_our_own_needs_modwright_though_nothing_is_edited() -> None:
     from modwright.models import create_model
 
-    found = table(create_model("poolformer_s12", depths=[1], widths=[8], num_classes=2))
+    found = table(create_model("poolformer_s12", depths=[1], hidden_sizes=[8], num_classes=2))
     assert found["transformers"].why == "after `import modwright`"
     assert found["transformers without modwright"].answer != "yes"
 

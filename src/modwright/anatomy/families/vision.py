@@ -51,12 +51,6 @@ _BARE = {
 _ON_MAPS = {"linear": "pointwise"}
 
 
-_OTHER_NAMES = {
-    "hidden_size": ("embed_dim", "dim", "outer_dim"),
-    "num_heads": ("num_heads", "heads", "outer_heads"),
-}
-
-
 @register_family
 class VisionFamily(Family):
     """Plain stacks: every block has tokens of one grid and one width."""
@@ -74,20 +68,14 @@ class VisionFamily(Family):
         "mlp_norm": "norm2",
     }
     config_fields: ClassVar[Mapping[str, str]] = {
-        "num_layers": "depth",
-        "hidden_size": "embed_dim",
+        "num_layers": "depths",
+        "hidden_size": "hidden_size",
         "num_heads": "num_heads",
         "intermediate_size": "mlp_ratio",
         "activation": "act",
     }
     counts_by_running = True
     pairs = False
-
-    def field(self, word: str) -> str:
-        """Every architecture has the names of its paper."""
-        names = _OTHER_NAMES.get(word, ())
-        there = (name for name in names if getattr(self.config, name, None) is not None)
-        return next(there, super().field(word))
 
     def __init__(self, config: Any, model: nn.Module | None = None) -> None:
         super().__init__(config)
@@ -142,14 +130,14 @@ class VisionFamily(Family):
         """Fewer blocks, where the config can say which."""
         if list(kept) == list(range(len(self._roots))):
             return
-        if not hasattr(config, "depth") or not all(
+        if not hasattr(config, "depths") or not all(
             re.fullmatch(r"blocks\.\d+", root) for root in self._roots
         ):
             raise InvalidInputError(
                 f"whole blocks of a {config.model_type} cannot be removed or moved: its config has "
                 "no number for them; remove their attention and mlp instead"
             )
-        config.depth = len(kept)
+        config.depths = len(kept)
 
     def is_causal(self) -> bool:
         return False
@@ -302,7 +290,7 @@ class HierarchicalVisionFamily(VisionFamily):
             depths = getattr(self.config, "depths", None)
             return len(self._roots) if self._roots or depths is None else sum(depths)
         if word == "hidden_size":
-            widths = getattr(self.config, "widths", None)
+            widths = getattr(self.config, "hidden_sizes", None)
             return Family.get(self, word, default) if widths is None else widths[-1]
         return Family.get(self, word, default) if word == "activation" else default
 

@@ -41,7 +41,7 @@ class CraftConfig(VisionConfig):
     Attributes:
         image_size: of training pieces before they are made larger; the model takes other sizes.
         upscale: 2, 3, 4 or 8 pixels for one along each side.
-        dim: channels.
+        hidden_size: channels.
         depths: blocks per group.
         num_heads: heads per group, even numbers.
         window: (height, width) of lying windows; standing ones are its transpose.
@@ -54,10 +54,11 @@ class CraftConfig(VisionConfig):
     """
 
     model_type = "craft"
+    attribute_map = {"dim": "hidden_size"}
 
     image_size: int | list[int] | tuple[int, ...] = 64
     upscale: int = 4
-    dim: int = 48
+    hidden_size: int = 48
     depths: list[int] | tuple[int, ...] = (2, 2, 2, 2)
     num_heads: list[int] | tuple[int, ...] = (6, 6, 6, 6)
     window: list[int] | tuple[int, ...] = (4, 16)
@@ -81,13 +82,15 @@ class CraftConfig(VisionConfig):
                 raise InvalidInputError(
                     f"two kinds of windows share the heads: {heads} is no even number"
                 )
-            if self.dim % heads:
-                raise InvalidInputError(f"{heads} heads do not divide a width of {self.dim}")
+            if self.hidden_size % heads:
+                raise InvalidInputError(
+                    f"{heads} heads do not divide a width of {self.hidden_size}"
+                )
         if len(self.window) != 2 or min(self.window) < 1:
             raise InvalidInputError(f"window is a height and a width, not {list(self.window)}")
-        if self.position_dim is None and self.dim < 32:
+        if self.position_dim is None and self.hidden_size < 32:
             raise InvalidInputError(
-                f"a width of {self.dim} leaves no channel to the network of positions: "
+                f"a width of {self.hidden_size} leaves no channel to the network of positions: "
                 "take at least 32, or say position_dim"
             )
 
@@ -101,7 +104,8 @@ class CraftForImageSuperResolution(VisionModel):
     """Features, groups of blocks that refine them, and one step to the large image.
 
     Example:
-        >>> config = CraftConfig(upscale=2, dim=32, depths=[1], num_heads=[4], window=[2, 4])
+        >>> config = CraftConfig(
+        ...     upscale=2, hidden_size=32, depths=[1], num_heads=[4], window=[2, 4])
         >>> model = CraftForImageSuperResolution(config)
         >>> model(torch.zeros(1, 3, 8, 12)).reconstruction.shape
         torch.Size([1, 3, 16, 24])
@@ -111,7 +115,7 @@ class CraftForImageSuperResolution(VisionModel):
 
     def __init__(self, config: CraftConfig) -> None:
         super().__init__(config)
-        dim = config.dim
+        dim = config.hidden_size
         self.stem = ConvStem(config.num_channels, [Conv(dim, 3, 1, 1)])
         self.groups = nn.ModuleList(_group(config, g) for g in range(len(config.depths)))
         self.norm = make_norm("ln", dim, layout="map")
@@ -176,11 +180,11 @@ class CraftForImageSuperResolution(VisionModel):
 
 def _group(config: CraftConfig, g: int) -> ResidualGroup:
     blocks: list[nn.Module] = [_block(config, g) for _ in range(config.depths[g])]
-    return ResidualGroup(config.dim, BlockSequence(blocks))
+    return ResidualGroup(config.hidden_size, BlockSequence(blocks))
 
 
 def _block(config: CraftConfig, g: int) -> CrossRefinementBlock:
-    dim, heads = config.dim, config.num_heads[g]
+    dim, heads = config.hidden_size, config.num_heads[g]
     fusion = HybridFusion(
         dim,
         CrossChannelAttention(dim, heads),
@@ -191,7 +195,7 @@ def _block(config: CraftConfig, g: int) -> CrossRefinementBlock:
 
 
 def _windows(config: CraftConfig, heads: int, shift: bool) -> Block:
-    dim = config.dim
+    dim = config.hidden_size
     mixer = RectangleWindowAttention(
         dim,
         heads,

@@ -99,10 +99,10 @@ class DuoFormerConfig(ImageConfig):
             :class:`modwright.nn.resnet_stages.ResNetStages`, or those of
             :class:`modwright.nn.conv_backbone.ConvBackbone`.
         scales: how many of the backbone's four maps are used, the coarsest first: 2, 3 or 4.
-        dim: channels.
-        depth: blocks over the scales of a cell.
+        hidden_size: channels.
+        depths: blocks over the scales of a cell.
         patch_depth: blocks over the cells; as many unless it is said.
-        heads: of both.
+        num_heads: of both.
         mlp_ratio: neurons per channel.
         layer_scale: start of a factor per channel on the branches of the blocks over scales.
         scale_token: what stands first in every cell and is read at the end: "learned", one for
@@ -121,14 +121,15 @@ class DuoFormerConfig(ImageConfig):
     """
 
     model_type = "duoformer"
+    attribute_map = {"dim": "hidden_size", "depth": "depths", "heads": "num_heads"}
 
     backbone: str = "resnet50"
     backbone_fields: dict[str, Any] | None = None
     scales: int = 2
-    dim: int = 768
-    depth: int = 12
+    hidden_size: int = 768
+    depths: int = 12
     patch_depth: int | None = None
-    heads: int = 12
+    num_heads: int = 12
     mlp_ratio: float | int = 4
     layer_scale: float | None = None
     scale_token: str = "learned"
@@ -152,12 +153,16 @@ class DuoFormerConfig(ImageConfig):
                 raise unknown_name(what, name, known)
         if not 2 <= self.scales <= STAGES:
             raise InvalidInputError(f"scales lie between 2 and {STAGES}, not {self.scales}")
-        if self.dim % self.heads:
-            raise InvalidInputError(f"heads {self.heads} does not divide a dim of {self.dim}")
+        if self.hidden_size % self.num_heads:
+            raise InvalidInputError(
+                f"num_heads {self.num_heads} does not divide a hidden_size of {self.hidden_size}"
+            )
         if self.cells_at_once is not None and self.cells_at_once < 1:
             raise InvalidInputError(f"cells_at_once must be at least 1, not {self.cells_at_once}")
-        if len(self.widths) != STAGES:
-            raise InvalidInputError(f"a backbone must give {STAGES} maps, not {len(self.widths)}")
+        if len(self.backbone_widths) != STAGES:
+            raise InvalidInputError(
+                f"a backbone must give {STAGES} maps, not {len(self.backbone_widths)}"
+            )
         self.spatial_shape_of(*self.size)
 
     @property
@@ -166,7 +171,7 @@ class DuoFormerConfig(ImageConfig):
         return {**BACKBONES[self.backbone].fields, **(self.backbone_fields or {})}
 
     @property
-    def widths(self) -> list[int]:
+    def backbone_widths(self) -> list[int]:
         """Channels of the backbone's maps, the finest first."""
         return list(self.backbone_structure["widths"])
 
@@ -185,9 +190,10 @@ class DuoFormerForImageClassification(TokenClassifier):
     """A DuoFormer with a classifier on its class token.
 
     Example:
-        >>> fields = {"image_size": 32, "dim": 16, "depth": 1, "heads": 2, "num_labels": 5}
+        >>> fields = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
         >>> small = {"widths": [4, 4, 8, 8], "first_stride": 1}
-        >>> config = DuoFormerConfig(backbone="pyramid", backbone_fields=small, **fields)
+        >>> fields |= {"backbone": "pyramid", "backbone_fields": small, "num_labels": 5}
+        >>> config = DuoFormerConfig(**fields)
         >>> model = DuoFormerForImageClassification(config)
         >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
         torch.Size([1, 5])
@@ -198,20 +204,20 @@ class DuoFormerForImageClassification(TokenClassifier):
 
     def __init__(self, config: DuoFormerConfig) -> None:
         super().__init__(config)
-        dim, spatial_shape = config.dim, config.spatial_shape_of(*config.size)
+        dim, spatial_shape = config.hidden_size, config.spatial_shape_of(*config.size)
         build = BACKBONES[config.backbone].build
         self.backbone = build(config.num_channels, config.backbone_structure)
-        self.tokenise = MultiScalePatchTokens(config.widths[-config.scales :], dim)
+        self.tokenise = MultiScalePatchTokens(config.backbone_widths[-config.scales :], dim)
         self.scale_prefix = self.channel_token = None
         if config.scale_token == "learned":
             self.scale_prefix = PrefixTokens(dim, ["scale_token"], STD)
         elif config.scale_token == "channel":
-            self.channel_token = ChannelToken(config.widths, dim)
+            self.channel_token = ChannelToken(config.backbone_widths, dim)
         first = int(config.scale_token != "none")
         self.scale_positions = LearnedTable(dim, (1, self.tokenise.tokens), prefix=first, std=STD)
-        count = config.depth if config.patch_depth is None else config.patch_depth
+        count = config.depths if config.patch_depth is None else config.patch_depth
         rates = drop_path_rates(
-            config.drop_path_rate, [config.depth, count if config.patch_residual else 0]
+            config.drop_path_rate, [config.depths, count if config.patch_residual else 0]
         )
         self.scale_blocks = BlockSequence([_block(config, rate) for rate in rates[0]])
         self.prefix = PrefixTokens(dim, std=STD)
@@ -314,12 +320,12 @@ class DuoFormerForImageClassification(TokenClassifier):
 
 
 def _attention(config: DuoFormerConfig) -> SelfAttention:
-    scale = ATTENTION_SCALES[config.attention_scale](config.dim, config.heads)
-    return SelfAttention(config.dim, config.heads, scale=scale)
+    scale = ATTENTION_SCALES[config.attention_scale](config.hidden_size, config.num_heads)
+    return SelfAttention(config.hidden_size, config.num_heads, scale=scale)
 
 
 def _block(config: DuoFormerConfig, rate: float) -> Block:
-    dim = config.dim
+    dim = config.hidden_size
     return Block(
         dim,
         _attention(config),
@@ -360,12 +366,12 @@ def _official(config: DuoFormerConfig) -> StateDictConverter:
     for index in range(config.scales):
         stage = STAGES - config.scales + index
         rules.append(Rename(f"projection.proj_heads{stage}", f"tokenise.projections.{index}"))
-    for b in range(config.depth):
+    for b in range(config.depths):
         rules += [
             Rename(f"scaleBlocks.{b}.{there}", f"scale_blocks.{b}.{here}")
             for here, there in _BLOCK.items()
         ]
-    for b in range(config.depth if config.patch_depth is None else config.patch_depth):
+    for b in range(config.depths if config.patch_depth is None else config.patch_depth):
         names = _BLOCK if config.patch_residual else {"qkv": "attn.qkv", "proj": "attn.proj"}
         rules += [
             Rename(f"blocks.{b}.{there}", f"blocks.{b}.{here}") for here, there in names.items()

@@ -40,7 +40,7 @@ class FmvitConfig(ImageConfig):
 
     Attributes:
         depths: blocks per stage.
-        widths: channels of a stage's convolution blocks.
+        hidden_sizes: channels of a stage's convolution blocks.
         out_widths: channels of a stage's mixing blocks; the first stage has none.
         stem_widths: of the stem's four convolutions.
         mixing_every: from the second stage on, one block in so many mixes frequencies, and the
@@ -60,9 +60,10 @@ class FmvitConfig(ImageConfig):
     """
 
     model_type = "fmvit"
+    attribute_map = {"widths": "hidden_sizes"}
 
     depths: list[int] | tuple[int, ...] = (1, 2, 5, 2)
-    widths: list[int] | tuple[int, ...] = (32, 64, 96, 160)
+    hidden_sizes: list[int] | tuple[int, ...] = (32, 64, 96, 160)
     out_widths: list[int] | tuple[int, ...] = (32, 64, 128, 192)
     stem_widths: list[int] | tuple[int, ...] = (64, 32, 64, 64)
     mixing_every: int = 5
@@ -83,10 +84,10 @@ class FmvitConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.per_stage(len(self.depths), "widths", "out_widths", "reductions")
+        self.per_stage(len(self.depths), "hidden_sizes", "out_widths", "reductions")
         if self.pool not in POOLS:
             raise InvalidInputError(f"unknown pool {self.pool!r}; valid values: {', '.join(POOLS)}")
-        for width in self.widths:
+        for width in self.hidden_sizes:
             if width % self.head_dim:
                 raise InvalidInputError(
                     f"head_dim {self.head_dim} does not divide a width of {width}"
@@ -115,7 +116,8 @@ class FmvitForImageClassification(PyramidClassifier):
 
     Example:
         >>> import torch
-        >>> config = FmvitConfig(depths=[1, 1], widths=[8, 16], out_widths=[8, 16], head_dim=8,
+        >>> config = FmvitConfig(
+        ...     depths=[1, 1], hidden_sizes=[8, 16], out_widths=[8, 16], head_dim=8,
         ...     reductions=[2, 1], stem_widths=[8, 8, 8, 8], groups=[1, 2], num_labels=5)
         >>> model = FmvitForImageClassification(config).eval()
         >>> model(torch.zeros(1, 3, 32, 64)).logits.shape
@@ -230,7 +232,7 @@ def _mixing_block(config: FmvitConfig, s: int, inputs: int, rate: float) -> nn.M
 
 
 def _plain_block(config: FmvitConfig, s: int, inputs: int, rate: float) -> nn.Module:
-    width = config.widths[s]
+    width = config.hidden_sizes[s]
     parts = [
         _conv_block(config, width, rate),
         _channel_block(config, width, config.conv_ratio, rate),
@@ -240,7 +242,7 @@ def _plain_block(config: FmvitConfig, s: int, inputs: int, rate: float) -> nn.Mo
 
 def _stage(config: FmvitConfig, s: int, inputs: int, rates: list[float]) -> tuple[Stage, int]:
     """A stage, and the channels that it gives."""
-    width = config.widths[s]
+    width = config.hidden_sizes[s]
     stride = 2 if s else 1
     down = PooledProjection(inputs, width, stride) if s or inputs != width else None
     inputs = width
@@ -257,7 +259,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "fmvit_nano": {},
     "fmvit_nextvit_s_like": {
         "depths": (3, 4, 10, 3),
-        "widths": (96, 192, 384, 768),
+        "hidden_sizes": (96, 192, 384, 768),
         "out_widths": (96, 256, 512, 1024),
     },
 }

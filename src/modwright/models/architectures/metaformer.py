@@ -39,7 +39,7 @@ class MetaFormerConfig(ImageConfig):
 
     Attributes:
         depths: blocks per stage.
-        widths: channels per stage.
+        hidden_sizes: channels per stage.
         token_mixers: one name of :data:`MIXERS` per stage, or one for all.
         mlp_ratios: neurons per channel, one number per stage, or one for all.
         norm: "gn1" (over channels and places), "ln" (over channels), "bn2d" or "none".
@@ -53,9 +53,10 @@ class MetaFormerConfig(ImageConfig):
     """
 
     model_type = "metaformer"
+    attribute_map = {"widths": "hidden_sizes"}
 
     depths: list[int] | tuple[int, ...] = (2, 2, 6, 2)
-    widths: list[int] | tuple[int, ...] = (64, 128, 320, 512)
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 320, 512)
     token_mixers: Any = "pool"
     mlp_ratios: Any = 4
     norm: str = "gn1"
@@ -68,7 +69,7 @@ class MetaFormerConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.per_stage(len(self.depths), "widths", "token_mixers", "mlp_ratios", "positions")
+        self.per_stage(len(self.depths), "hidden_sizes", "token_mixers", "mlp_ratios", "positions")
         for name in self.token_mixers:
             if name not in MIXERS:
                 raise unknown_name("token mixer", name, MIXERS)
@@ -97,7 +98,7 @@ class MetaFormerForImageClassification(PyramidClassifier):
 
     Example:
         >>> import torch
-        >>> config = MetaFormerConfig(depths=[1, 1], widths=[8, 16], num_labels=5)
+        >>> config = MetaFormerConfig(depths=[1, 1], hidden_sizes=[8, 16], num_labels=5)
         >>> model = MetaFormerForImageClassification(config)
         >>> model(torch.zeros(1, 3, 32, 48)).logits.shape
         torch.Size([1, 5])
@@ -107,7 +108,7 @@ class MetaFormerForImageClassification(PyramidClassifier):
 
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__(config)
-        widths = config.widths
+        widths = config.hidden_sizes
         self.stem = ConvStem(config.num_channels, [Conv(widths[0], *config.stem)])
         rates = drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nn.ModuleList(_stage(config, s, rates[s]) for s in range(len(widths)))
@@ -136,7 +137,7 @@ class MetaFormerForImageClassification(PyramidClassifier):
 
 
 def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
-    dim = config.widths[s]
+    dim = config.hidden_sizes[s]
     spatial_shape = _spatial_shape(config, s)
     blocks: list[nn.Module] = [
         Block(
@@ -152,7 +153,7 @@ def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
     ]
     return Stage(
         BlockSequence(blocks),
-        downsample=Downsample(config.widths[s - 1], dim) if s else None,
+        downsample=Downsample(config.hidden_sizes[s - 1], dim) if s else None,
         positions=LearnedGrid(dim, spatial_shape) if config.positions[s] else None,
     )
 
@@ -236,7 +237,7 @@ def _poolformer_fields(theirs: Mapping[str, Any]) -> dict[str, Any]:
 _POOLFORMER = ConfigMap(
     renamed={
         "num_channels": "num_channels",
-        "hidden_sizes": "widths",
+        "hidden_sizes": "hidden_sizes",
         "depths": "depths",
         "mlp_ratio": "mlp_ratios",
         "pool_size": "pool_size",
@@ -249,8 +250,8 @@ _POOLFORMER = ConfigMap(
     architectures=("PoolFormerForImageClassification",),
 )
 
-_SMALL = {"widths": (64, 128, 320, 512), "layer_scale_init": 1e-5}
-_MEDIUM = {"widths": (96, 192, 384, 768), "layer_scale_init": 1e-6}
+_SMALL = {"hidden_sizes": (64, 128, 320, 512), "layer_scale_init": 1e-5}
+_MEDIUM = {"hidden_sizes": (96, 192, 384, 768), "layer_scale_init": 1e-6}
 _S12 = {"depths": (2, 2, 6, 2), **_SMALL}
 
 

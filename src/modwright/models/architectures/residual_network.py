@@ -24,27 +24,30 @@ class ResidualNetworkConfig(ImageConfig):
 
     Attributes:
         depths: blocks per stage.
-        widths: channels that go out of each stage.
+        hidden_sizes: channels that go out of each stage.
         branch: "basic", two convolutions per block, or "bottleneck", three.
         stem_width: channels of the first convolution.
         fused: the form for inference: no norms. See ``modwright.models.reparameterize``.
     """
 
     model_type = "residual_network"
+    attribute_map = {"widths": "hidden_sizes"}
 
     depths: list[int] | tuple[int, ...] = (3, 4, 6, 3)
-    widths: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
+    hidden_sizes: list[int] | tuple[int, ...] = (256, 512, 1024, 2048)
     branch: str = "bottleneck"
     stem_width: int = 64
     fused: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        self.per_stage(len(self.depths), "widths")
+        self.per_stage(len(self.depths), "hidden_sizes")
         if self.branch not in BRANCHES:
             raise unknown_name("branch", self.branch, BRANCHES)
-        if self.branch == "bottleneck" and any(width % 4 for width in self.widths):
-            raise InvalidInputError(f"widths of bottlenecks are multiples of 4, not {self.widths}")
+        if self.branch == "bottleneck" and any(width % 4 for width in self.hidden_sizes):
+            raise InvalidInputError(
+                f"hidden_sizes of bottlenecks are multiples of 4, not {self.hidden_sizes}"
+            )
 
     @property
     def convs(self) -> int:
@@ -58,7 +61,7 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
     Example:
         >>> import torch
         >>> config = ResidualNetworkConfig(
-        ...     depths=[1, 1], widths=[8, 16], branch="basic", stem_width=8, num_labels=5)
+        ...     depths=[1, 1], hidden_sizes=[8, 16], branch="basic", stem_width=8, num_labels=5)
         >>> model = ResidualNetworkForImageClassification(config)
         >>> model(torch.zeros(1, 3, 32, 48)).logits.shape
         torch.Size([1, 5])
@@ -70,15 +73,15 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
         super().__init__(config)
         pyramid = ResNetStages(
             config.num_channels,
-            config.widths,
+            config.hidden_sizes,
             config.depths,
             config.branch,
             config.stem_width,
             drop_path_rates(config.drop_path_rate, config.depths),
         )
         self.stem, self.stages, self.norm = pyramid.stem, pyramid.stages, None
-        self.head = self.make_head(config.widths[-1])
-        self.describe_features(config.widths)
+        self.head = self.make_head(config.hidden_sizes[-1])
+        self.describe_features(config.hidden_sizes)
         self.post_init()
 
     def initialize_linear(self, linear: nn.Linear) -> None:
@@ -132,7 +135,7 @@ _RESNET = ConfigMap(
     renamed={
         "num_channels": "num_channels",
         "embedding_size": "stem_width",
-        "hidden_sizes": "widths",
+        "hidden_sizes": "hidden_sizes",
         "depths": "depths",
         "layer_type": "branch",
     },
@@ -144,7 +147,7 @@ _RESNET = ConfigMap(
     architectures=("ResNetForImageClassification",),
 )
 
-_BASIC = {"branch": "basic", "widths": (64, 128, 256, 512)}
+_BASIC = {"branch": "basic", "hidden_sizes": (64, 128, 256, 512)}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "resnet18": {**_BASIC, "depths": (2, 2, 2, 2)},

@@ -25,6 +25,8 @@ __all__ = ["MIXERS", "VARIANTS", "SMTConfig", "SMTForImageClassification"]
 
 # The released models have another eps in the norms behind stem and downsampling than elsewhere.
 EPS, EMBED_EPS = 1e-6, 1e-5
+# A mixer, and the field that has its heads.
+_HEADS = {"modulation": "modulation_heads", "attention": "num_heads"}
 
 
 @strict
@@ -33,12 +35,12 @@ class SMTConfig(ImageConfig):
 
     Attributes:
         depths: blocks per stage.
-        widths: channels per stage.
+        hidden_sizes: channels per stage.
         token_mixers: per stage a name of :data:`MIXERS`, or one for each of its blocks. Unless it
             is said, the last stage has attention, the one before it takes turns, modulation first,
             and all others have modulation.
         modulation_heads: kernel sizes of modulation, one number per stage, or one for all.
-        attention_heads: heads of attention, likewise. Where a stage has no such mixer its number
+        num_heads: heads of attention, likewise. Where a stage has no such mixer its number
             is not looked at.
         mlp_ratios: neurons per channel, likewise.
         modulation_ratio: channels inside the aggregation of scales, per channel.
@@ -50,12 +52,13 @@ class SMTConfig(ImageConfig):
     """
 
     model_type = "smt"
+    attribute_map = {"widths": "hidden_sizes", "attention_heads": "num_heads"}
 
     depths: list[int] | tuple[int, ...] = (2, 2, 8, 1)
-    widths: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
     token_mixers: list[Any] | tuple[Any, ...] | None = None
     modulation_heads: list[int] | tuple[int, ...] | int = 4
-    attention_heads: list[int] | tuple[int, ...] | int = (2, 4, 8, 16)
+    num_heads: list[int] | tuple[int, ...] | int = (2, 4, 8, 16)
     mlp_ratios: Any = (4, 4, 4, 2)
     modulation_ratio: int = 2
     stem_kernel: int = 3
@@ -68,8 +71,8 @@ class SMTConfig(ImageConfig):
         stages = len(self.depths)
         if self.token_mixers is None:
             self.token_mixers = _hybrid(self.depths)
-        heads = ("modulation_heads", "attention_heads")
-        self.per_stage(stages, "widths", "token_mixers", *heads, "mlp_ratios")
+        heads = ("modulation_heads", "num_heads")
+        self.per_stage(stages, "hidden_sizes", "token_mixers", *heads, "mlp_ratios")
         if self.stem_kernel % 2 == 0:
             raise InvalidInputError(f"stem_kernel must be odd, not {self.stem_kernel}")
         for s in range(stages):
@@ -83,11 +86,11 @@ class SMTConfig(ImageConfig):
 
     def heads_of(self, mixer: str, stage: int) -> int:
         """Heads of a mixer in a stage."""
-        found: int = getattr(self, f"{mixer}_heads")[stage]
+        found: int = getattr(self, _HEADS[mixer])[stage]
         return found
 
     def _check_mixers(self, stage: int) -> None:
-        names, depth, width = self.mixers_of(stage), self.depths[stage], self.widths[stage]
+        names, depth, width = self.mixers_of(stage), self.depths[stage], self.hidden_sizes[stage]
         if len(names) != depth:
             raise InvalidInputError(
                 f"token_mixers has {len(names)} names for the {depth} blocks of stage {stage}"
@@ -98,7 +101,7 @@ class SMTConfig(ImageConfig):
             heads = self.heads_of(name, stage)
             if heads < 1 or width % heads:
                 raise InvalidInputError(
-                    f"{name}_heads {heads} does not divide the width {width} of stage {stage}"
+                    f"{_HEADS[name]} {heads} does not divide the width {width} of stage {stage}"
                 )
 
 
@@ -131,7 +134,7 @@ class SMTForImageClassification(PyramidClassifier):
 
     Example:
         >>> import torch
-        >>> sizes = {"depths": [1, 2, 1], "widths": [8, 8, 16], "attention_heads": 2}
+        >>> sizes = {"depths": [1, 2, 1], "hidden_sizes": [8, 8, 16], "num_heads": 2}
         >>> model = SMTForImageClassification(SMTConfig(**sizes, mlp_ratios=2, num_labels=5))
         >>> model(torch.zeros(1, 3, 32, 48)).logits.shape
         torch.Size([1, 5])
@@ -141,7 +144,7 @@ class SMTForImageClassification(PyramidClassifier):
 
     def __init__(self, config: SMTConfig) -> None:
         super().__init__(config)
-        first, kernel = config.widths[0], config.stem_kernel
+        first, kernel = config.hidden_sizes[0], config.stem_kernel
         rows = [
             Conv(first, kernel, 2, kernel // 2, bias=False, norm="bn2d", act="relu"),
             Conv(first, 2, 2, norm="ln", eps=EMBED_EPS),
@@ -150,8 +153,8 @@ class SMTForImageClassification(PyramidClassifier):
         rates = drop_path_rates(config.drop_path_rate, config.depths)
         self.stages = nn.ModuleList(_stage(config, s, row) for s, row in enumerate(rates))
         self.norm = None
-        self.head = self.make_head(config.widths[-1])
-        self.describe_features(config.widths)
+        self.head = self.make_head(config.hidden_sizes[-1])
+        self.describe_features(config.hidden_sizes)
         self.post_init()
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
@@ -181,7 +184,7 @@ class SMTForImageClassification(PyramidClassifier):
 
 
 def _stage(config: SMTConfig, s: int, rates: list[float]) -> Stage:
-    dim = config.widths[s]
+    dim = config.hidden_sizes[s]
     hidden = int(dim * config.mlp_ratios[s])
     blocks: list[nn.Module] = [
         Block(
@@ -194,7 +197,7 @@ def _stage(config: SMTConfig, s: int, rates: list[float]) -> Stage:
         )
         for mixer, rate in zip(config.mixers_of(s), rates)
     ]
-    before = Downsample(config.widths[s - 1], dim, norm="ln", eps=EMBED_EPS) if s else None
+    before = Downsample(config.hidden_sizes[s - 1], dim, norm="ln", eps=EMBED_EPS) if s else None
     return Stage(
         BlockSequence(blocks),
         layout="tokens",
@@ -256,7 +259,7 @@ def _official(config: SMTConfig) -> StateDictConverter:
 
 _LARGE = {
     "depths": (4, 6, 28, 4),
-    "widths": (96, 192, 384, 768),
+    "hidden_sizes": (96, 192, 384, 768),
     "mlp_ratios": (8, 6, 4, 2),
     "stem_kernel": 7,
     "layer_scale_init": 1e-4,

@@ -86,7 +86,7 @@ class SReTConfig(ImageConfig):
                 raise InvalidInputError(
                     f"{depth} passes of stage {s} cannot be shared out evenly to {blocks} blocks"
                 )
-        widths = self.widths
+        widths = self.hidden_sizes
         for s in range(1, stages):
             if widths[s] % widths[s - 1]:
                 raise InvalidInputError(
@@ -96,7 +96,7 @@ class SReTConfig(ImageConfig):
         self.check_groups(self.size)
 
     @property
-    def widths(self) -> list[int]:
+    def hidden_sizes(self) -> list[int]:
         """Channels per stage."""
         return [self.head_dim * heads for heads in self.num_heads]
 
@@ -143,7 +143,7 @@ class SReTForImageClassification(PyramidClassifier):
 
     def __init__(self, config: SReTConfig) -> None:
         super().__init__(config)
-        widths = config.widths
+        widths = config.hidden_sizes
         first = widths[0]
         rows = [Conv(out, 3, 2, 1, norm="bn2d", act="relu") for out in (first // 2, first, first)]
         self.stem = nn.Sequential(
@@ -196,7 +196,7 @@ class SReTForImageClassification(PyramidClassifier):
 
 
 def _stage(config: SReTConfig, s: int, rates: list[float]) -> Stage:
-    dim, count, loops = config.widths[s], config.blocks[s], config.loops[s]
+    dim, count, loops = config.hidden_sizes[s], config.blocks[s], config.loops[s]
     groups = (config.groups_first[s], config.groups_later[s])
 
     def layer(mixer: nn.Module | None, ratio: float, rate: float = 0.0) -> Block:
@@ -219,7 +219,7 @@ def _stage(config: SReTConfig, s: int, rates: list[float]) -> Stage:
     blocks = [layer(attention(r), config.mlp_ratio, rates[r]) for r in range(count)]
     behind = PROJECTIONS[config.projections](count, config.depths[s])
     projections = [layer(None, config.projection_ratio) for _ in range(behind)]
-    before = config.widths[s - 1] if s else 0
+    before = config.hidden_sizes[s - 1] if s else 0
     return Stage(
         RecursiveStage(blocks, projections, loops),
         layout="tokens",

@@ -31,7 +31,8 @@ class SwinTransformerConfig(ImageConfig):
 
     Attributes:
         patch_size: side of a patch in pixels; it divides the image's sides.
-        embed_dim: channels of the first stage; each stage has twice as many as the one before.
+        embed_dim: channels of the first stage; each stage has twice as many as the one before. As
+            in transformers, where ``hidden_size`` of a Swin is the width of its last stage.
         depths: blocks per stage; every second one moves its windows.
         num_heads: heads per stage.
         window_size: places along a side of a window; no more than the stage has at ``image_size``.
@@ -54,7 +55,7 @@ class SwinTransformerConfig(ImageConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.per_stage(len(self.depths), "num_heads")
-        for heads, width in zip(self.num_heads, self.widths):
+        for heads, width in zip(self.num_heads, self.hidden_sizes):
             if width % heads:
                 raise InvalidInputError(f"{heads} heads do not divide a width of {width}")
         if self.window_size < 1:
@@ -66,7 +67,7 @@ class SwinTransformerConfig(ImageConfig):
         self.check_multiples(self.patch_size, height, width)
 
     @property
-    def widths(self) -> list[int]:
+    def hidden_sizes(self) -> list[int]:
         """Channels of each stage."""
         return [self.embed_dim * 2**s for s in range(len(self.depths))]
 
@@ -93,7 +94,7 @@ class SwinTransformerForImageClassification(PyramidClassifier):
 
     def __init__(self, config: SwinTransformerConfig) -> None:
         super().__init__(config)
-        patch, widths, eps = config.patch_size, config.widths, config.layer_norm_eps
+        patch, widths, eps = config.patch_size, config.hidden_sizes, config.layer_norm_eps
         rows = [Conv(widths[0], patch, patch, norm="ln", eps=eps)]
         self.stem = ConvStem(config.num_channels, rows)
         rates = drop_path_rates(config.drop_path_rate, config.depths)
@@ -122,7 +123,7 @@ class SwinTransformerForImageClassification(PyramidClassifier):
 
 
 def _stage(config: SwinTransformerConfig, s: int, rates: list[float]) -> Stage:
-    dim, eps = config.widths[s], config.layer_norm_eps
+    dim, eps = config.hidden_sizes[s], config.layer_norm_eps
     side = config.window(s)
     blocks: list[nn.Module] = [
         Block(
@@ -143,7 +144,7 @@ def _stage(config: SwinTransformerConfig, s: int, rates: list[float]) -> Stage:
     return Stage(
         BlockSequence(blocks),
         layout="tokens",
-        downsample=PatchMerging(config.widths[s - 1], dim, eps) if s else None,
+        downsample=PatchMerging(config.hidden_sizes[s - 1], dim, eps) if s else None,
     )
 
 

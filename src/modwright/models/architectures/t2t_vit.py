@@ -44,35 +44,36 @@ class T2TViTConfig(ImageConfig):
         token_drop_rate: dropout of performer layers in training, whatever ``drop_rate`` says.
         token_eps: added to the divisor of performer layers. The released models have 1e-8, which
             silences tokens with large queries; 0 does not.
-        embed_dim: channels of the backbone, of its first block where blocks are dense.
-        depth: blocks. Where they are dense, ``dense_groups`` counts them, and ``depth`` only says
+        hidden_size: channels of the backbone, of its first block where blocks are dense.
+        depths: blocks. Where they are dense, ``dense_groups`` counts them, and ``depths`` only says
             how fast stochastic depth grows from group to group.
         num_heads: heads of each block.
         mlp_ratio: neurons per channel.
         qkv_bias: biases of the blocks' maps to queries, keys and values.
         stem_qkv_bias: the same in the attention of the stem "transformer".
         qk_scale: of the scores; the root of the channels of a head, inverted, unless it is said.
-        blocks: a name of :data:`BLOCKS`: "plain", "squeeze_excite", "ghost" or "dense".
+        block_type: a name of :data:`BLOCKS`: "plain", "squeeze_excite", "ghost" or "dense".
         reduction: of "squeeze_excite".
         dense_groups: blocks of each group of "dense".
         growth: channels that each block of "dense" adds.
     """
 
     model_type = "t2t_vit"
+    attribute_map = {"embed_dim": "hidden_size", "depth": "depths", "blocks": "block_type"}
 
     stem: str = "performer"
     token_dim: int = 64
     kernel_ratio: float | int = 0.5
     token_drop_rate: float | int = 0.1
     token_eps: float | int = 1e-8
-    embed_dim: int = 384
-    depth: int = 14
+    hidden_size: int = 384
+    depths: int = 14
     num_heads: int = 6
     mlp_ratio: float | int = 3
     qkv_bias: bool = False
     stem_qkv_bias: bool = False
     qk_scale: float | None = None
-    blocks: str = "plain"
+    block_type: str = "plain"
     reduction: int = 16
     dense_groups: list[int] | tuple[int, ...] = (3, 6, 6, 4)
     growth: int = 64
@@ -85,7 +86,7 @@ class T2TViTConfig(ImageConfig):
         super().__post_init__(**kwargs)
         for what, name, known in (
             ("stem", self.stem, STEMS),
-            ("kind of blocks", self.blocks, BLOCKS),
+            ("block_type", self.block_type, BLOCKS),
         ):
             if name not in known:
                 raise unknown_name(what, name, known)
@@ -95,27 +96,27 @@ class T2TViTConfig(ImageConfig):
                 f"kernel_ratio {self.kernel_ratio} of token_dim {self.token_dim} "
                 "leaves no random feature"
             )
-        if self.blocks == "dense" and self.depth < len(self.dense_groups):
+        if self.block_type == "dense" and self.depths < len(self.dense_groups):
             raise InvalidInputError(
-                f"a depth of {self.depth} is less than {len(self.dense_groups)} groups"
+                f"depths {self.depths} is less than the {len(self.dense_groups)} dense_groups"
             )
-        for width in self.widths:
+        for width in self.hidden_sizes:
             if width % self.num_heads:
                 raise InvalidInputError(
                     f"num_heads {self.num_heads} does not divide a width of {width}"
                 )
-        if self.blocks == "ghost" and (self.mlp_ratio != 3 or self.embed_dim % 2):
+        if self.block_type == "ghost" and (self.mlp_ratio != 3 or self.hidden_size % 2):
             raise InvalidInputError(
-                "blocks 'ghost' need mlp_ratio 3 and an even embed_dim, "
-                f"not {self.mlp_ratio} and {self.embed_dim}"
+                "block_type 'ghost' needs mlp_ratio 3 and an even hidden_size, "
+                f"not {self.mlp_ratio} and {self.hidden_size}"
             )
 
     @property
-    def widths(self) -> list[int]:
-        """Channels before each block; "dense" ones have others than ``embed_dim``."""
-        if self.blocks != "dense":
-            return [self.embed_dim] * self.depth
-        found, width = [], self.embed_dim
+    def hidden_sizes(self) -> list[int]:
+        """Channels before each block; "dense" ones have others than ``hidden_size``."""
+        if self.block_type != "dense":
+            return [self.hidden_size] * self.depths
+        found, width = [], self.hidden_size
         for count in self.dense_groups:
             found += [width + b * self.growth for b in range(count)]
             width = (width + count * self.growth) // 2
@@ -124,7 +125,7 @@ class T2TViTConfig(ImageConfig):
     @property
     def num_features(self) -> int:
         """Channels behind the last block."""
-        return self.widths[-1] + (self.growth if self.blocks == "dense" else 0)
+        return self.hidden_sizes[-1] + (self.growth if self.block_type == "dense" else 0)
 
 
 # Stems
@@ -138,7 +139,7 @@ def _performer(config: T2TViTConfig) -> nn.Module:
         )
         return TokenLayer(channels, attention, drop)
 
-    return T2TStem(config.num_channels, config.embed_dim, config.token_dim, layer)
+    return T2TStem(config.num_channels, config.hidden_size, config.token_dim, layer)
 
 
 def _transformer(config: T2TViTConfig) -> nn.Module:
@@ -149,17 +150,17 @@ def _transformer(config: T2TViTConfig) -> nn.Module:
         )
         return TokenLayer(channels, attention)
 
-    return T2TStem(config.num_channels, config.embed_dim, config.token_dim, layer)
+    return T2TStem(config.num_channels, config.hidden_size, config.token_dim, layer)
 
 
 def _convolution(config: T2TViTConfig) -> nn.Module:
-    widths = (config.token_dim, config.token_dim, config.embed_dim)
+    widths = (config.token_dim, config.token_dim, config.hidden_size)
     rows = [Conv(out, *split) for out, split in zip(widths, SPLITS)]
     return ConvStem(config.num_channels, rows)
 
 
 def _patch(config: T2TViTConfig) -> nn.Module:
-    return ConvStem(config.num_channels, [Conv(config.embed_dim, STRIDE, STRIDE)])
+    return ConvStem(config.num_channels, [Conv(config.hidden_size, STRIDE, STRIDE)])
 
 
 STEMS: dict[str, Callable[[T2TViTConfig], nn.Module]] = {
@@ -188,15 +189,15 @@ def _block(
 
 
 def _rates(config: T2TViTConfig) -> list[float]:
-    return drop_path_rates(config.drop_path_rate, [config.depth])[0]
+    return drop_path_rates(config.drop_path_rate, [config.depths])[0]
 
 
 def _plain(config: T2TViTConfig) -> list[nn.Module]:
-    return [_block(config, config.embed_dim, rate) for rate in _rates(config)]
+    return [_block(config, config.hidden_size, rate) for rate in _rates(config)]
 
 
 def _squeeze_excite(config: T2TViTConfig) -> list[nn.Module]:
-    dim = config.embed_dim
+    dim = config.hidden_size
     return [
         _block(config, dim, rate, gate=SqueezeExcite(dim, config.reduction))
         for rate in _rates(config)
@@ -204,7 +205,7 @@ def _squeeze_excite(config: T2TViTConfig) -> list[nn.Module]:
 
 
 def _ghost(config: T2TViTConfig) -> list[nn.Module]:
-    dim = config.embed_dim
+    dim = config.hidden_size
     return [
         _block(config, dim, rate, mlp=GhostMlp(dim), linear=GhostLinear, storage="separate")
         for rate in _rates(config)
@@ -212,7 +213,7 @@ def _ghost(config: T2TViTConfig) -> list[nn.Module]:
 
 
 def _dense(config: T2TViTConfig) -> list[nn.Module]:
-    rates, width = _rates(config), config.embed_dim
+    rates, width = _rates(config), config.hidden_size
     found: list[nn.Module] = []
     for group, count in enumerate(config.dense_groups):
         if group:
@@ -240,7 +241,7 @@ class T2TViTForImageClassification(TokenClassifier):
     ``image_size`` computes them anew, which does not give the same numbers.
 
     Example:
-        >>> fields = {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        >>> fields = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
         >>> config = T2TViTConfig(**fields, token_dim=8, num_labels=5)
         >>> model = T2TViTForImageClassification(config)
         >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
@@ -252,7 +253,7 @@ class T2TViTForImageClassification(TokenClassifier):
 
     def __init__(self, config: T2TViTConfig) -> None:
         super().__init__(config)
-        dim, features = config.embed_dim, config.num_features
+        dim, features = config.hidden_size, config.num_features
         height, width = config.size
         self.stem = STEMS[config.stem](config)
         self.prefix = PrefixTokens(dim)
@@ -260,7 +261,7 @@ class T2TViTForImageClassification(TokenClassifier):
             dim, (height // STRIDE, width // STRIDE), prefix=1, antialias=False, fixed=True
         )
         self.drop = nn.Dropout(config.drop_rate)
-        self.blocks = BlockSequence(BLOCKS[config.blocks](config))
+        self.blocks = BlockSequence(BLOCKS[config.block_type](config))
         self.norm = nn.LayerNorm(features)
         self.head = self.make_head(features, prefix=1)
         self.describe_features(features, STRIDE, len(self.blocks))
@@ -278,7 +279,7 @@ class T2TViTForImageClassification(TokenClassifier):
         return self.drop(self.positions(self.prefix(to_tokens(x)), spatial_shape)), spatial_shape
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
-        if norm and self.config.blocks == "dense":
+        if norm and self.config.block_type == "dense":
             raise InvalidInputError("the last norm of dense blocks fits the last feature map alone")
         return super().forward_maps(pixel_values, norm)
 
@@ -295,17 +296,17 @@ def _width_behind(block: nn.Module, dim: int) -> int:
 
 
 _DROP = {"drop_path_rate": 0.1}
-_LITE = {"embed_dim": 256, "num_heads": 4, "mlp_ratio": 2, **_DROP}
-_14 = {"embed_dim": 384, "depth": 14, "num_heads": 6, **_DROP}
-_19 = {"embed_dim": 448, "depth": 19, "num_heads": 7, **_DROP}
-_24 = {"embed_dim": 512, "depth": 24, "num_heads": 8, **_DROP}
-_WIDE = {"embed_dim": 768, "depth": 4, "num_heads": 12, **_DROP}
-_DENSE = {"embed_dim": 128, "depth": 12, "num_heads": 8, "mlp_ratio": 2, **_DROP}
+_LITE = {"hidden_size": 256, "num_heads": 4, "mlp_ratio": 2, **_DROP}
+_14 = {"hidden_size": 384, "depths": 14, "num_heads": 6, **_DROP}
+_19 = {"hidden_size": 448, "depths": 19, "num_heads": 7, **_DROP}
+_24 = {"hidden_size": 512, "depths": 24, "num_heads": 8, **_DROP}
+_WIDE = {"hidden_size": 768, "depths": 4, "num_heads": 12, **_DROP}
+_DENSE = {"hidden_size": 128, "depths": 12, "num_heads": 8, "mlp_ratio": 2, **_DROP}
 
 VARIANTS: dict[str, dict[str, Any]] = {
-    "t2t_vit_7": {**_LITE, "depth": 7},
-    "t2t_vit_10": {**_LITE, "depth": 10},
-    "t2t_vit_12": {**_LITE, "depth": 12},
+    "t2t_vit_7": {**_LITE, "depths": 7},
+    "t2t_vit_10": {**_LITE, "depths": 10},
+    "t2t_vit_12": {**_LITE, "depths": 12},
     "t2t_vit_14": _14,
     "t2t_vit_14_384": {**_14, "image_size": 384},
     "t2t_vit_19": _19,
@@ -317,9 +318,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "t2t_vit_patch16_14": {**_14, "stem": "patch"},
     "t2t_vit_14_resnext": {**_14, "num_heads": 32},
     "t2t_vit_14_wide": _WIDE,
-    "t2t_vit_se": {**_14, "blocks": "squeeze_excite"},
-    "t2t_vit_ghost": {**_14, "depth": 16, "blocks": "ghost"},
-    "t2t_vit_dense": {**_DENSE, "blocks": "dense"},
+    "t2t_vit_se": {**_14, "block_type": "squeeze_excite"},
+    "t2t_vit_ghost": {**_14, "depths": 16, "block_type": "ghost"},
+    "t2t_vit_dense": {**_DENSE, "block_type": "dense"},
 }
 
 register_architecture(T2TViTConfig, T2TViTForImageClassification, VARIANTS)

@@ -34,10 +34,10 @@ class TNTConfig(ImageConfig):
         patch_size: side of a patch in pixels; it divides the image's sides.
         inner_stride: pixels from word to word.
         inner_dim: channels of a word.
-        outer_dim: channels of a sentence token.
-        depth: blocks.
+        hidden_size: channels of a sentence token.
+        depths: blocks.
         inner_heads: heads over the words of a patch.
-        outer_heads: heads over the sentences.
+        num_heads: heads over the sentences.
         mlp_ratio: neurons per channel, of both streams.
         qkv_bias: biases of the maps to queries, keys and values.
         se_reduction: channels per channel inside a squeeze and excitation behind the sentences'
@@ -50,14 +50,15 @@ class TNTConfig(ImageConfig):
     """
 
     model_type = "tnt"
+    attribute_map = {"outer_dim": "hidden_size", "depth": "depths", "outer_heads": "num_heads"}
 
     patch_size: int = 16
     inner_stride: int = 4
     inner_dim: int = 24
-    outer_dim: int = 384
-    depth: int = 12
+    hidden_size: int = 384
+    depths: int = 12
     inner_heads: int = 4
-    outer_heads: int = 6
+    num_heads: int = 6
     mlp_ratio: float | int = 4
     qkv_bias: bool = False
     se_reduction: int | None = None
@@ -67,11 +68,10 @@ class TNTConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        for stream in ("inner", "outer"):
-            dim, heads = getattr(self, f"{stream}_dim"), getattr(self, f"{stream}_heads")
-            if dim % heads:
+        for width, heads in (("inner_dim", "inner_heads"), ("hidden_size", "num_heads")):
+            if getattr(self, width) % getattr(self, heads):
                 raise InvalidInputError(
-                    f"{stream}_heads {heads} does not divide an {stream}_dim of {dim}"
+                    f"{heads} {getattr(self, heads)} does not divide {width} {getattr(self, width)}"
                 )
         if self.inner_stride < 1:
             raise InvalidInputError(f"inner_stride must be at least 1, not {self.inner_stride}")
@@ -81,9 +81,9 @@ class TNTConfig(ImageConfig):
                 f"{self.patch_size}, not {self.inner_stride}"
             )
         for block in self.inner_blocks or ():
-            if not 1 <= block <= self.depth:
+            if not 1 <= block <= self.depths:
                 raise InvalidInputError(
-                    f"inner_blocks are counted from 1 to {self.depth}, not {block}"
+                    f"inner_blocks are counted from 1 to {self.depths}, not {block}"
                 )
         self.check_size(*self.size)
 
@@ -108,7 +108,7 @@ class TNTForImageClassification(TokenClassifier):
 
     Example:
         >>> import torch
-        >>> fields = {"image_size": 32, "outer_dim": 24, "outer_heads": 3, "depth": 1}
+        >>> fields = {"image_size": 32, "hidden_size": 24, "num_heads": 3, "depths": 1}
         >>> config = TNTConfig(**fields, inner_dim=4, inner_heads=2, num_labels=5)
         >>> model = TNTForImageClassification(config)
         >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
@@ -120,7 +120,7 @@ class TNTForImageClassification(TokenClassifier):
 
     def __init__(self, config: TNTConfig) -> None:
         super().__init__(config)
-        dim, patch = config.outer_dim, config.patch_size
+        dim, patch = config.hidden_size, config.patch_size
         height, width = config.size
         self.stem = PixelEmbed(
             config.num_channels,
@@ -135,13 +135,13 @@ class TNTForImageClassification(TokenClassifier):
         self.prefix = PrefixTokens(dim)
         self.positions = LearnedTable(dim, (height // patch, width // patch), prefix=1)
         self.drop = nn.Dropout(config.drop_rate)
-        rates = drop_path_rates(config.drop_path_rate, [config.depth])[0]
+        rates = drop_path_rates(config.drop_path_rate, [config.depths])[0]
         self.blocks = BlockSequence(
             [_nested(config, b, self.stem.pixel_tokens, rate) for b, rate in enumerate(rates)]
         )
         self.norm = nn.LayerNorm(dim)
         self.head = self.make_head(dim, prefix=1)
-        self.describe_features(dim, patch, config.depth)
+        self.describe_features(dim, patch, config.depths)
         self.post_init()
 
     def check_pixels(self, pixel_values: Tensor) -> None:
@@ -206,7 +206,7 @@ def _nested(config: TNTConfig, index: int, pixel_tokens: int, rate: float) -> Ne
         fuse = PixelToPatch(
             config.inner_dim,
             pixel_tokens,
-            config.outer_dim,
+            config.hidden_size,
             bias=config.legacy,
             per_word=config.legacy,
             last_norm=not config.legacy,
@@ -214,14 +214,14 @@ def _nested(config: TNTConfig, index: int, pixel_tokens: int, rate: float) -> Ne
     gate = None
     if config.se_reduction is not None:
         gate = SqueezeExcite(
-            config.outer_dim,
+            config.hidden_size,
             config.se_reduction,
             gate="tanh",
             bias=True,
-            norm=nn.LayerNorm(config.outer_dim),
+            norm=nn.LayerNorm(config.hidden_size),
             residual=True,
         )
-    outer = _block(config, config.outer_dim, config.outer_heads, rate, gate)
+    outer = _block(config, config.hidden_size, config.num_heads, rate, gate)
     return NestedBlock(inner, fuse, outer)
 
 
@@ -290,7 +290,7 @@ def _names(
     ignored: tuple[str, ...] = (),
 ) -> StateDictConverter:
     rules = [Rename(theirs, ours) for ours, theirs in names.items()]
-    for b in range(config.depth):
+    for b in range(config.depths):
         rules += [
             Rename(f"blocks.{b}.{theirs}", f"blocks.{b}.{o}") for o, theirs in in_block.items()
         ]
@@ -309,9 +309,9 @@ def _timm(config: TNTConfig) -> StateDictConverter:
 
 
 _DROP = {"drop_path_rate": 0.1}
-_TINY = {"inner_dim": 12, "inner_heads": 2, "outer_dim": 192, "outer_heads": 3, **_DROP}
-_SMALL = {"inner_dim": 24, "inner_heads": 4, "outer_dim": 384, "outer_heads": 6, **_DROP}
-_BASE = {"inner_dim": 40, "inner_heads": 4, "outer_dim": 640, "outer_heads": 10, **_DROP}
+_TINY = {"inner_dim": 12, "inner_heads": 2, "hidden_size": 192, "num_heads": 3, **_DROP}
+_SMALL = {"inner_dim": 24, "inner_heads": 4, "hidden_size": 384, "num_heads": 6, **_DROP}
+_BASE = {"inner_dim": 40, "inner_heads": 4, "hidden_size": 640, "num_heads": 10, **_DROP}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "tnt_ti_patch16_224": _TINY,

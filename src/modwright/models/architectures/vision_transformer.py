@@ -34,8 +34,8 @@ class VisionTransformerConfig(ImageConfig):
 
     Attributes:
         patch_size: side of a patch in pixels; it divides the image's sides.
-        embed_dim: channels.
-        depth: blocks.
+        hidden_size: channels.
+        depths: blocks.
         num_heads: heads of each block.
         mlp_ratio: neurons per channel.
         qkv_bias: biases of the maps to queries, keys and values.
@@ -44,10 +44,11 @@ class VisionTransformerConfig(ImageConfig):
     """
 
     model_type = "vision_transformer"
+    attribute_map = {"embed_dim": "hidden_size", "depth": "depths"}
 
     patch_size: int = 16
-    embed_dim: int = 768
-    depth: int = 12
+    hidden_size: int = 768
+    depths: int = 12
     num_heads: int = 12
     mlp_ratio: float | int = 4
     qkv_bias: bool = True
@@ -57,9 +58,9 @@ class VisionTransformerConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if self.embed_dim % self.num_heads:
+        if self.hidden_size % self.num_heads:
             raise InvalidInputError(
-                f"num_heads {self.num_heads} does not divide an embed_dim of {self.embed_dim}"
+                f"num_heads {self.num_heads} does not divide a hidden_size of {self.hidden_size}"
             )
         self.check_size(*self.size)
 
@@ -82,7 +83,7 @@ class VisionTransformerForImageClassification(TokenClassifier):
 
     Example:
         >>> import torch
-        >>> fields = {"image_size": 32, "embed_dim": 16, "depth": 1, "num_heads": 2}
+        >>> fields = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
         >>> config = VisionTransformerConfig(**fields, num_labels=5)
         >>> model = VisionTransformerForImageClassification(config)
         >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
@@ -93,7 +94,7 @@ class VisionTransformerForImageClassification(TokenClassifier):
 
     def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__(config)
-        dim, patch = config.embed_dim, config.patch_size
+        dim, patch = config.hidden_size, config.patch_size
         height, width = config.size
         names = config.prefix_names
         self.num_prefix_tokens = len(names)
@@ -101,7 +102,7 @@ class VisionTransformerForImageClassification(TokenClassifier):
         self.prefix = PrefixTokens(dim, names)
         self.positions = LearnedTable(dim, (height // patch, width // patch), prefix=len(names))
         self.drop = nn.Dropout(config.drop_rate)
-        rates = drop_path_rates(config.drop_path_rate, [config.depth])[0]
+        rates = drop_path_rates(config.drop_path_rate, [config.depths])[0]
         self.blocks = BlockSequence([_block(config, rate) for rate in rates])
         self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         head = DistilledHead if config.distilled else ClassifierHead
@@ -112,7 +113,7 @@ class VisionTransformerForImageClassification(TokenClassifier):
             prefix=len(names),
             drop=config.drop_rate,
         )
-        self.describe_features(dim, patch, config.depth)
+        self.describe_features(dim, patch, config.depths)
         self.post_init()
 
     def check_pixels(self, pixel_values: Tensor) -> None:
@@ -141,7 +142,7 @@ class VisionTransformerForImageClassification(TokenClassifier):
 
 
 def _block(config: VisionTransformerConfig, rate: float) -> Block:
-    dim = config.embed_dim
+    dim = config.hidden_size
     return Block(
         dim,
         SelfAttention(dim, config.num_heads, qkv_bias=config.qkv_bias),
@@ -158,7 +159,7 @@ def _official(config: VisionTransformerConfig) -> StateDictConverter:
     """facebookresearch/deit and timm."""
     rules = [Rename("patch_embed.proj", "stem.conv0"), Rename("pos_embed", "positions.table")]
     rules += [Rename(name, f"prefix.{name}") for name in config.prefix_names]
-    for b in range(config.depth):
+    for b in range(config.depths):
         block = f"blocks.{b}"
         rules += [
             Rename(f"{block}.{part}", f"{block}.{part}") for part in ("norm1", "norm2", "mlp")
@@ -210,7 +211,7 @@ def _transformers(
     else:
         rules.append(Rename("classifier", "head.fc"))
     stacks = []
-    for b in range(config.depth):
+    for b in range(config.depths):
         layer, block = f"{start}.{layers}.{b}", f"blocks.{b}"
         for ours, theirs in names.items():
             if isinstance(theirs, str):
@@ -234,8 +235,8 @@ def _config_map(architecture: str, distilled: bool) -> ConfigMap:
     return ConfigMap(
         renamed={
             **{key: key for key in same},
-            "hidden_size": "embed_dim",
-            "num_hidden_layers": "depth",
+            "hidden_size": "hidden_size",
+            "num_hidden_layers": "depths",
             "num_attention_heads": "num_heads",
         },
         only={"hidden_act": "gelu"},
@@ -253,9 +254,9 @@ _VIT = _config_map("ViTForImageClassification", False)
 _DEIT = _config_map("DeiTForImageClassificationWithTeacher", True)
 
 _DROP = {"drop_path_rate": 0.1}
-_TINY = {"embed_dim": 192, "num_heads": 3, **_DROP}
-_SMALL = {"embed_dim": 384, "num_heads": 6, **_DROP}
-_BASE = {"embed_dim": 768, "num_heads": 12, **_DROP}
+_TINY = {"hidden_size": 192, "num_heads": 3, **_DROP}
+_SMALL = {"hidden_size": 384, "num_heads": 6, **_DROP}
+_BASE = {"hidden_size": 768, "num_heads": 12, **_DROP}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "deit_tiny_patch16_224": _TINY,

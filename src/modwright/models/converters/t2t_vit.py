@@ -113,13 +113,13 @@ _CENTER_ONLY = {
 def official_names(config: Any) -> StateDictConverter:
     rules = _STEM_NAMES[config.stem]()
     rules += [Rename("cls_token", "prefix.cls_token"), Rename("pos_embed", "positions.table")]
-    count = config.depth
-    if config.blocks == "dense":
+    count = config.depths
+    if config.block_type == "dense":
         count = sum(config.dense_groups) + len(config.dense_groups) - 1
     for b in range(count):
         block = f"blocks.{b}"
-        rules += _renamed(_BLOCK_NAMES[config.blocks], block, block)
-        for here, there in _CENTER_ONLY.get(config.blocks, {}).items():
+        rules += _renamed(_BLOCK_NAMES[config.block_type], block, block)
+        for here, there in _CENTER_ONLY.get(config.block_type, {}).items():
             rules.append(Rename(f"{block}.{there}", f"{block}.{here}", _flat, _one_hook_point))
     rules += [Rename("norm", "norm"), Rename("head", "head.fc")]
     return StateDictConverter(tuple(rules))
