@@ -165,7 +165,7 @@ def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) ->
 
 
 def test_even_pools_and_other_grids_are_refused() -> None:
-    with pytest.raises(ValueError, match="pool_size must be odd, not 4"):
+    with pytest.raises(InvalidInputError, match="pool_size must be odd, not 4"):
         small(pool_size=4)
     fixed = small(token_mixers=["pool", "pool", "pool", "spatial_fc"], image_size=64)
     with pytest.raises(ValueError, match="built for 4 places, not for a grid of 3 x 3"):
