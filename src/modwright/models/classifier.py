@@ -85,11 +85,11 @@ class ImageClassifier(VisionModel):
         """Channels before the classifier."""
         return int(self.head.dim)
 
-    def make_head(self, dim: int, **more: Any) -> ClassifierHead:
-        """The classifier that the config asks for, on features of width ``dim``."""
+    def make_head(self, num_features: int, **more: Any) -> ClassifierHead:
+        """The classifier that the config asks for, on so many features."""
         config = self.config
         return ClassifierHead(
-            dim, config.num_labels, pool=config.global_pool, drop=config.drop_rate, **more
+            num_features, config.num_labels, pool=config.global_pool, drop=config.drop_rate, **more
         )
 
     def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
