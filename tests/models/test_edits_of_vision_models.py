@@ -19,7 +19,7 @@ from modwright.core.errors import (
 )
 from modwright.cost import count, inspect
 from modwright.cost.forward_macs import forward_macs
-from modwright.edits import Plan, apply, factorize, remove
+from modwright.edits import Change, Plan, apply, factorize, keep_neurons, remove
 from modwright.edits.reopen import check_reopens
 from modwright.nn.block import Block
 from modwright.surgery.method import make_method
@@ -336,3 +336,13 @@ def test_replacing_is_refused_where_it_makes_no_sense() -> None:
     ):
         with pytest.raises(InvalidInputError, match=said):
             make_method("replace_token_mixer", options).plan(anatomy)
+
+
+def test_one_width_of_all_outer_mlps_leaves_the_inner_ones() -> None:
+    """Both streams of a TNT have one ratio: the config cannot say a width of one of them."""
+    model = tiny("tnt")
+    narrower = sum((keep_neurons(b.mlp, range(48)) for b in Anatomy.of(model).blocks), Change())
+    result = apply(model, narrower).model
+    assert {block.mlp.intermediate_size for block in Anatomy.of(result).blocks} == {48}
+    inner = [made.blocks[0].inner.mlp.fc1.weight for made in (model, result)]
+    assert torch.equal(*inner)

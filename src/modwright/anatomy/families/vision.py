@@ -100,9 +100,14 @@ class VisionFamily(Family):
     @property
     def chained(self) -> bool:
         """TNT adds words between its blocks; the rest hand their tokens on."""
-        return all(re.fullmatch(r"blocks\.\d+", root) for root in self._roots) and not any(
-            getattr(self._module(root), "inner", None) is not None for root in self._roots
-        )
+        plain = all(re.fullmatch(r"blocks\.\d+", root) for root in self._roots)
+        return plain and not self._nested
+
+    @property
+    def _nested(self) -> bool:
+        """Whether blocks hold a second stream; its MLPs have the ratio of theirs."""
+        inner = (getattr(self._module(root), "inner", None) for root in self._roots)
+        return any(part is not None for part in inner)
 
     def _module(self, path: str) -> nn.Module:
         found: nn.Module = self._live.get_submodule(path)
@@ -121,7 +126,7 @@ class VisionFamily(Family):
 
     def put(self, config: Any, word: str, value: Any) -> None:
         width = self.get("hidden_size")
-        if word == "intermediate_size" and width is not None:
+        if word == "intermediate_size" and width is not None and not self._nested:
             super().put(config, word, ratio(value, width))
         elif word != "intermediate_size" and hasattr(config, self.field(word)):
             super().put(config, word, value)
