@@ -79,3 +79,24 @@ def test_fault_B22_marks_and_missing_files(
         "checkpoint-4 is left out: optimizer.pt is missing",
     ]
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-0"]
+
+
+def test_changed_bytes_of_the_same_length_are_damage(
+    tmp_path: Path, trained: tuple[Path, dict[str, torch.Tensor]]
+) -> None:
+    folder = tmp_path / "training"
+    shutil.copytree(trained[0], folder)
+    file = folder / "checkpoint-4" / "model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    found = newest_checkpoint(folder)
+    assert found is not None and found.name == "checkpoint-2"
+
+
+def test_the_newest_is_that_of_the_most_steps(tmp_path: Path) -> None:
+    for step in (900, 1000):
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        (folder / "whole").touch()  # the mark of earlier versions
+    found = newest_checkpoint(tmp_path)
+    assert found is not None and found.name == "checkpoint-1000"
