@@ -50,7 +50,7 @@ class TrainingRecipe(Strict):
         "config; or {checkpoint: DIR}"
     )
     data: dict[str, Any] = Field(
-        description=f"{{pictures: digits, side: 32}}; pictures is one of {', '.join(PICTURES)}"
+        description=f"{{pictures: digits, side: 32}}; `pictures` is one of {', '.join(PICTURES)}"
     )
     objective: dict[str, Any] = Field(
         default={"loss": "cross_entropy"},
