@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from modwright.analysis import Spectrum, map_spectra
 from modwright.cost import forward_macs
 from modwright.models import create_model
-from modwright.models.reparameterize import fuse
+from modwright.models.reparameterize import reparameterize
 from modwright.nn.frequency_blocks import FrequencyPair
 from modwright.nn.multi_group_conv import MultiGroupConv
 from modwright.tasks.pictures import Pictures, digits
@@ -79,7 +79,7 @@ def briefly() -> Any:
 def test_after_training_the_fused_model_gives_the_same_logits(briefly: Any) -> None:
     train, test = digits()
     model = briefly
-    twin = fuse(model)
+    twin = reparameterize(model)
     images = torch.cat((test.pixels, train.pixels[:500]))
     with torch.no_grad():
         logits, fused = (

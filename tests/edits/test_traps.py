@@ -218,5 +218,5 @@ def test_verify_holds_for_short_contexts(tiny: Any) -> None:
 
 def test_verify_fits_into_the_learned_positions(tiny: Any) -> None:
     assert verify(tiny("tiny-gpt2", n_positions=24)).ok
-    assert batch_of(tiny("tiny-gpt2", n_positions=10))["input_ids"].shape[1] == 5
+    assert batch_of(tiny("tiny-gpt2", n_positions=10))["input_ids"].shape[1] == 10
     assert verify(tiny("tiny-gpt2", n_positions=10)).ok
