@@ -45,10 +45,13 @@ def test_a_whole_run(recipe_file: Path) -> None:
     assert [line.split()[0] for line in said] == [
         "opening",
         "measuring",
+        "perplexity",
         "step",
         "calibration:",
+        "perplexity",
         "step",
         "calibration:",
+        "perplexity",
         "writing",
         "reopening",
     ]
