@@ -11,7 +11,7 @@ OLDEST := .venv-oldest
 TIMM := .venv-timm
 SUITE := .venv-transformers
 OLDEST_TESTS := tests/anatomy tests/test_autoload.py tests/edits/test_traps.py tests/edits/test_reload.py \
-  tests/edits/test_edited_decoding.py tests/calibration/test_walk.py tests/checkpoint/test_saving.py \
+  tests/edits/test_edited_decoding.py tests/calibration/test_layerwise.py tests/checkpoint/test_saving.py \
   tests/checkpoint/test_gguf.py tests/cost tests/surgery/test_modegpt.py tests/surgery/test_llm_drop.py
 # Whole files, longest first: what a file shares is made once, and no long file is left for the end.
 PARALLEL := --dist loadfile --no-loadscope-reorder
@@ -97,7 +97,7 @@ bench: $(READY) $(MERGEKIT)
 	$(BIN)/python -m pip install $(PIP) --no-deps -r requirements-bench.lock
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/apply_save.py --threads 2
-	$(BIN)/python benchmarks/walker.py --threads 2
+	$(BIN)/python benchmarks/layerwise.py --threads 2
 	$(BIN)/python benchmarks/decode_speed.py --repeats 3 --threads 2
 	$(BIN)/python benchmarks/norm_error.py
 	$(BIN)/python benchmarks/norm_speed.py --repeats 50 --threads 1
@@ -110,7 +110,7 @@ bench-vision: $(READY) $(TIMM)/.ready
 	  $(BIN)/python benchmarks/image_speed.py --repeats 20 --threads $$threads && \
 	  $(TIMM)/bin/python benchmarks/timm_speed.py --repeats 20 --threads $$threads && \
 	  $(BIN)/python benchmarks/mixer_speed.py --repeats 25 --threads $$threads && \
-	  $(BIN)/python benchmarks/fusing_speed.py --repeats 7 --threads $$threads && \
+	  $(BIN)/python benchmarks/reparameterize_speed.py --repeats 7 --threads $$threads && \
 	  $(BIN)/python benchmarks/stem_speed.py --repeats 5 --threads $$threads || exit 1; \
 	done
 	$(BIN)/python benchmarks/training_speed.py --repeats 8 --threads 1

@@ -4,7 +4,7 @@ Each way runs in a new process and collects what MoDeGPT needs: second moments o
 input and of every MLP's inner activations, in float64. "Extra" is the peak of resident memory above
 what the loaded model takes before it starts.
 
-    python benchmarks/walker.py --windows 64 --length 256 --threads 2
+    python benchmarks/layerwise.py --windows 64 --length 256 --threads 2
 """
 
 from __future__ import annotations

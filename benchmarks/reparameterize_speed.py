@@ -4,8 +4,8 @@ Both hold the same numbers and run in turns in one process; a ratio is the media
 runs, above 1 where the fused form is faster. Before that the logits of both are compared. Where
 timm is installed, its Next-ViT of the same skeleton runs beside the fused form of the larger one.
 
-    python benchmarks/fusing_speed.py --repeats 7 --threads 1
-    python benchmarks/fusing_speed.py --repeats 7 --threads 2
+    python benchmarks/reparameterize_speed.py --repeats 7 --threads 1
+    python benchmarks/reparameterize_speed.py --repeats 7 --threads 2
 """
 
 from __future__ import annotations

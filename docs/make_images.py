@@ -1,4 +1,4 @@
-"""Makes the images of the tutorial again: `python docs/images.py [NAME ...]`.
+"""Makes the images of the tutorial again: `python docs/make_images.py [NAME ...]`.
 
 The commands are those of docs/tutorial.md: all its blocks run in order in an empty directory, and
 what a command printed becomes the image below it. The report is opened in a headless Chromium.
