@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from modwright.anatomy.families import family_of
 from modwright.core.compat.torch import hooks_of, tensor_tables
 from modwright.core.errors import InvalidInputError
 
@@ -63,8 +64,10 @@ def check_as_configured(model: PreTrainedModel) -> None:
 
 def differences_from_config(model: PreTrainedModel) -> Iterator[str]:
     """Each difference between a live model and one that its config builds, in words."""
+    config = copy.deepcopy(model.config)
+    family_of(config, model).write_live_fields(config)
     with torch.device("meta"):
-        built = type(model)(copy.deepcopy(model.config))
+        built = type(model)(config)
     live, expected = _modules(model), _modules(built)
     inside_of_other = [path for path in live if not _same_class(live[path], expected.get(path))]
     for path, module in live.items():

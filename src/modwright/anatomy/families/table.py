@@ -83,6 +83,9 @@ class FamilyTable:
         """Sets in a config what :meth:`get` reads from it."""
         setattr(config, self.field(word), value)
 
+    def write_live_fields(self, config: Any) -> None:
+        """Sets in a config what a live model may change by a method of its own: nothing, mostly."""
+
     def keep_blocks(self, config: Any, kept: Sequence[int]) -> None:
         """Lets a stock config say that blocks ``kept``, by their numbers, stand in this order.
 

@@ -122,6 +122,9 @@ class TimmVit(Family):
                 name: value,
             }
 
+    def write_live_fields(self, config: Any) -> None:
+        config.model_args = {**(config.model_args or {}), **self._size()}
+
     def _size(self) -> dict[str, Any]:
         """The size of images, which timm can change in a live model."""
         live = {} if self.vit is None else arguments_of(self.vit)
