@@ -66,13 +66,13 @@ def relative_to(tensor: Tensor, axis: int, index: int) -> Tensor:
 def folded(
     stored: Mapping[str, Tensor], reads: str, scale: Tensor | None, bias: Tensor | None
 ) -> dict[str, Tensor]:
-    """A reader that does the affine step of the norm before it: W diag(gain), b + W shift.
+    """A reader that does the affine step of the norm before it: W diag(scale), b + W bias.
 
     Args:
         stored: what the reader stores: weight (out, d), or the factors weight (out, r) and reduce
-            (r, d); perhaps bias (out,). One without a bias gets one where the shift is not zero.
+            (r, d); perhaps bias (out,). One without a bias gets one where the norm's is not zero.
         reads: the name in ``stored`` that has d columns.
-        gain, shift: (d,) of the norm; None where it has none.
+        scale, bias: (d,) of the norm; None where it has none.
 
     Example:
         >>> w = torch.tensor([[1.0, 2.0]])
