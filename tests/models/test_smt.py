@@ -346,3 +346,9 @@ def test_bad_input_of_parts_is_refused() -> None:
         ScaleAwareAggregation(8, 4).train().fuse()
     with pytest.raises(InvalidInputError, match="at least 32 pixels"):
         small()(torch.zeros(1, 3, 31, 64))
+
+
+def test_one_mixer_may_be_named_for_all_stages() -> None:
+    fields = {"depths": [1, 1], "hidden_sizes": [16, 32], "num_heads": 2, "modulation_heads": 1}
+    model = create_model("smt_tiny", token_mixers="attention", mlp_ratios=2, **fields)
+    assert model.config.token_mixers == ["attention", "attention"]

@@ -127,14 +127,27 @@ def _types_of(config_class: Any) -> dict[str, TypeAdapter[Any]]:
 
 
 def _check_type(config_class: Any, name: str, value: Any) -> None:
-    """Refuses a value that is not of the field's type, in one line."""
+    """Refuses a value that is not of the field's type, in one line.
+
+    Where a field has an entry per stage, one entry may stand for all of them; ``depths`` says how
+    many stages there are.
+    """
     wanted = _types_of(config_class).get(name)
-    try:
-        if wanted is not None:
-            wanted.validate_python(value, strict=True)
-    except ValidationError:
+    if wanted is None:
+        return
+    alone = name == "depths" or isinstance(value, list | tuple | dict | None)
+    given = [value] if alone else [value, [value]]
+    if not any(_fits(wanted, one) for one in given):
         kinds = {field.name: field.type for field in dataclasses.fields(config_class)}
-        raise InvalidInputError(f"{name} is {kinds[name]}, not {value!r}") from None
+        raise InvalidInputError(f"{name} is {kinds[name]}, not {value!r}")
+
+
+def _fits(wanted: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        wanted.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
 
 
 def list_models(pattern: str = "*") -> list[str]:

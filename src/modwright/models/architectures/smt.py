@@ -56,7 +56,7 @@ class SMTConfig(ImageConfig):
 
     depths: list[int] | tuple[int, ...] = (2, 2, 8, 1)
     hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
-    token_mixers: list[Any] | tuple[Any, ...] | None = None
+    token_mixers: str | list[Any] | tuple[Any, ...] | None = None
     modulation_heads: list[int] | tuple[int, ...] | int = 4
     num_heads: list[int] | tuple[int, ...] | int = (2, 4, 8, 16)
     mlp_ratios: Any = (4, 4, 4, 2)
