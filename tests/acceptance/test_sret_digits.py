@@ -39,7 +39,7 @@ def accuracy(kind: str, images: int, **settings: Any) -> float:
 
 
 def test_slices_cost_next_to_nothing() -> None:
-    settings = {"pictures": 1297, "epochs": 12, "batch_size": 64}
+    settings = {"images": 1297, "epochs": 12, "batch_size": 64}
     whole, sliced = (accuracy(kind, **settings) for kind in ("whole", "sliced"))
     assert whole - sliced <= 1.5, (whole, sliced)
     if FULL:  # reported only: at this size a second pass brings nothing
