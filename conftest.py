@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,20 @@ RECORDED = ROOT / "tests" / "data" / "durations.json"
 
 
 @pytest.fixture(autouse=True)
-def _names_for_doctests(doctest_namespace: dict[str, Any], request: pytest.FixtureRequest) -> None:
-    """Examples use torch without importing it."""
-    if type(request.node).__name__ == "DoctestItem":
-        import torch
+def _desk_of_doctests(
+    doctest_namespace: dict[str, Any], request: pytest.FixtureRequest
+) -> Iterator[None]:
+    """Examples use torch without importing it, and what they register is forgotten afterwards."""
+    if type(request.node).__name__ != "DoctestItem":
+        yield
+        return
+    import torch
 
-        doctest_namespace["torch"] = torch
+    from modwright.core.registry import registries_restored
+
+    doctest_namespace["torch"] = torch
+    with registries_restored():
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

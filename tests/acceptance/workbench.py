@@ -100,7 +100,7 @@ class Workbench:
 
         def kept(mlp: Mlp, keep: int) -> Tensor:
             new = plan.tensors[f"{mlp.up.address}.weight"]
-            return (mlp.up.weight[:, None, :4] == new[None, :, :4]).all(-1).any(-1).nonzero()
+            return (mlp.up.weight[:, None, :4] == new[None, :, :4]).all(-1).any(-1).nonzero()[:, 0]
 
         return self.slice_neurons(kept, 0)
 
