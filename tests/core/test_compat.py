@@ -159,6 +159,18 @@ def test_loaded_tensors_are_known(llama: Any, tmp_path: Path) -> None:
     assert not of_transformers.is_wholly_loaded(nn.Sequential(linear))
 
 
+def test_parents_of_new_parts_start_again() -> None:
+    """``_is_hf_initialized`` of modules"""
+    tree = nn.Sequential(nn.Sequential(nn.Linear(1, 1)), nn.Sequential(nn.Linear(1, 1)))
+    for module in tree.modules():
+        module._is_hf_initialized = True
+    assert not of_transformers.renew_parents(tree) and tree._is_hf_initialized
+    tree[0][0] = nn.Linear(1, 1)
+    assert of_transformers.renew_parents(tree)
+    assert not tree._is_hf_initialized and not tree[0]._is_hf_initialized
+    assert tree[1]._is_hf_initialized and tree[1][0]._is_hf_initialized
+
+
 def test_blocks_are_named(llama: Any) -> None:
     """``_no_split_modules``"""
     assert of_transformers.blocks_in_one_piece(llama.model) == {"LlamaDecoderLayer"}

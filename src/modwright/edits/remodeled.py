@@ -24,6 +24,7 @@ from modwright.core.compat.transformers import (
     can_set_experts,
     is_wholly_loaded,
     model_classes,
+    renew_parents,
 )
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.attention_maps import forward_with_all_maps
@@ -190,6 +191,7 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         super(cls, self).__init__(config, *args, **kwargs)
         replay(self, family_of(config, self), state_from_list(config.edits))
+        renew_parents(self)
         self.post_init()
 
     def initialize_weights(self: Any) -> None:
@@ -207,11 +209,16 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
         """transformers reads it off the source of a class's module: that of the stock one."""
         return can_set_experts(base)
 
+    def keeps_stock_rules(kind: Any) -> bool:
+        """Of custom code transformers first initializes no module without tensors of its own."""
+        return False
+
     cls: type[PreTrainedModel] = type(
         _PREFIX + base.__name__,
         (base,),
         {
             "__init__": __init__,
+            "is_custom_code": classmethod(keeps_stock_rules),
             "forward": _forward(base),
             "initialize_weights": initialize_weights,
             "__module__": __name__,

@@ -21,6 +21,7 @@ __all__ = [
     "keys_without_a_type",
     "model_classes",
     "names_in_files",
+    "renew_parents",
 ]
 
 
@@ -73,6 +74,18 @@ def is_wholly_loaded(module: Any) -> bool:
     """A module has parameters or buffers of its own, and a checkpoint gave all their values."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return bool(own) and all(map(is_loaded, own))
+
+
+def renew_parents(module: Any) -> bool:
+    """What holds a part without first values gets its own drawn again; true if there was one.
+
+    A parent may set the first values of its children: GPT-2 scales those that write to the stream.
+    """
+    new = not getattr(module, "_is_hf_initialized", False)
+    renewed = [renew_parents(child) for child in module.children()]
+    if any(renewed):
+        new, module._is_hf_initialized = True, False
+    return new
 
 
 def blocks_in_one_piece(model: Any) -> set[str]:

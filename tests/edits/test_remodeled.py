@@ -16,7 +16,7 @@ from edit_cases import CASES
 from helpers import edit, outputs
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
-from modwright.edits import remove
+from modwright.edits import keep_neurons, remove
 from modwright.edits.canonical import target_of
 from modwright.edits.remodeled import base_config_class, remodeled
 
@@ -147,3 +147,16 @@ def test_a_missing_weight_leaves_the_indices_of_a_loaded_part_alone(
     buffers = dict(loaded.named_buffers())
     assert {name.rpartition(".")[2] for name in buffers} >= {"kv_index", "rotary_index"}
     assert all(torch.equal(tensor, buffers[name]) for name, tensor in model.named_buffers())
+
+
+def test_first_values_scaled_with_the_depth_stay_so_in_an_edited_model(tiny: Any) -> None:
+    """GPT-2 scales what writes to the residual stream from modules without tensors of their own."""
+    model = tiny("tiny-gpt2")
+    mlps = [block.mlp for block in Anatomy.of(model).blocks]
+    narrowed = keep_neurons(mlps[1], range(0, mlps[1].intermediate_size, 2))
+    edited = edit(model, remove(mlps[0]) + narrowed).model
+    kind, config = type(edited), edited.config
+    wanted = config.initializer_range / (2 * config.n_layer) ** 0.5
+    for made in (kind(config), kind.from_pretrained(None, config=config, state_dict={})):
+        std = Anatomy.of(made).blocks[1].mlp.down.weight.detach().std()
+        assert std == pytest.approx(wanted, rel=0.15)
