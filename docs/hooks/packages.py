@@ -50,7 +50,7 @@ def _exports(module: Any) -> list[str]:
 
 
 def _own(module: Any) -> list[str]:
-    """What is public and written here; what is only handed on stands where it is written."""
+    """What is public and written here; what is re-exported is documented where it is defined."""
     return [name for name in _exports(module) if not module.members[name].is_alias]
 
 
