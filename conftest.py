@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import warm_processes
 from timing import Clock, in_order, processor_seconds
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -33,6 +34,17 @@ def _desk_of_doctests(
 
     doctest_namespace["torch"] = torch
     with registries_restored():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _warm_processes(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Checkpoints are opened in processes that are forked from one which has imported torch."""
+    monkeypatch.setattr("modwright.core.subprocesses.subprocess", warm_processes)
+    wanted = request.node.get_closest_marker("cold_processes") is not None
+    with warm_processes.cold(wanted or request.config.getoption("full", False)):
         yield
 
 

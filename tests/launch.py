@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from warm_processes import start
 
 __all__ = ["Ended", "launch"]
 
@@ -55,11 +55,8 @@ def launch(
         **more,
     }
     started = [
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        start(
+            arguments,
             cwd=cwd,
             env={
                 **shared,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from paper_tests import of_papers
+from warm_processes import seconds_of_processes
 
 __all__ = ["Clock", "file_of", "in_order", "processor_seconds"]
 
@@ -21,7 +22,7 @@ UNKNOWN = 100.0
 
 def processor_seconds() -> float:
     """Of this process and of the processes that it has waited for."""
-    return sum(os.times()[:4])
+    return sum(os.times()[:4]) + seconds_of_processes()
 
 
 def file_of(nodeid: str) -> str:

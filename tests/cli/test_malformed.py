@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from warm_processes import run_python
 
 pytestmark = pytest.mark.slow
 
@@ -17,8 +16,7 @@ SECONDS, MEGABYTES = 5.0, 500
 
 
 def test_fault_B21_malformed_inputs_are_refused_in_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    done = run_python([str(SCRIPT), str(tmp_path)])
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(found) >= 333
@@ -30,10 +28,7 @@ def test_fault_B21_malformed_inputs_are_refused_in_one_line(tmp_path: Path) -> N
             odd.append(one)
     assert not odd, json.dumps(odd[:10], indent=1)
     for one in found[:: len(found) // 10][:10]:
-        entry = [sys.executable, "-m", "modwright.cli", *one["words"]]
-        alone = subprocess.run(
-            entry, capture_output=True, text=True, timeout=60, env={**os.environ}
-        )
+        alone = run_python(["-m", "modwright.cli", *one["words"]], timeout=60)
         last = alone.stderr.strip().splitlines()[-1]
         assert alone.returncode == 2 and last.startswith("modwright: "), one
         assert "Traceback" not in alone.stderr

@@ -11,7 +11,7 @@ from modwright.core.subprocesses import open_in_new_process
 from modwright.edits import remove
 from modwright.edits.verify import probe_batch
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.cold_processes]
 
 
 @pytest.fixture

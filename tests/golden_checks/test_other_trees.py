@@ -6,8 +6,6 @@ import contextlib
 import json
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from golden_checks import GoldenCase, checker_of, golden_files
+from warm_processes import run_python
 
 OWN = Path(__file__).parents[1] / "golden"
 LLM_DROP = OWN / "llm-drop" / "case0.safetensors"
@@ -255,9 +254,9 @@ def other_pre_rmsnorm(path: Path) -> None:
 
 def run(tree: Path) -> tuple[int, dict[str, str], str]:
     """Exit code, outcome by case of the other tree, and all that was printed."""
-    command = [sys.executable, "-m", "pytest", str(OWN), "--golden-dir", str(tree)]
-    command += ["-v", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=OWN.parents[1], check=False)
+    words = ["-m", "pytest", str(OWN), "--golden-dir", str(tree)]
+    words += ["-v", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    done = run_python(words, cwd=OWN.parents[1])
     found = re.findall(r"\[other-(\S+)\] (PASSED|FAILED|ERROR)", done.stdout)
     return done.returncode, dict(found), done.stdout + done.stderr
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import pkgutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ from modwright.models.classifier import ImageClassifier
 from modwright.models.importing import checkpoint_formats
 from modwright.models.registry import model_class
 from modwright.recipes.facts import auto_class
+from warm_processes import run_python
 
 TYPES = sorted(found.name for found in pkgutil.iter_modules(architectures.__path__))
 CLASSIFIERS = [
@@ -95,8 +94,7 @@ def test_saved_and_reopened_in_a_new_process_they_are_the_same(tmp_path: Path) -
         told = {"autos": autos[name], "images": given[name]}
         torch.save(told, tmp_path / name / "given.pt")
     worker = Path(__file__).parent / "reload_worker.py"
-    command = [sys.executable, str(worker), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = run_python([str(worker), str(tmp_path)])
     assert done.returncode == 0, done.stderr[-2000:]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as there: sums of several threads are rounded otherwise
