@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import modwright
 from modwright.edits import apply
-from modwright.edits.reopen import check_reopens
+from modwright.edits.verify import check_reopens
 from modwright.surgery import make_method, plan
 
 

@@ -17,8 +17,7 @@ from modwright.anatomy import Anatomy
 from modwright.anatomy.separable import is_separable
 from modwright.core.errors import InvalidInputError
 from modwright.edits import keep_neurons, replace_mlp
-from modwright.edits.experts import expert_shape
-from modwright.edits.mixtures import keep_expert_neurons, keep_experts
+from modwright.edits.experts import expert_shape, keep_expert_neurons, keep_experts
 from modwright.surgery.method import make_method, unsupported_reason
 
 

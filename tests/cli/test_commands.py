@@ -149,7 +149,7 @@ def test_plan_as_json(command: Command, recipe_file: Path) -> None:
 def test_a_saved_plan_is_shown_and_applied(
     command: Command, recipe_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modwright.edits.reopen.check_reopens", lambda model, folder: "not here")
+    monkeypatch.setattr("modwright.edits.verify.check_reopens", lambda model, folder: "not here")
     done = command("plan recipe.yaml --save made")
     assert done.code == 0
     assert "plan of llm_drop" in done.out

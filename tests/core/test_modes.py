@@ -14,7 +14,7 @@ from modwright.calibration.text import from_sequences
 from modwright.core.modes import copy_modes, eval_mode, set_eval, set_mode
 from modwright.cost import measure_speed
 from modwright.edits import Plan, apply, remove, verify
-from modwright.edits.reopen import check_reopens
+from modwright.edits.verify import check_reopens
 from modwright.models import create_model
 from modwright.surgery import make_method
 from modwright.surgery.routing import expert_usage

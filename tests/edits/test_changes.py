@@ -29,9 +29,9 @@ from modwright.edits import (
     replace_attention,
     replace_mlp,
 )
+from modwright.edits.change import checked_index
 from modwright.edits.edit import split_address
-from modwright.edits.indices import checked_index
-from modwright.edits.mixtures import keep_expert_neurons, keep_experts
+from modwright.edits.experts import keep_expert_neurons, keep_experts
 from modwright.edits.registry import build_part
 from modwright.edits.replay import preview
 

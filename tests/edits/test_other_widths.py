@@ -13,9 +13,9 @@ from helpers import edit, outputs, worst
 from modwright.anatomy import Anatomy, FactoredProjection
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, Plan, Replace, RevertEdit, edits_from_list, factorize, remove
+from modwright.edits.change import resize
 from modwright.edits.registry import build_part, part_names
 from modwright.edits.remodeled import edits_of
-from modwright.edits.resize import resize
 from modwright.nn import FactorPair, ZeroMean, ZeroMeanEmbedding
 
 

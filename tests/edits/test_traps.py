@@ -14,15 +14,14 @@ import pytest
 import torch
 from transformers import DynamicCache, cache_utils
 
-import modwright.edits.cache_layers
 import modwright.edits.replay
 from helpers import batch_of, edit, outputs, worst
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.edits import Verification, apply, keep_heads, remove, verify
-from modwright.edits.cache_layers import number_cache_layers, unfilled_cache_layers
 from modwright.edits.plan import Plan
 from modwright.edits.remodeled import _RemodeledConfig
+from modwright.edits.replay import number_cache_layers, unfilled_cache_layers
 from modwright.nn import GroupedAttention
 
 TOLD = hasattr(cache_utils, "DummyLayer")
@@ -96,9 +95,9 @@ def test_slots_are_numbered_within_each_type_of_layer(monkeypatch: pytest.Monkey
     assert numbered([2, 4, 5], mixed) == [0, 2, 1]
     assert numbered([1, 3, 4], mixed) == [1, 3, 0]
     assert numbered([], mixed) == []
-    monkeypatch.setattr(modwright.edits.cache_layers, "_KNOWS_EMPTY_LAYERS", True)
+    monkeypatch.setattr(modwright.edits.replay, "_KNOWS_EMPTY_LAYERS", True)
     assert numbered([1, 3, 5], mixed) == [1, 3, 5]
-    monkeypatch.setattr(modwright.edits.cache_layers, "_KNOWS_EMPTY_LAYERS", False)
+    monkeypatch.setattr(modwright.edits.replay, "_KNOWS_EMPTY_LAYERS", False)
     with pytest.raises(
         InvalidInputError, match=r"all full layers would go.*keep one of layers \[0, 2, 4\]"
     ):
@@ -106,7 +105,7 @@ def test_slots_are_numbered_within_each_type_of_layer(monkeypatch: pytest.Monkey
 
 
 def test_the_cache_is_told_which_slots_stay_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modwright.edits.cache_layers, "_KNOWS_EMPTY_LAYERS", True)
+    monkeypatch.setattr(modwright.edits.replay, "_KNOWS_EMPTY_LAYERS", True)
     mixed = ["full", "sliding", "full", "sliding"]
     assert unfilled_cache_layers([0, 1, 2, 3], None, 4) == []
     assert unfilled_cache_layers([1, 3], None, 4) == [2, 3]

@@ -21,7 +21,7 @@ from modwright.nn import CRMSNorm, RMSNorm
 from modwright.nn.norms import restore_coordinate
 from modwright.surgery import apply as convert
 from modwright.surgery import make_method
-from modwright.surgery.centering import relative_to
+from modwright.surgery.stream_conversion import relative_to
 
 WEIGHTS, VALUES = 1e-14, 1e-12
 SINGLE = {"values": 2e-6, "gradients": 1e-5}

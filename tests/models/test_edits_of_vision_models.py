@@ -20,7 +20,7 @@ from modwright.core.errors import (
 from modwright.cost import count, inspect
 from modwright.cost.forward_macs import forward_macs
 from modwright.edits import Change, Plan, apply, factorize, keep_neurons, remove
-from modwright.edits.reopen import check_reopens
+from modwright.edits.verify import check_reopens
 from modwright.nn.block import Block
 from modwright.surgery.method import make_method
 

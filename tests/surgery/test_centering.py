@@ -7,14 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.surgery.centering import (
-    folded,
-    mean_share,
-    recentered,
-    relative_to,
-    rounded,
-    without,
-)
+from modwright.surgery.stream_blockers import mean_share
+from modwright.surgery.stream_conversion import folded, recentered, relative_to, rounded, without
 
 
 def draw(*shape: int) -> Tensor:

@@ -26,7 +26,6 @@ from modwright.surgery.llm_drop import (
     consecutive_blocks,
     gap_table,
     most_similar,
-    sdr,
 )
 
 
@@ -344,10 +343,3 @@ def test_titles() -> None:
     assert method(n=2, target="joint", mode="iterative").title().endswith("MLPs one by one")
     assert method(n=3, target="block", consecutive=True).title() == "drop 3 blocks in a row"
     assert method(lists="/some/where/config.json").title() == "drop by the lists of config.json"
-
-
-def test_sdr_is_points_lost_per_per_cent_of_speed() -> None:
-    assert sdr(73.9, 71.5, 1.484, 1.0) == pytest.approx(0.05, abs=5e-4)
-    assert sdr(70.0, 70.5, 2.0, 1.0) < 0
-    with pytest.raises(InvalidInputError, match="no speed-up"):
-        sdr(70.0, 69.0, 1.0, 1.0)

@@ -13,7 +13,7 @@ from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, factorize, remove
-from modwright.edits.sharing import own_tensors, sharing_with
+from modwright.edits.apply import own_tensors, sharing_with
 from modwright.tasks.pictures import Pictures
 from modwright.training import CrossEntropy, Distillation, Settings, fit, learn
 

@@ -21,7 +21,7 @@ from modwright.calibration import from_tensors
 from modwright.checkpoint import save
 from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.edits import Plan, apply, keep_heads, keep_neurons, remove
-from modwright.edits.reopen import check_reopens
+from modwright.edits.verify import check_reopens
 from modwright.surgery import make_method, method_names, method_type, plan, unsupported_reason
 
 NAMES = ["vit_tiny_patch16_224", "deit3_small_patch16_224", "deit_tiny_distilled_patch16_224"]

@@ -14,7 +14,7 @@ from small_vits import KINDS
 from helpers import batch_of, outputs, snapshot, unchanged
 from modwright.analysis import stream_mean
 from modwright.anatomy import Anatomy
-from modwright.edits.reopen import check_reopens
+from modwright.edits.verify import check_reopens
 from modwright.surgery import make_method, plan, unsupported_reason
 
 OFFLINE = {name: options for name, options in FORMS.items() if name != "training"}

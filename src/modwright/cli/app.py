@@ -199,7 +199,7 @@ def apply(
     """Carry out a saved plan and write the checkpoint."""
     from modwright.cli.opening import open_checkpoint
     from modwright.core.errors import InvalidInputError
-    from modwright.edits.reopen import check_reopens
+    from modwright.edits.verify import check_reopens
     from modwright.recipes.plans import apply_plans, load_plans
 
     plans, recipe = load_plans(plan)

@@ -21,41 +21,20 @@ from modwright.edits.edit import (
     RevertEdit,
     edits_from_list,
 )
-from modwright.edits.experts import expert_shape, merge_experts, split_mlp
-from modwright.edits.mixtures import keep_expert_neurons, keep_experts, replace_mixture
+from modwright.edits.experts import (
+    expert_shape,
+    keep_expert_neurons,
+    keep_experts,
+    merge_experts,
+    replace_mixture,
+    split_mlp,
+)
 from modwright.edits.plan import Plan
 from modwright.edits.registry import part_names, register_part
 from modwright.edits.verify import Verification, verify
 
-__all__ = [
-    "FORMAT",
-    "Applied",
-    "Change",
-    "Edit",
-    "Plan",
-    "Remove",
-    "ReorderBlocks",
-    "Replace",
-    "RevertEdit",
-    "TensorDiff",
-    "Verification",
-    "apply",
-    "arrange",
-    "edits_from_list",
-    "expert_shape",
-    "factorize",
-    "keep_expert_neurons",
-    "keep_experts",
-    "keep_heads",
-    "keep_neurons",
-    "merge_experts",
-    "part_names",
-    "register_part",
-    "remove",
-    "replace_attention",
-    "replace_mixture",
-    "replace_mlp",
-    "split_mlp",
-    "untie",
-    "verify",
-]
+__all__ = ["FORMAT", "Applied", "Change", "Edit", "Plan", "Remove", "ReorderBlocks", "Replace"]
+__all__ += ["RevertEdit", "TensorDiff", "Verification", "apply", "arrange", "edits_from_list"]
+__all__ += ["expert_shape", "factorize", "keep_expert_neurons", "keep_experts", "keep_heads"]
+__all__ += ["keep_neurons", "merge_experts", "part_names", "register_part", "remove"]
+__all__ += ["replace_attention", "replace_mixture", "replace_mlp", "split_mlp", "untie", "verify"]

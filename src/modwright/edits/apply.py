@@ -1,15 +1,17 @@
 """The one place that writes structure: a plan becomes a new model.
 
 The source model is left as it is. The result is built from its config exactly as a reload would
-build it; tensors that do not change are shared with the source, not copied.
+build it; tensors that do not change are shared with the source, not copied. That costs no memory,
+and is harmless as long as nobody writes; whoever trains a model separates it first.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +27,12 @@ from modwright.edits.configured import check_as_configured
 from modwright.edits.edit import split_address
 from modwright.edits.plan import Plan
 from modwright.edits.remodeled import is_plain
-from modwright.edits.sharing import note_sharing
 from modwright.edits.verify import Verification, verify
 
-__all__ = ["Applied", "TensorDiff", "apply"]
+__all__ = ["Applied", "TensorDiff", "apply", "own_tensors", "sharing_with"]
+
+_GROUPS: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
+"""Models that share tensors with each other, for as long as they live."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,10 @@ class TensorDiff:
     removed: tuple[str, ...]
 
     def __str__(self) -> str:
-        return (
-            f"{len(self.kept)} tensors kept, {len(self.changed)} changed, {len(self.added)} added, "
-            f"{len(self.removed)} removed"
+        kept, changed, added, removed = map(
+            len, (self.kept, self.changed, self.added, self.removed)
         )
+        return f"{kept} tensors kept, {changed} changed, {added} added, {removed} removed"
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,6 @@ class Applied:
     Attributes:
         model: the edited model, in eval mode if the source was.
         plain: stock transformers loads its checkpoint.
-        tensor_diff: every tensor, kept, changed, added or removed.
         verification: what was checked; None if it was not asked for.
     """
 
@@ -86,8 +89,7 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
     Example:
         >>> import modwright
         >>> from modwright.edits import remove
-        >>> opened = modwright.open("preset:tiny-llama")
-        >>> edited = apply(opened, remove(opened.anatomy.blocks[0].attention))
+        >>> edited = apply(modwright.open("preset:tiny-llama"), remove("blocks.0.attention"))
         >>> modwright.Anatomy.of(edited).blocks[0]
         Block(0, pre-norm, holds mlp)
     """
@@ -107,11 +109,13 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
         )
     built = target.skeleton()
     paths = _source_paths(anatomy, built, target)
-    stored = _fill(model, built, paths)
-    _write(anatomy, Anatomy.of(built), target, plan.tensors, stored)
-    _finish(model, built, paths, stored)
-    note_sharing(model, built)
-    tensor_diff = _account(model, built, paths, stored.copies)
+    shared, copies, empty = _fill(model, built, paths)
+    _write(anatomy, Anatomy.of(built), target.blocks, plan.tensors, shared, empty)
+    _finish(model, built, paths, empty)
+    group = _GROUPS.get(model, WeakSet([model])) | WeakSet([built])
+    for one in group:
+        _GROUPS[one] = group
+    tensor_diff = _account(model, built, paths, copies)
     verification = None
     if check:
         try:
@@ -132,7 +136,7 @@ def _refuse_unready(model: Any) -> None:
             raise InvalidInputError(
                 f"{name} is on the meta device (offloaded or not loaded); load it first"
             )
-    if getattr(model, "hf_device_map", None) and len(set(model.hf_device_map.values())) > 1:
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
         raise InvalidInputError(
             "the model is spread over devices; open it on one device to edit it"
         )
@@ -145,67 +149,48 @@ def _source_paths(anatomy: Anatomy, built: nn.Module, target: Target) -> dict[st
     moved = {path: before[source] for path, source in zip(after, target.blocks, strict=True)}
     paths = {}
     for path, _ in built.named_modules():
-        block = next((p for p in _enclosing(path) if p in moved), None)
-        paths[path] = path if block is None else moved[block] + path[len(block) :]
+        block = path
+        while block and block not in moved:
+            block = block.rpartition(".")[0]
+        paths[path] = moved[block] + path[len(block) :] if block else path
     return paths
 
 
-def _enclosing(path: str) -> Iterator[str]:
-    """A path and those of the modules around it, the innermost first."""
-    while path:
-        yield path
-        path = path.rpartition(".")[0]
+def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> tuple[set[int], ...]:
+    """Shares what is the same module in both, and makes room for the rest.
 
-
-@dataclass
-class _Stored:
-    """Which tensors of the result are the source's own, copies of them, or not written yet.
-
-    Tensors are known by their ids, which stay theirs as long as the result or the source lives.
+    Returns the ids of the result's tensors that are the source's own, copies of them, or empty.
     """
-
-    shared: set[int] = field(default_factory=set)
-    copies: set[int] = field(default_factory=set)
-    empty: set[int] = field(default_factory=set)
-
-    def own(self, module: nn.Module, name: str) -> None:
-        """Gives a module a copy of what it shares with the source, before it is written."""
-        old: Any = getattr(module, name)
-        if id(old) not in self.shared:
-            return
-        if isinstance(old, nn.Parameter):
-            own: Any = nn.Parameter(old.detach().clone(), old.requires_grad)
-        else:
-            own = old.clone()
-        setattr(module, name, own)
-
-
-def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> _Stored:
-    """Shares what is the same module in both, and makes room for the rest."""
     modules = dict(source.named_modules())
-    stored = _Stored()
+    shared: set[int] = set()
+    copies: set[int] = set()
+    empty: set[int] = set()
     placed: set[str] = set()
     fallback = next(source.parameters())
     for path, module in built.named_modules():
         before = modules.get(paths[path])
         near = fallback if before is None else next(before.parameters(), fallback)
-        origin = before if before is not None and _continues(module, before) else None
         copied = paths[path] in placed  # a block that stands twice
         placed.add(paths[path])
-        olds = ({}, {}) if origin is None else tensor_tables(origin)
+        olds: Any = ({}, {})
+        # One is the other with another forward, so both store their parameters alike.
+        if before is not None and (
+            isinstance(module, type(before)) or isinstance(before, type(module))
+        ):
+            olds = tensor_tables(before)
         for slots, there in zip(tensor_tables(module), olds):
             for name, slot in [(n, s) for n, s in slots.items() if s is not None]:
                 old = there.get(name)
                 if old is None or old.shape != slot.shape:
                     slots[name] = _room(slot, near)
-                    stored.empty.add(id(slots[name]))
+                    empty.add(id(slots[name]))
                 elif copied:
                     slots[name] = copy.deepcopy(old)
-                    stored.copies.add(id(slots[name]))
+                    copies.add(id(slots[name]))
                 else:
                     slots[name] = old
-                    stored.shared.add(id(old))
-    return stored
+                    shared.add(id(old))
+    return shared, copies, empty
 
 
 def _room(slot: Tensor, near: Tensor) -> Tensor:
@@ -216,32 +201,31 @@ def _room(slot: Tensor, near: Tensor) -> Tensor:
     return nn.Parameter(room, near.requires_grad) if isinstance(slot, nn.Parameter) else room
 
 
-def _continues(new: nn.Module, old: nn.Module) -> bool:
-    """One is the other with another forward, so both store their parameters alike."""
-    return isinstance(new, type(old)) or isinstance(old, type(new))
-
-
 def _write(
     source: Anatomy,
     edited: Anatomy,
-    target: Target,
+    blocks: tuple[int, ...],
     tensors: Mapping[str, Tensor],
-    stored: _Stored,
+    shared: set[int],
+    empty: set[int],
 ) -> None:
     """Writes the plan's values, and carries over parts whose storage changed."""
-    given = {_moved(address, target.blocks): value for address, value in tensors.items()}
+    given = {_moved(address, blocks): value for address, value in tensors.items()}
     old_parts = dict(source.parts())
     written: set[int] = set()
     for address, part in edited.parts():
-        origin = old_parts.get(_origin(address, target.blocks))
+        index, role = split_address(address)
+        origin = old_parts.get(address if index is None else f"blocks.{blocks[index]}.{role}")
         old_values = origin.parameters() if origin is not None else {}
         for name, current in part.parameters().items():
             full = f"{address}.{name}"
             module, leaf = part.stored_at(name)
             if full in given:
-                stored.own(module, leaf)
+                old: Any = getattr(module, leaf)
+                if id(old) in shared:  # the source stays as it is
+                    setattr(module, leaf, copy.deepcopy(old))
                 part.write(name, given.pop(full).to(current.device, current.dtype))
-            elif id(getattr(module, leaf)) in stored.empty:
+            elif id(getattr(module, leaf)) in empty:
                 old = old_values.get(name)
                 if old is None or old.shape != current.shape:
                     raise InvalidInputError(
@@ -251,7 +235,7 @@ def _write(
             written.add(id(getattr(module, leaf)))
     if given:
         raise InvalidInputError(f"the plan has a value for {sorted(given)[0]}, which is not there")
-    stored.empty -= written
+    empty -= written
 
 
 def _moved(address: str, blocks: tuple[int, ...]) -> str:
@@ -271,17 +255,16 @@ def _moved(address: str, blocks: tuple[int, ...]) -> str:
     return f"blocks.{blocks.index(int(index))}.{leaf}"
 
 
-def _origin(address: str, blocks: tuple[int, ...]) -> str:
-    index, role = split_address(address)
-    return address if index is None else f"blocks.{blocks[index]}.{role}"
-
-
 def _finish(
-    source: PreTrainedModel, built: PreTrainedModel, paths: Mapping[str, str], stored: _Stored
+    source: PreTrainedModel, built: PreTrainedModel, paths: Mapping[str, str], empty: set[int]
 ) -> None:
     built.tie_weights()
-    for name, tensor in [*built.named_parameters(), *built.named_buffers()]:
-        if id(tensor) in stored.empty or tensor.is_meta or _has_nan(tensor):
+    for name, tensor in _tensors(built).items():
+        missing = id(tensor) in empty or tensor.is_meta
+        # One NaN makes the sum NaN: a finite sum spares a mask of the tensor's size.
+        if not missing and tensor.is_floating_point() and not torch.isfinite(tensor.sum()):
+            missing = bool(tensor.isnan().any())
+        if missing:
             origin = _origin_name(name, paths)
             original = dict(source.named_parameters()).get(origin)
             if original is not None and torch.isnan(original).any():
@@ -293,11 +276,8 @@ def _finish(
     copy_modes(source, built, paths)
 
 
-def _has_nan(value: Tensor) -> bool:
-    # One NaN makes the sum NaN: a finite sum spares a mask of the tensor's size.
-    if not value.is_floating_point() or bool(torch.isfinite(value.sum())):
-        return False
-    return bool(torch.isnan(value).any())
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return dict([*model.named_parameters(), *model.named_buffers()])
 
 
 def _origin_name(name: str, paths: Mapping[str, str]) -> str:
@@ -309,18 +289,52 @@ def _origin_name(name: str, paths: Mapping[str, str]) -> str:
 def _account(
     source: nn.Module, built: nn.Module, paths: Mapping[str, str], copies: set[int]
 ) -> TensorDiff:
-    old = dict([*source.named_parameters(), *source.named_buffers()])
-    kept: list[str] = []
-    changed: list[str] = []
-    added: list[str] = []
-    continued: set[str] = set()
-    for name, tensor in [*built.named_parameters(), *built.named_buffers()]:
-        origin = _origin_name(name, paths)
-        if origin not in old:
-            added.append(name)
-            continue
-        continued.add(origin)
-        same = old[origin] is tensor or id(tensor) in copies
-        (kept if same else changed).append(name)
-    removed = [name for name in old if name not in continued]
-    return TensorDiff(tuple(kept), tuple(changed), tuple(added), tuple(removed))
+    old, new = _tensors(source), _tensors(built)
+    origins = {name: _origin_name(name, paths) for name in new}
+    found: dict[str, list[str]] = {"kept": [], "changed": [], "added": []}
+    for name, tensor in new.items():
+        before = old.get(origins[name])
+        same = before is tensor or id(tensor) in copies
+        found["added" if before is None else "kept" if same else "changed"].append(name)
+    continued = set(origins.values())
+    found["removed"] = [name for name in old if name not in continued]
+    return TensorDiff(**{kind: tuple(names) for kind, names in found.items()})
+
+
+def sharing_with(model: nn.Module) -> list[nn.Module]:
+    """The other live models that were made of this one, or that it was made of."""
+    return [other for other in _GROUPS.get(model, ()) if other is not model]
+
+
+def own_tensors(model: nn.Module, *others: nn.Module) -> int:
+    """Copies, in place, what a model has in one memory with others; its own ties stay.
+
+    ``others`` come beside those that the model is known to share with. Says how many were copied.
+
+    Example:
+        >>> import modwright
+        >>> source = modwright.open("preset:tiny-llama")
+        >>> result = modwright.apply(source, modwright.edits.remove("blocks.0")).model
+        >>> own_tensors(result) > 0, own_tensors(result)
+        (True, 0)
+    """
+    taken = {
+        _memory(tensor)
+        for other in (*others, *sharing_with(model))
+        for tensor in (*other.parameters(), *other.buffers())
+    }
+    made: dict[int, tuple[Tensor, Tensor]] = {}  # the old one stays alive, so its id is its own
+    for module in model.modules():
+        for slots in tensor_tables(module):
+            for name, tensor in slots.items():
+                if tensor is None or not _memory(tensor) or _memory(tensor) not in taken:
+                    continue
+                if id(tensor) not in made:
+                    made[id(tensor)] = tensor, copy.deepcopy(tensor)
+                slots[name] = made[id(tensor)][1]
+    return len(made)
+
+
+def _memory(tensor: Tensor) -> int:
+    """Where the tensor's memory begins; 0 where it has none."""
+    return 0 if tensor.is_meta else tensor.untyped_storage().data_ptr()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,9 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
-from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
-from modwright.anatomy.views import Attention, Sublayer
+from modwright.anatomy import Anatomy, MixtureOfExperts
 from modwright.core.errors import InvalidInputError, unknown_name
+from modwright.edits.change import map_sizes
 from modwright.edits.edit import (
     FORMAT,
     Edit,
@@ -34,7 +34,6 @@ from modwright.edits.remodeled import (
     base_class,
     base_config_class,
     edits_of,
-    is_plain,
     register_models,
     remodeled,
     remodeled_config,
@@ -50,14 +49,8 @@ class Target:
 
     model_class: type[PreTrainedModel]
     config: Any
-    edits: tuple[State, ...]
     blocks: tuple[int, ...]
     """Source index of each block that stays."""
-
-    @property
-    def plain(self) -> bool:
-        """Stock transformers loads what is saved of it."""
-        return not self.edits and is_plain(self.model_class)
 
     @property
     def tied(self) -> bool:
@@ -66,24 +59,19 @@ class Target:
 
     def skeleton(self) -> PreTrainedModel:
         """The model on the meta device: its structure without weights."""
-        return _skeleton(self.model_class, self.config)
+        with torch.device("meta"):
+            return self.model_class(self.config)
 
 
 def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
-    """Merges new edits into those that the model carries already.
-
-    Raises:
-        InvalidInputError: an edit of something that is not there, two edits of one place, or no
-            block left.
-    """
+    """Merges new edits into those that the model carries already."""
     merged = {edit.path: edit for edit in edits_of(anatomy.config)}
     _check_apart(edits)
     kept = _order(anatomy, edits)
     for edit in sorted(edits, key=lambda e: e.path.count(".")):
         if isinstance(edit, ReorderBlocks):
             continue
-        index, role = split_address(edit.path)
-        _check_there(anatomy, index, role, edit)
+        role = _check_there(anatomy, edit)
         if not role:
             continue
         for path in [p for p in merged if _overruled(anatomy, p, edit)]:
@@ -94,9 +82,10 @@ def target_of(anatomy: Anatomy, edits: Sequence[Edit]) -> Target:
     config = _stock_config(anatomy, kept)
     if any(edit.path == "head" for edit in renumbered):
         config.tie_word_embeddings = False  # the head has a table of its own
-    stock = base_class(type(anatomy.model))
-    renumbered += _bound_to_their_number(anatomy, stock, config, renumbered, kept)
-    return _simplest(anatomy, stock, config, renumbered, kept)
+    plain = Target(base_class(type(anatomy.model)), config, kept)
+    return _simplest(
+        anatomy, plain, renumbered + _bound_to_their_number(anatomy, plain, renumbered)
+    )
 
 
 def _order(anatomy: Anatomy, edits: Sequence[Edit]) -> tuple[int, ...]:
@@ -140,20 +129,23 @@ def _check_apart(edits: Sequence[Edit]) -> None:
             raise InvalidInputError(f"{inside} is edited in a plan that removes {removed}")
 
 
-def _check_there(anatomy: Anatomy, index: int | None, role: str, edit: State | RevertEdit) -> None:
+def _check_there(anatomy: Anatomy, edit: State | RevertEdit) -> str:
+    """The role of what is edited, which is there."""
+    index, role = split_address(edit.path)
     if index is None:
         if role not in anatomy.outer:
             raise unknown_name("part outside the blocks", role, anatomy.outer)
-        return
+        return role
     block = anatomy.block(index)
     outer = role.partition(".")[0]
-    if role in block.norms and isinstance(edit, Replace | RevertEdit):
-        return
+    if role in block.norms and not isinstance(edit, Remove):
+        return role
     if outer not in ("", "attention", "mlp"):
         raise unknown_name("part of a block", role, ("attention", "mlp"))
     if outer and block.at(outer) is None:
         verb = "removed already" if isinstance(edit, Remove) else "removed, so it cannot be edited"
         raise InvalidInputError(f"{edit.path}: the {outer} of block {index} was {verb}")
+    return role
 
 
 def _renumber(edits: Iterable[State], kept: tuple[int, ...]) -> tuple[State, ...]:
@@ -162,7 +154,6 @@ def _renumber(edits: Iterable[State], kept: tuple[int, ...]) -> tuple[State, ...
         index, role = split_address(edit.path)
         if index is None:
             moved.append(edit)
-            continue
         for new in (new for new, old in enumerate(kept) if old == index):
             moved.append(dataclasses.replace(edit, path=f"blocks.{new}.{role}"))
     return tuple(sorted(moved, key=_place_in_model))
@@ -174,21 +165,14 @@ def _place_in_model(edit: State) -> tuple[int, str]:
 
 
 def _bound_to_their_number(
-    anatomy: Anatomy,
-    stock: type[PreTrainedModel],
-    config: Any,
-    edits: tuple[State, ...],
-    kept: tuple[int, ...],
+    anatomy: Anatomy, plain: Target, edits: tuple[State, ...]
 ) -> tuple[State, ...]:
-    """Edits for attentions that the stock class would build differently at their new number.
-
-    GPT-2, for one, may divide the scores by it. They become attentions with their old shape.
-    """
-    if kept == tuple(range(len(kept))):
+    """Edits that keep the old shape of attentions that depend on their number, as GPT-2's may."""
+    if plain.blocks == tuple(range(len(plain.blocks))):
         return ()
     replaced = {edit.path for edit in edits}
     bound = []
-    for block, old in zip(Anatomy.of(_skeleton(stock, config)).blocks, kept):
+    for block, old in zip(Anatomy.of(plain.skeleton()).blocks, plain.blocks):
         path, before = f"{block.address}.attention", anatomy.blocks[old].attention
         if before is None or path in replaced or block.attention is None:
             continue
@@ -209,46 +193,32 @@ def _stock_config(anatomy: Anatomy, kept: tuple[int, ...]) -> Any:
     return config
 
 
-def _edited(stock: Any, config: Any, edits: tuple[State, ...]) -> tuple[type[PreTrainedModel], Any]:
+def _edited(plain: Target, edits: tuple[State, ...]) -> Target:
     if not edits:
-        return stock, config
-    config = copy.deepcopy(config)
-    stock_config: Any = config.__class__
-    config_class: Any = remodeled_config(stock_config)
+        return plain
+    config = copy.deepcopy(plain.config)
+    stock: Any = plain.model_class
+    config_class: Any = remodeled_config(config.__class__)
     config.__class__ = config_class
     config.edits = [edit.to_dict() for edit in edits]
     config.modwright_format = FORMAT
     register_models(config_class)
-    return remodeled(stock), config
+    return Target(remodeled(stock), config, plain.blocks)
 
 
-def _skeleton(model_class: type[PreTrainedModel], config: Any) -> PreTrainedModel:
-    with torch.device("meta"):
-        return model_class(config)
-
-
-def _simplest(
-    anatomy: Anatomy,
-    stock: type[PreTrainedModel],
-    config: Any,
-    edits: tuple[State, ...],
-    kept: tuple[int, ...],
-) -> Target:
+def _simplest(anatomy: Anatomy, plain: Target, edits: tuple[State, ...]) -> Target:
     """Moves what all layers share from the edits into the stock config."""
-    model_class, edited_config = _edited(stock, config, edits)
-    if edits:
-        whole = Anatomy.of(_skeleton(model_class, edited_config))
-        best, fewest = config, edits
-        for candidate in (config, _with_shared_widths(anatomy, config, whole)):
-            needed = None if candidate is None else _needed(stock, candidate, edits)
-            if needed is None or len(needed) >= len(fewest):
-                continue
-            if _outside_sublayers(stock, candidate) == _outside_sublayers(stock, config):
-                best, fewest = candidate, needed
-        if len(fewest) < len(edits):
-            config, edits = best, fewest
-            model_class, edited_config = _edited(stock, config, edits)
-    return Target(model_class, edited_config if edits else config, edits, kept)
+    best, fewest, edited = plain, edits, _edited(plain, edits)
+    if not edits:
+        return plain
+    shared = _with_shared_widths(anatomy, plain.config, Anatomy.of(edited.skeleton()))
+    for candidate in (plain, dataclasses.replace(plain, config=shared)):
+        needed = None if candidate.config is None else _needed(candidate, edits)
+        if needed is None or len(needed) >= len(fewest):
+            continue
+        if _outside_sublayers(candidate) == _outside_sublayers(plain):
+            best, fewest = candidate, needed
+    return edited if fewest is edits else _edited(best, fewest)
 
 
 def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | None:
@@ -256,25 +226,27 @@ def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | 
     family = anatomy.family
     wanted: dict[str, int] = {}
     mlps = [block.mlp for block in whole.blocks]
-    widths = {mlp.intermediate_size if mlp is not None else None for mlp in mlps}
-    if len(widths) == 1 and None not in widths and all(map(_stock_multiplies, mlps)):
-        wanted["intermediate_size"] = widths.pop() or 0
+    widths = {None if mlp is None else mlp.intermediate_size for mlp in mlps}
+    width = widths.pop() if len(widths) == 1 else None
     counts = {mlp.num_experts if isinstance(mlp, MixtureOfExperts) else 0 for mlp in mlps}
+    # Grouped products over stacked experts want rows that start at multiples of 16 bytes.
+    if width is not None and not (any(counts) and width % 8):
+        wanted["intermediate_size"] = width
     if len(counts) == 1 and 0 not in counts:
         wanted["num_experts"] = counts.pop()
     shapes = {None if b.attention is None else b.attention.shape for b in whole.blocks}
-    shape = next(iter(shapes)) if len(shapes) == 1 else None
+    shape = shapes.pop() if len(shapes) == 1 else None
     # Gathered rotary channels are taken from the angles of the width that the config names, and
     # which key/value head a query head reads is no field of any config.
-    same = shape is not None and shape.qk_head_dim == shape.v_head_dim
-    if shape is not None and same and not shape.rotary_gather and not shape.kv_map:
-        words = {
-            "num_heads": shape.num_heads,
-            "num_kv_heads": shape.num_kv_heads,
-            "head_dim": shape.qk_head_dim,
-        }
+    if (
+        shape
+        and shape.qk_head_dim == shape.v_head_dim
+        and not (shape.rotary_gather or shape.kv_map)
+    ):
+        words = {"num_heads": shape.num_heads, "num_kv_heads": shape.num_kv_heads}
+        words["head_dim"] = shape.qk_head_dim
         if all(family.get(word) is not None for word in words):
-            wanted.update(words)
+            wanted |= words
     if not wanted:
         return None
     candidate = copy.deepcopy(config)
@@ -283,12 +255,9 @@ def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | 
     return candidate
 
 
-def _outside_sublayers(stock: type[PreTrainedModel], config: Any) -> dict[str, torch.Size]:
-    """Shapes of all parameters outside attentions and MLPs of blocks.
-
-    No edit is about them. A field may say more widths than one, such as that of a second stream.
-    """
-    model, inside = _skeleton(stock, config), set()
+def _outside_sublayers(target: Target) -> dict[str, torch.Size]:
+    """Shapes of parameters that no edit is about, though a field may say their width, too."""
+    model, inside = target.skeleton(), set()
     for block in Anatomy.of(model).blocks:
         for _, sublayer in block.sublayers():
             stored = (sublayer.stored_at(name) for name in sublayer.parameters())
@@ -296,99 +265,50 @@ def _outside_sublayers(stock: type[PreTrainedModel], config: Any) -> dict[str, t
     return {name: p.shape for name, p in model.named_parameters() if id(p) not in inside}
 
 
-def _stock_multiplies(mlp: Mlp | MixtureOfExperts | None) -> bool:
-    """Grouped products over stacked experts want rows that start at multiples of 16 bytes."""
-    return not isinstance(mlp, MixtureOfExperts) or mlp.intermediate_size % 8 == 0
-
-
-def _needed(
-    stock: type[PreTrainedModel], config: Any, edits: tuple[State, ...]
-) -> tuple[State, ...] | None:
-    """The edits that a stock model of this config does not fulfil already; None if it cannot be."""
-    if not any(_check_of(edit) for edit in edits):
+def _needed(plain: Target, edits: tuple[State, ...]) -> tuple[State, ...] | None:
+    """The edits that the stock model does not fulfil already; None if there is no such model."""
+    if not any(_like_stock(edit) for edit in edits):
         return edits
-    built = _buildable(stock, config)
-    if built is None:
+    try:
+        plain.config.validate()
+        stock = plain.skeleton()
+    except (ValueError, StrictDataclassError):  # for numbers that do not go together
         return None
-    plain = Anatomy.of(built)
+    built = Anatomy.of(stock)
     inside = {edit.path for edit in edits}  # what is edited in an edited part is not stock's
     return tuple(
         edit
         for edit in edits
-        if edit.path.rpartition(".")[0] in inside or not _fulfilled(plain, edit)
+        if edit.path.rpartition(".")[0] in inside or not _fulfilled(built, edit)
     )
 
 
-def _buildable(stock: type[PreTrainedModel], config: Any) -> PreTrainedModel | None:
-    """The stock model of a config on the meta device; None where the config cannot say this.
-
-    What transformers raises for numbers that do not go together counts, and nothing else: a mistake
-    in a family is an error, not a reason to call a result other than plain.
-    """
-    try:
-        config.validate()
-        return _skeleton(stock, config)
-    except (ValueError, StrictDataclassError):
-        return None
+_SHAPES: dict[tuple[str, str], Any] = {
+    ("attention", "attention"): AttentionShape,
+    ("mlp", "feed_forward"): FeedForwardShape,
+    ("mlp", "mixture"): MixtureShape,
+}
 
 
-def _check_of(edit: State) -> Callable[[Any, str, dict[str, Any]], bool] | None:
-    """What compares an edit with the stock part at its place; None if none is like it."""
-    role = split_address(edit.path)[1]
-    return _SAME.get((role.partition(".")[0], getattr(edit, "part", "")))
+def _like_stock(edit: State) -> bool:
+    """A stock part at its place may be the same."""
+    outer, part = split_address(edit.path)[1].partition(".")[0], getattr(edit, "part", "")
+    return (outer, part) in _SHAPES or (part == "linear" and outer in ("attention", "head", "mlp"))
 
 
-def _fulfilled(plain: Anatomy, edit: State) -> bool:
-    check = _check_of(edit)
-    if check is None or not isinstance(edit, Replace):
+def _fulfilled(built: Anatomy, edit: State) -> bool:
+    if isinstance(edit, Remove) or not _like_stock(edit):
         return False
     index, role = split_address(edit.path)
-    return check(plain if index is None else plain.blocks[index], role, edit.kwargs)
-
-
-def _same_linear(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
     outer, _, inner = role.partition(".")
-    sublayer: Sublayer | None = block.at(outer)
-    projection = None if sublayer is None else sublayer.projections().get(inner)
-    return projection is not None and kwargs == {
-        "in_features": projection.in_features,
-        "out_features": projection.out_features,
-        "bias": projection.bias is not None,
-    }
-
-
-def _same_head(anatomy: Anatomy, role: str, kwargs: dict[str, Any]) -> bool:
-    if "head" not in anatomy.outer:
-        return False  # a bare backbone, which carries the edit along
-    head = anatomy.outer["head"].parameters()
-    out_features, in_features = head["weight"].shape
-    return kwargs == {
-        "in_features": in_features,
-        "out_features": out_features,
-        "bias": "bias" in head,
-    }
-
-
-def _same_attention(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
-    attention: Attention | None = block.attention
-    return attention is not None and attention.shape == AttentionShape(**kwargs)
-
-
-def _same_feed_forward(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
-    mlp = block.mlp
-    return isinstance(mlp, Mlp) and mlp.shape == FeedForwardShape(**kwargs)
-
-
-def _same_mixture(block: Any, role: str, kwargs: dict[str, Any]) -> bool:
-    mixture = block.mlp
-    return isinstance(mixture, MixtureOfExperts) and mixture.shape == MixtureShape(**kwargs)
-
-
-_SAME: dict[tuple[str, str], Callable[[Any, str, dict[str, Any]], bool]] = {
-    ("head", "linear"): _same_head,
-    ("mlp", "feed_forward"): _same_feed_forward,
-    ("mlp", "linear"): _same_linear,
-    ("mlp", "mixture"): _same_mixture,
-    ("attention", "linear"): _same_linear,
-    ("attention", "attention"): _same_attention,
-}
+    if index is None:  # a bare backbone has no head, and carries the edit along
+        part: Any = built.outer.get(outer)
+    else:
+        part = built.blocks[index].at(outer)
+    if part is None:
+        return False
+    if edit.part != "linear":
+        return bool(getattr(part, "shape", None) == _SHAPES[outer, edit.part](**edit.kwargs))
+    if index is not None:
+        part = part.projections().get(inner)
+    return part is not None and edit.kwargs == map_sizes(part.parameters())

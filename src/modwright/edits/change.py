@@ -1,6 +1,5 @@
 """Structural changes to one part, as edits and the new tensors that go with them.
 
-Methods are composed of these; they know how a change is expressed, and no method does.
 Axes: d hidden_size, H query heads, K key/value heads, D channels of a head, I neurons.
 """
 
@@ -9,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,21 +18,11 @@ from modwright.anatomy.coerce import address_of
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.edit import Edit, Remove, ReorderBlocks, Replace
-from modwright.edits.indices import checked_index
 from modwright.nn import AttentionShape
 
-__all__ = [
-    "Change",
-    "arrange",
-    "factorize",
-    "keep_heads",
-    "keep_neurons",
-    "remove",
-    "replace_attention",
-    "replace_mlp",
-    "require_separable",
-    "untie",
-]
+__all__ = ["Change", "arrange", "checked_index", "factorize", "keep_heads", "keep_neurons"]
+__all__ += ["map_sizes", "place_map", "remove", "replace_attention", "replace_mlp"]
+__all__ += ["require_separable", "resize", "untie"]
 
 
 @dataclass(frozen=True)
@@ -63,29 +53,30 @@ def arrange(order: Sequence[int]) -> Change:
     return Change((ReorderBlocks(order),))  # type: ignore[arg-type]
 
 
-def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = None) -> Change:
-    """Gives the head a table of its own.
-
-    Args:
-        weight: (vocabulary, d) of the new head; None for the one that it has.
-        bias: (vocabulary,), for a head that gets one.
-
-    Raises:
-        InvalidInputError: the model has no head.
-    """
-    head = anatomy.outer.get("head")
-    if head is None:
-        raise InvalidInputError("the model has no head over its vocabulary")
-    old = head.parameters()
-    weight = old["weight"] if weight is None else weight
-    bias = old.get("bias") if bias is None else bias
-    kwargs = {
-        "in_features": weight.shape[1],
-        "out_features": weight.shape[0],
-        "bias": bias is not None,
+def map_sizes(stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    """What a linear layer, or a factor pair where a ``reduce`` is stored, is built with."""
+    sizes = {
+        "in_features": stored.get("reduce", stored["weight"]).shape[1],
+        "out_features": stored["weight"].shape[0],
+        "bias": "bias" in stored,
     }
-    tensors = {"head.weight": weight} | ({} if bias is None else {"head.bias": bias})
-    return Change((Replace("head", "linear", kwargs),), tensors)
+    return sizes | ({"rank": stored["reduce"].shape[0]} if "reduce" in stored else {})
+
+
+def place_map(address: str, stored: Mapping[str, Tensor | None], part: str = "linear") -> Change:
+    """A map that stores these parameters at an address; None is none."""
+    held = {name: tensor for name, tensor in stored.items() if tensor is not None}
+    edit = Replace(address, "factors" if "reduce" in held else part, map_sizes(held))
+    return Change((edit,), {f"{address}.{name}": tensor for name, tensor in held.items()})
+
+
+def untie(anatomy: Anatomy, weight: Tensor | None = None, bias: Tensor | None = None) -> Change:
+    """Gives the head a table of its own, (vocabulary, d); a model without a head is refused."""
+    if "head" not in anatomy.outer:
+        raise InvalidInputError("the model has no head over its vocabulary")
+    given = {"weight": weight, "bias": bias}
+    new = {name: tensor for name, tensor in given.items() if tensor is not None}
+    return place_map("head", {**anatomy.outer["head"].parameters(), **new})
 
 
 def require_separable(part: Mlp | MixtureOfExperts, what: str = "neurons cannot go") -> None:
@@ -97,23 +88,54 @@ def require_separable(part: Mlp | MixtureOfExperts, what: str = "neurons cannot 
         )
 
 
+def checked_index(index: Sequence[int] | Sequence[bool] | Tensor, size: int, what: str) -> Tensor:
+    """What is kept, as a tensor of indices: at least one, each of them there, none twice.
+
+    ``index`` holds indices, or is a mask with one truth value for each of ``size``.
+
+    Example:
+        >>> checked_index([2, 0], 3, "heads"), checked_index([True, False, True], 3, "heads")
+        (tensor([2, 0]), tensor([0, 2]))
+    """
+    wanted = f"{what}: a list of indices or a mask of {size} truth values is needed, not"
+    mixed = isinstance(index, list | tuple) and len({isinstance(i, bool) for i in index}) > 1
+    try:
+        given = torch.as_tensor(index)
+    except (TypeError, ValueError, RuntimeError):
+        raise InvalidInputError(f"{wanted} {index!r}") from None
+    if given.dim() != 1 or mixed:
+        raise InvalidInputError(f"{wanted} {index!r}")
+    if given.dtype == torch.bool and len(given):
+        if len(given) != size:
+            raise InvalidInputError(
+                f"{what}: the mask has {len(given)} truth values, and there are {size}"
+            )
+        given = given.nonzero().flatten()
+    if not len(given):
+        raise InvalidInputError(f"{what}: nothing would be left; remove the part instead")
+    if given.is_floating_point() or given.is_complex():
+        raise InvalidInputError(f"{wanted} {given.dtype} numbers".replace("torch.", ""))
+    kept = given.long()
+    if int(kept.min()) < 0 or int(kept.max()) >= size:
+        raise InvalidInputError(f"{what}: indices must lie between 0 and {size - 1}")
+    if len(kept.unique()) != len(kept):
+        raise InvalidInputError(f"{what}: an index is repeated")
+    return kept
+
+
 @singledispatch
 def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
     """Narrows an MLP to the neurons ``index``, in that order; nothing makes up for the others.
 
-    ``index`` may be a mask with one truth value per neuron, too.
-
-    In a mixture of experts, every expert keeps its neurons of these numbers.
+    ``index`` may be a mask. In a mixture, every expert keeps its neurons of these numbers.
 
     Raises:
-        InvalidInputError: what is narrowed has no neurons, they depend on each other, or an index
-            is not there.
+        InvalidInputError: there are no neurons, they depend on each other, or not all are there.
     """
     raise _without(part, "neurons")
 
 
 def _without(part: object, what: str) -> InvalidInputError:
-    """The refusal of something that has no neurons or heads."""
     if isinstance(part, str):
         return InvalidInputError(
             f"{part!r} is an address; give the part itself: anatomy.part({part!r})"
@@ -154,31 +176,19 @@ def replace_mlp(
         raise InvalidInputError(
             f"{mlp.address} is split into {mlp.num_experts} experts; merge them first"
         )
-    width = up.shape[0]
+    width = len(up)
     if width != mlp.intermediate_size:
         require_separable(mlp)
     given = {"up": (up, up_bias), "gate": (gate, gate_bias), "down": (down, mlp.down.bias)}
     change = Change()
     for role, projection in mlp.projections().items():
         weight, bias = given[role]
-        if weight is None or weight.shape[0 if role != "down" else 1] != width:
+        if weight is None or weight.shape[role == "down"] != width:
             raise InvalidInputError(
                 f"{mlp.address}: {role} does not have the width {width} of the others"
             )
-        change += _linear(projection, weight, bias, width)
+        change += place_map(projection.address, {"weight": weight, "bias": bias})
     return change
-
-
-def _linear(projection: Projection, weight: Tensor, bias: Tensor | None, width: int) -> Change:
-    kwargs = {
-        "in_features": weight.shape[1],
-        "out_features": weight.shape[0],
-        "bias": bias is not None,
-    }
-    tensors = {f"{projection.address}.weight": weight}
-    if bias is not None:
-        tensors[f"{projection.address}.bias"] = bias
-    return Change((Replace(projection.address, "linear", kwargs),), tensors)
 
 
 def factorize(projection: Projection, outer: Tensor, inner: Tensor) -> Change:
@@ -187,34 +197,22 @@ def factorize(projection: Projection, outer: Tensor, inner: Tensor) -> Change:
     Raises:
         InvalidInputError: the rank saves nothing, or the map is a slice of a fused one.
     """
-    rank = inner.shape[0]
-    wanted = (projection.out_features, rank), (rank, projection.in_features)
-    if (tuple(outer.shape), tuple(inner.shape)) != wanted:
+    here, rank = projection.address, inner.shape[0]
+    width, height = projection.in_features, projection.out_features
+    if (tuple(outer.shape), tuple(inner.shape)) != ((height, rank), (rank, width)):
         raise InvalidInputError(
-            f"{projection.address}: outer is {tuple(outer.shape)} and inner {tuple(inner.shape)}; "
-            f"valid are {wanted[0]} and {wanted[1]}, for a rank of your choice in place of {rank}"
+            f"{here}: outer is {tuple(outer.shape)} and inner {tuple(inner.shape)}; "
+            f"valid are {(height, rank)} and {(rank, width)}, for a rank of your choice in place "
+            f"of {rank}"
         )
-    largest = (projection.in_features * projection.out_features - 1) // (
-        projection.in_features + projection.out_features
-    )
+    largest = (width * height - 1) // (width + height)
     if not 1 <= rank <= largest:
         raise InvalidInputError(
-            f"{projection.address}: rank {rank} saves nothing; valid ranks are 1 to {largest}"
+            f"{here}: rank {rank} saves nothing; valid ranks are 1 to {largest}"
         )
     if projection.rows is not None:
-        raise InvalidInputError(
-            f"{projection.address} is a slice of a fused map; replace the attention first"
-        )
-    kwargs = {
-        "in_features": projection.in_features,
-        "out_features": projection.out_features,
-        "rank": rank,
-        "bias": projection.bias is not None,
-    }
-    tensors = {f"{projection.address}.weight": outer, f"{projection.address}.reduce": inner}
-    if projection.bias is not None:
-        tensors[f"{projection.address}.bias"] = projection.bias
-    return Change((Replace(projection.address, "factors", kwargs),), tensors)
+        raise InvalidInputError(f"{here} is a slice of a fused map; replace the attention first")
+    return place_map(here, {"weight": outer, "reduce": inner, "bias": projection.bias})
 
 
 def replace_attention(
@@ -240,7 +238,7 @@ def replace_attention(
     Raises:
         InvalidInputError: shapes that do not go together.
     """
-    old = attention.shape
+    old, here = attention.shape, attention.address
     weights = {
         "q": attention.read_q() if q is None else q,
         "k": attention.read_k() if k is None else k,
@@ -248,88 +246,68 @@ def replace_attention(
         "o": attention.read_o() if o is None else o,
     }
     new_biases = {role: p.bias for role, p in attention.projections().items()} | dict(biases or {})
-    here = attention.address
-    num_heads, num_kv_heads = weights["q"].shape[0], weights["k"].shape[0]
+    (num_heads, width, hidden_size), num_kv_heads = weights["q"].shape, len(weights["k"])
     if kv_index is None and (num_heads, num_kv_heads) == (old.num_heads, old.num_kv_heads):
         kv_index = attention.kv_of_head()
-    if kv_index is not None and _is_grouped(kv_index, num_kv_heads):
-        kv_index = None
+    if kv_index is not None and not len(kv_index) % num_kv_heads:
+        grouped = torch.arange(len(kv_index)) // (len(kv_index) // num_kv_heads)
+        kv_index = None if bool((kv_index == grouped).all()) else kv_index  # no map is needed
     index = attention.rotary_index() if rotary_index is None else rotary_index
-    gather = index is not None and not _is_plain(index, old.rotary_dim, weights["q"].shape[1])
+    own = torch.arange(width).clamp(max=old.rotary_dim)
+    if index is not None and index.shape[1] == width >= old.rotary_dim:
+        index = None if bool((index == own).all()) else index  # no gathering is needed
     with refusing(here):
         shape = replace(
             old,
-            hidden_size=weights["q"].shape[2],
+            hidden_size=hidden_size,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
-            qk_head_dim=weights["q"].shape[1],
+            qk_head_dim=width,
             v_head_dim=weights["v"].shape[1],
-            rotary_gather=gather,
+            rotary_gather=index is not None,
             kv_map=kv_index is not None,
             biases="".join(role for role in "qkvo" if new_biases[role] is not None),
         )
-    _check_widths(here, shape, weights)
-    if gather and index is not None:
-        _check_pairs(here, shape, index)
-    tensors = {
-        f"{here}.{role}.weight": (
-            w.reshape(-1, w.shape[-1]).T if role == "o" else w.reshape(-1, w.shape[-1])
-        )
-        for role, w in weights.items()
-    }
-    for role, bias in new_biases.items():
-        if bias is not None:
-            tensors[f"{here}.{role}.bias"] = bias.reshape(-1)
-    if gather and index is not None:
-        tensors[f"{here}.rotary_index"] = index
-    if kv_index is not None:
-        tensors[f"{here}.kv_index"] = kv_index
+    _check_shapes(here, shape, weights, index)
+    flat = {role: weight.reshape(-1, weight.shape[-1]) for role, weight in weights.items()}
+    tensors = {f"{role}.weight": w.T if role == "o" else w for role, w in flat.items()}
+    tensors |= {f"{role}.bias": b.reshape(-1) for role, b in new_biases.items() if b is not None}
+    tables = {"rotary_index": index, "kv_index": kv_index}
+    tensors |= {name: table for name, table in tables.items() if table is not None}
     for role, norm in (("q_norm", attention.q_norm), ("k_norm", attention.k_norm)):
         if norm is not None:
-            tensors[f"{here}.{role}.weight"] = norm.parameters()["weight"]
-    return Change((Replace(here, "attention", shape.to_dict()),), tensors)
+            tensors[f"{role}.weight"] = norm.parameters()["weight"]
+    named = {f"{here}.{name}": tensor for name, tensor in tensors.items()}
+    return Change((Replace(here, "attention", shape.to_dict()),), named)
 
 
-def _is_plain(index: Tensor, rotary_dim: int, width: int) -> bool:
-    own = torch.arange(width).clamp(max=rotary_dim)
-    return index.shape[1] == width and bool((index == own).all()) and width >= rotary_dim
-
-
-def _is_grouped(kv_index: Tensor, num_kv_heads: int) -> bool:
-    """Heads read key/value heads in order and in groups of equal size, so no map is needed."""
-    size, rest = divmod(len(kv_index), num_kv_heads)
-    return not rest and bool((kv_index == torch.arange(len(kv_index)) // size).all())
-
-
-def _check_pairs(address: str, shape: AttentionShape, index: Tensor) -> None:
-    if index.shape != (shape.num_kv_heads, shape.qk_head_dim):
-        wanted = (shape.num_kv_heads, shape.qk_head_dim)
-        raise InvalidInputError(
-            f"{address}.rotary_index: shape {tuple(index.shape)}, needs {wanted}"
-        )
+def _check_shapes(
+    address: str, shape: AttentionShape, weights: Mapping[str, Tensor], index: Tensor | None
+) -> None:
+    width, values, size = shape.qk_head_dim, shape.v_head_dim, shape.hidden_size
+    wanted: dict[str, tuple[int, ...]] = {
+        "q": (shape.num_heads, width, size),
+        "k": (shape.num_kv_heads, width, size),
+        "v": (shape.num_kv_heads, values, size),
+        "o": (shape.num_heads, values, size),
+        "rotary_index": (shape.num_kv_heads, width),
+    }
+    for role, given in {**weights, "rotary_index": index}.items():
+        if given is not None and tuple(given.shape) != wanted[role]:
+            raise InvalidInputError(
+                f"{address}.{role}: shape {tuple(given.shape)}, needs {wanted[role]}"
+            )
+    if index is None:
+        return
     half = shape.rotary_dim // 2
     first, second = index.chunk(2, dim=-1)
     turned = (first >= 0) & (first < half) & (second == first + half)
     still = (first == shape.rotary_dim) & (second == shape.rotary_dim)
     if not bool((turned | still).all()):
         raise InvalidInputError(
-            f"{address}.rotary_index: channels j and j + {shape.qk_head_dim // 2} of a head must "
+            f"{address}.rotary_index: channels j and j + {width // 2} of a head must "
             f"be a rotary pair (r, r + {half}), or both {shape.rotary_dim} for no rotation"
         )
-
-
-def _check_widths(address: str, shape: AttentionShape, weights: Mapping[str, Tensor]) -> None:
-    wanted = {
-        "q": (shape.num_heads, shape.qk_head_dim, shape.hidden_size),
-        "k": (shape.num_kv_heads, shape.qk_head_dim, shape.hidden_size),
-        "v": (shape.num_kv_heads, shape.v_head_dim, shape.hidden_size),
-        "o": (shape.num_heads, shape.v_head_dim, shape.hidden_size),
-    }
-    for role, size in wanted.items():
-        if tuple(weights[role].shape) != size:
-            raise InvalidInputError(
-                f"{address}.{role}: shape {tuple(weights[role].shape)}, needs {size}"
-            )
 
 
 def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
@@ -344,11 +322,8 @@ def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
     owner = attention.kv_of_head()[kept]
     kv = owner.unique(sorted=True)
     index = attention.rotary_index()
-
-    def rows(role: str, which: Tensor, size: int) -> Tensor | None:
-        bias = attention.projections()[role].bias
-        return None if bias is None else bias.view(size, -1)[which]
-
+    rows = {"q": (kept, attention.num_heads)} | dict.fromkeys("kv", (kv, attention.num_kv_heads))
+    biases = {role: attention.projections()[role].bias for role in rows}
     return replace_attention(
         attention,
         q=attention.read_q()[kept],
@@ -356,10 +331,48 @@ def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
         v=attention.read_v()[kv],
         o=attention.read_o()[kept],
         biases={
-            "q": rows("q", kept, attention.num_heads),
-            "k": rows("k", kv, attention.num_kv_heads),
-            "v": rows("v", kv, attention.num_kv_heads),
+            role: None if bias is None else bias.view(rows[role][1], -1)[rows[role][0]]
+            for role, bias in biases.items()
         },
         rotary_index=None if index is None else index[kv],
         kv_index=torch.searchsorted(kv, owner),
     )
+
+
+def resize(sublayer: Sublayer, values: Mapping[str, Mapping[str, Tensor]]) -> Change:
+    """Gives a sublayer new parameters of other shapes; factor pairs stay factor pairs.
+
+    An attention becomes modwright's own. ``values`` are, by role, parameters in place of the old
+    ones or beside them: weight, reduce (of a factor pair), bias.
+    """
+    if not isinstance(sublayer, Attention | Mlp):
+        raise InvalidInputError(
+            f"{sublayer.address}: a {type(sublayer).__name__} cannot be given other widths"
+        )
+    stored = {
+        role: {**projection.parameters(), **values.get(role, {})}
+        for role, projection in sublayer.projections().items()
+    }
+    maps = [_refitted(p.address, stored[role]) for role, p in sublayer.projections().items()]
+    if isinstance(sublayer, Mlp) and not sublayer.is_generic:
+        return sum(maps, Change())
+    part, reads = ("feed_forward", "up") if isinstance(sublayer, Mlp) else ("attention", "q")
+    shape = replace(
+        sublayer.shape,
+        hidden_size=map_sizes(stored[reads])["in_features"],
+        biases="".join(role[0] for role, named in stored.items() if "bias" in named),
+    )
+    # One edit for the part, and one for each factor pair in it.
+    inner = (
+        m if m.edits[0].to_dict()["part"] == "factors" else Change((), m.tensors) for m in maps
+    )
+    return sum(inner, Change((Replace(sublayer.address, part, shape.to_dict()),)))
+
+
+def _refitted(address: str, stored: Mapping[str, Tensor]) -> Change:
+    """A linear layer of its own that stores these parameters."""
+    if "reduce" in stored and len(stored["reduce"]) >= stored["reduce"].shape[1]:
+        dense = stored["weight"].double() @ stored["reduce"].double()  # the rank saves nothing
+        bias = {name: tensor for name, tensor in stored.items() if name == "bias"}
+        stored = {"weight": dense.to(stored["weight"].dtype), **bias}
+    return place_map(address, stored)

@@ -9,27 +9,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from operator import index
 from typing import Any, ClassVar
 
 from modwright.core.errors import InvalidInputError, unknown_name
 
-__all__ = [
-    "FORMAT",
-    "Edit",
-    "Remove",
-    "ReorderBlocks",
-    "Replace",
-    "RevertEdit",
-    "State",
-    "edits_from_list",
-    "split_address",
-    "state_from_list",
-]
+__all__ = ["FORMAT", "Edit", "Remove", "ReorderBlocks", "Replace", "RevertEdit", "State"]
+__all__ += ["edits_from_list", "split_address", "state_from_list"]
 
 FORMAT = 1
 """Version of the edits in a saved config."""
+
+MOST_BLOCKS = 1024
+"""As many as an arrangement may have: each is built, filled and verified."""
 
 _INSIDE = re.compile(r"^blocks\.(\d+)(?:\.([a-z_]+(?:\.[a-z_]+)?))?$")
 _OUTSIDE = re.compile(r"^(?!blocks$)[a-z_]+$")
@@ -39,9 +32,6 @@ def split_address(path: str) -> tuple[int | None, str]:
     """("blocks.3.mlp.up") -> (3, "mlp.up"); the role is empty for a whole block.
 
     What stands outside the blocks has no index: "final_norm" -> (None, "final_norm").
-
-    Raises:
-        InvalidInputError: anything that is not an address of a part.
     """
     if _OUTSIDE.match(path):
         return None, path
@@ -55,7 +45,17 @@ def split_address(path: str) -> tuple[int | None, str]:
 
 
 @dataclass(frozen=True)
-class Remove:
+class _Told:
+    op: ClassVar[str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON; what is False is left out."""
+        fields = {name: value for name, value in asdict(self).items() if value is not False}
+        return {"op": self.op, **fields}
+
+
+@dataclass(frozen=True)
+class Remove(_Told):
     """Nothing stands at ``path`` any more: a block, its attention or its MLP.
 
     ``drop_norm`` matters for post-norm blocks only: without it the norm stays, so the block
@@ -72,13 +72,9 @@ class Remove:
                 f"{self.path} stands outside the blocks: it can be replaced, not removed"
             )
 
-    def to_dict(self) -> dict[str, Any]:
-        extra = {"drop_norm": True} if self.drop_norm else {}
-        return {"op": self.op, "path": self.path, **extra}
-
 
 @dataclass(frozen=True)
-class Replace:
+class Replace(_Told):
     """At ``path`` stands the registered part ``part``, built with ``kwargs`` (JSON values)."""
 
     path: str
@@ -90,12 +86,9 @@ class Replace:
         if not split_address(self.path)[1]:
             raise InvalidInputError(f"{self.path}: a whole block can be removed but not replaced")
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"op": self.op, "path": self.path, "part": self.part, "kwargs": dict(self.kwargs)}
-
 
 @dataclass(frozen=True)
-class RevertEdit:
+class RevertEdit(_Told):
     """At ``path`` stands what the family builds there, whatever an earlier edit put in its place.
 
     It takes an edit back, so it leaves no trace in a config.
@@ -108,16 +101,9 @@ class RevertEdit:
         if not split_address(self.path)[1]:
             raise InvalidInputError(f"{self.path}: a whole block that was removed cannot come back")
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"op": self.op, "path": self.path}
-
-
-MOST_BLOCKS = 1024
-"""As many as an arrangement may have: each is built, filled and verified."""
-
 
 @dataclass(frozen=True)
-class ReorderBlocks:
+class ReorderBlocks(_Told):
     """The blocks stand in this order; one may stand more than once, one left out is gone.
 
     It moves blocks and says nothing of what is in them, so it leaves no trace in a config: the
@@ -153,9 +139,7 @@ State = Remove | Replace
 """An edit that a config can carry: it says what stands at one address."""
 
 Edit = State | RevertEdit | ReorderBlocks
-_KINDS: dict[str, type[Remove] | type[Replace] | type[RevertEdit] | type[ReorderBlocks]] = {
-    kind.op: kind for kind in (Remove, Replace, RevertEdit, ReorderBlocks)
-}
+_KINDS: dict[str, Any] = {kind.op: kind for kind in (Remove, Replace, RevertEdit, ReorderBlocks)}
 
 
 def edits_from_list(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
@@ -172,26 +156,21 @@ def edits_from_list(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
     for item in items:
         fields = dict(item)
         op = fields.pop("op", None)
-        kind = _KINDS.get(str(op))
-        if kind is None:
+        if str(op) not in _KINDS:
             raise unknown_name("edit operation", op, _KINDS)
         try:
-            edits.append(kind(**fields))
+            edits.append(_KINDS[str(op)](**fields))
         except TypeError as error:
             raise InvalidInputError(f"edit {item}: {error}") from None
     return tuple(edits)
 
 
 def state_from_list(items: Iterable[dict[str, Any]]) -> tuple[State, ...]:
-    """Reads the edits of a config.
-
-    Raises:
-        InvalidInputError: as :func:`edits_from_list`, and an edit that only a plan can hold.
-    """
+    """Reads the edits of a config."""
     state: list[State] = []
     for edit in edits_from_list(items):
         if not isinstance(edit, State):
-            what = {"arrange": "an arrangement of blocks"}.get(edit.op, f"{edit.op!r}")
+            what = "an arrangement of blocks" if edit.op == "arrange" else f"{edit.op!r}"
             raise InvalidInputError(f"{what} belongs into a plan, not into a config")
         state.append(edit)
     return tuple(state)

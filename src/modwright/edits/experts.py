@@ -1,33 +1,40 @@
-"""Splitting an MLP into experts and putting it together again, as edits and values.
+"""Splitting an MLP into experts and back, and mixtures with fewer or narrower experts.
 
-Axes: d hidden_size, I neurons, N experts.
+Axes: d hidden_size, N experts, I neurons of an MLP or of one expert of a mixture, k of them kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from modwright.anatomy import Mlp, Projection
+from modwright.anatomy import MixtureOfExperts, Mlp, Projection
 from modwright.anatomy.projection import PointwiseProjection
 from modwright.core.errors import InvalidInputError, refusing
-from modwright.edits.change import Change, require_separable
+from modwright.edits.change import (
+    Change,
+    checked_index,
+    keep_neurons,
+    place_map,
+    require_separable,
+)
 from modwright.edits.edit import Replace, RevertEdit
-from modwright.nn import ExpertShape, FeedForwardShape
+from modwright.nn import ExpertShape, FeedForwardShape, MixtureShape
 from modwright.nn.channel_mixers.expert_feed_forward import mean_keys
 
-__all__ = ["expert_shape", "merge_experts", "split_mlp"]
+__all__ = ["expert_shape", "keep_expert_neurons", "keep_experts", "merge_experts"]
+__all__ += ["replace_mixture", "split_mlp"]
 
 
 def expert_shape(mlp: Mlp, num_experts: int, top_k: int, **routing: Any) -> ExpertShape:
     """The shape of an MLP once its neurons are split.
 
-    Args:
-        routing: other fields of :class:`modwright.nn.ExpertShape`. A score "gate" means the keys'
-            pre-activations: in an MLP without a gate those of the up map.
+    ``routing`` is other fields of :class:`modwright.nn.ExpertShape`. In an MLP without a gate the
+    score "gate" means "up".
 
     Raises:
         InvalidInputError: it is split already, a map of it is stored in another way than as a
@@ -55,21 +62,15 @@ def expert_shape(mlp: Mlp, num_experts: int, top_k: int, **routing: Any) -> Expe
 def split_mlp(mlp: Mlp, labels: Tensor, shape: ExpertShape) -> Change:
     """Groups the neurons of an MLP by their labels; what it computes from all of them stays.
 
-    Args:
-        labels: (I,) expert of each neuron, every expert as often.
-        shape: from :func:`expert_shape`.
-
-    Raises:
-        InvalidInputError: experts of unequal size.
+    ``labels`` (I,) say the expert of each neuron, and experts of unequal size are refused;
+    ``shape`` is from :func:`expert_shape`.
 
     Example:
         >>> import modwright
-        >>> from modwright.edits import Plan, apply
-        >>> anatomy = modwright.open("preset:tiny-llama").anatomy
-        >>> mlp = anatomy.blocks[1].mlp
+        >>> mlp = (model := modwright.open("preset:tiny-llama")).anatomy.blocks[1].mlp
         >>> shape = expert_shape(mlp, num_experts=4, top_k=1)
-        >>> plan = Plan.of(anatomy, "by hand", split_mlp(mlp, torch.arange(96) % 4, shape))
-        >>> modwright.Anatomy.of(apply(anatomy.model, plan).model).blocks[1].mlp
+        >>> result = modwright.apply(model, split_mlp(mlp, torch.arange(96) % 4, shape))
+        >>> modwright.Anatomy.of(result).blocks[1].mlp
         Mlp(blocks.1.mlp: gated, 96 wide, silu, 4 experts of 24, top 1 by avg_key)
     """
     here, inner = mlp.address, mlp.intermediate_size
@@ -80,52 +81,122 @@ def split_mlp(mlp: Mlp, labels: Tensor, shape: ExpertShape) -> Change:
             f"experts are needed, not {sizes.tolist()}"
         )
     order = labels.argsort(stable=True).to(mlp.up.weight.device)
-    tensors = {f"{here}.order": order, **_reordered(mlp, order)}
+    new = _reordered(mlp, order)
+    tensors = {f"{at}.{name}": value for at, named in new.items() for name, value in named.items()}
     if shape.score == "avg_key":
-        keys = "up" if mlp.gate is None else "gate"
-        means = mean_keys(shape, tensors[f"{here}.{keys}.weight"], tensors[f"{here}.down.weight"])
-        tensors[f"{here}.avg_key"] = means
-    return Change((Replace(here, "expert_feed_forward", shape.to_dict()),), tensors)
+        keys = f"{here}.{'up' if mlp.gate is None else 'gate'}"
+        tensors[f"{here}.avg_key"] = mean_keys(
+            shape, new[keys]["weight"], new[f"{here}.down"]["weight"]
+        )
+    edit = Replace(here, "expert_feed_forward", shape.to_dict())
+    return Change((edit,), {f"{here}.order": order, **tensors})
 
 
 def merge_experts(mlp: Mlp, restore_order: bool = True) -> Change:
     """Makes an MLP of the family's own kind from experts, with every neuron at work again.
 
-    Args:
-        restore_order: neurons return to the places that they had before they were grouped, so an
-            MLP that was not trained since is the old one, bit for bit.
-
-    Raises:
-        InvalidInputError: it is not split into experts.
+    With ``restore_order`` neurons return to the places that they had before they were grouped, so
+    an MLP that was not trained since is the old one, bit for bit. One that is not split is refused.
     """
-    here = mlp.address
     if mlp.experts is None:
-        raise InvalidInputError(f"{here} is not split into experts, so there is nothing to merge")
+        raise InvalidInputError(
+            f"{mlp.address} is not split into experts, so there is nothing to merge"
+        )
     order = mlp.buffers()["order"]
     place = order.argsort() if restore_order else torch.arange(len(order), device=order.device)
-    maps = tuple(
-        Replace(
-            projection.address,
-            "linear",
-            {
-                "in_features": projection.in_features,
-                "out_features": projection.out_features,
-                "bias": projection.bias is not None,
-            },
+    maps = (place_map(address, stored) for address, stored in _reordered(mlp, place).items())
+    return sum(maps, Change((RevertEdit(mlp.address),)))
+
+
+def _reordered(mlp: Mlp, place: Tensor) -> dict[str, dict[str, Tensor]]:
+    """What each map stores, by its address, with neuron ``place[j]`` at place j."""
+    return {
+        projection.address: {
+            name: value[place] if role != "down" else value[:, place] if value.ndim > 1 else value
+            for name, value in projection.parameters().items()
+        }
+        for role, projection in mlp.projections().items()
+    }
+
+
+def replace_mixture(
+    mixture: MixtureOfExperts,
+    gate: Sequence[Tensor],
+    up: Sequence[Tensor],
+    down: Sequence[Tensor],
+    router: Tensor | None = None,
+    top_k: int | None = None,
+) -> Change:
+    """Gives a mixture new experts, all of one width k.
+
+    Args:
+        gate, up: one (k, d) per expert.
+        down: one (d, k) per expert.
+        router: (N, d); None for the one that stands there.
+        top_k: experts of a position; None for as many as before.
+
+    Raises:
+        InvalidInputError: widths or counts that do not go together.
+    """
+    here, scores = mixture.address, mixture.router.weight if router is None else router
+    widths = {len(m) for m in (*gate, *up)} | {m.shape[1] for m in down}
+    if len(widths) != 1 or not len(gate) == len(up) == len(down) == len(scores):
+        raise InvalidInputError(
+            f"{here}: all experts must have one width, and the router a row for each; "
+            f"widths {sorted(widths)}, {len(down)} experts, {len(scores)} rows"
         )
-        for projection in mlp.projections().values()
+    if widths != {mixture.intermediate_size}:
+        require_separable(mixture)
+    used = mixture.top_k if top_k is None else top_k
+    with refusing(here):
+        shape = MixtureShape(
+            mixture.hidden_size, widths.pop(), len(scores), used, mixture.activation
+        )
+    tensors = {f"{here}.router.weight": scores}
+    for role, maps in (("gate", gate), ("up", up), ("down", down)):
+        tensors |= {f"{here}.experts.{i}.{role}.weight": weight for i, weight in enumerate(maps)}
+    return Change((Replace(here, "mixture", shape.to_dict()),), tensors)
+
+
+def keep_experts(mixture: MixtureOfExperts, index: Sequence[int] | Tensor) -> Change:
+    """Keeps the experts ``index``, in that order; as many as work on a position must be left."""
+    kept = checked_index(index, mixture.num_experts, f"{mixture.address}: experts")
+    if len(kept) < mixture.top_k:
+        raise InvalidInputError(
+            f"{mixture.address}: {mixture.top_k} experts work on a position, so at least as many "
+            f"must stay; {len(kept)} were asked for"
+        )
+    chosen = [mixture.experts[i] for i in kept.tolist()]
+    return replace_mixture(
+        mixture,
+        [expert.gate.weight for expert in chosen],
+        [expert.up.weight for expert in chosen],
+        [expert.down.weight for expert in chosen],
+        mixture.router.weight[kept],
     )
-    return Change((RevertEdit(here), *maps), _reordered(mlp, place))
 
 
-def _reordered(mlp: Mlp, place: Tensor) -> dict[str, Tensor]:
-    """Weights and biases by address, with neuron ``place[j]`` at place j."""
-    tensors = {}
-    for role, projection in mlp.projections().items():
-        for name, value in projection.parameters().items():
-            if role != "down":
-                value = value[place]
-            elif name == "weight":
-                value = value[:, place]
-            tensors[f"{projection.address}.{name}"] = value
-    return tensors
+def keep_expert_neurons(
+    mixture: MixtureOfExperts, index: Sequence[Sequence[int] | Tensor] | Tensor
+) -> Change:
+    """Narrows every expert to its own neurons ``index`` (N, k); nothing makes up for the rest."""
+    here = mixture.address
+    count = len(index) if isinstance(index, Sequence) or getattr(index, "ndim", 0) == 2 else 0
+    if count != mixture.num_experts:
+        raise InvalidInputError(
+            f"{here}: neurons of {count} experts; there are {mixture.num_experts}"
+        )
+    size = mixture.intermediate_size
+    rows = [checked_index(n, size, f"{here}: neurons of expert {i}") for i, n in enumerate(index)]
+    pairs = list(zip(mixture.experts, rows))
+    return replace_mixture(
+        mixture,
+        [expert.gate.weight[row] for expert, row in pairs],
+        [expert.up.weight[row] for expert, row in pairs],
+        [expert.down.weight[:, row] for expert, row in pairs],
+    )
+
+
+@keep_neurons.register
+def _(mixture: MixtureOfExperts, index: Sequence[int] | Tensor) -> Change:
+    return keep_expert_neurons(mixture, [index] * mixture.num_experts)

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
-from modwright.anatomy import Anatomy, MixtureOfExperts, Mlp
+from modwright.anatomy import Anatomy
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
 from modwright.core.reading import read_json, require_regular
 from modwright.edits.change import Change
-from modwright.edits.edit import FORMAT, Edit, ReorderBlocks, Replace, edits_from_list
+from modwright.edits.edit import FORMAT, Edit, Remove, ReorderBlocks, RevertEdit, edits_from_list
 from modwright.nn import ExpertShape
 
 __all__ = ["Plan", "structure_of"]
@@ -27,10 +27,12 @@ def structure_of(anatomy: Anatomy) -> dict[str, Any]:
     blocks = []
     for block in anatomy.blocks:
         attention, mlp = block.attention, block.mlp
-        told = {
+        told: dict[str, Any] = {
             "attention": None if attention is None else attention.shape.to_dict(),
-            "mlp": None if mlp is None else _mlp_structure(mlp),
+            "mlp": None if mlp is None else mlp.intermediate_size,
         }
+        if mlp is not None and mlp.experts:
+            told["mlp"] = {"width": mlp.intermediate_size, "experts": mlp.num_experts}
         told |= {place: type(part.module).__name__ for place, part in block.others.items()}
         if block.scales:
             told["gains"] = sorted(block.scales)
@@ -38,20 +40,13 @@ def structure_of(anatomy: Anatomy) -> dict[str, Any]:
     return {"family": anatomy.family.name, "hidden_size": anatomy.hidden_size, "blocks": blocks}
 
 
-def _mlp_structure(mlp: Mlp | MixtureOfExperts) -> Any:
-    width = mlp.intermediate_size
-    return width if not mlp.experts else {"width": width, "experts": mlp.num_experts}
-
-
 @dataclass(frozen=True)
 class Plan:
     """Edits, new tensors and reasons.
 
     Attributes:
-        method: name of the method that decided.
-        options: its options, resolved.
-        structure: the structure that the plan was made for.
-        edits: what changes.
+        method: name of the method that decided, with its ``options``.
+        structure: that the plan was made for.
         tensors: new values by parameter address.
         reasons: scores, ranks, predicted errors, as JSON values.
         notes: sentences for the user: warnings and remarks.
@@ -76,23 +71,12 @@ class Plan:
         notes: tuple[str, ...] = (),
     ) -> Plan:
         """A plan for this anatomy from a change."""
-        return cls(
-            method,
-            dict(options or {}),
-            structure_of(anatomy),
-            change.edits,
-            change.tensors,
-            dict(reasons or {}),
-            notes,
-        )
+        told, why = dict(options or {}), dict(reasons or {})
+        return cls(method, told, structure_of(anatomy), change.edits, change.tensors, why, notes)
 
     @classmethod
     def from_given(cls, anatomy: Anatomy, given: Any) -> Plan:
-        """The plan that is given, or one for this anatomy from a change or several.
-
-        Raises:
-            InvalidInputError: it is none of these.
-        """
+        """The plan that is given, or one for this anatomy from a change or several."""
         if isinstance(given, Plan):
             return given
         changes = list(given) if isinstance(given, list | tuple) else [given]
@@ -106,26 +90,22 @@ class Plan:
 
     def check_fits(self, anatomy: Anatomy) -> None:
         """Refuses a model whose structure is not the one planned for."""
-        found = structure_of(anatomy)
-        if found == self.structure:
+        found, wanted = structure_of(anatomy), self.structure
+        if found == wanted:
             return
         for name in ("family", "hidden_size"):
-            if found[name] != self.structure[name]:
+            if found[name] != wanted[name]:
                 raise InvalidInputError(
-                    f"the plan was made for {name} {self.structure[name]}, the model has "
-                    f"{found[name]}"
+                    f"the plan was made for {name} {wanted[name]}, the model has {found[name]}"
                 )
-        if len(found["blocks"]) != len(self.structure["blocks"]):
+        blocks, planned = found["blocks"], wanted["blocks"]
+        if len(blocks) != len(planned):
             raise InvalidInputError(
-                f"the plan was made for {len(self.structure['blocks'])} blocks, the model has "
-                f"{len(found['blocks'])}"
+                f"the plan was made for {len(planned)} blocks, the model has {len(blocks)}"
             )
-        at = next(
-            i for i, (a, b) in enumerate(zip(found["blocks"], self.structure["blocks"])) if a != b
-        )
+        at = next(i for i, (a, b) in enumerate(zip(blocks, planned)) if a != b)
         raise InvalidInputError(
-            f"the plan does not fit: block {at} is {found['blocks'][at]}, planned for "
-            f"{self.structure['blocks'][at]}"
+            f"the plan does not fit: block {at} is {blocks[at]}, planned for {planned[at]}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,33 +147,27 @@ class Plan:
         from safetensors.torch import load_file
 
         path = Path(directory)
+        unreadable = f"{path} holds no readable plan"
         try:
             stored = read_json(path / "plan.json")
             require_regular(path / "plan.safetensors")
             tensors = load_file(path / "plan.safetensors")
         except (OSError, ValueError, SafetensorError, CheckpointError) as error:
             told = str(error).split("\n")[0]
-            raise CheckpointError(f"{path} holds no readable plan: {told}") from None
+            raise CheckpointError(f"{unreadable}: {told}") from None
         if not isinstance(stored, dict) or not isinstance(stored.get("format", 0), int):
-            raise CheckpointError(f"{path} holds no readable plan: it is no mapping with a format")
+            raise CheckpointError(f"{unreadable}: it is no mapping with a format")
         if stored.get("format", 0) > FORMAT:
             raise CheckpointError(f"{path} has format {stored['format']}; known up to {FORMAT}")
-        odd = [key for key in ("options", "structure", "reasons") if key in stored]
-        odd = [key for key in odd if not isinstance(stored[key], dict)]
-        if odd:
-            raise CheckpointError(f"{path} holds no readable plan: {odd[0]} is no mapping")
+        for key in ("options", "structure", "reasons"):
+            if not isinstance(stored.get(key, {}), dict):
+                raise CheckpointError(f"{unreadable}: {key} is no mapping")
         try:
-            return cls(
-                stored["method"],
-                stored["options"],
-                stored["structure"],
-                edits_from_list(stored["edits"]),
-                tensors,
-                stored["reasons"],
-                tuple(stored["notes"]),
-            )
+            edits, notes = edits_from_list(stored["edits"]), tuple(stored["notes"])
+            named = {key: stored[key] for key in ("method", "options", "structure", "reasons")}
+            return cls(**named, edits=edits, tensors=tensors, notes=notes)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise CheckpointError(f"{path} holds no readable plan: {error!r}") from None
+            raise CheckpointError(f"{unreadable}: {error!r}") from None
 
     def summary(self) -> list[tuple[str, str]]:
         """One line per edited address: what stood there and what will."""
@@ -224,23 +198,21 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _describe(edit: Edit) -> str:
-    fields = edit.to_dict()
     if isinstance(edit, ReorderBlocks):
         return f"in the order {', '.join(map(str, edit.order))}"
-    if not isinstance(edit, Replace):
-        return {"remove": "removed", "restore": "the family's own again"}[edit.op]
-    kwargs = fields["kwargs"]
-    if fields["part"] == "expert_feed_forward":
+    if isinstance(edit, Remove | RevertEdit):
+        return "removed" if isinstance(edit, Remove) else "the family's own again"
+    part, kwargs = edit.part, edit.kwargs
+    if part == "expert_feed_forward":
         return ExpertShape(**kwargs).describe()
-    if fields["part"] == "mixture":
+    if part == "mixture":
         width, count = kwargs["intermediate_size"], kwargs["num_experts"]
         return f"{count} experts, {width} wide, {kwargs['top_k']} at work"
     if {"in_features", "out_features"} <= kwargs.keys():
         rank = f" through rank {kwargs['rank']}" if "rank" in kwargs else ""
-        return f"{fields['part']} {kwargs['in_features']} -> {kwargs['out_features']}{rank}"
-    return (
-        f"{kwargs.get('num_heads')} heads, {kwargs.get('num_kv_heads')} kv, "
-        f"qk {kwargs.get('qk_head_dim')}, v {kwargs.get('v_head_dim')}"
-        if fields["part"] == "attention"
-        else str(fields["part"])
-    )
+        return f"{part} {kwargs['in_features']} -> {kwargs['out_features']}{rank}"
+    if part != "attention":
+        return part
+    heads, kv = kwargs.get("num_heads"), kwargs.get("num_kv_heads")
+    widths = f"qk {kwargs.get('qk_head_dim')}, v {kwargs.get('v_head_dim')}"
+    return f"{heads} heads, {kv} kv, {widths}"

@@ -1,4 +1,7 @@
-"""The closed registry of parts: the only names that an edit can place into a model."""
+"""The closed registry of parts, the only names that an edit can place into a model.
+
+Parts are plain torch; here they are at home in a transformers model: its config, its functions.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +9,27 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from modwright.core.errors import refusing
+from modwright.core.compat.transformers import attention_implementation
+from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.registry import Registry
-from modwright.edits.hf_adapters import (
-    build_attention,
-    build_experts,
-    build_feed_forward,
-    build_mixture,
-)
 from modwright.nn import (
+    AttentionShape,
     BareAttention,
     CRMSNorm,
+    ExpertFeedForward,
+    ExpertShape,
     FactorPair,
+    FeedForward,
+    FeedForwardShape,
     GridAttention,
+    GroupedAttention,
     Identity,
+    Mixture,
+    MixtureShape,
     PlacedMixer,
     RestoringCRMSNorm,
     RMSNorm,
@@ -31,8 +39,10 @@ from modwright.nn import (
     narrow_,
     zero_mean_,
 )
+from modwright.nn.token_mixers.attention import naive_attention
 
-__all__ = ["PARTS", "build_part", "part_names", "register_part"]
+__all__ = ["PARTS", "activation", "attend_as_configured", "build_attention", "build_part"]
+__all__ += ["check_router_scores", "part_names", "register_part"]
 
 Builder = Callable[..., nn.Module]
 """Called as ``builder(config, **kwargs)`` with the model's own config object.
@@ -42,36 +52,68 @@ One that has a parameter ``current`` gets the module that stands at the place, a
 
 PARTS: Registry[Builder] = Registry("part")
 
+register_part = PARTS.register
+"""Decorator that makes a part placeable. Registering is code; a config can only name."""
 
-def register_part(name: str) -> Callable[[Builder], Builder]:
-    """Decorator that makes a part placeable. Registering is code; a config can only name."""
-
-    return PARTS.register(name)
-
-
-def part_names() -> list[str]:
-    """The names that an edit may use."""
-    return PARTS.names()
+part_names = PARTS.names
+"""The names that an edit may use."""
 
 
 def build_part(
     name: str, config: Any, kwargs: dict[str, Any], current: nn.Module | None = None
 ) -> nn.Module:
-    """A new module for a registered name.
+    """A new module for a registered name, in a model of this config.
 
     Args:
-        name: of the part.
-        config: of the model.
-        kwargs: of the part.
         current: what stands where the part will.
-
-    Raises:
-        InvalidInputError: unknown name, or arguments that the part does not take.
     """
     builder = PARTS[name]
     given = {"current": current} if "current" in inspect.signature(builder).parameters else {}
     with refusing(f"part {name!r}", (TypeError, ValueError)):
         return builder(config, **given, **kwargs)
+
+
+def activation(name: str) -> Any:
+    """The function that transformers has under a name; another name is refused."""
+    if name not in ACT2FN:
+        raise unknown_name("activation", name, sorted(ACT2FN))
+    return ACT2FN[name]
+
+
+def attend_as_configured(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Runs the attention function that the model's config names: eager, sdpa, flash, flex."""
+    chosen = attention_implementation(module.config)
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(chosen, naive_attention)
+    result: tuple[Tensor, Tensor | None] = attend(module, query, key, value, mask, **kwargs)
+    return result
+
+
+def build_attention(
+    config: Any, kwargs: dict[str, Any], kind: type[GroupedAttention] = GroupedAttention
+) -> GroupedAttention:
+    """A grouped attention that holds the model's own config object.
+
+    The object matters: the model builds its masks for the implementation that its config names.
+    Another config could name a function that the mask was not made for, which sees the future.
+    """
+    part = kind(AttentionShape(**kwargs), attend=attend_as_configured)
+    part.config = config
+    return part
+
+
+def check_router_scores(model: nn.Module) -> None:
+    """Refuses to return router scores where a mixture stands that keeps none."""
+    if any(isinstance(module, Mixture) for module in model.modules()):
+        raise _no_router_scores()
+
+
+def _no_router_scores() -> InvalidInputError:
+    return InvalidInputError(
+        "output_router_logits is on, and its loss needs the family's own routers in every layer; "
+        "set it to False, in the config or in the call"
+    )
 
 
 @register_part("absent")
@@ -101,7 +143,8 @@ def _crms_norm(config: Any, hidden_size: int, eps: float) -> nn.Module:
 
 @register_part("expert_feed_forward")
 def _expert_feed_forward(config: Any, **kwargs: Any) -> nn.Module:
-    return build_experts(kwargs)
+    shape = ExpertShape(**kwargs)
+    return ExpertFeedForward(shape, activation(shape.activation))
 
 
 @register_part("factors")
@@ -113,7 +156,8 @@ def _factors(
 
 @register_part("feed_forward")
 def _feed_forward(config: Any, **kwargs: Any) -> nn.Module:
-    return build_feed_forward(kwargs)
+    shape = FeedForwardShape(**kwargs)
+    return FeedForward(shape, activation(shape.activation))
 
 
 @register_part("grid_attention")
@@ -133,7 +177,10 @@ def _linear(config: Any, in_features: int, out_features: int, bias: bool = True)
 
 @register_part("mixture")
 def _mixture(config: Any, **kwargs: Any) -> nn.Module:
-    return build_mixture(config, kwargs)
+    if getattr(config, "output_router_logits", False):
+        raise _no_router_scores()  # its loss stacks the scores of all layers as equals
+    shape = MixtureShape(**kwargs)
+    return Mixture(shape, activation(shape.activation))
 
 
 @register_part("narrowed")
@@ -159,15 +206,8 @@ def _restoring_crms_norm(
 
 
 @register_part("rms_norm")
-def _rms_norm(
-    config: Any,
-    hidden_size: int,
-    eps: float,
-    weight: bool = True,
-    bias: bool = False,
-    cast_first: bool = True,
-) -> nn.Module:
-    return RMSNorm(hidden_size, eps, weight, bias, cast_first)
+def _rms_norm(config: Any, **kwargs: Any) -> nn.Module:
+    return RMSNorm(**kwargs)
 
 
 @register_part("token_mixer")

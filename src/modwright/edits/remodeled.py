@@ -9,16 +9,18 @@ from __future__ import annotations
 import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import guard_torch_init_functions
 
 from modwright.anatomy.families import family_of
+from modwright.core.capture import Call, on_forward
 from modwright.core.compat.transformers import (
     auto_classes,
     can_set_experts,
@@ -27,28 +29,20 @@ from modwright.core.compat.transformers import (
     renew_parents,
 )
 from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.edits.attention_maps import forward_with_all_maps
-from modwright.edits.cache_layers import unfilled_cache_layers
-from modwright.edits.edit import FORMAT, Remove, State, split_address, state_from_list
-from modwright.edits.hf_adapters import check_router_scores
-from modwright.edits.replay import replay
+from modwright.edits.edit import FORMAT, State, split_address, state_from_list
+from modwright.edits.registry import check_router_scores
+from modwright.edits.replay import replay, unfilled_cache_layers
 from modwright.edits.stock_class_guard import (
     add_stock_class_guard,
     strip_stock_class_guard,
     with_layers,
 )
 
-__all__ = [
-    "base_class",
-    "base_config_class",
-    "is_plain",
-    "is_remodeled",
-    "register_models",
-    "remodeled",
-    "remodeled_config",
-]
+__all__ = ["base_class", "base_config_class", "forward_with_all_maps", "is_plain", "is_remodeled"]
+__all__ += ["register_models", "remodeled", "remodeled_config"]
 
 _PREFIX = "Modwright"
+M = TypeVar("M")
 
 
 class _RemodeledConfig:
@@ -79,12 +73,10 @@ class _RemodeledConfig:
             index, role = split_address(edit.path)
             # What is not in a layer is told of the first one; its own numbers go before.
             entry = overrides.setdefault(index or 0, {})
-            for name, value in family.stock_class_guard(
-                role, getattr(edit, "kwargs", None)
-            ).items():
-                if name == "skip":
-                    value = sorted({*entry.get("skip", ()), *value})
-                entry[name] = value
+            told = family.stock_class_guard(role, getattr(edit, "kwargs", None))
+            if "skip" in told:
+                told = {**told, "skip": sorted({*entry.get("skip", ()), *told["skip"]})}
+            entry.update(told)
         return dict(sorted(overrides.items()))
 
     def _num_layers(self) -> int:
@@ -111,19 +103,15 @@ class _RemodeledConfig:
     def _with_attention(self) -> list[int]:
         """The layers that have an attention."""
         gone = {
-            edit.path
-            for edit in state_from_list(self.edits)
-            if isinstance(edit, Remove) or edit.part != "attention"
+            e.path for e in state_from_list(self.edits) if getattr(e, "part", "") != "attention"
         }
-        return [
-            index for index in range(self._num_layers()) if f"blocks.{index}.attention" not in gone
-        ]
+        layers = range(self._num_layers())
+        return [index for index in layers if f"blocks.{index}.attention" not in gone]
 
     @property
     def kv_sharing_modes(self) -> list[str | None]:
-        """Tells the cache of slots that no attention fills: it keeps nothing for them.
-
-        transformers has these words for layers that use the keys of another layer.
+        """Tells the cache of slots that no attention fills, in transformers' words for layers that
+        use the keys of another one: it keeps nothing for them.
         """
         count, types = self._num_layers(), getattr(self, "layer_types", None)
         empty = unfilled_cache_layers(self._with_attention(), types, count)
@@ -132,29 +120,28 @@ class _RemodeledConfig:
     def to_dict(self) -> dict[str, Any]:
         return with_layers(super().to_dict(), self.layer_overrides())  # type: ignore[misc]
 
+    def _guarded(self, told: dict[str, Any]) -> dict[str, Any]:
+        return add_stock_class_guard(told, self.layer_overrides(), self, self._num_layers())
+
     def to_diff_dict(self) -> dict[str, Any]:
         """What is written to a file."""
-        overrides = self.layer_overrides()
-        told = with_layers(super().to_diff_dict(), overrides)  # type: ignore[misc]
-        return add_stock_class_guard(told, overrides, self, self._num_layers())
+        told = super().to_diff_dict()  # type: ignore[misc]
+        return self._guarded(with_layers(told, self.layer_overrides()))
 
     def to_json_string(self, use_diff: bool = True) -> str:
         """What is written to a file: never without the lists, whichever form is asked for."""
         told: str = super().to_json_string(use_diff)  # type: ignore[misc]
         if use_diff:
             return told
-        whole = add_stock_class_guard(
-            json.loads(told), self.layer_overrides(), self, self._num_layers()
-        )
-        return json.dumps(whole, indent=2, sort_keys=True) + "\n"
+        return json.dumps(self._guarded(json.loads(told)), indent=2, sort_keys=True) + "\n"
 
 
 @cache
 def remodeled_config(base: Any) -> type[PreTrainedConfig]:
     """The config class with ``edits`` for a stock config class.
 
-    It is built from the fields of its own files, so every road there and back goes through its
-    constructor: dictionaries, files, Auto classes, and copies with some fields changed.
+    Dictionaries, files, Auto classes and copies with some fields changed all go through its
+    constructor, which takes what its own files hold.
     """
     cls: Any = type(
         _PREFIX + base.__name__,
@@ -196,42 +183,82 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
 
     def initialize_weights(self: Any) -> None:
         """Parts of other packages, which stock classes do not know, start as they say."""
-        waiting = [module for module in self.modules() if _starts_itself(module)]
+        waiting = [
+            module
+            for module in self.modules()
+            if type(module).__module__.partition(".")[0] not in ("torch", "transformers")
+            and hasattr(module, "reset_parameters")
+            and not is_wholly_loaded(module)
+        ]
         super(cls, self).initialize_weights()
         with torch.no_grad(), guard_torch_init_functions():
             for module in waiting:
                 module.reset_parameters()
-
-    def no_common_cache_shape(self: Any) -> None:
-        """A static cache takes its shapes from the first keys and values, not from the config."""
-
-    def stock_can_set_experts(kind: Any) -> bool:
-        """transformers reads it off the source of a class's module: that of the stock one."""
-        return can_set_experts(base)
-
-    def keeps_stock_rules(kind: Any) -> bool:
-        """Of custom code transformers first initializes no module without tensors of its own."""
-        return False
 
     cls: type[PreTrainedModel] = type(
         _PREFIX + base.__name__,
         (base,),
         {
             "__init__": __init__,
-            "is_custom_code": classmethod(keeps_stock_rules),
+            # Of custom code transformers first initializes no module without tensors of its own.
+            "is_custom_code": classmethod(lambda kind: False),
             "forward": _forward(base),
             "initialize_weights": initialize_weights,
             "__module__": __name__,
             "__doc__": f"{base.__name__} with the edits of its config.",
             "config_class": config_class,
             "config": None,
-            "_get_static_cache_init_shape": no_common_cache_shape,
-            "_can_set_experts_implementation": classmethod(stock_can_set_experts),
+            # A static cache takes its shapes from the first keys and values, not from the config.
+            "_get_static_cache_init_shape": lambda self: None,
+            # transformers reads it off the source of a class's module: that of the stock one
+            "_can_set_experts_implementation": classmethod(lambda kind: can_set_experts(base)),
             "__reduce_ex__": _by_base,
             "_base": base,
         },
     )
     return cls
+
+
+def forward_with_all_maps(
+    base: Any, replaced_in: Callable[[Any], tuple[int, Mapping[int, nn.Module]]]
+) -> Any:
+    """The forward of a stock class, for an edited model of it; None stands where there is no map.
+
+    transformers records attention maps by the class of its own attentions. Where another part
+    stands it records nothing, and the maps behind it would move up by a place.
+
+    Args:
+        base: the stock class.
+        replaced_in: number of layers of a model, and what stands for attentions that were
+            replaced, by layer.
+    """
+
+    @wraps(base.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
+            return base.forward(self, *args, **kwargs)
+        maps: dict[int, Tensor | None] = {}
+
+        def note(index: int, call: Call) -> None:
+            several = isinstance(call.output, tuple) and len(call.output) > 1
+            maps[index] = call.output[1] if several and isinstance(call.output[1], Tensor) else None
+
+        layers, replaced = replaced_in(self)
+        as_tuple = kwargs.get("return_dict", getattr(self.config, "return_dict", True)) is False
+        if as_tuple:
+            kwargs["return_dict"] = True
+        with on_forward(replaced, note):
+            out = base.forward(self, *args, **kwargs)
+        if out.get("attentions") is not None:
+            own = iter(out.attentions)
+            # A fused attention gives no maps, and transformers then an empty tuple.
+            found = [
+                maps.get(index) if index in replaced else next(own, None) for index in range(layers)
+            ]
+            out["attentions"] = tuple(found)
+        return out.to_tuple() if as_tuple else out
+
+    return forward
 
 
 def _forward(base: Any) -> Any:
@@ -260,11 +287,7 @@ def _replaced_attentions(model: Any) -> tuple[int, dict[int, Any]]:
 
 @cache
 def register_models(config_class: Any) -> None:
-    """Makes ``AutoModel...`` build the remodeled classes of one config.
-
-    It runs when the first config of a family is made, so that no family's modeling code is imported
-    before it is wanted.
-    """
+    """Makes ``AutoModel...`` build the remodeled classes of one config, once the first is made."""
     stock = base_config_class(config_class)
     for auto in auto_classes():
         for model_class in model_classes(auto, stock)[:1]:
@@ -284,27 +307,18 @@ def is_plain(model: Any) -> bool:
     return not is_remodeled(kind) and not kind.__module__.startswith("modwright.")
 
 
-def base_class(kind: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The stock class behind a model class."""
-    found: type[PreTrainedModel] = kind.__dict__.get("_base", kind)
+def base_class(kind: type[M]) -> type[M]:
+    """The stock class behind a model or config class."""
+    found: type[M] = kind.__dict__.get("_base", kind)
     return found
 
 
-def base_config_class(kind: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
-    """The stock class behind a config class."""
-    found: type[PreTrainedConfig] = kind.__dict__.get("_base", kind)
-    return found
+base_config_class = base_class
 
 
 def edits_of(config: Any) -> tuple[State, ...]:
     """The edits that a model's config carries; none for a stock model."""
     return state_from_list(getattr(config, "edits", None) or []) if is_remodeled(config) else ()
-
-
-def _starts_itself(module: Any) -> bool:
-    """A part that is of neither torch nor transformers, some tensor of its own not loaded."""
-    own = type(module).__module__.partition(".")[0] not in ("torch", "transformers")
-    return own and hasattr(module, "reset_parameters") and not is_wholly_loaded(module)
 
 
 def _by_base(self: Any, protocol: Any) -> tuple[Any, ...]:

@@ -1,4 +1,10 @@
-"""Turns a freshly built stock model into the edited one, in place."""
+"""Turns a freshly built stock model into the edited one, in place.
+
+Survivors take new key/value cache slots when attentions go: the mask builder and
+``cache.get_seq_length()`` read the first slot of each kind. A slot that no attention fills is read
+as "nothing seen yet", and decoding goes wrong without an error. So the survivors take the first
+slots of their kind, and the cache is told which slots stay empty.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import transformers.cache_utils
 from torch import nn
 
 from modwright.anatomy import Anatomy, Block
@@ -13,7 +20,6 @@ from modwright.anatomy.families.family import Family, Placement
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_mode
-from modwright.edits.cache_layers import number_cache_layers
 from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.registry import build_part
 from modwright.nn import (
@@ -27,22 +33,19 @@ from modwright.nn import (
 )
 from modwright.nn.opaque import as_opaque
 
-__all__ = ["num_removed", "preview", "renumber", "replay"]
+__all__ = ["cache_layers_of", "num_removed", "number_cache_layers", "placements", "preview"]
+__all__ += ["replay", "unfilled_cache_layers"]
 
-_KNOWN = (
-    ZeroModule,
-    SkippedAttention,
-    FeedForward,
-    GroupedAttention,
-    Mixture,
-    Identity,
-    PlacedMixer,
-)
+_KNOWS_EMPTY_LAYERS = hasattr(transformers.cache_utils, "DummyLayer")
+"""This transformers can be told of empty slots; then even the first slot may be one."""
+
+_KNOWN: Any = (ZeroModule, SkippedAttention, FeedForward, GroupedAttention)
+_KNOWN += (Mixture, Identity, PlacedMixer)
 """Sublayers that families read as what they are."""
 
 
 def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
-    """Places every edit's parts and numbers the cache slots.
+    """Places every edit's parts and numbers the cache slots of the attentions that are there.
 
     Outer parts come first, so an attention stands before a projection inside it is replaced. No
     step looks at weights: the model may be on the meta device.
@@ -53,26 +56,32 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
         if index is not None and not 0 <= index < len(layers):
             raise InvalidInputError(f"{edit.path}: the model has blocks 0 to {len(layers) - 1}")
         holder = model if index is None else layers[index]
-        for path, part, kwargs in _placements(family, holder, role, edit):
+        for path, part, kwargs in placements(family, holder, edit):
             current = holder.get_submodule(path)
             built = build_part(part, model.config, kwargs, current)
-            if role in ("attention", "mlp") and part == getattr(edit, "part", None):
-                built = _fit_to_block(built, current, family.pairs and role == "attention")
+            whole = role in ("attention", "mlp") and part == getattr(edit, "part", None)
+            if whole and built is not current and not isinstance(built, _KNOWN):
+                # a kind that nobody here knows stands as a whole, as its host calls it
+                built = as_opaque(built, family.pairs and role == "attention")
             _set(holder, path, built)
-    renumber(model, family)
+    owners = [(i, family.cache_layer_owner(block)) for i, block in enumerate(layers)]
+    number_cache_layers([(i, owner) for i, owner in owners if owner is not None], model.config)
 
 
-def _fit_to_block(part: nn.Module, current: nn.Module, paired: bool) -> nn.Module:
-    """A sublayer of a kind that nobody here knows stands as a whole, as its host calls it."""
-    return part if part is current or isinstance(part, _KNOWN) else as_opaque(part, paired)
+def placements(family: Family, holder: nn.Module, edit: State) -> list[Placement]:
+    """What an edit puts where in the model, or in the block that its address names."""
+    index, role = split_address(edit.path)
+    if isinstance(edit, Remove):
+        return family.place_absent(role, edit.drop_norm)
+    place = family.place_outside if index is None else family.place
+    return place(holder, role, edit.part, edit.kwargs)
 
 
 @contextmanager
 def preview(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[Anatomy]:
     """The live model with some parts removed, for as long as the context is open.
 
-    For scoring only: cache slots stay as they are. A removed block passes its input on. Afterwards
-    the model is as before, whatever happened inside.
+    For scoring only: cache slots stay as they are. A removed block passes its input on.
     """
     family, layers = anatomy.family, anatomy.family.layers(anatomy.model)
     undo: list[tuple[Any, str, nn.Module]] = []
@@ -80,14 +89,11 @@ def preview(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[Anatomy]:
         for edit in edits:
             index, role = split_address(edit.path)
             assert index is not None, "only blocks and what is in them can be removed"
-            wanted = [role] if role else [r for r, _ in anatomy.blocks[index].sublayers()]
-            for one in wanted:
-                drop_norm = getattr(edit, "drop_norm", False) or not role
+            drop_norm = getattr(edit, "drop_norm", False) or not role
+            for one in [role] if role else [r for r, _ in anatomy.blocks[index].sublayers()]:
                 for path, part, kwargs in family.place_absent(one, drop_norm):
-                    parent, _, name = path.rpartition(".")
-                    holder = layers[index].get_submodule(parent) if parent else layers[index]
-                    undo.append((holder, name, getattr(holder, name)))
-                    _set(layers[index], path, build_part(part, anatomy.config, kwargs))
+                    new = build_part(part, anatomy.config, kwargs)
+                    undo.append(_set(layers[index], path, new))
         yield Anatomy(anatomy.model, family)
     finally:
         for holder, name, module in reversed(undo):
@@ -95,14 +101,7 @@ def preview(anatomy: Anatomy, edits: Sequence[Edit]) -> Iterator[Anatomy]:
 
 
 def num_removed(anatomy: Anatomy, part: Block | Sublayer, drop_norm: bool = False) -> int:
-    """How many parameters go with a part: also its norm, its gain, and all below a block's path.
-
-    Example:
-        >>> import modwright
-        >>> anatomy = modwright.open("preset:tiny-llama").anatomy
-        >>> num_removed(anatomy, anatomy.blocks[0]) == anatomy.blocks[0].num_parameters
-        True
-    """
+    """How many parameters go with a part: also its norm, its gain, and all below a block's path."""
     index, role = split_address(part.address)
     assert index is not None
     if not role:
@@ -113,27 +112,62 @@ def num_removed(anatomy: Anatomy, part: Block | Sublayer, drop_norm: bool = Fals
     return sum(p.numel() for p in {p for module in gone for p in module.parameters()})
 
 
-def renumber(model: nn.Module, family: Family) -> None:
-    """Numbers the cache slots of the attentions that are there."""
-    owners = [(i, family.cache_layer_owner(block)) for i, block in enumerate(family.layers(model))]
-    number_cache_layers([(i, owner) for i, owner in owners if owner is not None], model.config)
-
-
-def _placements(family: Family, holder: nn.Module, role: str, edit: State) -> list[Placement]:
-    if isinstance(edit, Remove):
-        return family.place_absent(role, edit.drop_norm)
-    if split_address(edit.path)[0] is None:
-        return family.place_outside(holder, role, edit.part, edit.kwargs)
-    return family.place(holder, role, edit.part, edit.kwargs)
-
-
-def _set(root: nn.Module, path: str, part: nn.Module) -> None:
-    if part is root.get_submodule(path):
-        return  # it was altered where it stands
+def _set(root: nn.Module, path: str, part: nn.Module) -> tuple[Any, str, nn.Module]:
+    """Puts a part in place; says where, and what stood there."""
     parent, _, name = path.rpartition(".")
-    holder: Any = root.get_submodule(parent) if parent else root
+    holder: Any = root.get_submodule(parent)
     old = getattr(holder, name)
-    if isinstance(part, GroupedAttention):
-        part.layer_idx = getattr(old, "layer_idx", None)
-    set_mode(part, old.training)
-    setattr(holder, name, part)
+    if part is not old:  # else it was altered where it stands
+        if isinstance(part, GroupedAttention):
+            part.layer_idx = getattr(old, "layer_idx", None)
+        setattr(holder, name, set_mode(part, old.training))
+    return holder, name, old
+
+
+def cache_layers_of(layers: Sequence[int], types: Sequence[str] | None) -> list[int]:
+    """The slot of each layer that has an attention.
+
+    Layers of one type take the slots of that type in order, so each type's first slot is filled.
+
+    Example:
+        >>> cache_layers_of([2, 4, 5], ["full", "sliding", "full", "sliding", "full", "sliding"])
+        [0, 2, 1]
+    """
+    if types is None:
+        return list(range(len(layers)))
+    free: dict[str, list[int]] = {}
+    for slot, kind in enumerate(types):
+        free.setdefault(kind, []).append(slot)
+    if layers and types[0] not in {types[i] for i in layers} and not _KNOWS_EMPTY_LAYERS:
+        raise InvalidInputError(
+            f"all {types[0]} layers would go, but cache slot 0 is of that type and gives the "
+            f"position; keep one of layers {free[types[0]]}, or use transformers 5.24 or newer"
+        )
+    taken = dict.fromkeys(free, 0)
+    slots = []
+    for index in layers:
+        kind = types[index]
+        slots.append(free[kind][taken[kind]])
+        taken[kind] += 1
+    return slots
+
+
+def unfilled_cache_layers(
+    layers: Sequence[int], types: Sequence[str] | None, count: int
+) -> list[int]:
+    """Which of ``count`` slots the cache must not look at.
+
+    Without any attention the sliding ones: they alone do not tell their length or roll back.
+    """
+    if layers:
+        filled = set(cache_layers_of(layers, types))
+    else:
+        filled = {slot for slot in range(count) if types is None or "sliding" not in types[slot]}
+    return [slot for slot in range(count) if slot not in filled] if filled else []
+
+
+def number_cache_layers(layers: list[tuple[int, Any]], config: Any) -> None:
+    """Gives each attention (its layer index, the module with ``layer_idx``) its slot, in place."""
+    slots = cache_layers_of([index for index, _ in layers], getattr(config, "layer_types", None))
+    for (_, module), slot in zip(layers, slots):
+        module.layer_idx = slot

@@ -50,7 +50,7 @@ def add_stock_class_guard(
         {'intermediate_size': [96, 0, 96], 'modwright_stock': {'intermediate_size': 96}}
     """
     told = {name for entry in overrides.values() for name in entry} - {"skip"}
-    stock = {name: _read(config, name) for name in sorted(told) if _has(config, name)}
+    stock = {n: value for name in sorted(told) for n, value in _read(config, name).items()}
     if not stock:
         return stored
     for name, usual in stock.items():
@@ -70,26 +70,20 @@ def strip_stock_class_guard(stored: Mapping[str, Any]) -> dict[str, Any]:
     """
     kept = {name: value for name, value in stored.items() if name != _STOCK}
     for name, usual in (stored.get(_STOCK) or {}).items():
-        if isinstance(_found(stored, name), list):
-            kept = _written(kept, name, usual)
+        outer, _, inner = name.partition(".")
+        held = stored.get(outer)
+        held = held.get(inner) if inner and isinstance(held, dict) else held
+        kept = _written(kept, name, usual) if isinstance(held, list) else kept
     return kept
 
 
-def _found(stored: Mapping[str, Any], name: str) -> Any:
+def _read(config: Any, name: str) -> dict[str, Any]:
+    """A field with its name; nothing where the config has none."""
     outer, _, inner = name.partition(".")
-    value = stored.get(outer)
-    return value.get(inner) if inner and isinstance(value, dict) else value
-
-
-def _has(config: Any, name: str) -> bool:
-    outer, _, inner = name.partition(".")
-    return hasattr(config, outer) and (not inner or inner in getattr(config, outer))
-
-
-def _read(config: Any, name: str) -> Any:
-    outer, _, inner = name.partition(".")
-    value = getattr(config, outer)
-    return value[inner] if inner else value
+    if not inner:
+        return {name: getattr(config, name)} if hasattr(config, name) else {}
+    held = getattr(config, outer, {})
+    return {name: held[inner]} if inner in held else {}
 
 
 def _written(stored: dict[str, Any], name: str, value: Any) -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""The promises that every edited model keeps, checked on a few tokens."""
+"""The promises that every edited model keeps, checked on a few tokens and by a new process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from modwright.anatomy.coerce import model_of
 from modwright.anatomy.families import family_of
 from modwright.anatomy.inputs import Images, Inputs, Tokens
-from modwright.core.errors import UnsupportedArchitecture
+from modwright.core.errors import UnsupportedArchitecture, VerificationError
 from modwright.core.modes import eval_mode
+from modwright.core.subprocesses import open_in_new_process
+from modwright.edits.remodeled import is_plain
 from modwright.nn import ExpertFeedForward
 
-__all__ = ["Check", "Verification", "probe_batch", "verify"]
+__all__ = ["Check", "Reopened", "Verification", "check_reopens", "probe_batch", "verify"]
 
 
 @dataclass(frozen=True)
@@ -56,13 +59,8 @@ def probe_batch(
     """Random inputs to look at what a model computes; of several rows the last is left-padded.
 
     A third of that row is padding. No row is longer than the positions that the model has. Images
-    come in the dtype of the weights, as no model needs to convert them then.
-
-    Args:
-        model: of any family; of one that is not known, what its config says is read.
-        rows: texts, or images.
-        length: tokens of a row; images have their own size.
-        seed: of the random numbers.
+    come in their own size and in the dtype of the weights, as no model needs to convert them then.
+    Of a family that is not known, what its config says is read.
 
     Example:
         >>> import modwright
@@ -111,10 +109,9 @@ def _short_batch(model: nn.Module) -> dict[str, Tensor]:
 def verify(model: Any, new_tokens: int = 8) -> Verification:
     """Checks a model without changing it.
 
-    Where attention is causal, no position sees a later one, and decoding a batch with a left-padded
-    row with a cache gives the logits of decoding without. For encoders, whatever head they have:
-    what stands under the padding has no influence. For models of images: an image's outputs do
-    not depend on what stands beside it in a batch. For all: outputs are finite.
+    All outputs are finite. Where attention is causal, no position sees a later one, and decoding a
+    batch with a left-padded row with a cache gives the logits of decoding without. In encoders,
+    padding has no influence. In models of images, no image depends on others in its batch.
 
     Example:
         >>> import modwright
@@ -147,9 +144,8 @@ def _tolerance(reference: Tensor, model: nn.Module) -> float:
 
 
 def _finite(model: nn.Module) -> Check:
-    out = _outputs(model, **_short_batch(model))
-    good = bool(torch.isfinite(out).all())
-    return Check("finite outputs", good, f"{int((~torch.isfinite(out)).sum())} values are not")
+    odd = int((~torch.isfinite(_outputs(model, **_short_batch(model)))).sum())
+    return Check("finite outputs", not odd, f"{odd} values are not")
 
 
 def _causal(model: Any) -> Check:
@@ -158,73 +154,62 @@ def _causal(model: Any) -> Check:
     other[0, -1] = (other[0, -1] + 1) % model.config.vocab_size
     before, after = _outputs(model, input_ids=ids), _outputs(model, input_ids=other)
     moved = float((before[:, :-1] - after[:, :-1]).abs().max())
-    return Check(
-        "causality", moved <= _tolerance(before, model), f"earlier logits moved by {moved:.1e}"
-    )
+    held = moved <= _tolerance(before, model)
+    return Check("causality", held, f"earlier logits moved by {moved:.1e}")
 
 
 @contextmanager
 def _every_expert(model: nn.Module) -> Iterator[bool]:
     """Lets all experts of split MLPs work; says whether there are any.
 
-    Which experts come first at a near tie turns on rounding, and then outputs jump: no cache is to
-    blame for that.
+    Which come first at a near tie turns on rounding, and no cache is to blame for that.
     """
-    parts = [part for part in model.modules() if isinstance(part, ExpertFeedForward)]
-    before = [part.shape for part in parts]
-    for part, shape in zip(parts, before):
+    before = [(part, part.shape) for part in model.modules() if isinstance(part, ExpertFeedForward)]
+    for part, shape in before:
         part.reroute(replace(shape, top_k=shape.num_experts, selection="top"))
     try:
-        yield bool(parts)
+        yield bool(before)
     finally:
-        for part, shape in zip(parts, before):
+        for part, shape in before:
             part.reroute(shape)
 
 
 def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
-    length = _short_batch(model)["input_ids"].shape[1]
-    limit = _limit(model, length + new_tokens)
-    new_tokens = max(1, min(new_tokens, limit - length))
+    batch = _short_batch(model)
+    length = batch["input_ids"].shape[1]
+    new_tokens = max(1, min(new_tokens, _limit(model, length + new_tokens) - length))
     with _every_expert(model) as has_experts:
-        off, tolerance = _off_by_caching(model, new_tokens)
+        result = model.generate(
+            **batch,
+            max_new_tokens=new_tokens,
+            min_new_tokens=new_tokens,
+            do_sample=False,
+            num_beams=1,
+            use_cache=True,
+            output_logits=True,
+            return_dict_in_generate=True,
+            pad_token_id=0,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+        )
+        cached = torch.stack([step.float() for step in result.logits], dim=1)
+        grown = torch.nn.functional.pad(batch["attention_mask"], (0, new_tokens), value=1)
+        whole = _outputs(
+            model,
+            input_ids=result.sequences,
+            attention_mask=grown,
+            position_ids=(grown.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        )
+    uncached = whole[:, length - 1 : -1]
+    off = float((cached - uncached).abs().max())
     how = ", all experts at work" if has_experts else ""
     return Check(
         "cached decoding = uncached",
-        off <= tolerance,
+        off <= _tolerance(uncached, model),
         f"largest difference {off:.1e} over {new_tokens} tokens, one row left-padded{how}",
     )
-
-
-def _off_by_caching(model: Any, new_tokens: int) -> tuple[float, float]:
-    """The largest difference of logits, and the largest that rounding explains."""
-    batch = _short_batch(model)
-    length = batch["input_ids"].shape[1]
-    result = model.generate(
-        **batch,
-        max_new_tokens=new_tokens,
-        min_new_tokens=new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        output_logits=True,
-        return_dict_in_generate=True,
-        pad_token_id=0,
-        temperature=None,
-        top_p=None,
-        top_k=None,
-    )
-    cached = torch.stack([step.float() for step in result.logits], dim=1)
-    grown = torch.nn.functional.pad(batch["attention_mask"], (0, new_tokens), value=1)
-    positions = (grown.cumsum(-1) - 1).clamp(min=0)
-    whole = _outputs(
-        model,
-        input_ids=result.sequences,
-        attention_mask=grown,
-        position_ids=positions,
-        use_cache=False,
-    )
-    uncached = whole[:, length - 1 : -1]
-    return float((cached - uncached).abs().max()), _tolerance(uncached, model)
 
 
 def _rows_are_apart(model: nn.Module) -> Check:
@@ -232,10 +217,9 @@ def _rows_are_apart(model: nn.Module) -> Check:
     together = _outputs(model, **batch)
     alone = _outputs(model, **{name: tensor[:1] for name, tensor in batch.items()})
     moved = float((together[:1] - alone).abs().max())
+    held = moved <= _tolerance(together, model)
     return Check(
-        "each image by itself",
-        moved <= _tolerance(together, model),
-        f"outputs moved by {moved:.1e} without the other image",
+        "each image by itself", held, f"outputs moved by {moved:.1e} without the other image"
     )
 
 
@@ -248,12 +232,46 @@ def _padding_is_ignored(model: nn.Module) -> Check:
     hidden = mask == 0
     before = _outputs(model, input_ids=ids, attention_mask=mask)
     after = _outputs(model, input_ids=torch.where(hidden, 1, ids), attention_mask=mask)
-    if before.shape[:2] != hidden.shape:  # a pooled head: one vector per row
-        moved = float((before - after).abs().max())
-    else:
-        moved = float((before - after)[~hidden].abs().max())
-    return Check(
-        "padding has no influence",
-        moved <= _tolerance(before, model),
-        f"outputs moved by {moved:.1e}",
+    off = (before - after).abs()
+    if off.shape[:2] == hidden.shape:  # else a pooled head: one vector per row
+        off = off[~hidden]
+    moved = float(off.max())
+    held = moved <= _tolerance(before, model)
+    return Check("padding has no influence", held, f"outputs moved by {moved:.1e}")
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """How a new process saw the checkpoint."""
+
+    model_class: str
+    opened_with: str
+    plain: bool
+
+    def __str__(self) -> str:
+        who = "stock transformers" if self.plain else "transformers after `import modwright`"
+        return f"a new process with {who} opened it as {self.model_class}; outputs are bit-equal"
+
+
+@torch.no_grad()
+def check_reopens(model: Any, directory: Path) -> Reopened:
+    """Opens ``directory`` with Auto classes in a new process and compares outputs and names.
+
+    Threads are the same there, so that sums are taken in the same order.
+    """
+    plain = is_plain(model)
+    probe = {name: t.cpu() for name, t in probe_batch(model).items()}
+    with eval_mode(model):
+        live = model(**{name: t.to(model.device) for name, t in probe.items()})[0].cpu()
+    opened = open_in_new_process(
+        directory, [probe], library="left out" if plain else "imported", what="the saved checkpoint"
     )
+    (output,) = opened.outputs
+    if opened.names != tuple(sorted(name for name, _ in model.named_parameters())):
+        raise VerificationError("the reopened checkpoint has other parameters than the live model")
+    if not torch.equal(output, live):
+        off = float((output.float() - live.float()).abs().max())
+        raise VerificationError(
+            f"the reopened checkpoint computes something else (off by {off:.1e})"
+        )
+    return Reopened(opened.model_class, opened.opener, plain)

@@ -25,7 +25,7 @@ from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
 from modwright.edits.remodeled import is_plain
-from modwright.edits.reopen import Reopened, check_reopens
+from modwright.edits.verify import Reopened, check_reopens
 from modwright.recipes.facts import auto_class, environment, listed, opened_files, versions
 from modwright.recipes.forecast import forecast, require_room
 from modwright.recipes.load import resolved

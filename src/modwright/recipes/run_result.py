@@ -10,7 +10,7 @@ from modwright.checkpoint import Checkpoint, rehearse
 from modwright.core import distributed
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.reading import read_yaml
-from modwright.edits.reopen import Reopened
+from modwright.edits.verify import Reopened
 from modwright.recipes.schema import Recipe
 from modwright.report import Report
 

@@ -16,18 +16,6 @@ from modwright.surgery.method import (
     unsupported_reason,
 )
 
-__all__ = [
-    "Decision",
-    "Method",
-    "Requirements",
-    "WithoutData",
-    "after_prerequisite",
-    "apply",
-    "make_method",
-    "method_names",
-    "method_type",
-    "plain_options",
-    "plan",
-    "register_method",
-    "unsupported_reason",
-]
+__all__ = ["Decision", "Method", "Requirements", "WithoutData", "after_prerequisite", "apply"]
+__all__ += ["make_method", "method_names", "method_type", "plain_options", "plan"]
+__all__ += ["register_method", "unsupported_reason"]

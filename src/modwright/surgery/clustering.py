@@ -1,10 +1,9 @@
 """Groups of exactly equal size: k-means whose clusters all hold the same number of rows.
 
-The assignment step is a transportation problem: n rows, N clusters with n / N places each. It is
-solved exactly: every row starts at its cheapest cluster, and rows move along shortest paths between
-clusters until all hold their share. Only the N x N table of cheapest moves is searched, so the work
-grows with the rows that must move. Where many columns meet few rows, the two steps of k-means stop
-early, because a mean lies close to its own members; exchanges of pairs go on from there.
+The assignment step is a transportation problem, n rows to N clusters with n / N places each, solved
+exactly: rows start at their cheapest cluster and move along shortest paths between clusters until
+all hold their share. Only the N x N table of cheapest moves is searched. Where many columns meet
+few rows, k-means stops early, as a mean lies close to its members; exchanges of pairs go on.
 
 Axes: n rows, d columns, N clusters.
 """
@@ -13,7 +12,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -44,30 +42,19 @@ def inertia(x: Tensor, labels: Tensor) -> float:
 def balanced_kmeans(
     x: Tensor, n_clusters: int, iters: int = 100, seed: int = 0, normalize: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """Clusters rows into groups of exactly n / N rows, by squared Euclidean distance.
+    """Clusters rows (n, d) into N groups of exactly n / N rows, by squared Euclidean distance.
 
     Lloyd's two steps from a greedy k-means++ start, with the exact balanced assignment in place of
     the nearest center, until no row moves; then two rows of different groups change places as long
     as that makes the sum of squares smaller. No step makes it larger. Takes 4 n^2 bytes.
 
-    Args:
-        x: rows (n, d).
-        n_clusters: N; divides n.
-        iters: the most assignment steps, and the most rounds of exchanges over all rows.
-        seed: of the start.
-        normalize: rows are scaled to length one first.
-
-    Returns:
-        labels (n,) and centers (N, d), the means of the rows as they were clustered.
-
-    Raises:
-        InvalidInputError: N does not divide n, or a value is not finite.
+    ``iters`` is the most assignment steps, and the most rounds of exchanges. ``normalize`` scales
+    rows to length one first. Returns labels (n,) and centers (N, d), the means of the rows.
 
     Example:
         >>> rows = torch.tensor([[1.0, 0.1], [0.1, 1.0], [1.0, 0.2], [0.2, 1.0]])
-        >>> labels, centers = balanced_kmeans(rows, 2)
-        >>> bool(labels[0] == labels[2]) and bool(labels[1] == labels[3])
-        True
+        >>> balanced_kmeans(rows, 2)[0].unique(return_counts=True)[1].tolist()
+        [2, 2]
     """
     _check(len(x), n_clusters)
     if not bool(torch.isfinite(x).all()):
@@ -79,7 +66,9 @@ def balanced_kmeans(
     centers = _spread_start(rows, n_clusters, seed)
     labels, prices = torch.full((len(rows),), -1), np.zeros(n_clusters)
     for _ in range(iters):
-        found, prices = assign_evenly(_distances(rows, centers).cpu().double().numpy(), prices)
+        # squared distances, up to the length of each row, which changes no assignment
+        apart = centers.square().sum(1) - 2 * rows @ centers.T
+        found, prices = assign_evenly(apart.cpu().double().numpy(), prices)
         fresh = torch.from_numpy(found)
         if torch.equal(fresh, labels):
             break
@@ -92,15 +81,8 @@ def balanced_kmeans(
 def assign_evenly(costs: Costs, prices: Costs | None = None) -> tuple[Labels, Costs]:
     """The cheapest assignment of n rows to N columns that gives every column n / N rows.
 
-    Args:
-        costs: (n, N).
-        prices: (N,) to start from, those of a similar problem: then few rows must move.
-
-    Returns:
-        labels (n,), and the prices (N,) under which every row is at its cheapest column.
-
-    Raises:
-        InvalidInputError: N does not divide n.
+    ``costs`` is (n, N). With the ``prices`` (N,) of a similar problem few rows must move. Returns
+    labels (n,), and the prices under which every row is at its cheapest column.
 
     Example:
         >>> assign_evenly(np.array([[0.0, 9.0], [1.0, 9.0], [2.0, 9.0], [3.0, 5.0]]))[0].tolist()
@@ -151,13 +133,11 @@ class _Moves:
             better = cheaper < reached - 1e-12
             if not better.any():
                 break
-            reached = np.where(better, cheaper, reached)
-            before = np.where(better, best, before)
+            reached, before = np.where(better, cheaper, reached), np.where(better, best, before)
         return reached, before
 
     def cheapest_path(self, full: Labels, free: Labels) -> list[int]:
-        """Columns from one that is too full to one with room, such that moving a row along costs
-        least."""
+        """Columns from a full one to one with room, along which moving rows costs least."""
         start = np.full(len(self.price), np.inf)
         start[full] = 0.0
         reached, before = self._distances(start)
@@ -175,8 +155,7 @@ class _Moves:
 
     def prices(self) -> Costs:
         """(N,): added to the costs, they make every row's own column its cheapest."""
-        potential, _ = self._distances(np.zeros(len(self.price)))
-        return -potential
+        return -self._distances(np.zeros(len(self.price)))[0]
 
 
 def _exchanged(products: NDArray[np.float32], labels: Labels, rounds: int) -> Labels:
@@ -184,12 +163,8 @@ def _exchanged(products: NDArray[np.float32], labels: Labels, rounds: int) -> La
 
     With sums S of the groups, each of m rows, what falls is minus the sum of |S|^2 / m. If i of
     group a and j of group b change places, it falls by 2 / m times
-    (S_a - S_b) . (x_j - x_i) + |x_j - x_i|^2.
-
-    Args:
-        products: (n, n) of all pairs of rows.
-        labels: (n,).
-        rounds: the most times that every row looks for its best partner.
+    (S_a - S_b) . (x_j - x_i) + |x_j - x_i|^2. Every row looks for its best partner in each of at
+    most ``rounds``, by the products (n, n) of all pairs.
     """
     labels, everyone = labels.copy(), np.arange(len(labels))
     lengths = products.diagonal()
@@ -224,11 +199,6 @@ def _check(size: int, n_clusters: int) -> None:
         )
 
 
-def _distances(rows: Tensor, centers: Tensor) -> Tensor:
-    """(n, N) squared, up to the squared length of each row, which changes no assignment."""
-    return centers.square().sum(1) - 2 * rows @ centers.T
-
-
 def _means(rows: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
     sums = rows.new_zeros(n_clusters, rows.shape[1]).index_add_(0, labels, rows)
     return sums / torch.bincount(labels, minlength=n_clusters).clamp(min=1)[:, None]
@@ -254,26 +224,6 @@ def _spread_start(rows: Tensor, n_clusters: int, seed: int) -> Tensor:
     return rows[chosen]
 
 
-def _by_kmeans(keys: Tensor, n_clusters: int, seed: int) -> Tensor:
-    return balanced_kmeans(keys, n_clusters, iters=1000, seed=seed)[0]
-
-
-def _in_order(keys: Tensor, n_clusters: int, seed: int) -> Tensor:
-    return torch.arange(len(keys)) // (len(keys) // n_clusters)
-
-
-def _at_random(keys: Tensor, n_clusters: int, seed: int) -> Tensor:
-    drawn = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))
-    return _in_order(keys, n_clusters, seed)[drawn]
-
-
-SPLITS: dict[str, Callable[[Tensor, int, int], Tensor]] = {
-    "kmeans": _by_kmeans,
-    "contiguous": _in_order,
-    "random": _at_random,
-}
-
-
 def split_evenly(keys: Tensor, n_clusters: int, how: str = "kmeans", seed: int = 0) -> Tensor:
     """Labels (n,) of groups of equal size: "kmeans", "contiguous" slices, or "random".
 
@@ -282,4 +232,8 @@ def split_evenly(keys: Tensor, n_clusters: int, how: str = "kmeans", seed: int =
         [0, 0, 1, 1]
     """
     _check(len(keys), n_clusters)
-    return SPLITS[how](keys, n_clusters, seed)
+    if how == "kmeans":
+        return balanced_kmeans(keys, n_clusters, iters=1000, seed=seed)[0]
+    in_order = torch.arange(len(keys)) // (len(keys) // n_clusters)
+    drawn = torch.randperm(len(keys), generator=torch.Generator().manual_seed(seed))
+    return {"contiguous": in_order, "random": in_order[drawn]}[how]

@@ -1,18 +1,22 @@
-"""Removes the parts that the user names. No data, no scores: the choice is the user's."""
+"""Removes the parts that the user names, or repeats, reorders and leaves out whole blocks.
+
+No data, no scores: the choice is the user's. Nothing promises that the result computes anything
+like the model it came from: measure it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modwright.anatomy import Anatomy, Block, select
-from modwright.anatomy.views import Sublayer
+from modwright.anatomy import Anatomy, Block, pick_layers, select
+from modwright.core.errors import InvalidInputError
 from modwright.core.progress import Progress
-from modwright.edits import Change, remove
+from modwright.edits import Change, arrange, remove
 from modwright.edits.canonical import target_of
-from modwright.edits.replay import num_removed
+from modwright.edits.edit import MOST_BLOCKS
 from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
 
-__all__ = ["Drop"]
+__all__ = ["ArrangeBlocks", "Drop"]
 
 
 @register_method(
@@ -31,8 +35,8 @@ class Drop(WithoutData):
 
     Example:
         >>> import modwright
-        >>> model = modwright.open("preset:tiny-llama").model
-        >>> modwright.apply(model, Drop("attention[0]; block[-1]")).model.config.num_hidden_layers
+        >>> result = modwright.apply(modwright.open("preset:tiny-llama"), Drop("mlp[0]; block[-1]"))
+        >>> len(modwright.Anatomy.of(result).blocks)
         3
     """
 
@@ -42,22 +46,59 @@ class Drop(WithoutData):
     def title(self) -> str:
         return f"drop {self.parts}"
 
-    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
-        """Exactly what the named parts hold."""
-        chosen = self._chosen(anatomy)[0]
-        gone = sum(num_removed(anatomy, part, self.drop_post_norm) for part in chosen)
-        return gone, gone
-
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Takes out what is named; what is not there is refused."""
-        chosen, change = self._chosen(anatomy)
+        chosen, alone = select(anatomy, self.parts), self.drop_post_norm
+        change = sum((remove(p, alone and not isinstance(p, Block)) for p in chosen), Change())
+        target_of(anatomy, change.edits)  # what cannot be is refused here, not when it is applied
         reasons = {"removed": [part.address for part in chosen], "chosen by": "the user"}
         return change, reasons, ()
 
-    def _chosen(self, anatomy: Anatomy) -> tuple[list[Block | Sublayer], Change]:
-        change = Change()
-        chosen = select(anatomy, self.parts)
-        for part in chosen:
-            change += remove(part, self.drop_post_norm and not isinstance(part, Block))
-        target_of(anatomy, change.edits)  # what cannot be is refused here, not when it is applied
-        return chosen, change
+
+@register_method(
+    "arrange",
+    requires=Requirements(parts=("block",)),
+    examples=({"blocks": "0:2, 1:4"}, {"blocks": "3, 0"}),
+)
+@dataclass(frozen=True)
+class ArrangeBlocks(WithoutData):
+    """Lets the blocks stand in an order of the user's choice, as frankenmerges do; none is trained.
+
+    Attributes:
+        blocks: the new order, as in "0:20, 10:30": single layers, slices as in Python and *,
+            apart by commas.
+
+    Example:
+        >>> import modwright
+        >>> result = modwright.apply(modwright.open("preset:tiny-llama"), ArrangeBlocks("0:3, 1:4"))
+        >>> len(modwright.Anatomy.of(result).blocks)
+        6
+    """
+
+    blocks: str
+
+    def title(self) -> str:
+        return f"blocks {self.blocks}"
+
+    def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
+        """Says the order, and which blocks are copied and which are left out."""
+        layers = len(anatomy.blocks)
+        order = pick_layers(self.blocks, layers)
+        if len(order) > MOST_BLOCKS:
+            raise InvalidInputError(
+                f"arrange: {len(order):,} blocks; at most {MOST_BLOCKS} can stand"
+            )
+        if order == list(range(layers)):
+            raise InvalidInputError(
+                f"arrange: {self.blocks!r} is the order that the blocks have already"
+            )
+        reasons = {
+            "order": order,
+            "repeated": sorted(i for i in set(order) if order.count(i) > 1),
+            "left_out": [i for i in range(layers) if i not in order],
+        }
+        note = (
+            f"{len(order)} blocks in place of {layers}, in an order that the model was not "
+            "trained for: the function is not kept."
+        )
+        return arrange(order), reasons, (note,)

@@ -9,20 +9,20 @@ Axes: d hidden_size, I neurons, N experts, k of them for each token.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.anatomy import Anatomy, Mlp, pick_layers
 from modwright.anatomy.views import Sublayer
-from modwright.core.errors import InvalidInputError, unknown_name
+from modwright.core.errors import InvalidInputError
 from modwright.core.progress import Progress
 from modwright.edits import Change, Replace, expert_shape, merge_experts, split_mlp
 from modwright.edits.canonical import target_of
-from modwright.edits.hf_adapters import activation
+from modwright.edits.registry import activation
 from modwright.nn import ExpertShape
 from modwright.surgery.clustering import inertia, split_evenly
 from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
@@ -70,8 +70,7 @@ class Emoe(WithoutData):
 
     Example:
         >>> import modwright
-        >>> model = modwright.open("preset:tiny-llama").model
-        >>> split = modwright.apply(model, Emoe(num_experts=8, top_k=2)).model
+        >>> split = modwright.apply(modwright.open("preset:tiny-llama"), Emoe(8, top_k=2))
         >>> modwright.Anatomy.of(split).blocks[2].mlp
         Mlp(blocks.2.mlp: gated, 96 wide, silu, 8 experts of 12, top 2 by gate)
         >>> modwright.apply(split, EmoeMerge()).plain
@@ -91,10 +90,7 @@ class Emoe(WithoutData):
     capacity: float | None = None
 
     def __post_init__(self) -> None:
-        words = {"score": Score, "selection": Selection, "mode": Mode, "cluster": Cluster}
-        for name, valid in words.items():
-            if getattr(self, name) not in get_args(valid):
-                raise unknown_name(name, getattr(self, name), get_args(valid))
+        self._check_choices()
         if self.num_experts < 1:
             raise InvalidInputError(f"num_experts must be at least 1, not {self.num_experts}")
         most = self.num_experts - (self.selection == "not_top")
@@ -124,10 +120,15 @@ class Emoe(WithoutData):
         change, told = Change(), {}
         with progress.phase("cluster neurons", len(targets)) as task:
             for mlp, shape in targets:
-                keys = _keys(mlp)
+                keys = (mlp.up if mlp.gate is None else mlp.gate).weight  # (I, d)
                 labels = split_evenly(keys, self.num_experts, self.cluster, self.seed)
                 change += split_mlp(mlp, labels, shape)
-                told[mlp.address] = _inertia(keys, labels)
+                rows = F.normalize(keys.float(), dim=1)
+                in_order = split_evenly(rows, self.num_experts, "contiguous")
+                told[mlp.address] = {
+                    "inertia": round(inertia(rows, labels.to(rows.device)), 4),
+                    "in_order": round(inertia(rows, in_order.to(rows.device)), 4),
+                }
                 task.advance()
         reasons = {
             "layers": told,
@@ -136,14 +137,12 @@ class Emoe(WithoutData):
                 "mean of their expert; in_order is that of neighboring neurons"
             ),
         }
-        return change, reasons, self._notes()
+        return change, reasons, tuple(self._notes())
 
     def _targets(self, anatomy: Anatomy) -> list[tuple[Mlp, ExpertShape]]:
-        """The MLPs that are split, with the shapes they get.
-
-        Raises:
-            InvalidInputError: what stands in the way.
-        """
+        """The MLPs that are split, with the shapes they get; refuses what stands in the way."""
+        names = ("score", "selection", "mode", "normalize_keys", "weigh_keys", "capacity")
+        routing = {name: getattr(self, name) for name in names}
         found = []
         for index in self._layers(anatomy):
             mlp = anatomy.block(index).mlp
@@ -151,7 +150,13 @@ class Emoe(WithoutData):
                 raise InvalidInputError(f"emoe: block {index} has no MLP, it was removed before")
             if not isinstance(mlp, Mlp):
                 raise _has_experts(mlp)
-            found.append((mlp, self._shape(mlp)))
+            activation(mlp.activation)
+            found.append((mlp, expert_shape(mlp, self.num_experts, self.top_k, **routing)))
+            for name, value in mlp.parameters().items():
+                if not value.is_meta and not bool(torch.isfinite(value).all()):
+                    raise InvalidInputError(
+                        f"emoe: {mlp.address}.{name} holds NaN or infinite values"
+                    )
         edits = [Replace(m.address, "expert_feed_forward", s.to_dict()) for m, s in found]
         target_of(anatomy, edits)  # what cannot be built is refused here
         return found
@@ -161,10 +166,10 @@ class Emoe(WithoutData):
         named = {"last_even": [i for i in there if i % 2 == 0][-2:], "all": there}
         if self.layers is None or self.layers in named:
             layers = named[str(self.layers or "last_even")]
+            mixture = next((b.mlp for b in anatomy.blocks if b.mlp and b.index not in there), None)
+            if not layers and mixture is not None:
+                raise _has_experts(mixture)
             if not layers:
-                for block in anatomy.blocks:
-                    if block.mlp is not None and not isinstance(block.mlp, Mlp):
-                        raise _has_experts(block.mlp)
                 raise InvalidInputError(f"emoe: no MLP stands in {self.layers or 'an even layer'}")
             return layers
         text = self.layers if isinstance(self.layers, str) else ", ".join(map(str, self.layers))
@@ -173,34 +178,22 @@ class Emoe(WithoutData):
             raise InvalidInputError(f"emoe: layers {text!r} names a layer twice")
         return sorted(layers)
 
-    def _shape(self, mlp: Mlp) -> ExpertShape:
-        names = ("score", "selection", "mode", "normalize_keys", "weigh_keys", "capacity")
-        routing = {name: getattr(self, name) for name in names}
-        activation(mlp.activation)
-        shape = expert_shape(mlp, self.num_experts, self.top_k, **routing)
-        for name, value in mlp.parameters().items():
-            if not value.is_meta and not bool(torch.isfinite(value).all()):
-                raise InvalidInputError(f"emoe: {mlp.address}.{name} holds NaN or infinite values")
-        return shape
-
-    def _notes(self) -> tuple[str, ...]:
-        notes = []
+    def _notes(self) -> Iterator[str]:
         if self.top_k < self.num_experts:
-            notes.append(
+            yield (
                 "A token uses a part of the neurons, so the function changes: the paper fine-tunes "
                 "in this form and merges the experts back (emoe_merge)."
             )
         if self.score == "avg_key":
-            notes.append(
+            yield (
                 "The mean keys are stored and do not follow the weights: call tie_keys after every "
                 "optimizer step (under a Trainer, the callback TieKeys does)."
             )
         if self.mode == "dispatch" and self.score in ("up_abs", "inter", "inter_abs"):
-            notes.append(
+            yield (
                 f"The score {self.score} needs every neuron, so dispatch computes them all to "
                 "choose; avg_key, gate and up do not."
             )
-        return tuple(notes)
 
 
 @register_method(
@@ -231,16 +224,13 @@ class EmoeMerge(WithoutData):
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Puts the family's own MLP back, with the weights as they are."""
         split = self._split(anatomy)
-        change = Change()
-        for mlp in split:
-            change += merge_experts(mlp, self.restore_order)
-        reasons = {"merged": [mlp.address for mlp in split]}
-        return change, reasons, ()
+        change = sum((merge_experts(mlp, self.restore_order) for mlp in split), Change())
+        return change, {"merged": [mlp.address for mlp in split]}, ()
 
     @staticmethod
     def _split(anatomy: Anatomy) -> list[Mlp]:
-        mlps = [block.mlp for block in anatomy.blocks if isinstance(block.mlp, Mlp)]
-        split = [mlp for mlp in mlps if mlp.experts is not None]
+        mlps = (block.mlp for block in anatomy.blocks)
+        split = [mlp for mlp in mlps if isinstance(mlp, Mlp) and mlp.experts is not None]
         if not split:
             raise InvalidInputError(
                 "emoe_merge: no MLP is split into experts; split some with emoe first"
@@ -250,17 +240,3 @@ class EmoeMerge(WithoutData):
 
 def _has_experts(mlp: Sublayer) -> InvalidInputError:
     return InvalidInputError(f"emoe: {mlp.address} holds experts of its own: {mlp}")
-
-
-def _keys(mlp: Mlp) -> Tensor:
-    """(I, d): the vectors that the neurons answer to."""
-    return (mlp.up if mlp.gate is None else mlp.gate).weight
-
-
-def _inertia(keys: Tensor, labels: Tensor) -> dict[str, float]:
-    rows = F.normalize(keys.float(), dim=1)
-    in_order = split_evenly(rows, int(labels.max()) + 1, "contiguous")
-    return {
-        name: round(inertia(rows, found.to(rows.device)), 4)
-        for name, found in (("inertia", labels), ("in_order", in_order))
-    }

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from modwright.anatomy import Anatomy, Block
 from modwright.anatomy.views import Sublayer
@@ -22,20 +22,19 @@ from modwright.calibration import (
     Statistics,
     calibrate,
 )
-from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.core.progress import SILENT, Progress
+from modwright.core.errors import CheckpointError, InvalidInputError
+from modwright.core.progress import Progress
+from modwright.core.reading import read_json
 from modwright.edits import Change, Plan, remove
 from modwright.edits.canonical import target_of
 from modwright.edits.replay import num_removed, preview
-from modwright.surgery.drop_lists import DropLists, read_lists
-from modwright.surgery.method import Requirements, plain_options, register_method
+from modwright.surgery.method import Data, Decision, Folder, Method, Requirements, register_method
 
-__all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "most_similar", "sdr"]
+__all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "gap_table", "most_similar"]
 
 Target = Literal["attention", "mlp", "block", "joint"]
 Mode = Literal["one_shot", "iterative"]
-TARGETS: tuple[Target, ...] = get_args(Target)
-MODES: tuple[Mode, ...] = get_args(Mode)
+KINDS = ("attention", "mlp", "block")
 
 
 def most_similar(similarity: Sequence[float], n: int) -> list[int]:
@@ -53,12 +52,20 @@ def most_similar(similarity: Sequence[float], n: int) -> list[int]:
     return sorted(there, key=lambda i: (-similarity[i], i))[:n]
 
 
+def gap_table(rows: Sequence[Sequence[float]]) -> list[list[float]]:
+    """From "output of block b against the stream g earlier" to ``[first block][g - 1]``."""
+    size, widest = len(rows), len(rows[0])
+    table = [[-math.inf] * widest for _ in range(size)]
+    for last, row in enumerate(rows):
+        for gap, value in enumerate(row[: last + 1], start=1):
+            table[last + 1 - gap][gap - 1] = value
+    return table
+
+
 def consecutive_blocks(gaps: Sequence[Sequence[float]], n: int) -> list[int]:
     """The ``n`` blocks in a row across which the stream changes least.
 
-    Args:
-        gaps: ``gaps[i][g - 1]`` is the similarity of the streams before block i and g blocks later.
-        n: how many.
+    ``gaps[i][g - 1]`` is the similarity of the streams before block i and g blocks later.
     """
     if not 0 <= n <= len(gaps):
         raise InvalidInputError(
@@ -66,24 +73,66 @@ def consecutive_blocks(gaps: Sequence[Sequence[float]], n: int) -> list[int]:
         )
     if n == 0:
         return []
-    starts = [row[n - 1] for row in gaps]
-    best = max(range(len(starts)), key=lambda i: (starts[i], -i))
+    best = max(range(len(gaps)), key=lambda i: (gaps[i][n - 1], -i))
     return list(range(best, best + n))
 
 
-def sdr(
-    quality_before: float, quality_after: float, time_before: float, time_after: float
-) -> float:
-    """Speedup degradation ratio: points of quality lost per per cent of speed won.
+@dataclass(frozen=True)
+class DropLists:
+    """Which layers lose what, as the reference implementation says it: a block is in both lists."""
 
-    Example:
-        >>> round(sdr(68.2, 68.1, 1.13, 1.0), 3)
-        0.008
-    """
-    speedup = (time_before / time_after - 1) * 100
-    if speedup <= 0:
-        raise InvalidInputError(f"there is no speed-up to relate to ({speedup:.1f} %)")
-    return (quality_before - quality_after) / speedup
+    attention: tuple[int, ...] = ()
+    mlp: tuple[int, ...] = ()
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], layers: int | None = None) -> DropLists:
+        """Reads ``drop_attn_list`` and ``drop_mlp_list``: indices, or one boolean per layer.
+
+        One of the two keys must be there. ``layers`` of the model says how many booleans are meant.
+
+        Example:
+            >>> DropLists.from_config({"drop_attn_list": [False, True], "drop_mlp_list": []})
+            DropLists(attention=(1,), mlp=())
+        """
+        keys = ("drop_attn_list", "drop_mlp_list")
+        if not any(key in config for key in keys):
+            raise InvalidInputError(f"no drop lists: the config has neither of {', '.join(keys)}")
+        return cls(*(_indices(key, config.get(key) or [], layers) for key in keys))
+
+    def to_config(self) -> dict[str, list[int]]:
+        """The two keys, as indices."""
+        return {"drop_attn_list": sorted(self.attention), "drop_mlp_list": sorted(self.mlp)}
+
+
+def _indices(key: str, entries: Any, layers: int | None) -> tuple[int, ...]:
+    kinds = {type(entry) for entry in entries} if isinstance(entries, list | tuple) else {None}
+    if kinds == {bool}:
+        if layers not in (None, len(entries)):
+            raise InvalidInputError(
+                f"{key} has {len(entries)} booleans; the model has {layers} layers"
+            )
+        return tuple(i for i, gone in enumerate(entries) if gone)
+    if not kinds <= {int}:
+        raise InvalidInputError(f"{key} must hold layer indices, or one boolean per layer")
+    return tuple(entries)
+
+
+def _read_lists(path: str, anatomy: Anatomy) -> list[tuple[str, int]]:
+    """What a config says to drop: kinds and layers, blocks first."""
+    try:
+        config = read_json(Path(path))
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: no readable config: {error}") from None
+    lists = DropLists.from_config(config, len(anatomy.blocks))
+    for index in (*lists.attention, *lists.mlp):
+        anatomy.block(index)
+    both = set(lists.attention) & set(lists.mlp)
+    picked = [("block", i) for i in sorted(both)]
+    for kind, column in (("attention", lists.attention), ("mlp", lists.mlp)):
+        if len(set(column)) != len(column):
+            raise InvalidInputError(f"the {kind} list names a layer twice: {list(column)}")
+        picked += [(kind, i) for i in column if i not in both]
+    return picked
 
 
 @register_method(
@@ -99,7 +148,7 @@ def sdr(
     ),
 )
 @dataclass(frozen=True)
-class LlmDrop:
+class LlmDrop(Method):
     """Removes the n most redundant attentions, MLPs or blocks; needs no training.
 
     Attributes:
@@ -121,9 +170,7 @@ class LlmDrop:
     lists: str | None = None
 
     def __post_init__(self) -> None:
-        for name, valid in (("target", TARGETS), ("mode", MODES)):
-            if getattr(self, name) not in valid:
-                raise unknown_name(name, getattr(self, name), valid)
+        self._check_choices()
         if self.n is None and self.lists is None:
             raise InvalidInputError("llm_drop: n is missing: how many parts are to go")
         if self.count < 0:
@@ -139,9 +186,8 @@ class LlmDrop:
     def title(self) -> str:
         if self.lists is not None:
             return f"drop by the lists of {Path(self.lists).name}"
-        what = {"joint": "attentions or MLPs", "mlp": "MLPs"}.get(self.target, f"{self.target}s")
-        if self.count == 1:
-            what = {"joint": "attention or MLP", "mlp": "MLP"}.get(self.target, self.target)
+        words = {"joint": ["attention", "MLP"], "mlp": ["MLP"]}.get(self.target, [self.target])
+        what = " or ".join(words if self.count == 1 else (f"{word}s" for word in words))
         how = " in a row" if self.consecutive else ""
         how += " one by one" if self.mode == "iterative" else ""
         return f"drop {self.count} {what}{how}"
@@ -152,62 +198,35 @@ class LlmDrop:
 
     def collectors(self) -> list[Collector]:
         """Cosines of the residual stream; streams n blocks apart for blocks in a row."""
-        found: list[Collector] = [Similarity(self.drop_norm)]
-        if self.consecutive and self.count:
-            found.append(BlockDistance(self.count))
-        return found
+        apart = [BlockDistance(self.count)] if self.consecutive and self.count else []
+        return [Similarity(self.drop_norm), *apart]
 
     def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """The n smallest and the n largest parts that may go."""
-        if self.lists is not None:
-            picked = read_lists(self.lists, anatomy)
-            gone = sum(self._size(anatomy, _part(anatomy, *each)) for each in picked)
-            return gone, gone
-        self._check_available(anatomy)
-        there = [
-            block if kind == "block" else block.at(kind)
-            for kind in self._kinds()
-            for block in anatomy.blocks
-        ]
-        sizes = sorted(self._size(anatomy, part) for part in there if part is not None)
-        return sum(sizes[: self.count]), sum(sizes[len(sizes) - self.count :])
-
-    def _size(self, anatomy: Anatomy, part: Block | Sublayer) -> int:
-        return num_removed(anatomy, part, self.drop_post_norm)
+        if self.lists is None:
+            parts, count = self._available(anatomy), self.count
+        else:
+            parts = [_part(anatomy, *each) for each in _read_lists(self.lists, anatomy)]
+            count = len(parts)
+        sizes = sorted(num_removed(anatomy, part, self.drop_post_norm) for part in parts)
+        return sum(sizes[:count]), sum(sizes[len(sizes) - count :])
 
     def memory_estimate(self, anatomy: Anatomy) -> tuple[int, int]:
         """Parts go and none is new."""
         return 0, 0
 
-    def plan(
-        self,
-        anatomy: Anatomy,
-        calibration: CalibrationData | None = None,
-        *,
-        directory: Path | None = None,
-        progress: Progress = SILENT,
-    ) -> Plan:
+    def _found(self, anatomy: Anatomy, data: Data, folder: Folder, progress: Progress) -> Decision:
         """Scores the parts and picks those that go."""
         if self.lists is not None:
-            picked = read_lists(self.lists, anatomy)
-            return self._decide(anatomy, picked, {}, None)
-        self._check_available(anatomy)
-        if calibration is None:
-            if self.count:
-                raise InvalidInputError("llm_drop needs calibration data")
-            return self._decide(anatomy, [], {}, None)
-        if self.mode == "iterative":
-            picked, scores = self._one_by_one(anatomy, calibration, directory, progress)
-            return self._decide(anatomy, picked, scores, calibration.recipe)
-        statistics = calibrate(
-            anatomy,
-            calibration,
-            self.collectors(),
-            directory=directory,
-            progress=progress,
-            label=f"score {self.target}",
-        )
-        return self.plan_from(anatomy, statistics)
+            return self._decided(anatomy, _read_lists(self.lists, anatomy), {}, None)
+        self._available(anatomy)
+        if data is None and not self.count:
+            return self._decided(anatomy, [], {}, None)
+        if data is not None and self.mode == "iterative":
+            picked, scores = self._one_by_one(anatomy, data, folder, progress)
+            return self._decided(anatomy, picked, scores, data.recipe)
+        label = f"score {self.target}"
+        return self._from(anatomy, self._measured(anatomy, data, folder, progress, label))
 
     def plan_from(self, anatomy: Anatomy, statistics: Statistics) -> Plan:
         """Decides in one shot from scores that are there already."""
@@ -215,7 +234,10 @@ class LlmDrop:
             raise InvalidInputError(
                 "iterative mode scores anew after each removal: it plans from data"
             )
-        self._check_available(anatomy)
+        self._available(anatomy)
+        return self._planned(anatomy, self._from(anatomy, statistics))
+
+    def _from(self, anatomy: Anatomy, statistics: Statistics) -> Decision:
         scores: dict[str, Any] = _scores_of(statistics)
         if self.consecutive and self.count:
             table = gap_table([values["stream gaps/gaps"].tolist() for values in statistics])
@@ -223,23 +245,25 @@ class LlmDrop:
             picked = [("block", i) for i in consecutive_blocks(table, self.count)]
         else:
             picked = self._rank(scores, self.count)
-        return self._decide(anatomy, picked, scores, statistics.recipe["data"])
+        return self._decided(anatomy, picked, scores, statistics.recipe["data"])
 
     def _kinds(self) -> tuple[str, ...]:
         return ("attention", "mlp") if self.target == "joint" else (self.target,)
 
-    def _check_available(self, anatomy: Anatomy) -> None:
-        blocks = len(anatomy.blocks)
-        there = {
-            "attention": sum(b.at("attention") is not None for b in anatomy.blocks),
-            "mlp": sum(b.at("mlp") is not None for b in anatomy.blocks),
-            "block": blocks - 1,
-        }
-        most = sum(there[kind] for kind in self._kinds())
+    def _available(self, anatomy: Anatomy) -> list[Block | Sublayer]:
+        """The parts of which some may go; one block must stay."""
+        found = [
+            block if kind == "block" else block.at(kind)
+            for kind in self._kinds()
+            for block in anatomy.blocks
+        ]
+        there = [part for part in found if part is not None]
+        most = len(there) - (self.target == "block")
         if self.count > most:
             raise InvalidInputError(
                 f"llm_drop: n={self.count}, but only 0 to {most} {self.target} parts can go"
             )
+        return there
 
     def _rank(self, scores: Mapping[str, Sequence[float]], n: int) -> list[tuple[str, int]]:
         kinds = self._kinds()
@@ -248,48 +272,48 @@ class LlmDrop:
         return [(kinds[i // size], i % size) for i in most_similar(joined, n)]
 
     def _one_by_one(
-        self, anatomy: Anatomy, windows: CalibrationData, directory: Path | None, progress: Progress
+        self, anatomy: Anatomy, data: CalibrationData, folder: Folder, progress: Progress
     ) -> tuple[list[tuple[str, int]], dict[str, Any]]:
         picked: list[tuple[str, int]] = []
         first: dict[str, Any] = {}
-        nothing = float("nan")
         for step in range(self.count):
             with preview(anatomy, _changes(anatomy, picked, self.drop_post_norm).edits) as reduced:
                 statistics = calibrate(
                     reduced,
-                    windows,
+                    data,
                     [Similarity(self.drop_norm)],
-                    directory=None if directory is None else directory / f"step-{step:04d}",
+                    directory=None if folder is None else folder / f"step-{step:04d}",
                     progress=progress,
                     label=f"score {self.target}, {step + 1} of {self.count}",
                 )
                 scores = _scores_of(statistics)
             for kind, index in picked:
-                scores[kind][index] = nothing
+                scores[kind][index] = math.nan
             first = first or {kind: list(column) for kind, column in scores.items()}
             picked += self._rank(scores, 1)
         return picked, first
 
-    def _decide(
+    def _decided(
         self,
         anatomy: Anatomy,
         picked: list[tuple[str, int]],
         scores: Mapping[str, Any],
         data: Mapping[str, Any] | None,
-    ) -> Plan:
-        kinds = ("attention", "mlp", "block")
-        removed = {kind: [i for k, i in picked if k == kind] for kind in kinds}
+    ) -> Decision:
+        removed = {kind: [i for k, i in picked if k == kind] for kind in KINDS}
         notes = [] if picked else ["Nothing was asked to go: n is 0, so the model is a copy."]
         gone = {*removed["attention"], *removed["block"]}
         if picked and not any(b.at("attention") and b.index not in gone for b in anatomy.blocks):
             notes.append("No attention is left: the model mixes no tokens any more.")
         reasons: dict[str, Any] = {
-            "scores": {kind: _json_column(column) for kind, column in scores.items()},
+            "scores": {
+                kind: [value if math.isfinite(value) else None for value in column]
+                for kind, column in scores.items()
+            },
             "order": [f"{kind} {index}" for kind, index in picked],
             "removed": removed,
             "drop_lists": DropLists(
-                tuple(removed["attention"] + removed["block"]),
-                tuple(removed["mlp"] + removed["block"]),
+                *(tuple(removed[kind] + removed["block"]) for kind in ("attention", "mlp"))
             ).to_config(),
         }
         if data is not None:
@@ -300,14 +324,14 @@ class LlmDrop:
             )
         change = _changes(anatomy, picked, self.drop_post_norm)
         target_of(anatomy, change.edits)  # what cannot be is refused here, not when it is applied
-        return Plan.of(anatomy, "llm_drop", change, plain_options(self), reasons, tuple(notes))
+        return change, reasons, tuple(notes)
 
 
 def _scores_of(statistics: Statistics) -> dict[str, list[float]]:
     """Similarities of all kinds; NaN where a model has no part of a kind."""
-    columns = {kind: f"similarity/{kind}" for kind in ("attention", "mlp", "block")}
+    columns = {kind: f"similarity/{kind}" for kind in KINDS}
     there = {name for values in statistics for name in columns.values() if name in values}
-    nothing = [float("nan")] * len(statistics)
+    nothing = [math.nan] * len(statistics)
     return {k: statistics.column(c) if c in there else nothing[:] for k, c in columns.items()}
 
 
@@ -319,24 +343,6 @@ def _part(anatomy: Anatomy, kind: str, index: int) -> Block | Sublayer:
     return part
 
 
-def _json_column(column: Iterable[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in column]
-
-
-def gap_table(rows: Sequence[Sequence[float]]) -> list[list[float]]:
-    """From "output of block b against the stream g earlier" to ``[first block][g - 1]``."""
-    size, widest = len(rows), len(rows[0])
-    table = [[-math.inf] * widest for _ in range(size)]
-    for last, row in enumerate(rows):
-        for gap, value in enumerate(row, start=1):
-            if last + 1 - gap >= 0:
-                table[last + 1 - gap][gap - 1] = value
-    return table
-
-
 def _changes(anatomy: Anatomy, picked: Iterable[tuple[str, int]], drop_post_norm: bool) -> Change:
-    change = Change()
-    for kind, index in picked:
-        part = _part(anatomy, kind, index)
-        change += remove(part, drop_norm=drop_post_norm and kind != "block")
-    return change
+    parts = ((kind, _part(anatomy, kind, index)) for kind, index in picked)
+    return sum((remove(part, drop_post_norm and k != "block") for k, part in parts), Change())

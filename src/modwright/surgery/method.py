@@ -6,36 +6,34 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict
 from transformers import PreTrainedModel
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import CalibrationData, Collector, calibration_of
-from modwright.core.errors import InvalidInputError, ModwrightError
+from modwright.calibration import (
+    CalibrationData,
+    Collector,
+    Statistics,
+    calibrate,
+    calibration_of,
+)
+from modwright.core.errors import InvalidInputError, ModwrightError, unknown_name
 from modwright.core.options import make_options
 from modwright.core.progress import SILENT, Progress
 from modwright.core.registry import Registry
 from modwright.edits import Applied, Change, Plan
 from modwright.edits import apply as apply_plan
+from modwright.edits.canonical import target_of
 
-__all__ = [
-    "METHODS",
-    "Decision",
-    "Method",
-    "Requirements",
-    "WithoutData",
-    "after_prerequisite",
-    "apply",
-    "make_method",
-    "method_names",
-    "method_type",
-    "plain_options",
-    "plan",
-    "register_method",
-    "unsupported_reason",
-]
+__all__ = ["METHODS", "Decision", "Method", "Requirements", "WithoutData"]
+__all__ += ["after_prerequisite", "apply", "make_method", "method_names", "method_type"]
+__all__ += ["plain_options", "plan", "register_method", "unsupported_reason"]
+
+METHODS: Registry[type[Any]] = Registry("method", "modwright.surgery")
+
+_M = TypeVar("_M")
 
 
 @dataclass(frozen=True)
@@ -44,6 +42,18 @@ class Requirements:
 
     calibration: bool = False
     parts: tuple[str, ...] = ()
+
+
+Data = CalibrationData | None
+Folder = Path | None
+Decision = tuple[Change, Mapping[str, Any], tuple[str, ...]]
+"""What a method changes, why, and what the user should know."""
+
+
+def plain_options(method: Any) -> dict[str, Any]:
+    """The options of a method as a recipe writes them."""
+    given = dataclasses.asdict(method)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
 
 
 class Method(Protocol):
@@ -59,15 +69,16 @@ class Method(Protocol):
     def plan(
         self,
         anatomy: Anatomy,
-        calibration: CalibrationData | None = None,
+        calibration: Data = None,
         *,
-        directory: Path | None = None,
+        directory: Folder = None,
         progress: Progress = SILENT,
     ) -> Plan:
         """Decides; reads the model and the data and changes neither.
 
         ``directory`` keeps statistics, so that a stopped run goes on.
         """
+        return self._planned(anatomy, self._found(anatomy, calibration, directory, progress))
 
     def title(self) -> str:
         """The method with its options in a few words, for tables."""
@@ -82,51 +93,53 @@ class Method(Protocol):
         """Between how many and how many parameters go, before any data is seen.
 
         Raises:
-            InvalidInputError: these options cannot be used on this model. Whatever ``plan`` would
-                refuse for the model's sake is refused here already.
+            InvalidInputError: whatever ``plan`` would refuse for the model's sake.
         """
 
+    def _found(self, anatomy: Anatomy, data: Data, folder: Folder, progress: Progress) -> Decision:
+        """What :meth:`plan` makes a plan of."""
 
-Decision = tuple[Change, Mapping[str, Any], tuple[str, ...]]
-"""What a method changes, why, and what the user should know."""
+    def _planned(self, anatomy: Anatomy, decision: Decision) -> Plan:
+        change, reasons, notes = decision
+        return Plan.of(anatomy, self.name, change, plain_options(self), reasons, notes)
+
+    def _measured(
+        self, anatomy: Anatomy, data: Data, folder: Folder, progress: Progress, label: str
+    ) -> Statistics:
+        if data is None:
+            raise InvalidInputError(f"{self.name} needs calibration data")
+        wanted = self.collectors()
+        return calibrate(anatomy, data, wanted, directory=folder, progress=progress, label=label)
+
+    def _check_choices(self) -> None:
+        """Refuses a word that is none of its option's ``Literal``."""
+        for name, hint in get_type_hints(type(self)).items():
+            if get_origin(hint) is Literal and getattr(self, name) not in get_args(hint):
+                raise unknown_name(name, getattr(self, name), get_args(hint))
 
 
-def plain_options(method: Any) -> dict[str, Any]:
-    """The options of a method as a recipe writes them."""
-    given = dataclasses.asdict(method)
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
-
-
-class WithoutData:
+class WithoutData(Method):
     """What methods share that decide from the model alone."""
-
-    name: ClassVar[str]
 
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Reads the model and does not change it."""
         raise NotImplementedError
 
-    def plan(
-        self,
-        anatomy: Anatomy,
-        calibration: CalibrationData | None = None,
-        *,
-        directory: Path | None = None,
-        progress: Progress = SILENT,
-    ) -> Plan:
-        """What :meth:`decide` found, with the options."""
-        change, reasons, notes = self.decide(anatomy, progress)
-        return Plan.of(anatomy, self.name, change, plain_options(self), reasons, notes)
+    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
+        """Exactly what goes, less than nothing where the model grows."""
+        edits = self.decide(anatomy, SILENT)[0].edits
+        models = anatomy.model, target_of(anatomy, edits).skeleton()
+        before, after = (sum(p.numel() for p in model.parameters()) for model in models)
+        return before - after, before - after
+
+    def _found(self, anatomy: Anatomy, data: Data, folder: Folder, progress: Progress) -> Decision:
+        return self.decide(anatomy, progress)
 
     def wants_data(self) -> bool:
         return False
 
     def collectors(self) -> Sequence[Collector]:
         return ()
-
-
-_M = TypeVar("_M")
-METHODS: Registry[type[Any]] = Registry("method", "modwright.surgery")
 
 
 def register_method(
@@ -143,11 +156,9 @@ def register_method(
     Args:
         name: as recipes and the command line call it.
         paper: slug in the catalogue; None for what no paper is needed for.
-        requires: what it asks for.
         exact: it keeps the function: outputs change by rounding alone.
-        examples: options that change a model of four blocks, one set for each way of use that may
-            work on some models and not on others. The table of what works where is made from them,
-            and tests try each on every family.
+        examples: options that change a model of four blocks, one set for each way of use. The table
+            of what works where is made from them, and tests try each on every family.
         after: a method with its options that must have been used before, for one that undoes it or
             goes on from it; the examples are tried on its result.
     """
@@ -157,9 +168,8 @@ def register_method(
             raise TypeError(f"{kind.__name__} must be a dataclass")
         METHODS.add(name, kind)
         kind.name, kind.paper, kind.requires = name, paper, requires  # type: ignore[attr-defined]
-        kind.exact = exact  # type: ignore[attr-defined]
+        kind.exact, kind.after = exact, after  # type: ignore[attr-defined]
         kind.examples = tuple(dict(options) for options in examples)  # type: ignore[attr-defined]
-        kind.after = after  # type: ignore[attr-defined]
         kind.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
         return kind
 
@@ -172,11 +182,7 @@ def method_names() -> list[str]:
 
 
 def method_type(name: str) -> type[Any]:
-    """The dataclass of a method.
-
-    Raises:
-        InvalidInputError: unknown name; the message lists all and the nearest.
-    """
+    """The dataclass of a method; an unknown name is refused."""
     return METHODS[name]
 
 
@@ -191,22 +197,6 @@ def make_method(name: str, options: Mapping[str, Any] | None = None, **more: Any
         'drop 4 attentions'
     """
     return make_options(method_type(name), name, {**(options or {}), **more})
-
-
-def _method_of(given: Any) -> Any:
-    """The method that is given, or the one of this name.
-
-    Raises:
-        InvalidInputError: it is neither; an unknown name.
-    """
-    if isinstance(given, str):
-        return make_method(given)
-    if isinstance(given, type) or not callable(getattr(given, "plan", None)):
-        raise InvalidInputError(
-            f"expected a method, such as make_method('llm_drop', n=2), the name of one, a plan or "
-            f"a change, not {given!r:.60}"
-        )
-    return given
 
 
 def unsupported_reason(method: Any, anatomy: Anatomy) -> str | None:
@@ -226,10 +216,7 @@ def unsupported_reason(method: Any, anatomy: Anatomy) -> str | None:
 
 
 def after_prerequisite(name: str, model: PreTrainedModel) -> PreTrainedModel:
-    """The model as a method's examples want it: after the method that must come before, if any.
-
-    Where that one cannot be used the model is returned as it is.
-    """
+    """The model after the method that must come before this one, if any and if it can be used."""
     before = method_type(name).after
     if before is None or unsupported_reason(make_method(*before), Anatomy.of(model)) is not None:
         return model
@@ -244,19 +231,23 @@ def plan(
     directory: Path | None = None,
     progress: Progress = SILENT,
 ) -> Plan:
-    """What a method would do to a model.
+    """What a method, or the one of a name, would do to a model.
 
     Args:
-        model: a model, or what `modwright.open` or `modwright.apply` returned.
-        method: a method or the name of one.
         calibration: its data: token windows, token ids, or batches of tensors.
         directory: keeps statistics, so that a stopped run goes on.
         progress: told of long phases.
 
     Raises:
-        InvalidInputError: the method needs calibration data and got none.
+        InvalidInputError: it is no method, or needs calibration data and got none.
     """
-    anatomy, method = Anatomy.of(model), _method_of(method)
+    anatomy = Anatomy.of(model)
+    method = make_method(method) if isinstance(method, str) else method
+    if isinstance(method, type) or not callable(getattr(method, "plan", None)):
+        raise InvalidInputError(
+            f"expected a method, such as make_method('llm_drop', n=2), the name of one, a plan or "
+            f"a change, not {method!r:.60}"
+        )
     calibration = None if calibration is None else calibration_of(calibration)
     if method.requires.calibration and calibration is None and method.wants_data():
         reads_text = anatomy.family.inputs().is_text
@@ -279,18 +270,14 @@ def apply(
     Args:
         model: stays as it is; a model, or what `modwright.open` or `modwright.apply` returned.
         what: a plan, a change or a list of changes, a method, or the name of one.
-        calibration: data of a method: token windows, token ids, or batches of tensors.
-        check: verify the result.
-        progress: told of long phases.
+        calibration: data of a method, as for :func:`plan`.
 
     Example:
         >>> import modwright
         >>> from modwright.calibration.text import from_sequences
-        >>> from modwright.surgery import make_method
-        >>> model = modwright.open("preset:tiny-llama").model
         >>> data = from_sequences([torch.arange(1, 17)], pad_id=0)
-        >>> method = make_method("llm_drop", {"target": "attention", "n": 1})
-        >>> str(modwright.apply(model, method, data).tensor_diff)
+        >>> method = make_method("llm_drop", target="attention", n=1)
+        >>> str(modwright.apply(modwright.open("preset:tiny-llama"), method, data).tensor_diff)
         '35 tensors kept, 0 changed, 0 added, 5 removed'
     """
     if not isinstance(what, Plan | Change | list | tuple):

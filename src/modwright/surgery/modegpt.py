@@ -11,46 +11,36 @@ G = H / K, D channels of a head, k kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
-from modwright.calibration import CalibrationData, Collector, SecondMoments, Statistics, calibrate
+from modwright.calibration import Collector, SecondMoments, Statistics
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Change, Plan, replace_attention
-from modwright.surgery.allocation import allocate_sparsity, spread
 from modwright.surgery.decompositions import (
-    moment_roots,
-    nystrom_mlp,
-    select_query_key,
-    select_rotary_pairs,
-    value_output,
-)
-from modwright.surgery.method import Requirements, plain_options, register_method
-from modwright.surgery.narrow_experts import narrow_experts, undersampled
-from modwright.surgery.narrowing import (
+    allocate_sparsity,
     folded_bias,
+    moment_roots,
+    narrow_experts,
     narrow_mlp,
     narrow_values,
-    nystrom_error,
+    nystrom_mlp,
     pick_channels,
+    select_query_key,
+    select_rotary_pairs,
+    spread,
     take_channels,
+    value_output,
 )
+from modwright.surgery.method import Data, Decision, Folder, Method, Requirements, register_method
 
-__all__ = [
-    "MoDeGpt",
-    "allocate_sparsity",
-    "moment_roots",
-    "nystrom_mlp",
-    "select_query_key",
-    "select_rotary_pairs",
-    "value_output",
-]
+__all__ = ["MoDeGpt", "allocate_sparsity", "moment_roots", "nystrom_mlp", "select_query_key"]
+__all__ += ["select_rotary_pairs", "value_output"]
 
 Pair = Literal["mlp", "query_key", "value_output"]
 Allocation = Literal["global", "uniform"]
@@ -71,7 +61,7 @@ PAIRS: tuple[Pair, ...] = get_args(Pair)
     ),
 )
 @dataclass(frozen=True)
-class MoDeGpt:
+class MoDeGpt(Method):
     """Narrows MLPs and attention heads inside, keeping what the activations use; no training.
 
     Attributes:
@@ -106,10 +96,7 @@ class MoDeGpt:
     def __post_init__(self) -> None:
         if not 0 <= self.sparsity < 1:
             raise InvalidInputError(f"sparsity {self.sparsity} must lie in [0, 1)")
-        named = {"allocation": Allocation, "shared_values": Sharing, "expert_tokens": ExpertTokens}
-        for name, valid in ((name, get_args(kind)) for name, kind in named.items()):
-            if getattr(self, name) not in valid:
-                raise unknown_name(name, getattr(self, name), valid)
+        self._check_choices()
         for pair in self.pairs:
             if pair not in PAIRS:
                 raise unknown_name("pair", pair, PAIRS)
@@ -133,49 +120,42 @@ class MoDeGpt:
 
     def collectors(self) -> list[Collector]:
         """Second moments of what the narrowed maps read."""
-        attention = "query_key" in self.pairs or "value_output" in self.pairs
-        every = self.expert_tokens == "all"
-        return [SecondMoments(attention=attention, mlp="mlp" in self.pairs, all_tokens=every)]
+        every, mlp = self.expert_tokens == "all", "mlp" in self.pairs
+        return [SecondMoments(attention=self._narrows_heads(), mlp=mlp, all_tokens=every)]
+
+    def _narrows_heads(self) -> bool:
+        return "query_key" in self.pairs or "value_output" in self.pairs
 
     def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """The sparsity's share of the narrowed maps, wherever it goes, give or take rounding."""
         self._refuse(anatomy)
         if not self.wants_data():
             return 0, 0
-        layers = [self._narrowed(block) for block in anatomy.blocks]
-        sizes = sorted(total for total, _, _ in layers)
+        layers = [list(self._narrowed(block)) for block in anatomy.blocks]
         cap = self.sparsity if self.allocation == "uniform" else self.max_sparsity
+        sizes = sorted(sum(size for size, _, _ in layer) for layer in layers)
         budget = self.sparsity * len(sizes)
-        fewest = spread(sizes, budget, cap) - sum(less for _, less, _ in layers)
-        most = spread(sizes[::-1], budget, cap) + sum(more for _, _, more in layers)
+        fewest = spread(sizes, budget, cap) - sum(less for layer in layers for _, less, _ in layer)
+        most = spread(sizes[::-1], budget, cap) + sum(m for layer in layers for _, _, m in layer)
         return max(0, math.floor(fewest)), min(sum(sizes), math.ceil(most))
 
-    def _narrowed(self, block: Block) -> tuple[int, float, float]:
-        """Parameters of a block's narrowed maps; how many less or more than its share may go."""
-        total, less, more = 0, 0.0, 0.0
+    def _narrowed(self, block: Block) -> Iterator[tuple[int, float, float]]:
+        """Parameters of each pair of maps; how many less or more than its share may go."""
         mlp, attention = block.mlp, block.attention
         if mlp is not None and "mlp" in self.pairs:
             size = sum(p.num_parameters for p in mlp.projections().values())
             neuron = size / mlp.intermediate_size
-            total += size
-            less += neuron * self.round_to
-            more += neuron * (self.round_to / 2 + 1)
+            yield size, neuron * self.round_to, neuron * (self.round_to / 2 + 1)
         if attention is not None and "query_key" in self.pairs:
             size = attention.q.num_parameters + attention.k.num_parameters
             channel = size / attention.shape.qk_head_dim
-            total += size
-            less += channel * (self.min_head_dim + 1)
-            more += channel * 2
+            yield size, channel * (self.min_head_dim + 1), channel * 2
         if attention is not None and "value_output" in self.pairs:
             size = attention.v.num_parameters + attention.o.num_parameters
             channel = size / attention.shape.v_head_dim
-            total += size
-            less += channel * self.min_head_dim
-            more += channel
+            yield size, channel * self.min_head_dim, channel
             if attention.v.bias is not None:  # it moves into the output's bias
-                less += attention.o.out_features
-                more += attention.v.bias.numel()
-        return total, less, more
+                yield 0, attention.o.out_features, attention.v.bias.numel()
 
     def memory_estimate(self, anatomy: Anatomy) -> tuple[int, int]:
         """Memory of the solve in the largest block, and of all new values; beside the weights.
@@ -196,7 +176,7 @@ class MoDeGpt:
                     _value_bytes(p, exact=role in mlp.writes_residual)
                     for role, p in mlp.projections().items()
                 )
-            if attention is not None and {"query_key", "value_output"} & set(self.pairs):
+            if attention is not None and self._narrows_heads():
                 square = max(square, 4.5 * attention.shape.hidden_size**2)
                 exact = "value_output" in self.pairs
                 values += sum(_value_bytes(p, exact) for p in (attention.v, attention.o))
@@ -204,35 +184,22 @@ class MoDeGpt:
             solve = max(solve, collector.bytes(block) + int(8 * square))
         return solve, values
 
-    def plan(
-        self,
-        anatomy: Anatomy,
-        calibration: CalibrationData | None = None,
-        *,
-        directory: Path | None = None,
-        progress: Progress = SILENT,
-    ) -> Plan:
+    def _found(self, anatomy: Anatomy, data: Data, folder: Folder, progress: Progress) -> Decision:
         """Collects second moments, spreads the sparsity, and solves every block."""
         self._refuse(anatomy)
         if not self.wants_data():
-            return Plan.of(anatomy, "modegpt", Change(), plain_options(self), {"sparsity": []})
-        if calibration is None:
-            raise InvalidInputError("modegpt needs calibration data")
-        statistics = calibrate(
-            anatomy,
-            calibration,
-            self.collectors(),
-            directory=directory,
-            progress=progress,
-            label="second moments",
-        )
-        return self.plan_from(anatomy, statistics, progress=progress)
+            return Change(), {"sparsity": []}, ()
+        statistics = self._measured(anatomy, data, folder, progress, "second moments")
+        return self._from(anatomy, statistics, progress)
 
     def plan_from(
         self, anatomy: Anatomy, statistics: Statistics, *, progress: Progress = SILENT
     ) -> Plan:
         """Decides from second moments that are there already (of these pairs, or of more)."""
         self._refuse(anatomy)
+        return self._planned(anatomy, self._from(anatomy, statistics, progress))
+
+    def _from(self, anatomy: Anatomy, statistics: Statistics, progress: Progress) -> Decision:
         influence = statistics.column("grams/influence")
         sparsity = (
             [self.sparsity] * len(influence)
@@ -247,17 +214,15 @@ class MoDeGpt:
                 change += part
                 told.append(reasons)
                 task.advance()
-        data = statistics.recipe["data"]
         reasons = {
             "influence": influence,
             "sparsity": sparsity,
             "blocks": told,
-            "calibration": data,
+            "calibration": statistics.recipe["data"],
             "meaning": "influence is one minus the mean cosine between a block's input and output",
         }
-        notes = self._notes(anatomy, int(statistics[0]["grams/tokens"]))
-        notes += self._undersampled(anatomy, statistics)
-        return Plan.of(anatomy, "modegpt", change, plain_options(self), reasons, notes)
+        notes = tuple(self._notes(anatomy, statistics)) if "mlp" in self.pairs else ()
+        return change, reasons, notes
 
     def _refuse(self, anatomy: Anatomy) -> None:
         known = [block.attention or block.mlp for block in anatomy.blocks]
@@ -290,28 +255,27 @@ class MoDeGpt:
                     f"modegpt: {attention.address} has an odd number of rotary channels"
                 )
 
-    def _notes(self, anatomy: Anatomy, tokens: int) -> tuple[str, ...]:
-        widths = [b.mlp.intermediate_size for b in anatomy.blocks if b.mlp is not None]
-        widest = max(widths, default=0)
-        if "mlp" in self.pairs and tokens < widest:
-            return (
+    def _notes(self, anatomy: Anatomy, statistics: Statistics) -> Iterator[str]:
+        tokens = int(statistics[0]["grams/tokens"])
+        widest = max((b.mlp.intermediate_size for b in anatomy.blocks if b.mlp), default=0)
+        if tokens < widest:
+            yield (
                 f"{tokens} calibration tokens are fewer than the {widest} neurons of an MLP: their "
-                "second moments do not have full rank. Use more text.",
+                "second moments do not have full rank. Use more text."
             )
-        return ()
-
-    def _undersampled(self, anatomy: Anatomy, statistics: Statistics) -> tuple[str, ...]:
-        told: list[str] = []
-        for block in anatomy.blocks:
-            if "mlp" in self.pairs and isinstance(block.mlp, MixtureOfExperts):
-                told += undersampled(block.mlp, statistics[block.index]["grams/expert_tokens"])
-        if not told:
-            return ()
-        more = f" and {len(told) - 8} more" if len(told) > 8 else ""
-        return (
-            f"Experts that saw fewer tokens than they have neurons: {', '.join(told[:8])}{more}. "
-            "Use more text, or expert_tokens='all'.",
-        )
+        told = [
+            f"{block.mlp.address} expert {i} ({count})"
+            for block in anatomy.blocks
+            if isinstance(block.mlp, MixtureOfExperts)
+            for i, count in enumerate(statistics[block.index]["grams/expert_tokens"].tolist())
+            if count < block.mlp.intermediate_size
+        ]
+        if told:
+            more = f" and {len(told) - 8} more" if len(told) > 8 else ""
+            yield (
+                f"Experts that saw fewer tokens than they have neurons: {', '.join(told[:8])}{more}"
+                ". Use more text, or expert_tokens='all'."
+            )
 
     def _solve(
         self, block: Block, moments: Mapping[str, Tensor], share: float
@@ -321,7 +285,7 @@ class MoDeGpt:
             part, told = self._inner(block.mlp, moments, share)
             change += part
             reasons |= told
-        if block.attention is not None and {"query_key", "value_output"} & set(self.pairs):
+        if block.attention is not None and self._narrows_heads():
             part, told = self._attention(
                 block.attention, moments["grams/attention"], moments["grams/attention_mean"], share
             )
@@ -339,18 +303,8 @@ class MoDeGpt:
             return Change(), {"intermediate_size": size}
         if isinstance(part, Mlp):
             return narrow_mlp(part, moments["grams/mlp"], keep, self.ridge_mlp)
-        return self._experts(part, moments["grams/mlp"], moments["grams/expert_tokens"], keep)
-
-    def _experts(
-        self, mixture: MixtureOfExperts, moments: Tensor, tokens: Tensor, keep: int
-    ) -> tuple[Change, dict[str, Any]]:
-        change, index, down = narrow_experts(mixture, moments, tokens, keep, self.ridge_mlp)
-        errors = [
-            nystrom_error(expert.down.weight.to(moments), moments[i], index[i], down[i])
-            for i, expert in enumerate(mixture.experts)
-        ]
-        told = {"intermediate_size": keep, "mlp_error": sum(errors) / len(errors)}
-        return change, {**told, "expert_errors": errors, "expert_tokens": tokens.tolist()}
+        tokens = moments["grams/expert_tokens"]
+        return narrow_experts(part, moments["grams/mlp"], tokens, keep, self.ridge_mlp)
 
     def _head_dim(self, size: int, share: float, even: bool) -> int:
         keep = int(size * (1 - share))
@@ -371,11 +325,11 @@ class MoDeGpt:
             if keep < shape.qk_head_dim:
                 index = pick_channels(attention, moments, mean, keep)
                 new |= take_channels(attention, index)
-                for role, which in (("q", attention.kv_of_head()), ("k", None)):
-                    bias = attention.projections()[role].bias
+                rows = {"q": index[attention.kv_of_head()], "k": index}
+                for role, bias in (("q", attention.q.bias), ("k", attention.k.bias)):
                     if bias is not None:
-                        rows = (index if which is None else index[which]).to(bias.device)
-                        biases[role] = bias.view(-1, shape.qk_head_dim).gather(1, rows)
+                        heads = bias.view(-1, shape.qk_head_dim)
+                        biases[role] = heads.gather(1, rows[role].to(bias.device))
         if "value_output" in self.pairs:
             keep = self._head_dim(shape.v_head_dim, share, even=False)
             told["v_head_dim"] = keep

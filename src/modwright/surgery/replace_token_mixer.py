@@ -24,6 +24,8 @@ from modwright.surgery.method import Decision, Requirements, WithoutData, regist
 __all__ = ["ReplaceTokenMixer"]
 
 Mixer = Literal["pool", "identity", "depthwise", "spatial_fc", "attention"]
+_New = tuple[str, dict[str, Tensor], dict[str, Any]]
+"""What stands there: the name of its part, its values, and what it is built with."""
 
 
 @register_method(
@@ -51,8 +53,8 @@ class ReplaceTokenMixer(WithoutData):
 
     Example:
         >>> import modwright
-        >>> model = modwright.open("preset:tiny-vit").model
-        >>> edited = modwright.apply(model, ReplaceTokenMixer("pool", blocks="0:2")).model
+        >>> pooling = ReplaceTokenMixer("pool", blocks="0:2")
+        >>> edited = modwright.apply(modwright.open("preset:tiny-vit"), pooling)
         >>> modwright.Anatomy.of(edited).blocks[0]
         Block(0, pre-norm, holds PlacedMixer, mlp)
     """
@@ -66,28 +68,13 @@ class ReplaceTokenMixer(WithoutData):
     def title(self) -> str:
         return f"{self.mixer} mixes tokens in {self.blocks}"
 
-    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
-        """What goes, exactly, less what comes."""
-        plan = self.plan(anatomy)
-        come = sum(tensor.numel() for tensor in plan.tensors.values())
-        go = 0
-        for index in pick_layers(self.blocks, len(anatomy.blocks)):
-            standing = anatomy.block(index).at("attention")
-            assert standing is not None
-            own = standing.norm.num_parameters if standing.norm is not None else 0
-            go += standing.num_parameters - own
-        return go - come, go - come
-
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Puts the mixer into the blocks; a place that is empty already is refused."""
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise InvalidInputError(
-                f"replace_token_mixer: kernel_size is odd, not {self.kernel_size}"
-            )
-        reads = anatomy.family.inputs()
-        if not isinstance(reads, Images) and self.mixer != "identity":
-            raise InvalidInputError(
-                f"replace_token_mixer: {self.mixer!r} mixes the places of an image, and "
+            raise _refusal(f"kernel_size is odd, not {self.kernel_size}")
+        if not isinstance(anatomy.family.inputs(), Images) and self.mixer != "identity":
+            raise _refusal(
+                f"{self.mixer!r} mixes the places of an image, and "
                 f"{anatomy.family.name} reads text; valid there: 'identity'"
             )
         chosen = pick_layers(self.blocks, len(anatomy.blocks))
@@ -98,38 +85,31 @@ class ReplaceTokenMixer(WithoutData):
             for index in chosen:
                 block = anatomy.block(index)
                 if block.at("attention") is None:
-                    raise InvalidInputError(
-                        f"replace_token_mixer: block {index} mixes no tokens any more"
-                    )
+                    raise _refusal(f"block {index} mixes no tokens any more")
+                if self.mixer == "attention" and block.attention is not None:
+                    raise _refusal(f"block {index} has an attention already")
                 if self.mixer == "attention":
-                    change += self._attention(anatomy, index, grids[index])
+                    part, values, kwargs = self._attention(anatomy, grids[index])
                 else:
-                    change += self._mixer(anatomy, index, grids[index])
+                    part, values, kwargs = self._mixer(index, grids[index])
+                address = f"{block.address}.attention"
+                named = {f"{address}.{name}": tensor for name, tensor in values.items()}
+                change += Change((Replace(address, part, kwargs),), named)
         reasons = {"replaced": [f"blocks.{index}.attention" for index in chosen]}
-        notes = ("New mixers have start values: train the model.",)
-        return change, reasons, notes
+        return change, reasons, ("New mixers have start values: train the model.",)
 
-    def _mixer(self, anatomy: Anatomy, index: int, spatial_shape: dict[str, Any]) -> Change:
+    def _mixer(self, index: int, spatial_shape: dict[str, Any]) -> _New:
         if self.mixer != "identity" and not spatial_shape.get("places"):
-            raise InvalidInputError(
-                f"replace_token_mixer: the tokens of block {index} lie on no grid; valid there: "
-                "'identity'"
-            )
+            raise _refusal(f"the tokens of block {index} lie on no grid; valid there: 'identity'")
         kwargs = {"mixer": self.mixer, **spatial_shape, "kernel_size": self.kernel_size}
-        part = PlacedMixer(**kwargs)
-        address = f"blocks.{index}.attention"
-        values = {f"{address}.{name}": t.detach() for name, t in part.named_parameters()}
-        return Change((Replace(address, "token_mixer", kwargs),), values)
+        values = {name: t.detach() for name, t in PlacedMixer(**kwargs).named_parameters()}
+        return "token_mixer", values, kwargs
 
-    def _attention(self, anatomy: Anatomy, index: int, spatial_shape: dict[str, Any]) -> Change:
-        if anatomy.block(index).attention is not None:
-            raise InvalidInputError(f"replace_token_mixer: block {index} has an attention already")
+    def _attention(self, anatomy: Anatomy, spatial_shape: dict[str, Any]) -> _New:
         width = spatial_shape["hidden_size"]
         heads = self.num_heads or (width // 32 if width % 32 == 0 else 1)
         if width % heads:
-            raise InvalidInputError(
-                f"replace_token_mixer: {heads} heads do not divide a width of {width}"
-            )
+            raise _refusal(f"{heads} heads do not divide a width of {width}")
         size = width // heads
         shape = AttentionShape(
             hidden_size=width,
@@ -141,35 +121,32 @@ class ReplaceTokenMixer(WithoutData):
             biases="qkvo",
             causal=anatomy.family.is_causal(),
         )
-        address = f"blocks.{index}.attention"
         values: dict[str, Tensor] = {}
         for role in "qkvo":
-            weight = torch.empty(width, width)
-            values[f"{address}.{role}.weight"] = nn.init.trunc_normal_(weight, std=0.02)
-            values[f"{address}.{role}.bias"] = torch.zeros(width)
-        return Change((Replace(address, "attention", shape.to_dict()),), values)
+            values[f"{role}.weight"] = nn.init.trunc_normal_(torch.empty(width, width), std=0.02)
+            values[f"{role}.bias"] = torch.zeros(width)
+        return "attention", values, shape.to_dict()
+
+
+def _refusal(said: str) -> InvalidInputError:
+    return InvalidInputError(f"replace_token_mixer: {said}")
 
 
 def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:
     """Width, grid and tokens before it of each block, as a mixer is built with them."""
     reads = anatomy.family.inputs()
-    if anatomy.family.counts_by_running:
-        ran = run_on_meta(anatomy)
-        calls = zip(ran.widths, ran.passes, ran.grids)
-        return [
-            _called(width, tokens, spatial_shape) for width, (_, tokens), spatial_shape in calls
-        ]
     told: dict[str, Any] = {"hidden_size": anatomy.hidden_size}
-    if isinstance(reads, Images):
-        rows, columns = (side // cut for side, cut in zip(reads.size, reads.patch))
-        told |= {"places": rows * columns, "grid": [rows, columns], "prefix": reads.extra}
-    return [told] * len(anatomy.blocks)
-
-
-def _called(width: int, tokens: int, spatial_shape: tuple[int, int] | None) -> dict[str, Any]:
-    """As above, from what a block was called with; its host tells the mixer the grid."""
-    places = 0 if spatial_shape is None else spatial_shape[0] * spatial_shape[1]
-    prefix = tokens - places
-    if not places or prefix < 0:
-        return {"hidden_size": width}
-    return {"hidden_size": width, "places": places} | ({"prefix": prefix} if prefix else {})
+    if not anatomy.family.counts_by_running:
+        if isinstance(reads, Images):
+            rows, columns = (side // cut for side, cut in zip(reads.size, reads.patch))
+            told |= {"places": rows * columns, "grid": [rows, columns], "prefix": reads.extra}
+        return [told] * len(anatomy.blocks)
+    # What blocks were called with tells; their host tells the mixer the grid.
+    ran, found = run_on_meta(anatomy), []
+    for width, (_, tokens), grid in zip(ran.widths, ran.passes, ran.grids):
+        told = {"hidden_size": width}
+        places = 0 if grid is None else grid[0] * grid[1]
+        if places and tokens >= places:
+            told |= {"places": places} | ({"prefix": tokens - places} if tokens > places else {})
+        found.append(told)
+    return found

@@ -8,7 +8,7 @@ Axes: N experts, I neurons, d hidden_size.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,39 +29,34 @@ __all__ = ["ExpertUsage", "TieKeys", "expert_usage", "set_routing", "set_top_k",
 NONE_SPLIT = "no MLP of this model is split into experts; split some with emoe first"
 
 
-def _experts(model: nn.Module) -> Iterator[tuple[Mlp, ExpertFeedForward]]:
-    found = False
-    for block in Anatomy.of(model).blocks:
-        if isinstance(block.mlp, Mlp) and isinstance(block.mlp.module, ExpertFeedForward):
-            found = True
-            yield block.mlp, block.mlp.module
+def _experts(model: nn.Module) -> list[tuple[Mlp, ExpertFeedForward]]:
+    mlps = (block.mlp for block in Anatomy.of(model).blocks if isinstance(block.mlp, Mlp))
+    found = [(mlp, mlp.module) for mlp in mlps if isinstance(mlp.module, ExpertFeedForward)]
     if not found:
         raise InvalidInputError(NONE_SPLIT)
+    return found
 
 
 def set_routing(model: nn.Module, **changes: Any) -> None:
     """Changes, in place, how tokens are routed in every split MLP.
 
-    Args:
-        changes: fields of :class:`modwright.nn.ExpertShape` that say how experts are chosen and
-            run: top_k, score, selection, mode, normalize_keys, weigh_keys, capacity.
+    ``changes`` are fields of :class:`modwright.nn.ExpertShape` that say how experts are chosen and
+    run: top_k, score, selection, mode, normalize_keys, weigh_keys, capacity.
 
     Raises:
-        InvalidInputError: no MLP is split, a field that is none of these, or a value that is not
-            valid for one of the MLPs; then nothing is changed.
+        InvalidInputError: no MLP is split, or one cannot be routed so; then nothing is changed.
 
     Example:
         >>> import modwright
         >>> from modwright.surgery import make_method
-        >>> model = modwright.open("preset:tiny-llama").model
         >>> method = make_method("emoe", {"num_experts": 8, "top_k": 2})
-        >>> model = modwright.apply(model, method).model
+        >>> model = modwright.apply(modwright.open("preset:tiny-llama"), method).model
         >>> set_routing(model, score="avg_key", mode="dispatch")
         >>> modwright.Anatomy.of(model).blocks[2].mlp.experts.describe()
         '8 experts of 12, top 2 by avg_key, dispatched'
     """
     fixed = {"hidden_size", "intermediate_size", "activation", "gated", "biases", "num_experts"}
-    parts = list(_experts(model))
+    parts = _experts(model)
     valid = {field.name for field in dataclasses.fields(parts[0][1].shape)} - fixed
     for name in changes:
         if name not in valid:
@@ -79,23 +74,14 @@ def set_routing(model: nn.Module, **changes: Any) -> None:
 
 
 def set_top_k(model: nn.Module, k: int, selection: str = "top") -> None:
-    """Sets, in place, how many experts a token uses, and by which end of the ranking.
-
-    Args:
-        k: how many rank first ("top"), last ("bottom"), or are left out ("not_top").
-        selection: "top", "bottom" or "not_top".
-    """
+    """Sets, in place, how many experts are "top", "bottom", or left out ("not_top")."""
     set_routing(model, top_k=k, selection=selection)
 
 
 def tie_keys(model: nn.Module, momentum: float = 0.0) -> None:
     """Lets stored mean keys follow the weights, in place; to be called after an optimizer step.
 
-    Args:
-        momentum: m gives m times the old mean keys plus 1 - m times the present ones.
-
-    Raises:
-        InvalidInputError: no MLP is split into experts, or a momentum outside [0, 1).
+    A ``momentum`` m in [0, 1) gives m times the old mean keys plus 1 - m times the present ones.
     """
     if not 0 <= momentum < 1:
         raise InvalidInputError(f"momentum {momentum} must lie in [0, 1)")
@@ -107,10 +93,7 @@ def tie_keys(model: nn.Module, momentum: float = 0.0) -> None:
 
 
 class TieKeys(TrainerCallback):
-    """Keeps stored mean keys tied to the weights under ``transformers.Trainer``.
-
-    Scores other than "avg_key" are tied by themselves.
-    """
+    """Keeps stored mean keys tied to the weights under ``transformers.Trainer``."""
 
     def __init__(self, momentum: float = 0.0) -> None:
         self.momentum = momentum
@@ -127,12 +110,7 @@ def _parts_in(model: nn.Module) -> list[ExpertFeedForward]:
 
 @dataclass(frozen=True)
 class ExpertUsage:
-    """How often each expert was used.
-
-    Attributes:
-        counts: address of an MLP -> (N,) tokens that used each of its experts.
-        tokens: how many there were, padding left out.
-    """
+    """How many of ``tokens``, padding left out, used each expert: address of an MLP -> (N,)."""
 
     counts: Mapping[str, Tensor]
     tokens: int
@@ -147,34 +125,27 @@ class ExpertUsage:
         return {name: index.tolist() for name, index in found.items() if len(index)}
 
     def __repr__(self) -> str:
-        told = ", ".join(
-            f"{name} {int(n.min())} to {int(n.max())}" for name, n in self.counts.items()
-        )
-        return f"ExpertUsage({self.tokens} tokens; tokens per expert: {told})"
+        told = (f"{name} {int(n.min())} to {int(n.max())}" for name, n in self.counts.items())
+        return f"ExpertUsage({self.tokens} tokens; tokens per expert: {', '.join(told)})"
 
 
 @torch.no_grad()
 def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batch]) -> ExpertUsage:
     """Counts which experts the tokens of some batches use, in every split MLP.
 
-    Args:
-        batches: keyword arguments of a forward pass each, or batches of token windows. Where an
-            attention mask says 0, a token is not counted.
-
-    Raises:
-        InvalidInputError: no MLP is split into experts, or there is no batch.
+    ``batches`` are keyword arguments of a forward pass each, or batches of token windows. Where an
+    attention mask says 0, a token is not counted.
 
     Example:
         >>> import modwright
         >>> from modwright.surgery import make_method
-        >>> model = modwright.open("preset:tiny-llama").model
         >>> method = make_method("emoe", {"num_experts": 4, "top_k": 1, "layers": [0]})
-        >>> model = modwright.apply(model, method).model
+        >>> model = modwright.apply(modwright.open("preset:tiny-llama"), method).model
         >>> usage = expert_usage(model, [{"input_ids": torch.arange(12).view(2, 6)}])
         >>> usage.tokens, int(usage.counts["blocks.0.mlp"].sum())
         (12, 12)
     """
-    parts = list(_experts(model))
+    parts = _experts(model)
     counts = {mlp.address: torch.zeros(mlp.num_experts, dtype=torch.long) for mlp, _ in parts}
     tokens = 0
     with eval_mode(model):

@@ -2,39 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from modwright.anatomy import Anatomy, MixtureOfExperts, OpaqueModule, ResidualStream
+from modwright.anatomy import Anatomy, OpaqueModule, ResidualStream
 from modwright.anatomy.stream import WriteProjection
 from modwright.core.compat.torch import tensor_tables
 from modwright.core.errors import InvalidInputError
 from modwright.nn import FactorPair, ZeroMean
-from modwright.surgery.centering import mean_share
 
-__all__ = ["Form", "blockers", "covering", "refuse_blockers", "runs_centered"]
+__all__ = ["Form", "blockers", "covering", "mean_share", "runs_centered"]
 
 Form = Literal["rms", "crms"]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SHARE = 16
 """Units of rounding up to which a mean counts as none, see :func:`mean_share`."""
-
-
-def refuse_blockers(anatomy: Anatomy, form: Form, **how: bool) -> None:
-    """Refuses a model that cannot be converted; arguments as those of :func:`blockers`.
-
-    Raises:
-        InvalidInputError: names the first place and the number of others.
-    """
-    found = blockers(anatomy, form, **how)
-    if found:
-        more = f" (and {len(found) - 1} more such places)" if len(found) > 1 else ""
-        raise InvalidInputError(f"pre_rmsnorm: {found[0]}{more}")
 
 
 def blockers(
@@ -47,30 +33,25 @@ def blockers(
 ) -> list[str]:
     """Every place that stands in the way, with the reason; empty where nothing does.
 
-    Args:
-        anatomy: of the model.
-        form: that is wanted.
-        training: the training form is wanted.
-        fold: the affine step of the norms is to go into the maps that read them.
-        counting: only shapes are wanted, so weights may be missing.
-
-    Example:
-        >>> import modwright
-        >>> blockers(modwright.open("preset:tiny-gpt2").anatomy, "crms")
-        []
+    ``fold``: the affine step of the norms is to go into the maps that read them. ``counting``: only
+    shapes are wanted, so weights may be missing.
     """
     found = list(_unread(anatomy))
     if found:
         return found
     stream = anatomy.stream
-    found = list(_writing_norms(anatomy, stream))
-    found = found or [*_kinds(stream), *_bare_reads(anatomy, stream)]
+    found = list(_writing_norms(anatomy, stream)) or list(_reads(anatomy, stream))
     if found:
         return found
     absent = [name for name, p in anatomy.model.named_parameters() if p.is_meta]
     if absent and not counting:
         found.append(f"{absent[0]} is on the meta device (offloaded or not loaded); load it first")
-    found += [*_dtypes(anatomy), *_shared(anatomy)]
+    found += [
+        f"{name} is {parameter.dtype}; open the model in float32, bfloat16 or float16"
+        for name, parameter in anatomy.model.named_parameters()
+        if parameter.dtype not in _FLOATS
+    ]
+    found += _shared(anatomy)
     if form == "crms":
         found += [*_narrow(anatomy, stream), *_unplaceable(anatomy, stream, "narrowed")]
     if training:
@@ -114,7 +95,7 @@ def _writing_norms(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
             )
 
 
-def _kinds(stream: ResidualStream) -> Iterator[str]:
+def _reads(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
     kinds = {norm.kind for norm in stream.norms}
     for norm in stream.norms:
         name = type(norm.module).__name__
@@ -127,9 +108,6 @@ def _kinds(stream: ResidualStream) -> Iterator[str]:
             yield f"{norm.address} normalizes over the axes {tuple(shape)}, not over the last alone"
         elif norm.kind == "rms" and len(kinds) > 1:
             yield f"{norm.address} is a {name} beside norms of another kind: the stream has a mean"
-
-
-def _bare_reads(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
     for reader in stream.readers:
         if reader.norm is None:
             yield f"{reader.part.address} reads the stream without a norm, so it sees its mean"
@@ -153,20 +131,14 @@ def _narrow(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
         )
 
 
-def _dtypes(anatomy: Anatomy) -> Iterator[str]:
-    for name, parameter in anatomy.model.named_parameters():
-        if parameter.dtype not in _FLOATS:
-            yield f"{name} is {parameter.dtype}; open the model in float32, bfloat16 or float16"
-
-
 def _shared(anatomy: Anatomy) -> Iterator[str]:
     """A tensor that two modules store; the head may share the token table."""
     tied = {id(getattr(anatomy.outer.get(role), "module", None)) for role in ("embed", "head")}
-    held: dict[int, list[tuple[str, nn.Module]]] = defaultdict(list)
+    held: dict[int, list[tuple[str, nn.Module]]] = {}
     for path, module in anatomy.model.named_modules(remove_duplicate=False):
         for name, parameter in tensor_tables(module)[0].items():
             if parameter is not None and not parameter.is_meta and parameter.numel():
-                held[parameter.data_ptr()].append((f"{path}.{name}", module))
+                held.setdefault(parameter.data_ptr(), []).append((f"{path}.{name}", module))
     for places in held.values():
         if len(places) > 1 and not {id(module) for _, module in places} <= tied:
             yield (
@@ -217,14 +189,25 @@ def _untrainable(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
 
 def _experts(anatomy: Anatomy) -> Iterator[str]:
     for block in anatomy.blocks:
-        if isinstance(block.mlp, MixtureOfExperts) or (
-            block.mlp is not None and block.mlp.experts is not None
-        ):
+        if block.mlp is not None and block.mlp.experts is not None:
             yield (
                 f"{block.mlp.address} consists of experts, which are chosen by what its norm "
                 "returns, so its maps must stay as they are; merge the experts first, or use "
                 "form 'rms' without folding"
             )
+
+
+def mean_share(tensor: Tensor, axis: int) -> float:
+    """How far a parameter is from zero mean along one axis: 0 is zero mean, 1 that of noise.
+
+    The root mean square of the means, over that of the entries, times the root of d.
+    """
+    wide = tensor.double()
+    size = float(wide.square().mean().sqrt())
+    if not size:
+        return 0.0
+    means = float(wide.mean(axis).square().mean().sqrt())
+    return means / size * tensor.shape[axis] ** 0.5
 
 
 def _means(stream: ResidualStream) -> Iterator[str]:

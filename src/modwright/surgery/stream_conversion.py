@@ -1,4 +1,7 @@
-"""Rewrites all that touches a residual stream so that its mean is gone, one part at a time."""
+"""Rewrites all that touches a residual stream so that its mean is gone, one part at a time.
+
+The functions at the end are the algebra of it; each takes the axis along which the stream runs.
+"""
 
 from __future__ import annotations
 
@@ -13,24 +16,20 @@ from modwright.anatomy import Anatomy, Block, Norm, Projection
 from modwright.anatomy.stream import WriteProjection
 from modwright.anatomy.views import Embedding, Linear, Sublayer
 from modwright.edits import Change, Edit, Replace, RevertEdit, untie
-from modwright.edits.resize import resize
+from modwright.edits.change import place_map, resize
 from modwright.nn import ZeroMean
-from modwright.surgery.centering import folded, recentered, relative_to, rounded, without
+from modwright.nn.zero_mean import recentered
 from modwright.surgery.stream_blockers import Form, covering, runs_centered
 
-__all__ = ["Conversion"]
+__all__ = ["Conversion", "folded", "recentered", "relative_to", "rounded", "without"]
 
 
 class Conversion:
     """One conversion of one model: what happens to every writer, reader and norm of its stream.
 
-    Args:
-        anatomy: of the model; nothing of it stands in the way, see
-            :func:`modwright.surgery.stream_blockers.blockers`.
-        form: "rms", or "crms", which drops a coordinate.
-        training: recentre as the model runs.
-        fold: fold the affine step of the norms into the readers, also in form "rms".
-        drop_index: the coordinate that "crms" drops.
+    Nothing stands in the way, see :func:`modwright.surgery.stream_blockers.blockers`. ``form`` is
+    "rms", or "crms", which drops the coordinate ``drop_index``; ``training`` recentres as the model
+    runs; ``fold`` folds the affine step of the norms into the readers, also in form "rms".
     """
 
     def __init__(
@@ -40,12 +39,9 @@ class Conversion:
         assert self.stream.last_norm is not None, "without one, something stands in the way"
         self.last_norm: Norm = self.stream.last_norm
         self.training, self.narrows = training, form == "crms"
-        self.width = anatomy.hidden_size
-        self.index = drop_index % self.width
+        self.width, self.index = anatomy.hidden_size, drop_index % anatomy.hidden_size
         self.is_new = any(norm.kind == "layer" for norm in self.stream.norms)
         self.wants_fold = fold or self.narrows
-
-    # What happens where
 
     def folds(self, norm: Norm | None) -> bool:
         """The affine step of a norm goes into its readers; they must all be known."""
@@ -55,8 +51,7 @@ class Conversion:
     @cached_property
     def is_tied(self) -> bool:
         """The head and a writer of the stream are one table."""
-        written = any(writer.address == "embed" for writer in self.stream.writers)
-        return self.anatomy.is_tied and written
+        return self.anatomy.is_tied and any(w.address == "embed" for w in self.stream.writers)
 
     @cached_property
     def unties(self) -> bool:
@@ -79,13 +74,11 @@ class Conversion:
         other = any(self.runs(w) != runs_centered(self.stream, w) for w in self.stream.writers)
         return self.is_new or self.narrows or folds or other
 
-    # The rewrites
-
     def block(self, block: Block) -> Change:
         """Rewrites the norms of a block, what reads through them, and what writes."""
-        change = Change()
-        for norm in block.norms.values():
-            change += self._norm(norm) if norm in self.stream.norms else Change()
+        change = sum(
+            (self._norm(n) for n in block.norms.values() if n in self.stream.norms), Change()
+        )
         for scale in block.scales.values():  # it is in the map that it multiplied
             change += Change((Replace(scale.address, "identity", {}),))
         for _, sublayer in block.sublayers():
@@ -93,10 +86,13 @@ class Conversion:
             for role, projection in sublayer.projections().items():
                 if role not in sublayer.writes_residual:
                     values[role] = self._read(projection, sublayer.norm)
-                elif self.runs(projection):
-                    change += _recentered_as_it_runs(projection)
-                else:
+                elif not self.runs(projection):
                     values[role] = self._written(projection)
+                elif not isinstance(projection.module, ZeroMean):  # it keeps what it stores
+                    kept = place_map(
+                        projection.address, projection.parameters(), "zero_mean_linear"
+                    )
+                    change += Change(kept.edits)
             change += self._store(sublayer, values)
         return change
 
@@ -111,10 +107,12 @@ class Conversion:
                 if covering(self.stream, writer) is writer and not centred:
                     change += Change((Replace(writer.address, "zero_mean", {}),))
                 continue
-            new = self._written(writer)
-            edits: list[Edit] = [self._narrowed(writer)] if self.narrows else []
-            edits += [RevertEdit(writer.address)] * (centred and not self.narrows)
-            change += Change(tuple(edits), {f"{writer.address}.{n}": t for n, t in new.items()})
+            edits: tuple[Edit, ...] = (RevertEdit(writer.address),) if centred else ()
+            if self.narrows:
+                axes = {n: a for n, a in writer.output_axes.items() if n in writer.parameters()}
+                sizes = {"axes": axes, "size": self.width - 1}
+                edits = (Replace(writer.address, "narrowed", sizes),)
+            change += Change(edits, _named(writer, self._written(writer)))
         return change + self._behind_the_blocks()
 
     def _behind_the_blocks(self) -> Change:
@@ -125,32 +123,25 @@ class Conversion:
         if reader is None or not new:
             return Change()
         if new.keys() <= reader.part.parameters().keys() and not self.narrows:
-            return Change((), {f"{reader.part.address}.{n}": t for n, t in new.items()})
-        return _own_map(reader.part, {**reader.part.parameters(), **new})
+            return Change((), _named(reader.part, new))
+        return place_map(reader.part.address, {**reader.part.parameters(), **new})
 
     def _norm(self, norm: Norm) -> Change:
         plain = self.folds(norm)
-        scale, bias = (None, None) if plain else (norm.scale, norm.bias)
-        here: dict[str, Any] = {"eps": norm.eps}
-        affine = {"weight": scale is not None, "bias": bias is not None}
+        named = {} if plain else {"weight": norm.scale, "bias": norm.bias}
+        values = {name: tensor for name, tensor in named.items() if tensor is not None}
+        sizes: dict[str, Any] = {"hidden_size": self.width, "eps": norm.eps}
+        affine = {"weight": "weight" in values, "bias": "bias" in values}
         if self.narrows and plain:
-            edit = Replace(norm.address, "crms_norm", {"hidden_size": self.width - 1, **here})
+            edit = Replace(norm.address, "crms_norm", sizes | {"hidden_size": self.width - 1})
         elif self.narrows:
-            here |= {"index": self.index, **affine}
-            edit = Replace(norm.address, "restoring_crms_norm", {"hidden_size": self.width, **here})
+            kwargs = {**sizes, "index": self.index, **affine}
+            edit = Replace(norm.address, "restoring_crms_norm", kwargs)
         elif norm.kind == "layer" or (plain and _affects(norm)):
-            here |= {**affine, "cast_first": False}
-            edit = Replace(norm.address, "rms_norm", {"hidden_size": self.width, **here})
+            edit = Replace(norm.address, "rms_norm", {**sizes, **affine, "cast_first": False})
         else:
             return Change()
-        named = {"weight": scale, "bias": bias}
-        return Change(
-            (edit,), {f"{norm.address}.{n}": t for n, t in named.items() if t is not None}
-        )
-
-    def _narrowed(self, writer: WriteProjection) -> Replace:
-        axes = {n: axis for n, axis in writer.output_axes.items() if n in writer.parameters()}
-        return Replace(writer.address, "narrowed", {"axes": axes, "size": self.width - 1})
+        return Change((edit,), _named(norm, values))
 
     def _written(self, writer: WriteProjection) -> dict[str, Tensor]:
         """New values of a writer's parameters; none where they are good already."""
@@ -171,7 +162,8 @@ class Conversion:
         stored = part.parameters()
         (reads,) = part.input_axes
         new = {name: tensor.double() for name, tensor in stored.items()}
-        new = folded(new, reads, _double(norm.scale), _double(norm.bias))
+        affine = [None if t is None else t.double() for t in (norm.scale, norm.bias)]
+        new = folded(new, reads, *affine)
         if self.narrows:
             new[reads] = relative_to(new[reads], part.input_axes[reads], self.index)
         return {name: tensor.to(stored["weight"].dtype) for name, tensor in new.items()}
@@ -184,12 +176,10 @@ class Conversion:
         change = Change()
         for role, new in values.items():
             if isinstance(old[role].module, ZeroMean) and new:
-                change += _own_map(old[role], new, "linear")
+                change += place_map(old[role].address, new)
             else:
-                change += Change((), {f"{old[role].address}.{n}": t for n, t in new.items()})
+                change += Change((), _named(old[role], new))
         return change
-
-    # Counting and telling
 
     def parameters_gone(self) -> int:
         """Parameters that the result has less than the model."""
@@ -212,25 +202,8 @@ class Conversion:
         return gone
 
 
-def _recentered_as_it_runs(projection: Projection) -> Change:
-    """A map in a block that keeps what it stores."""
-    if isinstance(projection.module, ZeroMean):
-        return Change()
-    return Change(_own_map(projection, projection.parameters(), "zero_mean_linear").edits)
-
-
-def _own_map(
-    part: Projection | Embedding | Linear, stored: Mapping[str, Tensor], name: str = "linear"
-) -> Change:
-    """A linear layer in place of one that is stored in its family's way."""
-    out_features, in_features = stored["weight"].shape
-    sizes = {"in_features": in_features, "out_features": out_features, "bias": "bias" in stored}
-    named = {f"{part.address}.{leaf}": tensor for leaf, tensor in stored.items()}
-    return Change((Replace(part.address, name, sizes),), named)
-
-
-def _double(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.double()
+def _named(part: WriteProjection | Norm, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{part.address}.{name}": tensor for name, tensor in values.items()}
 
 
 def _biases(norm: Norm) -> bool:
@@ -252,3 +225,73 @@ def _channel(stored: Mapping[str, Tensor], axes: Mapping[str, int]) -> int:
     return sum(
         stored[n].numel() // stored[n].shape[axis] for n, axis in axes.items() if n in stored
     )
+
+
+def without(tensor: Tensor, axis: int, index: int) -> Tensor:
+    """A writer's parameter without one coordinate of the stream: d -> d - 1.
+
+    Example:
+        >>> without(torch.tensor([[1.0, 2.0, 3.0]]), axis=1, index=-1)
+        tensor([[1., 2.]])
+    """
+    kept = [i for i in range(tensor.shape[axis]) if i != index % tensor.shape[axis]]
+    return tensor.index_select(axis, torch.tensor(kept, device=tensor.device))
+
+
+def rounded(tensor: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+    """Rounds so that sums along an axis stay: what one entry lost, the next one gets.
+
+    Rounded one by one, neighbors of one size that were all moved by the same mean err to the same
+    side, and the coordinate that is minus the sum of the others gets all their errors.
+
+    Example:
+        >>> x = torch.full((8,), 1 / 3, dtype=torch.float64)
+        >>> off = x.sum() - rounded(x, 0, torch.bfloat16).double().sum()
+        >>> f"{abs(float(off)):.4f}"
+        '0.0007'
+    """
+    if torch.finfo(dtype).bits >= 32:
+        return tensor.to(dtype)
+    rows = tensor.movedim(axis, 0)
+    out, rest = torch.empty_like(rows, dtype=dtype), torch.zeros_like(rows[0])
+    for index, row in enumerate(rows):
+        out[index] = wanted = row + rest
+        rest = wanted - out[index].to(tensor.dtype)
+    return out.movedim(0, axis)
+
+
+def relative_to(tensor: Tensor, axis: int, index: int) -> Tensor:
+    """A reader's parameter for a zero-mean stream that is stored without one coordinate.
+
+    The coordinate left out is minus the sum of the others, so its column is taken off theirs.
+
+    Example:
+        >>> relative_to(torch.tensor([[1.0, 2.0, 3.0]]), axis=1, index=-1)
+        tensor([[-2., -1.]])
+    """
+    at = index % tensor.shape[axis]
+    return without(tensor, axis, index) - tensor.narrow(axis, at, 1)
+
+
+def folded(
+    stored: Mapping[str, Tensor], reads: str, scale: Tensor | None, bias: Tensor | None
+) -> dict[str, Tensor]:
+    """A reader that does the affine step of the norm before it: W diag(scale), b + W bias.
+
+    ``stored`` is weight (out, d), or the factors weight (out, r) and reduce (r, d), and perhaps
+    bias (out,), which comes where the norm's is not zero. ``reads`` names what has d columns.
+
+    Example:
+        >>> w = torch.tensor([[1.0, 2.0]])
+        >>> folded({"weight": w}, "weight", torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0]))
+        {'weight': tensor([[3., 2.]]), 'bias': tensor([3.])}
+    """
+    new = dict(stored)
+    if bias is not None and bool(bias.any()):
+        moved = stored[reads] @ bias
+        if reads != "weight":
+            moved = stored["weight"] @ moved
+        new["bias"] = stored["bias"] + moved if "bias" in stored else moved
+    if scale is not None:
+        new[reads] = stored[reads] * scale
+    return new

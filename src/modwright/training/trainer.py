@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback
 
 from modwright.core.compat.transformers import has_adapters
 from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.edits.sharing import own_tensors
+from modwright.edits.apply import own_tensors
 from modwright.nn import FactorPair
 from modwright.training.objectives import Objective
 

@@ -13,7 +13,7 @@ from modwright.anatomy.families import family_of
 from modwright.core.errors import ModwrightError
 from modwright.edits.edit import split_address
 from modwright.edits.remodeled import base_class, edits_of
-from modwright.edits.replay import _placements, replay
+from modwright.edits.replay import placements, replay
 
 __all__ = ["Layout", "layout_of"]
 
@@ -85,10 +85,10 @@ def layout_of(model: Any) -> Layout:
     bare = "" if hasattr(stock, stock.base_model_prefix) else f"{stock.base_model_prefix}."
     parts: list[tuple[str, str, dict[str, Any]]] = []
     for edit in sorted(edits_of(config), key=lambda e: (e.path.count("."), e.path)):
-        index, role = split_address(edit.path)
+        index, _ = split_address(edit.path)
         holder = stock if index is None else layers[index]
         prefix = bare if index is None else f"{bare}{blocks}.{index}."
-        for path, name, kwargs in _placements(family, holder, role, edit):
+        for path, name, kwargs in placements(family, holder, edit):
             parts.append((prefix + path, name, dict(kwargs)))
         with torch.device("meta"):
             replay(stock, family, [edit])

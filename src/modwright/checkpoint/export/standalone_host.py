@@ -16,7 +16,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.modes import set_mode
-from modwright.edits.attention_maps import forward_with_all_maps
+from modwright.edits.remodeled import forward_with_all_maps
 from modwright.edits.stock_class_guard import (
     add_stock_class_guard,
     strip_stock_class_guard,
