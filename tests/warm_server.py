@@ -6,6 +6,7 @@ A line is a request: words behind ``python``, environment, directory, and a fold
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 import resource
@@ -16,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # trainings and exports import it
-from transformers import LlamaForCausalLM, Trainer
 
-__all__ = ["LlamaForCausalLM", "Trainer"]  # imported for what they import
+IMPORTED = ["transformers.models.llama.modeling_llama", "transformers.trainer", "torch._dynamo"]
+IMPORTED += ["sklearn.datasets", "matplotlib.axes"]  # not in every environment
+for module in IMPORTED:
+    with contextlib.suppress(ImportError):
+        importlib.import_module(module)
 
 
 def be_a_new_process(request: dict[str, Any]) -> None:

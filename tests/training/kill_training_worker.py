@@ -14,7 +14,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib.axes
+import sklearn.datasets
 import torch
+import torch._dynamo
+from transformers import Trainer
 
 import modwright.core.files as files
 import modwright.recipes.run_directory as working
@@ -22,6 +26,7 @@ import modwright.training.checkpoints as keeping
 import modwright.training.trainer as training
 from modwright.cli.entry import run_command
 
+__all__ = ["Trainer", "matplotlib", "sklearn"]  # what every training imports is imported once
 torch.set_num_threads(1)
 
 # moment: object, name of its function, whether the call is made before the process dies.
