@@ -9,9 +9,8 @@ import yaml
 
 from modwright.report import Report, Stage, render_html, summary_sentences
 from modwright.report.columns import shown_metrics
-from modwright.report.serving import serving_rows
 from modwright.report.summary import RULES
-from modwright.report.tables import measured
+from modwright.report.tables import measured, serving_rows
 
 from .small import report, stage
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import matplotlib
 import pytest
+from matplotlib.transforms import Bbox
 
 from modwright.report import Report, Stage
-from modwright.report.label_layout import Box, place
+from modwright.report.label_layout import place
 from modwright.report.plots import curve, plots, scores, shapes, sparsity
 
 from .small import report, stage
@@ -177,18 +178,18 @@ def test_drawing_twice_gives_the_same_and_leaves_settings_alone(example: Report)
 
 def test_labels_of_equal_points_do_not_overlap() -> None:
     points, labels = [(100.0, 100.0)] * 4, ["one", "two", "three", "four"]
-    spots = place(points, labels, Box(0, 0, 200, 200))
+    spots = place(points, labels, Bbox.from_extents(0, 0, 200, 200))
     boxes = [spot.box(100.0, 100.0, label) for spot, label in zip(spots, labels)]
-    assert not any(a.meets(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_labels_stay_inside() -> None:
-    frame = Box(0, 0, 200, 200)
+    frame = Bbox.from_extents(0, 0, 200, 200)
     for x, y in [(2.0, 2.0), (198.0, 198.0), (2.0, 198.0), (198.0, 2.0)]:
         (spot,) = place([(x, y)], ["a longer label"], frame)
         box = spot.box(x, y, "a longer label")
-        assert frame.left <= box.left and box.right <= frame.right
-        assert frame.bottom <= box.bottom and box.top <= frame.top
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1
+        assert frame.y0 <= box.y0 and box.y1 <= frame.y1
 
 
 def test_many_stages_and_layers_can_be_drawn() -> None:

@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 from modwright.core.errors import InvalidInputError
 from modwright.core.formatting import MISSING
 from modwright.report import Report, Stage, model_card, render_html, render_markdown
-from modwright.report.serving import HEADS, serving_rows
+from modwright.report.tables import SERVING_HEADS, serving_rows
 
 from .small import report, stage
 
@@ -37,7 +37,7 @@ def tables_of(markdown: str) -> list[list[list[str]]]:
 def test_every_page_has_one_row_per_runtime() -> None:
     made = edited()
     for page in (render_markdown(made), model_card(made)):
-        (found,) = [table for table in tables_of(page) if table[0] == list(HEADS)]
+        (found,) = [table for table in tables_of(page) if table[0] == list(SERVING_HEADS)]
         assert found[1:] == [
             ["transformers", "yes", "after <code>import modwright</code>"],
             ["llama.cpp", "no", "layers differ: no mlp in block 3"],

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from modwright.report import Report
 from modwright.report.columns import METRICS, shown_metrics
-from modwright.report.tables import measured, per_layer, samples
+from modwright.report.tables import by_layer, measured, samples
 
 from .small import report, stage
 
@@ -79,7 +79,9 @@ def test_recipes_that_differ_name_their_stages() -> None:
 
 def test_only_lists_with_an_entry_per_layer_become_columns() -> None:
     reasons = {"sparsity": [0.1, 0.2], "removed": {"mlp": [1]}, "edges": [[0, 1], [1, 2]]}
-    assert per_layer(reasons, 2) == {"sparsity": [0.1, 0.2]}
+    columns, rest = by_layer(reasons, 2)
+    assert columns == {"sparsity": [0.1, 0.2]}
+    assert rest == {"removed, mlp": "1", "edges": "0, 1, 1, 2"}
 
 
 def test_samples_are_the_first_and_the_last() -> None:

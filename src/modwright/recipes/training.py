@@ -36,7 +36,7 @@ from modwright.recipes.training_schema import (
     pictures_of,
     settings_of,
 )
-from modwright.report.curves import training_curves
+from modwright.report.plots import training_curves
 from modwright.tasks.pictures import Pictures
 from modwright.training import Settings, TrainResult, fit
 from modwright.training.checkpoints import newest_checkpoint, remove_incomplete

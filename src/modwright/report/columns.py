@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import partial
+
 from modwright.core.formatting import (
     MISSING,
     bytes_text,
@@ -19,155 +22,70 @@ from modwright.report.metrics import Metric
 from modwright.report.scores import score_metrics
 from modwright.report.speeds import SpeedMetric
 
-__all__ = ["METRICS", "shown_metrics"]
+__all__ = ["MEANINGS", "METRICS", "shown_metrics"]
 
-METRICS = (
-    Metric(
-        "parameters",
-        "cost",
-        "Parameters",
-        count_text,
-        percent_text,
-        "fewer",
-        "more",
-        True,
-        "Numbers that the model has learned; a table used twice counts once.",
-    ),
-    Metric(
-        "stored_bytes",
-        "cost",
-        "Weights on disk",
-        bytes_text,
-        percent_text,
-        "smaller",
-        "larger",
-        True,
-        "Bytes of the weight files (1 MB is 1,000,000 bytes).",
-    ),
-    Metric(
-        "perplexity",
-        "quality",
-        "Perplexity",
-        number_text,
-        factor_text,
-        "lower",
-        "higher",
-        True,
-        "About how many equally likely tokens the model hesitates between at each token of a text. "
-        "Lower is better; only numbers measured the same way can be compared.",
-    ),
-    Metric(
-        "kl",
-        "agreement",
-        "KL, nats/token",
-        nats_text,
-        factor_text,
-        "lower",
-        "higher",
-        True,
-        "Mean KL divergence of the result's distribution over a token from that of the model as it "
-        "came, which is KL(original || result); 0 is the same distribution.",
-    ),
-    Metric(
-        "top1",
-        "agreement",
-        "Top-1 agreement",
-        share_text,
-        percent_text,
-        "lower",
-        "higher",
-        False,
-        "Share of the tokens at which the result puts first what the model as it came puts first.",
-    ),
-    Metric(
-        "cosine",
-        "agreement",
-        "Cosine",
-        score_text,
-        percent_text,
-        "lower",
-        "higher",
-        False,
-        "Mean cosine between the last hidden state of a token and that of the model as it came; 1 "
-        "is the same direction.",
-    ),
-    Metric(
-        "prefill_macs",
-        "cost",
-        "Prefill MACs",
-        scaled_text,
-        percent_text,
-        "fewer",
-        "more",
-        True,
-        "Multiplications with addition needed to read the prompt.",
-    ),
-    Metric(
-        "decode_macs",
-        "cost",
-        "Decode MACs/token",
-        scaled_text,
-        percent_text,
-        "fewer",
-        "more",
-        True,
-        "Multiplications with addition needed to write one more token.",
-    ),
-    Metric(
-        "kv_bytes",
-        "cost",
-        "KV cache",
-        bytes_text,
-        percent_text,
-        "smaller",
-        "larger",
-        True,
-        "Bytes that the attentions keep of the text read so far.",
-    ),
-    Metric(
-        "activation_bytes",
-        "cost",
-        "Activations",
-        bytes_text,
-        percent_text,
-        "smaller",
-        "larger",
-        True,
-        "Bytes of the largest set of intermediate values alive at once while reading the prompt.",
-    ),
-    SpeedMetric(
-        "prefill_tokens_per_second",
-        "speed",
-        "Prefill tokens/s",
-        number_text,
-        percent_text,
-        "slower",
-        "faster",
-        False,
-        "Measured tokens of the prompt read per second on the machine named below. A change is "
-        "given only where a difference was seen.",
-    ),
-    SpeedMetric(
-        "decode_tokens_per_second",
-        "speed",
-        "Decode tokens/s",
-        number_text,
-        percent_text,
-        "slower",
-        "faster",
-        False,
-        "Measured tokens written per second on the machine named below. A change is "
-        "given only where a difference was seen.",
-    ),
+_counted = partial(Metric, "cost", change=percent_text, less="fewer", more="more")
+_bytes = partial(
+    Metric, "cost", text=bytes_text, change=percent_text, less="smaller", more="larger"
+)
+_shared = partial(Metric, "agreement", change=percent_text, lower_is_better=False)
+_speed = partial(
+    SpeedMetric,
+    "speed",
+    text=number_text,
+    change=percent_text,
+    less="slower",
+    more="faster",
+    lower_is_better=False,
 )
 
-_LAST_OF_QUALITY = max(i for i, m in enumerate(METRICS) if m.group in ("quality", "agreement"))
+_SIZE = (
+    _counted("parameters", "Parameters", count_text),
+    _bytes("stored_bytes", "Weights on disk"),
+)
+_QUALITY = (
+    Metric("quality", "perplexity", "Perplexity", number_text, factor_text),
+    Metric("agreement", "kl", "KL, nats/token", nats_text, factor_text),
+    _shared("top1", "Top-1 agreement", share_text),
+    _shared("cosine", "Cosine", score_text),
+)
+_WORK = (
+    _counted("prefill_macs", "Prefill MACs", scaled_text),
+    _counted("decode_macs", "Decode MACs/token", scaled_text),
+    _bytes("kv_bytes", "KV cache"),
+    _bytes("activation_bytes", "Activations"),
+    _speed("prefill_tokens_per_second", "Prefill tokens/s"),
+    _speed("decode_tokens_per_second", "Decode tokens/s"),
+)
+METRICS: tuple[Metric, ...] = (*_SIZE, *_QUALITY, *_WORK)
+
+_SEEN = "on the machine named below. A change is given only where a difference was seen."
+MEANINGS = {
+    "parameters": "Numbers that the model has learned; a table used twice counts once.",
+    "stored_bytes": "Bytes of the weight files (1 MB is 1,000,000 bytes).",
+    "perplexity": "About how many equally likely tokens the model hesitates between at each token "
+    "of a text. Lower is better; only numbers measured the same way can be compared.",
+    "kl": "Mean KL divergence of the result's distribution over a token from that of the model as "
+    "it came, which is KL(original || result); 0 is the same distribution.",
+    "top1": "Share of the tokens at which the result puts first what the model as it came puts "
+    "first.",
+    "cosine": "Mean cosine between the last hidden state of a token and that of the model as it "
+    "came; 1 is the same direction.",
+    "prefill_macs": "Multiplications with addition needed to read the prompt.",
+    "decode_macs": "Multiplications with addition needed to write one more token.",
+    "kv_bytes": "Bytes that the attentions keep of the text read so far.",
+    "activation_bytes": "Bytes of the largest set of intermediate values alive at once while "
+    "reading the prompt.",
+    "prefill_tokens_per_second": f"Measured tokens of the prompt read per second {_SEEN}",
+    "decode_tokens_per_second": f"Measured tokens written per second {_SEEN}",
+}
+"""What each column is, in words; those of scores have words of their own."""
 
 
 def shown_metrics(report: Report) -> list[Metric]:
     """The metrics that at least one stage has, in the order of the columns."""
-    found = [m for m in METRICS if any(m.cell(stage) != MISSING for stage in report.stages)]
-    place = next(
-        (i for i, m in enumerate(found) if METRICS.index(m) > _LAST_OF_QUALITY), len(found)
-    )
-    return [*found[:place], *score_metrics(report), *found[place:]]
+
+    def known(metrics: Iterable[Metric]) -> list[Metric]:
+        return [m for m in metrics if any(m.cell(stage) != MISSING for stage in report.stages)]
+
+    return [*known(_SIZE + _QUALITY), *score_metrics(report), *known(_WORK)]

@@ -45,8 +45,8 @@ class Stage:
         options: resolved options of the method.
         seconds: phase of the step -> seconds.
         cost: ``parameters``, ``stored_bytes``, ``prefill_macs``, ``decode_macs`` (per token),
-            ``kv_bytes``, ``activation_bytes``, and ``recipe``: how they were counted.
-        quality: ``perplexity``, ``finite`` and ``recipe``; None if not measured.
+            ``kv_bytes``, ``activation_bytes``, and ``recipe``.
+        quality: ``perplexity``, ``finite`` and ``recipe``.
         agreement: with the model as it came: ``kl`` (nats per token) and ``top1`` (a share), or
             ``cosine`` for a model without a head; ``tokens``, ``finite`` and ``recipe``.
         harness: ``scores``, ``finite`` and ``recipe``. A score has ``name``, ``task``, ``metric``,
@@ -65,8 +65,7 @@ class Stage:
         accounting: ``kept``, ``changed``, ``added``, ``removed`` -> number of tensors.
         plain: stock transformers loads the checkpoint.
         servable: runtime -> ``answer`` ("yes", "after export", "no", "not tested"), ``why`` and
-            ``command``: whether it takes the model, as `modwright.checkpoint.export` says it. One
-            sentence in place of the three is a reason.
+            ``command``, as `modwright.checkpoint.export` says it. One sentence is a reason.
 
     Raises:
         InvalidInputError: a value is not plain, or ``shape`` and ``source_blocks`` do not fit.
@@ -175,21 +174,18 @@ class Report:
 
     def __post_init__(self) -> None:
         _plain_record(self, "report")
-        stages = self.stages
-        if not stages:
+        if not self.stages:
             raise InvalidInputError("a report needs at least one stage, the model as it came")
-        names = [stage.name for stage in stages]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise InvalidInputError(f"two stages are named {twice!r}; each needs a name of its own")
-        if stages[0].method is not None:
+        if (method := self.before.method) is not None:
             raise InvalidInputError(
-                f"the first stage is the model as it came and has no method, "
-                f"got {stages[0].method!r}"
+                f"the first stage is the model as it came and has no method, got {method!r}"
             )
-        nameless = next((stage.name for stage in stages[1:] if stage.method is None), None)
-        if nameless is not None:
-            raise InvalidInputError(f"stage {nameless!r} needs the name of its method")
+        names = [stage.name for stage in self.stages]
+        for at, (name, stage) in enumerate(zip(names, self.stages)):
+            if name in names[:at]:
+                raise InvalidInputError(f"two stages are named {name!r}; each needs its own name")
+            if at and stage.method is None:
+                raise InvalidInputError(f"stage {name!r} needs the name of its method")
 
     @property
     def before(self) -> Stage:
@@ -212,19 +208,14 @@ class Report:
         Raises:
             InvalidInputError: a newer format, an unknown field, or a value that no report has.
         """
-        if not isinstance(stored, Mapping):
-            raise InvalidInputError(f"a report is a mapping of fields, got {type(stored).__name__}")
-        number = stored.get("format", FORMAT)
-        if not isinstance(number, int) or number > FORMAT:
-            raise InvalidInputError(f"the report has format {number!r}; known up to {FORMAT}")
-        rest = {name: value for name, value in stored.items() if name != "format"}
-        values = _fields_of(cls, rest, "report")
-        stages = values.get("stages", [])
-        if not isinstance(stages, list):
-            raise InvalidInputError(
-                f"stages of a report must be a list, got {type(stages).__name__}"
-            )
-        values["stages"] = [Stage.from_dict(stage) for stage in stages]
+        if isinstance(stored, Mapping) and "format" in stored:
+            stored = dict(stored)
+            number = stored.pop("format")
+            if not isinstance(number, int) or number > FORMAT:
+                raise InvalidInputError(f"the report has format {number!r}; known up to {FORMAT}")
+        values = _fields_of(cls, stored, "report")
+        if isinstance(values.get("stages"), list):
+            values["stages"] = [Stage.from_dict(stage) for stage in values["stages"]]
         return cls(**values)
 
     def __repr__(self) -> str:
@@ -234,13 +225,12 @@ class Report:
 def _fields_of(cls: type[Any], stored: Mapping[str, Any], what: str) -> dict[str, Any]:
     if not isinstance(stored, Mapping):
         raise InvalidInputError(f"a {what} is a mapping of fields, got {type(stored).__name__}")
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    known = [f.name for f in dataclasses.fields(cls)]
     for name in stored:
         if name not in known:
             raise unknown_name(f"field of a {what}:", name, known)
-    first = next(iter(known))
-    if first not in stored:
-        raise InvalidInputError(f"a {what} needs the field {first!r}")
+    if known[0] not in stored:
+        raise InvalidInputError(f"a {what} needs the field {known[0]!r}")
     return dict(stored)
 
 
@@ -269,15 +259,11 @@ class _Runtime(_Values, extra="forbid"):
         return {"why": given} if isinstance(given, str) else given
 
 
-class _Attention(_Values):
-    heads: Any
-    kv_heads: Any
-    qk: Any
-    v: Any
+_Attention = _values(**dict.fromkeys(("heads", "kv_heads", "qk", "v"), (Any, ...)))
 
 
 class _Block(_Values, extra="forbid"):
-    attention: _Attention | None
+    attention: _Attention | None  # type: ignore[valid-type]
     mlp: Any
 
 
@@ -313,7 +299,8 @@ def _plain_record(record: Any, where: str) -> Any:
     """Replaces every field by its plain copy; what pages read of them."""
     for f in dataclasses.fields(record):
         value = getattr(record, f.name)
-        plain = list(value) if f.name == "stages" else _plain(value, f"{where}, {f.name}")
+        is_stages = f.name == "stages" and isinstance(value, list | tuple)
+        plain = list(value) if is_stages else _plain(value, f"{where}, {f.name}")
         object.__setattr__(record, f.name, plain)
     try:
         return _model_of(record.__class__).model_validate(vars(record))
@@ -329,7 +316,12 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {_key(k, where): _plain(v, f"{where}.{k}") for k, v in value.items()}
+        for key in value:
+            if not isinstance(key, str | int) or isinstance(key, bool):
+                raise InvalidInputError(
+                    f"{where} has the key {key!r}; valid keys: text and whole numbers"
+                )
+        return {str(key): _plain(v, f"{where}.{key}") for key, v in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
     raise InvalidInputError(
@@ -348,11 +340,3 @@ def _finite(given: Any, stored: dict[str, Any], names: tuple[str, ...]) -> dict[
     finite = bool(stored.get("finite", True)) and not lost and not empty
     missing = {} if finite else {name: None for name in names if name in stored}
     return {**stored, **missing, "finite": finite}
-
-
-def _key(key: Any, where: str) -> str:
-    if isinstance(key, str):
-        return key
-    if isinstance(key, int) and not isinstance(key, bool):
-        return str(key)
-    raise InvalidInputError(f"{where} has the key {key!r}; valid keys: text and whole numbers")

@@ -1,37 +1,14 @@
-"""The report as plain Markdown, with the tables and sentences of the web page."""
+"""The blocks of a report as plain Markdown."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 
-from modwright.core.formatting import bytes_text, seconds_text, share_text
-from modwright.report.columns import shown_metrics
-from modwright.report.data import Report, Stage
-from modwright.report.scores import score_table
-from modwright.report.serving import HEADS, serving_rows
-from modwright.report.summary import RULES, summary_sentences
-from modwright.report.tables import (
-    flat,
-    format_value,
-    layer_cell,
-    measured,
-    other_reasons,
-    per_layer,
-    recipe_yaml,
-    samples,
-    subtitle,
-)
+from modwright.report.data import Report
+from modwright.report.document import Block, Cell, Table, sections, subtitle
 
-__all__ = [
-    "bullets",
-    "fenced",
-    "inline",
-    "render_markdown",
-    "runtime_support",
-    "stage_table",
-    "table",
-]
+__all__ = ["fenced", "inline", "markdown", "render_markdown"]
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
@@ -40,67 +17,58 @@ def render_markdown(report: Report) -> str:
     """The whole report as GitHub Markdown.
 
     Example:
+        >>> from modwright.report import Stage
         >>> render_markdown(Report("example", stages=[Stage("before")])).splitlines()[0]
         '# example'
     """
-    parts = [
-        f"# {inline(report.title)}",
-        inline(subtitle(report)),
-        bullets(summary_sentences(report)),
+    blocks = [Block("text", subtitle(report)), *sections(report)]
+    return markdown([Block("section", blocks, report.title)], 1)
+
+
+def markdown(blocks: Iterable[Block], level: int = 2) -> str:
+    """Blocks one below the other, with headings from ``level`` on."""
+    return "\n\n".join(_parts(blocks, level)) + "\n"
+
+
+def _parts(blocks: Iterable[Block], level: int) -> list[str]:
+    return [part for block in blocks for part in _written(block, level) if part]
+
+
+def _written(block: Block, level: int) -> Iterator[str]:
+    body, title = block.body, block.title
+    if block.kind in ("section", "part", "fold"):
+        inside = _parts(body, level + 1)
+        aside = f" {block.aside}" if block.kind == "fold" and block.aside else ""
+        yield from [f"{'#' * level} {inline(title + aside)}", *inside] if inside else []
+    elif block.kind in ("text", "note"):
+        yield f"**{inline(title)}:** {inline(body)}" if title else inline(body)
+    elif block.kind == "bullets":
+        yield "\n".join(f"- {inline(line)}" for line in body)
+    elif block.kind == "terms":
+        yield "\n".join(f"- {inline(f'{word}: {meaning}')}" for word, meaning in body)
+    elif block.kind == "table":
+        yield _table(body)
+        if body.sortable:
+            yield "In brackets: the change against the model as it came."
+    elif block.kind in ("code", "sample"):
+        yield fenced(body, title or "text")
+
+
+def _table(table: Table) -> str:
+    """Numbers are aligned to the right."""
+    mark = "---:" if table.numbers else ":---"
+    lines = [
+        [inline(head) for head in table.heads],
+        [":---", *[mark] * (len(table.heads) - 1)],
+        *([_cell(cell, at) for at, cell in enumerate(row)] for row in table.rows),
     ]
-    parts += ["## Before, after, and every step between", stage_table(report)]
-    parts.append("In brackets: the change against the model as it came.")
-    parts.append(bullets(f"{m.label}: {m.meaning}" for m in shown_metrics(report)))
-    parts += _scores(report)
-    parts += _samples(report)
-    for before, stage in zip(report.stages, report.stages[1:]):
-        parts += _step(before, stage)
-    if report.after.servable:
-        parts += ["## Where the result runs", runtime_support(report.after)]
-    parts.append("## How it was measured")
-    for entry in measured(report):
-        only = f": {', '.join(entry.stages)}" if entry.stages else ""
-        parts += [f"### {inline(entry.title + only)}", _pairs(entry.recipe, "Entry")]
-    for title, values in (("Machine", flat(report.environment)), ("Versions", report.versions)):
-        if values:
-            parts += [f"### {title}", _pairs(values, "Entry")]
-    parts += ["### When words are used", bullets(f"“{word}”: {rule}" for word, rule in RULES)]
-    parts.append("## How to make it again")
-    if report.reproduce:
-        parts.append(fenced(report.reproduce, "bash"))
-    if report.recipe:
-        parts += ["The resolved recipe:", fenced(recipe_yaml(report), "yaml")]
-    if report.files:
-        sizes = {name: bytes_text(size) for name, size in report.files.items()}
-        parts += ["### Files", _pairs(sizes, "File", "Size")]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def stage_table(report: Report, stages: Sequence[Stage] | None = None) -> str:
-    """The before/after table; ``stages`` limits its rows."""
-    metrics = shown_metrics(report)
-    rows = []
-    for stage in report.stages if stages is None else stages:
-        title = f": {stage.title}" if stage.title else ""
-        row = [inline(f"{stage.name}{title}")]
-        for metric in metrics:
-            change = metric.change_cell(report.before, stage)
-            row.append(f"{metric.cell(stage)}{f' ({change})' if change else ''}")
-        rows.append(row)
-    return table(["Stage", *(inline(metric.label) for metric in metrics)], rows)
-
-
-def runtime_support(stage: Stage) -> str:
-    """Where a model runs, one row per runtime."""
-    rows = [[inline(cell) for cell in row] for row in serving_rows(stage)]
-    lines = [HEADS, [":---"] * len(HEADS), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose cells are Markdown already; columns after the first are right-aligned."""
-    lines = [heads, [":---", *["---:"] * (len(heads) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _cell(cell: Cell, column: int) -> str:
+    if not cell.note:
+        return inline(cell.text)
+    return inline(f"{cell.text} ({cell.note})" if column else f"{cell.text}: {cell.note}")
 
 
 def inline(text: str) -> str:
@@ -131,68 +99,3 @@ def fenced(text: str, language: str = "") -> str:
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}{language}\n{text}\n{fence}"
-
-
-def bullets(lines: Iterable[str]) -> str:
-    """A list with one entry per line of plain text."""
-    return "\n".join(f"- {inline(line)}" for line in lines)
-
-
-def _pairs(values: Mapping[str, str], head: str, other: str = "Value") -> str:
-    rows = [f"| {inline(name)} | {inline(text)} |" for name, text in values.items()]
-    return "\n".join([f"| {head} | {other} |", "| :--- | :--- |", *rows])
-
-
-def _scores(report: Report) -> list[str]:
-    found = score_table(report)
-    if found is None:
-        return []
-    rows = [[inline(cell) for cell in row] for row in found.rows]
-    return [
-        "## Harness scores",
-        f"As {inline(found.harness)} gives them, with one standard error.",
-        table([inline(head) for head in found.heads], rows),
-    ]
-
-
-def _samples(report: Report) -> list[str]:
-    parts = []
-    for when, sample in samples(report):
-        parts += [
-            f"### Sample {inline(when)}",
-            f"Prompt: {inline(sample.get('prompt', ''))}",
-            fenced(sample.get("text", ""), "text"),
-        ]
-        share = sample.get("repetition")
-        if share is not None:
-            parts.append(
-                f"Repetition: {share_text(share)} of its four-word runs occur earlier in the same "
-                "text."
-            )
-    return ["## What it writes", *parts] if parts else []
-
-
-def _step(before: Stage, stage: Stage) -> list[str]:
-    title = f": {stage.title}" if stage.title else ""
-    parts = [f"## Step {inline(f'{stage.name}{title}')}", bullets(stage.notes)]
-    if stage.accounting:
-        counts = ", ".join(f"{number} {word}" for word, number in stage.accounting.items())
-        parts.append(f"Tensors: {inline(counts)}.")
-    if stage.seconds:
-        times = ", ".join(f"{phase} {seconds_text(s)}" for phase, s in stage.seconds.items())
-        parts.append(f"Time: {inline(times)}.")
-    if stage.options:
-        parts.append(
-            _pairs({name: format_value(value) for name, value in stage.options.items()}, "Option")
-        )
-    layers = per_layer(stage.reasons, len(before.shape))
-    if layers:
-        rows = [
-            [str(at), *(inline(layer_cell(value)) for value in row)]
-            for at, row in enumerate(zip(*layers.values()))
-        ]
-        parts.append(table(["Layer", *map(inline, layers)], rows))
-    rest = other_reasons(stage.reasons, layers)
-    if rest:
-        parts.append(_pairs(rest, "Reason"))
-    return parts

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from modwright.core.formatting import MISSING, count_text, scaled_text
 from modwright.report.data import Stage
 
-__all__ = ["Metric", "comparable", "differing", "ratio"]
-
-_UNCHANGED = ("0.0 %", "× 1.00", "0.0000")
+__all__ = ["Metric", "differing", "ratio"]
 
 
 @dataclass(frozen=True)
@@ -19,37 +16,29 @@ class Metric:
     """One column of the before/after table.
 
     Attributes:
-        name: key of the number in its group.
         group: field of a stage that holds the number and its recipe.
+        name: key of the number in its group.
         label: heading, with the unit.
         text: writes the number.
         change: writes the ratio after / before.
-        less: word for a ratio below 1.
-        more: word for a ratio above 1.
+        less, more: words for a ratio below and above 1.
         lower_is_better: which way a user wants it to go; None where nobody knows.
-        meaning: what it is, in one sentence.
+        meaning: what it is, in one sentence, where no table says it.
     """
 
-    name: str
     group: str
+    name: str
     label: str
     text: Callable[[float], str]
     change: Callable[[float], str]
-    less: str
-    more: str
-    lower_is_better: bool | None
-    meaning: str
-
-    @property
-    def wanted(self) -> str:
-        """Which way is the good one, in words."""
-        return "lower is better" if self.lower_is_better else "higher is better"
+    less: str = "lower"
+    more: str = "higher"
+    lower_is_better: bool | None = True
+    meaning: str = ""
 
     def of(self, stage: Stage) -> float | None:
         """The number that a stage has for it, or None."""
-        values: Mapping[str, Any] = getattr(stage, self.group) or {}
-        value: float | None = values.get(self.name)
-        return value
+        return (getattr(stage, self.group) or {}).get(self.name)
 
     def cell(self, stage: Stage) -> str:
         """The number in words, or a dash; one that was measured and is no number says so."""
@@ -73,7 +62,7 @@ class Metric:
 
     def change_cell(self, before: Stage, stage: Stage) -> str:
         """The change from one stage to another, or nothing where it cannot be said."""
-        if before is stage or not comparable(before, stage, self.group):
+        if before is stage or differing(before, stage, self.group):
             return ""
         value = self.shift(before, stage)
         return "" if value is None else self.change(value)
@@ -85,11 +74,10 @@ class Metric:
     def summary_sentence(self, before: Stage, stage: Stage) -> str:
         """``"10.7 % smaller"``, ``"× 1.18 higher"``, ``"unchanged"``, or nothing."""
         change = self.change_cell(before, stage)
-        if not change:
-            return ""
-        if change in _UNCHANGED:
+        if change in ("0.0 %", "× 1.00", "0.0000"):
             return "unchanged"
-        return f"{change.lstrip('−+')} {self.less if self._fell(before, stage) else self.more}"
+        word = self.less if self._fell(before, stage) else self.more
+        return f"{change.lstrip('−+')} {word}" if change else ""
 
     def has_headline(self, before: Stage, stage: Stage) -> bool:
         """Whether the number may stand at the top of a page."""
@@ -97,8 +85,10 @@ class Metric:
 
     def direction(self, before: Stage, stage: Stage) -> str:
         """``"better"``, ``"worse"`` or ``"same"``, by the change that is shown."""
-        words = self.summary_sentence(before, stage)
-        if not words or words == "unchanged" or self.lower_is_better is None:
+        if (
+            self.summary_sentence(before, stage) in ("", "unchanged")
+            or self.lower_is_better is None
+        ):
             return "same"
         return "better" if self._fell(before, stage) == self.lower_is_better else "worse"
 
@@ -117,24 +107,14 @@ def ratio(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None or before <= 0 else after / before
 
 
-# These change the time that a measurement takes, not its number.
-_HARMLESS = {group: {"batch_size"} for group in ("quality", "agreement", "harness")}
-
-
-def comparable(before: Stage, after: Stage, group: str) -> bool:
-    """Whether two stages' numbers of a group were measured by the same recipe."""
-    return not differing(before, after, group)
-
-
 def differing(before: Stage, after: Stage, group: str) -> list[str]:
-    """The recipe entries in which two stages' measurements of a group differ."""
-    one, two = (_recipe(stage, group) for stage in (before, after))
-    if one is None or two is None:
+    """The recipe entries in which two stages' measurements of a group differ.
+
+    Numbers are compared where there are none; a batch size changes the time of a measurement alone.
+    """
+    if not getattr(before, group) or not getattr(after, group):
         return []
-    names = [name for name in {**one, **two} if name not in _HARMLESS.get(group, ())]
+    one, two = (getattr(stage, group).get("recipe") or {} for stage in (before, after))
+    harmless = {"batch_size"} if group in ("quality", "agreement", "harness") else set()
+    names = [name for name in {**one, **two} if name not in harmless]
     return [name for name in names if one.get(name) != two.get(name)]
-
-
-def _recipe(stage: Stage, group: str) -> dict[str, Any] | None:
-    values = getattr(stage, group)
-    return values.get("recipe") or {} if values else None

@@ -1,29 +1,30 @@
-"""The figures of a report as inline SVG: quality against size, shapes, scores, sparsity."""
+"""The figures of a report and of a training as inline SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.transforms import Bbox
 
 from modwright.core.formatting import number_text, scaled_text, share_text, tick_text
 from modwright.report.data import Report, Stage
-from modwright.report.label_layout import Box, LabelPosition, place
+from modwright.report.label_layout import place
 from modwright.report.svg import BASE, GONE, KEPT, LINE, WIDTH, canvas, inline_svg, style
 
-__all__ = ["Plot", "curve", "plots", "scores", "shapes", "sparsity"]
+__all__ = ["Plot", "curve", "plots", "scores", "shapes", "sparsity", "training_curves"]
 
 _KINDS = ("attention", "mlp", "block")
-_HATCH = "/////"
 _LAYERS = "layer, counted from 0"
+_REMOVED: dict[str, Any] = {"fill": False, "edgecolor": GONE, "hatch": "/////"}
 
 
-@dataclass(frozen=True)
-class Plot:
+class Plot(NamedTuple):
     """One figure.
 
     Attributes:
@@ -45,6 +46,7 @@ def plots(report: Report) -> list[Plot]:
     return [plot for plot in found if plot is not None]
 
 
+@style()
 def curve(report: Report) -> Plot | None:
     """Perplexity against parameters, one point per stage; None with fewer than two points."""
     points = [
@@ -54,52 +56,56 @@ def curve(report: Report) -> Plot | None:
     ]
     if len(points) < 2:
         return None
-    drawn = {name for name, _, _ in points}
-    missing = [stage.name for stage in report.stages if stage.name not in drawn]
-    xs, ys = [x for _, x, _ in points], [y for _, _, y in points]
+    names, xs, ys = zip(*points)
+    missing = [stage.name for stage in report.stages if stage.name not in names]
     is_log = max(ys) > 10 * min(ys)
-    with style():
-        figure = canvas(280)
-        axes = figure.add_subplot()
-        axes.plot(xs, ys, color=BASE, linewidth=1.5, zorder=2)
-        axes.scatter(xs, ys, s=44, color=KEPT, zorder=3)
-        if is_log:
-            axes.set_yscale("log")
-            is_long = max(ys) > 300 * min(ys)
-            axes.yaxis.set_major_locator(
-                LogLocator(subs=(1,) if is_long else (1, 2, 5), numticks=12)
-            )
-            axes.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.margins(x=0.12, y=0.2)
-        axes.xaxis.set_major_locator(MaxNLocator(4))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: tick_text(x)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: tick_text(y)))
-        axes.grid(axis="y")
-        axes.set_xlabel("parameters")
-        axes.set_ylabel(f"perplexity{', log scale' if is_log else ''} (lower is better)")
-        figure.draw_without_rendering()
-        _label_points(axes, points)
-        told = "; ".join(
-            f"{name}: {number_text(y)} at {scaled_text(x)} parameters" for name, x, y in points
-        )
-        svg = inline_svg(figure, "curve", f"Perplexity against parameters. {told}.")
+    figure = canvas(280)
+    axes = figure.add_subplot()
+    axes.plot(xs, ys, color=BASE, linewidth=1.5, zorder=2)
+    axes.scatter(xs, ys, s=44, color=KEPT, zorder=3)
+    axes.margins(x=0.12, y=0.2)
+    _ticks(axes.xaxis, 4, tick_text)
+    if is_log:
+        axes.set_yscale("log")
+    _ticks(axes.yaxis, 5, tick_text)
+    if is_log:
+        steps = (1,) if max(ys) > 300 * min(ys) else (1, 2, 5)
+        axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(axis="y")
+    axes.set_xlabel("parameters")
+    axes.set_ylabel(f"perplexity{', log scale' if is_log else ''} (lower is better)")
+    figure.draw_without_rendering()
+    _label_points(axes, points)
+    told = "; ".join(
+        f"{name}: {number_text(y)} at {scaled_text(x)} parameters" for name, x, y in points
+    )
     caption = (
         "Each point is the model after a step; the line joins them in order. Further left is "
         "smaller, further down is better."
     )
     if missing:
         caption += f" Not drawn, for want of a finite perplexity or a count: {', '.join(missing)}."
+    svg = inline_svg(figure, "curve", f"Perplexity against parameters. {told}.")
     return Plot("Quality against size", caption, svg)
 
 
 def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    spots = [tuple(spot) for spot in axes.transData.transform([(x, y) for _, x, y in points])]
-    texts = [f"{_short(name)}: {number_text(y)}" for name, _, y in points]
+    spots = [tuple(spot) for spot in axes.transData.transform([point[1:] for point in points])]
+    texts = [
+        f"{name if len(name) <= 24 else f'{name[:23]}…'}: {number_text(y)}" for name, _, y in points
+    ]
     frame = axes.get_window_extent()
-    room = Box(frame.x0 + 2, frame.y0 + 2, WIDTH - 4, frame.y1)
+    room = Bbox.from_extents(frame.x0 + 2, frame.y0 + 2, WIDTH - 4, frame.y1)
     for (_, x, y), text, spot in zip(points, texts, place(spots, texts, room)):
+        leader = {  # a thin line from the near corner of the text
+            "arrowstyle": "-",
+            "color": BASE,
+            "linewidth": 0.8,
+            "relpos": (float(spot.ha == "right"), float(spot.va == "top")),
+            "shrinkA": 0,
+            "shrinkB": 3,
+        }
         note = axes.annotate(
             text,
             (x, y),
@@ -107,18 +113,12 @@ def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> Non
             textcoords="offset points",
             ha=spot.ha,
             va=spot.va,
-            arrowprops=_leader(spot) if spot.is_far else None,
+            arrowprops=leader if spot.is_far else None,
         )
         note.set_in_layout(False)
 
 
-def _leader(spot: LabelPosition) -> dict[str, Any]:
-    """A thin line from the near corner of the text."""
-    corner = (float(spot.ha == "right"), float(spot.va == "top"))
-    look = {"arrowstyle": "-", "color": BASE, "linewidth": 0.8}
-    return {**look, "relpos": corner, "shrinkA": 0, "shrinkB": 3}
-
-
+@style()
 def shapes(before: Stage, after: Stage) -> Plot | None:
     """Widths of attention and MLP in every block, before and after; None without shapes."""
     if not before.shape or not after.shape or before is after:
@@ -126,38 +126,39 @@ def shapes(before: Stage, after: Stage) -> Plot | None:
     sources = after.source_blocks or list(range(len(after.shape)))
     places = [place for place in sources if place is not None]
     is_aligned = len(places) == len(sources) and places == sorted(set(places))
-    is_aligned = is_aligned and (not places or places[-1] < len(before.shape))
+    is_aligned = is_aligned and places[-1] < len(before.shape)
     if not is_aligned:
         places = list(range(len(after.shape)))
     rows = (
         ("Attention: rows of query, key and value", _attention_width),
-        ("MLP: inner width", _mlp_width),
+        ("MLP: inner width", lambda block: int(block["mlp"] or 0)),
     )
     told = []
-    with style():
-        figure = canvas(340)
-        for axes, (title, width_of) in zip(figure.subplots(len(rows), sharex=True), rows):
-            old = [width_of(block) for block in before.shape]
-            new = {at: width_of(block) for at, block in zip(places, after.shape)}
-            _shape_row(axes, old, new)
-            axes.set_title(title)
-            gone = [i for i, width in enumerate(old) if width and not new.get(i)]
-            told.append(
-                f"{title}: {sum(old):,} before, {sum(new.values()):,} after; removed in layers "
-                f"{', '.join(map(str, gone)) or 'none'}"
-            )
-        axes.set_xlabel(_LAYERS)
-        figure.legend(
-            handles=[
-                Patch(facecolor=KEPT, label="after"),
-                Patch(facecolor=LINE, edgecolor=BASE, label="before"),
-                Patch(facecolor="none", edgecolor=GONE, hatch=_HATCH, label="removed"),
-            ],
-            loc="outside upper center",
-            ncols=3,
-            frameon=False,
+    figure = canvas(340)
+    for axes, (title, width_of) in zip(figure.subplots(len(rows), sharex=True), rows):
+        old = [width_of(block) for block in before.shape]
+        new = dict(zip(places, map(width_of, after.shape)))
+        gone = [i for i, width in enumerate(old) if width and not new.get(i)]
+        outlined = [i for i in range(len(old)) if i not in gone]
+        widths = [old[i] for i in outlined]
+        axes.bar(outlined, widths, width=0.8, color=LINE)
+        axes.bar(list(new), list(new.values()), width=0.8, color=KEPT)
+        axes.bar(outlined, widths, width=0.8, fill=False, edgecolor=BASE)
+        axes.bar(gone, [old[i] for i in gone], width=0.8, **_REMOVED)
+        axes.set_title(title)
+        _layer_axis(axes, max(len(old), *(i + 1 for i in new), 1))
+        _ticks(axes.yaxis, 3, "{:,.0f}".format)
+        told.append(
+            f"{title}: {sum(old):,} before, {sum(new.values()):,} after; removed in layers "
+            f"{', '.join(map(str, gone)) or 'none'}"
         )
-        svg = inline_svg(figure, "shapes", f"Widths per layer. {'. '.join(told)}.")
+    axes.set_xlabel(_LAYERS)
+    _legend(
+        figure,
+        Patch(facecolor=KEPT, label="after"),
+        Patch(facecolor=LINE, edgecolor=BASE, label="before"),
+        Patch(label="removed", **_REMOVED),
+    )
     caption = (
         "The gray bar is the width before, the blue one in front of it the width after; a hatched "
         "part is gone as a whole."
@@ -166,91 +167,64 @@ def shapes(before: Stage, after: Stage) -> Plot | None:
         caption += " Layers keep the numbers they had before."
     else:
         caption += " Blocks were added or moved, so both are drawn by their own position."
+    svg = inline_svg(figure, "shapes", f"Widths per layer. {'. '.join(told)}.")
     return Plot("Widths of every layer", caption, svg)
 
 
-def _attention_width(block: dict[str, Any]) -> int:
+def _attention_width(block: Mapping[str, Any]) -> int:
     shape = block["attention"]
     if shape is None:
         return 0
     return int(shape["heads"] * shape["qk"] + shape["kv_heads"] * (shape["qk"] + shape["v"]))
 
 
-def _mlp_width(block: dict[str, Any]) -> int:
-    return int(block["mlp"] or 0)
-
-
-def _shape_row(axes: Axes, old: list[int], new: dict[int, int]) -> None:
-    outlined = [i for i, width in enumerate(old) if not width or new.get(i)]
-    gone = [i for i, width in enumerate(old) if width and not new.get(i)]
-    axes.bar(outlined, [old[i] for i in outlined], width=0.8, color=LINE)
-    axes.bar(list(new), list(new.values()), width=0.8, color=KEPT)
-    axes.bar(outlined, [old[i] for i in outlined], width=0.8, fill=False, edgecolor=BASE)
-    axes.bar(gone, [old[i] for i in gone], width=0.8, fill=False, edgecolor=GONE, hatch=_HATCH)
-    _layer_axis(axes, max(len(old), *(i + 1 for i in new), 1))
-    axes.yaxis.set_major_locator(MaxNLocator(3))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:,.0f}"))
-
-
+@style()
 def scores(stage: Stage, name: str) -> Plot | None:
     """What a method thought of every layer, one row per kind of part; None without scores."""
     given = stage.reasons.get("scores") or {"block": stage.reasons.get("influence")}
     removed = stage.reasons.get("removed")
     rows = [
-        (kind, given[kind], _numbers_of(removed, kind))
+        (kind, values, [int(i) for i in _numbers_of(removed, kind)])
         for kind in _KINDS
-        if isinstance(given, dict) and _numbers_of(given, kind)
+        if (values := _numbers_of(given, kind))
     ]
     if not rows:
         return None
     told = []
-    with style():
-        figure = canvas(60 + 120 * len(rows))
-        grid = figure.subplots(len(rows), squeeze=False)[:, 0]
-        for axes, (kind, values, gone) in zip(grid, rows):
-            _score_row(axes, values, [int(i) for i in gone])
-            axes.set_title(kind)
-            told.append(
-                f"{kind}: {', '.join('none' if v is None else f'{v:.3g}' for v in values)}; "
-                f"removed: {', '.join(map(str, gone)) or 'none'}"
-            )
-        grid[-1].set_xlabel(_LAYERS)
-        if any(gone for _, _, gone in rows):
-            figure.legend(
-                handles=[
-                    Patch(facecolor=KEPT, label="kept"),
-                    Patch(facecolor="none", edgecolor=GONE, hatch=_HATCH, label="removed"),
-                ],
-                loc="outside upper center",
-                ncols=2,
-                frameon=False,
-            )
-        svg = inline_svg(figure, name, f"Scores per layer in step {stage.name}. {'. '.join(told)}.")
+    figure = canvas(60 + 120 * len(rows))
+    grid = figure.subplots(len(rows), squeeze=False)[:, 0]
+    for axes, (kind, values, gone) in zip(grid, rows):
+        _score_row(axes, values, gone)
+        axes.set_title(kind)
+        told.append(
+            f"{kind}: {', '.join('none' if v is None else f'{v:.3g}' for v in values)}; "
+            f"removed: {', '.join(map(str, gone)) or 'none'}"
+        )
+    grid[-1].set_xlabel(_LAYERS)
+    if any(gone for _, _, gone in rows):
+        _legend(figure, Patch(facecolor=KEPT, label="kept"), Patch(label="removed", **_REMOVED))
     caption = "One bar per layer; a gap is a layer without a score."
     meaning = stage.reasons.get("meaning")
     if isinstance(meaning, str):
         caption = f"{meaning[:1].upper()}{meaning[1:].rstrip('.')}. {caption}"
     if any(_floor(values) for _, values, _ in rows):
         caption += " Where an axis does not start at 0, compare the tips, not the lengths."
+    svg = inline_svg(figure, name, f"Scores per layer in step {stage.name}. {'. '.join(told)}.")
     return Plot(f"Scores of step {stage.name}", caption, svg)
 
 
 def _score_row(axes: Axes, values: list[float | None], gone: list[int]) -> None:
     floor = _floor(values)
-    for layers, look in (
-        ([i for i in range(len(values)) if i not in gone], {"color": KEPT}),
-        (gone, {"fill": False, "edgecolor": GONE, "hatch": _HATCH}),
-    ):
-        scored = [
-            (i, value) for i in layers if i < len(values) and (value := values[i]) is not None
-        ]
-        axes.bar(
-            [i for i, _ in scored], [v - floor for _, v in scored], bottom=floor, width=0.8, **look
-        )
+    for is_gone, look in ((False, {"color": KEPT}), (True, _REMOVED)):
+        heights = {
+            i: value - floor
+            for i, value in enumerate(values)
+            if value is not None and (i in gone) is is_gone
+        }
+        axes.bar(list(heights), list(heights.values()), bottom=floor, width=0.8, **look)
     axes.axhline(floor, color=BASE, linewidth=0.8)
     _layer_axis(axes, len(values))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.3g}"))
+    _ticks(axes.yaxis, 4, "{:.3g}".format)
 
 
 def _floor(values: Sequence[float | None]) -> float:
@@ -260,23 +234,65 @@ def _floor(values: Sequence[float | None]) -> float:
     return low - 0.08 * (high - low) if 0 < high / 2 < low < high else 0.0
 
 
+@style()
 def sparsity(stage: Stage, name: str) -> Plot | None:
     """The share that a step takes from every layer; None without one."""
     values = _numbers_of(stage.reasons, "sparsity")
     if not values:
         return None
-    with style():
-        figure = canvas(180)
-        axes = figure.add_subplot()
-        axes.bar(range(len(values)), [100 * (value or 0.0) for value in values], color=KEPT)
-        _layer_axis(axes, len(values))
-        axes.set_xlabel(_LAYERS)
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g} %"))
-        told = ", ".join("none" if value is None else share_text(value) for value in values)
-        svg = inline_svg(figure, name, f"Share removed per layer in step {stage.name}: {told}.")
+    figure = canvas(180)
+    axes = figure.add_subplot()
+    axes.bar(range(len(values)), [100 * (value or 0.0) for value in values], color=KEPT)
+    _layer_axis(axes, len(values))
+    axes.set_xlabel(_LAYERS)
+    _ticks(axes.yaxis, 4, "{:g} %".format)
+    told = ", ".join("none" if value is None else share_text(value) for value in values)
+    svg = inline_svg(figure, name, f"Share removed per layer in step {stage.name}: {told}.")
     caption = "The share of each layer's width that the step takes away."
     return Plot(f"Share removed per layer, step {stage.name}", caption, svg)
+
+
+def training_curves(log: Sequence[Mapping[str, float]]) -> Plot | None:
+    """Losses and accuracies against steps; None where nothing was logged.
+
+    Args:
+        log: entries with ``step`` and ``loss`` or ``accuracy``.
+
+    Example:
+        >>> plot = training_curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
+        >>> plot.svg.startswith("<svg")
+        True
+    """
+    kinds = (
+        ("loss", "training loss", KEPT),
+        ("accuracy", "accuracy on the test images", GONE),
+    )
+    drawn = [kind for kind in kinds if any(kind[0] in entry for entry in log)]
+    if not drawn:
+        return None
+    told = []
+    with style():
+        figure = canvas(60 + 140 * len(drawn))
+        grid = figure.subplots(len(drawn), sharex=True, squeeze=False)[:, 0]
+        for axes, (name, title, color) in zip(grid, drawn):
+            steps, values = zip(*((entry["step"], entry[name]) for entry in log if name in entry))
+            axes.plot(steps, values, color=color, linewidth=1.5, marker="o", markersize=3)
+            axes.set_title(title)
+            axes.grid(axis="y")
+            _ticks(axes.yaxis, 4, "{:.3g}".format)
+            if axes is grid[0]:
+                axes.set_ylim(bottom=min(0.0, *values))
+            first, last = number_text(values[0]), number_text(values[-1])
+            told.append(f"{name}: {first} at first, {last} at last")
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.axhline(0, color=BASE, linewidth=0.8)
+        svg = inline_svg(figure, "training", f"A training by steps. {'; '.join(told)}.")
+    caption = (
+        "Each point of the loss is a mean over the steps since the point before. Accuracy is that "
+        "of the weights that the result would have had then."
+    )
+    return Plot("Course of the training", caption, svg)
 
 
 def _numbers_of(values: Any, key: str) -> list[Any]:
@@ -293,5 +309,10 @@ def _layer_axis(axes: Axes, layers: int) -> None:
     axes.grid(axis="y", color=LINE)
 
 
-def _short(name: str, limit: int = 24) -> str:
-    return name if len(name) <= limit else f"{name[: limit - 1]}…"
+def _ticks(axis: Axis, most: int, text: Callable[[float], str]) -> None:
+    axis.set_major_locator(MaxNLocator(most))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+
+
+def _legend(figure: Figure, *patches: Patch) -> None:
+    figure.legend(handles=patches, loc="outside upper center", ncols=len(patches), frameon=False)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from modwright.core.formatting import MISSING, difference_text, score_text
 from modwright.report.data import Report, Stage
@@ -14,16 +13,14 @@ from modwright.report.metrics import Metric, differing
 __all__ = ["ScoreTable", "score_metrics", "score_sentences", "score_table"]
 
 
-@dataclass(frozen=True)
 class ScoreMetric(Metric):
     """A column for one score; a change is a difference, in the score's own unit."""
 
     def of(self, stage: Stage) -> float | None:
-        value: float | None = _score(stage, self.name).get("value")
-        return value
+        return _score(stage, self.name).get("value")
 
     def is_broken(self, stage: Stage) -> bool:
-        return bool(_score(stage, self.name)) and not (stage.harness or {}).get("finite", True)
+        return bool(_score(stage, self.name)) and not _is_finite(stage)
 
     def shift(self, before: Stage, stage: Stage) -> float | None:
         one, two = self.of(before), self.of(stage)
@@ -32,42 +29,30 @@ class ScoreMetric(Metric):
 
 def score_metrics(report: Report) -> list[Metric]:
     """A column for every score that was asked for by name; tasks of a group stand in the table."""
-    found: dict[str, Metric] = {}
-    for stage in report.stages:
-        for score in _scores(stage):
-            if score.get("asked", True) and score["name"] not in found:
-                found[score["name"]] = _column(score)
-    return list(found.values())
-
-
-def _column(score: Mapping[str, Any]) -> Metric:
-    higher = score.get("higher_is_better")
-    return ScoreMetric(
-        score["name"],
-        "harness",
-        score["name"],
-        score_text,
-        difference_text,
-        "lower",
-        "higher",
-        None if higher is None else not higher,
-        f"{score.get('metric', 'score')} on {_asked(score)}, as "
-        f"{score.get('harness', 'the harness')} gives it; its change is a difference.",
-    )
+    columns: list[Metric] = []
+    for name, score in _first_of_each(report, asked=True).items():
+        higher = score.get("higher_is_better")
+        lower = None if higher is None else not higher
+        meaning = (
+            f"{score.get('metric', 'score')} on {_asked(score)}, as {_harness(score)} gives it; "
+            "its change is a difference."
+        )
+        text, change = score_text, difference_text
+        columns.append(
+            ScoreMetric("harness", name, name, text, change, lower_is_better=lower, meaning=meaning)
+        )
+    return columns
 
 
 def _asked(score: Mapping[str, Any]) -> str:
     """How much of which task: ``capitals (version 1.0), 12 documents, 0-shot``."""
     shots = score.get("num_fewshot")
-    parts = [
-        f"{score.get('task', score['name'])} (version {score.get('version')})",
-        f"{score.get('documents', 0):,} documents",
-    ]
-    return ", ".join([*parts, f"{shots}-shot"] if shots is not None else parts)
+    told = f"{score.get('task', score['name'])} (version {score.get('version')})"
+    told += f", {score.get('documents', 0):,} documents"
+    return told if shots is None else f"{told}, {shots}-shot"
 
 
-@dataclass(frozen=True)
-class ScoreTable:
+class ScoreTable(NamedTuple):
     """All scores, one row each: what was asked, then one cell per stage; and by which harness."""
 
     harness: str
@@ -77,40 +62,31 @@ class ScoreTable:
 
 def score_table(report: Report) -> ScoreTable | None:
     """Every score with its standard error in every stage; None where there are none."""
-    known: dict[str, Mapping[str, Any]] = {}
-    for stage in report.stages:
-        for score in _scores(stage):
-            known.setdefault(score["name"], score)
+    known = _first_of_each(report)
     if not known:
         return None
-    stages = [stage.name for stage in report.stages]
     rows = []
     for name, score in known.items():
         shots = score.get("num_fewshot")
         facts = [score.get("version"), "mixed" if shots is None else shots, score.get("documents")]
-        cells = [_cell(stage, name) for stage in report.stages]
-        rows.append([name, *map(str, facts), *cells])
-    versions = dict.fromkeys(str(score.get("harness", "the harness")) for score in known.values())
-    heads = ["Score", "Version", "Shots", "Documents", *stages]
+        rows.append([name, *map(str, facts), *(_cell(stage, name) for stage in report.stages)])
+    versions = dict.fromkeys(map(_harness, known.values()))
+    heads = ["Score", "Version", "Shots", "Documents", *(stage.name for stage in report.stages)]
     return ScoreTable(", ".join(versions), heads, rows)
 
 
 def _cell(stage: Stage, name: str) -> str:
     score = _score(stage, name)
-    if not score:
-        return MISSING
     if score.get("value") is None:
-        return "not finite" if not (stage.harness or {}).get("finite", True) else MISSING
+        return MISSING if not score or _is_finite(stage) else "not finite"
     error = score.get("stderr")
     return score_text(score["value"]) + (f" ± {score_text(error)}" if error is not None else "")
 
 
 def score_sentences(before: Stage, after: Stage) -> Iterator[str]:
     """What became of every score that was asked for."""
-    if after.harness is None:
-        return
     odd = differing(before, after, "harness")
-    if odd and before is not after:
+    if odd:
         yield (
             "Scores before and after cannot be compared: they were taken differently "
             f"({', '.join(odd)})."
@@ -118,42 +94,43 @@ def score_sentences(before: Stage, after: Stage) -> Iterator[str]:
         return
     for score in _scores(after):
         if score.get("asked", True):
-            yield _sentence(before, after, score)
+            yield f"{score['name']} {_course(before, after, score)}."
 
 
-def _sentence(before: Stage, after: Stage, score: Mapping[str, Any]) -> str:
+def _course(before: Stage, after: Stage, score: Mapping[str, Any]) -> str:
     said = f"({_asked(score)}, {score.get('harness', 'harness')})"
     value = score.get("value")
+    if value is None and _is_finite(after):
+        return f"is not a finite number {said}"
     if value is None:
-        why = (
-            "is not a finite number"
-            if (after.harness or {}).get("finite", True)
-            else ("cannot be said: the model gives NaN")
-        )
-        return f"{score['name']} {why} {said}."
+        return f"cannot be said: the model gives NaN {said}"
     earlier = _score(before, score["name"])
     old = earlier.get("value")
     if before is after or old is None:
-        return f"{score['name']} is {score_text(value)} {said}."
-    change = difference_text(value - old)
-    if change == "0.0000":
-        return f"{score['name']} stayed at {score_text(value)} {said}."
-    line = (
-        f"{score['name']} {'rose' if value > old else 'fell'} from {score_text(old)} to "
-        f"{score_text(value)} {said}"
-    )
+        return f"is {score_text(value)} {said}"
+    if difference_text(value - old) == "0.0000":
+        return f"stayed at {score_text(value)} {said}"
+    course = "rose" if value > old else "fell"
+    line = f"{course} from {score_text(old)} to {score_text(value)} {said}"
     noise = _error_of_difference(earlier, score)
     if noise is not None and abs(value - old) <= noise:
         line += f": within the standard error of the difference, {score_text(noise)}"
-    return f"{line}."
+    return line
 
 
 def _error_of_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> float | None:
     """As if the two had been taken on different documents, which errs on the large side."""
-    errors = (one.get("stderr"), two.get("stderr"))
-    if errors[0] is None or errors[1] is None:
-        return None
-    return math.hypot(errors[0], errors[1])
+    first, second = one.get("stderr"), two.get("stderr")
+    return None if first is None or second is None else math.hypot(first, second)
+
+
+def _first_of_each(report: Report, asked: bool = False) -> dict[str, Mapping[str, Any]]:
+    """Scores by name, as the first stage that has them does; ``asked`` leaves out the others."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for score in (score for stage in report.stages for score in _scores(stage)):
+        if not asked or score.get("asked", True):
+            found.setdefault(score["name"], score)
+    return found
 
 
 def _scores(stage: Stage) -> list[Mapping[str, Any]]:
@@ -162,3 +139,11 @@ def _scores(stage: Stage) -> list[Mapping[str, Any]]:
 
 def _score(stage: Stage, name: str) -> Mapping[str, Any]:
     return next((score for score in _scores(stage) if score["name"] == name), {})
+
+
+def _is_finite(stage: Stage) -> bool:
+    return bool((stage.harness or {}).get("finite", True))
+
+
+def _harness(score: Mapping[str, Any]) -> str:
+    return str(score.get("harness", "the harness"))

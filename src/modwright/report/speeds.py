@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 from modwright.core.formatting import MISSING, interval_text, number_text, share_text
 from modwright.core.paired import PairedRatio
 from modwright.report.data import Stage
-from modwright.report.metrics import Metric, comparable, differing, ratio
+from modwright.report.metrics import Metric, differing, ratio
 
-__all__ = ["MACS_FALL", "PHASES", "Phase", "SpeedMetric", "paired_ratio"]
-__all__ += ["speed_cells", "speed_sentences"]
+__all__ = ["MACS_FALL", "SpeedMetric", "missed_sentences", "paired_ratio", "speed_cells"]
+__all__ += ["speed_sentences"]
 
 MACS_FALL = 0.03
 _SAME = PairedRatio(1.0, 1.0, 1.0, 0)
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A phase of a model's work: its name, the key of its rate, and what its time depends on."""
+class Phase(NamedTuple):
+    """A phase of a model's work, and what its time depends on: first of all its MACs."""
 
     name: str
-    rate: str
     doing: str
     work: tuple[str, ...]
 
+    def rate(self, stage: Stage) -> float | None:
+        """Tokens per second."""
+        return (stage.speed or {}).get(f"{self.name}_tokens_per_second")
 
-PHASES = (
-    Phase(
-        "decode",
-        "decode_tokens_per_second",
-        "decoding",
-        ("decode_macs", "stored_bytes", "kv_bytes"),
-    ),
-    Phase(
-        "prefill",
-        "prefill_tokens_per_second",
-        "prefill",
-        ("prefill_macs", "stored_bytes", "activation_bytes"),
-    ),
+
+_PHASES = (
+    Phase("decode", "decoding", ("decode_macs", "stored_bytes", "kv_bytes")),
+    Phase("prefill", "prefill", ("prefill_macs", "stored_bytes", "activation_bytes")),
 )
 
 
@@ -50,10 +41,8 @@ def paired_ratio(before: Stage, after: Stage, phase: str) -> PairedRatio | None:
     Two stages after steps were both timed against the model as it came: their intervals are divided
     one by the other, which makes the result wider than it has to be, and never too narrow.
     """
-    if not comparable(before, after, "speed"):
-        return None
     one, two = _against_first(before, phase), _against_first(after, phase)
-    if one is None or two is None:
+    if one is None or two is None or differing(before, after, "speed"):
         return None
     pairs = min((r.pairs for r in (one, two) if r is not _SAME), default=0)
     return PairedRatio(two.median / one.median, two.low / one.high, two.high / one.low, pairs)
@@ -63,31 +52,30 @@ def _against_first(stage: Stage, phase: str) -> PairedRatio | None:
     speed = stage.speed or {}
     if stage.method is None or speed.get("unchanged"):
         return _SAME
-    told: dict[str, Any] | None = (speed.get("ratios") or {}).get(phase)
+    told = (speed.get("ratios") or {}).get(phase)
     return None if told is None else PairedRatio(**told)
 
 
-def _bound(before: Stage, after: Stage, phase: Phase) -> float | None:
-    """How many times as fast a phase can become when only the counted work takes time."""
-    falls = [
-        1 / change
-        for key in phase.work
-        if (change := ratio(before.cost.get(key), after.cost.get(key)))
-    ]
-    return max(falls) if falls and comparable(before, after, "cost") else None
+def _change(before: Stage, after: Stage, key: str) -> float | None:
+    if differing(before, after, "cost"):
+        return None
+    return ratio(before.cost.get(key), after.cost.get(key))
 
 
 def _beyond(before: Stage, after: Stage, phase: Phase, found: PairedRatio) -> float | None:
-    """The bound, where even the low end of the interval is above it."""
-    bound = _bound(before, after, phase)
-    return bound if bound is not None and found.low > max(bound, 1.0) else None
+    """How many times as fast a phase can become when only the counted work takes time.
+
+    None where that is not known, or the interval reaches down to it.
+    """
+    falls = [1 / change for key in phase.work if (change := _change(before, after, key))]
+    return max(*falls, 1.0) if falls and found.low > max(*falls, 1.0) else None
 
 
 class SpeedMetric(Metric):
     """A column of tokens per second: it names a change only where a difference was seen."""
 
     def shift(self, before: Stage, stage: Stage) -> float | None:
-        phase = next(phase for phase in PHASES if phase.rate == self.name)
+        phase = next(phase for phase in _PHASES if self.name.startswith(phase.name))
         found = paired_ratio(before, stage, phase.name)
         if found is None or not found.differs or _beyond(before, stage, phase, found):
             return None
@@ -102,42 +90,35 @@ class SpeedMetric(Metric):
         )
 
 
-def speed_sentences(
-    before: Stage, after: Stage, name: str = "", missed: bool = False
-) -> Iterator[str]:
-    """One sentence per phase: faster, slower, or no difference seen, with the interval.
-
-    Args:
-        before: the stage to compare with.
-        after: the stage that the sentences are about.
-        name: what they call it; empty for the result as a whole.
-        missed: say only where a phase needs fewer MACs and is not faster.
-    """
+def speed_sentences(before: Stage, after: Stage) -> Iterator[str]:
+    """One sentence per phase: faster, slower, or no difference seen, with the interval."""
     if after.speed is None or before.speed is None:
-        if not missed:
-            yield "Speed was not timed before and after; fewer MACs alone do not mean less time."
-        return
-    odd = differing(before, after, "speed")
-    if odd:
-        if not missed:
-            yield (
-                "Speeds before and after cannot be compared: they were timed differently "
-                f"({', '.join(odd)})."
-            )
-        return
-    if before.method is None and after.speed.get("unchanged"):
-        if not missed:
-            yield (
-                "Speed: structure and weights are those of the model as it came, so nothing was "
-                "timed again."
-            )
-        return
-    for phase in PHASES:
-        if before.speed.get(phase.rate) is None or after.speed.get(phase.rate) is None:
+        yield "Speed was not timed before and after; fewer MACs alone do not mean less time."
+    elif odd := differing(before, after, "speed"):
+        yield (
+            "Speeds before and after cannot be compared: they were timed differently "
+            f"({', '.join(odd)})."
+        )
+    elif before.method is None and after.speed.get("unchanged"):
+        yield (
+            "Speed: structure and weights are those of the model as it came, so nothing was timed "
+            "again."
+        )
+    else:
+        for phase in _PHASES:
+            if phase.rate(before) is not None and phase.rate(after) is not None:
+                yield _sentence(before, after, phase.doing.capitalize(), phase)
+
+
+def missed_sentences(before: Stage, after: Stage, name: str) -> Iterator[str]:
+    """As :func:`speed_sentences`, of what needs fewer MACs and is not faster; it is called so."""
+    for phase in _PHASES:
+        if phase.rate(before) is None or phase.rate(after) is None:
             continue
         found = paired_ratio(before, after, phase.name)
-        if not missed or _is_missed(before, after, phase, found):
-            yield _sentence(before, after, name, phase, found)
+        is_missed = found is not None and found.is_settled and found.low <= 1
+        if is_missed and _fall(before, after, phase) is not None:
+            yield _sentence(before, after, f"{name}: {phase.doing}", phase)
 
 
 def speed_cells(first: Stage, stage: Stage) -> tuple[str, str]:
@@ -145,12 +126,12 @@ def speed_cells(first: Stage, stage: Stage) -> tuple[str, str]:
 
     Tokens per second, or beside the first stage the interval of the ratio: ``× 0.93–1.08``.
     """
-    cells = {phase.name: _cell(first, stage, phase) for phase in PHASES}
-    return cells["prefill"], cells["decode"]
+    decode, prefill = (_cell(first, stage, phase) for phase in _PHASES)
+    return prefill, decode
 
 
 def _cell(first: Stage, stage: Stage, phase: Phase) -> str:
-    rate = (stage.speed or {}).get(phase.rate)
+    rate = phase.rate(stage)
     if rate is None:
         return MISSING
     found = None if first is stage else paired_ratio(first, stage, phase.name)
@@ -161,41 +142,30 @@ def _cell(first: Stage, stage: Stage, phase: Phase) -> str:
 
 def _fall(before: Stage, after: Stage, phase: Phase) -> float | None:
     """The share by which the MACs of a phase fell, where that is more than a little."""
-    macs = ratio(before.cost.get(phase.work[0]), after.cost.get(phase.work[0]))
-    known = macs is not None and comparable(before, after, "cost")
-    return 1 - macs if known and macs is not None and macs < 1 - MACS_FALL else None
+    macs = _change(before, after, phase.work[0])
+    return 1 - macs if macs is not None and macs < 1 - MACS_FALL else None
 
 
-def _is_missed(before: Stage, after: Stage, phase: Phase, found: PairedRatio | None) -> bool:
-    if found is None or not found.is_settled or _fall(before, after, phase) is None:
-        return False
-    return found.low <= 1
-
-
-def _sentence(
-    before: Stage, after: Stage, name: str, phase: Phase, found: PairedRatio | None
-) -> str:
-    one, two = ((stage.speed or {})[phase.rate] for stage in (before, after))
-    rates = f"{number_text(two)} tokens/s instead of {number_text(one)}"
-    start = f"{name}: {phase.doing}" if name else phase.doing.capitalize()
+def _sentence(before: Stage, after: Stage, start: str, phase: Phase) -> str:
+    one, two = (number_text(phase.rate(stage) or 0.0) for stage in (before, after))
+    timed = f"{start} was timed at {two} tokens/s instead of {one}"
+    found = paired_ratio(before, after, phase.name)
     if found is None:
-        return (
-            f"{start} was timed at {rates}; how far such times spread was not recorded, so "
-            "nothing follows from them."
-        )
+        return f"{timed}; how far such times spread was not recorded, so nothing follows from them."
     told = f"{interval_text(found.low, found.high)} times as fast, {found.pairs} pairs of runs"
     if not found.is_settled:
-        return f"{start} was timed at {rates} ({told}): too few pairs to see a difference."
+        return f"{timed} ({told}): too few pairs to see a difference."
     fall = _fall(before, after, phase)
     although = "" if fall is None else f" although {phase.name} MACs fell {share_text(fall)}"
     if not found.differs:
         return f"{start}: no difference seen ({told}){although}."
+    rates = f"{two} tokens/s instead of {one} ({told}, on this machine)"
     if found.high < 1:
-        return f"{start} is slower{although}: {rates} ({told}, on this machine)."
+        return f"{start} is slower{although}: {rates}."
     bound = _beyond(before, after, phase, found)
     if bound is not None:
         return (
-            f"{start} was timed at {rates} ({told}); fewer MACs and bytes explain a factor of "
-            f"{number_text(max(bound, 1.0))} at most, so other causes took part."
+            f"{timed} ({told}); fewer MACs and bytes explain a factor of {number_text(bound)} at "
+            "most, so other causes took part."
         )
-    return f"{start} is faster: {rates} ({told}, on this machine)."
+    return f"{start} is faster: {rates}."

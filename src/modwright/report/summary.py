@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import chain, pairwise
+from typing import Any, NamedTuple
 
 from modwright.core.formatting import (
     bytes_text,
@@ -15,18 +16,11 @@ from modwright.core.formatting import (
 )
 from modwright.core.paired import CONFIDENCE, FEWEST_PAIRS
 from modwright.report.data import Report, Stage
-from modwright.report.metrics import comparable, differing, ratio
+from modwright.report.metrics import differing, ratio
 from modwright.report.scores import score_sentences
-from modwright.report.speeds import MACS_FALL, speed_sentences
+from modwright.report.speeds import MACS_FALL, missed_sentences, speed_sentences
 
-__all__ = [
-    "FAR_OUTSIDE",
-    "NEARLY_FREE",
-    "REPEATS",
-    "RULES",
-    "SAME",
-    "summary_sentences",
-]
+__all__ = ["FAR_OUTSIDE", "NEARLY_FREE", "REPEATS", "RULES", "SAME", "summary_sentences"]
 
 NEARLY_FREE = 1.02
 FAR_OUTSIDE = 2.0
@@ -35,13 +29,8 @@ SAME = 0.0005
 # Headers make files larger than their weights by less than this.
 OPENED = 0.05
 
-_WHOLE = "The result"
-
 RULES = (
-    (
-        "nearly free",
-        f"perplexity after / before is at most {NEARLY_FREE}",
-    ),
+    ("nearly free", f"perplexity after / before is at most {NEARLY_FREE}"),
     (
         "far outside the range where text stays usable",
         f"perplexity after / before is above {FAR_OUTSIDE:g}",
@@ -51,23 +40,14 @@ RULES = (
         f"both models ran alternately, and the {100 * CONFIDENCE:.0f} % interval of the ratios of "
         f"neighboring runs covers 1; at least {FEWEST_PAIRS} pairs, else too few",
     ),
-    (
-        "is faster, is slower",
-        "that whole interval lies above 1, below 1",
-    ),
-    (
-        "although MACs fell",
-        f"counted MACs fell by more than {share_text(MACS_FALL)}",
-    ),
+    ("is faster, is slower", "that whole interval lies above 1, below 1"),
+    ("although MACs fell", f"counted MACs fell by more than {share_text(MACS_FALL)}"),
     (
         "did not pay",
         f"perplexity after / before is above {NEARLY_FREE} and neither parameters, bytes on disk "
         "nor MACs fell",
     ),
-    (
-        "did not pay on disk",
-        "parameters fell and bytes on disk did not",
-    ),
+    ("did not pay on disk", "parameters fell and bytes on disk did not"),
     (
         "repeats itself",
         f"at least {share_text(REPEATS)} of the sample's four-word runs occur earlier in it",
@@ -76,35 +56,24 @@ RULES = (
         "within the standard error of the difference",
         "a score's change is at most the root of the sum of both squared standard errors",
     ),
-    (
-        "stayed the same",
-        f"the change is smaller than {100 * SAME:.2f} %",
-    ),
+    ("stayed the same", f"the change is smaller than {100 * SAME:.2f} %"),
 )
 
 
-@dataclass(frozen=True)
-class _Pair:
+class _Pair(NamedTuple):
     """Two stages to compare, and how a sentence names the second."""
 
     before: Stage
     after: Stage
-    name: str
+    name: str = "The result"
+    perplexity: str = "Perplexity"
 
-    def ratio(self, group: str, key: str) -> float | None:
-        if not comparable(self.before, self.after, group):
-            return None
-        return ratio(_value(self.before, group, key), _value(self.after, group, key))
-
-    def values(self, group: str, key: str) -> tuple[float, float]:
-        one, two = _value(self.before, group, key), _value(self.after, group, key)
-        assert one is not None and two is not None
-        return one, two
-
-
-def _value(stage: Stage, group: str, key: str) -> float | None:
-    value: float | None = (getattr(stage, group) or {}).get(key)
-    return value
+    def change(self, key: str, group: str = "cost") -> tuple[float, float, float] | None:
+        """After / before, with both numbers; None where they cannot be compared."""
+        numbers: list[Any] = [(getattr(stage, group) or {}).get(key) for stage in self[:2]]
+        one, two = numbers
+        change = None if differing(*self[:2], group) else ratio(one, two)
+        return None if change is None else (change, one, two)
 
 
 def summary_sentences(report: Report) -> list[str]:
@@ -119,55 +88,40 @@ def summary_sentences(report: Report) -> list[str]:
         Nothing was changed: these are the measurements of the model as it came.
         Perplexity was not measured, so nothing is said about quality.
     """
-    whole = _Pair(report.before, report.after, _WHOLE)
-    steps = [
-        _Pair(one, two, f"Step {two.name}") for one, two in zip(report.stages, report.stages[1:])
-    ]
-    lines: list[str] = []
-    if not steps:
-        lines.append("Nothing was changed: these are the measurements of the model as it came.")
-    lines += _say(whole, _size)
-    lines += _opened(report)
-    lines += _say(whole, _quality, _agreement, _scores)
-    lines += _say(whole, *_PAY)
-    lines += _say(whole, _speed)
-    if len(steps) > 1:
-        for step in steps:
-            lines += _say(step, _quality_of_step, *_PAY, _speed_missed)
-    for stage in report.stages:
-        lines += _sample(stage)
-    lines += report.before.notes
-    if steps:
-        lines += _loading(report.after)
-    return lines
-
-
-_Rule = Callable[[_Pair], Iterator[str]]
-
-
-def _say(pair: _Pair, *rules: _Rule) -> Iterator[str]:
-    for rule in rules:
-        yield from rule(pair)
+    whole = _Pair(report.before, report.after)
+    is_changed = len(report.stages) > 1
+    said: list[Iterator[str]] = [_opened(report), _quality(whole), _agreement(report.after)]
+    said += [score_sentences(*whole[:2]), _pay(whole)]
+    if is_changed:
+        said = [_size(whole), *said, speed_sentences(*whole[:2])]
+    steps = list(pairwise(report.stages))
+    for one, two in steps[len(steps) == 1 :]:  # one step alone is the whole
+        name = f"Step {two.name}"
+        step = _Pair(one, two, name, f"{name}: perplexity")
+        said += [_quality(step), _pay(step), missed_sentences(one, two, name)]
+    said += map(_sample, report.stages)
+    lines = [*chain.from_iterable(said), *report.before.notes]
+    if not is_changed:
+        start = "Nothing was changed: these are the measurements of the model as it came."
+        return [start, *lines]
+    loading = (
+        "plain: stock transformers loads it."
+        if report.after.plain
+        else "not plain: stock transformers does not have its layers, and it loads after `import "
+        "modwright`."
+    )
+    return [*lines, f"The result is {loading}"]
 
 
 def _size(pair: _Pair) -> Iterator[str]:
-    if pair.before is pair.after:
-        return
     parts = []
-    parameters = pair.ratio("cost", "parameters")
-    if parameters is not None:
-        one, two = pair.values("cost", "parameters")
-        parts.append(
-            f"{count_text(two)} parameters instead of {count_text(one)} "
-            f"({_by(parameters, 'fewer', 'more')})"
-        )
-    stored = pair.ratio("cost", "stored_bytes")
-    if stored is not None:
-        one, two = pair.values("cost", "stored_bytes")
-        parts.append(
-            f"{bytes_text(two)} of weights on disk instead of {bytes_text(one)} "
-            f"({_by(stored, 'smaller', 'larger')})"
-        )
+    for key, text, what, less, more in (
+        ("parameters", count_text, "parameters", "fewer", "more"),
+        ("stored_bytes", bytes_text, "of weights on disk", "smaller", "larger"),
+    ):
+        if found := pair.change(key):
+            change, one, two = found
+            parts.append(f"{text(two)} {what} instead of {text(one)} ({_by(change, less, more)})")
     if parts:
         yield f"{pair.name} has {' and '.join(parts)}."
 
@@ -190,61 +144,56 @@ def _opened(report: Report) -> Iterator[str]:
 
 
 def _quality(pair: _Pair) -> Iterator[str]:
-    if pair.after.quality is None:
-        if pair.after.agreement is None and pair.after.harness is None:
+    before, after, name, subject = pair
+    if after.quality is None:
+        is_whole = subject == "Perplexity"
+        if is_whole and after.agreement is None and after.harness is None:
             yield "Perplexity was not measured, so nothing is said about quality."
-        return
-    if pair.before is pair.after and not pair.after.is_broken:
-        return
-    yield from _perplexity(pair)
-
-
-def _quality_of_step(pair: _Pair) -> Iterator[str]:
-    if pair.after.quality is not None:
-        yield from _perplexity(pair)
-
-
-def _perplexity(pair: _Pair) -> Iterator[str]:
-    subject = "Perplexity" if pair.name == _WHOLE else f"{pair.name}: perplexity"
-    if pair.after.is_broken:
+    elif after.is_broken:
         yield (
-            f"{pair.name} is broken: its perplexity is not a finite number, so its output holds "
+            f"{name} is broken: its perplexity is not a finite number, so its output holds "
             "NaN or infinite values or gives a token of the text no probability at all."
         )
+    elif before is after:
         return
-    if pair.before.perplexity is None:
-        why = "is not a finite number" if pair.before.is_broken else "was not measured"
+    elif before.perplexity is None:
+        why = "is not a finite number" if before.is_broken else "was not measured"
         yield f"{subject} before {why}, so the change is not known."
-        return
-    odd = differing(pair.before, pair.after, "quality")
-    if odd:
+    elif odd := differing(before, after, "quality"):
         yield (
             f"{subject} before and after cannot be compared: it was measured differently "
             f"({', '.join(odd)})."
         )
-        return
-    change = pair.ratio("quality", "perplexity")
-    if change is None:
-        return
-    one, two = pair.values("quality", "perplexity")
+    elif found := pair.change("perplexity", "quality"):
+        yield f"{subject} {_course(*found, _for_size(pair))}."
+
+
+def _course(change: float, one: float, two: float, size: str) -> str:
     if abs(change - 1) < SAME:
-        yield f"{subject} stayed at {number_text(two)} per token{_for_size(pair)}."
-        return
+        return f"stayed at {number_text(two)} per token{size}"
     line = (
-        f"{subject} {'rose' if change > 1 else 'fell'} from {number_text(one)} to "
-        f"{number_text(two)} per token, by a factor of {number_text(change)},{_for_size(pair)}"
+        f"{'rose' if change > 1 else 'fell'} from {number_text(one)} to {number_text(two)} per "
+        f"token, by a factor of {number_text(change)},{size}"
     )
     if 1 < change <= NEARLY_FREE:
-        line += ": nearly free"
-    if change > FAR_OUTSIDE:
-        line += (
-            ": far outside the range where text stays usable; heal it by fine-tuning or choose less"
-        )
-    yield f"{line}."
+        return f"{line}: nearly free"
+    if change <= FAR_OUTSIDE:
+        return line
+    usable = "far outside the range where text stays usable"
+    return f"{line}: {usable}; heal it by fine-tuning or choose less"
 
 
-def _agreement(pair: _Pair) -> Iterator[str]:
-    near = pair.after.agreement
+def _for_size(pair: _Pair) -> str:
+    found = pair.change("parameters")
+    if found is None:
+        return " for a model whose parameters were not counted"
+    if abs(found[0] - 1) < SAME:
+        return " for a model with as many parameters"
+    return f" for a model with {_by(found[0], 'fewer', 'more')} parameters"
+
+
+def _agreement(after: Stage) -> Iterator[str]:
+    near = after.agreement
     if near is None:
         return
     said = f"at {count_text(near.get('tokens') or 0)} tokens of text"
@@ -260,109 +209,56 @@ def _agreement(pair: _Pair) -> Iterator[str]:
             f"of {score_text(near['cosine'])} {said}."
         )
     if near.get("kl") is not None:
-        same = near.get("top1")
-        first = (
-            ""
-            if same is None
-            else f", and both put the same token first at {share_text(same)} of them"
-        )
-        yield (
+        line = (
             f"The result's predictions are {nats_text(near['kl'])} nats from those of the model as "
-            f"it came (mean KL {said}){first}."
+            f"it came (mean KL {said})"
         )
+        if near.get("top1") is not None:
+            line += f", and both put the same token first at {share_text(near['top1'])} of them"
+        yield f"{line}."
 
 
-def _scores(pair: _Pair) -> Iterator[str]:
-    yield from score_sentences(pair.before, pair.after)
-
-
-def _for_size(pair: _Pair) -> str:
-    parameters = pair.ratio("cost", "parameters")
-    if parameters is None:
-        return " for a model whose parameters were not counted"
-    if abs(parameters - 1) < SAME:
-        return " for a model with as many parameters"
-    return f" for a model with {_by(parameters, 'fewer', 'more')} parameters"
-
-
-def _larger(pair: _Pair) -> Iterator[str]:
-    kinds = (
+def _pay(pair: _Pair) -> Iterator[str]:
+    """What grew, and what was paid without a gain."""
+    for key, what in (
         ("stored_bytes", "weights on disk"),
         ("kv_bytes", "KV cache"),
         ("activation_bytes", "activations"),
-    )
-    for key, what in kinds:
-        change = pair.ratio("cost", key)
-        if change is not None and change > 1 + SAME:
-            one, two = pair.values("cost", key)
+    ):
+        found = pair.change(key)
+        if found is not None and found[0] > 1 + SAME:
             yield (
-                f"{pair.name} needs more bytes: {what} grew from {bytes_text(one)} to "
-                f"{bytes_text(two)} ({_by(change, 'smaller', 'larger')})."
+                f"{pair.name} needs more bytes: {what} grew from {bytes_text(found[1])} to "
+                f"{bytes_text(found[2])} ({_by(found[0], 'smaller', 'larger')})."
             )
-
-
-def _not_smaller_on_disk(pair: _Pair) -> Iterator[str]:
-    parameters, stored = pair.ratio("cost", "parameters"), pair.ratio("cost", "stored_bytes")
-    if parameters is None or stored is None:
-        return
-    if parameters < 1 - SAME and stored >= 1 - SAME:
+    keys = ("parameters", "stored_bytes", "prefill_macs", "decode_macs")
+    costs = {key: found for key in keys if (found := pair.change(key))}
+    fewer, stored = costs.get("parameters"), costs.get("stored_bytes")
+    if fewer and stored and fewer[0] < 1 - SAME and stored[0] >= 1 - SAME:
         yield (
-            f"{pair.name} did not pay on disk: it has {_by(parameters, 'fewer', 'more')} "
-            f"parameters, and {bytes_text(pair.values('cost', 'stored_bytes')[1])} of weights are "
-            "no smaller."
+            f"{pair.name} did not pay on disk: it has {_by(fewer[0], 'fewer', 'more')} "
+            f"parameters, and {bytes_text(stored[2])} of weights are no smaller."
         )
-
-
-def _no_gain(pair: _Pair) -> Iterator[str]:
-    quality = pair.ratio("quality", "perplexity")
-    costs = {
-        key: change
-        for key in ("parameters", "stored_bytes", "prefill_macs", "decode_macs")
-        if (change := pair.ratio("cost", key)) is not None
-    }
-    if quality is None or quality <= NEARLY_FREE or not costs:
-        return
-    if all(change >= 1 - SAME for change in costs.values()):
+    quality = pair.change("perplexity", "quality")
+    none_fell = costs and all(change >= 1 - SAME for change, _, _ in costs.values())
+    if quality and quality[0] > NEARLY_FREE and none_fell:
         yield (
-            f"{pair.name} did not pay: perplexity rose by a factor of {number_text(quality)}, and "
-            "neither parameters, bytes on disk nor MACs fell."
+            f"{pair.name} did not pay: perplexity rose by a factor of {number_text(quality[0])}, "
+            "and neither parameters, bytes on disk nor MACs fell."
         )
-
-
-_PAY: tuple[_Rule, ...] = (_larger, _not_smaller_on_disk, _no_gain)
-
-
-def _speed(pair: _Pair) -> Iterator[str]:
-    if pair.before is not pair.after:
-        yield from speed_sentences(pair.before, pair.after)
-
-
-def _speed_missed(pair: _Pair) -> Iterator[str]:
-    yield from speed_sentences(pair.before, pair.after, pair.name, missed=True)
 
 
 def _sample(stage: Stage) -> Iterator[str]:
     if stage.sample is None:
         return
     where = "before" if stage.method is None else f"after step {stage.name}"
+    share = stage.sample.get("repetition")
     if not str(stage.sample.get("text") or "").strip():
         yield f"The sample written {where} is empty: 0 words followed the prompt."
-        return
-    share = stage.sample.get("repetition")
-    if share is not None and share >= REPEATS:
+    elif share is not None and share >= REPEATS:
         yield (
             f"The sample repeats itself: {share_text(share)} of the four-word runs written "
             f"{where} occur earlier in the same text."
-        )
-
-
-def _loading(stage: Stage) -> Iterator[str]:
-    if stage.plain:
-        yield "The result is plain: stock transformers loads it."
-    else:
-        yield (
-            "The result is not plain: stock transformers does not have its layers, and it loads "
-            "after `import modwright`."
         )
 
 

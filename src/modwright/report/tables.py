@@ -1,47 +1,18 @@
-"""What the web page, the Markdown page and the model card share beside the columns."""
+"""The tables of a report beside the columns: recipes, samples, runtimes, reasons by layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
-
-import yaml
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from modwright.core.formatting import MISSING
-from modwright.report.data import Report
+from modwright.report.data import Report, Stage
 
-__all__ = [
-    "Measured",
-    "flat",
-    "format_value",
-    "layer_cell",
-    "measured",
-    "other_reasons",
-    "per_layer",
-    "recipe_yaml",
-    "samples",
-    "subtitle",
-]
+__all__ = ["SERVING_HEADS", "Measured", "by_layer", "flat", "format_value", "measured"]
+__all__ += ["samples", "serving_rows"]
 
+SERVING_HEADS = ("Runtime", "Takes it", "Why, or how")
 _MOST_CHARACTERS = 2_000
-
-
-@dataclass(frozen=True)
-class Measured:
-    """How numbers of one kind were measured, and which stages it holds for.
-
-    Attributes:
-        title: what was measured.
-        stages: names of the stages; empty where it holds for all.
-        recipe: the recipe, flat: name -> text.
-    """
-
-    title: str
-    stages: tuple[str, ...]
-    recipe: dict[str, str]
-
-
 _MEASURED = (
     ("Perplexity", "quality", "recipe"),
     ("Agreement with the model as it came", "agreement", "recipe"),
@@ -52,18 +23,30 @@ _MEASURED = (
 )
 
 
+class Measured(NamedTuple):
+    """How numbers of one kind were measured.
+
+    Attributes:
+        title: what was measured.
+        stages: names of the stages that it holds for; empty where it holds for all.
+        recipe: the recipe, flat: name -> text.
+    """
+
+    title: str
+    stages: tuple[str, ...]
+    recipe: dict[str, str]
+
+
 def measured(report: Report) -> list[Measured]:
     """Every recipe of the report once, with the stages it was used for."""
     found = []
     for title, group, key in _MEASURED:
         holders: list[tuple[dict[str, Any], list[str]]] = []
-        having = [stage for stage in report.stages if (getattr(stage, group) or {}).get(key)]
-        for stage in having:
-            recipe = getattr(stage, group)[key]
-            names = next((names for known, names in holders if known == recipe), None)
-            if names is None:
-                holders.append((recipe, [stage.name]))
-            else:
+        for stage in report.stages:
+            if recipe := (getattr(stage, group) or {}).get(key):
+                names = next((names for known, names in holders if known == recipe), None)
+                if names is None:
+                    holders.append((recipe, names := []))
                 names.append(stage.name)
         for recipe, names in holders:
             only = () if len(names) == len(report.stages) else tuple(names)
@@ -78,14 +61,16 @@ def flat(values: Mapping[str, Any]) -> dict[str, str]:
         >>> flat({"batch": 1, "window": {"stride": None, "bos": False}})
         {'batch': '1', 'window, stride': 'none', 'window, bos': 'no'}
     """
-    lines: dict[str, str] = {}
+    return {label: format_value(value) for label, value in _leaves(values)}
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for name, value in values.items():
-        label = name.replace("_", " ")
+        label = f"{prefix}{name}".replace("_", " ")
         if isinstance(value, Mapping):
-            lines.update({f"{label}, {inner}": text for inner, text in flat(value).items()})
+            yield from _leaves(value, f"{label}, ")
         else:
-            lines[label] = format_value(value)
-    return lines
+            yield label, value
 
 
 def format_value(value: Any) -> str:
@@ -110,94 +95,62 @@ def format_value(value: Any) -> str:
     return str(value)
 
 
-def subtitle(report: Report) -> str:
-    """Model, family, number of steps and date, as far as the report has them.
-
-    Example:
-        >>> from modwright.report import Stage
-        >>> subtitle(Report("r", {"name": "small", "family": "llama"}, stages=[Stage("before")]))
-        'small (llama), 0 steps'
-    """
-    name, family = report.model.get("name"), report.model.get("family")
-    model = f"{name} ({family})" if name and family else name
-    steps = len(report.stages) - 1
-    said = [model, f"{steps} step{'' if steps == 1 else 's'}", report.created]
-    return ", ".join(str(word) for word in said if word)
-
-
-def recipe_yaml(report: Report) -> str:
-    """The resolved recipe as YAML, in its own order."""
-    return yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True, width=88).rstrip()
-
-
 def samples(report: Report) -> list[tuple[str, dict[str, Any]]]:
     """The samples of the first and the last stage that have one, with a heading."""
-    having = [stage for stage in report.stages if stage.sample is not None]
-    chosen = having[:1] + having[1:][-1:]
-    return [
-        ("before" if stage is report.before else f"after step {stage.name}", stage.sample or {})
-        for stage in chosen
+    having = [
+        ("before" if stage is report.before else f"after step {stage.name}", stage.sample)
+        for stage in report.stages
+        if stage.sample is not None
     ]
+    return having[:1] + having[1:][-1:]
 
 
-def per_layer(reasons: Mapping[str, Any], layers: int) -> dict[str, list[Any]]:
-    """The lists among a method's reasons that have one plain entry per layer, by readable name.
-
-    A list with one mapping per layer gives a column for each of its keys.
+def serving_rows(stage: Stage) -> list[tuple[str, str, str]]:
+    """Where a model runs: runtime, answer, and the reason with the command that makes its files.
 
     Example:
-        >>> per_layer({"scores": {"mlp": [0.5, 0.7]}, "removed": {"mlp": [1]}}, 2)
-        {'scores, mlp': [0.5, 0.7]}
-        >>> per_layer({"blocks": [{"rank": 4}, {"rank": 3, "error": 0.1}]}, 2)
+        >>> told = {"answer": "after export", "why": "one file", "command": "modwright export A"}
+        >>> serving_rows(Stage("before", servable={"llama.cpp": told}))
+        [('llama.cpp', 'after export', 'one file: `modwright export A`')]
+    """
+    rows = []
+    for runtime, told in stage.servable.items():
+        reasons = [told["why"], f"`{told['command']}`" if told["command"] else ""]
+        rows.append((runtime, told["answer"] or MISSING, ": ".join(filter(None, reasons))))
+    return rows
+
+
+def by_layer(
+    reasons: Mapping[str, Any], layers: int
+) -> tuple[dict[str, list[Any]], dict[str, str]]:
+    """A method's reasons with one plain entry per layer, by readable name, and the others as text.
+
+    A list with one mapping per layer gives a column for each of its keys. A very long text is cut
+    and says so.
+
+    Example:
+        >>> by_layer({"scores": {"mlp": [0.5, 0.7]}, "removed": {"mlp": [1]}}, 2)
+        ({'scores, mlp': [0.5, 0.7]}, {'removed, mlp': '1'})
+        >>> by_layer({"blocks": [{"rank": 4}, {"rank": 3, "error": 0.1}]}, 2)[0]
         {'blocks, rank': [4, 3], 'blocks, error': [None, 0.1]}
     """
-    return {name: values for name, values in _lists(reasons) if len(values) == layers > 1}
+    columns: dict[str, list[Any]] = {}
+    rest = {}
+    for label, value in _leaves(reasons):
+        is_list = isinstance(value, list) and len(value) == layers > 1
+        found = dict(_columns(label, value)) if is_list else {}
+        columns |= found
+        if not found:
+            text = format_value(value)
+            cut = f"{text[:_MOST_CHARACTERS]} … (the rest stands in report.json)"
+            rest[label] = text if len(text) <= _MOST_CHARACTERS else cut
+    return columns, rest
 
 
-def _lists(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, list[Any]]]:
-    for name, value in values.items():
-        label = f"{prefix}{name}".replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _lists(value, f"{label}, ")
-        elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-            keys = dict.fromkeys(key for entry in value for key in entry)
-            columns = {key: [entry.get(key) for entry in value] for key in keys}
-            yield from _lists(columns, f"{label}, ")
-        elif isinstance(value, list) and not any(isinstance(v, list | dict) for v in value):
-            yield label, value
-
-
-def layer_cell(value: Any) -> str:
-    """An entry of a per-layer list; a layer without one shows a dash."""
-    return MISSING if value is None else format_value(value)
-
-
-def other_reasons(reasons: Mapping[str, Any], layers: Iterable[str]) -> dict[str, str]:
-    """The reasons that no per-layer column shows, as text; very long ones are cut and say so.
-
-    Example:
-        >>> other_reasons({"scores": {"mlp": [0.5, 0.7]}, "removed": {"mlp": [1]}}, ["scores, mlp"])
-        {'removed, mlp': '1'}
-    """
-    rest = flat(_without(reasons, set(layers)))
-    return {name: _cut(text) for name, text in rest.items()}
-
-
-def _cut(text: str) -> str:
-    if len(text) <= _MOST_CHARACTERS:
-        return text
-    return f"{text[:_MOST_CHARACTERS]} … (the rest stands in report.json)"
-
-
-def _without(values: Mapping[str, Any], shown: set[str], prefix: str = "") -> dict[str, Any]:
-    """The reasons that no per-layer table shows."""
-    rest: dict[str, Any] = {}
-    for name, value in values.items():
-        label = f"{prefix}{name}".replace("_", " ")
-        if isinstance(value, dict):
-            inner = _without(value, shown, f"{label}, ")
-            if inner or not value:
-                rest[name] = inner
-        elif label not in shown and not any(name.startswith(f"{label}, ") for name in shown):
-            rest[name] = value
-    return rest
+def _columns(label: str, values: list[Any]) -> Iterator[tuple[str, list[Any]]]:
+    if all(isinstance(value, dict) for value in values):
+        for key in dict.fromkeys(key for value in values for key in value):
+            inner = f"{label}, {key}".replace("_", " ")
+            yield from _columns(inner, [value.get(key) for value in values])
+    elif not any(isinstance(value, list | dict) for value in values):
+        yield label, values

@@ -18,10 +18,8 @@ __all__ = ["read_report", "write_report"]
 def write_report(report: Report, directory: Path) -> dict[str, Path]:
     """Writes report.json, report.md and report.html, in place of those of an earlier run.
 
-    Everything is rendered before the first file is touched, and each file is renamed into place.
-
-    Returns:
-        ``"json"``, ``"markdown"`` and ``"html"`` -> the file written.
+    Everything is rendered before the first file is touched. The result names the files by what they
+    are: ``"json"``, ``"markdown"`` and ``"html"``.
 
     Raises:
         CheckpointError: the folder cannot be written.

@@ -1,0 +1,242 @@
+"""What the pages of a report say, once: sections of blocks, which HTML and Markdown render."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import yaml
+
+from modwright.core.formatting import MISSING, bytes_text, seconds_text, share_text
+from modwright.report.columns import MEANINGS, METRICS, shown_metrics
+from modwright.report.data import Report, Stage
+from modwright.report.scores import score_table
+from modwright.report.summary import RULES, summary_sentences
+from modwright.report.tables import (
+    SERVING_HEADS,
+    by_layer,
+    flat,
+    format_value,
+    measured,
+    samples,
+    serving_rows,
+)
+
+__all__ = ["Block", "Cell", "Table", "recipe_block", "sections", "serving_blocks", "stage_table"]
+__all__ += ["subtitle"]
+
+# Metrics that stand at the top of the page, with "not measured" where they are missing.
+_HEADLINE = ("parameters", "stored_bytes", "perplexity", "decode_tokens_per_second")
+# These stand there where they were measured. The model as it came is what they compare with.
+_AGAINST = ("top1", "cosine")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One piece of a page. Text between backticks is code.
+
+    Attributes:
+        kind: "text", "note" (a soft text), "bullets", "terms" (words and meanings), "table",
+            "code", "sample" (a text in which lines matter), and for the web page alone "figures"
+            and "cards"; with blocks inside: "section", "part" and "fold" (opened by a click).
+        body: the text, the lines, the pairs, the table or the blocks inside.
+        title: heading; of a text the bold words before it; of a code its language.
+        aside: beside the heading; of a section its id, by which the web page lays it out.
+    """
+
+    kind: str
+    body: Any
+    title: str = ""
+    aside: str = ""
+
+
+class Cell(NamedTuple):
+    """A cell of a table: what it says, a change or a title in small print, and what sorts it."""
+
+    text: str
+    note: str = ""
+    value: Any = None
+
+
+class Table(NamedTuple):
+    """Rows of cells. The first column names them, the others hold numbers or texts."""
+
+    label: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    numbers: bool = True
+    sortable: bool = False
+
+
+def _table(label: str, heads: Sequence[str], rows: Iterable[Iterable[str]], **how: bool) -> Block:
+    return Block("table", Table(label, heads, [[Cell(c) for c in row] for row in rows], **how))
+
+
+def _pairs(
+    title: str, values: Mapping[str, str], heads: Sequence[str] = ("Entry", "Value")
+) -> list[Block]:
+    """A part with names and texts, where there are any."""
+    table = _table(title, heads, values.items(), numbers=False)
+    return [Block("part", [table], title)] if values else []
+
+
+def sections(report: Report, figures: Sequence[Any] = ()) -> list[Block]:
+    """The whole report below its title; ``figures`` are drawn ones, for the web page."""
+    again = [Block("code", report.reproduce, "bash")] if report.reproduce else []
+    if report.recipe:
+        again.append(Block("fold", [recipe_block(report)], "The resolved recipe"))
+    sizes = {name: bytes_text(size) for name, size in report.files.items()}
+    again += _pairs("Model", flat(report.model)) + _pairs("Files", sizes, ("File", "Size"))
+    found = (
+        ("headline", "In short", _headline(report)),
+        ("table", "Before, after, and every step between", _columns(report)),
+        ("scores", "Harness scores", _scores(report)),
+        ("plots", "Figures", [Block("figures", figures)] if figures else []),
+        ("samples", "What it writes", _samples(report)),
+        ("steps", "Step by step", _steps(report)),
+        ("servable", "Where the result runs", serving_blocks(report.after)),
+        ("measured", "How it was measured", _measured(report)),
+        ("again", "How to make it again", again),
+    )
+    return [Block("section", blocks, title, name) for name, title, blocks in found if blocks]
+
+
+def subtitle(report: Report) -> str:
+    """Model, family, number of steps and date, as far as the report has them.
+
+    Example:
+        >>> subtitle(Report("r", {"name": "small", "family": "llama"}, stages=[Stage("before")]))
+        'small (llama), 0 steps'
+    """
+    name, family = report.model.get("name"), report.model.get("family")
+    model = f"{name} ({family})" if name and family else name
+    steps = len(report.stages) - 1
+    said = [model, f"{steps} step{'' if steps == 1 else 's'}", report.created]
+    return ", ".join(str(word) for word in said if word)
+
+
+def recipe_block(report: Report) -> Block:
+    """The resolved recipe as YAML, in its own order."""
+    text = yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True, width=88)
+    return Block("code", text.rstrip(), "yaml")
+
+
+def _headline(report: Report) -> list[Block]:
+    before, after = report.before, report.after
+    by_name = {metric.name: metric for metric in METRICS}
+    cards = []
+    for metric in (by_name[name] for name in _HEADLINE):
+        if metric.has_headline(before, after):
+            hint = "lower is better" if metric.group == "quality" else ""
+            cards.append((metric, before, after, hint))
+    for metric in (by_name[name] for name in _AGAINST):
+        if metric in shown_metrics(report):
+            cards.append((metric, after, after, "with the model as it came"))
+    return [
+        Block("cards", cards),
+        Block("bullets", summary_sentences(report)),
+        Block("fold", [Block("terms", RULES)], "When these words are used"),
+    ]
+
+
+def _columns(report: Report) -> list[Block]:
+    meanings = [(m.label, m.meaning or MEANINGS[m.name]) for m in shown_metrics(report)]
+    meaning = Block("fold", [Block("terms", meanings)], "What the columns mean")
+    return [stage_table(report, report.stages), meaning]
+
+
+def stage_table(report: Report, stages: Sequence[Stage]) -> Block:
+    """The before/after table; ``stages`` are its rows."""
+    metrics = shown_metrics(report)
+    rows = []
+    for at, stage in enumerate(stages):
+        cells = [
+            Cell(metric.cell(stage), metric.change_cell(report.before, stage), metric.of(stage))
+            for metric in metrics
+        ]
+        rows.append([Cell(stage.name, stage.title, at), *cells])
+    heads = ["Stage", *(metric.label for metric in metrics)]
+    return Block("table", Table("Stages", heads, rows, sortable=True))
+
+
+def _scores(report: Report) -> list[Block]:
+    found = score_table(report)
+    if found is None:
+        return []
+    told = f"As {found.harness} gives them, with one standard error."
+    return [Block("note", told), _table("Harness scores", found.heads, found.rows)]
+
+
+def _samples(report: Report) -> list[Block]:
+    parts = []
+    for when, sample in samples(report):
+        blocks = [
+            Block("note", f"Prompt: “{sample.get('prompt', '')}”"),
+            Block("sample", sample.get("text", "")),
+        ]
+        if (share := sample.get("repetition")) is not None:
+            told = f"{share_text(share)} of its four-word runs occur earlier in the same text."
+            blocks.append(Block("note", f"Repetition: {told}"))
+        parts.append(Block("part", blocks, when[0].upper() + when[1:]))
+    return parts
+
+
+def _steps(report: Report) -> list[Block]:
+    found = []
+    for before, stage in pairwise(report.stages):
+        found += [Block("text", note, stage.name) for note in stage.notes]
+        title = f"{stage.name}: {stage.title}" if stage.title else stage.name
+        aside = f"({seconds_text(sum(stage.seconds.values()))})" if stage.seconds else ""
+        is_last = stage is report.after
+        found.append(Block("fold", _step(before, stage, is_last), title, aside))
+    return found
+
+
+def _step(before: Stage, stage: Stage, is_last: bool) -> list[Block]:
+    blocks = []
+    if stage.accounting:
+        counts = ", ".join(f"{number} {word}" for word, number in stage.accounting.items())
+        blocks.append(Block("text", f"Tensors of the model: {counts}."))
+    if stage.plain:
+        blocks.append(Block("text", "Stock transformers loads the model after this step."))
+    else:
+        blocks.append(Block("text", "The model after this step loads after `import modwright`."))
+    options = {name: format_value(value) for name, value in stage.options.items()}
+    blocks += _pairs(f"Options of {stage.method}", options, ("Option", "Value"))
+    if stage.seconds:
+        times = ", ".join(f"{phase} {seconds_text(s)}" for phase, s in stage.seconds.items())
+        blocks.append(Block("part", [Block("text", f"{times}.")], "Time"))
+    layers, rest = by_layer(stage.reasons, len(before.shape))
+    if layers:
+        rows = [
+            [str(at), *(MISSING if value is None else format_value(value) for value in row)]
+            for at, row in enumerate(zip(*layers.values()))
+        ]
+        table = _table(f"Layers in {stage.name}", ["Layer", *layers], rows)
+        blocks.append(Block("part", [table], "Layer by layer"))
+    blocks += _pairs("Other reasons", rest, ("Reason", "Value"))
+    if stage.sample is not None and not is_last:
+        text = Block("sample", stage.sample.get("text", ""))
+        blocks.append(Block("part", [text], "Sample after this step"))
+    return blocks
+
+
+def serving_blocks(stage: Stage) -> list[Block]:
+    """Where a model runs, one row per runtime; nothing where that was not asked."""
+    if not stage.servable:
+        return []
+    told = "“not tested” claims nothing: the runtime was not run on such a model here."
+    rows = serving_rows(stage)
+    return [Block("note", told), _table("Where it runs", SERVING_HEADS, rows, numbers=False)]
+
+
+def _measured(report: Report) -> list[Block]:
+    entries = [
+        (f"{entry.title}: {', '.join(entry.stages)}" if entry.stages else entry.title, entry.recipe)
+        for entry in measured(report)
+    ]
+    entries += [("Machine", flat(report.environment)), ("Versions", report.versions)]
+    parts = [part for name, values in entries for part in _pairs(name, values)]
+    return [Block("note", "Numbers are comparable where these entries are equal."), *parts]
