@@ -17,8 +17,7 @@ from modwright.core.errors import (
     ModwrightError,
     UnsupportedArchitecture,
 )
-from modwright.cost import count, inspect
-from modwright.cost.forward_macs import forward_macs
+from modwright.cost import count, forward_macs, inspect
 from modwright.edits import Change, Plan, apply, factorize, keep_neurons, remove
 from modwright.edits.verify import check_reopens
 from modwright.nn.block import Block

@@ -3,8 +3,7 @@
 from modwright.core.formatting import format_number
 from modwright.core.paired import PairedRatio
 from modwright.cost.counting import Cost, PartCost, cost, count
-from modwright.cost.forward_macs import forward_macs
-from modwright.cost.macs import Pass, part_macs
+from modwright.cost.macs import Pass, forward_macs, part_macs
 from modwright.cost.memory import activation_bytes, kv_cache_bytes
 from modwright.cost.speed import Comparison, Speed, TimingStats, compare_speed, measure_speed
 from modwright.cost.tree import Node, Tree, describe, inspect

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from modwright.anatomy import Anatomy, Part
@@ -14,18 +15,14 @@ from modwright.anatomy.inputs import Images
 from modwright.anatomy.views import Sublayer
 from modwright.core.compat.torch import tensor_tables
 from modwright.core.errors import UnsupportedArchitecture
-from modwright.core.formatting import format_number
-from modwright.cost.checks import as_anatomy, at_least
-from modwright.cost.macs import Pass, part_macs
+from modwright.core.formatting import format_number, percent
+from modwright.cost.macs import Pass, at_least, part_macs
 from modwright.cost.memory import activation_bytes, cached_positions, kv_cache_bytes
 from modwright.cost.meta_trace import MetaTrace, trace_on_meta
+from modwright.cost.render import CostTable, Shown, fold, page
 from modwright.nn import FactorPair
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 __all__ = ["Cost", "PartCost", "cost", "count"]
-
 
 _CONVOLUTIONS = (
     nn.Conv1d,
@@ -35,6 +32,19 @@ _CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+_GROWTH = {
+    "attention": "parameters: quadratic in width, linear in depth; projections: linear in length, "
+    "quadratic in width, linear in depth; scores: quadratic in length (one decode step: linear in "
+    "context), linear in width and depth",
+    "mlp": "parameters: quadratic in width, linear in depth; MACs: linear in length, quadratic in "
+    "width, linear in depth",
+    "head": "MACs: linear in length, width and vocabulary, independent of depth",
+    "embedding": "parameters: linear in width and vocabulary; no MACs",
+    "kv_bytes": "linear in length (constant beyond a sliding window), width of the key/value heads "
+    "and depth",
+    "activation_bytes": "linear in length (quadratic with eager attention) and width, independent "
+    "of depth",
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class PartCost:
 
 
 @dataclass(frozen=True, repr=False)
-class Cost:
+class Cost(Shown):
     """What a model costs, part by part. All totals are sums of the rows.
 
     Attributes:
@@ -114,40 +124,15 @@ class Cost:
 
     def growth(self) -> dict[str, str]:
         """How each cost grows with length, width and depth; only those that the model has."""
-        told = {
-            "attention": (
-                "parameters: quadratic in width, linear in depth; projections: linear in length, "
-                "quadratic in width, linear in depth; scores: quadratic in length (one decode "
-                "step: linear in context), linear in width and depth"
-            ),
-            "mlp": (
-                "parameters: quadratic in width, linear in depth; "
-                "MACs: linear in length, quadratic in width, linear in depth"
-            ),
-            "head": "MACs: linear in length, width and vocabulary, independent of depth",
-            "embedding": "parameters: linear in width and vocabulary; no MACs",
-        }
-        kinds = {row.kind for row in self.rows}
-        found = {kind: text for kind, text in told.items() if kind in kinds}
-        if self.kv_bytes:
-            found["kv_bytes"] = (
-                "linear in length (constant beyond a sliding window), width of the key/value "
-                "heads and depth"
-            )
-        found["activation_bytes"] = (
-            "linear in length (quadratic with eager attention) and width, independent of depth"
-        )
-        return found
+        found = {row.kind for row in self.rows}
+        found |= {"activation_bytes", "kv_bytes" if self.kv_bytes else ""}
+        return {name: text for name, text in _GROWTH.items() if name in found}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: totals, recipe, rows."""
+        names = ("parameters", "stored_bytes", "prefill_macs", "decode_macs")
         return {
-            "parameters": self.parameters,
-            "stored_bytes": self.stored_bytes,
-            "prefill_macs": self.prefill_macs,
-            "decode_macs": self.decode_macs,
-            "kv_bytes": self.kv_bytes,
-            "activation_bytes": self.activation_bytes,
+            **{name: getattr(self, name) for name in (*names, "kv_bytes", "activation_bytes")},
             "recipe": dict(self.recipe),
             "growth": self.growth(),
             "rows": [asdict(row) for row in self.rows],
@@ -160,15 +145,44 @@ class Cost:
             f"{format_number(self.prefill_macs)} MACs for {self.recipe['length']} tokens)"
         )
 
-    def __rich__(self) -> RenderableType:
-        from modwright.cost.render import cost_table
+    def table(self) -> CostTable:
+        """One line per kind of part, the totals, and what they were counted for."""
+        recipe = self.recipe
+        caption = (
+            f"batch {recipe['batch']}, {recipe['length']} tokens, {recipe['dtype']}; key/value "
+            f"cache {format_number(self.kv_bytes, 'B')} per sequence; activations at least "
+            f"{format_number(self.activation_bytes, 'B')}; bytes in powers of 1000"
+        )
+        if "positions" in recipe:
+            caption += f"; {recipe['positions']}"
+        whole = (self.parameters, self.stored_bytes, self.prefill_macs, self.decode_macs)
+        lines = self._lines([*self.by_kind().values(), PartCost("total", "total", *whole)])
+        return lines._replace(caption=caption, rows=lines.rows[:-1], total=lines.rows[-1])
 
-        return cost_table(self)
+    def _lines(self, rows: Iterable[PartCost]) -> CostTable:
+        heads = ["kind", "parameters", "share", "bytes", "prefill\nMACs", "share", "decode\nMACs"]
+        shown = len(heads) if "context" in self.recipe else -1
+        lines = [
+            [
+                row.address,
+                format_number(row.parameters),
+                percent(row.parameters, self.parameters),
+                format_number(row.bytes, "B"),
+                format_number(row.prefill_macs),
+                percent(row.prefill_macs, self.prefill_macs),
+                format_number(row.decode_macs),
+            ][:shown]
+            for row in rows
+        ]
+        return CostTable("", heads[:shown], lines)
 
     def _repr_html_(self) -> str:
-        from modwright.cost.html import cost_html
-
-        return cost_html(self)
+        told = (f"<li>{escape(f'{name}: {value}')}</li>" for name, value in self.recipe.items())
+        return page(
+            self.table().html(),
+            fold("what is counted", "<ul>", *told, "</ul>"),
+            fold(f"{len(self.rows)} parts", self._lines(self.rows).html()),
+        )
 
 
 def count(
@@ -181,7 +195,6 @@ def count(
     model may be on the meta device and may carry edits.
 
     Args:
-        model: a model or its anatomy.
         length: tokens that the prefill reads, of each sequence; a model of images has its own.
         batch: sequences side by side.
         context: tokens in the cache when the decode step comes; it attends to them and to itself.
@@ -199,7 +212,7 @@ def count(
         >>> counted.prefill_macs, counted.by_kind()["attention"].prefill_macs
         (1040640, 426240)
     """
-    anatomy = as_anatomy(model)
+    anatomy = Anatomy.of(model)
     return counted(anatomy, trace_on_meta(anatomy), length=length, batch=batch, context=context)
 
 
@@ -229,54 +242,25 @@ def counted(
     )
 
 
-class _Ledger:
-    """The tensors of a checkpoint; each is taken once, by the first part that stores it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.left: dict[int, Tensor] = {
-            id(tensor): tensor
-            for tensor in model.state_dict(keep_vars=True).values()
-            if isinstance(tensor, Tensor)
-        }
-
-    def take(self, modules: Iterable[nn.Module]) -> tuple[int, int]:
-        """(parameters, bytes) of what the modules hold themselves and nobody took before."""
-        held = (
-            tensor
-            for module in modules
-            for table in tensor_tables(module)
-            for tensor in table.values()
-            if tensor is not None
-        )
-        found = [self.left.pop(id(tensor)) for tensor in held if id(tensor) in self.left]
-        parameters = sum(t.numel() for t in found if isinstance(t, nn.Parameter))
-        return parameters, sum(t.numel() * t.element_size() for t in found)
-
-
-def _modules_of(part: Part) -> list[nn.Module]:
-    own: list[Any] = [getattr(part, "module", None)]
-    if isinstance(part, Sublayer):
-        own += [projection.module for projection in part.projections().values()]
-    return [module for root in own if root is not None for module in root.modules()]
-
-
 def _rows(anatomy: Anatomy, runs: list[Pass], trace: MetaTrace | None) -> tuple[PartCost, ...]:
     parts = list(anatomy.parts())
     modules = {address: _modules_of(part) for address, part in parts}
-    ledger = _Ledger(anatomy.model)
-    # Norms and tables go first: the module of an attention may enclose a norm that is its own part.
+    left = {id(t): t for t in anatomy.model.state_dict(keep_vars=True).values() if t is not None}
+    # Each tensor counts for the first part that stores it. Norms and tables go first: the module
+    # of an attention may enclose a norm that is its own part.
     leaves_first = sorted(parts, key=lambda named: isinstance(named[1], Sublayer))
-    owned = {address: ledger.take(modules[address]) for address, _ in leaves_first}
+    owned = {address: _take(left, modules[address]) for address, _ in leaves_first}
     rows = []
     for address, part in parts:
-        if trace is None:
-            macs = [part_macs(part, run) for run in runs]
-        else:
-            macs = [trace.part_macs(address, part, run) for run in runs]
-        rows.append(PartCost(address, _kind(address, part), *owned[address], *macs))
+        kind = "head" if address == "head" else type(part).__name__.lower()
+        macs = [
+            part_macs(part, run) if trace is None else trace.part_macs(address, part, run)
+            for run in runs
+        ]
+        rows.append(PartCost(address, kind, *owned[address], *macs))
     known = {id(module) for found in modules.values() for module in found}
-    rest = [(p, m) for p, m in anatomy.model.named_modules() if id(m) not in known]
-    stored = ledger.take(module for _, module in rest)
+    rest = {p: m for p, m in anatomy.model.named_modules() if id(m) not in known}
+    stored = _take(left, rest.values())
     if trace is None:
         macs = [_other_macs(anatomy, rest, run) for run in runs]
     else:
@@ -286,11 +270,22 @@ def _rows(anatomy: Anatomy, runs: list[Pass], trace: MetaTrace | None) -> tuple[
     return tuple(rows)
 
 
-def _kind(address: str, part: Part) -> str:
-    return "head" if address == "head" else type(part).__name__.lower()
+def _modules_of(part: Part) -> list[nn.Module]:
+    own: list[Any] = [getattr(part, "module", None)]
+    if isinstance(part, Sublayer):
+        own += [projection.module for projection in part.projections().values()]
+    return [module for root in own if root is not None for module in root.modules()]
 
 
-def _other_macs(anatomy: Anatomy, modules: list[tuple[str, nn.Module]], run: Pass) -> int:
+def _take(left: dict[int, Any], modules: Iterable[nn.Module]) -> tuple[int, int]:
+    """(parameters, bytes) of what the modules hold themselves and nobody took before."""
+    tables = (table for module in modules for table in tensor_tables(module))
+    found = [left.pop(id(t)) for table in tables for t in table.values() if id(t) in left]
+    parameters = sum(t.numel() for t in found if isinstance(t, nn.Parameter))
+    return parameters, sum(t.nbytes for t in found)
+
+
+def _other_macs(anatomy: Anatomy, modules: Mapping[str, nn.Module], run: Pass) -> int:
     """Maps outside the parts: once per sequence behind a pooler, else for every token.
 
     Convolutions see the patches alone.
@@ -298,23 +293,20 @@ def _other_macs(anatomy: Anatomy, modules: list[tuple[str, nn.Module]], run: Pas
     Raises:
         UnsupportedArchitecture: a convolution over more places than one.
     """
-    family, model = anatomy.family, anatomy.model
-    inputs = family.inputs()
-    inside = family.prefix(model)
-    pooled = family.pools(model)
+    family, inputs = anatomy.family, anatomy.family.inputs()
+    inside, pooled = family.prefix(anatomy.model), family.pools(anatomy.model)
     total = 0
-    for path, module in modules:
+    for path, module in modules.items():
         if isinstance(module, _CONVOLUTIONS):
             if not isinstance(inputs, Images) or {*module.kernel_size, *module.stride} != {1}:
                 raise UnsupportedArchitecture(f"{path}: a convolution outside the parts, {module}")
             total += module.weight.numel() * run.sequences * inputs.patches
-        if not isinstance(module, nn.Linear | Conv1D | FactorPair):
-            continue
-        names = path.split(".")
-        behind = pooled and bool(inside) and not path.startswith(inside)
-        once = "pooler" in names or (behind and "predictions" not in names)
-        weights = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
-        total += weights * (run.sequences if once else run.positions)
+        elif isinstance(module, nn.Linear | Conv1D | FactorPair):
+            names = path.split(".")
+            behind = pooled and bool(inside) and not path.startswith(inside)
+            once = "pooler" in names or (behind and "predictions" not in names)
+            weights = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
+            total += weights * (run.sequences if once else run.positions)
     return total
 
 
@@ -325,10 +317,8 @@ def _recipe(anatomy: Anatomy, length: int, batch: int, context: int) -> dict[str
         "batch": batch,
         "context": context,
         "dtype": ", ".join(sorted(dtypes)),
-        "macs": (
-            "multiply-accumulates of matrix products, half of torch's FLOP count; norms, softmax, "
-            "activations, rotary angles and look-ups count 0"
-        ),
+        "macs": "multiply-accumulates of matrix products, half of torch's FLOP count; norms, "
+        "softmax, activations, rotary angles and look-ups count 0",
         "attention": "scores over all T x T positions, masked ones included",
         "head": "logits for every token of the prefill; generate() computes the last one only",
         "decode": f"one token more for each sequence, after {context} in the cache",

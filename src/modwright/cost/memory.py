@@ -10,11 +10,14 @@ import torch
 
 from modwright.anatomy import Anatomy, Block, Embedding, MixtureOfExperts, Mlp
 from modwright.core.compat.transformers import attention_implementation
-from modwright.cost.checks import at_least, dtype_of
+from modwright.core.errors import unknown_name
+from modwright.cost.macs import at_least
 from modwright.cost.meta_trace import MetaTrace, trace_on_meta
 from modwright.nn import AttentionShape
 
 __all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes"]
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def cached_positions(anatomy: Anatomy, length: int) -> dict[str, int]:
@@ -58,16 +61,17 @@ def kv_cache_bytes(
         76800
     """
     at_least(1, length=length, batch=batch)
+    if isinstance(dtype, str) and dtype not in _DTYPES:
+        raise unknown_name("dtype", dtype, _DTYPES)
+    wanted: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
     kept = cached_positions(anatomy, length)
     size = 0
-    for block in anatomy.blocks:
-        attention = block.attention
-        if attention is None or attention.address not in kept:
-            continue
-        shape = attention.shape
-        per_position = shape.num_kv_heads * (shape.qk_head_dim + shape.v_head_dim)
-        stored = dtype_of(dtype, next(attention.k.module.parameters()).dtype)
-        size += batch * kept[attention.address] * per_position * stored.itemsize
+    for attention in (block.attention for block in anatomy.blocks):
+        if attention is not None and attention.address in kept:
+            shape = attention.shape
+            per_position = shape.num_kv_heads * (shape.qk_head_dim + shape.v_head_dim)
+            stored = wanted or next(attention.k.module.parameters()).dtype
+            size += batch * kept[attention.address] * per_position * stored.itemsize
     return size
 
 
@@ -103,12 +107,12 @@ def activation_bytes(
         return batch * trace.largest * item
     length = anatomy.family.inputs().positions(length)
     width = anatomy.hidden_size
-    eager = attention_implementation(anatomy.config) == "eager"
+    scores = length if attention_implementation(anatomy.config) == "eager" else 0
     sets = [width]
     for block in anatomy.blocks:
         reads = width * (1 if block.layout == "post" else 2)
         if block.attention is not None:
-            sets.append(reads + _attention_set(block.attention.shape, length if eager else 0))
+            sets.append(reads + _attention_set(block.attention.shape, scores))
         if block.mlp is not None:
             sets.append(reads + _mlp_set(block, block.mlp, width))
     head = anatomy.outer.get("head")
@@ -118,8 +122,8 @@ def activation_bytes(
 
 
 def _attention_set(shape: AttentionShape, scores: int) -> int:
-    projected = shape.num_kv_heads * (shape.qk_head_dim + shape.v_head_dim)
-    return projected + shape.num_heads * (shape.qk_head_dim + shape.v_head_dim + 2 * scores)
+    head = shape.qk_head_dim + shape.v_head_dim
+    return shape.num_kv_heads * head + shape.num_heads * (head + 2 * scores)
 
 
 def _mlp_set(block: Block, mlp: Mlp | MixtureOfExperts, width: int) -> int:

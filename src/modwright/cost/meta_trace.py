@@ -7,20 +7,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from modwright.anatomy import Anatomy, Part
 from modwright.core.capture import Call, channels_last, on_forward
 from modwright.core.modes import set_eval
-from modwright.cost.forward_macs import to_meta
-from modwright.cost.macs import Pass, part_macs
+from modwright.cost.macs import Pass, counted_products, part_macs, to_meta
 
 __all__ = ["MetaTrace", "run_on_meta", "trace_on_meta"]
 
@@ -47,13 +43,12 @@ class MetaTrace:
 
     def of(self, address: str, run: Pass) -> Pass:
         """The pass that a block, or a part in it, sees in a pass of the model."""
-        head, _, rest = address.partition(".")
-        sequences, tokens = self.passes[int(rest.partition(".")[0])]
-        own = f"{head}.{rest.partition('.')[0]}."
+        index = address.split(".")[1]
+        sequences, tokens = self.passes[int(index)]
         counted = {
             part: macs // max(1, sequences)
             for part, macs in self.counted.items()
-            if part.startswith(own)
+            if part.startswith(f"blocks.{index}.")
         }
         return Pass(run.sequences * sequences, tokens, counted=counted)
 
@@ -69,7 +64,6 @@ def trace_on_meta(anatomy: Anatomy) -> MetaTrace | None:
     return run_on_meta(anatomy) if anatomy.family.counts_by_running else None
 
 
-@torch.no_grad()
 def run_on_meta(anatomy: Anatomy) -> MetaTrace:
     """Runs a model on the meta device over one input of its own size.
 
@@ -83,58 +77,43 @@ def run_on_meta(anatomy: Anatomy) -> MetaTrace:
         ((1, 256), (1, 64))
     """
     model = set_eval(to_meta(anatomy.model))
-    inputs = anatomy.family.inputs().random(1, 1, torch.Generator())
-    given = {name: tensor.to("meta") for name, tensor in inputs.items()}
     there = Anatomy.of(model)
-    seen: dict[int, list[_Call]] = defaultdict(list)
-    largest = [0]
-    blocks = {block.index: block for block in there.blocks}
+    inputs = anatomy.family.inputs().random(1, 1, torch.Generator())
+    # Of each call of a block: sequences, tokens of each, channels, and the grid that it is told.
+    seen: dict[int, list[tuple[int, int, int, Any]]] = defaultdict(list)
+    sizes = [0]
 
     def note_call(index: int, call: Call) -> None:
-        stream = channels_last(call.args[0], blocks[index].axis)
-        spatial_shape = (
-            call.args[1] if len(call.args) > 1 and isinstance(call.args[1], tuple) else None
-        )
-        tokens, width = stream[..., 0].numel() // len(stream), stream.shape[-1]
-        seen[index].append(_Call(len(stream), tokens, width, spatial_shape))
+        stream = channels_last(call.args[0], axes[index])
+        told = call.args[1] if len(call.args) > 1 and isinstance(call.args[1], tuple) else None
+        tokens = stream[..., 0].numel() // len(stream)
+        seen[index].append((len(stream), tokens, stream.shape[-1], told))
 
     def note_size(path: str, call: Call) -> None:
-        tensors = [x for x in (*call.args, call.output) if isinstance(x, Tensor)]
-        largest[0] = max(largest[0], sum(tensor.numel() for tensor in tensors))
+        sizes.append(sum(x.numel() for x in (*call.args, call.output) if isinstance(x, Tensor)))
 
+    axes = {block.index: block.axis for block in there.blocks}
+    blocks = {block.index: block.module for block in there.blocks}
     leaves = {path: m for path, m in model.named_modules() if not list(m.children())}
-    with ExitStack() as stack:
-        modules = {index: block.module for index, block in blocks.items()}
-        stack.enter_context(on_forward(modules, note_call, "input"))
-        stack.enter_context(on_forward(leaves, note_size))
-        # Fused attention is one opaque step to the counter.
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        counter = stack.enter_context(FlopCounterMode(display=False))
-        model(**given)
+    with (
+        on_forward(blocks, note_call, "input"),
+        on_forward(leaves, note_size),
+        counted_products() as counter,
+    ):
+        model(**{name: tensor.to("meta") for name, tensor in inputs.items()})
     counts = counter.get_flop_counts()
-    flops = {path: sum(by_step.values()) for path, by_step in counts.items()}
-    start, paths = type(model).__name__, {id(m): path for path, m in model.named_modules()}
-    counted = {}
-    for address, part in there.parts():
-        path = paths.get(id(getattr(part, "module", None)))
-        if path is not None:
-            counted[address] = flops.get(f"{start}.{path}", 0) // 2
-    calls = [seen[block.index] or [_Call(0, 1, 0, None)] for block in there.blocks]
+    macs = {path: sum(by_step.values()) // 2 for path, by_step in counts.items()}
+    paths = {id(m): f"{type(model).__name__}.{path}" for path, m in model.named_modules()}
+    parts = {
+        address: paths.get(id(getattr(part, "module", None))) for address, part in there.parts()
+    }
+    calls = [seen[block.index] or [(0, 1, 0, None)] for block in there.blocks]
     return MetaTrace(
-        flops.get("Global", 0) // 2,
-        counted,
+        macs.get("Global", 0),
+        {address: macs.get(path, 0) for address, path in parts.items() if path is not None},
         # A block that runs several times sees as many sequences more.
-        passes=tuple((sum(call.sequences for call in row), row[0].tokens) for row in calls),
-        widths=tuple(row[0].width for row in calls),
-        grids=tuple(row[0].spatial_shape for row in calls),
-        largest=largest[0],
+        passes=tuple((sum(call[0] for call in row), row[0][1]) for row in calls),
+        widths=tuple(row[0][2] for row in calls),
+        grids=tuple(row[0][3] for row in calls),
+        largest=max(sizes),
     )
-
-
-class _Call(NamedTuple):
-    """What one block was called with."""
-
-    sequences: int
-    tokens: int
-    width: int
-    spatial_shape: tuple[int, int] | None

@@ -1,112 +1,99 @@
-"""Costs as tables for a terminal. Rich is imported when a table is drawn."""
+"""Costs as tables: for a terminal, for which rich is imported then, and as HTML without scripts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-from modwright.core.formatting import format_number, percent
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from modwright.cost.counting import Cost
-    from modwright.cost.speed import Speed
-    from modwright.cost.tree import Group, Tree
+__all__ = ["CostTable", "Shown", "fold", "page"]
 
-__all__ = ["cost_table", "speed_table", "tree_table", "visible"]
+_STYLE = """<style>
+.modwright {font: 13px/1.5 system-ui, sans-serif; overflow-x: auto}
+.modwright details, .modwright .leaf {margin-left: 1.2em}
+.modwright .leaf {padding-left: 1em}
+.modwright .what {opacity: .75; margin: 0 .8em}
+.modwright .numbers {opacity: .75; font-variant-numeric: tabular-nums; white-space: nowrap}
+.modwright .bar {display: inline-block; width: 80px; height: .6em; margin-right: .6em;
+  border: 1px solid currentColor; opacity: .6}
+.modwright .bar span {display: block; height: 100%; background: currentColor}
+.modwright table {font: inherit; border-collapse: collapse; font-variant-numeric: tabular-nums}
+.modwright th, .modwright td {padding: .1em .8em; text-align: right}
+.modwright th:first-child, .modwright td:first-child {text-align: left}
+.modwright .total td {border-top: 1px solid currentColor}
+</style>"""
 
 
-def _table(caption: str, *columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
+class CostTable(NamedTuple):
+    """Lines of numbers behind a name; a column "what it is" holds words."""
 
-    table = Table(
-        caption=caption,
-        box=box.SIMPLE_HEAD,
-        caption_justify="left",
-        pad_edge=False,
-    )
-    for column in columns:
-        table.add_column(
-            column, justify="left" if column in _TEXT else "right", no_wrap=column != "what it is"
+    caption: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    total: Sequence[str] = ()
+
+    def rich(self) -> Table:
+        """For a terminal; parts that are gone are dim."""
+        from rich import box, markup
+        from rich.table import Table
+
+        table = Table(
+            caption=markup.escape(self.caption),
+            box=box.SIMPLE_HEAD,
+            caption_justify="left",
+            pad_edge=False,
         )
-    return table
+        for at, head in enumerate(self.heads):
+            is_words = head == "what it is"
+            table.add_column(
+                head, justify="left" if is_words or not at else "right", no_wrap=not is_words
+            )
+        table.columns[0].min_width = max((len(row[0]) for row in self.rows), default=0)
+        for row in self.rows:
+            table.add_row(*map(markup.escape, row), style="dim" if "removed" in row else None)
+        if self.total:
+            table.add_section()
+            table.add_row(*self.total)
+        return table
+
+    def html(self) -> str:
+        """The table itself, its caption below it."""
+        body = "".join(_line("td", row) for row in self.rows)
+        if self.total:
+            body += _line("td", self.total, ' class="total"')
+        told = f"<p>{escape(self.caption)}</p>" if self.caption else ""
+        head = _line("th", self.heads)
+        return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>{told}"
 
 
-_TEXT = ("part", "what it is", "kind", "")
+def _line(tag: str, cells: Sequence[str], look: str = "") -> str:
+    return f"<tr{look}>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
-def visible(group: Group, depth: int = 0) -> Iterator[tuple[int, Group]]:
-    """The lines of a tree from top to bottom with their depth, alike blocks as one."""
-    yield depth, group
-    for child in group.node.groups():
-        yield from visible(child, depth + 1)
+def fold(summary: str, *inside: str, unfolded: bool = False) -> str:
+    """Pieces of HTML to unfold below a summary."""
+    opened = " open" if unfolded else ""
+    return f"<details{opened}><summary>{summary}</summary>{''.join(inside)}</details>"
 
 
-def tree_table(tree: Tree) -> Table:
-    """One line per part; neighboring blocks that are alike share theirs."""
-    from rich.markup import escape
-
-    lines = list(visible(tree.top))
-    caption = f"MACs: {tree.reads}; bytes: powers of 1000; share: of all parameters"
-    if any(group.count > 1 for _, group in lines):
-        caption += "; a line for several blocks, and those below it, show one of them"
-    table = _table(caption, "part", "what it is", "params", "share", "bytes", "MACs")
-    names = [" " * depth + group.label for depth, group in lines]
-    table.columns[0].min_width = max(map(len, names))
-    for name, (_, group) in zip(names, lines, strict=True):
-        node = group.node
-        table.add_row(
-            escape(name),
-            escape(node.description),
-            format_number(node.parameters),
-            percent(node.parameters, tree.root.parameters, 0),
-            format_number(node.bytes, "B"),
-            format_number(node.macs),
-            style="dim" if node.description == "removed" else None,
-        )
-    return table
+def page(*pieces: str) -> str:
+    """Self-contained HTML: one style block, nothing loaded from elsewhere."""
+    return f'<div class="modwright">{_STYLE}{"".join(pieces)}</div>'
 
 
-def cost_table(cost: Cost) -> Table:
-    """One line per kind of part, the totals, and what they were counted for."""
-    recipe = cost.recipe
-    caption = (
-        f"batch {recipe['batch']}, {recipe['length']} tokens, {recipe['dtype']}; key/value cache "
-        f"{format_number(cost.kv_bytes, 'B')} per sequence; activations at least "
-        f"{format_number(cost.activation_bytes, 'B')}; bytes in powers of 1000"
-    )
-    if "positions" in recipe:
-        caption += f"; {recipe['positions']}"
-    columns = ["kind", "parameters", "share", "bytes", "prefill\nMACs", "share"]
-    decodes = "context" in recipe
-    table = _table(caption, *columns, *(["decode\nMACs"] if decodes else []))
-    for kind, row in cost.by_kind().items():
-        cells = [
-            kind,
-            format_number(row.parameters),
-            percent(row.parameters, cost.parameters),
-            format_number(row.bytes, "B"),
-            format_number(row.prefill_macs),
-            percent(row.prefill_macs, cost.prefill_macs),
-        ]
-        table.add_row(*cells, *([format_number(row.decode_macs)] if decodes else []))
-    table.add_section()
-    totals = [
-        format_number(cost.parameters),
-        "",
-        format_number(cost.stored_bytes, "B"),
-        format_number(cost.prefill_macs),
-    ]
-    table.add_row("total", *totals, "", *([format_number(cost.decode_macs)] if decodes else []))
-    return table
+class Shown(ABC):
+    """What shows itself as a table in a terminal, and as HTML in a notebook."""
 
+    @abstractmethod
+    def table(self) -> CostTable:
+        """What is shown."""
 
-def speed_table(speed: Speed) -> Table:
-    """One line per phase."""
-    table = _table(speed.method, "", "tokens/s", "median s", "least s", "most s")
-    for name, rate, spread in speed.phases():
-        seconds = (spread.median, spread.least, spread.most)
-        table.add_row(name, f"{rate:,.1f}", *(f"{value:.4f}" for value in seconds))
-    return table
+    def __rich__(self) -> Table:
+        return self.table().rich()
+
+    def _repr_html_(self) -> str:
+        return page(self.table().html())

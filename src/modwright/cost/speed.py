@@ -5,10 +5,9 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,10 +18,8 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.paired import PairedRatio
 from modwright.core.progress import SILENT, Progress
-from modwright.cost.checks import at_least
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from modwright.cost.macs import at_least
+from modwright.cost.render import CostTable, Shown
 
 __all__ = ["Comparison", "Speed", "TimingStats", "compare_speed", "measure_speed"]
 
@@ -45,7 +42,7 @@ class TimingStats:
 
 
 @dataclass(frozen=True, repr=False)
-class Speed:
+class Speed(Shown):
     """Measured speed, with all that is needed to measure it again.
 
     Attributes:
@@ -83,15 +80,17 @@ class Speed:
         told = ", ".join(f"{name} {rate:,.1f} tokens/s" for name, rate, _ in self.phases())
         return f"Speed({told}; {self.device}, {self.dtype}, {self.threads} threads)"
 
-    def __rich__(self) -> RenderableType:
-        from modwright.cost.render import speed_table
-
-        return speed_table(self)
-
-    def _repr_html_(self) -> str:
-        from modwright.cost.html import speed_html
-
-        return speed_html(self)
+    def table(self) -> CostTable:
+        """One line per phase, and how it was measured."""
+        rows = [
+            [
+                name,
+                f"{rate:,.1f}",
+                *(f"{s:.4f}" for s in (spread.median, spread.least, spread.most)),
+            ]
+            for name, rate, spread in self.phases()
+        ]
+        return CostTable(self.method, ["", "tokens/s", "median s", "least s", "most s"], rows)
 
 
 class Comparison(NamedTuple):
@@ -176,55 +175,42 @@ class _Run:
     def __init__(self, model: Any, batch: int, prompt: int, new_tokens: int, seed: int) -> None:
         at_least(1, batch=batch, prompt=prompt, new_tokens=new_tokens)
         anatomy = Anatomy.of(model)
-        self.model = model = anatomy.model
-        self.batch, self.prompt, self.new_tokens = batch, prompt, new_tokens
-        self.decodes = anatomy.family.is_causal()
-        self.reads = anatomy.family.inputs()
-        self.prompt = prompt = self.reads.positions(prompt)
-        length = prompt + new_tokens if self.decodes else prompt
-        _refuse_unfit(anatomy, length)
-        near = next(model.parameters())
-        self.device = near.device
-        self.inputs = _random_inputs(anatomy, batch, length, seed)
-        self.inputs = {
-            name: t.to(near.device, near.dtype if t.is_floating_point() else t.dtype)
-            for name, t in self.inputs.items()
-        }
+        reads = anatomy.family.inputs()
+        self.noun = reads.noun
+        self.batch, self.prompt = batch, reads.positions(prompt)
+        self.new_tokens = new_tokens if anatomy.family.is_causal() else 0
+        self.model = anatomy.model
+        self.inputs = _random_inputs(anatomy, batch, self.prompt + self.new_tokens, seed)
+        self.device = next(self.model.parameters()).device
         # generate() asks for the logits of the last position only, and so does the measurement.
-        takes = inspect.signature(model.forward).parameters
+        takes = inspect.signature(self.model.forward).parameters
         self.options = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
-        self.keyword = cache_keyword(model)
         self.prefill: list[float] = []
         self.decode: list[float] = []
 
     def once(self, timed: bool) -> None:
-        cache = self._cache()
+        """One prefill, and the tokens after it one by one."""
+        options: dict[str, Any] = dict(self.options)
+        if self.new_tokens:
+            from transformers import DynamicCache
+
+            options["use_cache"] = True
+            options[cache_keyword(self.model)] = DynamicCache(config=self.model.config)
         start = self._now()
-        self._forward(cache, 0, self.prompt)
+        self._read(0, self.prompt, options)
         middle = self._now()
+        for position in range(self.prompt, self.prompt + self.new_tokens):
+            self._read(position, position + 1, options)
         if timed:
             self.prefill.append(middle - start)
-        if cache is None:
-            return
-        for position in range(self.prompt, self.prompt + self.new_tokens):
-            self._forward(cache, position, position + 1)
-        if timed:
-            self.decode.append(self._now() - middle)
+            if self.new_tokens:
+                self.decode.append(self._now() - middle)
 
-    def _cache(self) -> Any:
-        if not self.decodes:
-            return None
-        from transformers import DynamicCache
-
-        return DynamicCache(config=self.model.config)
-
-    def _forward(self, cache: Any, start: int, stop: int) -> None:
-        if cache is None:
-            self.model(**self.inputs, **self.options)
-            return
-        read = {name: tensor[:, start:stop] for name, tensor in self.inputs.items()}
-        held = {self.keyword: cache, "use_cache": True}
-        self.model(**read, **held, **self.options)
+    def _read(self, start: int, stop: int, options: Mapping[str, Any]) -> None:
+        read = self.inputs
+        if self.new_tokens:
+            read = {name: tensor[:, start:stop] for name, tensor in read.items()}
+        self.model(**read, **options)
 
     def _now(self) -> float:
         if self.device.type != "cpu":
@@ -232,9 +218,13 @@ class _Run:
         return time.perf_counter()
 
     def speed(self, threads: int, warmup: int) -> Speed:
-        prefill = TimingStats.of(self.prefill)
+        prefill, repeats = TimingStats.of(self.prefill), len(self.prefill)
         decode = TimingStats.of(self.decode) if self.decode else None
-        repeats = len(self.prefill)
+        method = f"batch {self.batch}, {self.prompt} random {self.noun} read at once"
+        if self.options:
+            method += ", logits of the last one only"
+        if self.new_tokens:
+            method += f"; then {self.new_tokens} tokens fed one by one with the key/value cache"
         return Speed(
             prefill_tokens_per_second=self.batch * self.prompt / prefill.median,
             decode_tokens_per_second=(
@@ -244,38 +234,21 @@ class _Run:
             decode_seconds=decode,
             batch=self.batch,
             prompt=self.prompt,
-            new_tokens=self.new_tokens if self.decodes else 0,
+            new_tokens=self.new_tokens,
             repeats=repeats,
             threads=threads,
             dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
             device=str(self.device),
-            method=self._method(repeats, warmup),
-        )
-
-    def _method(self, repeats: int, warmup: int) -> str:
-        logits = ", logits of the last one only" if self.options else ""
-        decoding = (
-            f"; then {self.new_tokens} tokens fed one by one with the key/value cache"
-            if self.decodes
-            else ""
-        )
-        return (
-            f"batch {self.batch}, {self.prompt} random {self.reads.noun} read at once{logits}"
-            f"{decoding}; median of {repeats} repeats after {warmup} to warm up"
+            method=f"{method}; median of {repeats} repeats after {warmup} to warm up",
         )
 
 
 def _random_inputs(anatomy: Anatomy, batch: int, length: int, seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    found = anatomy.family.inputs().random(batch, length, generator)
-    # Padding would be taken for a mistake: nothing here is masked.
-    pad, ids = getattr(anatomy.config, "pad_token_id", None), found.get("input_ids")
-    if pad is not None and ids is not None:
-        found["input_ids"] = ids.where(ids != pad, (pad + 1) % anatomy.config.vocab_size)
-    return found
+    """What the model reads, on its device.
 
-
-def _refuse_unfit(anatomy: Anatomy, length: int) -> None:
+    Raises:
+        InvalidInputError: it has no weights, or fewer positions.
+    """
     if any(parameter.is_meta for parameter in anatomy.model.parameters()):
         raise InvalidInputError(
             "the model has no weights (meta device); open it with weights to measure it"
@@ -286,6 +259,17 @@ def _refuse_unfit(anatomy: Anatomy, length: int) -> None:
             f"prompt and new_tokens need {length} positions; the model has 1 to {limit}, so take "
             "fewer tokens"
         )
+    generator = torch.Generator().manual_seed(seed)
+    found = anatomy.family.inputs().random(batch, length, generator)
+    # Padding would be taken for a mistake: nothing here is masked.
+    pad, ids = getattr(anatomy.config, "pad_token_id", None), found.get("input_ids")
+    if pad is not None and ids is not None:
+        found["input_ids"] = ids.where(ids != pad, (pad + 1) % anatomy.config.vocab_size)
+    near = next(anatomy.model.parameters())
+    return {
+        name: t.to(near.device, near.dtype if t.is_floating_point() else t.dtype)
+        for name, t in found.items()
+    }
 
 
 def _measure(
@@ -296,45 +280,33 @@ def _measure(
     max_seconds: float,
     progress: Progress,
 ) -> list[Speed]:
-    at_least(1, repeats=repeats)
+    at_least(1, repeats=repeats, threads=1 if threads is None else threads)
     at_least(0, warmup=warmup)
-    if threads is not None:
-        at_least(1, threads=threads)
-    start = time.monotonic()
-    with _quiet(runs, threads):
-        with progress.phase("speed", (warmup + repeats) * len(runs)) as task:
-            for turn in range(warmup + repeats):
-                _turn(runs, turn, timed=turn >= warmup)
-                task.advance(len(runs))
-        left = _MOST_PAIRS - repeats if len(runs) == 2 else 0
-        if left > 0 and max_seconds > 0 and not _narrow(runs):
-            with progress.phase("speed: more pairs", left) as task:
-                while left and not _narrow(runs) and time.monotonic() - start < max_seconds:
-                    _turn(runs, left, timed=True)
-                    task.advance()
-                    left -= 1
-                task.advance(left)
-        return [run.speed(torch.get_num_threads(), warmup) for run in runs]
 
+    def turn(number: int, timed: bool = True) -> None:
+        """One run of each; which is first alternates."""
+        for run in reversed(runs) if number % 2 else runs:
+            run.once(timed)
 
-def _turn(runs: Sequence[_Run], turn: int, timed: bool) -> None:
-    """One run of each; which is first alternates."""
-    for run in reversed(runs) if turn % 2 else runs:
-        run.once(timed)
+    def is_narrow() -> bool:
+        return all(ratio.is_narrow(_WIDTH) for ratio in _ratios(runs).values())
 
-
-def _narrow(runs: Sequence[_Run]) -> bool:
-    return all(ratio.is_narrow(_WIDTH) for ratio in _ratios(runs).values())
-
-
-@contextmanager
-def _quiet(runs: Sequence[_Run], threads: int | None) -> Iterator[None]:
-    """No gradients, evaluation mode, the wanted threads; everything is put back afterwards."""
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    start, before = time.monotonic(), torch.get_num_threads()
+    torch.set_num_threads(threads or before)
     try:
         with eval_mode(*(run.model for run in runs)), torch.no_grad():
-            yield
+            with progress.phase("speed", (warmup + repeats) * len(runs)) as task:
+                for number in range(warmup + repeats):
+                    turn(number, timed=number >= warmup)
+                    task.advance(len(runs))
+            left = _MOST_PAIRS - repeats if len(runs) == 2 else 0
+            if left > 0 and max_seconds > 0 and not is_narrow():
+                with progress.phase("speed: more pairs", left) as task:
+                    while left and not is_narrow() and time.monotonic() - start < max_seconds:
+                        turn(left)
+                        task.advance()
+                        left -= 1
+                    task.advance(left)
+            return [run.speed(torch.get_num_threads(), warmup) for run in runs]
     finally:
         torch.set_num_threads(before)

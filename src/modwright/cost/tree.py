@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import singledispatch
-from typing import TYPE_CHECKING, Any
+from html import escape
+from typing import Any
 
 from torch import nn
 
-from modwright.anatomy import (
-    Anatomy,
-    Attention,
-    Block,
-    Embedding,
-    FactoredProjection,
-    Linear,
-    Mlp,
-    Norm,
-    OpaqueMixer,
-    OpaqueModule,
-    Part,
-    PatchEmbedding,
-    Projection,
-)
-from modwright.anatomy.views import Sublayer
+from modwright.anatomy import Anatomy, FactoredProjection, Part, views
 from modwright.core.errors import InvalidInputError
-from modwright.core.formatting import format_number
-from modwright.cost.checks import as_anatomy
+from modwright.core.formatting import format_number, percent
 from modwright.cost.counting import PartCost, counted
 from modwright.cost.macs import Pass, projection_macs, score_macs
 from modwright.cost.meta_trace import trace_on_meta
-
-if TYPE_CHECKING:
-    from rich.console import RenderableType
+from modwright.cost.render import CostTable, Shown, fold, page
 
 __all__ = ["Group", "Node", "Tree", "describe", "inspect"]
 
@@ -66,11 +49,12 @@ class Node:
 
     def same_structure(self, other: Node) -> bool:
         """The same structure and numbers; only the address may differ."""
-        return (
-            (self.kind, self.description, self.parameters, self.bytes, self.macs)
-            == (other.kind, other.description, other.parameters, other.bytes, other.macs)
-            and len(self.children) == len(other.children)
-            and all(a.same_structure(b) for a, b in zip(self.children, other.children, strict=True))
+        one, two = (
+            (n.kind, n.description, n.parameters, n.bytes, n.macs, len(n.children))
+            for n in (self, other)
+        )
+        return one == two and all(
+            a.same_structure(b) for a, b in zip(self.children, other.children)
         )
 
     def walk(self) -> Iterator[Node]:
@@ -83,17 +67,14 @@ class Node:
         """What stands right below it; neighboring blocks that are alike stand together."""
         groups: list[Group] = []
         for node in self.children:
-            last = groups[-1] if groups else None
-            if last is not None and node.kind == "block" and last.node.same_structure(node):
-                groups[-1] = Group(last.node, last.count + 1)
+            if groups and node.kind == "block" and groups[-1].node.same_structure(node):
+                groups[-1] = Group(groups[-1].node, groups[-1].count + 1)
             else:
                 groups.append(Group(node))
         return groups
 
     def to_dict(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("address", "kind", "description")}
-        costs = {name: getattr(self, name) for name in ("parameters", "bytes", "macs")}
-        return {**own, **costs, "children": [child.to_dict() for child in self.children]}
+        return {**asdict(self), "children": [child.to_dict() for child in self.children]}
 
 
 @dataclass(frozen=True)
@@ -112,9 +93,15 @@ class Group:
             return f"block {first}"
         return f"blocks {first}-{first + self.count - 1} ({self.count} x)"
 
+    def visible(self, depth: int = 0) -> Iterator[tuple[int, Group]]:
+        """The lines of a tree from top to bottom with their depth."""
+        yield depth, self
+        for child in self.node.groups():
+            yield from child.visible(depth + 1)
+
 
 @dataclass(frozen=True, repr=False)
-class Tree:
+class Tree(Shown):
     """The parts of a model; shown as a table in a terminal and as a tree to unfold in a notebook.
 
     Attributes:
@@ -127,16 +114,6 @@ class Tree:
     length: int
     image: str = ""
 
-    @property
-    def top(self) -> Group:
-        """The model as a group of one."""
-        return Group(self.root)
-
-    @property
-    def reads(self) -> str:
-        """For what multiply-accumulates are counted, in words."""
-        return self.image or f"one sequence of {self.length} tokens"
-
     def find(self, address: str) -> Node:
         """The node at an address.
 
@@ -146,10 +123,8 @@ class Tree:
         for node in self.root.walk():
             if node.address == address:
                 return node
-        raise InvalidInputError(f"no part at {address!r}; the top ones are {self._top()}")
-
-    def _top(self) -> str:
-        return ", ".join(child.address for child in self.root.children)
+        top = ", ".join(child.address for child in self.root.children)
+        raise InvalidInputError(f"no part at {address!r}; the top ones are {top}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; every block by itself."""
@@ -158,15 +133,53 @@ class Tree:
     def __repr__(self) -> str:
         return f"Tree({self.root.description}: {format_number(self.root.parameters)} parameters)"
 
-    def __rich__(self) -> RenderableType:
-        from modwright.cost.render import tree_table
+    def table(self) -> CostTable:
+        """One line per part; neighboring blocks that are alike share theirs."""
+        lines = list(Group(self.root).visible())
+        caption = f"{self._said()}; share: of all parameters"
+        if any(group.count > 1 for _, group in lines):
+            caption += "; a line for several blocks, and those below it, show one of them"
+        rows = [
+            [
+                " " * depth + group.label,
+                group.node.description,
+                format_number(group.node.parameters),
+                percent(group.node.parameters, self.root.parameters, 0),
+                format_number(group.node.bytes, "B"),
+                format_number(group.node.macs),
+            ]
+            for depth, group in lines
+        ]
+        return CostTable(caption, ["part", "what it is", "params", "share", "bytes", "MACs"], rows)
 
-        return tree_table(self)
+    def _said(self) -> str:
+        return (
+            f"MACs: {self.image or f'one sequence of {self.length} tokens'}; bytes: powers of 1000"
+        )
 
     def _repr_html_(self) -> str:
-        from modwright.cost.html import tree_html
+        note = (
+            f"<p>{self._said()}; bar: share of all parameters. A line for several blocks, and "
+            "those below it, show the numbers of one.</p>"
+        )
+        return page(self._unfolded(Group(self.root), 1, 0), note)
 
-        return tree_html(self)
+    def _unfolded(self, group: Group, repeats: int, depth: int) -> str:
+        node, repeats = group.node, repeats * group.count
+        told = percent(node.parameters * repeats, self.root.parameters)
+        line = (
+            f'<span class="bar" role="img" aria-label="{told} of all parameters" '
+            f'title="{told} of all parameters"><span style="width: {told.replace(" ", "")}">'
+            f"</span></span><b>{escape(group.label)}</b>"
+            f'<span class="what">{escape(node.description)}</span>'
+            f'<span class="numbers">{format_number(node.parameters)} parameters, '
+            f"{format_number(node.bytes, 'B')}, {format_number(node.macs)} MACs"
+            f"{' each' * (group.count > 1)}</span>"
+        )
+        if not node.children:
+            return f'<div class="leaf">{line}</div>'
+        inner = (self._unfolded(child, repeats, depth + 1) for child in node.groups())
+        return fold(line, *inner, unfolded=depth < 2)
 
 
 def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
@@ -188,12 +201,14 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
         >>> tree.find("blocks.0.attention").description
         '6 heads, 2 kv, qk 12, v 12'
     """
-    anatomy = as_anatomy(model)
+    anatomy = Anatomy.of(model)
     trace = trace_on_meta(anatomy)
     rows = {row.address: row for row in counted(anatomy, trace, length=length).rows}
     length = anatomy.family.inputs().positions(length)
     run = Pass(1, length)
-    outer = {address: _outer_node(anatomy, address, rows[address]) for address in anatomy.outer}
+    outer = {address: _leaf(rows[address], describe(p)) for address, p in anatomy.outer.items()}
+    if anatomy.is_tied:
+        outer["head"] = _leaf(rows["head"], f"{describe(anatomy.outer['head'])}, tied to embed")
     later = [outer.pop(address) for address in anatomy.after_blocks]
     blocks = tuple(
         _block_node(block, rows, run if trace is None else trace.of(block.address, run))
@@ -204,148 +219,98 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
     if "other" in rows:
         children.append(_leaf(rows["other"], "what belongs to no part above"))
     dtype = str(next(anatomy.model.parameters()).dtype).removeprefix("torch.")
-    told = f"{anatomy.family.name}, {len(blocks)} blocks, {_wide(anatomy)} wide, {dtype}"
+    wide = " to ".join(map(str, sorted({min(anatomy.widths), max(anatomy.widths)})))
+    told = f"{anatomy.family.name}, {len(blocks)} blocks, {wide} wide, {dtype}"
     return Tree(_sum("", "model", told, children), length, anatomy.family.inputs().describe())
-
-
-def _wide(anatomy: Anatomy) -> str:
-    widths = anatomy.widths
-    return " to ".join(str(w) for w in dict.fromkeys((min(widths), max(widths))))
 
 
 @singledispatch
 def describe(part: Part) -> str:
     """What a part is, in words and sizes; another kind of part registers its own."""
+    match part:
+        case views.Attention(shape=s):
+            told = f"{s.num_heads} heads, {s.num_kv_heads} kv, qk {s.qk_head_dim}, v {s.v_head_dim}"
+            if s.sliding_window is not None:
+                told += f", window {s.sliding_window}"
+            return f"{told}, groups of unequal size" if s.kv_map else told
+        case views.Mlp():
+            gated = "" if part.gate is None else "gated, "
+            split = "" if part.experts is None else f", {part.experts.describe()}"
+            return f"{gated}{part.intermediate_size} wide, {part.activation}{split}"
+        case views.Norm():
+            try:
+                return f"{part.kind}, eps {part.eps:g}"
+            except InvalidInputError:
+                return part.kind
+        case views.Linear(module=module) | views.Embedding(module=nn.Linear() as module):
+            return f"{module.in_features} -> {module.out_features}"
+        case views.Embedding():
+            stored = part.parameters()
+            if "weight" in stored:
+                return _times(stored["weight"].shape)
+            return ", ".join(f"{_times(t.shape[1:])} {name}" for name, t in stored.items())
+        case views.PatchEmbedding():
+            width, *patch = part.parameters()["weight"].shape
+            count = "" if part.count is None else f"{part.count} "
+            return f"{count}patches, {_times(patch)} -> {width}"
+        case views.OpaqueMixer() | views.OpaqueModule():
+            return type(part.module).__name__
     return type(part).__name__.lower()
 
 
-@describe.register
-def _(part: Attention) -> str:
-    s = part.shape
-    window = "" if s.sliding_window is None else f", window {s.sliding_window}"
-    groups = ", groups of unequal size" if s.kv_map else ""
-    return (
-        f"{s.num_heads} heads, {s.num_kv_heads} kv, qk {s.qk_head_dim}, v {s.v_head_dim}"
-        f"{window}{groups}"
-    )
-
-
-@describe.register
-def _(part: Mlp) -> str:
-    gated = "" if part.gate is None else "gated, "
-    split = "" if part.experts is None else f", {part.experts.describe()}"
-    return f"{gated}{part.intermediate_size} wide, {part.activation}{split}"
-
-
-@describe.register
-def _(part: Norm) -> str:
-    try:
-        return f"{part.kind}, eps {part.eps:g}"
-    except InvalidInputError:
-        return part.kind
-
-
-@describe.register
-def _(part: Embedding) -> str:
-    stored = part.parameters()
-    if isinstance(part.module, nn.Linear):
-        return _in_and_out(part.module)
-    if "weight" in stored:
-        return " x ".join(map(str, stored["weight"].shape))
-    held = (f"{' x '.join(map(str, t.shape[1:]))} {name}" for name, t in stored.items())
-    return ", ".join(held)
-
-
-@describe.register
-def _(part: Linear) -> str:
-    return _in_and_out(part.module)
-
-
-@describe.register
-def _(part: PatchEmbedding) -> str:
-    width, *patch = part.parameters()["weight"].shape
-    count = "" if part.count is None else f"{part.count} "
-    return f"{count}patches, {' x '.join(map(str, patch))} -> {width}"
-
-
-@describe.register
-def _(part: OpaqueMixer) -> str:
-    return type(part.module).__name__
-
-
-@describe.register
-def _(part: OpaqueModule) -> str:
-    return type(part.module).__name__
-
-
-def _in_and_out(module: nn.Module) -> str:
-    return f"{module.in_features} -> {module.out_features}"
-
-
-def _describe_map(projection: Projection) -> str:
-    rank = f"{projection.rank} -> " if isinstance(projection, FactoredProjection) else ""
-    bias = "" if projection.bias is None else ", bias"
-    return f"{projection.in_features} -> {rank}{projection.out_features}{bias}"
+def _times(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))
 
 
 def _leaf(row: PartCost, description: str, children: Sequence[Node] = ()) -> Node:
-    return Node(
-        row.address,
-        row.kind,
-        description,
-        row.parameters,
-        row.bytes,
-        row.prefill_macs,
-        tuple(children),
-    )
+    costs = (row.parameters, row.bytes, row.prefill_macs)
+    return Node(row.address, row.kind, description, *costs, tuple(children))
 
 
 def _sum(address: str, kind: str, description: str, children: Sequence[Node]) -> Node:
-    return Node(
-        address,
-        kind,
-        description,
-        sum(child.parameters for child in children),
-        sum(child.bytes for child in children),
-        sum(child.macs for child in children),
-        tuple(children),
+    parameters, size, macs = (
+        sum(getattr(child, name) for child in children) for name in ("parameters", "bytes", "macs")
     )
+    return Node(address, kind, description, parameters, size, macs, tuple(children))
 
 
-def _outer_node(anatomy: Anatomy, address: str, row: PartCost) -> Node:
-    tied = ", tied to embed" if address == "head" and anatomy.is_tied else ""
-    return _leaf(row, describe(anatomy.outer[address]) + tied)
-
-
-def _block_node(block: Block, rows: dict[str, PartCost], run: Pass) -> Node:
-    standing = {place: block.at(place) for place in ("attention", "mlp")}
-    children = [
-        Node(f"{block.address}.{role}", role, "removed")
-        if part is None
-        else _leaf(rows[part.address], describe(part), _lines(part, rows[part.address], run))
-        for role, part in standing.items()
-    ]
+def _block_node(block: views.Block, rows: dict[str, PartCost], run: Pass) -> Node:
+    children = []
+    for role in ("attention", "mlp"):
+        part = block.at(role)
+        if part is None:
+            children.append(Node(f"{block.address}.{role}", role, "removed"))
+        else:
+            row = rows[part.address]
+            children.append(_leaf(row, describe(part), _lines(part, row, run)))
     children += [_leaf(rows[norm.address], describe(norm)) for norm in block.norms.values()]
     return _sum(block.address, "block", f"{block.layout}-norm", children)
 
 
-def _lines(part: Sublayer, row: PartCost, run: Pass) -> list[Node]:
-    """The linear layers of a part, its scores, and the rest, so that they add up to its row."""
+def _lines(part: views.Sublayer, row: PartCost, run: Pass) -> list[Node]:
+    """The linear layers of a part, its scores, and the rest, so that they add up to its row.
+
+    Scores are what an attention computes between positions, and what chooses experts.
+    """
     if not part.projections():
         return []
     macs = projection_macs(part)
-    lines = [
-        Node(
-            projection.address,
-            "projection",
-            _describe_map(projection),
-            projection.num_parameters,
-            projection.num_parameters * _itemsize(projection.module),
-            run.positions * macs[role],
-        )
-        for role, projection in part.projections().items()
-    ]
-    lines += _scores(part, run)
+    lines = []
+    for role, projection in part.projections().items():
+        rank = f"{projection.rank} -> " if isinstance(projection, FactoredProjection) else ""
+        bias = "" if projection.bias is None else ", bias"
+        told = f"{projection.in_features} -> {rank}{projection.out_features}{bias}"
+        owned = projection.num_parameters
+        size = owned * next(projection.module.parameters()).element_size()
+        products = run.positions * macs[role]
+        lines.append(Node(projection.address, "projection", told, owned, size, products))
+    scores = f"{part.address}.scores"
+    if isinstance(part, views.Attention):
+        seen = f"{part.num_heads} heads x {run.tokens} x {run.attended(part.address)}"
+        lines.append(Node(scores, "scores", seen, macs=score_macs(part, run)))
+    elif isinstance(part, views.Mlp) and part.experts is not None:
+        seen = f"{run.positions} x {part.num_experts} experts"
+        lines.append(Node(scores, "scores", seen, macs=run.positions * macs["scores"]))
     known = _sum("", "", "", lines)
     rest = Node(
         f"{part.address}.rest",
@@ -356,20 +321,3 @@ def _lines(part: Sublayer, row: PartCost, run: Pass) -> list[Node]:
         row.prefill_macs - known.macs,
     )
     return [*lines, rest] if any((rest.parameters, rest.bytes, rest.macs)) else lines
-
-
-def _scores(part: Sublayer, run: Pass) -> list[Node]:
-    """What an attention computes between positions, and what chooses the experts of a token."""
-    if isinstance(part, Attention):
-        seen = f"{part.num_heads} heads x {run.tokens} x {run.attended(part.address)}"
-        macs = score_macs(part, run)
-    elif isinstance(part, Mlp) and part.experts is not None:
-        seen = f"{run.positions} x {part.num_experts} experts"
-        macs = run.positions * projection_macs(part)["scores"]
-    else:
-        return []
-    return [Node(f"{part.address}.scores", "scores", seen, macs=macs)]
-
-
-def _itemsize(module: nn.Module) -> int:
-    return next(module.parameters()).element_size()
