@@ -7,6 +7,7 @@ below are imported when they are first used.
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from modwright import _autoload
@@ -38,39 +39,24 @@ _HOMES = {
     "verify": "modwright.edits",
 }
 
-# Imported when first used, as the names above are.
-_PACKAGES = (
-    "analysis",
-    "anatomy",
-    "calibration",
-    "checkpoint",
-    "core",
-    "cost",
-    "edits",
-    "models",
-    "nn",
-    "papers",
-    "recipes",
-    "report",
-    "surgery",
-    "tasks",
-    "training",
-)
-
 __all__ = sorted([*_HOMES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _packages():
         return importlib.import_module(f"modwright.{name}")
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'modwright' has no attribute {name!r}")
-    return getattr(importlib.import_module(home), name)
+    raise AttributeError(f"module 'modwright' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, *_PACKAGES})
+    return sorted({*__all__, *_packages()})
+
+
+def _packages() -> set[str]:
+    """The packages inside, which are imported when they are first used, as the names above are."""
+    return {file.parent.name for file in Path(__file__).parent.glob("*/__init__.py")}
 
 
 _autoload.watch()

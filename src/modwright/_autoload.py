@@ -65,20 +65,6 @@ def _extend(module: Any) -> None:
     extend_registered_configs(module.CONFIG_MAPPING, _Entries)
 
 
-class _Loader(importlib.abc.Loader):
-    """The module's own loader, and the extension after it."""
-
-    def __init__(self, inner: importlib.abc.Loader) -> None:
-        self.inner = inner
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        return self.inner.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        self.inner.exec_module(module)
-        _extend(module)
-
-
 class _Watcher(importlib.abc.MetaPathFinder):
     """Extends the table as soon as its module is run."""
 
@@ -90,7 +76,13 @@ class _Watcher(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            run = spec.loader.exec_module
+
+            def run_and_extend(module: ModuleType) -> None:
+                run(module)
+                _extend(module)
+
+            spec.loader.exec_module = run_and_extend  # type: ignore[method-assign]
         return spec
 
 

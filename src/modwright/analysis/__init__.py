@@ -1,11 +1,11 @@
 """What a model does inside: numbers, each beside what nothing would give."""
 
-from modwright.analysis.radial_spectrum import radial_spectrum
 from modwright.analysis.residual_stream import StreamMean, stream_mean
 from modwright.analysis.spectrum import (
     Spectrum,
     band_energy,
     map_spectra,
+    radial_spectrum,
     relative_log_amplitude,
 )
 

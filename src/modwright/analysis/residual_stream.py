@@ -8,8 +8,8 @@ Axes: b rows, t positions, d hidden_size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -47,12 +47,7 @@ class StreamMean:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "shares": list(self.shares),
-            "positions": self.positions,
-            "by_chance": self.by_chance,
-            "widths": list(self.widths),
-        }
+        return {**asdict(self), "by_chance": self.by_chance}
 
     def __str__(self) -> str:
         names = [f"before block {i}" for i in range(len(self.shares) - 1)] + ["behind the blocks"]
@@ -71,9 +66,8 @@ def stream_mean(
     A stream that is stored without one coordinate (form "crms") gets it back first.
 
     Args:
-        model: a model or its anatomy; it is left as it is.
-        batches: the keyword arguments of one forward pass, or what gives some, such as windows of
-            text.
+        model: it is left as it is.
+        batches: the keyword arguments of one forward pass, or several, such as windows of text.
 
     Raises:
         InvalidInputError: there is no batch.
@@ -90,7 +84,7 @@ def stream_mean(
         >>> max(stream_mean(converted, ids).shares) < 1e-12
         True
     """
-    anatomy = model if isinstance(model, Anatomy) else Anatomy.of(model)
+    anatomy = Anatomy.of(model)
     without_one = any(norm.kind == "crms" for norm in anatomy.stream.norms)
     hook_points = dict(enumerate([block.resid_pre for block in anatomy.blocks]))
     hook_points[len(hook_points)] = anatomy.blocks[-1].resid_post
@@ -98,31 +92,24 @@ def stream_mean(
     mask: Tensor | None = None
 
     def add(layer: int, stream: Tensor) -> None:
-        shares = _share(restore_coordinate(stream.double()) if without_one else stream.double())
+        """(b, ..., d) -> the mean's share of the energy (b, ...)."""
+        stream = restore_coordinate(stream.double()) if without_one else stream.double()
+        energy = stream.square().mean(-1).clamp(min=torch.finfo(stream.dtype).tiny)
+        shares = stream.mean(-1).square() / energy
         if mask is not None:
             shares = shares[mask.to(shares.device).bool()]
         sums[layer] += float(shares.sum())
         counts[layer] += shares.numel()
-        widths[layer] = stream.shape[-1] + without_one
+        widths[layer] = stream.shape[-1]
 
+    many: Iterable[Any] = [batches] if isinstance(batches, Mapping) else batches
+    device = next(anatomy.model.parameters()).device
     with eval_mode(anatomy.model), torch.no_grad(), on_tensors(hook_points, add):
-        for inputs in _inputs(batches):
-            device = next(anatomy.model.parameters()).device
+        for batch in many:
+            inputs = batch if isinstance(batch, Mapping) else batch.tensors()
             mask = inputs.get("attention_mask")
             anatomy.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
     if not counts[0]:
         raise InvalidInputError("stream_mean: there is no batch to look at")
     shares = tuple(total / count for total, count in zip(sums, counts))
     return StreamMean(shares, counts[0], tuple(widths))
-
-
-def _inputs(batches: Mapping[str, Tensor] | Iterable[Any]) -> Iterator[dict[str, Tensor]]:
-    many: Iterable[Any] = [batches] if isinstance(batches, Mapping) else batches
-    for batch in many:
-        yield dict(batch if isinstance(batch, Mapping) else batch.tensors())
-
-
-def _share(stream: Tensor) -> Tensor:
-    """(b, ..., d) -> (b, ...)."""
-    energy = stream.square().mean(-1)
-    return stream.mean(-1).square() / energy.clamp(min=torch.finfo(energy.dtype).tiny)

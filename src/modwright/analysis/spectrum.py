@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from modwright.core.capture import HookPoint, capture
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 
-__all__ = ["Spectrum", "band_energy", "frequencies", "map_spectra", "relative_log_amplitude"]
+__all__ = ["Spectrum", "band_energy", "frequencies", "map_spectra", "radial_spectrum"]
+__all__ += ["relative_log_amplitude"]
 
 MEAN_AND_HALVES = (0.0, 0.5)
 
@@ -48,11 +49,7 @@ class Spectrum:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {
-            "frequencies": list(self.frequencies),
-            "log_amplitudes": list(self.log_amplitudes),
-            "bands": list(self.bands),
-        }
+        return asdict(self)
 
     @classmethod
     def of(cls, features: Tensor) -> Spectrum:
@@ -74,10 +71,9 @@ def frequencies(height: int, width: int) -> Tensor:
 
 
 def band_energy(features: Tensor, edges: Sequence[float] = MEAN_AND_HALVES) -> Tensor:
-    """Shares of the energy of maps in bands of frequencies; they add up to 1.
+    """Shares of the energy of maps (B, C, H, W) in bands of frequencies; they add up to 1.
 
     Args:
-        features: (B, C, H, W).
         edges: the highest frequency of each band but the last, rising. ``(0, 0.5)`` gives the mean
             of a map, its lower and its upper half.
 
@@ -155,3 +151,34 @@ def map_spectra(model: nn.Module, images: Tensor, parts: Sequence[str]) -> dict[
     if silent := [name for name in parts if name not in kept]:
         raise InvalidInputError(f"parts that give no tensor in a pass: {', '.join(silent)}")
     return {name: Spectrum.of(kept[name]) for name in parts}
+
+
+def radial_spectrum(maps: Tensor, bins: int = 16) -> Tensor:
+    """Power (bins,) of maps (..., H, W) in rings of frequencies of equal width.
+
+    Unlike shares these are sums, so errors of several models can be compared. Rings go up to 1/2
+    cycle per pixel, the finest along an axis; what lies beyond, in the corners of the spectrum,
+    counts to the last one. They sum to the mean of the squares of the pixels (Parseval).
+
+    Raises:
+        InvalidInputError: no maps, or no ring.
+
+    Example:
+        >>> stripes = torch.tensor([1.0, -1.0]).repeat(8).expand(1, 16, 16)  # the finest there are
+        >>> radial_spectrum(stripes, bins=4)
+        tensor([0., 0., 0., 1.])
+    """
+    if maps.dim() < 2 or 0 in maps.shape:
+        raise InvalidInputError(f"maps are (..., height, width), not {tuple(maps.shape)}")
+    if bins < 1:
+        raise InvalidInputError(f"bins is at least 1, not {bins}")
+    height, width = maps.shape[-2:]
+    spectrum = torch.fft.fft2(maps.reshape(-1, height, width), norm="forward")
+    power = spectrum.abs().square().mean(0)
+    rows, columns = (
+        torch.fft.fftfreq(length, dtype=power.dtype, device=power.device)
+        for length in (height, width)
+    )
+    radius = torch.hypot(rows[:, None], columns[None])
+    ring = (radius / 0.5 * bins).long().clamp(max=bins - 1)
+    return power.new_zeros(bins).index_add_(0, ring.flatten(), power.flatten())
