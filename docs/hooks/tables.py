@@ -99,10 +99,10 @@ def _families() -> str:
 
 
 def _refused_types() -> str:
-    from modwright.anatomy.families.refused import refused_types
+    from modwright.anatomy.families.refused import REFUSED
 
     reasons: dict[str, list[str]] = {}
-    for model_type, reason in refused_types().items():
+    for model_type, reason in REFUSED.items():
         reasons.setdefault(reason, []).append(model_type)
     return _table(["model types", "why not"], ([_codes(t), r] for r, t in reasons.items()))
 

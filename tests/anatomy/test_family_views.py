@@ -274,7 +274,7 @@ def test_wrong_addresses_and_shapes_are_refused(tiny: Any, dense_mlps: str) -> N
     with pytest.raises(InvalidInputError, match="unknown parameter address"):
         anatomy.write("nowhere.weight", torch.zeros(1))
     with pytest.raises(
-        InvalidInputError, match=r"blocks\.0\.mlp has no part 'middle'; it has .*up, down"
+        InvalidInputError, match=r"blocks\.0\.mlp: cannot write 'middle.*; it has .*up.*, .*down"
     ):
         anatomy.write("blocks.0.mlp.middle.weight", torch.zeros(1))
     with pytest.raises(

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.families import families, family_of
-from modwright.anatomy.families.refused import _REASONS
+from modwright.anatomy.families.refused import REFUSED
 from modwright.core.errors import UnsupportedArchitecture
 
 SMALL = {
@@ -73,7 +73,7 @@ def test_what_nothing_is_known_of_is_refused_without_a_reason() -> None:
 
 
 def test_no_family_serves_what_the_reasons_speak_of() -> None:
-    assert not set(_REASONS) & set(families())
+    assert not set(REFUSED) & set(families())
 
 
 @pytest.mark.parametrize("name", ["tiny-mistral", "tiny-qwen2", "tiny-gemma", "tiny-vit"])

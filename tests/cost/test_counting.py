@@ -14,7 +14,7 @@ from transformers import DynamicCache
 
 from modwright import cost
 from modwright.anatomy import Anatomy, Embedding, Part
-from modwright.anatomy.calling import cache_keyword
+from modwright.anatomy.coerce import cache_keyword
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.cost import Cost, Pass, count, part_macs
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from modwright.anatomy import Anatomy
-from modwright.anatomy.calling import cache_keyword
+from modwright.anatomy.coerce import cache_keyword
 from modwright.core.errors import InvalidInputError
 from modwright.cost import activation_bytes, count, kv_cache_bytes
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from helpers import batch_of, edit
 from modwright.anatomy import Anatomy
-from modwright.anatomy.calling import cache_keyword
+from modwright.anatomy.coerce import cache_keyword
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, remove
 

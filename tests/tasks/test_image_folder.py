@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.tasks.image_folder import find_images
+from modwright.tasks.image_files import find_images
 from modwright.tasks.pictures import folder_pictures
 
 

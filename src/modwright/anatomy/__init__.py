@@ -23,31 +23,8 @@ from modwright.anatomy.views import (
 )
 from modwright.core.capture import HookPoint
 
-__all__ = [
-    "Anatomy",
-    "Attention",
-    "Block",
-    "Embedding",
-    "Expert",
-    "FactoredProjection",
-    "Family",
-    "HookPoint",
-    "Images",
-    "Inputs",
-    "Linear",
-    "MixtureOfExperts",
-    "Mlp",
-    "Norm",
-    "OpaqueMixer",
-    "OpaqueModule",
-    "Part",
-    "PatchEmbedding",
-    "Projection",
-    "ReadProjection",
-    "ResidualStream",
-    "Tokens",
-    "family_names",
-    "pick_layers",
-    "register_family",
-    "select",
-]
+__all__ = ["Anatomy", "Attention", "Block", "Embedding", "Expert", "FactoredProjection", "Family"]
+__all__ += ["HookPoint", "Images", "Inputs", "Linear", "MixtureOfExperts", "Mlp", "Norm"]
+__all__ += ["OpaqueMixer", "OpaqueModule", "Part", "PatchEmbedding", "Projection"]
+__all__ += ["ReadProjection", "ResidualStream", "Tokens", "family_names", "pick_layers"]
+__all__ += ["register_family", "select"]

@@ -38,9 +38,14 @@ class Anatomy:
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
+        layers = family.layers(model)
+        if len({id(layer) for layer in layers}) != len(layers):
+            raise UnsupportedArchitecture(
+                f"{family.name}: some layers are one module used twice; shared layers are not "
+                "supported"
+            )
         self.blocks: tuple[Block, ...] = tuple(
-            family.read_block(module, i)
-            for i, module in enumerate(_distinct(family.layers(model), family))
+            family.read_block(layer, i) for i, layer in enumerate(layers)
         )
         self.outer: dict[str, Part] = family.read_outer(model)
 
@@ -55,9 +60,8 @@ class Anatomy:
         """
         if isinstance(model, cls):
             return model
-        model = model_of(model)
-        require_no_adapters(model)
-        model = wrapped(model)
+        require_no_adapters(model_of(model))
+        model = wrapped(model_of(model))
         config: Any = model.config
         if getattr(config, "quantization_config", None) or getattr(model, "is_quantized", False):
             raise InvalidInputError(
@@ -77,23 +81,18 @@ class Anatomy:
     @property
     def hidden_size(self) -> int:
         """Width of the residual stream, as the parts have it."""
-        for block in self.blocks:
-            if block.attention is not None:
-                return block.attention.hidden_size
-            if block.mlp is not None:
-                return block.mlp.hidden_size
-        return int(self.family.get("hidden_size"))
+        return next(self._found_widths(), 0) or int(self.family.get("hidden_size"))
 
     @property
     def widths(self) -> tuple[int, ...]:
         """Widths of the residual stream, one where it has one all the way."""
-        found = {
-            sublayer.hidden_size
-            for block in self.blocks
-            for sublayer in (block.attention, block.mlp)
-            if sublayer is not None
-        }
-        return tuple(sorted(found)) or (self.hidden_size,)
+        return tuple(sorted(set(self._found_widths()))) or (self.hidden_size,)
+
+    def _found_widths(self) -> Iterator[int]:
+        for block in self.blocks:
+            for sublayer in (block.attention, block.mlp):
+                if sublayer is not None:
+                    yield sublayer.hidden_size
 
     @property
     def num_parameters(self) -> int:
@@ -108,7 +107,7 @@ class Anatomy:
     def is_tied(self) -> bool:
         """The head and the token table are one tensor."""
         head, embed = self.outer.get("head"), self.outer.get("embed")
-        if not isinstance(head, Embedding) or not isinstance(embed, Embedding):
+        if not (isinstance(head, Embedding) and isinstance(embed, Embedding)):
             return False
         return head.module.weight is embed.module.weight
 
@@ -165,9 +164,12 @@ class Anatomy:
 
     def write(self, address: str, value: Tensor) -> None:
         """Stores a tensor at the address of a parameter, such as "blocks.3.mlp.up.weight"."""
-        found = dict(self.parts())
-        part, leaf = _split(address, found)
-        found[part].write(leaf, value)
+        found, pieces = dict(self.parts()), address.split(".")
+        heads = (".".join(pieces[:cut]) for cut in range(len(pieces) - 1, 0, -1))
+        part = next((head for head in heads if head in found), None)
+        if part is None:
+            raise unknown_name("parameter address", address, found)
+        found[part].write(address.removeprefix(f"{part}."), value)
 
     def _repr_html_(self) -> str:
         """The parts as a collapsible tree, for notebooks; `modwright.cost.inspect` has costs."""
@@ -194,21 +196,3 @@ class Anatomy:
             f"Anatomy({self.family.name}, {len(self.blocks)} blocks, hidden_size "
             f"{self.hidden_size}, {self.num_parameters:,} parameters)"
         )
-
-
-def _split(address: str, parts: dict[str, Part]) -> tuple[str, str]:
-    """The longest part address that begins ``address``, and what is left of it."""
-    pieces = address.split(".")
-    for cut in range(len(pieces) - 1, 0, -1):
-        part = ".".join(pieces[:cut])
-        if part in parts:
-            return part, ".".join(pieces[cut:])
-    raise unknown_name("parameter address", address, parts)
-
-
-def _distinct(modules: list[nn.Module], family: Family) -> list[nn.Module]:
-    if len({id(m) for m in modules}) != len(modules):
-        raise UnsupportedArchitecture(
-            f"{family.name}: some layers are one module used twice; shared layers are not supported"
-        )
-    return modules

@@ -1,7 +1,8 @@
-"""What is meant by a model or a part that someone gives: one function for each."""
+"""What is meant by a model or a part that someone gives, and how a live model is called."""
 
 from __future__ import annotations
 
+import inspect
 import os
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 from modwright.core.compat.transformers import has_adapters
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["address_of", "model_of", "require_no_adapters"]
+__all__ = ["address_of", "cache_keyword", "model_of", "require_no_adapters"]
 
 
 def model_of(given: Any) -> Any:
@@ -28,9 +29,8 @@ def model_of(given: Any) -> Any:
     found = given if isinstance(given, nn.Module) else getattr(given, "model", None)
     if isinstance(found, nn.Module):
         return found
-    hint = ""
-    if isinstance(given, str | os.PathLike):
-        hint = f"; open it first: modwright.open({os.fspath(given)!r})"
+    is_path = isinstance(given, str | os.PathLike)
+    hint = f"; open it first: modwright.open({os.fspath(given)!r})" if is_path else ""
     raise InvalidInputError(
         "expected a model, or what modwright.open, Anatomy.of or modwright.apply returned, not "
         f"{type(given).__name__}{hint}"
@@ -38,11 +38,7 @@ def model_of(given: Any) -> Any:
 
 
 def require_no_adapters(model: Any) -> None:
-    """Refuses a model whose weights are not what it computes with: PEFT adapters add to them.
-
-    Raises:
-        InvalidInputError: adapters were wrapped around it, loaded or injected.
-    """
+    """Refuses a model whose weights are not what it computes with: PEFT adapters add to them."""
     if has_adapters(model):
         raise InvalidInputError(
             f"the model carries PEFT adapters ({type(model).__name__}); merge them first "
@@ -51,10 +47,7 @@ def require_no_adapters(model: Any) -> None:
 
 
 def address_of(part: Any) -> str:
-    """The address of a part, or the address itself.
-
-    Raises:
-        InvalidInputError: it is neither.
+    """The address of a part, or the address itself; else InvalidInputError.
 
     Example:
         >>> address_of("blocks.0.attention")
@@ -67,3 +60,14 @@ def address_of(part: Any) -> str:
         "expected a part of an anatomy or its address, such as anatomy.blocks[0].attention or "
         f"'blocks.0.attention', not {type(part).__name__}"
     )
+
+
+def cache_keyword(model: Any) -> str:
+    """The keyword of a model's key/value cache and of its outputs; transformers 5.24 renamed it.
+
+    Example:
+        >>> import modwright
+        >>> cache_keyword(modwright.open("preset:tiny-llama").model) in ("cache", "past_key_values")
+        True
+    """
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

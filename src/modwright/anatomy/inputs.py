@@ -5,19 +5,20 @@ Axes: b sequences or images, t tokens, C channels, h height, w width.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["Images", "Inputs", "Maps", "Tokens"]
+__all__ = ["Images", "Inputs", "Tokens"]
 
 
-class Inputs(Protocol):
+class Inputs(ABC):
     """One kind of input.
 
     Attributes:
@@ -28,21 +29,25 @@ class Inputs(Protocol):
     is_text: ClassVar[bool]
     noun: ClassVar[str]
 
+    @abstractmethod
     def random(self, rows: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Keyword arguments of a forward pass over ``rows`` sequences of ``length`` positions."""
 
-    def positions(self, length: int) -> int:
-        """Positions of a sequence for which ``length`` were asked; images fix their own."""
-
+    @abstractmethod
     def check(self, given: Mapping[str, Tensor]) -> None:
         """Refuses the arguments of a forward pass that the model cannot read."""
 
+    def positions(self, length: int) -> int:
+        """Positions of a sequence for which ``length`` were asked; images fix their own."""
+        return length
+
     def describe(self) -> str:
         """One sequence in words, where the model fixes it; empty where it does not."""
+        return ""
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Inputs):
     """Token ids (b, t), any number of them.
 
     Example:
@@ -51,15 +56,12 @@ class Tokens:
     """
 
     vocab_size: int
-    is_text: ClassVar[bool] = True
-    noun: ClassVar[str] = "tokens"
+    is_text = True
+    noun = "tokens"
 
     def random(self, rows: int, length: int, generator: torch.Generator) -> dict[str, Tensor]:
         ids = torch.randint(0, self.vocab_size, (rows, length), generator=generator)
         return {"input_ids": ids}
-
-    def positions(self, length: int) -> int:
-        return length
 
     def check(self, given: Mapping[str, Tensor]) -> None:
         ids = given.get("input_ids")
@@ -71,13 +73,10 @@ class Tokens:
                 f"{self.vocab_size}; give the model's own tokenizer"
             )
 
-    def describe(self) -> str:
-        return ""
-
 
 @dataclass(frozen=True)
-class Images:
-    """Images (b, C, h, w) of one size, cut into patches.
+class Images(Inputs):
+    """Images (b, C, h, w) of one size, cut into patches; one that is whole becomes maps instead.
 
     Attributes:
         patch: height and width of a patch.
@@ -93,8 +92,8 @@ class Images:
     size: tuple[int, int]
     patch: tuple[int, int]
     extra: int = 0
-    is_text: ClassVar[bool] = False
-    noun: ClassVar[str] = "positions"
+    is_text = False
+    noun = "positions"
 
     @property
     def patches(self) -> int:
@@ -122,21 +121,8 @@ class Images:
 
     def describe(self) -> str:
         height, width = self.size
+        told = f"an image of {height} x {width} pixels and {self.channels} channels"
+        if self.patch == self.size and not self.extra:
+            return told
         beside = f" and {self.extra} token{'s' * (self.extra > 1)} beside them" * bool(self.extra)
-        return (
-            f"an image of {height} x {width} pixels and {self.channels} channels is "
-            f"{self.patches} patches{beside}"
-        )
-
-
-class Maps(Images):
-    """Images that a model turns into maps of several sizes: no one number of positions is theirs.
-
-    Example:
-        >>> Maps(channels=3, size=(32, 32), patch=(32, 32)).describe()
-        'an image of 32 x 32 pixels and 3 channels'
-    """
-
-    def describe(self) -> str:
-        height, width = self.size
-        return f"an image of {height} x {width} pixels and {self.channels} channels"
+        return f"{told} is {self.patches} patches{beside}"

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.nn import FactorPair, ZeroMean
 from modwright.nn.zero_mean import recentered
 
-__all__ = ["FactoredProjection", "PointwiseProjection", "Projection", "ZeroMeanProjection"]
-__all__ += ["as_projection"]
+__all__ = ["FactoredProjection", "PointwiseProjection", "Projection", "as_projection"]
 
 
 class Projection:
@@ -25,8 +23,8 @@ class Projection:
         rows: which output rows of the module belong to this map; None for all.
         transposed: the module stores [in, out] (GPT-2's Conv1D).
 
-    ``weight`` and ``bias`` are detached: reading never touches the gradient graph. Rows given by a
-    slice are read as a view; rows given by an index tensor, as a copy.
+    ``weight`` and ``bias`` are detached. Rows given by a slice are read as a view; rows given by an
+    index tensor, as a copy.
 
     ``input_axes`` and ``output_axes`` name the parameters that hold the channels of what is read
     and of what is returned, and along which axis.
@@ -50,14 +48,10 @@ class Projection:
         """The module that holds a parameter of :meth:`parameters`, and its name there."""
         return self.module, name
 
-    def _storage(self, name: str) -> Tensor | None:
-        """What the module stores under a name, rows of other maps included."""
-        found: Tensor | None = getattr(self.module, name, None)
-        return found
-
     def _stored(self, name: str) -> Tensor | None:
-        tensor = self._storage(name)
-        return None if tensor is None else tensor.detach()
+        """What the module stores under a name, rows of other maps included; a view of it."""
+        found: Tensor | None = getattr(self.module, name, None)
+        return None if found is None else found.detach()
 
     def _full_weight(self) -> Tensor:
         weight = self._stored("weight")
@@ -113,19 +107,12 @@ class Projection:
                 f"{self.address}.{name}: shape {tuple(value.shape)} where "
                 f"{tuple(current.shape)} stands"
             )
-        with torch.no_grad():
-            stored: Any = self._storage(name)
-            if name == "weight" and self.transposed:
-                value = value.T
-                target = stored if self.rows is None else stored[:, self.rows]
-                if isinstance(self.rows, Tensor):
-                    stored[:, self.rows] = value.to(stored)
-                else:
-                    target.copy_(value)
-            elif isinstance(self.rows, Tensor):
-                stored[self.rows] = value.to(stored)
-            else:
-                (stored if self.rows is None else stored[self.rows]).copy_(value)
+        stored: Any = self._stored(name)
+        rows = slice(None) if self.rows is None else self.rows
+        if name == "weight" and self.transposed:
+            stored[:, rows] = value.T.to(stored)
+        else:
+            stored[rows] = value.to(stored)
 
     def __repr__(self) -> str:
         bias = ", bias" if self.bias is not None else ""
@@ -134,9 +121,7 @@ class Projection:
 
 
 class FactoredProjection(Projection):
-    """A linear layer stored as two factors. ``weight`` is their product; the factors are
-    written.
-    """
+    """A linear layer of two factors. ``weight`` is their product; the factors are written."""
 
     input_axes = {"reduce": 1}
 
@@ -191,16 +176,9 @@ class PointwiseProjection(Projection):
 
     axis = 1
 
-    def _full_weight(self) -> Tensor:
-        return super()._full_weight().flatten(1)
-
-    def write(self, name: str, value: Tensor) -> None:
-        if name == "weight" and value.shape == self.weight.shape:
-            with torch.no_grad():
-                stored: Any = self._storage(name)
-                stored.copy_(value[:, :, None, None])
-        else:
-            super().write(name, value)
+    def _stored(self, name: str) -> Tensor | None:
+        stored = super()._stored(name)
+        return stored[:, :, 0, 0] if stored is not None and name == "weight" else stored
 
 
 def as_projection(module: nn.Module, address: str, transposed: bool = False) -> Projection:

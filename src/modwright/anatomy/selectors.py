@@ -24,8 +24,8 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
     """The parts that ``text`` names, in its order.
 
     Raises:
-        InvalidInputError: a clause that cannot be read, a layer that is not there, a part that was
-            removed already, or one that is named twice.
+        InvalidInputError: a clause that cannot be read, a part that is not there, or one that is
+            named twice.
 
     Example:
         >>> import modwright
@@ -40,9 +40,23 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
         )
     chosen: list[Block | Sublayer] = []
     for clause in clauses:
-        kind, inside = _split(clause)
+        match = _CLAUSE.match(clause)
+        if match is None:
+            raise InvalidInputError(
+                f"cannot read {clause!r}; a clause is a kind and layers in brackets, such as "
+                f"attention[3,7]; kinds are {', '.join(KINDS)}"
+            )
+        kind, inside = match.groups()
+        if kind not in KINDS:
+            raise unknown_name("kind of part", kind, KINDS)
         for index in pick_layers(inside, len(anatomy.blocks), clause):
-            chosen.append(_part(anatomy, kind, index, clause))
+            block = anatomy.blocks[index]
+            part = block if kind == "block" else block.at(kind)
+            if part is None:
+                raise InvalidInputError(
+                    f"{clause!r}: block {index} has no {kind}, it was removed before"
+                )
+            chosen.append(part)
     addresses = [part.address for part in chosen]
     twice = next((a for a in addresses if addresses.count(a) > 1), None)
     if twice is not None:
@@ -51,12 +65,9 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
 
 
 def pick_layers(text: str, layers: int, clause: str | None = None) -> list[int]:
-    """The layers that the inside of a pair of brackets names, in its order.
+    """The layers, of so many, that the inside of a pair of brackets names, in its order.
 
-    Args:
-        text: "3, 7", "28:30", "*" and the like, apart by commas.
-        layers: how many there are.
-        clause: what is quoted in messages; ``text`` by default.
+    Messages quote ``clause``, or ``text``.
 
     Raises:
         InvalidInputError: nothing is named, or what is named is not there.
@@ -90,30 +101,9 @@ def _one(item: str, layers: int, where: str) -> list[int] | range:
         start, stop, step = (int(number) if number else None for number in match.groups())
         bounds = [number for number in (start, None if stop == layers else stop) if number]
         found = range(layers)[start:stop:step]
-    beyond = next((number for number in bounds if not -layers <= number < layers), None)
-    if beyond is not None:
-        raise InvalidInputError(
-            f"{where!r}: there is no layer {beyond}; there are 0 to {layers - 1}"
-        )
-    return found
-
-
-def _split(clause: str) -> tuple[str, str]:
-    match = _CLAUSE.match(clause)
-    if match is None:
-        raise InvalidInputError(
-            f"cannot read {clause!r}; a clause is a kind and layers in brackets, such as "
-            f"attention[3,7]; kinds are {', '.join(KINDS)}"
-        )
-    if match[1] not in KINDS:
-        raise unknown_name("kind of part", match[1], KINDS)
-    return match[1], match[2]
-
-
-def _part(anatomy: Anatomy, kind: str, index: int, clause: str) -> Block | Sublayer:
-    block = anatomy.block(index)
-    part = block if kind == "block" else block.at(kind)
-    if part is None:
-        raise InvalidInputError(f"{clause!r}: block {index} has no {kind}, it was removed before")
-    found: Block | Sublayer = part
+    for number in bounds:
+        if not -layers <= number < layers:
+            raise InvalidInputError(
+                f"{where!r}: there is no layer {number}; there are 0 to {layers - 1}"
+            )
     return found

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.views import Embedding, Linear, Norm, Part, PatchEmbedding
+from modwright.anatomy.views import Embedding, Linear, Norm, Part, PatchEmbedding, Sublayer
 
 if TYPE_CHECKING:
     from modwright.anatomy.anatomy import Anatomy
@@ -59,10 +59,9 @@ class ResidualStream:
         """What holds a writer's channels of the stream, its gain included: name -> float64."""
         stored, part = writer.parameters(), self.scales.get(writer.address)
         found = {n: stored[n].double() for n in writer.output_axes if n in stored}
-        if part is None or part.scale is None:
+        if part is None or (scale := part.scale) is None:
             return found
-        scale = part.scale.double()
-        return {n: t * scale.view(-1, *[1] * (t.ndim - 1)) for n, t in found.items()}
+        return {n: t * scale.double().view(-1, *[1] * (t.ndim - 1)) for n, t in found.items()}
 
     @property
     def last_reader(self) -> ReadProjection | None:
@@ -95,9 +94,7 @@ def stream_of(anatomy: Anatomy) -> ResidualStream:
     norms: list[Norm] = []
     within: list[Norm] = []
     after = anatomy.after_blocks
-    for address, part in anatomy.outer.items():
-        if address in after:
-            continue
+    for part in (p for address, p in anatomy.outer.items() if address not in after):
         if isinstance(part, Norm):
             within.append(part)
         elif isinstance(part, WriteProjection) and width in _sizes(part, part.output_axes):
@@ -135,9 +132,6 @@ def _sizes(part: Part, axes: Mapping[str, int]) -> set[int]:
 def _held(anatomy: Anatomy) -> Iterator[Tensor]:
     """The parameters that belong to parts, as the modules hold them."""
     for _, part in anatomy.parts():
-        modules = [getattr(part, "module", None)]
-        if hasattr(part, "projections"):
-            modules += [projection.module for projection in part.projections().values()]
-        for module in modules:
-            if module is not None:
-                yield from module.parameters(recurse=hasattr(part, "projections"))
+        maps = part.projections().values() if isinstance(part, Sublayer) else ()
+        for module in (part.module, *(projection.module for projection in maps)):
+            yield from module.parameters(recurse=isinstance(part, Sublayer))

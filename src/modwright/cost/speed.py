@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy import Anatomy
-from modwright.anatomy.calling import cache_keyword
+from modwright.anatomy.coerce import cache_keyword
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.paired import PairedRatio

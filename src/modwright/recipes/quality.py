@@ -18,8 +18,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.progress import Progress
 from modwright.recipes.schema import Evaluate, HarnessTasksOf, PerplexityOf
 from modwright.recipes.texts import text_of, writes_text
-from modwright.tasks.agreement import agreement, require_comparable
-from modwright.tasks.eval_positions import eval_positions_of
+from modwright.tasks.agreement import agreement, eval_positions_of, require_comparable
 from modwright.tasks.harness import HarnessRecipe, require_scorable, run_harness
 from modwright.tasks.harness_tasks import load_harness_tasks
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
@@ -65,8 +64,8 @@ def _check_agreement(opened: Checkpoint, evaluate: Evaluate) -> str | None:
             )
         kind = require_comparable(opened.model, opened.model)
         windows = _windows(evaluate.perplexity)
-        read = eval_positions_of(kind, opened.model, opened.tokenizer, windows)
-    digest: str = read.recipe["sha256"]
+        _, recipe = eval_positions_of(kind, opened.model, opened.tokenizer, windows)
+    digest: str = recipe["sha256"]
     return digest
 
 

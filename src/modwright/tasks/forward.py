@@ -1,4 +1,4 @@
-"""What every measurement needs of a model: its limits, its logits, what it can see.
+"""What every measurement needs of a model: its limits, its logits, what it sees, its windows.
 
 Axes: B windows of a batch, T tokens of a window, V vocabulary.
 """
@@ -6,18 +6,22 @@ Axes: B windows of a batch, T tokens of a window, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from modwright.calibration.special_tokens import Bos, SpecialTokens, special_tokens
+from modwright.calibration.text import TextData, TokenizedText, require_count, tokenize_text
 from modwright.core.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["call", "first_ids", "looks_ahead", "position_limit", "require_causal"]
-__all__ += ["require_known_ids", "require_vocabulary", "vocabulary_size"]
+__all__ = ["PerplexityRecipe", "Windows", "call", "cut_windows", "dtype_of", "first_ids"]
+__all__ += ["looks_ahead", "position_limit", "require_causal", "require_known_ids"]
+__all__ += ["require_vocabulary", "vocabulary_size"]
 
 _PROBE_TOKENS = 16
 
@@ -30,6 +34,11 @@ def position_limit(model: PreTrainedModel) -> int | None:
 def vocabulary_size(model: PreTrainedModel) -> int | None:
     """How many token ids the model knows; None where it reads no text."""
     return getattr(model.config.get_text_config(), "vocab_size", None)
+
+
+def dtype_of(model: PreTrainedModel) -> str:
+    """As recipes name it: "float32"."""
+    return str(model.dtype).removeprefix("torch.")
 
 
 def require_vocabulary(model: PreTrainedModel, needed: str) -> None:
@@ -57,10 +66,9 @@ def call(model: PreTrainedModel, ids: Tensor, **wanted: Any) -> Any:
     No cache is kept; arguments that are None are left out.
     """
     accepted = inspect.signature(model.forward).parameters
-    wanted = {"use_cache": False, "return_dict": True, **wanted}
     given = {
         name: value.to(model.device) if isinstance(value, Tensor) else value
-        for name, value in wanted.items()
+        for name, value in {"use_cache": False, "return_dict": True, **wanted}.items()
         if name in accepted and value is not None
     }
     return model(input_ids=ids.to(model.device), **given)
@@ -76,19 +84,24 @@ def looks_ahead(model: PreTrainedModel, rows: Tensor, needed: str) -> bool | Non
         InvalidInputError: no logits over the vocabulary for every token; the message begins with
             ``needed``.
     """
-    name, vocabulary = type(model).__name__, vocabulary_size(model)
+    vocabulary = vocabulary_size(model)
     assert vocabulary is not None
     ids = rows[:1, :_PROBE_TOKENS]
     kept = ids.shape[1] // 2
     changed = ids.clone()
     changed[:, kept:] = (changed[:, kept:] + 1) % vocabulary
-    before, after = (_probed(model, tokens, needed) for tokens in (ids, changed))
-    if before.shape[:2] != ids.shape or before.shape[-1] <= int(rows.max()):
-        raise InvalidInputError(
-            f"{needed}; {name} gives logits of shape {tuple(before.shape)} for "
-            f"{tuple(ids.shape)} tokens of a vocabulary of {vocabulary}"
-        )
-    before, after = before[:, :kept], after[:, :kept]
+    found = []
+    for tokens in (ids, changed):
+        logits = getattr(call(model, tokens), "logits", None)
+        if logits is None:
+            raise InvalidInputError(f"{needed}; {type(model).__name__} gives no logits")
+        if logits.shape[:2] != ids.shape or logits.shape[-1] <= int(rows.max()):
+            raise InvalidInputError(
+                f"{needed}; {type(model).__name__} gives logits of shape {tuple(logits.shape)} for "
+                f"{tuple(ids.shape)} tokens of a vocabulary of {vocabulary}"
+            )
+        found.append(logits[:, :kept].float())
+    before, after = found
     if not (before.isfinite().all() and after.isfinite().all()):
         return None
     tolerance = max(1e-5, 4 * torch.finfo(model.dtype).eps) * float(before.abs().max())
@@ -98,17 +111,15 @@ def looks_ahead(model: PreTrainedModel, rows: Tensor, needed: str) -> bool | Non
 def require_causal(model: PreTrainedModel, needed: str, rows: Tensor | None = None) -> None:
     """Refuse a model without next-token logits, and one that looks ahead.
 
-    Args:
-        model: read on ``rows``, or on the first ids of its vocabulary.
-        needed: what messages begin with.
-        rows: token ids (B, T).
+    It is read on token ids (B, T), or on the first of its vocabulary; messages begin with
+    ``needed``.
     """
     rows = first_ids(model) if rows is None else rows
     require_known_ids(model, rows)
     if looks_ahead(model, rows, needed):
-        name = type(model).__name__
         raise InvalidInputError(
-            f"{needed}; in {name} the logits of a token depend on the tokens after it"
+            f"{needed}; in {type(model).__name__} the logits of a token depend on the tokens after "
+            "it"
         )
 
 
@@ -116,14 +127,75 @@ def first_ids(model: PreTrainedModel) -> Tensor:
     """A few token ids (1, T) that every model of text knows, to see what it does with them."""
     vocabulary = vocabulary_size(model)
     assert vocabulary is not None
-    return (
-        torch.arange(min(_PROBE_TOKENS, position_limit(model) or _PROBE_TOKENS))[None] % vocabulary
-    )
+    length = min(_PROBE_TOKENS, position_limit(model) or _PROBE_TOKENS)
+    return torch.arange(length)[None] % vocabulary
 
 
-def _probed(model: PreTrainedModel, ids: Tensor, needed: str) -> Tensor:
-    logits = getattr(call(model, ids), "logits", None)
-    if logits is None:
-        raise InvalidInputError(f"{needed}; {type(model).__name__} gives no logits")
-    found: Tensor = logits.float()
-    return found
+@dataclass(frozen=True)
+class PerplexityRecipe:
+    """What is measured, as a whole: two numbers are comparable when their recipes are equal.
+
+    Attributes:
+        data: the text; a string is a packaged name or a path.
+        windows: how many windows, from the start of the text.
+        length: tokens of a window, special tokens included.
+        stride: text tokens from one window's start to the next one's. None is the text tokens of a
+            window, so that windows do not overlap; with a smaller one every window but the first
+            counts its last ``stride`` tokens only, the others being context.
+        bos: special tokens of each window: "auto" for those that the tokenizer adds by itself,
+            True for its BOS token, False for none. Without a token before it the first token of a
+            window has nothing to be predicted from and is not counted.
+        batch_size: windows of a batch; changes speed and memory, not the number.
+    """
+
+    data: TextData | str
+    windows: int = 6
+    length: int = 512
+    stride: int | None = None
+    bos: Bos = "auto"
+    batch_size: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows (B, T) of token ids, and for each how many of its last text tokens are new.
+
+    ``starts`` are the places of the windows' first text tokens in ``text``; ``content`` is how many
+    text tokens a window holds, which is all of it but the ``special`` tokens; ``recipe`` is the
+    part of a measurement's recipe that says what these windows are.
+    """
+
+    rows: Tensor
+    starts: list[int]
+    content: int
+    new: list[int]
+    text: TokenizedText
+    special: SpecialTokens
+    recipe: dict[str, Any]
+
+
+def cut_windows(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: PerplexityRecipe
+) -> Windows:
+    """The windows of a recipe; the positions of the model limit their length.
+
+    Raises:
+        InvalidInputError: too little text, or a number outside its range; names the valid ones.
+    """
+    require_count("windows", recipe.windows)
+    require_count("batch_size", recipe.batch_size)
+    text = tokenize_text(tokenizer, recipe.data, offsets=True)
+    special = special_tokens(tokenizer, text.text, recipe.bos)
+    content = recipe.length - len(special)
+    stride = content if recipe.stride is None else recipe.stride
+    least = 1 + max(1, len(special))
+    require_count("length", recipe.length, least=least, most=position_limit(model))
+    require_count("stride", stride, most=content)
+    text.require(recipe.windows, content, stride)
+
+    starts = [stride * index for index in range(recipe.windows)]
+    rows, facts = text.cut(starts, content, special)
+    new = [content, *[min(stride, content)] * (recipe.windows - 1)]
+    facts |= {"windows": recipe.windows, "length": recipe.length, "stride": stride}
+    facts |= {"batch_size": recipe.batch_size, **special.facts(tokenizer)}
+    return Windows(rows, starts, content, new, text, special, facts)

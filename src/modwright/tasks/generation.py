@@ -16,7 +16,7 @@ from modwright.calibration.special_tokens import SpecialTokens, special_tokens
 from modwright.calibration.text import require_count, tokenizer_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
-from modwright.tasks.forward import position_limit
+from modwright.tasks.forward import dtype_of, position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,7 +35,6 @@ class Sample:
         text: the new text only, without special tokens.
         new_tokens: how many tokens were generated, an end token included.
         seconds: of the whole generation, the prompt's forward pass included.
-        tokens_per_second: new tokens over those seconds.
         settings: JSON-able: decoding, limits, seed, chat, end and padding ids, dtype.
     """
 
@@ -66,7 +65,7 @@ def generate_sample(
         tokenizer: the model's own, or the opened checkpoint that has it.
         prompt: plain text; with ``chat`` it becomes one user message.
         max_new_tokens: the most tokens to write.
-        seed: for models whose layers are random at inference; greedy decoding itself uses none.
+        seed: for models whose layers are random at inference.
         chat: whether to use the tokenizer's chat template; None uses it where there is one.
 
     Raises:
@@ -77,11 +76,21 @@ def generate_sample(
         ``generate_sample(model, tokenizer, "The capital of France is").text``
     """
     model, tokenizer = model_of(model), tokenizer_of(tokenizer)
-    _require_generator(model)
+    can = getattr(model, "can_generate", None)
+    if can is None or not can() or getattr(model.config, "is_encoder_decoder", False):
+        raise InvalidInputError(
+            f"{type(model).__name__} cannot continue a prompt; a causal language model can"
+        )
     require_count("max_new_tokens", max_new_tokens)
     chat = tokenizer.chat_template is not None if chat is None else chat
     ids = _prompt_ids(tokenizer, prompt, chat)
-    _require_room(model, ids.shape[1], max_new_tokens)
+    longest, used = position_limit(model), ids.shape[1]
+    if longest is not None and used + max_new_tokens > longest:
+        valid = f"1..{longest - used}" if longest > used else "none, the prompt itself is too long"
+        raise InvalidInputError(
+            f"max_new_tokens is {max_new_tokens} after a prompt of {used} tokens, and the model "
+            f"has {longest} positions; valid values: {valid}"
+        )
     ids = ids.to(model.device)
     ends = model.generation_config.eos_token_id
     ends = tokenizer.eos_token_id if ends is None else ends
@@ -98,55 +107,35 @@ def generate_sample(
     }
     devices = [model.device] if model.device.type == "cuda" else []
     begin = time.perf_counter()
-    with (
-        eval_mode(model),
-        torch.no_grad(),
-        _greedy(model, settings),
-        torch.random.fork_rng(devices),
-    ):
+    rng = torch.random.fork_rng(devices)
+    with eval_mode(model), torch.no_grad(), _greedy(model, settings), rng:
         torch.manual_seed(seed)
         output = model.generate(ids, attention_mask=torch.ones_like(ids))
     seconds = time.perf_counter() - begin
-    new = output[0, ids.shape[1] :]
+    new = output[0, used:]
     return Sample(
         prompt=prompt,
         text=tokenizer.decode(new, skip_special_tokens=True),
         new_tokens=len(new),
         seconds=seconds,
         tokens_per_second=len(new) / seconds,
-        settings={
-            **settings,
-            "seed": seed,
-            "chat": chat,
-            "dtype": str(model.dtype).removeprefix("torch."),
-        },
+        settings={**settings, "seed": seed, "chat": chat, "dtype": dtype_of(model)},
     )
 
 
 def repetition(text: str) -> float:
     """The share of a text's 4-grams that have stood before in it: 0 is none, towards 1 is a loop.
 
-    Words and single punctuation marks count as words. A text of fewer than four has no 4-gram and
-    gives 0. Ordinary prose of a hundred words stays near 0; a model that has lost its way and
-    repeats a phrase soon passes one half.
+    Words and single punctuation marks count as words; fewer than four give 0. Ordinary prose of a
+    hundred words stays near 0; a model that repeats a phrase soon passes one half.
 
     Example:
-        >>> repetition("one two three four five six")
-        0.0
         >>> round(repetition("on and on and on and on and on and on"), 2)
         0.75
     """
     words = _WORD.findall(text)
     grams = list(zip(words, words[1:], words[2:], words[3:]))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _require_generator(model: PreTrainedModel) -> None:
-    can = getattr(model, "can_generate", None)
-    if can is None or not can() or getattr(model.config, "is_encoder_decoder", False):
-        raise InvalidInputError(
-            f"{type(model).__name__} cannot continue a prompt; a causal language model can"
-        )
 
 
 def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> torch.Tensor:
@@ -166,26 +155,13 @@ def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> 
             told = str(error).split("\n")[0]
             raise InvalidInputError(f"the chat template of this tokenizer fails: {told}") from error
     ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")["input_ids"].long()
-    if not chat:  # a template writes the special tokens itself
-        # The text goes on, so nothing that ends it stands after the prompt.
-        before = special_tokens(tokenizer, prompt).before
-        ids = SpecialTokens(before).around(ids)
+    if not chat:  # a template writes the special tokens itself, and the text goes on after them
+        ids = SpecialTokens(special_tokens(tokenizer, prompt).before).around(ids)
     if not ids.shape[1]:
         raise InvalidInputError(
             "the prompt gives no token with this tokenizer; give at least one word"
         )
     return ids
-
-
-def _require_room(model: PreTrainedModel, prompt_tokens: int, new_tokens: int) -> None:
-    longest = position_limit(model)
-    if longest is not None and prompt_tokens + new_tokens > longest:
-        room = longest - prompt_tokens
-        valid = f"1..{room}" if room > 0 else "none, the prompt itself is too long"
-        raise InvalidInputError(
-            f"max_new_tokens is {new_tokens} after a prompt of {prompt_tokens} tokens, and the "
-            f"model has {longest} positions; valid values: {valid}"
-        )
 
 
 @contextmanager

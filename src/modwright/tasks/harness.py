@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,13 +14,15 @@ from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
-from modwright.tasks.forward import require_causal, require_vocabulary
-from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
+from modwright.tasks.forward import dtype_of, require_causal, require_vocabulary
 from modwright.tasks.harness_tasks import (
+    SEEDS,
     HarnessRecipe,
     HarnessTasks,
     harness_version,
     load_harness_tasks,
+    quiet_harness,
+    seeded,
 )
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Score:
     """One number of the harness.
 
     Attributes:
-        task: the task or group.
+        task: the task or group, with its ``version``.
         metric: as the harness calls it: ``acc``, ``word_perplexity``.
         filter: what was done to the answers first; ``none`` for most tasks.
         value: the number as the harness gives it; None where the model's output is not finite.
@@ -46,8 +47,7 @@ class Score:
         higher_is_better: None where the task does not say.
         documents: how many were scored.
         num_fewshot: solved examples before each question; None for a group whose tasks differ.
-        version: of the task.
-        harness: of the harness.
+        harness: its version.
         asked: whether it was asked for by name, or else belongs to a group that was.
     """
 
@@ -95,15 +95,10 @@ def run_harness(
     asked: HarnessRecipe | HarnessTasks,
     progress: Progress = SILENT,
 ) -> Harness:
-    """Score a model in memory on tasks of the harness, with the harness's own code.
+    """Score a causal language model in memory on tasks of the harness, with the harness's own code.
 
-    The model and its tokenizer are left as they were, and so are the random numbers.
-
-    Args:
-        model: a causal language model.
-        tokenizer: the model's own.
-        asked: which tasks; they can be loaded already, by `load_harness_tasks`.
-        progress: told of every request.
+    The model, its tokenizer and the random numbers are left as they were. The tasks can be loaded
+    already, by `load_harness_tasks`.
 
     Raises:
         InvalidInputError: not a causal language model, or what `load_harness_tasks` refuses.
@@ -123,21 +118,22 @@ def run_harness(
         lm = CountedModel(model, tokenizer, recipe.batch_size, progress)
         for task in tasks.loaded["tasks"].values():
             task.set_fewshot_seed(seed=SEEDS["fewshot"])
-        found = lm_eval.evaluate(
-            lm,
-            tasks.loaded,
-            limit=recipe.limit,
-            bootstrap_iters=_RESAMPLES,
-            log_samples=False,
-        )
+        options: dict[str, Any] = {"limit": recipe.limit, "bootstrap_iters": _RESAMPLES}
+        found = lm_eval.evaluate(lm, tasks.loaded, log_samples=False, **options)
         seconds = time.perf_counter() - begin
-    scores = tuple(_scores(found, tasks, lm.finite))
     return Harness(
-        scores=scores,
+        scores=tuple(_scores(found, tasks, lm.finite)),
         finite=lm.finite,
         recipe={
             "harness": harness_version(),
-            "tasks": {name: _task_facts(found, name) for name in tasks.loaded["tasks"]},
+            "tasks": {
+                name: {
+                    "version": str(found["versions"].get(name)),
+                    "num_fewshot": found["n-shot"].get(name),
+                    "documents": "{effective} of {original}".format(**found["n-samples"][name]),
+                }
+                for name in tasks.loaded["tasks"]
+            },
             "include_path": recipe.include_path,
             "limit": recipe.limit,
             "num_fewshot": recipe.num_fewshot,
@@ -148,8 +144,8 @@ def run_harness(
             "chat_template": False,
             "seeds": dict(SEEDS),
             "resamples": _RESAMPLES,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "sha256": _digest(tasks),
+            "dtype": dtype_of(model),
+            "sha256": sha256_of(*_requests(tasks)),
         },
         seconds=seconds,
     )
@@ -209,22 +205,11 @@ def _asked(found: Mapping[str, Any], tasks: HarnessTasks) -> Iterator[str]:
             waiting += groups.get(name, ())
 
 
-def _task_facts(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    counted = found["n-samples"][name]
-    return {
-        "version": str(found["versions"].get(name)),
-        "num_fewshot": found["n-shot"].get(name),
-        "documents": f"{counted['effective']} of {counted['original']}",
-    }
-
-
-def _digest(tasks: HarnessTasks) -> str:
-    """Of every request: two runs with the same one were asked the same."""
-    asked = (
-        (name, *(repr(instance.args) for instance in task.instances))
-        for name, task in tasks.loaded["tasks"].items()
-    )
-    return sha256_of(*chain.from_iterable(asked))
+def _requests(tasks: HarnessTasks) -> Iterator[str]:
+    """Two runs whose requests are the same were asked the same."""
+    for name, task in tasks.loaded["tasks"].items():
+        yield name
+        yield from (repr(instance.args) for instance in task.instances)
 
 
 def _number(value: Any) -> float | None:

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
@@ -77,17 +78,7 @@ class CountedModel(HFLM):
     def _counting(self, name: str, total: int) -> Iterator[None]:
         """A phase that goes on with every request that is answered."""
         with self.progress.phase(name, total) as task:
-            self.set_cache_hook(_Answered(task))
+            # Stands where the harness keeps answers in a cache, and hears of each.
+            self.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: task.advance()))
             yield
-        self.set_cache_hook(_Answered(None))
-
-
-class _Answered:
-    """Stands where the harness keeps answers in a cache, and hears of each."""
-
-    def __init__(self, task: Task | None) -> None:
-        self.task = task
-
-    def add_partial(self, kind: str, request: Any, answer: Any) -> None:
-        if self.task is not None:
-            self.task.advance()
+        self.set_cache_hook(SimpleNamespace(add_partial=lambda *answer: None))

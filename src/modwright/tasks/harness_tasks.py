@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+import os
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from modwright.calibration.text import require_count
 from modwright.core.compat.tools import data_fingerprint, is_task_file
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError, first_line, nearest
-from modwright.tasks.harness_setting import SEEDS, quiet_harness, seeded
 
-__all__ = ["HarnessRecipe", "HarnessTasks", "harness_version", "load_harness_tasks"]
+__all__ = ["SEEDS", "HarnessRecipe", "HarnessTasks", "harness_version", "load_harness_tasks"]
+__all__ += ["quiet_harness", "seeded"]
+
+# The harness's own defaults: of python's random numbers, of numpy's, of torch's and of few-shot
+# examples. Tasks draw from the first two while they are loaded and while they are run.
+SEEDS = {"python": 0, "numpy": 1234, "torch": 1234, "fewshot": 1234}
+_LOGGERS = ("lm_eval", "datasets", "huggingface_hub", "evaluate")
 
 _OLDEST = (0, 4, 13)
 _EXTRA = "pip install 'modwright[text]'"
@@ -32,7 +46,7 @@ class HarnessRecipe:
         limit: documents of each task, from its beginning; None takes all.
         num_fewshot: solved examples before each question; None leaves it to the task, and a task
             that fixes 0 keeps it.
-        batch_size: requests at once; changes speed and memory, and with padding the last digits.
+        batch_size: requests at once; with padding it changes the last digits.
     """
 
     tasks: tuple[str, ...]
@@ -81,7 +95,7 @@ def load_harness_tasks(recipe: HarnessRecipe) -> HarnessTasks:
             require_count(name, getattr(recipe, name))
     if recipe.num_fewshot is not None:
         require_count("num_fewshot", recipe.num_fewshot, least=0)
-    names = tuple(dict.fromkeys(recipe.tasks))
+    names = list(dict.fromkeys(recipe.tasks))
     if not names:
         raise InvalidInputError("no harness task is named; give at least one")
     with quiet_harness(), seeded():
@@ -102,15 +116,14 @@ def _require_harness() -> None:
         missing = "" if own else f" ({error.name} is missing)"
         raise InvalidInputError(f"harness tasks need lm-eval{missing}: {_EXTRA}") from None
     numbers = harness_version().split()[1].split(".")
-    found = tuple(int(part) for part in numbers[:3] if part.isdecimal())
-    if found < _OLDEST:
+    if tuple(int(part) for part in numbers[:3] if part.isdecimal()) < _OLDEST:
         least = ".".join(map(str, _OLDEST))
         raise InvalidInputError(
             f"{harness_version()} is too old; {least} or newer is needed: {_EXTRA}"
         )
 
 
-def _manager_of(names: Iterable[str], include_path: str | None) -> Any:
+def _manager_of(names: list[str], include_path: str | None) -> Any:
     """A task manager that knows the names; the harness's own 14,000 are read only if needed."""
     from lm_eval.tasks import TaskManager
 
@@ -160,57 +173,41 @@ def _own_manager() -> Any:
 
 
 def _unknown(name: str, manager: Any, include_path: str | None) -> InvalidInputError:
-    near = nearest(name, manager.all_tasks, n=3, cutoff=0.6)
-    told = f"unknown harness task {name!r}"
-    if near:
-        told += f"; the nearest of {len(manager.all_tasks):,}: {', '.join(near)}"
-    else:
-        told += f"; none of {len(manager.all_tasks):,} is near; `lm-eval ls tasks` lists them"
-    broken = _broken_file(include_path) if include_path else None
-    return InvalidInputError(f"{told}; {broken}" if broken else told)
-
-
-def _broken_file(include_path: str) -> str | None:
-    """The first task file that is no YAML: the harness passes over it without a word."""
     import yaml
 
-    for file in sorted(Path(include_path).expanduser().glob("**/*.yaml")):
+    count, near = len(manager.all_tasks), nearest(name, manager.all_tasks, n=3, cutoff=0.6)
+    where = f"the nearest of {count:,}: {', '.join(near)}"
+    if not near:
+        where = f"none of {count:,} is near; `lm-eval ls tasks` lists them"
+    told = f"unknown harness task {name!r}; {where}"
+    files = sorted(Path(include_path).expanduser().glob("**/*.yaml")) if include_path else []
+    for file in files:  # the harness passes over one that is no YAML without a word
         try:
             yaml.compose(file.read_text(encoding="utf-8"))
         except (yaml.YAMLError, ValueError, OSError) as error:
             mark = getattr(error, "problem_mark", None)
             line = f" line {mark.line + 1}" if mark is not None else ""
-            return f"{file.name}{line} is not valid YAML and was left out"
-    return None
+            told += f"; {file.name}{line} is not valid YAML and was left out"
+            break
+    return InvalidInputError(told)
 
 
-def _load(manager: Any, names: tuple[str, ...]) -> dict[str, Any]:
+def _load(manager: Any, names: list[str]) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = manager.load(list(names))
+        found: dict[str, Any] = manager.load(names)
         return found
     except Exception as error:
-        blamed, cause = _culprit(manager, names) or (", ".join(names), error)
-        raise InvalidInputError(_cannot_load(blamed, cause)) from cause
-
-
-def _culprit(manager: Any, names: tuple[str, ...]) -> tuple[str, Exception] | None:
-    """The first task that cannot be loaded alone, and why."""
-    for name in names:
-        try:
-            manager.load([name])
-        except Exception as error:
-            return name, error
-    return None
-
-
-def _cannot_load(name: str, error: Exception) -> str:
-    told, cause = f"harness task {name!r} cannot be loaded", first_line(error).rstrip(".")
-    if not isinstance(error, OSError):
-        return f"{told}: {type(error).__name__}: {cause}"
-    return (
-        f"{told}: {cause}; what it reads must be on this machine: load it once where there is a "
-        "network, or write a task that reads a file of your own and name its folder as include_path"
-    )
+        for name in names if len(names) > 1 else ():
+            _load(manager, [name])  # the first that cannot be loaded alone is blamed
+        kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        told = f"harness task {', '.join(names)!r} cannot be loaded: {kind}"
+        told += first_line(error).rstrip(".")
+        if isinstance(error, OSError):
+            told += (
+                "; what it reads must be on this machine: load it once where there is a network, "
+                "or write a task that reads a file of your own and name its folder as include_path"
+            )
+        raise InvalidInputError(told) from error
 
 
 def _set_fewshot(task: Any, wanted: int | None) -> None:
@@ -241,3 +238,72 @@ def _try(name: str, task: Any) -> None:
             f"harness task {name!r} does not fit its data: {type(error).__name__}: "
             f"{first_line(error)}"
         ) from error
+
+
+@contextmanager
+def seeded(model: nn.Module | None = None) -> Iterator[None]:
+    """The harness's seeds inside the block; the generators go on afterwards as if it had not been.
+
+    A task that shuffles its answers then gives the same questions before and after an edit.
+    """
+    import numpy
+
+    devices = {p.device for p in model.parameters() if p.is_cuda} if model is not None else set()
+    states = random.getstate(), numpy.random.get_state()
+    try:
+        with torch.random.fork_rng(list(devices)):
+            random.seed(SEEDS["python"])
+            numpy.random.seed(SEEDS["numpy"])
+            torch.manual_seed(SEEDS["torch"])
+            yield
+    finally:
+        random.setstate(states[0])
+        numpy.random.set_state(states[1])
+
+
+class _Counter(logging.Handler):
+    """Counts the texts that had to be cut, of all that the harness logs."""
+
+    truncated = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.truncated += "exceeds model's maximum length" in record.getMessage()
+
+
+@contextmanager
+def quiet_harness() -> Iterator[_Counter]:
+    """No bars, prints and log lines of the harness and its libraries inside the block.
+
+    What is yielded counts the texts that did not fit into the model and were cut. The harness's
+    error bars are drawn in this process, not in a pool of new ones.
+    """
+    import tqdm
+
+    from modwright.checkpoint.silence import silence_transformers
+
+    counter = _Counter(logging.WARNING)
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    before = [(log.level, log.propagate) for log in loggers]
+    bar, pool = tqdm.tqdm.__init__, os.environ.get("DISABLE_MULTIPROC")
+
+    def hidden(self: Any, *args: Any, **given: Any) -> None:
+        bar(self, *args, **{**given, "disable": True})
+
+    with silence_transformers(), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            tqdm.tqdm.__init__ = hidden
+            os.environ["DISABLE_MULTIPROC"] = "1"
+            for log in loggers:
+                log.setLevel(logging.WARNING)
+                log.propagate = False
+            loggers[0].addHandler(counter)
+            yield counter
+        finally:
+            loggers[0].removeHandler(counter)
+            tqdm.tqdm.__init__ = bar
+            os.environ.pop("DISABLE_MULTIPROC", None)
+            if pool is not None:
+                os.environ["DISABLE_MULTIPROC"] = pool
+            for log, (level, propagates) in zip(loggers, before):
+                log.setLevel(level)
+                log.propagate = propagates

@@ -21,12 +21,14 @@ from modwright.calibration.text import TokenizedText, tokenizer_of
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.tasks.forward import (
+    PerplexityRecipe,
     call,
+    cut_windows,
+    dtype_of,
     position_limit,
     require_causal,
     require_vocabulary,
 )
-from modwright.tasks.windows import PerplexityRecipe, cut_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -71,19 +73,14 @@ class Perplexity:
 
 
 def perplexity(
-    model: Any,
-    tokenizer: Any,
-    recipe: PerplexityRecipe,
-    progress: Progress = SILENT,
+    model: Any, tokenizer: Any, recipe: PerplexityRecipe, progress: Progress = SILENT
 ) -> Perplexity:
-    """Measure how well a causal language model predicts a text.
+    """Measure how well a causal language model predicts a text, in evaluation mode.
 
-    Log-probabilities are taken in float32, whatever the model's dtype. The model is put into
-    evaluation mode for the while.
+    Log-probabilities are taken in float32, whatever the model's dtype.
 
     Args:
-        model: a transformers model with logits over a vocabulary, or what holds it: an opened
-            checkpoint, an edit's result.
+        model: a transformers model with logits over a vocabulary, or what holds it.
         tokenizer: the model's own, or the opened checkpoint that has it.
         recipe: what to measure.
         progress: told of every batch.
@@ -109,22 +106,22 @@ def perplexity(
 
     ends = [start + windows.content for start in windows.starts]
     spans = [(end - count, end) for end, count in zip(ends, counts)]
-    amounts, how = _text_amounts(tokenizer, windows.text, spans)
+    size, words, how = _text_amounts(tokenizer, windows.text, spans)
     tokens = sum(counts)
     return Perplexity(
         value=_exp(nll / tokens),
         nll_per_token=nll / tokens,
         tokens=tokens,
-        bits_per_byte=nll / math.log(2) / amounts[0] if amounts[0] else math.nan,
-        word_perplexity=_exp(nll / amounts[1]) if amounts[1] else math.nan,
+        bits_per_byte=nll / math.log(2) / size if size else math.nan,
+        word_perplexity=_exp(nll / words) if words else math.nan,
         recipe={
             **windows.recipe,
             "unit": "per token",
             "tokens_counted": tokens,
-            "bytes_covered": amounts[0],
-            "words_covered": amounts[1],
+            "bytes_covered": size,
+            "words_covered": words,
             "covered_text": how,
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": dtype_of(model),
         },
         seconds=seconds,
     )
@@ -150,22 +147,19 @@ def _total_nll(
             for row, tokens, count in zip(logits, ids.to(logits.device), counted):
                 start, stop = len(tokens) - after - count, len(tokens) - after
                 shift = len(row) - len(tokens)  # a model that gave fewer rows gave the last ones
-                total += _nll(row[start + shift - 1 : stop + shift - 1], tokens[start:stop])
+                size = max(1, _SLICE // row.shape[-1])
+                parts = row[start + shift - 1 : stop + shift - 1].split(size)
+                total += sum(
+                    float(F.cross_entropy(part.float(), wanted, reduction="sum"))
+                    for part, wanted in zip(parts, tokens[start:stop].split(size))
+                )
             task.advance(len(ids))
     return total
 
 
-def _nll(logits: Tensor, targets: Tensor) -> float:
-    size = max(1, _SLICE // logits.shape[-1])
-    return sum(
-        float(F.cross_entropy(part.float(), wanted, reduction="sum"))
-        for part, wanted in zip(logits.split(size), targets.split(size))
-    )
-
-
 def _text_amounts(
     tokenizer: PreTrainedTokenizerBase, tokenized: TokenizedText, spans: list[tuple[int, int]]
-) -> tuple[tuple[int, int], str]:
+) -> tuple[int, int, str]:
     """UTF-8 bytes and words of the text that token spans cover, and how that text was found."""
     ends, text = tokenized.ends, tokenized.text
     if ends is None:
@@ -174,7 +168,7 @@ def _text_amounts(
             for start, stop in spans
         ]
         words = sum(len(piece.split()) for piece in pieces)
-        return (sum(len(piece.encode()) for piece in pieces), words), "counted tokens, decoded"
+        return sum(len(piece.encode()) for piece in pieces), words, "counted tokens, decoded"
     word_starts = [word.start() for word in re.finditer(r"\S+", text)]
     size = words = 0
     for start, stop in spans:
@@ -182,7 +176,7 @@ def _text_amounts(
         left, right = int(ends[start - 1]) if start else 0, int(ends[stop - 1])
         size += len(text[left:right].encode())
         words += bisect_left(word_starts, right) - bisect_left(word_starts, left)
-    return (size, words), "source text from token to token"
+    return size, words, "source text from token to token"
 
 
 def _exp(value: float) -> float:

@@ -11,7 +11,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +22,17 @@ from torch.nn import functional as F
 
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.reading import first_bytes
-from modwright.tasks.image_files import read_image
-from modwright.tasks.image_folder import find_images
+from modwright.tasks.image_files import find_images, permutation, read_image
 
 __all__ = ["Pictures", "digits", "folder_pictures", "idx_pictures", "read_idx"]
 
 # Type codes of idx files; the numbers in them are big-endian.
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _LONGEST_IDX = 2**31
-_FASHION = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
+_FASHION = "t-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
 # How often each label stands in the training labels of a set -> the names of its labels.
 _KNOWN = {
-    (6000,) * 10: _FASHION,
+    (6000,) * 10: tuple(_FASHION.split(",")),
     (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949): tuple("0123456789"),
 }
 
@@ -80,15 +68,11 @@ class Pictures:
         return {"pixel_values": self.pixels[index], "labels": self.labels[index]}
 
     def take(self, count: int) -> Pictures:
-        """The first ``count`` of them.
-
-        Raises:
-            InvalidInputError: there are not as many.
-        """
+        """The first ``count`` of them; more than there are are refused."""
         if not 1 <= count <= len(self):
             raise InvalidInputError(f"{self.name} has {len(self)} images, not {count}")
-        name, pixels = f"{self.name}, first {count}", self.pixels[:count]
-        return Pictures(name, pixels, self.labels[:count], self.classes, self.notes)
+        first = {"pixels": self.pixels[:count], "labels": self.labels[:count]}
+        return replace(self, name=f"{self.name}, first {count}", **first)
 
 
 def _prepared(raw: Tensor, side: int, channels: int, mean: float, spread: float) -> Tensor:
@@ -105,11 +89,8 @@ def digits(
 ) -> tuple[Pictures, Pictures]:
     """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn brings, made larger.
 
-    Args:
-        side: of the images, in pixels.
-        channels: copies of the one channel.
-        train: how many of a permutation are for training; the others are for testing.
-        seed: of the permutation.
+    ``train`` of a permutation are for training, the others for testing; ``channels`` are copies of
+    the one that there is.
 
     Raises:
         InvalidInputError: scikit-learn is not installed, or nothing is left for one of the splits.
@@ -131,15 +112,14 @@ def digits(
         raise InvalidInputError(
             f"of {count} digits 1 to {count - 1} can be for training, not {train}"
         )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = permutation(count, seed)
     raw = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16
     pixels = _prepared(raw, side, channels, 0.3, 0.35)
     labels = torch.tensor(found.target, dtype=torch.long)[order]
-    classes = tuple(str(digit) for digit in range(10))
 
     def part(split: str, of: slice) -> Pictures:
         name = f"digits, {split}, seed {seed}, {side} x {side}"
-        return Pictures(name, pixels[of], labels[of], classes)
+        return Pictures(name, pixels[of], labels[of], tuple("0123456789"))
 
     return part("train", slice(train)), part("test", slice(train, None))
 
@@ -161,31 +141,24 @@ def read_idx(path: str | Path) -> Tensor:
                 raise CheckpointError(f"{path} says {shape}, more than {_LONGEST_IDX:,} bytes")
             # A packed file may hold far more than it says; one byte more is enough to know.
             data = stream.read(length + 1)
+        if zero:
+            raise ValueError
         numbers = np.frombuffer(data, _IDX_TYPES[kind]).reshape(shape)
     except (struct.error, KeyError, ValueError, EOFError, gzip.BadGzipFile, zlib.error):
         raise CheckpointError(f"{path} is no whole idx file") from None
-    if zero:
-        raise CheckpointError(f"{path} is no whole idx file")
     return torch.from_numpy(numbers.astype(numbers.dtype.newbyteorder("=")))
 
 
 def idx_pictures(
-    folder: str | Path,
-    side: int = 32,
-    channels: int = 3,
-    classes: Sequence[str] | None = None,
+    folder: str | Path, side: int = 32, channels: int = 3, classes: Sequence[str] | None = None
 ) -> tuple[Pictures, Pictures]:
     """Training and test images of a folder that holds the four files of (Fashion-)MNIST.
 
     Debian's package ``dataset-fashion-mnist`` puts them into /usr/share/datasets/fashion-mnist.
 
-    Args:
-        folder: with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same beginning
-            with ``t10k``; each may end in ``.gz``.
-        side: of the images, in pixels.
-        channels: copies of the one channel.
-        classes: names of the labels. Those of MNIST and of Fashion-MNIST are known; other sets need
-            them.
+    They are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same beginning with
+    ``t10k``; each may end in ``.gz``. ``classes`` are names of the labels; those of MNIST and of
+    Fashion-MNIST are known.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -195,13 +168,18 @@ def idx_pictures(
     folder = Path(folder)
     if classes is None:
         _present(folder, "train-images-idx3-ubyte")
-        classes = _known_classes(folder, read_idx(_present(folder, "train-labels-idx1-ubyte")))
+        labels = read_idx(_present(folder, "train-labels-idx1-ubyte"))
+        counts = tuple(labels.flatten().long().bincount().tolist())
+        if counts not in _KNOWN:
+            raise InvalidInputError(
+                f"{folder} is neither MNIST nor Fashion-MNIST; name its {len(counts)} labels with "
+                "`classes`, such as classes: [cat, dog]"
+            )
+        classes = _KNOWN[counts]
 
     def part(split: str, start: str) -> Pictures:
-        images, labels = (
-            read_idx(_present(folder, f"{start}-{kind}"))
-            for kind in ("images-idx3-ubyte", "labels-idx1-ubyte")
-        )
+        images = read_idx(_present(folder, f"{start}-images-idx3-ubyte"))
+        labels = read_idx(_present(folder, f"{start}-labels-idx1-ubyte"))
         if len(images) != len(labels):
             raise InvalidInputError(
                 f"{folder}: {len(images)} images, but {len(labels)} labels ({start})"
@@ -218,17 +196,6 @@ def idx_pictures(
     return part("train", "train"), part("test", "t10k")
 
 
-def _known_classes(folder: Path, labels: Tensor) -> tuple[str, ...]:
-    """Names of the labels of a set that is known by how often each of them stands in it."""
-    counts = tuple(labels.flatten().long().bincount().tolist())
-    if counts not in _KNOWN:
-        raise InvalidInputError(
-            f"{folder} is neither MNIST nor Fashion-MNIST; name its {len(counts)} labels with "
-            "`classes`, such as classes: [cat, dog]"
-        )
-    return _KNOWN[counts]
-
-
 def _present(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -239,17 +206,10 @@ def _present(folder: Path, name: str) -> Path:
 def folder_pictures(
     folder: str | Path, side: int = 224, test: float = 0.2, seed: int = 0
 ) -> tuple[Pictures, Pictures]:
-    """Images of a folder with one folder per class.
+    """Images of a folder with one folder per class, split as ``find_images`` says.
 
-    Each is resized so that its shorter side fits, and the middle is taken. Folders ``train`` and
-    ``val`` (or ``validation``, ``test``) are read as splits, with one folder per class in each;
-    without them every class gives its share. Hidden folders are no classes.
-
-    Args:
-        folder: its folders are the classes, by name; files in them are the images.
-        side: of the images, in pixels.
-        test: share of each class that is for testing where the folder has no splits.
-        seed: of the order, and of what is for testing.
+    Each is resized so that its shorter side fits, and the middle is taken. ``test`` is the share of
+    each class that is for testing where the folder has no splits.
 
     Warns:
         UserWarning: of what was left out, and how the splits were made; ``notes`` hold it, too.
@@ -265,10 +225,14 @@ def folder_pictures(
 
     def part(split: str, files: list[tuple[Path, int]]) -> Pictures:
         raw = torch.stack([_middle(path, side) for path, _ in files])
-        pixels = _prepared(raw, side, 3, 0.45, 0.225)
         labels = torch.tensor([label for _, label in files])
-        name = f"{folder.name}, {split}, {side} x {side}"
-        return Pictures(name, pixels, labels, found.classes, found.notes)
+        return Pictures(
+            f"{folder.name}, {split}, {side} x {side}",
+            _prepared(raw, side, 3, 0.45, 0.225),
+            labels,
+            found.classes,
+            found.notes,
+        )
 
     train, held_out = (part(split, files) for split, files in found.splits)
     return train, held_out

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,29 +15,22 @@ from torch.nn import functional as F
 
 from modwright.core.errors import InvalidInputError, unknown_name
 
-__all__ = [
-    "Quality",
-    "SuperResolutionDataset",
-    "bicubic",
-    "psnr",
-    "quality",
-    "sample_image_pairs",
-    "ssim",
-]
+__all__ = ["Quality", "SuperResolutionDataset", "bicubic", "psnr", "quality"]
+__all__ += ["sample_image_pairs", "ssim"]
 
 # Luma of BT.601 in studio range, for red, green and blue from 0 to 1.
 _LUMA, _BLACK = (65.481, 128.553, 24.966), 16.0
 _WINDOW, _SIGMA = 11, 1.5  # of SSIM
+# Share of what is not held out that lies to the left of it.
+_WHERE = {"left": 0.0, "middle": 0.5, "right": 1.0}
 
 
 @dataclass(frozen=True)
 class SuperResolutionDataset:
     """Small images with the large ones that they were made of, as transformers' Trainer takes it.
 
-    Attributes:
-        name: what they are, with the split and the size.
-        small: (N, C, H, W).
-        large: (N, C, scale H, scale W).
+    Shapes:
+        small (N, C, H, W), large (N, C, scale H, scale W).
 
     Example:
         >>> small, large = torch.zeros(4, 3, 8, 8), torch.zeros(4, 3, 16, 16)
@@ -62,16 +55,11 @@ class SuperResolutionDataset:
         return {"pixel_values": self.small[index], "labels": self.large[index]}
 
     def take(self, count: int) -> SuperResolutionDataset:
-        """The first ``count`` of them.
-
-        Raises:
-            InvalidInputError: there are not as many.
-        """
+        """The first ``count`` of them; more than there are are refused."""
         if not 1 <= count <= len(self):
             raise InvalidInputError(f"{self.name} has {len(self)} pairs, not {count}")
-        return SuperResolutionDataset(
-            f"{self.name}, first {count}", self.small[:count], self.large[:count]
-        )
+        first = f"{self.name}, first {count}"
+        return SuperResolutionDataset(first, self.small[:count], self.large[:count])
 
 
 def bicubic(images: Tensor, scale: float) -> Tensor:
@@ -79,12 +67,9 @@ def bicubic(images: Tensor, scale: float) -> Tensor:
 
     This is what test sets of super-resolution are made by, and what models are compared with.
 
-    Args:
-        images: (B, C, H, W).
-        scale: above 1 makes larger.
-
-    Returns:
-        (B, C, round(scale H), round(scale W)); values may overshoot the range of the pixels.
+    Shapes:
+        (B, C, H, W) -> (B, C, round(scale H), round(scale W)); values may overshoot the range of
+        the pixels.
 
     Example:
         >>> bicubic(torch.ones(1, 3, 8, 8), 0.5).shape
@@ -112,12 +97,10 @@ def sample_image_pairs(
 
     Args:
         scale: large pixels for a small one, along each side.
-        side: of small pieces to train on.
+        side: of small pieces to train on; ``test_side`` is of those to test on.
         train: how many of these, over both photos.
-        test_side: of small pieces to test on.
         held_out: share of the width that is for testing.
         where: it lies: "left", "middle" (with the subject), or "right" (mostly out of focus).
-        seed: of the draws.
 
     Raises:
         InvalidInputError: scikit-learn or Pillow is not installed, or nothing is left for one of
@@ -136,15 +119,23 @@ def sample_image_pairs(
         raise unknown_name("part of a photo", where, _WHERE)
     shown, kept = [], []
     for photo in _sample_images():
-        sides, own = _divided(photo, held_out, _WHERE[where])
-        shown += [_pair(part, scale) for part in sides]
-        kept.append(_pair(own, scale))
+        width = photo.shape[-1]
+        left = round(width * (1 - held_out) * _WHERE[where])
+        right = left + round(width * held_out)
+        sides = (photo[..., :left], photo[..., right:])
+        shown += [_pair(part, scale) for part in sides if part.shape[-1]]
+        kept.append(_pair(photo[..., left:right], scale))
     for parts, smallest in ((shown, side), (kept, test_side)):
-        if min(min(small.shape[-2:]) for small, _ in parts) < smallest:
+        if min(min(pair.small.shape[-2:]) for pair in parts) < smallest:
             raise InvalidInputError(f"no part of a photo holds pieces of {smallest} small pixels")
     draws = torch.Generator().manual_seed(seed)
-    drawn = [_draw(*shown[i % len(shown)], scale, side, draws) for i in range(train)]
-    grid = [pair for part in kept for pair in _grid(*part, scale, test_side)]
+    drawn = [_draw(shown[i % len(shown)], side, draws) for i in range(train)]
+    grid = [
+        pair.piece(test_side, top, left)
+        for pair in kept
+        for top in range(0, pair.small.shape[1] - test_side + 1, test_side)
+        for left in range(0, pair.small.shape[2] - test_side + 1, test_side)
+    ]
     return (
         _stacked(f"photos x{scale}, train, seed {seed}, {side} x {side}", drawn),
         _stacked(f"photos x{scale}, test, {test_side} x {test_side}", grid),
@@ -163,59 +154,38 @@ def _sample_images() -> list[Tensor]:
     return [torch.from_numpy(image.copy()).permute(2, 0, 1).float() / 255 for image in found.images]
 
 
-# Share of what is not held out that lies to the left of it.
-_WHERE = {"left": 0.0, "middle": 0.5, "right": 1.0}
+class _Pair(NamedTuple):
+    """A small image (C, H, W) and the large one that it was made of."""
+
+    small: Tensor
+    large: Tensor
+
+    def piece(self, side: int, top: int, left: int) -> _Pair:
+        scale = self.large.shape[-1] // self.small.shape[-1]
+        return _Pair(
+            self.small[:, top : top + side, left : left + side],
+            self.large[:, scale * top : scale * (top + side), scale * left : scale * (left + side)],
+        )
 
 
-def _divided(photo: Tensor, share: float, before: float) -> tuple[list[Tensor], Tensor]:
-    """What lies left and right of a part, and the part, which has a share of the width."""
-    width = photo.shape[-1]
-    left = round(width * (1 - share) * before)
-    right = left + round(width * share)
-    sides = [photo[..., :left], photo[..., right:]]
-    return [side for side in sides if side.shape[-1]], photo[..., left:right]
-
-
-def _pair(image: Tensor, scale: int) -> tuple[Tensor, Tensor]:
+def _pair(image: Tensor, scale: int) -> _Pair:
     """An image, cut to whole multiples, behind the small one that is made of it."""
     height, width = (length // scale * scale for length in image.shape[-2:])
     large = image[:, :height, :width]
-    return _eight_bit(bicubic(large[None], 1 / scale)[0]) / 255, large
+    return _Pair(_eight_bit(bicubic(large[None], 1 / scale)[0]) / 255, large)
 
 
-def _piece(
-    small: Tensor, large: Tensor, scale: int, side: int, top: int, left: int
-) -> tuple[Tensor, Tensor]:
-    return (
-        small[:, top : top + side, left : left + side],
-        large[:, scale * top : scale * (top + side), scale * left : scale * (left + side)],
+def _draw(pair: _Pair, side: int, draws: torch.Generator) -> _Pair:
+    """A piece at any place, turned and mirrored by chance."""
+    rooms = [length - side + 1 for length in pair.small.shape[-2:]]
+    top, left, turns, mirrored = (
+        int(torch.randint(most, (), generator=draws)) for most in (*rooms, 4, 2)
     )
+    both = [torch.rot90(part, turns, (1, 2)) for part in pair.piece(side, top, left)]
+    return _Pair(*(part.flip(2) if mirrored else part for part in both))
 
 
-def _draw(
-    small: Tensor, large: Tensor, scale: int, side: int, draws: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    top, left = (
-        int(torch.randint(length - side + 1, (), generator=draws)) for length in small.shape[-2:]
-    )
-    turns, mirrored = torch.randint(4, (), generator=draws), torch.randint(2, (), generator=draws)
-    first, second = (
-        torch.rot90(part, int(turns), (1, 2))
-        for part in _piece(small, large, scale, side, top, left)
-    )
-    return (first.flip(2), second.flip(2)) if mirrored else (first, second)
-
-
-def _grid(small: Tensor, large: Tensor, scale: int, side: int) -> list[tuple[Tensor, Tensor]]:
-    height, width = small.shape[-2:]
-    return [
-        _piece(small, large, scale, side, top, left)
-        for top in range(0, height - side + 1, side)
-        for left in range(0, width - side + 1, side)
-    ]
-
-
-def _stacked(name: str, pairs: list[tuple[Tensor, Tensor]]) -> SuperResolutionDataset:
+def _stacked(name: str, pairs: list[_Pair]) -> SuperResolutionDataset:
     small, large = (torch.stack(parts) for parts in zip(*pairs))
     return SuperResolutionDataset(name, small, large)
 
@@ -258,8 +228,7 @@ def psnr(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
     """Peak signal-to-noise ratio in decibels, the mean over images; infinite for equal ones.
 
     Args:
-        found: (C, H, W) or (B, C, H, W) from 0 to 1; it is rounded to 8 bits first.
-        wanted: of the same shape.
+        found, wanted: (C, H, W) or (B, C, H, W) from 0 to 1; they are rounded to 8 bits first.
         crop: pixels that are left out at each side; by custom as many as the scale.
         luma: compares the Y of BT.601 (16 to 235) instead of all channels.
 
@@ -280,9 +249,6 @@ def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
 
     Means and spreads are of windows of 11 x 11, weighted by a Gaussian of 1.5 pixels; only windows
     that lie within the image count (doi 10.1109/TIP.2003.819861).
-
-    Args:
-        found, wanted, crop, luma: see :func:`psnr`.
 
     Raises:
         InvalidInputError: images that cannot be compared, or are smaller than a window.
@@ -315,12 +281,7 @@ def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
 
 @dataclass(frozen=True)
 class Quality:
-    """How near large images come to those they should be.
-
-    Attributes:
-        psnr: see :func:`psnr`.
-        ssim: see :func:`ssim`.
-    """
+    """How near large images come to those they should be, by :func:`psnr` and :func:`ssim`."""
 
     psnr: float
     ssim: float
@@ -330,17 +291,10 @@ class Quality:
 def quality(model: Any, pairs: SuperResolutionDataset, batch_size: int = 8) -> Quality:
     """Of a model's images, on luma and without a border of as many pixels as the scale.
 
-    Args:
-        model: takes ``pixel_values`` and gives a ``reconstruction``; in the mode that it is in.
-        pairs: what it is measured on.
-        batch_size: images at a time.
+    The model takes ``pixel_values`` and gives a ``reconstruction``, in the mode that it is in.
     """
-    device = next(model.parameters()).device
-    large = torch.cat(
-        [
-            model(pixel_values=p.to(device)).reconstruction.cpu()
-            for p in pairs.small.split(batch_size)
-        ]
-    )
+    device, batches = next(model.parameters()).device, pairs.small.split(batch_size)
+    made = [model(pixel_values=small.to(device)).reconstruction.cpu() for small in batches]
+    large = torch.cat(made)
     crop, luma = pairs.scale, pairs.large.shape[1] == 3
     return Quality(psnr(large, pairs.large, crop, luma), ssim(large, pairs.large, crop, luma))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from modwright.anatomy.families.refused import reason_against
+from modwright.anatomy.families.refused import REFUSED
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.core.registry import Registry
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["MODEL_TYPES", "families", "family_names", "family_of", "register_family", "wrapped"]
 
 MODEL_TYPES: Registry[type[Family]] = Registry("model type", __name__)
+_TOLD = ("num_hidden_layers", "hidden_size", "num_attention_heads")
 
 
 def register_family(family: type[Family]) -> type[Family]:
@@ -47,8 +48,7 @@ def wrapped(model: Any) -> Any:
     if getattr(model, "config", None) is not None:
         return model
     for family in dict.fromkeys(families().values()):
-        found = family.wrap(model)
-        if found is not None:
+        if (found := family.wrap(model)) is not None:
             return found
     raise UnsupportedArchitecture(
         f"{type(model).__name__} has no config, so its family is not known; wrap it or register a "
@@ -59,10 +59,7 @@ def wrapped(model: Any) -> Any:
 def family_of(config: Any, model: Any = None) -> Family:
     """The family of a config, for stock models and for remodeled ones.
 
-    Args:
-        config: of the model.
-        model: the model itself, if it is there: versions of one architecture may name their
-            modules differently.
+    With the model itself it is the one whose names are those of its version.
 
     Raises:
         UnsupportedArchitecture: names what was recognized, and how a family is added.
@@ -71,17 +68,15 @@ def family_of(config: Any, model: Any = None) -> Family:
     base = model_type.removeprefix("modwright_")
     family = families().get(base)
     if family is None:
-        shown = {
-            name: getattr(config, name)
-            for name in ("num_hidden_layers", "hidden_size", "num_attention_heads")
-            if getattr(config, name, None) is not None
-        }
-        seen = ", ".join(f"{name} {value}" for name, value in shown.items()) or "no known fields"
-        reason = reason_against(base, config)
+        told = {n: getattr(config, n, None) for n in _TOLD}
+        seen = ", ".join(f"{n} {v}" for n, v in told.items() if v is not None) or "no known fields"
+        reason = REFUSED.get(base, "")
+        if getattr(config, "is_encoder_decoder", False):
+            reason = "it is an encoder with a decoder, and there is no part for cross-attention"
         raise UnsupportedArchitecture(
-            f"no family for model type {model_type!r} (recognized: {seen}"
-            f"{f'): {reason}' if reason else ')'}; known: {', '.join(family_names())}; one file "
-            "adds a family, see CONTRIBUTING.md"
+            f"no family for model type {model_type!r} (recognized: {seen})"
+            f"{reason and f': {reason}'}; known: {', '.join(family_names())}; one file adds a "
+            "family, see CONTRIBUTING.md"
         )
     instance = family(config)
     instance.check()

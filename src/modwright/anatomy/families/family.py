@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -13,10 +14,12 @@ from modwright.anatomy.views import (
     Attention,
     Block,
     Embedding,
+    LayerScale,
     Layout,
     Linear,
     MixtureOfExperts,
     Mlp,
+    ModulePart,
     Norm,
     OpaqueMixer,
     Part,
@@ -35,53 +38,75 @@ from modwright.nn import (
     ZeroModule,
 )
 
-__all__ = ["Family", "Placement"]
+__all__ = ["Family", "Placement", "mlp_width"]
 
 Placement = tuple[str, str, dict[str, Any]]
 """(path of a module inside its block, name of a registered part, its keyword arguments)."""
 
 
 class Family(FamilyTable):
-    """Reads the parts of one architecture from its modules, and places others there.
-
-    Subclasses fill the tables of :class:`FamilyTable`; few need code.
-    """
+    """Reads the parts of one architecture from its modules, and places others there."""
 
     def fitting(self, model: nn.Module) -> Family:
-        """The family whose names are those of this model; other versions may name modules
-        differently."""
+        """The family whose names are those of this model; versions may name modules differently."""
         return self
 
     # Reading parts
 
     def read_block(self, module: nn.Module, index: int) -> Block:
-        address = f"blocks.{index}"
-        layout = self.layout(module)
-        norms = {}
-        for role in ("attention_norm", "mlp_norm"):
-            path = self.block.get(role)
-            if path is not None:
-                norm = module.get_submodule(path)
-                if not isinstance(norm, nn.Identity):
-                    norms[role] = Norm(norm, f"{address}.{role}")
-        return Block(
-            index=index,
-            module=module,
-            layout=layout,
-            attention=self._read_attention(module, address, layout, norms),
-            mlp=self._read_mlp(module, address, layout, norms),
-            norms=norms,
-            others=self._read_others(module, address, layout, norms),
-        )
+        block = Block(index, module, self.layout(module), axis=self.axis(module))
+        for role in ("attention", "mlp"):
+            core: Any = attrgetter(self.block[role])(module)
+            if core is None:
+                continue
+            here = f"{block.address}.{role}"
+            norm = module.get_submodule(self.block[f"{role}_norm"])
+            if not isinstance(norm, nn.Identity):
+                block.norms[f"{role}_norm"] = Norm(norm, f"{here}_norm")
+            if (gain := self._gain(module, role)) is not None:
+                block.norms[f"{role}_gain"] = LayerScale(gain, f"{here}_gain")
+            if isinstance(core, ZeroModule | SkippedAttention | Identity):
+                continue
+            told: dict[str, Any] = {
+                "address": here,
+                "module": core,
+                "norm": block.norms.get(f"{role}_norm"),
+                **self._hook_points(module, role, block.layout),
+            }
+            parts = self.read_parts(module, core, role, here)
+            if parts is None:
+                block.others[role] = OpaqueMixer(**told)
+            elif role == "attention":
+                block.attention = Attention(**told, **parts)
+            elif "router" in parts:
+                block.mlp = MixtureOfExperts(**told, **parts)
+            else:
+                block.mlp = Mlp(**told, **parts)
+        return block
+
+    @staticmethod
+    def axis(module: Any, usual: int = -1) -> int:
+        """Where the channels lie in what a module reads."""
+        return usual
+
+    def _gain(self, block: nn.Module, role: str) -> nn.Module | None:
+        path = self.block.get(f"{role}_gain")
+        gain = getattr(block, path, None) if path else None
+        return None if isinstance(gain, nn.Identity) else gain
 
     def _hook_points(self, block: nn.Module, role: str, layout: Layout) -> dict[str, Any]:
-        inputs = HookPoint(block.get_submodule(self.block[role]), "input")
-        norm = block.get_submodule(self.block[f"{role}_norm"])
+        core, norm, last = (
+            block.get_submodule(path)
+            for path in (self.block[role], self.block[f"{role}_norm"], self._last_of(role))
+        )
+        stream = self.axis(block)
+        inner, gain, post = self.axis(core, stream), self._gain(block, role), layout == "post"
+        inputs, output = HookPoint(core, "input", inner), HookPoint(last, "output", inner)
         return {
-            "resid_pre": inputs if layout == "post" else HookPoint(norm, "input"),
+            "resid_pre": inputs if post else HookPoint(norm, "input", stream),
             "sublayer_input": inputs,
-            "sublayer_output": HookPoint(block.get_submodule(self._last_of(role)), "output"),
-            "resid_post": HookPoint(norm, "output") if layout == "post" else None,
+            "sublayer_output": output if gain is None else HookPoint(gain, "output", stream),
+            "resid_post": HookPoint(norm, "output") if post else None,
         }
 
     def _last_of(self, role: str) -> str:
@@ -90,64 +115,50 @@ class Family(FamilyTable):
         last = self.block.get("attention.o" if role == "attention" else "mlp.down", own)
         return own if last.startswith(f"{own}.") else last
 
-    def _read_others(
-        self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
-    ) -> dict[str, OpaqueMixer]:
-        """What an edit put where an attention or an MLP was, and is of another kind."""
-        others = {}
-        for role in ("attention", "mlp"):
-            module = block.get_submodule(self.block[role])
-            if isinstance(module, PlacedMixer | Opaque):
-                hook_points = self._hook_points(block, role, layout)
-                here, norm = f"{address}.{role}", norms.get(f"{role}_norm")
-                others[role] = OpaqueMixer(address=here, module=module, norm=norm, **hook_points)
-        return others
-
-    def _read_attention(
-        self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
-    ) -> Attention | None:
-        module = block.get_submodule(self.block["attention"])
-        if isinstance(module, ZeroModule | SkippedAttention | Identity | PlacedMixer | Opaque):
+    def read_parts(
+        self, block: nn.Module, core: Any, role: str, address: str
+    ) -> dict[str, Any] | None:
+        """The fields of a view; None of what an edit put there and is of another kind."""
+        if isinstance(core, PlacedMixer | Opaque):
             return None
-        here = f"{address}.attention"
-        parts: dict[str, Any]
-        if isinstance(module, GroupedAttention):
-            parts = self._read_generic(block, module, here)
-        else:
-            parts = self.read_attention(block, module, here)
-        return Attention(
-            address=here,
-            module=module,
-            norm=norms.get("attention_norm"),
-            **parts,
-            **self._hook_points(block, "attention", layout),
-        )
+        if isinstance(core, GroupedAttention | FeedForward):
+            return self._read_own(block, core, address)
+        if role == "attention":
+            return self.read_attention(block, core, address)
+        return self.read_mlp(block, address)
 
-    def _read_generic(
-        self, block: nn.Module, module: GroupedAttention, address: str
-    ) -> dict[str, Any]:
-        out: nn.Module | None = module.o_proj
-        if out is None:
-            out = block.get_submodule(self.block["attention.o"])
-        named = {"q": module.q_proj, "k": module.k_proj, "v": module.v_proj, "o": out}
-        norms = {
-            role: Norm(getattr(module, role), f"{address}.{role}")
-            for role in ("q_norm", "k_norm")
-            if getattr(module, role) is not None
-        }
-        return {
-            **{role: as_projection(m, f"{address}.{role}") for role, m in named.items()},
-            **norms,
-            "shape": module.shape,
-        }
+    def _read_own(self, block: nn.Module, core: Any, address: str) -> dict[str, Any]:
+        """The parts of one of modwright's modules, which names them by their roles."""
+        if isinstance(core, FeedForward):
+            told: dict[str, Any] = {"activation": core.shape.activation}
+            maps = {role: getattr(core, f"{role}_proj") for role in ("gate", "up", "down")}
+        else:
+            told = {"shape": core.shape}
+            maps = {role: getattr(core, f"{role}_proj") for role in "qkvo"}
+            if maps["o"] is None:
+                maps["o"] = block.get_submodule(self.block["attention.o"])
+            norms = {role: getattr(core, role) for role in ("q_norm", "k_norm")}
+            told |= {r: Norm(n, f"{address}.{r}") for r, n in norms.items() if n is not None}
+        views = {r: as_projection(m, f"{address}.{r}") for r, m in maps.items() if m is not None}
+        return {**told, **views}
 
     def read_attention(self, block: nn.Module, module: Any, address: str) -> dict[str, Any]:
-        """q, k, v, o and the shape of the family's own attention; this one for separate linears."""
-        projections = {
-            role: self.projection(block, f"attention.{role}", f"{address}.{role}")
-            for role in ("q", "k", "v", "o")
+        """q, k, v, o and the shape of the family's own attention."""
+        maps = self.read_qkv(block, module, address)
+        maps["o"] = self.projection(block, "attention.o", f"{address}.o")
+        return {**maps, "shape": self.attention_shape(module, maps)}
+
+    def read_qkv(self, block: nn.Module, module: Any, address: str) -> dict[str, Projection]:
+        """Its maps to queries, keys and values; this one for separate linear layers."""
+        return {r: self.projection(block, f"attention.{r}", f"{address}.{r}") for r in "qkv"}
+
+    def side_by_side(self, fused: nn.Module, width: int, address: str) -> dict[str, Projection]:
+        """The three maps of one that holds queries, then keys, then values, each of one width."""
+        rows = {role: slice(i * width, (i + 1) * width) for i, role in enumerate("qkv")}
+        return {
+            role: Projection(fused, f"{address}.{role}", own, self.transposed)
+            for role, own in rows.items()
         }
-        return {**projections, "shape": self.attention_shape(module, projections)}
 
     def projection(self, block: nn.Module, role: str, address: str) -> Projection:
         module = block.get_submodule(self.block[role])
@@ -158,42 +169,28 @@ class Family(FamilyTable):
     def attention_shape(
         self, module: Any, projections: Mapping[str, Projection], **given: Any
     ) -> AttentionShape:
-        """The shape of a stock attention: widths from the weights, the rest from the module."""
-        head_dim = given.pop("head_dim")
-        num_heads = projections["q"].out_features // head_dim
+        """The shape of a stock attention: widths from the weights, the rest from the module.
+
+        ``shape_fields`` and what is given name ``head_dim``, the width of a head, and the like.
+        """
+        fields = {"scaling": "scaling", **self.shape_fields}
+        told = {n: attrgetter(path)(module) for n, path in fields.items() if n not in given} | given
+        head_dim = told.pop("head_dim")
+        floats = {n: float(told[n]) for n in ("scaling", "dropout", "output_dropout") if n in told}
         return AttentionShape(
             hidden_size=projections["q"].in_features,
-            num_heads=num_heads,
+            num_heads=projections["q"].out_features // head_dim,
             num_kv_heads=projections["k"].out_features // head_dim,
             qk_head_dim=head_dim,
             v_head_dim=head_dim,
-            scaling=float(module.scaling),
-            biases="".join(role for role, p in projections.items() if p.bias is not None),
+            biases="".join(role for role in "qkvo" if projections[role].bias is not None),
             causal=self.is_causal(),
             **{
                 "sliding_window": getattr(module, "sliding_window", None),
                 "project_out": self._last_of("attention") == self.block["attention"],
-                **given,
+                **told,
+                **floats,
             },
-        )
-
-    def _read_mlp(
-        self, block: nn.Module, address: str, layout: Layout, norms: dict[str, Norm]
-    ) -> Mlp | MixtureOfExperts | None:
-        module = block.get_submodule(self.block["mlp"])
-        if isinstance(module, ZeroModule | Identity | Opaque):
-            return None
-        here = f"{address}.mlp"
-        if isinstance(module, FeedForward):
-            maps = self._read_feed_forward(module, here)
-        else:
-            maps = self.read_mlp(block, here)
-        return Mlp(
-            address=here,
-            module=module,
-            norm=norms.get("mlp_norm"),
-            **{"gate": None, **maps},
-            **self._hook_points(block, "mlp", layout),
         )
 
     def read_mlp(self, block: nn.Module, address: str) -> dict[str, Any]:
@@ -202,32 +199,18 @@ class Family(FamilyTable):
         maps = {role: self.projection(block, f"mlp.{role}", f"{address}.{role}") for role in roles}
         return {**maps, "activation": str(self.get("activation"))}
 
-    @staticmethod
-    def _read_feed_forward(module: FeedForward, address: str) -> dict[str, Any]:
-        named = {"gate": module.gate_proj, "up": module.up_proj, "down": module.down_proj}
-        return {
-            "activation": module.shape.activation,
-            **{
-                role: as_projection(linear, f"{address}.{role}")
-                for role, linear in named.items()
-                if linear is not None
-            },
-        }
-
     def read_outer(self, model: nn.Module) -> dict[str, Part]:
         """Embeddings, final norm and head, as far as the model has them."""
         backbone = self.backbone(model)
         parts: dict[str, Part] = {}
         for address, path in self.outer.items():
-            if address == "blocks":
-                continue
-            module = backbone.get_submodule(path)
-            make: Callable[[nn.Module, str], Part] = Norm if address.endswith("norm") else Embedding
-            parts[address] = (Linear if isinstance(module, nn.Linear) else make)(module, address)
+            if address != "blocks":
+                module = backbone.get_submodule(path)
+                make: type[ModulePart] = Norm if address.endswith("norm") else Embedding
+                kind = Linear if isinstance(module, nn.Linear) else make
+                parts[address] = kind(module, address)
         head = getattr(model, "get_output_embeddings", lambda: None)()
-        if head is not None:
-            parts["head"] = Embedding(head, "head")
-        return parts
+        return parts if head is None else {**parts, "head": Embedding(head, "head")}
 
     # Placing parts: what an edit means in terms of modules
 
@@ -251,23 +234,27 @@ class Family(FamilyTable):
             raise InvalidInputError(
                 f"{self.name} blocks have no {role!r}; they have {', '.join(self.block)}"
             )
-        if part == "attention":
-            return self._place_attention(path, kwargs)
-        idle = list(self.beside.get(role, ()))
-        if role == "attention" and self._last_of("attention") != path:
-            idle.append(self._last_of("attention"))  # the part does its work, too
-        return [(path, part, kwargs), *((other, "identity", {}) for other in idle)]
-
-    def _place_attention(self, path: str, kwargs: dict[str, Any]) -> list[Placement]:
-        """The output map goes where this model's tree has it, wherever the edit was planned."""
+        placed: list[Placement] = [(path, part, kwargs)]
         last = self._last_of("attention")
-        placed: list[Placement] = [(path, "attention", {**kwargs, "project_out": last == path})]
-        if last != path:
-            width = kwargs["num_heads"] * kwargs["v_head_dim"]
-            bias = "o" in kwargs.get("biases", "")
-            sizes = {"in_features": width, "out_features": kwargs["hidden_size"], "bias": bias}
-            placed.append((last, "linear", sizes))
-        return placed
+        if part == "attention":
+            # The output map goes where this model's tree has it, wherever the edit was planned.
+            placed = [(path, part, {**kwargs, "project_out": last == path})]
+            if last != path:
+                sizes = {
+                    "in_features": kwargs["num_heads"] * kwargs["v_head_dim"],
+                    "out_features": kwargs["hidden_size"],
+                    "bias": "o" in kwargs.get("biases", ""),
+                }
+                placed.append((last, "linear", sizes))
+        else:
+            idle = list(self.beside.get(role, ()))
+            if role == "attention" and last != path:
+                idle.append(last)  # the part does its work, too
+            placed += [(other, "identity", {}) for other in idle]
+        return self._called(placed)
+
+    def _called(self, placed: list[Placement]) -> list[Placement]:
+        return [(path, self.called_as.get(part, part), given) for path, part, given in placed]
 
     def place_outside(
         self, model: nn.Module, role: str, part: str, kwargs: dict[str, Any]
@@ -278,8 +265,8 @@ class Family(FamilyTable):
         """
         if role == "head":
             head = getattr(model, "get_output_embeddings", lambda: None)()
-            paths = [name for name, module in model.named_modules() if module is head]
-            return [(path, part, kwargs) for path in paths]
+            found = [name for name, module in model.named_modules() if module is head]
+            return [(path, part, kwargs) for path in found]
         if role not in self.outer or role == "blocks":
             known = ", ".join(word for word in self.outer if word != "blocks")
             raise InvalidInputError(
@@ -294,63 +281,54 @@ class Family(FamilyTable):
         whatever ``drop_norm`` says. A post-norm block is left with norm(h), or with h itself if the
         norm goes too.
         """
-        absent = {"attention": "absent_attention", "mlp": "absent"}
-        self.check_removable(role)
-        own, last = self.block[role], self._last_of(role)
-        placed: list[Placement] = [(own, absent[role], {})]
-        if last != own:
-            placed.append((last, "absent", {}))
-        if drop_norm or not self.is_post_norm():
-            placed.append((self.block[f"{role}_norm"], "identity", {}))
-        return placed
-
-    @staticmethod
-    def check_removable(role: str) -> None:
-        """Refuses what is not a sublayer of a block."""
         if role not in ("attention", "mlp"):
             raise InvalidInputError(
                 f"only attention, mlp and whole blocks can be removed, not {role!r}"
             )
+        own, last = self.block[role], self._last_of(role)
+        placed: list[Placement] = [
+            (own, "absent_attention" if role == "attention" else "absent", {})
+        ]
+        if last != own:
+            placed.append((last, "absent", {}))
+        if drop_norm or not self.is_post_norm():
+            placed.append((self.block[f"{role}_norm"], "identity", {}))
+        if self.has_gain(role):
+            placed.append((self.block[f"{role}_gain"], "identity", {}))
+        return self._called(placed)
+
+    def has_gain(self, role: str) -> bool:
+        """Blocks multiply what a sublayer returns, channel by channel."""
+        return False
 
     def stock_class_guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """A truthful entry about one layer that makes the stock class refuse the checkpoint.
 
-        A stock class that meets a checkpoint with a part missing starts that part from random
-        numbers and only warns. It stops, however, when a field that it reads differs between
-        layers.
-
-        Args:
-            role: what was edited in the layer.
-            kwargs: of the part that stands there now; None when nothing does.
+        It would start a missing part from random numbers and only warn; it stops, however, when a
+        field that it reads differs between layers. ``role`` is what was edited in the layer,
+        ``kwargs`` are of the part that stands there now; None when nothing does.
         """
-        outer = role.partition(".")[0]
-        fields = {"attention": self._attention_fields, "mlp": self._mlp_fields}.get(outer)
-        told = fields(kwargs) if fields is not None else {}
+        outer, shape = role.partition(".")[0], kwargs or {}
+        told: dict[str, Any] = {}
+        if outer == "attention":
+            sizes = {word: shape.get(word) for word in ("num_heads", "num_kv_heads")}
+            sizes["head_dim"] = shape.get("v_head_dim")
+            # Else it is no attention, or one that no field tells.
+            if all(sizes.values()) and sizes["head_dim"] == shape.get("qk_head_dim"):
+                told = {self.field(w): n for w, n in sizes.items() if self.get(w) is not None}
+        elif outer == "mlp" and (width := mlp_width(shape, self.get("hidden_size"))):
+            told = {self.field("intermediate_size"): width}
         if any(value != getattr(self.config, name, None) for name, value in told.items()):
             return told
-        # The numbers are those of the stock part, but it is not the stock part: say it is not
-        # there.
+        # The numbers are those of the stock part, but it is not that: say it is not there.
         word = "intermediate_size"
         if outer == "attention":
             word = "num_heads" if self.get("num_kv_heads") is None else "num_kv_heads"
         return {self.field(word): 0, "skip": [outer]}
 
-    def _attention_fields(self, kwargs: dict[str, Any] | None) -> dict[str, Any]:
-        shape = kwargs or {}
-        needed = ("num_heads", "num_kv_heads", "qk_head_dim", "v_head_dim")
-        if not all(shape.get(name) for name in needed):
-            return {}  # nothing is there, or something that is no attention
-        if shape["qk_head_dim"] != shape["v_head_dim"]:
-            return {}
-        words = {"num_heads": "num_heads", "num_kv_heads": "num_kv_heads", "head_dim": "v_head_dim"}
-        return {
-            self.field(word): shape[name]
-            for word, name in words.items()
-            if self.get(word) is not None
-        }
 
-    def _mlp_fields(self, kwargs: dict[str, Any] | None) -> dict[str, Any]:
-        names = ("in_features", "out_features", "intermediate_size")
-        sizes = {(kwargs or {}).get(name) for name in names}
-        width = sizes - {None, self.get("hidden_size")}
-        return {self.field("intermediate_size"): width.pop()} if len(width) == 1 else {}
+def mlp_width(shape: Mapping[str, Any], hidden_size: Any) -> int | None:
+    """The width that the arguments of a part at an MLP's place tell; None where they do not."""
+    names = ("in_features", "out_features", "intermediate_size")
+    widths = {shape.get(name) for name in names} - {None, hidden_size}
+    return int(widths.pop()) if len(widths) == 1 else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
-from modwright.anatomy.families.table import TINY
+from modwright.anatomy.families.table import tiny
 from modwright.core.errors import UnsupportedArchitecture
 
 
@@ -13,14 +13,7 @@ class Gemma(Llama):
     name = "gemma"
     model_types = ("gemma",)
     presets = {
-        "tiny-gemma": {
-            **TINY,
-            "num_key_value_heads": 1,
-            "head_dim": 16,
-            "eos_token_id": 1,
-            "bos_token_id": 2,
-            "pad_token_id": 0,
-        }
+        "tiny-gemma": tiny(num_key_value_heads=1, head_dim=16, eos_token_id=1, bos_token_id=2)
     }
 
     def check(self) -> None:

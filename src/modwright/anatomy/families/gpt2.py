@@ -8,6 +8,7 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
+from modwright.anatomy.families.table import paths
 from modwright.anatomy.projection import Projection
 
 
@@ -19,20 +20,21 @@ class Gpt2(Family):
     last_norm_keeps_width = True
     outer = {"embed": "wte", "positions": "wpe", "blocks": "h", "final_norm": "ln_f"}
     block = {
-        "attention": "attn",
-        "attention.o": "attn.c_proj",
-        "attention_norm": "ln_1",
-        "mlp": "mlp",
-        "mlp.up": "mlp.c_fc",
-        "mlp.down": "mlp.c_proj",
-        "mlp_norm": "ln_2",
+        **paths("attention", "attn", "ln_1", o="c_proj"),
+        **paths("mlp", "mlp", "ln_2", up="c_fc", down="c_proj"),
     }
     config_fields = {
         "num_layers": "n_layer",
         "hidden_size": "n_embd",
         "intermediate_size": "n_inner",
         "num_heads": "n_head",
+        "num_kv_heads": "",
         "activation": "activation_function",
+    }
+    shape_fields = {
+        "head_dim": "head_dim",
+        "dropout": "attn_dropout.p",
+        "output_dropout": "resid_dropout.p",
     }
     presets = {
         "tiny-gpt2": {
@@ -48,25 +50,8 @@ class Gpt2(Family):
     }
 
     def get(self, word: str, default: Any = None) -> Any:
-        if word == "num_kv_heads":
-            return default
         value = super().get(word, default)
         return 4 * self.config.n_embd if word == "intermediate_size" and value is None else value
 
-    def read_attention(self, block: nn.Module, module: Any, address: str) -> dict[str, Any]:
-        width = module.split_size
-        projections = {
-            role: Projection(
-                module.c_attn, f"{address}.{role}", slice(i * width, (i + 1) * width), True
-            )
-            for i, role in enumerate("qkv")
-        }
-        projections["o"] = self.projection(block, "attention.o", f"{address}.o")
-        shape = self.attention_shape(
-            module,
-            projections,
-            head_dim=module.head_dim,
-            dropout=float(module.attn_dropout.p),
-            output_dropout=float(module.resid_dropout.p),
-        )
-        return {**projections, "shape": shape}
+    def read_qkv(self, block: nn.Module, module: Any, address: str) -> dict[str, Projection]:
+        return self.side_by_side(module.c_attn, module.split_size, address)

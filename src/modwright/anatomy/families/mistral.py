@@ -7,7 +7,7 @@ from typing import Any
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
-from modwright.anatomy.families.table import TINY
+from modwright.anatomy.families.table import tiny
 from modwright.anatomy.projection import Projection
 from modwright.nn import AttentionShape
 
@@ -17,16 +17,9 @@ class Mistral(Llama):
     name = "mistral"
     model_types = ("mistral",)
     presets = {
-        "tiny-mistral": {
-            **TINY,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "sliding_window": 5,
-            "eos_token_id": 2,
-            "bos_token_id": 1,
-            "pad_token_id": 0,
-        }
+        "tiny-mistral": tiny(
+            num_attention_heads=8, num_key_value_heads=2, head_dim=8, sliding_window=5
+        )
     }
 
     def attention_shape(

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
-from modwright.anatomy.projection import Projection
+from modwright.anatomy.families.table import paths
 from modwright.core.compat.transformers import drops_final_norm
-from modwright.nn import AttentionShape
 
+_MAPS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
 _TINY = {
     "vocab_size": 128,
     "hidden_size": 48,
@@ -28,13 +27,16 @@ _TINY = {
 class Opt(Family):
     name = "opt"
     model_types = ("opt",)
+    outer = {
+        "embed": "decoder.embed_tokens",
+        "positions": "decoder.embed_positions",
+        "project_in": "decoder.project_in",
+        "blocks": "decoder.layers",
+        "final_norm": "decoder.final_layer_norm",
+        "project_out": "decoder.project_out",
+    }
     block = {
-        "attention": "self_attn",
-        "attention.q": "self_attn.q_proj",
-        "attention.k": "self_attn.k_proj",
-        "attention.v": "self_attn.v_proj",
-        "attention.o": "self_attn.out_proj",
-        "attention_norm": "self_attn_layer_norm",
+        **paths("attention", "self_attn", "self_attn_layer_norm", **_MAPS),
         "mlp": "fc1",
         "mlp.up": "fc1",
         "mlp.down": "fc2",
@@ -42,6 +44,7 @@ class Opt(Family):
     }
     beside = {"mlp": ("activation_fn", "fc2")}
     config_fields = {"intermediate_size": "ffn_dim", "activation": "activation_function"}
+    shape_fields = {"head_dim": "head_dim", "dropout": "dropout"}
     presets = {
         "tiny-opt": _TINY,
         "tiny-opt-post": {**_TINY, "do_layer_norm_before": False, "word_embed_proj_dim": 24},
@@ -49,23 +52,10 @@ class Opt(Family):
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        projected = config.word_embed_proj_dim != config.hidden_size
-        normed = config.do_layer_norm_before and not drops_final_norm(config)
-        self.outer = {
-            "embed": "decoder.embed_tokens",
-            "positions": "decoder.embed_positions",
-            **({"project_in": "decoder.project_in"} if projected else {}),
-            "blocks": "decoder.layers",
-            **({"final_norm": "decoder.final_layer_norm"} if normed else {}),
-            **({"project_out": "decoder.project_out"} if projected else {}),
-        }
-
-    def is_post_norm(self) -> bool:
-        return not self.config.do_layer_norm_before
-
-    def attention_shape(
-        self, module: Any, projections: Mapping[str, Projection], **given: Any
-    ) -> AttentionShape:
-        return super().attention_shape(
-            module, projections, head_dim=module.head_dim, dropout=float(module.dropout), **given
-        )
+        self.post_norm = not config.do_layer_norm_before
+        gone = {"project_in", "project_out"}
+        if config.word_embed_proj_dim != config.hidden_size:
+            gone = set()
+        if drops_final_norm(config) or not config.do_layer_norm_before:
+            gone.add("final_norm")
+        self.outer = {name: path for name, path in self.outer.items() if name not in gone}

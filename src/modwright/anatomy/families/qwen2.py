@@ -6,15 +6,10 @@ from typing import Any
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
-from modwright.anatomy.families.table import TINY
+from modwright.anatomy.families.table import tiny
 
-_TINY = {
-    **TINY,
-    "num_key_value_heads": 2,
-    "eos_token_id": [2, 5],
-    "bos_token_id": 1,
-    "pad_token_id": 0,
-}
+_MIXED = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+_TINY = tiny(num_key_value_heads=2, eos_token_id=[2, 5])
 
 
 @register_family
@@ -27,12 +22,7 @@ class Qwen2(Llama):
             **_TINY,
             "use_sliding_window": True,
             "sliding_window": 5,
-            "layer_types": [
-                "sliding_attention",
-                "full_attention",
-                "full_attention",
-                "sliding_attention",
-            ],
+            "layer_types": _MIXED,
         },
     }
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.llama import Llama
-from modwright.anatomy.families.table import TINY
+from modwright.anatomy.families.table import tiny
 from modwright.anatomy.views import Norm
 
 
@@ -18,15 +18,9 @@ class Qwen3(Llama):
     name = "qwen3"
     model_types = ("qwen3",)
     presets = {
-        "tiny-qwen3": {
-            **TINY,
-            "num_key_value_heads": 2,
-            "head_dim": 16,
-            "tie_word_embeddings": True,
-            "eos_token_id": [2, 5],
-            "bos_token_id": 1,
-            "pad_token_id": 0,
-        }
+        "tiny-qwen3": tiny(
+            num_key_value_heads=2, head_dim=16, tie_word_embeddings=True, eos_token_id=[2, 5]
+        )
     }
 
     def read_attention(self, block: nn.Module, module: Any, address: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from modwright.core.compat.torch import child_modules
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.nn import Opaque
 
-__all__ = ["TINY", "FamilyTable"]
+__all__ = ["TINY", "FamilyTable", "paths", "tiny"]
 
 TINY = {
     "vocab_size": 128,
@@ -25,6 +25,29 @@ TINY = {
 }
 """What presets have in common."""
 
+_USUAL = {
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "num_kv_heads": "num_key_value_heads",
+    "activation": "hidden_act",
+}
+
+
+def tiny(**fields: Any) -> dict[str, Any]:
+    """A preset of a decoder: what presets have in common, special tokens and its own fields."""
+    return {**TINY, "eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 0, **fields}
+
+
+def paths(role: str, own: str, norm: str, **maps: str) -> dict[str, str]:
+    """Entries of a table for a sublayer whose maps, by role, lie within its own module.
+
+    Example:
+        >>> paths("mlp", "feed", "before_feed", up="open")
+        {'mlp': 'feed', 'mlp.up': 'feed.open', 'mlp_norm': 'before_feed'}
+    """
+    inside = {f"{role}.{name}": f"{own}.{path}" for name, path in maps.items()}
+    return {role: own, **inside, f"{role}_norm": norm}
+
 
 class FamilyTable:
     """Maps the parts of one architecture to their modules. Subclasses fill tables; few need code.
@@ -34,16 +57,23 @@ class FamilyTable:
         model_types: the ``config.model_type`` values that it serves.
         outer: address -> module path, relative to the backbone, for what stands outside the blocks,
             in the order of the forward pass; "blocks" is the list of layers.
-        block: address inside a block -> module path relative to the block.
-        beside: role -> modules that belong to the part but lie outside its own module, such as the
-            output map of BERT's attention; they become pass-throughs where a part of modwright's
-            does their work.
-        config_fields: modwright's word -> the config's field, where they differ from the usual.
+        block: address inside a block -> module path relative to the block; "attention_gain" and
+            "mlp_gain" multiply what a sublayer returns, channel by channel.
+        beside: role -> modules that belong to the part but lie outside its own module; they become
+            pass-throughs where a part of modwright's does their work.
+        config_fields: modwright's word -> the config's field, where it is not the usual one; empty
+            where it has none.
+        shape_fields: field of the shape of an attention -> where its module has it; ``head_dim`` is
+            one of them.
+        called_as: registered part -> the one that stands for it, where blocks call their sublayers
+            otherwise than those of transformers do.
         presets: name -> config arguments of a tiny random model, for trying things out.
         transposed: its linear layers store [in, out].
         last_norm_keeps_width: its forward takes what the norm behind the blocks returns for as wide
             as what entered the blocks.
         pairs: blocks take (output, attention weights) from an attention.
+        post_norm: blocks normalize h + sublayer(h), so a norm has work to do without its sublayer.
+        causal: no position sees later ones.
         counts_by_running: positions differ between blocks, or parts are of kinds without a formula;
             so the model is run, without numbers, to count what it costs.
     """
@@ -54,10 +84,14 @@ class FamilyTable:
     block: ClassVar[Mapping[str, str]]
     beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     config_fields: ClassVar[Mapping[str, str]] = {}
+    shape_fields: ClassVar[Mapping[str, str]] = {}
+    called_as: ClassVar[Mapping[str, str]] = {}
     presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
     transposed: ClassVar[bool] = False
     last_norm_keeps_width: ClassVar[bool] = False
     pairs: ClassVar[bool] = True
+    post_norm: bool = False
+    causal: ClassVar[bool] = True
     counts_by_running: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
@@ -68,13 +102,7 @@ class FamilyTable:
     def field(self, word: str) -> str:
         """The config's own name for one of num_layers, hidden_size, intermediate_size, num_heads,
         num_kv_heads, head_dim, activation."""
-        usual = {
-            "num_layers": "num_hidden_layers",
-            "num_heads": "num_attention_heads",
-            "num_kv_heads": "num_key_value_heads",
-            "activation": "hidden_act",
-        }
-        return self.config_fields.get(word, usual.get(word, word))
+        return self.config_fields.get(word, _USUAL.get(word, word))
 
     def get(self, word: str, default: Any = None) -> Any:
         return getattr(self.config, self.field(word), default)
@@ -120,11 +148,10 @@ class FamilyTable:
         return "post" if self.is_post_norm() else "pre"
 
     def is_post_norm(self) -> bool:
-        """Blocks normalize h + sublayer(h), so a norm has work to do without its sublayer."""
-        return False
+        return self.post_norm
 
     def is_causal(self) -> bool:
-        return True
+        return self.causal
 
     def inputs(self) -> Inputs:
         """What the model reads."""
@@ -151,10 +178,7 @@ class FamilyTable:
 
     def prefix(self, model: nn.Module) -> str:
         """Path of the backbone inside the model, with a trailing dot; empty for a bare backbone."""
-        backbone = self.backbone(model)
-        if backbone is model:
-            return ""
-        return f"{model.base_model_prefix}."
+        return "" if self.backbone(model) is model else f"{model.base_model_prefix}."
 
     def blocks_path(self, model: nn.Module) -> str:
         return self.prefix(model) + self.outer["blocks"]

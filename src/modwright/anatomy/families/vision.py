@@ -1,11 +1,8 @@
 """Models of images that are made of ``modwright.nn.Block``: plain stacks and pyramids.
 
-Blocks are found by their class, wherever a model holds them, in the order of the forward pass. What
-mixes tokens stands at a block's place "attention", whatever it is; so it can be counted, removed
-and replaced. It is read as an attention, head by head, where it is plain softmax attention.
-
-Blocks of a pyramid are no chain: maps are made coarser between them, so widths and numbers of
-positions differ from block to block.
+Blocks are found by their class, in the order of the forward pass. What mixes tokens stands at a
+block's place "attention", whatever it is. Blocks of a pyramid are no chain: maps are made coarser
+between them, so widths and numbers of positions differ from block to block.
 """
 
 from __future__ import annotations
@@ -19,36 +16,28 @@ from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family, Placement
-from modwright.anatomy.families.timm_arguments import ratio
-from modwright.anatomy.families.vision_parts import READERS, outer_part
-from modwright.anatomy.inputs import Images, Maps
+from modwright.anatomy.families.table import paths
+from modwright.anatomy.families.timm_modules import activation_of, ratio
+from modwright.anatomy.inputs import Images
+from modwright.anatomy.projection import PointwiseProjection, Projection, as_projection
 from modwright.anatomy.views import (
-    Attention,
-    Block,
-    LayerScale,
+    Embedding,
     Layout,
-    Mlp,
+    Linear,
     Norm,
-    OpaqueMixer,
+    OpaqueModule,
     Part,
+    PatchEmbedding,
 )
-from modwright.core.capture import HookPoint
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
-from modwright.nn import ZeroModule
+from modwright.nn import BareAttention, FactorPair, FeedForward
 from modwright.nn.block import Block as VisionBlock
 from modwright.nn.channel_mixers.mlp import Mlp as VisionMlp
+from modwright.nn.grid_positions import LearnedTable
+from modwright.nn.prefix_tokens import PrefixTokens
+from modwright.nn.token_mixers.self_attention import STORAGE, SelfAttention
 
 __all__ = ["HierarchicalVisionFamily", "VisionFamily"]
-
-_PLACES = {"attention": ("mixer", "norm1", "ls1"), "mlp": ("mlp", "norm2", "ls2")}
-"""Place -> names in a block of its mixer, of the norm before it and of the gain behind it."""
-
-_BARE = {
-    "attention": "grid_attention",
-    "absent_attention": "absent",
-    "token_mixer": "bare_token_mixer",
-}
-_ON_MAPS = {"linear": "pointwise"}
 
 
 @register_family
@@ -59,28 +48,33 @@ class VisionFamily(Family):
     model_types: ClassVar[tuple[str, ...]] = ("vision_transformer", "t2t_vit", "tnt", "duoformer")
     outer: Mapping[str, str] = {"blocks": "blocks"}
     block = {
-        "attention": "mixer",
-        "attention.o": "mixer.proj",
-        "attention_norm": "norm1",
-        "mlp": "mlp",
-        "mlp.up": "mlp.fc1",
-        "mlp.down": "mlp.fc2",
-        "mlp_norm": "norm2",
+        **paths("attention", "mixer", "norm1", o="proj"),
+        "attention_gain": "ls1",
+        **paths("mlp", "mlp", "norm2", up="fc1", down="fc2"),
+        "mlp_gain": "ls2",
+    }
+    called_as = {
+        "attention": "grid_attention",
+        "absent_attention": "absent",
+        "token_mixer": "bare_token_mixer",
     }
     config_fields: ClassVar[Mapping[str, str]] = {
         "num_layers": "depths",
         "hidden_size": "hidden_size",
         "num_heads": "num_heads",
+        "num_kv_heads": "",
+        "head_dim": "",
         "intermediate_size": "mlp_ratio",
         "activation": "act",
     }
     counts_by_running = True
     pairs = False
+    causal = False
 
     def __init__(self, config: Any, model: nn.Module | None = None) -> None:
         super().__init__(config)
         self._live: Any = model
-        self._roots = [] if model is None else _roots(model)
+        self._roots = [] if model is None else self.layer_paths(model)
 
     def fitting(self, model: nn.Module) -> Family:
         fitted = type(self)(self.config, model)
@@ -90,28 +84,27 @@ class VisionFamily(Family):
         # A second list of blocks is part of what the first one begins.
         later = [name for name in children[at:] if name not in holders]
         names = {"stem": "embed", "norm": "final_norm", "head": "classifier"}
-        places = [*children[:at], "blocks", *later]
         fitted.outer = {
             names.get(name, name): name if name == "blocks" else _whole_of(model, name)
-            for name in places
+            for name in [*children[:at], "blocks", *later]
         }
         return fitted
 
     @property
+    def _is_plain(self) -> bool:
+        """The blocks are one list, which the config has a number for."""
+        return all(re.fullmatch(r"blocks\.\d+", root) for root in self._roots)
+
+    @property
     def chained(self) -> bool:
         """TNT adds words between its blocks; the rest hand their tokens on."""
-        plain = all(re.fullmatch(r"blocks\.\d+", root) for root in self._roots)
-        return plain and not self._nested
+        return self._is_plain and not self._nested
 
     @property
     def _nested(self) -> bool:
         """Whether blocks hold a second stream; its MLPs have the ratio of theirs."""
-        inner = (getattr(self._module(root), "inner", None) for root in self._roots)
-        return any(part is not None for part in inner)
-
-    def _module(self, path: str) -> nn.Module:
-        found: nn.Module = self._live.get_submodule(path)
-        return found
+        blocks = (self._live.get_submodule(root) for root in self._roots)
+        return any(getattr(block, "inner", None) is not None for block in blocks)
 
     # What the config says
 
@@ -120,32 +113,23 @@ class VisionFamily(Family):
             told = getattr(self.config, "mlp_ratio", None)
             width = self.get("hidden_size")
             return default if told is None or width is None else int(width * told)
-        if word in ("num_kv_heads", "head_dim"):
-            return default
         return super().get(word, default)
 
     def put(self, config: Any, word: str, value: Any) -> None:
-        width = self.get("hidden_size")
-        if word == "intermediate_size" and width is not None and not self._nested:
-            super().put(config, word, ratio(value, width))
-        elif word != "intermediate_size" and hasattr(config, self.field(word)):
+        if word == "intermediate_size":
+            width = self.get("hidden_size")
+            if width is not None and not self._nested:
+                super().put(config, word, ratio(value, width))
+        elif hasattr(config, self.field(word)):
             super().put(config, word, value)
 
     def keep_blocks(self, config: Any, kept: Sequence[int]) -> None:
         """Fewer blocks, where the config can say which."""
         if list(kept) == list(range(len(self._roots))):
             return
-        if not hasattr(config, "depths") or not all(
-            re.fullmatch(r"blocks\.\d+", root) for root in self._roots
-        ):
-            raise InvalidInputError(
-                f"whole blocks of a {config.model_type} cannot be removed or moved: its config has "
-                "no number for them; remove their attention and mlp instead"
-            )
+        if not hasattr(config, "depths") or not self._is_plain:
+            raise _no_number(config)
         config.depths = len(kept)
-
-    def is_causal(self) -> bool:
-        return False
 
     def layout(self, block: nn.Module) -> Layout:
         if getattr(block, "post_norm", False):
@@ -158,10 +142,9 @@ class VisionFamily(Family):
         """Images of the size that the config says; a plain stack cuts them into patches."""
         config, live = self.config, self._live
         if live is not None and self.chained:
-            stride = live.feature_info[0]["reduction"]
-            extra = live.num_prefix_tokens
-            return Images(config.num_channels, tuple(config.size), (stride, stride), extra)
-        return Maps(config.num_channels, tuple(config.size), tuple(config.size))
+            patch = (live.feature_info[0]["reduction"],) * 2
+            return Images(config.num_channels, tuple(config.size), patch, live.num_prefix_tokens)
+        return Images(config.num_channels, tuple(config.size), tuple(config.size))
 
     def pools(self, model: nn.Module) -> bool:
         return True
@@ -171,77 +154,76 @@ class VisionFamily(Family):
     def backbone(self, model: nn.Module) -> nn.Module:
         return model
 
-    def prefix(self, model: nn.Module) -> str:
-        return ""
-
     def layer_paths(self, model: nn.Module) -> list[str]:
-        return _roots(model)
+        """Paths of what goes when a block goes: itself, or what is nested around it."""
+        return [path.removesuffix(".outer") for path in _found(model)]
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
-        return [model.get_submodule(path) for path in _paths(model)]
+        return list(_found(model).values())
 
     def cache_layer_owner(self, block: nn.Module) -> nn.Module | None:
         return None
 
     # Reading parts
 
+    @staticmethod
+    def axis(module: Any, usual: int = -1) -> int:
+        return {"map": 1, "tokens": -1}.get(getattr(module, "layout", None), usual)
+
     def read_outer(self, model: nn.Module) -> dict[str, Part]:
         parts: dict[str, Part] = {}
         for address, path in self.outer.items():
             module = None if address == "blocks" else model.get_submodule(path)
-            if module is not None and any(True for _ in module.parameters()):
-                parts[address] = outer_part(module, address)
+            if module is None or not any(True for _ in module.parameters()):
+                continue
+            if isinstance(module, nn.Conv2d):
+                parts[address] = PatchEmbedding(module, address, None)
+            elif isinstance(module, nn.Linear):
+                parts[address] = Linear(module, address)
+            elif isinstance(module, LearnedTable | PrefixTokens):
+                parts[address] = Embedding(module, address)
+            elif type(module).__name__.endswith("Norm"):
+                parts[address] = Norm(module, address)
+            else:
+                parts[address] = OpaqueModule(module, address)
         return parts
 
-    def read_block(self, module: nn.Module, index: int) -> Block:
-        here = f"blocks.{index}"
-        read: dict[str, Any] = {"attention": None, "mlp": None}
-        norms: dict[str, Norm] = {}
-        others: dict[str, OpaqueMixer] = {}
-        for place, (own, norm_name, scale_name) in _PLACES.items():
-            part, norm = getattr(module, own), getattr(module, norm_name)
-            if part is None or isinstance(part, ZeroModule):
-                continue
-            if norm is not None and not isinstance(norm, nn.Identity):
-                norms[f"{place}_norm"] = Norm(norm, f"{here}.{place}_norm")
-            scale = getattr(module, scale_name)
-            if scale is not None and not isinstance(scale, nn.Identity):
-                norms[f"{place}_gain"] = LayerScale(scale, f"{here}.{place}_gain")
-            address = f"{here}.{place}"
-            told = {
-                "address": address,
-                "module": part,
-                "norm": norms.get(f"{place}_norm"),
-                **self._hook_points(module, place, "pre"),
-            }
-            found = READERS[place](part, address)
-            if found is None:
-                others[place] = OpaqueMixer(**told)
-            else:
-                kind: Any = Attention if place == "attention" else Mlp
-                read[place] = kind(**told, **found)
-        return Block(
-            index=index,
-            module=module,
-            layout=self.layout(module),
-            norms=norms,
-            others=others,
-            axis=_axis(module),
-            **read,
-        )
+    def read_parts(
+        self, block: nn.Module, core: Any, role: str, address: str
+    ) -> dict[str, Any] | None:
+        """Those of plain softmax attention and of an MLP without anything inside."""
+        if isinstance(core, BareAttention | FeedForward):
+            return self._read_own(block, core, address)
+        if role == "attention":
+            return self._read_softmax(core, address)
+        if type(core) is not VisionMlp or core.inside is not None or core.gate is not None:
+            return None
+        up, down = _as_map(core.fc1, f"{address}.up"), _as_map(core.fc2, f"{address}.down")
+        if up is None or down is None:
+            return None
+        return {"up": up, "down": down, "activation": activation_of(core.act)}
 
-    def _hook_points(self, block: Any, role: str, layout: Layout) -> dict[str, Any]:
-        own, norm, scale = (getattr(block, name) for name in _PLACES[role])
-        stream, inner = _axis(block), _axis(own, _axis(block))
-        scaled = scale is not None and not isinstance(scale, nn.Identity)
-        return {
-            "resid_pre": HookPoint(norm, "input", stream),
-            "sublayer_input": HookPoint(own, "input", inner),
-            "sublayer_output": HookPoint(scale, "output", stream)
-            if scaled
-            else HookPoint(own, "output", inner),
-            "resid_post": None,
-        }
+    def _read_softmax(self, core: Any, address: str) -> dict[str, Any] | None:
+        if type(core) is not SelfAttention or core.gate is not None or core.bias is not None:
+            return None
+        maps = {name: core.get_submodule(name) for name in STORAGE[core.storage]}
+        out = _as_map(core.proj, f"{address}.o")
+        plain = core.width == core.dim and all(type(m) is nn.Linear for m in maps.values())
+        if out is None or not plain:
+            return None
+        width, views = core.width, {"o": out}
+        for name, module in maps.items():
+            for i, role in enumerate(name):
+                rows = slice(i * width, (i + 1) * width) if len(name) > 1 else None
+                views[role] = Projection(module, f"{address}.{role}", rows)
+        shape = self.attention_shape(
+            core,
+            views,
+            head_dim=width // core.num_heads,
+            scaling=core.scale,
+            output_dropout=core.proj_drop.p,
+        )
+        return {**views, "shape": shape}
 
     # Placing parts
 
@@ -249,27 +231,20 @@ class VisionFamily(Family):
         self, block: nn.Module, role: str, part: str, kwargs: dict[str, Any]
     ) -> list[Placement]:
         """Blocks call a mixer with a tensor and its grid, and add what it returns."""
-        outer, scale, rest = role.partition("_gain")
-        if scale and not rest and outer in _PLACES:
-            return [(_PLACES[outer][2], part, kwargs)]
-        placed = super().place(block, role, part, kwargs)
-        core = getattr(block, _PLACES[role.partition(".")[0]][0], None) if "." in role else None
+        outer, inside, _ = role.partition(".")
+        core = getattr(block, self.block.get(outer, outer), None) if inside else None
         if isinstance(core, VisionMlp) and core.layout == "map":
-            if part not in _ON_MAPS:
+            if part != "linear":
                 raise InvalidInputError(
                     f"{role} is a 1 x 1 convolution; {part!r} cannot stand for it"
                 )
-            return [(path, _ON_MAPS[name], given) for path, name, given in placed]
-        return [(path, _BARE.get(name, name), given) for path, name, given in placed]
+            part = "pointwise"
+        return super().place(block, role, part, kwargs)
 
-    def place_absent(self, role: str, drop_norm: bool) -> list[Placement]:
-        self.check_removable(role)
-        own, norm, scale = _PLACES[role]
-        placed: list[Placement] = [(own, "absent", {}), (norm, "identity", {})]
+    def has_gain(self, role: str) -> bool:
         blocks = [] if self._live is None else self.layers(self._live)
-        if any(getattr(block, scale, None) is not None for block in blocks):
-            placed.append((scale, "identity", {}))
-        return placed
+        gain = self.block[f"{role}_gain"]
+        return any(getattr(block, gain, None) is not None for block in blocks)
 
     def stock_class_guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """Nothing: these configs are read by modwright alone, and stock ones refuse edits."""
@@ -309,12 +284,9 @@ class HierarchicalVisionFamily(VisionFamily):
         found = [re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)", root) for root in self._roots]
         places = [(int(m[1]), int(m[2])) for m in found if m is not None]
         counted = Counter(stage for stage, _ in places)
-        whole = len(places) == len(self._roots) and hasattr(config, "depths")
-        if not whole or [counted[s] for s in sorted(counted)] != list(config.depths):
-            raise InvalidInputError(
-                f"whole blocks of a {config.model_type} cannot be removed or moved: its config has "
-                "no number for them; remove their attention and mlp instead"
-            )
+        depths = [counted[s] for s in sorted(counted)]
+        if len(places) < len(found) or depths != list(getattr(config, "depths", ())):
+            raise _no_number(config)
         stages = [places[i][0] for i in kept]
         gone = set(counted) - set(stages)
         if gone:
@@ -338,24 +310,28 @@ class HierarchicalVisionFamily(VisionFamily):
         config.depths = [stages.count(s) for s in sorted(counted)]
 
 
-def _paths(model: nn.Module) -> list[str]:
-    """Paths of the blocks, in the order in which modules were made."""
-    found = []
-    for path, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, VisionBlock) and not path.endswith(".inner"):
-            found.append(path)
-    return found
+def _no_number(config: Any) -> InvalidInputError:
+    return InvalidInputError(
+        f"whole blocks of a {config.model_type} cannot be removed or moved: its config has "
+        "no number for them; remove their attention and mlp instead"
+    )
 
 
-def _roots(model: nn.Module) -> list[str]:
-    """Paths of what goes when a block goes: itself, or what is nested around it."""
-    return [path.removesuffix(".outer") for path in _paths(model)]
+def _found(model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks by their paths, in the order in which modules were made."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {
+        path: module
+        for path, module in modules
+        if isinstance(module, VisionBlock) and not path.endswith(".inner")
+    }
 
 
-def _axis(part: Any, usual: int = -1) -> int:
-    """Where the channels lie in what a part reads."""
-    layout = getattr(part, "layout", None)
-    return usual if layout is None else {"map": 1, "tokens": -1}[layout]
+def _as_map(module: nn.Module, address: str) -> Projection | None:
+    if isinstance(module, nn.Linear | FactorPair):
+        return as_projection(module, address)
+    one = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+    return PointwiseProjection(module, address) if one else None
 
 
 def _whole_of(model: nn.Module, path: str) -> str:

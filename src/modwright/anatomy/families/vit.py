@@ -6,25 +6,33 @@ of an MLP, in modules beside them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
+from modwright.anatomy.families.table import paths
 from modwright.anatomy.inputs import Images
-from modwright.anatomy.projection import Projection
 from modwright.anatomy.views import Part, PatchEmbedding
-from modwright.nn import AttentionShape
 
 __all__ = ["OlderVit", "Vit"]
+
+_TINY = {
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "image_size": 16,
+    "patch_size": 4,
+}
 
 
 @register_family
 class Vit(Family):
     name = "vit"
     model_types = ("vit",)
+    causal = False
     outer = {
         "embed": "embeddings.patch_embeddings.projection",
         "positions": "embeddings",
@@ -32,34 +40,15 @@ class Vit(Family):
         "final_norm": "layernorm",
     }
     block = {
-        "attention": "attention",
-        "attention.q": "attention.q_proj",
-        "attention.k": "attention.k_proj",
-        "attention.v": "attention.v_proj",
-        "attention.o": "attention.o_proj",
-        "attention_norm": "layernorm_before",
-        "mlp": "mlp",
-        "mlp.up": "mlp.fc1",
-        "mlp.down": "mlp.fc2",
-        "mlp_norm": "layernorm_after",
+        **paths("attention", "attention", "layernorm_before", **{r: f"{r}_proj" for r in "qkvo"}),
+        **paths("mlp", "mlp", "layernorm_after", up="fc1", down="fc2"),
     }
-    presets = {
-        "tiny-vit": {
-            "hidden_size": 48,
-            "intermediate_size": 96,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "image_size": 16,
-            "patch_size": 4,
-        }
-    }
+    shape_fields = {"head_dim": "head_dim", "dropout": "attention_dropout"}
+    presets = {"tiny-vit": _TINY}
 
     def fitting(self, model: nn.Module) -> Family:
         older = hasattr(self.backbone(model), "encoder")
         return OlderVit(self.config) if older else self
-
-    def is_causal(self) -> bool:
-        return False
 
     def inputs(self) -> Images:
         """Patches and the class token."""
@@ -76,40 +65,25 @@ class Vit(Family):
         module = self.backbone(model).get_submodule(self.outer["embed"])
         return {**parts, "embed": PatchEmbedding(module, "embed", self.inputs().patches)}
 
-    def attention_shape(
-        self, module: Any, projections: Mapping[str, Projection], **given: Any
-    ) -> AttentionShape:
-        own = {"head_dim": module.head_dim, "dropout": float(module.attention_dropout)}
-        return super().attention_shape(module, projections, **own, **given)
-
 
 class OlderVit(Vit):
     """The module tree of transformers 4 and of the first versions 5."""
 
     outer = {**Vit.outer, "blocks": "encoder.layer"}
     block = {
-        "attention": "attention.attention",
-        "attention.q": "attention.attention.query",
-        "attention.k": "attention.attention.key",
-        "attention.v": "attention.attention.value",
+        **paths(
+            "attention", "attention.attention", "layernorm_before", q="query", k="key", v="value"
+        ),
         "attention.o": "attention.output.dense",
-        "attention_norm": "layernorm_before",
-        "mlp": "intermediate",
-        "mlp.up": "intermediate.dense",
+        **paths("mlp", "intermediate", "layernorm_after", up="dense"),
         "mlp.down": "output.dense",
-        "mlp_norm": "layernorm_after",
     }
     beside = {"mlp": ("output.dense",)}
+    shape_fields = {"head_dim": "attention_head_size", "dropout": "dropout_prob"}
     presets = {}
 
     def fitting(self, model: nn.Module) -> Family:
         return self
-
-    def attention_shape(
-        self, module: Any, projections: Mapping[str, Projection], **given: Any
-    ) -> AttentionShape:
-        own = {"head_dim": module.attention_head_size, "dropout": float(module.dropout_prob)}
-        return Family.attention_shape(self, module, projections, **own, **given)
 
 
 def _pair(size: Any) -> tuple[int, int]:

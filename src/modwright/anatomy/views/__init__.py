@@ -7,28 +7,19 @@ Addresses name parts alike in every family: ``blocks.3.attention.q``, ``blocks.3
 
 from modwright.anatomy.views.attention import Attention
 from modwright.anatomy.views.block import Block, Layout
-from modwright.anatomy.views.embedding import Embedding, Linear, PatchEmbedding
 from modwright.anatomy.views.experts import Expert, MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
 from modwright.anatomy.views.norm import LayerScale, Norm
-from modwright.anatomy.views.opaque import OpaqueMixer
-from modwright.anatomy.views.part import OpaqueModule, Part
-from modwright.anatomy.views.sublayer import Sublayer
+from modwright.anatomy.views.part import (
+    Embedding,
+    Linear,
+    ModulePart,
+    OpaqueModule,
+    Part,
+    PatchEmbedding,
+)
+from modwright.anatomy.views.sublayer import OpaqueMixer, Sublayer
 
-__all__ = [
-    "Attention",
-    "Block",
-    "Embedding",
-    "Expert",
-    "LayerScale",
-    "Layout",
-    "Linear",
-    "MixtureOfExperts",
-    "Mlp",
-    "Norm",
-    "OpaqueMixer",
-    "OpaqueModule",
-    "Part",
-    "PatchEmbedding",
-    "Sublayer",
-]
+__all__ = ["Attention", "Block", "Embedding", "Expert", "LayerScale", "Layout", "Linear"]
+__all__ += ["MixtureOfExperts", "Mlp", "ModulePart", "Norm", "OpaqueMixer", "OpaqueModule", "Part"]
+__all__ += ["PatchEmbedding", "Sublayer"]

@@ -5,10 +5,11 @@ Axes: d hidden_size, H query heads, K key/value heads, D channels of a head.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.norm import Norm
@@ -48,31 +49,9 @@ class Attention(Sublayer):
     def projections(self) -> dict[str, Projection]:
         return {"q": self.q, "k": self.k, "v": self.v, "o": self.o}
 
-    def _norms(self) -> dict[str, Norm]:
-        named = {"q_norm": self.q_norm, "k_norm": self.k_norm}
-        return {name: norm for name, norm in named.items() if norm is not None}
-
-    def parameters(self) -> dict[str, Tensor]:
-        found = super().parameters()
-        for role, norm in self._norms().items():
-            found.update({f"{role}.{name}": p for name, p in norm.parameters().items()})
-        return found
-
-    def stored_at(self, name: str) -> tuple[nn.Module, str]:
-        role, _, leaf = name.rpartition(".")
-        norm = self._norms().get(role)
-        return super().stored_at(name) if norm is None else norm.stored_at(leaf)
-
-    def write(self, name: str, value: Tensor) -> None:
-        role, _, leaf = name.rpartition(".")
-        if role in self._norms():
-            self._norms()[role].write(leaf, value)
-        else:
-            super().write(name, value)
-
-    @property
-    def num_parameters(self) -> int:
-        return super().num_parameters + sum(n.num_parameters for n in self._norms().values())
+    def members(self) -> Mapping[str, Projection | Norm]:
+        norms = {"q_norm": self.q_norm, "k_norm": self.k_norm}
+        return {**self.projections(), **{r: norm for r, norm in norms.items() if norm is not None}}
 
     def read_q(self) -> Tensor:
         """Query weights (H, D, d)."""

@@ -12,8 +12,7 @@ from modwright.anatomy.views.attention import Attention
 from modwright.anatomy.views.experts import MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
 from modwright.anatomy.views.norm import Norm
-from modwright.anatomy.views.opaque import OpaqueMixer
-from modwright.anatomy.views.sublayer import Sublayer
+from modwright.anatomy.views.sublayer import OpaqueMixer, Sublayer
 from modwright.core.capture import HookPoint
 
 __all__ = ["Block", "Layout"]
@@ -33,8 +32,8 @@ class Block:
     index: int
     module: nn.Module
     layout: Layout
-    attention: Attention | None
-    mlp: Mlp | MixtureOfExperts | None
+    attention: Attention | None = None
+    mlp: Mlp | MixtureOfExperts | None = None
     norms: dict[str, Norm] = field(default_factory=dict)
     others: dict[str, OpaqueMixer] = field(default_factory=dict)
     axis: int = -1
@@ -54,19 +53,18 @@ class Block:
     @property
     def scales(self) -> dict[str, Norm]:
         """What multiplies the result of a sublayer, channel by channel, by the sublayer's role."""
-        end = "_gain"
-        return {r.removesuffix(end): norm for r, norm in self.norms.items() if r.endswith(end)}
+        gains = (role for role in self.norms if role.endswith("_gain"))
+        return {role.removesuffix("_gain"): self.norms[role] for role in gains}
 
     def at(self, place: str) -> Sublayer | None:
         """What stands at a place, "attention" or "mlp", of whatever kind."""
-        named: dict[str, Sublayer | None] = {"attention": self.attention, "mlp": self.mlp}
-        return named[place] or self.others.get(place)
+        found: Sublayer | None = getattr(self, place)
+        return found or self.others.get(place)
 
     def sublayers(self) -> Iterator[tuple[str, Sublayer]]:
         """What stands at the places "attention" and "mlp", in this order."""
         for place in ("attention", "mlp"):
-            found = self.at(place)
-            if found is not None:
+            if (found := self.at(place)) is not None:
                 yield place, found
 
     @property
@@ -74,9 +72,6 @@ class Block:
         return sum(p.numel() for p in self.module.parameters())
 
     def __repr__(self) -> str:
-        named = (
-            type(part.module).__name__ if name in self.others else name
-            for name, part in self.sublayers()
-        )
-        stands = ", ".join(named) or "nothing"
-        return f"Block({self.index}, {self.layout}-norm, holds {stands})"
+        others = self.others
+        named = [type(p.module).__name__ if r in others else r for r, p in self.sublayers()]
+        return f"Block({self.index}, {self.layout}-norm, holds {', '.join(named) or 'nothing'})"

@@ -32,11 +32,9 @@ class ExpertProjection(Projection):
     def stored_at(self, name: str) -> tuple[nn.Module, str]:
         return self.module, self.name
 
-    def _storage(self, name: str) -> Tensor | None:
-        if name != "weight":
-            return None
-        whole: Tensor = getattr(self.module, self.name)
-        return whole[self.expert]
+    def _stored(self, name: str) -> Tensor | None:
+        stored = super()._stored(self.name) if name == "weight" else None
+        return None if stored is None else stored[self.expert]
 
 
 @dataclass(frozen=True)
@@ -95,26 +93,25 @@ class MixtureOfExperts(Sublayer):
     @property
     def shape(self) -> MixtureShape:
         """Every number that fixes its structure."""
-        return MixtureShape(
-            self.hidden_size,
-            self.intermediate_size,
-            self.num_experts,
-            self.top_k,
-            self.activation,
-        )
+        sizes = self.hidden_size, self.intermediate_size, self.num_experts, self.top_k
+        return MixtureShape(*sizes, self.activation)
 
     @cached_property
     def experts(self) -> tuple[Expert, ...]:
-        return tuple(self._expert(index) for index in range(self.num_experts))
+        inner, stacked = self.intermediate_size, "gate_up_proj"
 
-    def _expert(self, index: int) -> Expert:
-        here, inner = f"{self.address}.experts.{index}", self.intermediate_size
-        rows = {"gate": slice(0, inner), "up": slice(inner, 2 * inner)}
-        maps = {
-            role: ExpertProjection(self.stack, "gate_up_proj", index, f"{here}.{role}", which)
-            for role, which in rows.items()
-        }
-        return Expert(**maps, down=ExpertProjection(self.stack, "down_proj", index, f"{here}.down"))
+        def view(index: int, role: str, name: str, rows: slice | None = None) -> Projection:
+            address = f"{self.address}.experts.{index}.{role}"
+            return ExpertProjection(self.stack, name, index, address, rows)
+
+        return tuple(
+            Expert(
+                gate=view(i, "gate", stacked, slice(0, inner)),
+                up=view(i, "up", stacked, slice(inner, 2 * inner)),
+                down=view(i, "down", "down_proj"),
+            )
+            for i in range(self.num_experts)
+        )
 
     def projections(self) -> dict[str, Projection]:
         maps = {"router": self.router}

@@ -22,8 +22,8 @@ class Mlp(Sublayer):
 
     up: Projection
     down: Projection
-    gate: Projection | None
     activation: str
+    gate: Projection | None = None
 
     @property
     def intermediate_size(self) -> int:
@@ -81,5 +81,5 @@ class Mlp(Sublayer):
     def __repr__(self) -> str:
         gated = "gated, " if self.gate is not None else ""
         split = "" if self.experts is None else f", {self.experts.describe()}"
-        wide = f"{gated}{self.intermediate_size} wide, {self.activation}"
-        return f"Mlp({self.address}: {wide}{split})"
+        wide = f"{self.intermediate_size} wide, {self.activation}"
+        return f"Mlp({self.address}: {gated}{wide}{split})"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor, nn
 
 from modwright.anatomy.views.part import ModulePart
@@ -11,8 +9,6 @@ from modwright.core.errors import InvalidInputError
 from modwright.nn import CRMSNorm, RestoringCRMSNorm
 
 __all__ = ["LayerScale", "Norm"]
-
-NormKind = Literal["layer", "rms", "crms", "other"]
 
 
 class Norm(ModulePart):
@@ -27,7 +23,9 @@ class Norm(ModulePart):
     def __init__(self, module: nn.Module, address: str) -> None:
         super().__init__(module, address)
         name = type(module).__name__
-        self.kind = _norm_kind(module)
+        self.kind = "rms" if "RMSNorm" in name else "layer" if "LayerNorm" in name else "other"
+        if isinstance(module, CRMSNorm | RestoringCRMSNorm):
+            self.kind = "crms"
         self.offset = 1.0 if name.startswith(("Gemma", "NemotronLayerNorm1P")) else 0.0
 
     @property
@@ -44,8 +42,7 @@ class Norm(ModulePart):
     @property
     def eps(self) -> float:
         for name in ("eps", "variance_epsilon"):
-            value = getattr(self.module, name, None)
-            if isinstance(value, float):
+            if isinstance(value := getattr(self.module, name, None), float):
                 return value
         raise InvalidInputError(f"{self.address}: {type(self.module).__name__} shows no epsilon")
 
@@ -56,10 +53,3 @@ class LayerScale(Norm):
     @property
     def scale(self) -> Tensor | None:
         return self.parameters().get("gamma")
-
-
-def _norm_kind(module: nn.Module) -> NormKind:
-    if isinstance(module, CRMSNorm | RestoringCRMSNorm):
-        return "crms"
-    name = type(module).__name__
-    return "rms" if "RMSNorm" in name else "layer" if "LayerNorm" in name else "other"

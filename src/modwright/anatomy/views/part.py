@@ -1,14 +1,17 @@
-"""What every part of a model has: an address and parameters that are read and written."""
+"""What every part of a model has: an address and parameters; and parts that are one module."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
+from modwright.anatomy.projection import Projection
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["ModulePart", "OpaqueModule", "Part", "store"]
+__all__ = ["Embedding", "Linear", "ModulePart", "OpaqueModule", "Part", "PatchEmbedding"]
 
 
 class Part(ABC):
@@ -29,24 +32,19 @@ class Part(ABC):
         path, _, leaf = name.rpartition(".")
         return self.module.get_submodule(path), leaf
 
-    @abstractmethod
     def write(self, name: str, value: Tensor) -> None:
-        """Stores ``value`` under a name of :meth:`parameters`."""
+        """Stores ``value`` under a name of :meth:`parameters`, which shares the model's memory."""
+        known = self.parameters()
+        if name not in known or known[name].shape != value.shape:
+            raise InvalidInputError(
+                f"{self.address}: cannot write {name!r} {tuple(value.shape)}; it has "
+                + (", ".join(f"{n} {tuple(p.shape)}" for n, p in known.items()) or "nothing")
+            )
+        known[name].copy_(value)
 
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters().values() if p.is_floating_point())
-
-
-def store(part: Part, name: str, value: Tensor) -> None:
-    """Writes into what ``part.parameters()`` gives, which shares the model's memory."""
-    known = part.parameters()
-    if name not in known or known[name].shape != value.shape:
-        raise InvalidInputError(
-            f"{part.address}: cannot write {name!r} {tuple(value.shape)}; it has "
-            + (", ".join(f"{n} {tuple(p.shape)}" for n, p in known.items()) or "nothing")
-        )
-    known[name].copy_(value)
 
 
 class ModulePart(Part):
@@ -58,9 +56,6 @@ class ModulePart(Part):
     def parameters(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters(recurse=False)}
 
-    def write(self, name: str, value: Tensor) -> None:
-        store(self, name, value)
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address}, {self.num_parameters:,} parameters)"
 
@@ -70,3 +65,37 @@ class OpaqueModule(ModulePart):
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters()}
+
+
+class Embedding(ModulePart):
+    """A table of vectors, one per token or per position: weight [entries, d].
+
+    Vision models hold learned tokens and positions as bare parameters (1, entries, d). A head over
+    the vocabulary is one too: it reads the stream where the others write to it.
+    """
+
+    input_axes: ClassVar[Mapping[str, int]] = {"weight": 1}
+
+    @property
+    def output_axes(self) -> dict[str, int]:
+        """As those of a :class:`Projection`."""
+        return dict.fromkeys(self.parameters(), -1)
+
+
+class Linear(ModulePart):
+    """A linear layer of the stream outside the blocks: weight [out, in], perhaps a bias."""
+
+    input_axes, output_axes = Projection.input_axes, Projection.output_axes
+
+
+class PatchEmbedding(ModulePart):
+    """Maps each of ``count`` patches of an image: weight [d, channels, height, width].
+
+    ``count`` is None where images of any size are read.
+    """
+
+    output_axes = Projection.output_axes
+
+    def __init__(self, module: nn.Module, address: str, count: int | None) -> None:
+        super().__init__(module, address)
+        self.count = count

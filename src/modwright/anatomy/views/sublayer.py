@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,9 +13,8 @@ from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.norm import Norm
 from modwright.anatomy.views.part import Part
 from modwright.core.capture import HookPoint
-from modwright.core.errors import InvalidInputError
 
-__all__ = ["Sublayer"]
+__all__ = ["OpaqueMixer", "Sublayer"]
 
 
 @dataclass(kw_only=True)
@@ -51,6 +51,10 @@ class Sublayer(Part):
     def projections(self) -> dict[str, Projection]:
         """Its linear layers by role: "q", "up" and the like."""
 
+    def members(self) -> Mapping[str, Projection | Norm]:
+        """What holds its parameters, by role: its linear layers, and norms inside it."""
+        return self.projections()
+
     def buffers(self) -> dict[str, Tensor]:
         """What a part of modwright's stores beside its weights, by name: index tables and such."""
         return dict(self.module.named_buffers(recurse=False)) if self.is_generic else {}
@@ -58,35 +62,51 @@ class Sublayer(Part):
     def parameters(self) -> dict[str, Tensor]:
         weights = {
             f"{role}.{name}": tensor
-            for role, projection in self.projections().items()
-            for name, tensor in projection.parameters().items()
+            for role, member in self.members().items()
+            for name, tensor in member.parameters().items()
         }
         return weights | {name: buffer.detach() for name, buffer in self.buffers().items()}
 
     def stored_at(self, name: str) -> tuple[nn.Module, str]:
         role, _, leaf = name.rpartition(".")
-        projection = self.projections().get(role)
-        return super().stored_at(name) if projection is None else projection.stored_at(leaf)
+        member = self.members().get(role)
+        return super().stored_at(name) if member is None else member.stored_at(leaf)
 
     def write(self, name: str, value: Tensor) -> None:
-        buffer = self.buffers().get(name)
-        if buffer is not None:
-            if buffer.shape != value.shape:
-                raise InvalidInputError(
-                    f"{self.address}.{name}: shape {tuple(value.shape)} does not fit"
-                )
-            buffer.copy_(value)
-            return
         role, _, leaf = name.rpartition(".")
-        projections = self.projections()
-        if role not in projections:
-            raise InvalidInputError(
-                f"{self.address} has no part {role or name!r}; it has {', '.join(projections)}"
-            )
-        projections[role].write(leaf, value)
+        member = self.members().get(role)
+        if member is None:
+            super().write(name, value)
+        else:
+            member.write(leaf, value)
 
     @property
     def num_parameters(self) -> int:
         """With the norm that goes when the sublayer goes."""
-        own = sum(p.num_parameters for p in self.projections().values())
+        own = sum(member.num_parameters for member in self.members().values())
         return own + (self.norm.num_parameters if self.norm is not None else 0)
+
+
+@dataclass
+class OpaqueMixer(Sublayer):
+    """What stands at the place of an attention or an MLP and is neither: pooling, a convolution.
+
+    It is counted as a whole, and can be removed and replaced.
+    """
+
+    writes_residual = ()
+
+    def projections(self) -> dict[str, Projection]:
+        """None that are known."""
+        return {}
+
+    def parameters(self) -> dict[str, Tensor]:
+        stored = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return {name: tensor.detach() for name, tensor in stored.items()}
+
+    @property
+    def num_parameters(self) -> int:
+        return super().num_parameters + sum(p.numel() for p in self.module.parameters())
+
+    def __repr__(self) -> str:
+        return f"OpaqueMixer({self.address}: {type(self.module).__name__})"
