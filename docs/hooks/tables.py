@@ -99,7 +99,7 @@ def _families() -> str:
 
 
 def _refused_types() -> str:
-    from modwright.anatomy.families.refused import REFUSED
+    from modwright.anatomy.families import REFUSED
 
     reasons: dict[str, list[str]] = {}
     for model_type, reason in REFUSED.items():

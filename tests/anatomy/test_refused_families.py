@@ -9,8 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from modwright.anatomy import Anatomy
-from modwright.anatomy.families import families, family_of
-from modwright.anatomy.families.refused import REFUSED
+from modwright.anatomy.families import REFUSED, families, family_of
 from modwright.core.errors import UnsupportedArchitecture
 
 SMALL = {

@@ -38,6 +38,7 @@ class Anatomy:
 
     def __init__(self, model: nn.Module, family: Family) -> None:
         self.model, self.family = model, family
+        self.config: Any = family.config
         layers = family.layers(model)
         if len({id(layer) for layer in layers}) != len(layers):
             raise UnsupportedArchitecture(
@@ -55,8 +56,7 @@ class Anatomy:
 
         Raises:
             UnsupportedArchitecture: no family knows its ``config.model_type``.
-            InvalidInputError: its weights are quantized, or PEFT adapters add to them;
-                or its config has ``return_dict`` off.
+            InvalidInputError: it is quantized, has PEFT adapters or ``return_dict`` off.
         """
         if isinstance(model, cls):
             return model
@@ -73,10 +73,6 @@ class Anatomy:
                 "set model.config.return_dict = True"
             )
         return cls(model, family_of(config, model))
-
-    @property
-    def config(self) -> Any:
-        return self.family.config
 
     @property
     def hidden_size(self) -> int:
@@ -135,10 +131,8 @@ class Anatomy:
         later = self.after_blocks
         yield from ((a, p) for a, p in self.outer.items() if a not in later)
         for block in self.blocks:
-            for role, sublayer in block.sublayers():
-                yield f"{block.address}.{role}", sublayer
-            for role, norm in block.norms.items():
-                yield f"{block.address}.{role}", norm
+            for role, part in (*block.sublayers(), *block.norms.items()):
+                yield f"{block.address}.{role}", part
         yield from ((a, p) for a, p in self.outer.items() if a in later)
 
     def part(self, address: str) -> Any:

@@ -1,7 +1,4 @@
-"""What a model reads: tokens or images. Probes, costs and timings are made of these.
-
-Axes: b sequences or images, t tokens, C channels, h height, w width.
-"""
+"""What a model reads: tokens (b, t) or images (b, C, h, w). Probes are made of these."""
 
 from __future__ import annotations
 

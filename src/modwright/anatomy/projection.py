@@ -23,11 +23,9 @@ class Projection:
         rows: which output rows of the module belong to this map; None for all.
         transposed: the module stores [in, out] (GPT-2's Conv1D).
 
-    ``weight`` and ``bias`` are detached. Rows given by a slice are read as a view; rows given by an
-    index tensor, as a copy.
-
-    ``input_axes`` and ``output_axes`` name the parameters that hold the channels of what is read
-    and of what is returned, and along which axis.
+    What is read is detached, and a view but for rows that an index names. ``input_axes`` and
+    ``output_axes`` name the parameters that hold the channels of what is read and of what is
+    returned, and along which axis.
     """
 
     input_axes: ClassVar[Mapping[str, int]] = {"weight": 1}
@@ -152,10 +150,7 @@ class FactoredProjection(Projection):
 
 
 class ZeroMeanProjection(Projection):
-    """A linear layer that recentres what it returns: ``weight`` and ``bias`` are those that act.
-
-    What is stored is not recentered; :meth:`parameters` and :meth:`write` deal with that.
-    """
+    """A linear layer that recentres what it returns: ``weight`` and ``bias`` are those that act."""
 
     @property
     def weight(self) -> Tensor:
@@ -167,6 +162,7 @@ class ZeroMeanProjection(Projection):
         return None if bias is None else recentered(bias)
 
     def parameters(self) -> dict[str, Tensor]:
+        """As they are stored, not recentered; :meth:`write` takes these."""
         named = {"weight": super().weight, "bias": super().bias}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 

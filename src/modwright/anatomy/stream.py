@@ -22,12 +22,7 @@ WriteProjection = Projection | Embedding | Linear | PatchEmbedding
 
 @dataclass(frozen=True)
 class ReadProjection:
-    """A linear layer that reads the stream. ``input_axes`` of it says where its channels lie.
-
-    Attributes:
-        part: the map.
-        norm: what it reads the stream through; None where it reads the stream itself.
-    """
+    """A linear layer that reads the stream, through a norm or (None) by itself."""
 
     part: Projection | Embedding | Linear
     norm: Norm | None
@@ -65,19 +60,15 @@ class ResidualStream:
 
     @property
     def last_reader(self) -> ReadProjection | None:
-        """What reads the stream through the last norm, if all that does is known.
-
-        A bare model returns what the last norm gives, and labels may be read from it too.
-        """
+        """What reads the stream through the last norm, if all that does is known: a bare model
+        returns what that norm gives."""
         if self.last_norm is None or not self.is_complete:
             return None
         return next((r for r in self.readers if r.norm is self.last_norm), None)
 
 
 def stream_of(anatomy: Anatomy) -> ResidualStream:
-    """Follows the stream through the parts of a model.
-
-    Outside the blocks the width tells: a table of narrower vectors is read by the map after it.
+    """Follows the stream; outside the blocks the width tells which tables write to it.
 
     Example:
         >>> import modwright

@@ -1,7 +1,4 @@
-"""How far a model is from the one it was made of: what both predict at the same places of a text.
-
-Axes: B windows of a batch, T tokens of a window, N places compared, V vocabulary, d hidden size.
-"""
+"""How far a model is from the one it was made of: what both say at the same places of a text."""
 
 from __future__ import annotations
 
@@ -131,11 +128,7 @@ def agreement(
 
 
 def require_comparable(teacher: PreTrainedModel, student: PreTrainedModel) -> str:
-    """What of two models can be compared, seen from a few tokens.
-
-    Raises:
-        InvalidInputError: outputs of two kinds or two sizes, or none that can be compared.
-    """
+    """What of two models can be compared, seen from a few tokens; refuses two that differ in it."""
     models, names = (teacher, student), [type(model).__name__ for model in (teacher, student)]
     with eval_mode(*models), torch.no_grad():
         kinds = [_kind_of(model) for model in models]
@@ -193,8 +186,7 @@ def eval_positions_of(
     """The inputs of every batch with the places to compare, and what a recipe says of them.
 
     Raises:
-        InvalidInputError: too little text, numbers outside their range, no tokenizer, no mask
-            token.
+        InvalidInputError: too little text, numbers outside their range, no mask token.
     """
     if isinstance(windows, TokenWindows):
         counted, recipe = _given(kind, tokenizer, windows), dict(windows.recipe)

@@ -1,7 +1,4 @@
-"""What every measurement needs of a model: its limits, its logits, what it sees, its windows.
-
-Axes: B windows of a batch, T tokens of a window, V vocabulary.
-"""
+"""What every measurement needs of a model: its limits, its logits, what it sees, its windows."""
 
 from __future__ import annotations
 
@@ -79,13 +76,9 @@ def looks_ahead(model: PreTrainedModel, rows: Tensor, needed: str) -> bool | Non
 
     The class does not tell: an edit can make a decoder look ahead, and encoders have logits too. So
     the later half of a few tokens is changed, and the logits of the earlier half are compared.
-
-    Raises:
-        InvalidInputError: no logits over the vocabulary for every token; the message begins with
-            ``needed``.
+    Refused, with a message that begins with ``needed``, is what gives no logits for every token.
     """
-    vocabulary = vocabulary_size(model)
-    assert vocabulary is not None
+    vocabulary = vocabulary_size(model) or 0
     ids = rows[:1, :_PROBE_TOKENS]
     kept = ids.shape[1] // 2
     changed = ids.clone()
@@ -125,10 +118,8 @@ def require_causal(model: PreTrainedModel, needed: str, rows: Tensor | None = No
 
 def first_ids(model: PreTrainedModel) -> Tensor:
     """A few token ids (1, T) that every model of text knows, to see what it does with them."""
-    vocabulary = vocabulary_size(model)
-    assert vocabulary is not None
     length = min(_PROBE_TOKENS, position_limit(model) or _PROBE_TOKENS)
-    return torch.arange(length)[None] % vocabulary
+    return torch.arange(length)[None] % (vocabulary_size(model) or 1)
 
 
 @dataclass(frozen=True)
@@ -139,12 +130,11 @@ class PerplexityRecipe:
         data: the text; a string is a packaged name or a path.
         windows: how many windows, from the start of the text.
         length: tokens of a window, special tokens included.
-        stride: text tokens from one window's start to the next one's. None is the text tokens of a
-            window, so that windows do not overlap; with a smaller one every window but the first
-            counts its last ``stride`` tokens only, the others being context.
+        stride: text tokens from one window's start to the next one's. None lets windows not
+            overlap; with a smaller one every window but the first counts its last ``stride`` tokens
+            only, the others being context.
         bos: special tokens of each window: "auto" for those that the tokenizer adds by itself,
-            True for its BOS token, False for none. Without a token before it the first token of a
-            window has nothing to be predicted from and is not counted.
+            True for its BOS token, False for none; then its first token is not counted.
         batch_size: windows of a batch; changes speed and memory, not the number.
     """
 
@@ -177,11 +167,7 @@ class Windows:
 def cut_windows(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: PerplexityRecipe
 ) -> Windows:
-    """The windows of a recipe; the positions of the model limit their length.
-
-    Raises:
-        InvalidInputError: too little text, or a number outside its range; names the valid ones.
-    """
+    """The windows of a recipe; numbers outside their range and too little text are refused."""
     require_count("windows", recipe.windows)
     require_count("batch_size", recipe.batch_size)
     text = tokenize_text(tokenizer, recipe.data, offsets=True)

@@ -75,7 +75,6 @@ class Harness:
     """All scores of a run.
 
     Attributes:
-        scores: in the order of the harness.
         finite: False where a logit was NaN; then no score has a value.
         recipe: JSON-able: harness, tasks with version, examples and documents, limit, batch size,
             longest input, tokens before a text, how many inputs had to be cut, seeds, dtype, digest
@@ -152,11 +151,7 @@ def run_harness(
 
 
 def require_scorable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> None:
-    """Refuse what the harness cannot score, seen from a few tokens.
-
-    Raises:
-        InvalidInputError: no tokenizer, one without BOS and EOS, or no causal language model.
-    """
+    """Refuse what the harness cannot score, seen from a few tokens."""
     require_vocabulary(model, _NO_LM)
     if tokenizer is None:
         raise InvalidInputError(f"{_NO_LM} on text, and this model brings no tokenizer")

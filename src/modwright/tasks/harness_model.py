@@ -24,10 +24,8 @@ class CountedModel(HFLM):
     """HFLM over a model in memory, which tells its progress and whether its logits are numbers.
 
     The tokenizer is copied: the harness may give it a padding token, and a checkpoint saved later
-    must not have that.
-
-    Attributes:
-        finite: False once a logit was NaN. The harness would take NaN for the first answer.
+    must not have that. ``finite`` is False once a logit was NaN, which the harness would take for
+    the first answer.
     """
 
     def __init__(
@@ -37,14 +35,9 @@ class CountedModel(HFLM):
         batch_size: int,
         progress: Progress,
     ) -> None:
-        super().__init__(
-            pretrained=model,
-            tokenizer=copy.deepcopy(tokenizer),
-            backend="causal",
-            batch_size=batch_size,
-        )
-        self.progress = progress
-        self.finite = True
+        own = copy.deepcopy(tokenizer)
+        super().__init__(model, backend="causal", tokenizer=own, batch_size=batch_size)
+        self.progress, self.finite = progress, True
         self._windows: Task | None = None
 
     def _model_call(self, inps: Tensor, *rest: Any, **more: Any) -> Tensor:

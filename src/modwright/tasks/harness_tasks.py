@@ -242,10 +242,7 @@ def _try(name: str, task: Any) -> None:
 
 @contextmanager
 def seeded(model: nn.Module | None = None) -> Iterator[None]:
-    """The harness's seeds inside the block; the generators go on afterwards as if it had not been.
-
-    A task that shuffles its answers then gives the same questions before and after an edit.
-    """
+    """The harness's seeds inside the block; afterwards the generators go on as if without it."""
     import numpy
 
     devices = {p.device for p in model.parameters() if p.is_cuda} if model is not None else set()
@@ -272,10 +269,9 @@ class _Counter(logging.Handler):
 
 @contextmanager
 def quiet_harness() -> Iterator[_Counter]:
-    """No bars, prints and log lines of the harness and its libraries inside the block.
+    """No bars, prints and log lines of the harness, nor processes for its error bars.
 
-    What is yielded counts the texts that did not fit into the model and were cut. The harness's
-    error bars are drawn in this process, not in a pool of new ones.
+    What is yielded counts the texts that did not fit into the model and were cut.
     """
     import tqdm
 

@@ -1,8 +1,4 @@
-"""Image files as they are meant to be seen, and to which class and split those of a folder belong.
-
-Images are upright, in 8-bit red, green and blue. One reader for everything that takes image files.
-It depends on Pillow.
-"""
+"""Image files as they are meant to be seen, and the classes and splits of those in a folder."""
 
 from __future__ import annotations
 
@@ -40,12 +36,7 @@ _SHOWN = 3
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file is an image, by its first bytes; a damaged one is, by its suffix.
-
-    Example:
-        >>> is_image("nothing.csv"), is_image("nothing.png")
-        (False, True)
-    """
+    """Whether a file is an image, by its first bytes; a damaged one is, by its suffix."""
     from PIL import Image
 
     path = Path(path)
@@ -131,12 +122,9 @@ def _eight_bit(image: Image.Image, kind: str | None, path: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Files with their classes, in two splits.
+    """Files in two splits: a name, and for each (file, index of its class).
 
-    Attributes:
-        classes: names, in the order of the indices.
-        splits: two names, and for each the (file, index of its class).
-        notes: sentences on what was left out, and how the splits were made.
+    ``notes`` are sentences on what was left out, and how the splits were made.
     """
 
     classes: tuple[str, ...]

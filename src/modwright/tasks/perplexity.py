@@ -1,7 +1,4 @@
-"""Perplexity of a causal language model on a named text, as a number that carries its recipe.
-
-Axes: B windows of a batch, T tokens of a window, V vocabulary.
-"""
+"""Perplexity of a causal language model on a named text, as a number that carries its recipe."""
 
 from __future__ import annotations
 
@@ -45,14 +42,12 @@ class Perplexity:
     """A measured perplexity.
 
     Attributes:
-        value: exp of the mean negative log-likelihood of the counted tokens; inf or nan where the
-            model's output is not finite.
-        nll_per_token: that mean, in nats.
+        value: exp of ``nll_per_token``, the mean negative log-likelihood of the counted tokens in
+            nats; inf or nan where the model's output is not finite.
         tokens: how many tokens were counted.
         bits_per_byte: summed negative log-likelihood in bits over the UTF-8 bytes of the text that
             the counted tokens cover; does not depend on the tokenizer's granularity.
-        word_perplexity: exp of the same sum over the whitespace-separated words that begin in that
-            text; not comparable with ``value``. nan if no word begins there.
+        word_perplexity: exp of the same sum over the words that begin in that text, or nan.
         recipe: JSON-able: data, split, windows, length, stride, BOS, batch size, unit, how the
             covered text was found, dtype, vocabulary size, sha256 of the token ids.
         seconds: of the forward passes.

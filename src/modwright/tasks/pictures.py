@@ -1,7 +1,4 @@
-"""Labelled images for training and measuring classifiers: deterministic, offline.
-
-Axes: N images, C channels, H height, W width.
-"""
+"""Labelled images (N, C, H, W) for training and measuring classifiers: deterministic, offline."""
 
 from __future__ import annotations
 
@@ -42,10 +39,8 @@ class Pictures:
     """Images in memory, ready for a model: a dataset as transformers' Trainer takes it.
 
     Attributes:
-        name: what they are, with the split and the size.
         pixels: (N, C, H, W), normalized.
-        labels: (N,) indices of classes.
-        classes: names, in the order of the indices.
+        labels: (N,) indices of ``classes``.
         notes: sentences on what was left out, and how the splits were made.
 
     Example:
@@ -125,11 +120,7 @@ def digits(
 
 
 def read_idx(path: str | Path) -> Tensor:
-    """The numbers of an idx file, the format of MNIST and Fashion-MNIST; gzipped or not.
-
-    Raises:
-        CheckpointError: there is no such file, or it is no idx file.
-    """
+    """The numbers of an idx file, the format of MNIST and Fashion-MNIST; gzipped or not."""
     path = Path(path)
     try:
         packed = first_bytes(path, 2) == b"\x1f\x8b"

@@ -1,7 +1,4 @@
-"""Pairs of small and large images for super-resolution, and how near an image comes to another.
-
-Axes: B images, C channels, H height, W width. Pixels are numbers from 0 to 1.
-"""
+"""Pairs of small and large images (B, C, H, W) from 0 to 1, and how near one comes to another."""
 
 from __future__ import annotations
 
@@ -65,11 +62,8 @@ class SuperResolutionDataset:
 def bicubic(images: Tensor, scale: float) -> Tensor:
     """Cubic convolution with a = -1/2; where images get smaller, the kernel gets as much wider.
 
-    This is what test sets of super-resolution are made by, and what models are compared with.
-
     Shapes:
-        (B, C, H, W) -> (B, C, round(scale H), round(scale W)); values may overshoot the range of
-        the pixels.
+        (B, C, H, W) -> (B, C, round(scale H), round(scale W)); values may overshoot their range.
 
     Example:
         >>> bicubic(torch.ones(1, 3, 8, 8), 0.5).shape
@@ -247,8 +241,8 @@ def psnr(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
 def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> float:
     """Structural similarity, the mean over images, channels and places; 1 for equal ones.
 
-    Means and spreads are of windows of 11 x 11, weighted by a Gaussian of 1.5 pixels; only windows
-    that lie within the image count (doi 10.1109/TIP.2003.819861).
+    Means and spreads are of windows of 11 x 11 within the image, weighted by a Gaussian of 1.5
+    pixels (doi 10.1109/TIP.2003.819861). Arguments are those of :func:`psnr`.
 
     Raises:
         InvalidInputError: images that cannot be compared, or are smaller than a window.

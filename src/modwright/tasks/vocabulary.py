@@ -27,10 +27,8 @@ def require_same_tokenizer(
     """Refuse two tokenizers that differ, naming the first difference.
 
     They are the same if every token has the same id in both and, where a text is given, both cut it
-    alike: two tables of tokens can be equal and the rules that join letters to them not.
-
-    ``names`` are what messages call the two models; ``data`` is a text to cut with both, such as
-    the one to be measured on.
+    alike: two tables of tokens can be equal and the rules that join letters to them not. Messages
+    call the two models by ``names``.
 
     Raises:
         InvalidInputError: a tokenizer is missing or differs.

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from modwright.anatomy.families.refused import REFUSED
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.core.registry import Registry
 
 if TYPE_CHECKING:
     from modwright.anatomy.families.family import Family
 
-__all__ = ["MODEL_TYPES", "families", "family_names", "family_of", "register_family", "wrapped"]
+__all__ = ["MODEL_TYPES", "REFUSED", "families", "family_names", "family_of", "register_family"]
+__all__ += ["wrapped"]
 
 MODEL_TYPES: Registry[type[Family]] = Registry("model type", __name__)
+_MORE_NORMS = (
+    "its blocks normalize what attention and MLP return (norms after the sublayers), and no layout "
+    "here stands for that"
+)
+_NORMED = (
+    "exaone4 gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text glm4 olmo2 olmo3"
+)
+# Model types that look like a known one and cannot be opened, with the reason.
+REFUSED: Mapping[str, str] = {
+    "residual_network": "a network of convolutions: it has no attention and no MLP",
+    **dict.fromkeys(_NORMED.split(), _MORE_NORMS),
+    "albert": "its layers are one module used many times, so none can be edited alone",
+}
+
 _TOLD = ("num_hidden_layers", "hidden_size", "num_attention_heads")
 
 
@@ -40,11 +55,7 @@ def family_names() -> list[str]:
 
 
 def wrapped(model: Any) -> Any:
-    """A model with a transformers config: itself, or around a model of another library.
-
-    Raises:
-        UnsupportedArchitecture: no family knows it.
-    """
+    """A model with a transformers config: itself, or around a model of another library."""
     if getattr(model, "config", None) is not None:
         return model
     for family in dict.fromkeys(families().values()):
@@ -57,9 +68,7 @@ def wrapped(model: Any) -> Any:
 
 
 def family_of(config: Any, model: Any = None) -> Family:
-    """The family of a config, for stock models and for remodeled ones.
-
-    With the model itself it is the one whose names are those of its version.
+    """The family of a config, stock or remodeled; with the model, the one that names its modules.
 
     Raises:
         UnsupportedArchitecture: names what was recognized, and how a family is added.

@@ -259,10 +259,8 @@ class Family(FamilyTable):
     def place_outside(
         self, model: nn.Module, role: str, part: str, kwargs: dict[str, Any]
     ) -> list[Placement]:
-        """Where a registered part goes when it replaces what stands outside the blocks.
-
-        The bare backbone of a model with another head has no head, so nothing goes there.
-        """
+        """Where a registered part goes when it replaces what stands outside the blocks: nowhere for
+        the head of a bare backbone."""
         if role == "head":
             head = getattr(model, "get_output_embeddings", lambda: None)()
             found = [name for name, module in model.named_modules() if module is head]

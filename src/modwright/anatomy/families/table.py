@@ -115,11 +115,7 @@ class FamilyTable:
         """Sets in a config what a live model may change by a method of its own: nothing, mostly."""
 
     def keep_blocks(self, config: Any, kept: Sequence[int]) -> None:
-        """Lets a stock config say that blocks ``kept``, by their numbers, stand in this order.
-
-        Raises:
-            InvalidInputError: the config has no way to say it.
-        """
+        """Lets a stock config say that blocks ``kept`` stand in this order, or refuses."""
         types = getattr(config, "layer_types", None)
         if types is not None:
             config.__dict__["layer_types"] = [types[i] for i in kept]
@@ -128,11 +124,7 @@ class FamilyTable:
     @classmethod
     def wrap(cls, model: nn.Module) -> nn.Module | None:
         """A transformers model around one of another library, with the same weights; None where
-        the family does not know it.
-
-        Raises:
-            UnsupportedArchitecture: it knows the library, and not this model.
-        """
+        the family does not know the library."""
         return None
 
     def check(self) -> None:

@@ -1,7 +1,6 @@
 """What the modules of a timm model tell: whether it is a plain ViT, and how timm builds it.
 
-Nothing here imports timm, and nothing asks for a class by its name: a block is known by what it
-holds and by the order in which it holds it.
+Nothing here imports timm: a block is known by what it holds, in which order.
 """
 
 from __future__ import annotations
@@ -142,19 +141,20 @@ def arguments_of(vit: Any) -> dict[str, Any]:
         "patch_drop_rate": float(getattr(getattr(vit, "patch_drop", None), "prob", 0.0)),
         "drop_path_rate": round(float(dropped or 0.0), 6),  # timm keeps it in single precision
     }
-    for name in ("global_pool", "no_embed_class", "dynamic_img_size", "pool_include_prefix"):
-        if hasattr(vit, name):
-            found[name] = getattr(vit, name)
+    told = ("global_pool", "no_embed_class", "dynamic_img_size", "pool_include_prefix")
+    found |= {name: getattr(vit, name) for name in told if hasattr(vit, name)}
     if hasattr(embed, "dynamic_img_pad"):
         found["dynamic_img_pad"] = embed.dynamic_img_pad
     for block in vit.blocks:
         attention, mlp, scale = block.attn, block.mlp, getattr(block, "ls1", None)
         if "num_heads" not in found and isinstance(getattr(attention, "qkv", None), nn.Linear):
-            found["num_heads"] = attention.num_heads
-            found["qkv_bias"] = attention.qkv.bias is not None
-            found["proj_bias"] = attention.proj.bias is not None
-            found["attn_drop_rate"] = _rate(attention.attn_drop)
-            found["proj_drop_rate"] = _rate(attention.proj_drop)
+            found |= {
+                "num_heads": attention.num_heads,
+                "qkv_bias": attention.qkv.bias is not None,
+                "proj_bias": attention.proj.bias is not None,
+                "attn_drop_rate": _rate(attention.attn_drop),
+                "proj_drop_rate": _rate(attention.proj_drop),
+            }
         if "mlp_ratio" not in found and hasattr(mlp, "fc1"):
             found["mlp_ratio"] = ratio(mlp.fc1.out_features, mlp.fc1.in_features)
         if "init_values" not in found and scale is not None:
@@ -178,11 +178,7 @@ def _rate(dropout: Any) -> float:
 
 
 def wrap(vit: Any) -> Any:
-    """transformers' wrapper with a live timm model in it; nothing is copied.
-
-    Raises:
-        UnsupportedArchitecture: timm would not build this model from its name and arguments.
-    """
+    """transformers' wrapper with a live timm model in it, if timm builds it from its arguments."""
     told = getattr(vit, "pretrained_cfg", None) or getattr(vit, "default_cfg", None) or {}
     name = str(told.get("architecture") or _PLAIN)
     before, live = arguments_of(_built(name, vit, {}).timm_model), arguments_of(vit)
@@ -221,13 +217,10 @@ def _built(name: str, vit: Any, arguments: dict[str, Any]) -> Any:
 
 
 def _described(model: nn.Module) -> dict[str, str]:
-    """Path of a module -> its class, its settings and the shapes of its own parameters.
-
-    Rates of dropping are no part of the structure.
-    """
+    """Path of a module -> its class, its settings and the shapes of its own parameters."""
     told = {}
     for path, module in model.named_modules():
-        kind = type(module).__name__
+        kind = type(module).__name__  # rates of dropping are no part of the structure
         settings = "" if "Drop" in kind else module.extra_repr().replace("\n", " ")
         shapes = [f"{n} {tuple(p.shape)}" for n, p in module.named_parameters(recurse=False)]
         told[path] = " ".join([f"{kind}({settings})", *shapes])

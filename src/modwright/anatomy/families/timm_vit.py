@@ -76,22 +76,13 @@ class TimmVit(Family):
     def wrap(cls, model: nn.Module) -> nn.Module | None:
         if not is_of_timm(model):
             return None
-        reason = reason_against(model)
-        if reason:
-            raise UnsupportedArchitecture(
-                f"{type(model).__name__} of timm is no ViT that can be edited: {reason}"
-            )
+        _require_plain(model, f"{type(model).__name__} of timm")
         return wrap(model)
 
     def fitting(self, model: nn.Module) -> Family:
         """With the numbers of a live model, which the config may leave to timm."""
         vit: Any = model.timm_model
-        reason = reason_against(vit)
-        if reason:
-            raise UnsupportedArchitecture(
-                f"timm's {self.config.architecture!r} ({type(vit).__name__}) is no ViT that can be "
-                f"edited: {reason}"
-            )
+        _require_plain(vit, f"timm's {self.config.architecture!r} ({type(vit).__name__})")
         fitted = TimmVit(self.config, vit)
         fitted._arguments = {**arguments_of(vit), **fitted._arguments}
         fitted.outer = {a: path for a, path in self.outer.items() if _is_there(model, path)}
@@ -209,6 +200,12 @@ class TimmVit(Family):
         if not now or now == self._arguments.get(name):
             return {f"{_INSIDE}.{name}": 0, "skip": [outer]}
         return {f"{_INSIDE}.{name}": now}
+
+
+def _require_plain(vit: nn.Module, named: str) -> None:
+    reason = reason_against(vit)
+    if reason:
+        raise UnsupportedArchitecture(f"{named} is no ViT that can be edited: {reason}")
 
 
 def _is_there(model: nn.Module, path: str) -> bool:

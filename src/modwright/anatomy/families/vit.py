@@ -1,8 +1,4 @@
-"""ViT of transformers: images in patches, a class token, pre-norm blocks without a causal mask.
-
-Two module trees are in use. The older one keeps the output map of an attention, and the second map
-of an MLP, in modules beside them.
-"""
+"""ViT of transformers: images in patches, a class token, pre-norm blocks without a causal mask."""
 
 from __future__ import annotations
 
@@ -67,7 +63,7 @@ class Vit(Family):
 
 
 class OlderVit(Vit):
-    """The module tree of transformers 4 and of the first versions 5."""
+    """The tree of transformers 4 and of the first versions 5: two maps lie beside their modules."""
 
     outer = {**Vit.outer, "blocks": "encoder.layer"}
     block = {

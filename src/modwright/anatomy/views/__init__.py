@@ -9,11 +9,12 @@ from modwright.anatomy.views.attention import Attention
 from modwright.anatomy.views.block import Block, Layout
 from modwright.anatomy.views.experts import Expert, MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
-from modwright.anatomy.views.norm import LayerScale, Norm
 from modwright.anatomy.views.part import (
     Embedding,
+    LayerScale,
     Linear,
     ModulePart,
+    Norm,
     OpaqueModule,
     Part,
     PatchEmbedding,

@@ -1,7 +1,4 @@
-"""Attention.
-
-Axes: d hidden_size, H query heads, K key/value heads, D channels of a head.
-"""
+"""Attention."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ import torch
 from torch import Tensor
 
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.views.norm import Norm
+from modwright.anatomy.views.part import Norm
 from modwright.anatomy.views.sublayer import Sublayer
 from modwright.nn import AttentionShape, GroupedAttention
 

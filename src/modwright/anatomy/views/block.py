@@ -11,7 +11,7 @@ from torch import nn
 from modwright.anatomy.views.attention import Attention
 from modwright.anatomy.views.experts import MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
-from modwright.anatomy.views.norm import Norm
+from modwright.anatomy.views.part import Norm
 from modwright.anatomy.views.sublayer import OpaqueMixer, Sublayer
 from modwright.core.capture import HookPoint
 

@@ -1,7 +1,4 @@
-"""A mixture of experts as parts: a router, and experts whose maps lie in three-dimensional tensors.
-
-Axes: n positions, d hidden_size, E experts, I neurons of one expert.
-"""
+"""A mixture of E experts of I neurons: a router, and maps that lie in tensors (E, out, in)."""
 
 from __future__ import annotations
 

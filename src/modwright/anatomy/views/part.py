@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from modwright.anatomy.projection import Projection
 from modwright.core.errors import InvalidInputError
+from modwright.nn import CRMSNorm, RestoringCRMSNorm
 
-__all__ = ["Embedding", "Linear", "ModulePart", "OpaqueModule", "Part", "PatchEmbedding"]
+__all__ = ["Embedding", "LayerScale", "Linear", "ModulePart", "Norm", "OpaqueModule", "Part"]
+__all__ += ["PatchEmbedding"]
 
 
 class Part(ABC):
@@ -25,10 +27,8 @@ class Part(ABC):
         """Parameters (and buffers that belong to the structure) by the name that write() takes."""
 
     def stored_at(self, name: str) -> tuple[nn.Module, str]:
-        """The module that holds a tensor of :meth:`parameters`, and its name there.
-
-        Several names may lie in one tensor, as the rows of a fused projection do.
-        """
+        """The module that holds a tensor of :meth:`parameters`, perhaps with others, and its name
+        there."""
         path, _, leaf = name.rpartition(".")
         return self.module.get_submodule(path), leaf
 
@@ -70,8 +70,7 @@ class OpaqueModule(ModulePart):
 class Embedding(ModulePart):
     """A table of vectors, one per token or per position: weight [entries, d].
 
-    Vision models hold learned tokens and positions as bare parameters (1, entries, d). A head over
-    the vocabulary is one too: it reads the stream where the others write to it.
+    A head over the vocabulary is one too: it reads the stream where the others write to it.
     """
 
     input_axes: ClassVar[Mapping[str, int]] = {"weight": 1}
@@ -99,3 +98,47 @@ class PatchEmbedding(ModulePart):
     def __init__(self, module: nn.Module, address: str, count: int | None) -> None:
         super().__init__(module, address)
         self.count = count
+
+
+class Norm(ModulePart):
+    """A normalization.
+
+    Attributes:
+        kind: "layer" (centering), "rms", "crms" (of a zero-mean stream that is stored without one
+            coordinate), or "other".
+        offset: 1 for norms that multiply by (1 + w).
+    """
+
+    def __init__(self, module: nn.Module, address: str) -> None:
+        super().__init__(module, address)
+        name = type(module).__name__
+        self.kind = "rms" if "RMSNorm" in name else "layer" if "LayerNorm" in name else "other"
+        if isinstance(module, CRMSNorm | RestoringCRMSNorm):
+            self.kind = "crms"
+        self.offset = 1.0 if name.startswith(("Gemma", "NemotronLayerNorm1P")) else 0.0
+
+    @property
+    def scale(self) -> Tensor | None:
+        """(d,): what it multiplies by; None where that is one."""
+        weight = self.parameters().get("weight")
+        return weight if weight is None or not self.offset else weight + self.offset
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(d,): what it adds at the end, or None."""
+        return self.parameters().get("bias")
+
+    @property
+    def eps(self) -> float:
+        for name in ("eps", "variance_epsilon"):
+            if isinstance(value := getattr(self.module, name, None), float):
+                return value
+        raise InvalidInputError(f"{self.address}: {type(self.module).__name__} shows no epsilon")
+
+
+class LayerScale(Norm):
+    """What a branch is multiplied by, channel by channel; nothing is normalized."""
+
+    @property
+    def scale(self) -> Tensor | None:
+        return self.parameters().get("gamma")

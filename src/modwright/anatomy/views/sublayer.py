@@ -10,8 +10,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.views.norm import Norm
-from modwright.anatomy.views.part import Part
+from modwright.anatomy.views.part import Norm, Part
 from modwright.core.capture import HookPoint
 
 __all__ = ["OpaqueMixer", "Sublayer"]
@@ -89,7 +88,7 @@ class Sublayer(Part):
 
 @dataclass
 class OpaqueMixer(Sublayer):
-    """What stands at the place of an attention or an MLP and is neither: pooling, a convolution.
+    """What stands at the place of an attention or an MLP and is neither, such as pooling.
 
     It is counted as a whole, and can be removed and replaced.
     """
