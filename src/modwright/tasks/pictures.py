@@ -26,10 +26,11 @@ __all__ = ["Pictures", "digits", "folder_pictures", "idx_pictures", "read_idx"]
 # Type codes of idx files; the numbers in them are big-endian.
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 _LONGEST_IDX = 2**31
-_FASHION = "t-shirt,trouser,pullover,dress,coat,sandal,shirt,sneaker,bag,ankle boot"
+_FASHION: tuple[str, ...] = ("t-shirt", "trouser", "pullover", "dress", "coat")
+_FASHION += ("sandal", "shirt", "sneaker", "bag", "ankle boot")
 # How often each label stands in the training labels of a set -> the names of its labels.
 _KNOWN = {
-    (6000,) * 10: tuple(_FASHION.split(",")),
+    (6000,) * 10: _FASHION,
     (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949): tuple("0123456789"),
 }
 
@@ -66,7 +67,7 @@ class Pictures:
         """The first ``count`` of them; more than there are are refused."""
         if not 1 <= count <= len(self):
             raise InvalidInputError(f"{self.name} has {len(self)} images, not {count}")
-        first = {"pixels": self.pixels[:count], "labels": self.labels[:count]}
+        first: dict[str, Any] = {"pixels": self.pixels[:count], "labels": self.labels[:count]}
         return replace(self, name=f"{self.name}, first {count}", **first)
 
 

@@ -171,9 +171,9 @@ def _pair(image: Tensor, scale: int) -> _Pair:
 
 def _draw(pair: _Pair, side: int, draws: torch.Generator) -> _Pair:
     """A piece at any place, turned and mirrored by chance."""
-    rooms = [length - side + 1 for length in pair.small.shape[-2:]]
+    height, width = (length - side + 1 for length in pair.small.shape[-2:])
     top, left, turns, mirrored = (
-        int(torch.randint(most, (), generator=draws)) for most in (*rooms, 4, 2)
+        int(torch.randint(most, (), generator=draws)) for most in (height, width, 4, 2)
     )
     both = [torch.rot90(part, turns, (1, 2)) for part in pair.piece(side, top, left)]
     return _Pair(*(part.flip(2) if mirrored else part for part in both))

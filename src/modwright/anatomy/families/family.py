@@ -174,9 +174,14 @@ class Family(FamilyTable):
         ``shape_fields`` and what is given name ``head_dim``, the width of a head, and the like.
         """
         fields = {"scaling": "scaling", **self.shape_fields}
-        told = {n: attrgetter(path)(module) for n, path in fields.items() if n not in given} | given
+        told: dict[str, Any] = {
+            "sliding_window": getattr(module, "sliding_window", None),
+            "project_out": self._last_of("attention") == self.block["attention"],
+            **{n: attrgetter(path)(module) for n, path in fields.items() if n not in given},
+            **given,
+        }
+        told |= {n: float(told[n]) for n in ("scaling", "dropout", "output_dropout") if n in told}
         head_dim = told.pop("head_dim")
-        floats = {n: float(told[n]) for n in ("scaling", "dropout", "output_dropout") if n in told}
         return AttentionShape(
             hidden_size=projections["q"].in_features,
             num_heads=projections["q"].out_features // head_dim,
@@ -185,12 +190,7 @@ class Family(FamilyTable):
             v_head_dim=head_dim,
             biases="".join(role for role in "qkvo" if projections[role].bias is not None),
             causal=self.is_causal(),
-            **{
-                "sliding_window": getattr(module, "sliding_window", None),
-                "project_out": self._last_of("attention") == self.block["attention"],
-                **told,
-                **floats,
-            },
+            **told,
         )
 
     def read_mlp(self, block: nn.Module, address: str) -> dict[str, Any]:
@@ -328,5 +328,5 @@ class Family(FamilyTable):
 def mlp_width(shape: Mapping[str, Any], hidden_size: Any) -> int | None:
     """The width that the arguments of a part at an MLP's place tell; None where they do not."""
     names = ("in_features", "out_features", "intermediate_size")
-    widths = {shape.get(name) for name in names} - {None, hidden_size}
-    return int(widths.pop()) if len(widths) == 1 else None
+    widths: set[Any] = {shape.get(name) for name in names} - {None, hidden_size}
+    return widths.pop() if len(widths) == 1 else None

@@ -80,7 +80,7 @@ def _reason_of_block(block: Any) -> str:
 def _reason_of_attention(attention: Any) -> str:
     if isinstance(attention, GroupedAttention | ZeroModule | PlacedMixer | Opaque):
         return ""
-    fused = getattr(attention, "qkv", None)
+    fused: Any = getattr(attention, "qkv", None)
     if not all(isinstance(m, nn.Linear) for m in (fused, getattr(attention, "proj", None))):
         return "has no attention with the maps qkv and proj"
     for name in ("q_norm", "k_norm", "norm"):

@@ -190,7 +190,7 @@ class TimmVit(Family):
     def stock_class_guard(self, role: str, kwargs: dict[str, Any] | None) -> dict[str, Any]:
         """In timm's own arguments: it cannot build a model from one that is a list."""
         shape, outer = kwargs or {}, role.partition(".")[0]
-        name, now = "mlp_ratio", 0
+        name, now = "mlp_ratio", 0.0
         if outer == "attention":
             name, now = "num_heads", shape.get("num_heads", 0)
         elif outer == "mlp":

@@ -168,7 +168,8 @@ class VisionFamily(Family):
 
     @staticmethod
     def axis(module: Any, usual: int = -1) -> int:
-        return {"map": 1, "tokens": -1}.get(getattr(module, "layout", None), usual)
+        layout: Any = getattr(module, "layout", None)
+        return {"map": 1, "tokens": -1}.get(layout, usual)
 
     def read_outer(self, model: nn.Module) -> dict[str, Part]:
         parts: dict[str, Part] = {}
