@@ -19,7 +19,6 @@ from torch.nn import functional as F
 from modwright.models import create_model
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.nn.conv_backbone import ConvBackbone
-from modwright.nn.heads import ClassifierHead
 from modwright.tasks.pictures import Pictures, digits
 from modwright.training import Settings, fit
 
@@ -43,11 +42,8 @@ class Pyramid(PyramidClassifier):
 
     def __init__(self) -> None:
         super().__init__(ImageConfig(image_size=32, num_labels=10))
-        self.stem, self.norm = nn.Identity(), None
-        self.stages = ConvBackbone(3, WIDTHS).stages
-        self.head = ClassifierHead(WIDTHS[-1], 10)
-        self.describe_features(WIDTHS, first_stride=1)
-        self.post_init()
+        self.stem, self.stages = nn.Identity(), ConvBackbone(3, WIDTHS).stages
+        self.finish(None, WIDTHS[-1], WIDTHS, stride=1)
 
 
 def duoformer(**fields: Any) -> Any:

@@ -95,7 +95,7 @@ def test_values_are_checked_under_either_name() -> None:
     for name in ("depth", "depths"):
         with pytest.raises(InvalidInputError, match=r"depths is int, not 'twelve'"):
             variant_config("deit_tiny_patch16_224", **{name: "twelve"})
-    with pytest.raises(InvalidInputError, match="does not divide a hidden_size of 100"):
+    with pytest.raises(InvalidInputError, match="does not divide a width of 100"):
         class_of("vision_transformer")(embed_dim=100)
 
 

@@ -350,8 +350,8 @@ def test_flat_images_and_half_precision() -> None:
     [
         ({"upscale": 5}, "upscale must be one of 2, 3, 4, 8, not 5"),
         ({"num_heads": [3]}, "3 is no even number"),
-        ({"num_heads": [6]}, "6 heads do not divide a width of 32"),
-        ({"num_heads": [4, 4]}, "num_heads has 2 entries for 1 groups"),
+        ({"num_heads": [6]}, "num_heads 6 does not divide a width of 32"),
+        ({"num_heads": [4, 4]}, "num_heads has 2 entries for 1 stages"),
         ({"hidden_size": 16}, "a width of 16 leaves no channel to the network of positions"),
         ({"window": [4]}, "window is a height and a width"),
     ],
@@ -380,7 +380,9 @@ def test_impossible_parts_are_refused() -> None:
 
 def test_images_that_do_not_fit_are_refused() -> None:
     model = tiny()
-    with pytest.raises(InvalidInputError, match=r"multiples of 4, not 8 x 6; .*upscale_image"):
+    with pytest.raises(
+        InvalidInputError, match=r"multiples of 4 pixels, not 8 x 6; .*upscale_image"
+    ):
         model(torch.rand(1, 3, 8, 6))
     with pytest.raises(InvalidInputError, match=r"numbers from 0 to 1, not torch\.uint8"):
         model(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))

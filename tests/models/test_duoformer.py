@@ -345,7 +345,7 @@ def test_positions_of_cells_are_resized_if_asked() -> None:
     [
         ({"scales": 1}, "scales lie between 2 and 4, not 1"),
         ({"scales": 5}, "scales lie between 2 and 4, not 5"),
-        ({"num_heads": 3}, "num_heads 3 does not divide a hidden_size of 16"),
+        ({"num_heads": 3}, "num_heads 3 does not divide a width of 16"),
         ({"image_size": 36}, "must be multiples of 8 pixels, not 36 x 36"),
         ({"backbone": "resnet19"}, "unknown backbone 'resnet19'"),
         ({"scale_token": "random"}, "unknown scale_token 'random'"),

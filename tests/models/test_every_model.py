@@ -24,7 +24,6 @@ from modwright.models import (
     to_checkpoint_format,
 )
 from modwright.models.classifier import ImageClassifier
-from modwright.models.importing import checkpoint_formats
 from modwright.models.registry import model_class
 from modwright.recipes.facts import auto_class
 from warm_processes import run_python
@@ -110,12 +109,13 @@ def test_saved_and_reopened_in_a_new_process_they_are_the_same(tmp_path: Path) -
 
 def test_layouts_round_trip_bit_by_bit(model: Any) -> None:
     twin = type(model)(model.config)
-    for layout in checkpoint_formats(model):
+    layouts = model.state_dict_converters(model.config)
+    for layout in layouts:
         weights = to_checkpoint_format(model, layout)
         import_weights(twin, weights, layout)
         own, others = model.state_dict(), twin.state_dict()
         assert all(others[name].equal(tensor) for name, tensor in own.items()), layout
-        assert import_weights(twin, weights).checkpoint_format in checkpoint_formats(model)
+        assert import_weights(twin, weights).checkpoint_format in layouts
         name = next(iter(weights))
         weights[f"{name}x"] = weights.pop(name)
         with pytest.raises(InvalidInputError, match=r"have no place|missing from the file"):

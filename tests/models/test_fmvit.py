@@ -381,7 +381,7 @@ def test_impossible_parts_and_images_are_refused() -> None:
         ReducedAttention(16, 8, reduction=2, pool="flat")(torch.zeros(1, 16, 5, 3))
     with pytest.raises(InvalidInputError, match="at least 32 pixels"):
         tiny()(torch.zeros(1, 3, 16, 32))
-    with pytest.raises(InvalidInputError, match="multiples of 16, not 40 x 32"):
+    with pytest.raises(InvalidInputError, match="multiples of 16 pixels, not 40 x 32"):
         tiny()(torch.zeros(1, 3, 40, 32))
     with pytest.raises(InvalidInputError, match="unknown model 'fmvit_nan'"):
         create_model("fmvit_nan")

@@ -154,7 +154,7 @@ def test_positions_are_resized_to_a_larger_image() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"token_mixers": ["pool", "pol", "pool", "pool"]}, "unknown token mixer 'pol'"),
+        ({"token_mixers": ["pool", "pol", "pool", "pool"]}, "unknown token_mixers 'pol'"),
         ({"hidden_sizes": [8, 16]}, "hidden_sizes has 2 entries for 4 stages"),
         ({"token_mixers": ["attention"] * 4, "attention_head_dim": 48}, "does not divide a width"),
     ],

@@ -315,7 +315,10 @@ def test_another_classifier_is_left_out_on_request() -> None:
             "token_mixers has 1 names for the 2 blocks of stage 2",
         ),
         ({"token_mixers": ["modulation"] * 3}, "token_mixers has 3 entries for 4 stages"),
-        ({"token_mixers": ["modulation", "sam", "modulation", "attention"]}, "unknown token mixer"),
+        (
+            {"token_mixers": ["modulation", "sam", "modulation", "attention"]},
+            "unknown token_mixers",
+        ),
         ({"hidden_sizes": [8, 16]}, "hidden_sizes has 2 entries for 4 stages"),
         ({"stem_kernel": 4}, "stem_kernel must be odd, not 4"),
     ],

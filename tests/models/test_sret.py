@@ -374,7 +374,7 @@ def test_maps_have_strides_of_8_16_and_32() -> None:
         ({"num_heads": [2, 3]}, "the width 12 of stage 1 is no multiple of the 8"),
         ({"blocks": [2]}, "blocks has 1 entries for 2 stages"),
         ({"permutation": "fix"}, "unknown permutation 'fix'"),
-        ({"projections": "all"}, "unknown kind of projections 'all'"),
+        ({"projections": "all"}, "unknown projections 'all'"),
     ],
 )
 def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) -> None:

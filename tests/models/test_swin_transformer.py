@@ -258,7 +258,7 @@ def test_decay_spares_tables_of_offsets() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"num_heads": [3, 4]}, "3 heads do not divide a width of 16"),
+        ({"num_heads": [3, 4]}, "num_heads 3 does not divide a width of 16"),
         ({"num_heads": [2, 4, 8]}, "num_heads has 3 entries for 2 stages"),
         ({"window_size": 0}, "window_size must be at least 1"),
         ({"image_size": 62}, "must be multiples of 4 pixels, not 62 x 62"),

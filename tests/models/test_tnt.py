@@ -369,9 +369,9 @@ def test_a_sentence_is_made_of_words_in_order() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"image_size": 20}, "20 x 20 is not made of whole patches of 8 pixels"),
-        ({"inner_heads": 3}, "inner_heads 3 does not divide inner_dim 4"),
-        ({"num_heads": 3}, "num_heads 3 does not divide hidden_size 16"),
+        ({"image_size": 20}, "images must be multiples of 8 pixels, not 20 x 20"),
+        ({"inner_heads": 3}, "inner_heads 3 does not divide a width of 4"),
+        ({"num_heads": 3}, "num_heads 3 does not divide a width of 16"),
         ({"inner_stride": 0}, "inner_stride must be at least 1, not 0"),
         ({"inner_stride": 3, "legacy": True}, "divides patch_size 8, not 3"),
         ({"inner_blocks": [0]}, "inner_blocks are counted from 1 to 2, not 0"),
@@ -384,5 +384,7 @@ def test_impossible_structures_are_refused(fields: dict[str, Any], says: str) ->
 
 
 def test_images_that_patches_do_not_fill_are_refused() -> None:
-    with pytest.raises(InvalidInputError, match="16 x 20 is not made of whole patches of 8"):
+    with pytest.raises(
+        InvalidInputError, match="images must be multiples of 8 pixels, not 16 x 20"
+    ):
         small()(torch.zeros(1, 3, 16, 20))

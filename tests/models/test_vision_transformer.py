@@ -22,7 +22,7 @@ from modwright.models.architectures.vision_transformer import (
     VisionTransformerConfig,
     VisionTransformerForImageClassification,
 )
-from modwright.models.state_dict_converter import Concat, Rename, StateDictConverter
+from modwright.models.state_dict_converter import StateDictConverter
 from modwright.nn.heads import DistilledHead
 
 # the distilled ones add a token, its position and a classifier: 2 d + 1000 (d + 1)
@@ -161,7 +161,7 @@ def test_positions_are_resized_on_the_way_and_in_a_file(tmp_path: Path) -> None:
 
 
 def test_stacked_modules_come_together_and_apart() -> None:
-    keys = StateDictConverter((Rename("o", "proj"),), stacks=(Concat(("q", "k", "v"), "qkv"),))
+    keys = StateDictConverter({"o": "proj", ("q", "k", "v"): "qkv"})
     theirs = {f"{name}.weight": torch.randn(2, 3) for name in "qkvo"}
     ours = keys.to_ours(theirs).tensors
     assert ours["qkv.weight"].equal(torch.cat([theirs[f"{n}.weight"] for n in "qkv"]))
@@ -190,7 +190,7 @@ def test_decay_spares_tokens_and_positions() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"num_heads": 3}, "num_heads 3 does not divide a hidden_size of 16"),
+        ({"num_heads": 3}, "num_heads 3 does not divide a width of 16"),
         ({"image_size": 36}, "must be multiples of 8 pixels, not 36 x 36"),
     ],
 )

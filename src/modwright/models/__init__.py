@@ -4,7 +4,7 @@ Every model is a ``PreTrainedModel`` of transformers, with timm's words for what
 with it: ``create_model``, ``list_models``, ``forward_features``, ``reset_classifier``.
 """
 
-from modwright.models.features import FeatureMaps
+from modwright.models.classifier import FeatureMaps
 from modwright.models.importing import import_weights, to_checkpoint_format
 from modwright.models.registry import create_model, list_models, register_model
 

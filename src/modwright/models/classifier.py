@@ -1,21 +1,26 @@
-"""What every classifier of images here has in common: config, vocabulary, initialization."""
+"""What every classifier of images here has in common: config, vocabulary, feature maps."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.vision_model import VisionConfig, VisionModel, check_count
+from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.heads import ClassifierHead
-from modwright.nn.layouts import SpatialShape, to_feature_map
+from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
+from modwright.nn.norms2d import make_norm
+from modwright.nn.prefix_tokens import PrefixTokens
+from modwright.nn.residual import drop_path_rates
 
 __all__ = [
+    "FeatureInfo",
+    "FeatureMaps",
     "ImageClassifier",
     "ImageConfig",
     "PyramidClassifier",
@@ -24,7 +29,6 @@ __all__ = [
 ]
 
 
-@strict
 class ImageConfig(VisionConfig):
     """Fields that classifiers have besides those of all models of images.
 
@@ -43,13 +47,15 @@ class ImageConfig(VisionConfig):
         """Names that its constructor takes and that mean something to a model of this kind."""
         return sorted([*super().field_names(), "num_labels", "id2label", "label2id"])
 
+    @property
+    def rates(self) -> list[list[float]]:
+        """Stochastic depth of each block, per stage of ``depths``."""
+        depths = vars(self)["depths"]
+        return drop_path_rates(self.drop_path_rate, [depths] if isinstance(depths, int) else depths)
+
 
 def chosen_indices(indices: int | Sequence[int] | None, count: int) -> list[int]:
-    """Which of ``count`` are meant: the last n, those listed (negative from the end), or all.
-
-    Raises:
-        InvalidInputError: one is not there.
-    """
+    """Which of ``count`` are meant: the last n, those listed (negative from the end), or all."""
     if indices is None:
         return list(range(count))
     if isinstance(indices, int):
@@ -65,39 +71,61 @@ def chosen_indices(indices: int | Sequence[int] | None, count: int) -> list[int]
 class ImageClassifier(VisionModel):
     """A classifier of images (B, C, H, W).
 
-    A subclass builds its parts and calls ``post_init()``. It has a ``head`` and gives
-    ``feature_info``, ``forward_features`` and ``forward_maps``.
+    A subclass builds its parts and calls ``finish()``.
     """
 
     config_class = ImageConfig
     num_prefix_tokens = 0
+    # Where feature maps come from, and how much coarser each is than the one before.
+    maps_of, coarser = "stages", 2
 
+    norm: Any
     head: Any
     feature_info: list[dict[str, Any]]
+
+    def finish(
+        self,
+        norm: nn.Module | None,
+        num_features: int,
+        widths: Sequence[int],
+        stride: int = 4,
+        head: type[ClassifierHead] = ClassifierHead,
+        head_norm: nn.Module | None = None,
+    ) -> None:
+        """Ends the building: norm and head of the last features, what is said of all maps.
+
+        ``widths`` are the channels of each map, ``stride`` the pixels per place of the first;
+        ``head_norm`` stands behind the head's pooling.
+        """
+        config = self.config
+        self.norm = norm
+        self.head = head(
+            num_features,
+            config.num_labels,
+            pool=config.global_pool,
+            prefix=self.num_prefix_tokens,
+            norm=head_norm,
+            drop=config.drop_rate,
+        )
+        self.feature_info = [
+            {
+                "module": f"{self.maps_of}.{index}",
+                "num_chs": width,
+                "reduction": stride * self.coarser**index,
+            }
+            for index, width in enumerate(widths)
+        ]
+        self.post_init()
 
     @property
     def num_features(self) -> int:
         """Channels of the features."""
         return int(self.head.dim)
 
-    @property
-    def head_hidden_size(self) -> int:
-        """Channels before the classifier."""
-        return int(self.head.dim)
-
-    def make_head(self, num_features: int, **more: Any) -> ClassifierHead:
-        """The classifier that the config asks for, on so many features."""
-        config = self.config
-        return ClassifierHead(
-            num_features, config.num_labels, pool=config.global_pool, drop=config.drop_rate, **more
-        )
+    head_hidden_size = num_features
 
     def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Features before pooling, after the last norm where the model has it there.
-
-        Args:
-            maps: a list that all feature maps on the way are put into.
-        """
+        """Features before pooling; all maps on the way are put into the list ``maps``."""
         raise NotImplementedError
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
@@ -106,8 +134,7 @@ class ImageClassifier(VisionModel):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pooling and classifier; without the classifier's map if ``pre_logits``."""
-        out: Tensor = self.head(features, pre_logits)
-        return out
+        return self.head(features, pre_logits)
 
     def forward(
         self,
@@ -136,25 +163,20 @@ class ImageClassifier(VisionModel):
         norm: bool = False,
         output_fmt: str = "NCHW",
     ) -> list[Tensor]:
-        """Feature maps: the last n, those listed, or all.
+        """Feature maps: the last n, those listed, or all; "NCHW" maps or "NLC" tokens.
 
-        Args:
-            norm: the last norm is applied to each, where the model's kind allows it.
-            output_fmt: "NCHW" maps or "NLC" tokens.
+        With ``norm`` the last norm is applied to each, where the model's kind allows it.
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise InvalidInputError(f"unknown output_fmt {output_fmt!r}; valid values: NCHW, NLC")
         self.check_pixels(pixel_values)
         wanted = chosen_indices(indices, len(self.feature_info))
         maps = list(self.forward_maps(pixel_values, norm))
-        if output_fmt == "NLC":
-            maps = [found.flatten(2).transpose(1, 2) for found in maps]
-        return [maps[index] for index in wanted]
+        return [maps[i] if output_fmt == "NCHW" else to_tokens(maps[i]) for i in wanted]
 
     def get_classifier(self) -> nn.Module:
         """The map to classes."""
-        found: nn.Module = self.head.fc
-        return found
+        return self.head.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh map for another number of classes; 0 leaves the pooled features."""
@@ -168,22 +190,14 @@ class ImageClassifier(VisionModel):
 
 
 class PyramidClassifier(ImageClassifier):
-    """Stem, stages of maps, a norm over the last map, a head.
+    """Stem, stages of maps that halve, a norm over the last map, a head.
 
-    A subclass has ``stem``, ``stages`` and ``norm``.
+    A subclass has ``stem`` and ``stages``.
     """
 
     min_size = 32
     stem: nn.Module
     stages: nn.ModuleList
-    norm: nn.Module | None
-
-    def describe_features(self, hidden_sizes: Sequence[int], first_stride: int = 4) -> None:
-        """Writes ``feature_info`` for stages that halve the map each."""
-        self.feature_info = [
-            {"module": f"stages.{s}", "num_chs": width, "reduction": first_stride * 2**s}
-            for s, width in enumerate(hidden_sizes)
-        ]
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
         x = self.stem(pixel_values)
@@ -202,47 +216,106 @@ class PyramidClassifier(ImageClassifier):
 
 
 class TokenClassifier(ImageClassifier):
-    """Tokens of one grid through all blocks, a norm, a head. Has ``blocks``, ``norm``.
+    """Tokens of one grid through all blocks, a norm, a head.
 
-    A subclass gives ``embed``: images -> (the stream, its grid); where the stream is more than
-    one tensor, ``tokens`` picks the one that is classified.
+    A subclass has ``stem`` and ``blocks`` and calls ``begin_stream()``, or has an ``embed`` of its
+    own. Where the stream is more than one tensor, ``tokens`` picks the one that is classified.
     """
 
+    maps_of, coarser = "blocks", 1
+    stem: Any
     blocks: Any
-    norm: nn.Module
+
+    def begin_stream(
+        self, dim: int, names: Sequence[str] = ("cls_token",), std: float = 0.02, **table: Any
+    ) -> None:
+        """Prefix tokens of these names, positions of the config's grid, dropout."""
+        self.num_prefix_tokens = len(names)
+        self.prefix = PrefixTokens(dim, names, std)
+        self.positions = LearnedTable(dim, self.config.grid, len(names), std=std, **table)
+        self.drop = nn.Dropout(self.config.drop_rate)
 
     def embed(self, pixel_values: Tensor) -> tuple[Any, SpatialShape]:
         """The stream before the first block, and its grid."""
-        raise NotImplementedError
+        x = self.stem(pixel_values)
+        spatial_shape = (x.shape[2], x.shape[3])
+        return self.drop(self.positions(self.prefix(to_tokens(x)), spatial_shape)), spatial_shape
 
     def tokens(self, stream: Any) -> Tensor:
         """The tokens (B, prefix + N, C) of a stream."""
-        found: Tensor = stream
-        return found
+        return stream
 
-    def describe_features(self, hidden_size: int, stride: int, depths: int) -> None:
-        """Writes ``feature_info``: every block gives a map of the same grid."""
-        self.feature_info = [
-            {"module": f"blocks.{b}", "num_chs": hidden_size, "reduction": stride}
-            for b in range(depths)
-        ]
-
-    def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
+    def _passes(self, pixel_values: Tensor) -> Iterator[tuple[Tensor, SpatialShape]]:
+        """The tokens before the first block and behind each, and their grid."""
         stream, spatial_shape = self.embed(pixel_values)
+        yield self.tokens(stream), spatial_shape
         for block in self.blocks:
             stream = self.blocks.run(block, stream, spatial_shape)
-            found = self.tokens(stream)
-            found = self.norm(found) if norm else found
-            yield to_feature_map(found[:, self.num_prefix_tokens :], spatial_shape)
+            yield self.tokens(stream), spatial_shape
+
+    def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
+        for index, (found, spatial_shape) in enumerate(self._passes(pixel_values)):
+            if index:
+                found = self.norm(found) if norm else found
+                yield to_feature_map(found[:, self.num_prefix_tokens :], spatial_shape)
 
     def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
         self.check_pixels(pixel_values)
-        stream, spatial_shape = self.embed(pixel_values)
-        for block in self.blocks:
-            stream = self.blocks.run(block, stream, spatial_shape)
-            if maps is not None:
-                maps.append(
-                    to_feature_map(self.tokens(stream)[:, self.num_prefix_tokens :], spatial_shape)
-                )
-        features: Tensor = self.norm(self.tokens(stream))
-        return features
+        for index, (found, spatial_shape) in enumerate(self._passes(pixel_values)):
+            if index and maps is not None:
+                maps.append(to_feature_map(found[:, self.num_prefix_tokens :], spatial_shape))
+        return self.norm(found)
+
+
+class FeatureInfo(list[dict[str, Any]]):
+    """What the maps are, in timm's words."""
+
+    def channels(self) -> list[int]:
+        """Channels of each map."""
+        return [int(entry["num_chs"]) for entry in self]
+
+    def reduction(self) -> list[int]:
+        """Pixels of the image per place of each map, along one side."""
+        return [int(entry["reduction"]) for entry in self]
+
+    def module_name(self) -> list[str]:
+        """Where each map comes from."""
+        return [str(entry["module"]) for entry in self]
+
+
+class FeatureMaps(nn.Module):
+    """A classifier without its head, for detection: (B, C, H, W) -> a list of maps.
+
+    Args:
+        model: its classifier is emptied.
+        out_indices: the last n maps, or those listed; all unless it is said.
+        norm: name of a fresh norm on each map, as detection with PoolFormer has it.
+
+    Example:
+        >>> import torch
+        >>> from modwright.models import create_model
+        >>> backbone = create_model("poolformer_s12", features_only=True, depths=[1, 1, 1, 1])
+        >>> backbone.feature_info.reduction()
+        [4, 8, 16, 32]
+        >>> [tuple(m.shape[2:]) for m in backbone(torch.zeros(1, 3, 64, 96))]
+        [(16, 24), (8, 12), (4, 6), (2, 3)]
+    """
+
+    def __init__(
+        self,
+        model: ImageClassifier,
+        out_indices: int | Sequence[int] | None = None,
+        norm: str = "none",
+    ) -> None:
+        super().__init__()
+        self.out_indices = chosen_indices(out_indices, len(model.feature_info))
+        self.feature_info = FeatureInfo(model.feature_info[i] for i in self.out_indices)
+        model.reset_classifier(0)
+        self.model = model
+        self.norms = nn.ModuleList(
+            make_norm(norm, width, layout="map") for width in self.feature_info.channels()
+        )
+
+    def forward(self, pixel_values: Tensor) -> list[Tensor]:
+        found = self.model.forward_intermediates(pixel_values, self.out_indices)
+        return [norm(feature) for norm, feature in zip(self.norms, found)]

@@ -11,24 +11,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from modwright.core.errors import (
     CheckpointError,
     InvalidInputError,
-    ModwrightError,
     first_line,
     refusing,
     unknown_name,
 )
 from modwright.core.reading import read_json, refuse_no_weights
 from modwright.models.source_configs import SourceConfig, read_source_config, same_value
-from modwright.models.state_dict_converter import StateDictConverter
+from modwright.models.state_dict_converter import Converted, StateDictConverter
 from modwright.models.vision_model import VisionModel
 
 __all__ = [
     "Imported",
     "checkpoint_formats",
+    "differences",
     "import_weights",
     "name_classes",
     "read_weights",
@@ -44,34 +45,12 @@ _FILLED_CLASS = re.compile(r"Can only (SETITEM|append|extend) .*but got <class '
 _MOST_CLASSES = 100
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What came in.
-
-    Attributes:
-        checkpoint_format: name of the layout that the file has.
-        tensors: how many were taken.
-        fresh: tensors of the model that the file does not have and that were left as they were.
-    """
-
-    checkpoint_format: str
-    tensors: int
-    fresh: tuple[str, ...]
-
-
-def checkpoint_formats(model: VisionModel) -> dict[str, StateDictConverter]:
-    """The layouts that a model's weights can be read from and written to, by name."""
-    return model.state_dict_converters(model.config)
-
-
 def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     """Tensors of a safetensors or torch file, out of the dicts that training scripts wrap them in.
 
-    A directory is one that transformers wrote, in one file or in shards. Torch files are read with
-    ``weights_only=True``: no code of theirs runs. Configs and counters beside the weights, of
-    whatever class, become empty objects.
-
-    Of several sets the averaged one is taken: published numbers come from it.
+    A directory is one that transformers wrote, in one file or in shards. No code of a torch file
+    runs: configs and counters beside the weights, of whatever class, become empty objects. Of
+    several sets the averaged one is taken: published numbers come from it.
 
     Args:
         path: the file or directory.
@@ -89,19 +68,16 @@ def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file")
     refuse_no_weights(path)
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found: Any = load_file(path)
-        else:
-            found = _load_inert(path)
-    except ModwrightError:
-        raise
+        found: Any = load_file(path) if path.suffix == ".safetensors" else _load_inert(path)
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {_torch_says(error)}") from None
-    tensors = _tensors(_chosen(found, key, path), path)
+    found = _chosen(found, key, path)
+    items = found.items() if isinstance(found, dict) else ()
+    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path} holds no tensors by name")
     if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
+        return {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
 
 
@@ -127,12 +103,12 @@ def _load_inert(path: Path) -> Any:
             with torch.serialization.safe_globals(allowed):
                 return torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            unknown = _UNKNOWN_CLASS.search(str(error))
             filled = _FILLED_CLASS.search(str(error))
             if filled is not None and issubclass(stand_ins[filled[2]], _Inert):
                 # Torch fills plain containers only.
-                stand_ins[filled[2]] = {"SETITEM": OrderedDict}.get(filled[1], list)
+                stand_ins[filled[2]] = OrderedDict if filled[1] == "SETITEM" else list
                 continue
+            unknown = _UNKNOWN_CLASS.search(str(error))
             if unknown is None or len(stand_ins) >= _MOST_CLASSES:
                 raise
             name = unknown[1] if "." in unknown[1] else f"builtins.{unknown[1]}"
@@ -144,8 +120,7 @@ def _load_inert(path: Path) -> Any:
 
 def _torch_says(error: Exception) -> str:
     """Torch's message without its advice, which is to run the code of the file."""
-    blocked = re.search(r"GLOBAL ([\w.]+) whose module", str(error))
-    if blocked:
+    if blocked := re.search(r"GLOBAL ([\w.]+) whose module", str(error)):
         return f"it would run {blocked[1]} when read"
     if isinstance(error, OSError):
         return error.strerror or first_line(error)
@@ -164,13 +139,9 @@ def _chosen(found: Any, key: str | None, path: Path) -> Any:
     for name in _WRAPPERS:
         if isinstance(found, dict) and isinstance(found.get(name), dict):
             found = found[name]
-    if not isinstance(found, dict) or any(isinstance(v, Tensor) for v in found.values()):
+    if not isinstance(found, dict) or _holds_tensors(found):
         return found
-    holders = [
-        str(name)
-        for name, value in found.items()
-        if isinstance(value, dict) and any(isinstance(one, Tensor) for one in value.values())
-    ]
+    holders = [str(name) for name, value in found.items() if _holds_tensors(value)]
     if len(holders) > 1:
         raise InvalidInputError(
             f"{path} holds several sets of tensors; choose a key: {', '.join(holders)}"
@@ -178,12 +149,8 @@ def _chosen(found: Any, key: str | None, path: Path) -> Any:
     return found[holders[0]] if holders else found
 
 
-def _tensors(found: Any, path: Path) -> dict[str, Tensor]:
-    items = found.items() if isinstance(found, dict) else ()
-    tensors = {str(name): value for name, value in items if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"{path} holds no tensors by name")
-    return tensors
+def _holds_tensors(found: Any) -> bool:
+    return isinstance(found, dict) and any(isinstance(one, Tensor) for one in found.values())
 
 
 def _read_directory(path: Path) -> dict[str, Tensor]:
@@ -199,6 +166,30 @@ def _read_directory(path: Path) -> dict[str, Tensor]:
             shards = sorted(set(named.values()))
             return {n: t for shard in shards for n, t in read_weights(path / shard).items()}
     raise CheckpointError(f"{path} holds no model.safetensors or pytorch_model.bin")
+
+
+def checkpoint_formats(
+    model: VisionModel, checkpoint_format: str = "auto"
+) -> dict[str, StateDictConverter]:
+    """The layouts that a model's weights can be read from, by name: all, or the one said."""
+    maps = model.state_dict_converters(model.config)
+    if not maps:
+        raise InvalidInputError(f"{type(model).__name__} has no layout of another library")
+    if checkpoint_format == "auto":
+        return maps
+    if checkpoint_format not in maps:
+        raise unknown_name("format", checkpoint_format, ["auto", *maps])
+    return {checkpoint_format: maps[checkpoint_format]}
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came in: the layout of the file, how many tensors, and the names of those that it does
+    not have and that were left as they were."""
+
+    checkpoint_format: str
+    tensors: int
+    fresh: tuple[str, ...]
 
 
 def import_weights(
@@ -226,26 +217,22 @@ def import_weights(
             fields of config.json that the model does not compute by; the first of them is named.
     """
     told = None
-    if isinstance(source, Mapping):
-        tensors = dict(source)
-    else:
-        told = read_source_config(source, model.config_maps())
-        tensors = read_weights(source)
+    if not isinstance(source, Mapping):
+        told, source = read_source_config(source, model.config_maps()), read_weights(source)
     if told is not None:
-        _check_fields(model, told)
-    maps = checkpoint_formats(model)
-    if not maps:
-        raise InvalidInputError(f"{type(model).__name__} has no layout of another library")
-    if checkpoint_format not in ("auto", *maps):
-        raise unknown_name("format", checkpoint_format, ["auto", *maps])
+        for field, value in told.fields.items():
+            had = getattr(model.config, field)
+            if field not in _MAY_DIFFER and not same_value(value, had):
+                raise InvalidInputError(
+                    f"{told.file} says {field} {value!r}, the model has {had!r}"
+                )
     with refusing():
-        if checkpoint_format == "auto":
-            checkpoint_format = min(
-                maps, key=lambda name: len(maps[name].to_ours(tensors).unexpected)
-            )
-        converted = maps[checkpoint_format].to_ours(tensors)
-    own = model.state_dict()
-    found = converted.tensors
+        converted = {
+            chosen: converter.to_ours(source)
+            for chosen, converter in checkpoint_formats(model, checkpoint_format).items()
+        }
+    chosen = min(converted, key=lambda name: len(converted[name].unexpected))
+    own, found = model.state_dict(), converted[chosen].tensors
     if new_classifier:
         for name in [n for n in found if n.startswith(_CLASSIFIERS)]:
             if name not in own or own[name].shape != found[name].shape:
@@ -254,62 +241,52 @@ def import_weights(
         old = None if isinstance(resize, bool) else resize
         known = [name for name in found if name in own]
         found |= {name: model.interpolate_pos_embed(name, found[name], old) for name in known}
-    unexpected = [*converted.unexpected, *sorted(set(found) - set(own))]
+    missing, unexpected, other_shapes = differences(own, converted[chosen]).values()
     if unexpected:
         raise InvalidInputError(
-            f"{len(unexpected)} names of the {checkpoint_format} layout have no place in "
+            f"{len(unexpected)} names of the {chosen} layout have no place in "
             f"{type(model).__name__} of this config, {unexpected[0]} for one"
         )
-    missing = [name for name in own if name not in found and not _may_miss(name, new_classifier)]
-    if missing:
+    if missing := [n for n in missing if not (new_classifier and n.startswith(_CLASSIFIERS))]:
         raise InvalidInputError(
             f"{len(missing)} tensors are missing from the file, {missing[0]} for one"
         )
-    for name, tensor in found.items():
-        if tensor.shape != own[name].shape:
-            more = "" if resize else "; resize=True would resize positions"
-            raise InvalidInputError(
-                f"{name} is {tuple(own[name].shape)} here and {tuple(tensor.shape)} in the file"
-                f"{more if 'position' in name else ''}"
-            )
+    for name in other_shapes:
+        more = "" if resize or "position" not in name else "; resize=True would resize positions"
+        raise InvalidInputError(
+            f"{name} is {tuple(own[name].shape)} here and {tuple(found[name].shape)} in the file"
+            f"{more}"
+        )
     with torch.no_grad():
         for name, tensor in found.items():
             own[name].copy_(tensor)
     if told is not None and any(name.startswith(_CLASSIFIERS) for name in found):
         name_classes(model, told)
-    return Imported(checkpoint_format, len(found), tuple(sorted(set(own) - set(found))))
+    return Imported(chosen, len(found), tuple(sorted(set(own) - set(found))))
 
 
-def _check_fields(model: VisionModel, told: SourceConfig) -> None:
-    """Refuses a model that computes by other fields than those of the weights' config.json."""
-    for name, value in told.fields.items():
-        own = getattr(model.config, name)
-        if name not in _MAY_DIFFER and not same_value(value, own):
-            raise InvalidInputError(
-                f"{told.folder / 'config.json'} says {name} {value!r}, the model has {own!r}"
-            )
+def differences(own: Mapping[str, Tensor], converted: Converted) -> dict[str, list[str]]:
+    """Names of tensors by what is wrong with them."""
+    found = converted.tensors
+    return {
+        "missing from the file": [
+            n for n in own if n not in found and not n.endswith("num_batches_tracked")
+        ],
+        "without a place in the model": [*converted.unexpected, *sorted(set(found) - set(own))],
+        "of another shape": [n for n in found if n in own and found[n].shape != own[n].shape],
+    }
 
 
 def name_classes(model: VisionModel, told: SourceConfig) -> None:
-    """Gives a model the class names of the config.json that its classifier came with.
-
-    Raises:
-        InvalidInputError: the config names another number of classes than the classifier has.
-    """
-    count = model.config.num_labels
-    if told.id2label and len(told.id2label) != count:
+    """Gives a model the class names of the config.json that its classifier came with."""
+    names, count = dict(told.id2label), model.config.num_labels
+    if names and len(names) != count:
         raise InvalidInputError(
-            f"{told.folder / 'config.json'} names {len(told.id2label)} classes, the classifier "
-            f"has {count}"
+            f"{told.file} names {len(names)} classes, the classifier has {count}"
         )
-    if told.id2label:
-        model.config.id2label = dict(told.id2label)
-        model.config.label2id = {name: index for index, name in told.id2label.items()}
-
-
-def _may_miss(name: str, new_classifier: bool) -> bool:
-    counter = name.endswith("num_batches_tracked")
-    return counter or (new_classifier and name.startswith(_CLASSIFIERS))
+    if names:
+        model.config.id2label = names
+        model.config.label2id = {name: index for index, name in names.items()}
 
 
 def to_checkpoint_format(model: VisionModel, checkpoint_format: str) -> dict[str, Tensor]:
@@ -318,13 +295,13 @@ def to_checkpoint_format(model: VisionModel, checkpoint_format: str) -> dict[str
     Raises:
         InvalidInputError: an unknown format, or tensors that it has no name for.
     """
-    maps = checkpoint_formats(model)
+    maps = model.state_dict_converters(model.config)
     if checkpoint_format not in maps:
         raise unknown_name("format", checkpoint_format, maps)
-    converted = maps[checkpoint_format].to_theirs(model.state_dict())
-    if converted.unexpected:
+    tensors, unexpected = maps[checkpoint_format].to_theirs(model.state_dict())
+    if unexpected:
         raise InvalidInputError(
-            f"the {checkpoint_format} layout has no name for {len(converted.unexpected)} tensors, "
-            f"{converted.unexpected[0]} for one"
+            f"the {checkpoint_format} layout has no name for {len(unexpected)} tensors, "
+            f"{unexpected[0]} for one"
         )
-    return converted.tensors
+    return tensors

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,8 +20,7 @@ from transformers import (
 
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.registry import Registry
-from modwright.models.classifier import ImageClassifier
-from modwright.models.features import FeatureMaps
+from modwright.models.classifier import FeatureMaps
 from modwright.models.importing import import_weights, read_weights
 from modwright.models.source_configs import read_source_config
 from modwright.models.vision_model import VisionConfig, VisionModel, check_count
@@ -39,16 +36,10 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class _Named:
-    """One name: makes its config from keyword arguments."""
-
-    make: Callable[..., PreTrainedConfig]
-    source: str
-    classifies: bool
-
-
-MODELS: Registry[_Named] = Registry("model", "modwright.models.architectures")
+# Name -> what makes its config from keyword arguments.
+MODELS: Registry[Callable[..., PreTrainedConfig]] = Registry(
+    "model", "modwright.models.architectures"
+)
 _CLASSES: dict[type[PreTrainedConfig], type[VisionModel]] = {}
 
 
@@ -66,12 +57,7 @@ def register_model(function: Callable[..., PreTrainedConfig]) -> Callable[..., P
         >>> create_model("poolformer_x4", num_classes=10).num_features
         16
     """
-    _add(function.__name__, function)
-    return function
-
-
-def _add(name: str, make: Callable[..., PreTrainedConfig], classifies: bool = True) -> None:
-    MODELS.add(name, _Named(make, make.__module__, classifies))
+    return MODELS.add(function.__name__, function)
 
 
 def register_architecture(
@@ -88,23 +74,24 @@ def register_architecture(
         variants: name -> fields of the config that differ from its defaults.
         auto: transformers' Auto class for what the model does.
     """
+    model.config_class = config_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     for opener in (AutoModel, auto):  # there is one class: it holds all that is in a checkpoint
         opener.register(config_class, model, exist_ok=True)
     _CLASSES[config_class] = model
     for name, fields in variants.items():
-        _add(name, _maker(config_class, fields), issubclass(model, ImageClassifier))
+        MODELS.add(name, _maker(config_class, fields))
 
 
 def _maker(config_class: type[VisionConfig], fields: Mapping[str, Any]) -> Callable[..., Any]:
     def make(**overrides: Any) -> PreTrainedConfig:
         overrides = config_class.canonical_fields(overrides)
-        unknown = sorted(set(overrides) - set(config_class.field_names()))
-        if unknown:
-            valid = config_class.field_names()
-            raise unknown_name(f"field of {config_class.__name__}", unknown[0], valid)
-        for said, value in overrides.items():
-            _check_type(config_class, said, value)
+        valid = config_class.field_names()
+        for name in sorted(overrides):
+            if name not in valid:
+                raise unknown_name(f"field of {config_class.__name__}", name, valid)
+        for name, value in overrides.items():
+            _check_type(config_class, name, value)
         return config_class(**{**fields, **overrides})
 
     make.__module__ = config_class.__module__
@@ -112,18 +99,18 @@ def _maker(config_class: type[VisionConfig], fields: Mapping[str, Any]) -> Calla
 
 
 @cache
-def _types_of(config_class: Any) -> dict[str, TypeAdapter[Any]]:
-    found: dict[str, TypeAdapter[Any]] = {}
-    known = {field.name for field in dataclasses.fields(config_class)}
-    for base in config_class.__mro__:
-        if issubclass(base, VisionConfig):  # transformers checks its own fields
-            names = vars(sys.modules[base.__module__])
-            for name, hint in inspect.get_annotations(base).items():
-                if name not in known:
-                    continue
-                kind = eval(hint, dict(names)) if isinstance(hint, str) else hint
-                found.setdefault(name, TypeAdapter(kind))
-    return found
+def _types_of(config_class: Any) -> dict[str, tuple[Any, TypeAdapter[Any]]]:
+    """How each field is written, and what checks it; transformers checks its own fields."""
+    inherited = {field.name for field in dataclasses.fields(PreTrainedConfig)}
+    names = {"Any": Any, **vars(sys.modules[config_class.__module__])}
+    return {
+        field.name: (
+            field.type,
+            TypeAdapter(eval(field.type, names) if isinstance(field.type, str) else field.type),
+        )
+        for field in dataclasses.fields(config_class)
+        if field.name not in inherited
+    }
 
 
 def _check_type(config_class: Any, name: str, value: Any) -> None:
@@ -132,22 +119,17 @@ def _check_type(config_class: Any, name: str, value: Any) -> None:
     Where a field has an entry per stage, one entry may stand for all of them; ``depths`` says how
     many stages there are.
     """
-    wanted = _types_of(config_class).get(name)
-    if wanted is None:
+    if name not in _types_of(config_class):
         return
+    written, wanted = _types_of(config_class)[name]
     alone = name == "depths" or isinstance(value, list | tuple | dict | None)
-    given = [value] if alone else [value, [value]]
-    if not any(_fits(wanted, one) for one in given):
-        kinds = {field.name: field.type for field in dataclasses.fields(config_class)}
-        raise InvalidInputError(f"{name} is {kinds[name]}, not {value!r}")
-
-
-def _fits(wanted: TypeAdapter[Any], value: Any) -> bool:
-    try:
-        wanted.validate_python(value, strict=True)
-    except ValidationError:
-        return False
-    return True
+    for given in [value] if alone else [value, [value]]:
+        try:
+            wanted.validate_python(given, strict=True)
+            return
+        except ValidationError:
+            continue
+    raise InvalidInputError(f"{name} is {written}, not {value!r}")
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -161,12 +143,8 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def variant_config(name: str, **overrides: Any) -> PreTrainedConfig:
-    """The config of a named model, some of its fields replaced.
-
-    Raises:
-        InvalidInputError: no such model, or no such field.
-    """
-    return MODELS[name].make(**overrides)
+    """The config of a named model, some of its fields replaced."""
+    return MODELS[name](**overrides)
 
 
 def model_class(config: PreTrainedConfig) -> type[VisionModel]:
@@ -191,13 +169,11 @@ def create_model(
 
     Args:
         name: see :func:`list_models`.
-        pretrained: refused: no weights come with this library; name a ``checkpoint_path``.
-        num_classes: or ``num_labels``; 0 has no classifier: pooled features come out. Models that
-            do something else than classify have no use for it.
+        pretrained: refused: no weights come with this library.
+        num_classes: or ``num_labels``; 0 has no classifier: pooled features come out.
         in_chans: or ``num_channels``; of the image.
         drop_rate: dropout before the classifier.
-        drop_path_rate: of the last block; the variant's own unless it is said.
-        global_pool: "avg", "token" or ""; the variant's own unless it is said.
+        drop_path_rate, global_pool: the variant's own unless they are said.
         features_only: gives a :class:`FeatureMaps` instead: a list of maps.
         out_indices: which maps: the last n, or those listed; all unless it is said.
         checkpoint_path: a file of the paper's authors or of another library; its layout is found
@@ -205,8 +181,7 @@ def create_model(
         fields: of the architecture's config, ``image_size`` for one.
 
     Raises:
-        InvalidInputError: an unknown name or field, a rate out of range, or a file that does not
-            fit.
+        InvalidInputError: an unknown name or field, a wrong value, or a file that does not fit.
 
     Example:
         >>> import torch
@@ -223,34 +198,28 @@ def create_model(
     in_chans = fields.pop("num_channels", in_chans)
     check_count("num_classes", num_classes, least=0)
     check_count("in_chans", in_chans)
-    rates = {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}
-    for said, rate in rates.items():
+    for said, rate in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items():
         number = isinstance(rate, int | float) and not isinstance(rate, bool)
         if rate is not None and not (number and 0 <= rate <= 1):
             raise InvalidInputError(f"{said} lies between 0 and 1, not {rate!r}")
     chosen = {"drop_path_rate": drop_path_rate, "global_pool": global_pool}
-    fields.update({key: value for key, value in chosen.items() if value is not None})
-    classifies = MODELS[name].classifies
+    fields |= {key: value for key, value in chosen.items() if value is not None}
+    kind: Any = type(variant_config(name))
+    classifies = "num_labels" in kind.field_names()
     if classifies or drop_rate:
         fields["drop_rate"] = drop_rate
     if classifies:
         fields["num_labels"] = num_classes
     elif features_only:
         raise InvalidInputError(f"{name} is no classifier: it has no feature maps to give")
-    if checkpoint_path is None:
-        config = variant_config(name, num_channels=in_chans, **fields)
-        model = model_class(config)(config)
-    else:
-        weights = read_weights(checkpoint_path)
-        kind = model_class(variant_config(name))
-        beside = read_source_config(checkpoint_path, kind.config_maps())
-        told = kind.config_from_state_dict(weights)
-        fields = kind.config_class.canonical_fields(fields)
-        if not told.keys() & fields.keys():
-            fields = {**told, **fields}
-        if beside is not None:
-            fields = {**beside.fields, **fields}
-        config = variant_config(name, **{"num_channels": in_chans, **fields})
-        model = kind(config)
+    if checkpoint_path is not None:
+        beside = read_source_config(checkpoint_path, _CLASSES[kind].config_maps())
+        told = _CLASSES[kind].config_from_state_dict(read_weights(checkpoint_path))
+        fields = kind.canonical_fields(fields)
+        told = {} if told.keys() & fields.keys() else told
+        fields = {**({} if beside is None else beside.fields), **told, **fields}
+    config = variant_config(name, **{"num_channels": in_chans, **fields})
+    model: Any = model_class(config)(config)
+    if checkpoint_path is not None:
         import_weights(model, checkpoint_path)
     return FeatureMaps(model, out_indices) if features_only else model

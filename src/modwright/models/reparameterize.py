@@ -22,7 +22,7 @@ def reparameterize(model: _Model, *, verify: bool = True, tolerance: float = 1e-
     """A twin without batch norms and parallel branches: all are folded into single layers.
 
     The twin has ``fused=True`` in its config, so it is saved and opened in its own form. It is not
-    meant to be trained on: what made training work is gone. The model itself stays as it is.
+    meant to be trained on. The model itself stays as it is.
 
     Args:
         model: in eval mode, of an architecture whose config has a field ``fused``.
@@ -57,19 +57,15 @@ def reparameterize(model: _Model, *, verify: bool = True, tolerance: float = 1e-
     set_eval(twin.to(dtype))
     twin.config.fused = True
     if verify:
-        _verify(model, twin, tolerance)
+        shape = (2, model.config.num_channels, *model.config.size)
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        images = images.to(model.device, dtype)
+        with torch.no_grad():
+            expected = model(images).logits
+            off = float((twin(images).logits - expected).abs().max())
+        allowed = tolerance * max(1.0, float(expected.abs().max()))
+        if not off <= allowed:
+            raise VerificationError(
+                f"the fused model's logits are off by {off:.2e}, more than {allowed:.2e}"
+            )
     return twin
-
-
-@torch.no_grad()
-def _verify(model: ImageClassifier, twin: ImageClassifier, tolerance: float) -> None:
-    draws = torch.Generator().manual_seed(0)
-    shape = (2, model.config.num_channels, *model.config.size)
-    images = torch.randn(shape, generator=draws).to(model.device, model.dtype)
-    expected = model(images).logits
-    off = float((twin(images).logits - expected).abs().max())
-    allowed = tolerance * max(1.0, float(expected.abs().max()))
-    if not off <= allowed:
-        raise VerificationError(
-            f"the fused model's logits are off by {off:.2e}, more than {allowed:.2e}"
-        )

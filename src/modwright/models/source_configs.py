@@ -1,13 +1,12 @@
-"""Fields of another library's config.json in ours: each is mapped, known to change nothing, or
-refused by name."""
+"""Fields of another library's config.json in ours: each is mapped, harmless, or refused by name."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedConfig
 
@@ -16,14 +15,17 @@ from modwright.core.errors import CheckpointError, InvalidInputError, Unsupporte
 __all__ = ["ConfigMap", "SourceConfig", "config_beside", "read_source_config", "same_value"]
 
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_LABELS = ("id2label", "label2id", "num_labels")
-# What old versions of transformers wrote, and what changes training or return values only.
+# What old versions of transformers wrote, and what changes training, names or return values only.
 _HARMLESS = {
     *PreTrainedConfig().to_dict(),
     *("_name_or_path", "torch_dtype", "torchscript", "use_bfloat16", "tf_legacy_loss"),
     *("initializer_range", "finetuning_task", "use_cache", "out_features", "out_indices"),
     *("stage_names", "encoder_stride", "_attn_implementation_autoset"),
+    *("id2label", "label2id", "num_labels"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),
 }
+_TIMM = {"architecture", "num_classes", "num_features", "pretrained_cfg", "label_descriptions"}
+_TIMM |= {"model_args", "global_pool", "label_names"}
 
 
 @dataclass(frozen=True)
@@ -31,63 +33,54 @@ class ConfigMap:
     """What the fields of one ``model_type`` of transformers are here.
 
     Attributes:
+        architecture: their class whose tensors have a place here.
+        same: their fields that mean the same here.
         renamed: their field -> ours.
         only: their field -> the one value that the architecture here computes.
         made: fields of ours that are made of several of theirs: called with all of theirs.
         read: their fields that ``made`` reads.
         harmless: their fields that do not change what is computed.
-        architectures: their classes whose tensors have a place here.
     """
 
-    renamed: Mapping[str, str]
+    architecture: str
+    same: tuple[str, ...]
+    renamed: Mapping[str, str] = field(default_factory=dict)
     only: Mapping[str, Any] = field(default_factory=dict)
     made: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda theirs: {}
     read: tuple[str, ...] = ()
     harmless: tuple[str, ...] = ()
-    architectures: tuple[str, ...] = ()
 
     def fields(self, theirs: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, Any]:
-        """Fields of ours.
-
-        Args:
-            theirs: the whole config, defaults included.
-            stored: what the file says.
+        """Fields of ours, from the whole config, defaults included, and from what the file says.
 
         Raises:
-            InvalidInputError: a value that is not computed here, or a field that nothing is known
-                of.
+            InvalidInputError: a value that is not computed here, or an unknown field.
         """
-        known = {*self.renamed, *self.only, *self.read, *self.harmless, *_LABELS, *_HARMLESS}
-        unknown = [key for key in stored if key not in known]
-        if unknown:
+        renamed = {**{name: name for name in self.same}, **self.renamed}
+        known = {*renamed, *self.only, *self.read, *self.harmless, *_HARMLESS}
+        for key, value in stored.items():
+            if key not in known:
+                raise InvalidInputError(f"{key} has no counterpart here: {value!r:.60}")
+        built = theirs.get("architectures") or [self.architecture]
+        if self.architecture not in built:
             raise InvalidInputError(
-                f"{unknown[0]} has no counterpart here: {stored[unknown[0]]!r:.60}"
-            )
-        built = theirs.get("architectures") or self.architectures
-        if self.architectures and not set(built) & set(self.architectures):
-            raise InvalidInputError(
-                f"architectures is {', '.join(built)}; {', '.join(self.architectures)} is read"
+                f"architectures is {', '.join(built)}; {self.architecture} is read"
             )
         for key, value in self.only.items():
             if theirs.get(key) != value:
                 raise InvalidInputError(
                     f"{key} is {theirs.get(key)!r}; only {value!r} is computed here"
                 )
-        renamed = {ours: theirs[key] for key, ours in self.renamed.items() if key in theirs}
-        return {**renamed, **self.made(theirs)}
+        return {
+            **{ours: theirs[key] for key, ours in renamed.items() if key in theirs},
+            **self.made(theirs),
+        }
 
 
-@dataclass(frozen=True)
-class SourceConfig:
-    """What a config.json says of a model here.
+class SourceConfig(NamedTuple):
+    """What a config.json says of a model here: fields of our config, and class names by index."""
 
-    Attributes:
-        folder: that it lies in.
-        fields: of the config here, without the classes.
-        id2label: names of the classes by index.
-    """
-
-    folder: Path
+    file: Path
     fields: Mapping[str, Any]
     id2label: Mapping[int, str]
 
@@ -100,11 +93,7 @@ def config_beside(path: str | Path) -> Path | None:
 
 
 def read_source_config(path: str | Path, maps: Mapping[str, ConfigMap]) -> SourceConfig | None:
-    """The config beside some weights; None where there is none.
-
-    Args:
-        path: a directory, or the weight file in one.
-        maps: by ``model_type``.
+    """The config in a directory, or beside a weight file; None where there is none.
 
     Raises:
         CheckpointError: config.json cannot be read.
@@ -121,7 +110,7 @@ def read_source_config(path: str | Path, maps: Mapping[str, ConfigMap]) -> Sourc
     except (OSError, ValueError, AttributeError, RecursionError):
         raise CheckpointError(f"{file} is no JSON object that can be read") from None
     if kind is None and isinstance(named, str):
-        return _of_timm(folder, stored)
+        return _of_timm(file, stored)
     if kind not in maps:
         valid = ", ".join(maps) or "none"
         raise UnsupportedArchitecture(
@@ -137,7 +126,16 @@ def read_source_config(path: str | Path, maps: Mapping[str, ConfigMap]) -> Sourc
     except Exception as error:  # what the config's class makes of values that are none
         told = " ".join(str(error).split())
         raise CheckpointError(f"{file} is no config of {kind}: {told}") from None
-    return SourceConfig(folder, found, dict(theirs.id2label))
+    return SourceConfig(file, found, dict(theirs.id2label))
+
+
+def _of_timm(file: Path, stored: Mapping[str, Any]) -> SourceConfig:
+    """timm's config.json, which names an architecture and how its default model was changed."""
+    changed = [f"model_args.{key}" for key in stored.get("model_args") or {}]
+    for key in [*changed, *(key for key in stored if key not in _TIMM)]:
+        raise InvalidInputError(f"{file}: {key} has no counterpart here")
+    fields = {"global_pool": stored["global_pool"]} if "global_pool" in stored else {}
+    return SourceConfig(file, fields, dict(enumerate(stored.get("label_names") or ())))
 
 
 def same_value(value: Any, own: Any) -> bool:
@@ -151,18 +149,3 @@ def same_value(value: Any, own: Any) -> bool:
         given = value if isinstance(value, list | tuple) else [value] * len(own)
         return list(given) == list(own)
     return bool(value == own)
-
-
-_TIMM = {"architecture", "num_classes", "num_features", "pretrained_cfg", "label_descriptions"}
-
-
-def _of_timm(folder: Path, stored: Mapping[str, Any]) -> SourceConfig:
-    """timm's config.json, which names an architecture and how its default model was changed."""
-    changes = stored.get("model_args") or {}
-    unknown = [f"model_args.{key}" for key in changes]
-    unknown += [k for k in stored if k not in _TIMM | {"model_args", "global_pool", "label_names"}]
-    if unknown:
-        raise InvalidInputError(f"{folder / 'config.json'}: {unknown[0]} has no counterpart here")
-    names: Sequence[str] = stored.get("label_names") or ()
-    fields = {"global_pool": stored["global_pool"]} if "global_pool" in stored else {}
-    return SourceConfig(folder, fields, dict(enumerate(names)))

@@ -1,65 +1,42 @@
-"""Names and shapes of a model's tensors in the layouts of other libraries, both ways.
-
-A layout is a list of rules: this module there is that module here. A rule renames whole components
-of a name, never parts of words, and the most specific rule that fits is taken.
-"""
+"""Names and shapes of a model's tensors in the layouts of other libraries, both ways."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Concat", "Converted", "Rename", "StateDictConverter", "same"]
+__all__ = ["Converted", "Names", "StateDictConverter", "same", "under"]
 
 Change = Callable[[Tensor], Tensor]
+Names = Mapping[Any, str]
 
 
-def same(tensor: Tensor) -> Tensor:
-    """As it is."""
-    return tensor
+def same(*names: str) -> dict[str, str]:
+    """A table of parts that have one name in both layouts."""
+    return {name: name for name in names}
 
 
-@dataclass(frozen=True)
-class Rename:
-    """A module or a tensor, under its two names.
+def under(theirs: str, ours: str, names: Names) -> Names:
+    """The table of a module's parts, the paths of the module put before them.
 
-    Attributes:
-        theirs: path in the other layout.
-        ours: path here.
-        to_ours: what is done to each tensor on the way here.
-        to_theirs: what is done on the way back.
+    Example:
+        >>> under("layer.0", "blocks.0", {"out": "proj", ("q", "k"): "qk"})
+        {'layer.0.out': 'blocks.0.proj', ('layer.0.q', 'layer.0.k'): 'blocks.0.qk'}
     """
-
-    theirs: str
-    ours: str
-    to_ours: Change = same
-    to_theirs: Change = same
-
-
-@dataclass(frozen=True)
-class Concat:
-    """Modules of equal size there whose tensors are the rows of one module's here.
-
-    Attributes:
-        theirs: paths in the other layout, in the order of the rows.
-        ours: path here.
-    """
-
-    theirs: tuple[str, ...]
-    ours: str
+    return {
+        tuple(f"{theirs}.{one}" for one in there)
+        if isinstance(there, tuple)
+        else f"{theirs}.{there}": f"{ours}.{here}"
+        for there, here in names.items()
+    }
 
 
-@dataclass(frozen=True)
-class Converted:
-    """The outcome of a renaming.
-
-    Attributes:
-        tensors: under their new names.
-        unexpected: names that no rule knows.
-    """
+class Converted(NamedTuple):
+    """Tensors under their new names, and the names that no rule knows."""
 
     tensors: dict[str, Tensor]
     unexpected: list[str]
@@ -67,19 +44,26 @@ class Converted:
 
 @dataclass(frozen=True)
 class StateDictConverter:
-    """One layout of one model.
+    """One layout of one model: a table of modules and tensors under their two names.
+
+    A rule renames whole components of a name, never parts of words; the most specific is taken.
 
     Attributes:
-        rules: all modules and tensors.
-        ignored: paths of the other layout that hold nothing a model here needs.
+        names: path there -> path here. A tuple of modules of equal size there is one here, which
+            has their tensors' rows in this order.
+        changes: path here -> what is done to each tensor on the way here, and on the way back.
+        ignored: paths there that hold nothing a model here needs.
         aliases: further names there of tensors that are shared: name -> the first name.
-        stacks: modules there that are one here.
     """
 
-    rules: tuple[Rename, ...]
+    names: Names
+    changes: Mapping[str, tuple[Change, Change]] = field(default_factory=dict)
     ignored: tuple[str, ...] = ()
-    aliases: Mapping[str, str] | None = None
-    stacks: tuple[Concat, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def _pairs(self) -> Iterable[tuple[tuple[str, ...], str]]:
+        for theirs, ours in self.names.items():
+            yield theirs if isinstance(theirs, tuple) else (theirs,), ours
 
     def to_ours(self, tensors: Mapping[str, Tensor]) -> Converted:
         """Renames a state dict of the other layout.
@@ -87,64 +71,53 @@ class StateDictConverter:
         Raises:
             ValueError: two names of one shared tensor hold different numbers.
         """
-        rules = {rule.theirs: rule for rule in self.rules}
-        places = {path: stack for stack in self.stacks for path in stack.theirs}
-        rows: dict[str, dict[int, Tensor]] = {}
+        places = {
+            path: (ours, index, len(paths))
+            for paths, ours in self._pairs()
+            for index, path in enumerate(paths)
+        }
+        parts: dict[str, dict[int, Tensor]] = {}
         found: dict[str, Tensor] = {}
         unexpected = []
         for name, tensor in tensors.items():
             if _longest(name, self.ignored) is not None:
                 continue
-            first = self._first_name(name)
-            if first != name:
+            if (alias := _longest(name, self.aliases)) is not None:
+                first = self.aliases[alias] + name[len(alias) :]
                 if first in tensors and not tensors[first].equal(tensor):
                     raise ValueError(f"{name} and {first} are one tensor, but hold other numbers")
                 name = first
-            path = _longest(name, places)
-            if path is not None:
-                stack = places[path]
-                whole = rows.setdefault(stack.ours + name[len(path) :], {})
-                whole[stack.theirs.index(path)] = tensor
-                continue
-            path = _longest(name, rules)
-            if path is None:
+            if (path := _longest(name, places)) is None:
                 unexpected.append(name)
                 continue
-            rule = rules[path]
-            found[rule.ours + name[len(path) :]] = rule.to_ours(tensor)
-        counts = {stack.ours: len(stack.theirs) for stack in self.stacks}
-        for name, whole in rows.items():  # one that lacks a part is missing as a whole
-            if len(whole) == counts[_longest(name, counts) or ""]:
-                found[name] = torch.cat([whole[index] for index in sorted(whole)])
+            ours, index, count = places[path]
+            if ours in self.changes:
+                tensor = self.changes[ours][0](tensor)
+            own = ours + name[len(path) :]
+            rows = parts.setdefault(own, {})
+            rows[index] = tensor
+            if len(rows) == count:  # one that lacks a part is missing as a whole
+                found[own] = torch.cat([rows[at] for at in sorted(rows)]) if count > 1 else tensor
         return Converted(found, unexpected)
 
     def to_theirs(self, tensors: Mapping[str, Tensor]) -> Converted:
         """Renames a state dict of ours; shared tensors come under all of their names."""
-        rules = {rule.ours: rule for rule in self.rules}
-        stacks = {stack.ours: stack.theirs for stack in self.stacks}
+        places = {ours: paths for paths, ours in self._pairs()}
         found: dict[str, Tensor] = {}
         unexpected = []
         for name, tensor in tensors.items():
-            path = _longest(name, stacks)
-            if path is not None:
-                pieces = tensor.chunk(len(stacks[path]))
-                for theirs, rows in zip(stacks[path], pieces):
-                    found[theirs + name[len(path) :]] = rows.clone()
-                continue
-            path = _longest(name, rules)
-            if path is None:
+            if (path := _longest(name, places)) is None:
                 unexpected.append(name)
                 continue
-            rule = rules[path]
-            found[rule.theirs + name[len(path) :]] = rule.to_theirs(tensor).contiguous()
-        for alias, first in (self.aliases or {}).items():
+            if path in self.changes:
+                tensor = self.changes[path][1](tensor)
+            count = len(places[path])
+            rows = [tensor.contiguous()] if count == 1 else [r.clone() for r in tensor.chunk(count)]
+            found |= {there + name[len(path) :]: row for there, row in zip(places[path], rows)}
+        for alias, first in self.aliases.items():
             for name in [n for n in found if n == first or n.startswith(f"{first}.")]:
                 found[alias + name[len(first) :]] = found[name]
         return Converted(found, unexpected)
-
-    def _first_name(self, name: str) -> str:
-        path = _longest(name, self.aliases or {})
-        return name if path is None else (self.aliases or {})[path] + name[len(path) :]
 
 
 def _longest(name: str, paths: Mapping[str, object] | tuple[str, ...]) -> str | None:

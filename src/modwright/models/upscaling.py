@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,15 +12,6 @@ from torch import Tensor
 from modwright.core.errors import InvalidInputError, unknown_name
 
 __all__ = ["PADS", "TileReport", "tile_report", "upscale_image"]
-
-
-def _inner(length: int, multiple: int) -> list[int]:
-    return [_folded(i, length, 2 * length - 2) for i in range(-(-length // multiple) * multiple)]
-
-
-def _whole(length: int, multiple: int) -> list[int]:
-    longer = (length // multiple + 1) * multiple
-    return [_folded(i, length, 2 * length) for i in range(longer)]
 
 
 def _folded(i: int, length: int, period: int) -> int:
@@ -35,7 +25,14 @@ def _folded(i: int, length: int, period: int) -> int:
 # Sources of the rows of an image that is made longer below and to the right. "reflect" does not
 # repeat the last row and adds what is missing; "mirror-reference" repeats it and adds a multiple
 # even where nothing is missing, as the authors' test does.
-PADS: dict[str, Callable[[int, int], list[int]]] = {"reflect": _inner, "mirror-reference": _whole}
+PADS: dict[str, Callable[[int, int], list[int]]] = {
+    "reflect": lambda length, multiple: [
+        _folded(i, length, 2 * length - 2) for i in range(-(-length // multiple) * multiple)
+    ],
+    "mirror-reference": lambda length, multiple: [
+        _folded(i, length, 2 * length) for i in range((length // multiple + 1) * multiple)
+    ],
+}
 
 
 @torch.no_grad()
@@ -81,34 +78,30 @@ def upscale_image(
         )
     if pad not in PADS:
         raise unknown_name("padding", pad, PADS)
-    if tile is not None:
-        _check_tiles(tile, overlap, multiple)
-    pixels, whole = _as_numbers(image, model)
-    height, width = image.shape[-2:]
-    batch = pixels if image.dim() == 4 else pixels[None]
-    padded = _padded(_padded(batch, pad, multiple, 2), pad, multiple, 3)
-    large = _run(model, padded) if tile is None else _run_tiles(model, padded, tile, overlap)
-    scale = model.config.upscale
-    large = large[..., : scale * height, : scale * width]
-    large = large if image.dim() == 4 else large[0]
-    return (large * 255).round().clamp(0, 255).to(image.dtype) if whole else large
-
-
-def _check_tiles(tile: int, overlap: int, multiple: int) -> None:
-    if tile < 1 or tile % multiple:
+    if tile is not None and (tile < 1 or tile % multiple):
         raise InvalidInputError(f"tile must be a multiple of {multiple}, not {tile}")
-    if not 0 <= overlap < tile / 2:
+    if tile is not None and not 0 <= overlap < tile / 2:
         raise InvalidInputError(
             f"overlap must be at least 0 and less than half a tile of {tile}: {overlap}"
         )
+    whole = _is_whole(image)
+    batch = image.to(model.device, model.dtype) / (255 if whole else 1)
+    batch = batch if image.dim() == 4 else batch[None]
+    for axis in (2, 3):
+        sources = PADS[pad](batch.shape[axis], multiple)
+        batch = batch.index_select(axis, torch.tensor(sources, device=batch.device))
+    large = model(batch).reconstruction if tile is None else _run_tiles(model, batch, tile, overlap)
+    height, width = (model.config.upscale * side for side in image.shape[-2:])
+    large = large[..., :height, :width] if image.dim() == 4 else large[0, :, :height, :width]
+    return (large * 255).round().clamp(0, 255).to(image.dtype) if whole else large
 
 
-def _as_numbers(image: Tensor, model: Any) -> tuple[Tensor, bool]:
-    """The image from 0 to 1 in the model's type, and whether it came in whole numbers."""
+def _is_whole(image: Tensor) -> bool:
+    """Whether pixels are whole numbers; refuses those that are no pixels."""
     if image.is_floating_point():
         if not bool(image.isfinite().all()):
             raise InvalidInputError("the image has pixels that are no finite numbers")
-        return image.to(model.device, model.dtype), False
+        return False
     if image.is_complex() or image.dtype == torch.bool:
         raise InvalidInputError(
             f"pixels are numbers from 0 to 1, or whole ones to 255, not {image.dtype}"
@@ -118,17 +111,7 @@ def _as_numbers(image: Tensor, model: Any) -> tuple[Tensor, bool]:
         raise InvalidInputError(
             f"whole numbers of pixels lie between 0 and 255, not {low} and {high}"
         )
-    return image.to(model.device, model.dtype) / 255, True
-
-
-def _padded(batch: Tensor, pad: str, multiple: int, axis: int) -> Tensor:
-    sources = PADS[pad](batch.shape[axis], multiple)
-    return batch.index_select(axis, torch.tensor(sources, device=batch.device))
-
-
-def _run(model: Any, batch: Tensor) -> Tensor:
-    found: Tensor = model(batch).reconstruction
-    return found
+    return True
 
 
 def _run_tiles(model: Any, batch: Tensor, tile: int, overlap: int) -> Tensor:
@@ -139,7 +122,7 @@ def _run_tiles(model: Any, batch: Tensor, tile: int, overlap: int) -> Tensor:
     weights = batch.new_zeros(scale * height, scale * width)
     for top, bottom in _spans(height, tile, overlap):
         for left, right in _spans(width, tile, overlap):
-            large = _run(model, batch[:, :, top:bottom, left:right])
+            large = model(batch[:, :, top:bottom, left:right]).reconstruction
             weight = torch.outer(
                 _fade(bottom - top, overlap, scale, top > 0, bottom < height, batch),
                 _fade(right - left, overlap, scale, left > 0, right < width, batch),
@@ -171,14 +154,11 @@ def _fade(length: int, overlap: int, scale: int, before: bool, after: bool, like
     return weights
 
 
-@dataclass(frozen=True)
-class TileReport:
+class TileReport(NamedTuple):
     """How far an image made of tiles is from the one made as a whole.
 
-    Attributes:
-        largest: difference of a pixel, where 1 is the range of pixels.
-        mean: of the absolute differences.
-        psnr: in decibels, over all channels; infinite where nothing differs.
+    The largest and the mean difference of a pixel, where 1 is the range of pixels, and the PSNR in
+    decibels over all channels; infinite where nothing differs.
     """
 
     largest: float
@@ -191,15 +171,11 @@ def tile_report(
 ) -> TileReport:
     """Makes an image larger both ways, so it needs the memory of the whole one.
 
-    Args:
-        model, image, tile, overlap, pad: see :func:`upscale_image`.
+    Arguments are those of :func:`upscale_image`.
     """
     whole = upscale_image(model, image, None, overlap, pad)
     unit = 1.0 if whole.is_floating_point() else 255.0
     off = (upscale_image(model, image, tile, overlap, pad).double() - whole.double()) / unit
     error = float(off.square().mean())
-    return TileReport(
-        float(off.abs().max()),
-        float(off.abs().mean()),
-        -10 * math.log10(error) if error else math.inf,
-    )
+    psnr = -10 * math.log10(error) if error else math.inf
+    return TileReport(float(off.abs().max()), float(off.abs().mean()), psnr)

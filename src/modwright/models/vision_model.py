@@ -3,76 +3,56 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any, ClassVar
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.compat.transformers import is_wholly_loaded
-from modwright.core.errors import CheckpointError, InvalidInputError, refusing
+from modwright.core.errors import CheckpointError, InvalidInputError, refusing, unknown_name
 from modwright.core.modes import eval_mode
 from modwright.models.source_configs import ConfigMap, same_value
 from modwright.models.state_dict_converter import StateDictConverter
+from modwright.nn.block import Block
+from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.deploy import reparameterize_
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.relative_position_bias import RelativePositionBias
 from modwright.nn.residual import ScaledResidual
 
-__all__ = ["VisionConfig", "VisionModel", "check_count"]
+__all__ = ["VisionConfig", "VisionModel", "check_count", "start_normal", "token_block"]
 
 
+# What plain parts and torch say to sizes of which no model can be built.
 _RAISED = (ValueError, TypeError, ArithmeticError, IndexError, RuntimeError)
-"""What plain parts and torch say to sizes of which no model can be built."""
-
-
-def _refuses(cls: type, name: str) -> None:
-    """Lets a method that a class defines refuse what plain parts and arithmetic choke on."""
-    work = vars(cls).get(name)
-    if work is None:
-        return
-
-    @functools.wraps(work)
-    def refusing_work(self: Any, *args: Any, **kwargs: Any) -> None:
-        config = self if isinstance(self, PreTrainedConfig) else kwargs.get("config") or args[0]
-        with refusing(kinds=_RAISED, where=lambda: _named(config)):
-            work(self, *args, **kwargs)
-
-    setattr(cls, name, refusing_work)
 
 
 def _named(config: Any) -> str:
     """The architecture, and those of its fields that are most likely wrong."""
-    values = {name: getattr(config, name, None) for name in type(config).field_names()}
-    low = {
-        name: value
-        for name, value in values.items()
-        if name != "num_labels" and any(_is_low(one) for one in _listed(value))
-    }
-    shown = ", ".join(f"{name} {value}" for name, value in low.items())
-    return f"{config.model_type}, whose {shown} is below 1" if low else str(config.model_type)
+    low = []
+    for name in config.field_names():
+        value = getattr(config, name, None)
+        numbers = (value or [0]) if isinstance(value, list | tuple) else [value]
+        if name != "num_labels" and any(type(one) is int and one < 1 for one in numbers):
+            low.append(f"{name} {value}")
+    return f"{config.model_type}, whose {', '.join(low)} is below 1" if low else config.model_type
 
 
-def _listed(value: Any) -> Sequence[Any]:
-    return (value or [0]) if isinstance(value, list | tuple) else [value]
-
-
-def _is_low(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value < 1
-
-
-@strict
 class VisionConfig(PreTrainedConfig):
     """Fields that all of them have.
 
-    Fields are called as those of transformers' models are: ``hidden_size``, or ``hidden_sizes`` per
-    stage, ``num_heads``, ``depths``. ``attribute_map`` of an architecture has the words of its
-    paper or of timm for them: they can be read, set and given under those, too, and are written
-    under the field's own name.
+    Fields are called as transformers' are, and mean the same in all architectures: ``hidden_size``
+    (channels) or ``hidden_sizes`` per stage, ``depths`` (blocks, or blocks per stage),
+    ``num_heads``, ``patch_size`` (a side, in pixels), ``mlp_ratio`` (neurons per channel),
+    ``qkv_bias`` (of the maps to queries, keys and values), ``layer_norm_eps``,
+    ``layer_scale_init`` (start of a factor per channel; None has none), ``fused`` (the form for
+    inference, without batch norms: see ``models.reparameterize``). One entry may stand for all
+    stages. ``attribute_map`` has the words of the paper or of timm: fields can be read, set and
+    given under those, too, and are written under their own names.
 
     Attributes:
         image_size: side of the image, or [height, width]. Models without positions take others.
@@ -84,6 +64,7 @@ class VisionConfig(PreTrainedConfig):
 
     # Fields that files of older versions do not have -> the field whose value they had instead.
     stands_for: ClassVar[Mapping[str, str]] = {}
+    size_hint: ClassVar[str] = ""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -119,13 +100,14 @@ class VisionConfig(PreTrainedConfig):
         return found
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        _refuses(cls, "__post_init__")
+        """Fields are taken under all their names; what arithmetic raises becomes a refusal."""
         super().__init_subclass__(**kwargs)
         by_own_names = cls.__init__
 
         @functools.wraps(by_own_names)
         def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            by_own_names(self, *args, **cls.canonical_fields(kwargs))
+            with refusing(kinds=_RAISED, where=lambda: _named(self)):
+                by_own_names(self, *args, **cls.canonical_fields(kwargs))
 
         cls.__init__ = __init__  # type: ignore[method-assign]
 
@@ -137,47 +119,73 @@ class VisionConfig(PreTrainedConfig):
             )
         super().__post_init__(**kwargs)
 
-    @property
-    def size(self) -> SpatialShape:
-        """(height, width)."""
-        side = self.image_size
-        return (side, side) if isinstance(side, int) else (side[0], side[1])
-
-    @staticmethod
-    def check_multiples(step: int, height: int, width: int) -> None:
-        """Refuses images whose sides are no multiples of ``step`` pixels."""
-        if height % step or width % step:
-            raise InvalidInputError(
-                f"images must be multiples of {step} pixels, not {height} x {width}"
-            )
-
-    def per_stage(self, stages: int, *names: str) -> None:
-        """Fields with an entry per stage: one number or name stands for all stages.
-
-        Raises:
-            InvalidInputError: a list has another number of entries.
-        """
-        for name in names:
-            value = getattr(self, name)
-            listed = list(value) if isinstance(value, list | tuple) else [value] * stages
-            if len(listed) != stages:
-                raise InvalidInputError(
-                    f"{name} has {len(listed)} entries for {stages} stages of depths"
-                )
-            setattr(self, name, listed)
-
     @classmethod
     def field_names(cls) -> list[str]:
         """Names that its constructor takes and that mean something to a model of this kind."""
         inherited = {field.name for field in fields(PreTrainedConfig)}
         return sorted(["dtype", *(f.name for f in fields(cls) if f.name not in inherited)])
 
+    @property
+    def size(self) -> SpatialShape:
+        """(height, width)."""
+        side = self.image_size
+        return (side, side) if isinstance(side, int) else (side[0], side[1])
+
+    @property
+    def multiple(self) -> int:
+        """What both sides of an image must be multiples of; ``patch_size`` where there is one."""
+        return getattr(self, "patch_size", 1)
+
+    @property
+    def grid(self) -> SpatialShape:
+        """Steps of ``multiple`` pixels in an image, (height, width)."""
+        return self.size[0] // self.multiple, self.size[1] // self.multiple
+
+    # What architectures check
+
+    @staticmethod
+    def require(holds: bool, otherwise: str) -> None:
+        """Refuses a structure for which something does not hold."""
+        if not holds:
+            raise InvalidInputError(otherwise)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuses images of a size that the model cannot take."""
+        step = self.multiple
+        if height % step or width % step:
+            told = f"not {height} x {width}{self.size_hint}"
+            raise InvalidInputError(f"images must be multiples of {step} pixels, {told}")
+
+    def per_stage(self, stages: int, *names: str) -> None:
+        """Makes lists of fields with an entry per stage, where one may stand for all."""
+        for name in names:
+            value = getattr(self, name)
+            listed = list(value) if isinstance(value, list | tuple) else [value] * stages
+            told = f"{name} has {len(listed)} entries for {stages} stages of depths"
+            self.require(len(listed) == stages, told)
+            setattr(self, name, listed)
+
+    def check_names(self, **tables: Collection[str]) -> None:
+        """Refuses a field that is no name of its table, nor a list of some, per stage or block."""
+        for field, table in tables.items():
+            names = getattr(self, field)
+            names = names if isinstance(names, list | tuple) else [names]
+            for listed in names:
+                for name in listed if isinstance(listed, list | tuple) else [listed]:
+                    if name not in table:
+                        raise unknown_name(field, name, table)
+
+    def check_divides(self, field: str, *widths: int) -> None:
+        """Refuses a number that does not divide all widths; a list has one for each."""
+        value = getattr(self, field)
+        numbers = value if isinstance(value, list | tuple) else [value] * len(widths)
+        for number, width in zip(numbers, widths):
+            divides = number > 0 and width % number == 0
+            self.require(divides, f"{field} {number} does not divide a width of {width}")
+
 
 class VisionModel(PreTrainedModel):
-    """A model that takes images (B, C, H, W).
-
-    A subclass builds its parts and calls ``post_init()``.
-    """
+    """A model that takes images (B, C, H, W). A subclass ends its building by ``post_init()``."""
 
     config_class = VisionConfig
     main_input_name = "pixel_values"
@@ -186,15 +194,19 @@ class VisionModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["Block"]
     min_size = 1
+    image_free: tuple[str, ...] = ()  # positions that do not depend on the image's size
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """What plain parts raise while a model is built from its config becomes a refusal.
-
-        So it does on every road to a model: by name, by an Auto class, from a checkpoint, in an
-        edit.
-        """
+        """What plain parts raise while a model is built becomes a refusal, on every road to it."""
         super().__init_subclass__(**kwargs)
-        _refuses(cls, "__init__")
+        if build := vars(cls).get("__init__"):
+
+            @functools.wraps(build)
+            def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+                with refusing(kinds=_RAISED, where=lambda: _named(self.config)):
+                    build(self, *args, **kwargs)
+
+            cls.__init__ = __init__  # type: ignore[method-assign]
 
     def post_init(self) -> None:
         """Ends the building: fuses and initializes; notes which parameters are not trained."""
@@ -228,13 +240,12 @@ class VisionModel(PreTrainedModel):
                 f"images must be at least {self.min_size} pixels high and wide, "
                 f"not {height} x {width}"
             )
+        self.config.check_size(height, width)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """timm's word for ``gradient_checkpointing_enable``."""
-        if enable:
-            self.gradient_checkpointing_enable()
-        else:
-            self.gradient_checkpointing_disable()
+        word = "enable" if enable else "disable"
+        getattr(self, f"gradient_checkpointing_{word}")()
 
     @classmethod
     def state_dict_converters(cls, config: Any) -> dict[str, StateDictConverter]:
@@ -254,17 +265,16 @@ class VisionModel(PreTrainedModel):
     def interpolate_pos_embed(
         self, name: str, table: Tensor, old: SpatialShape | None = None
     ) -> Tensor:
-        """A tensor of another model of this kind, its positions resized to this one's grid.
+        """The tensor ``name`` of another model, its positions resized to this one's grid.
 
-        Args:
-            name: of the tensor here.
-            table: as it is stored there.
-            old: the grid of a table of tokens, the window of a table of offsets; a square unless it
-                is said.
+        ``old`` is the grid of a table of tokens, or the window of a table of offsets; a square
+        unless it is said.
         """
-        module = self.get_submodule(name.rpartition(".")[0])
+        path = name.rpartition(".")[0]
+        module = self.get_submodule(path)
         tables = LearnedGrid | LearnedTable | RelativePositionBias
-        return module.fit(table, old) if isinstance(module, tables) else table
+        fits = isinstance(module, tables) and path not in self.image_free
+        return module.fit(table, old) if fits else table
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that decay would only pull towards nothing: positions, tokens, scalars."""
@@ -289,17 +299,38 @@ class VisionModel(PreTrainedModel):
             module.reset_parameters()  # type: ignore[operator]
 
     def initialize_linear(self, linear: nn.Linear) -> None:
-        """A normal distribution cut at two; architectures with another rule replace it."""
-        nn.init.trunc_normal_(linear.weight, std=0.02)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
+        """:func:`start_normal`; architectures with another rule replace it."""
+        start_normal(linear)
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
         """torch's own rule; architectures with another one replace it."""
         conv.reset_parameters()
 
 
+def start_normal(layer: nn.Linear | nn.Conv1d | nn.Conv2d, std: float = 0.02) -> None:
+    """Weights from a normal distribution cut at two, no biases."""
+    nn.init.trunc_normal_(layer.weight, std=std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+
+
 def check_count(name: str, value: Any, least: int = 1) -> None:
     """Refuses what is no whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise InvalidInputError(f"{name} is a whole number of at least {least}, not {value!r}")
+
+
+def token_block(
+    dim: int,
+    mixer: nn.Module | None,
+    mlp_ratio: float,
+    drop_path: float = 0.0,
+    *,
+    eps: float = 1e-5,
+    mlp: nn.Module | None = None,
+    **more: Any,
+) -> Block:
+    """A block of tokens: layer norms, and an MLP of ``mlp_ratio`` unless it is given."""
+    mlp = Mlp(dim, int(dim * mlp_ratio)) if mlp is None else mlp
+    norm = functools.partial(nn.LayerNorm, dim, eps=eps)
+    return Block(dim, mixer, mlp, norm, drop_path=drop_path, **more)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
-import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForImageToImage
@@ -15,11 +12,10 @@ from transformers.modeling_outputs import ImageSuperResolutionOutput
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.registry import register_architecture
-from modwright.models.state_dict_converter import Rename, StateDictConverter
-from modwright.models.vision_model import VisionConfig, VisionModel
-from modwright.nn.block import Block, BlockSequence
+from modwright.models.state_dict_converter import StateDictConverter, same, under
+from modwright.models.vision_model import VisionConfig, VisionModel, token_block
+from modwright.nn.block import BlockSequence
 from modwright.nn.channel_mixers.gated_depthwise import GatedDepthwise
-from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.cross_refinement import CrossRefinementBlock, HybridFusion, ResidualGroup
 from modwright.nn.high_frequency import HighFrequencyBlock
 from modwright.nn.norms2d import make_norm
@@ -34,14 +30,12 @@ SCALES = (2, 3, 4, 8)
 MEAN = (0.4488, 0.4371, 0.4040)  # of the training images' red, green and blue
 
 
-@strict
 class CraftConfig(VisionConfig):
     """Structure of a CRAFT.
 
     Attributes:
         image_size: of training pieces before they are made larger; the model takes other sizes.
         upscale: 2, 3, 4 or 8 pixels for one along each side.
-        hidden_size: channels.
         depths: blocks per group.
         num_heads: heads per group, even numbers.
         window: (height, width) of lying windows; standing ones are its transpose.
@@ -68,35 +62,28 @@ class CraftConfig(VisionConfig):
     position_dim: int | None = None
     mask_shift: bool = False
 
+    size_hint = "; modwright.models.upscaling.upscale_image takes any size"
+
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if self.upscale not in SCALES:
-            valid = ", ".join(map(str, SCALES))
-            raise InvalidInputError(f"upscale must be one of {valid}, not {self.upscale}")
-        if len(self.num_heads) != len(self.depths):
-            raise InvalidInputError(
-                f"num_heads has {len(self.num_heads)} entries for {len(self.depths)} groups"
-            )
+        width, sides, valid = self.hidden_size, list(self.window), ", ".join(map(str, SCALES))
+        known = self.upscale in SCALES
+        self.require(known, f"upscale must be one of {valid}, not {self.upscale}")
+        self.per_stage(len(self.depths), "num_heads")
         for heads in self.num_heads:
-            if heads < 1 or heads % 2:
-                raise InvalidInputError(
-                    f"two kinds of windows share the heads: {heads} is no even number"
-                )
-            if self.hidden_size % heads:
-                raise InvalidInputError(
-                    f"{heads} heads do not divide a width of {self.hidden_size}"
-                )
-        if len(self.window) != 2 or min(self.window) < 1:
-            raise InvalidInputError(f"window is a height and a width, not {list(self.window)}")
-        if self.position_dim is None and self.hidden_size < 32:
-            raise InvalidInputError(
-                f"a width of {self.hidden_size} leaves no channel to the network of positions: "
-                "take at least 32, or say position_dim"
-            )
+            told = f"two kinds of windows share the heads: {heads} is no even number"
+            self.require(heads % 2 == 0, told)
+        self.check_divides("num_heads", *[width] * len(self.depths))
+        pair = len(sides) == 2 and min(sides) > 0
+        self.require(pair, f"window is a height and a width, not {sides}")
+        self.require(
+            self.position_dim is not None or width >= 32,
+            f"a width of {width} leaves no channel to the network of positions: take at least 32, "
+            "or say position_dim",
+        )
 
     @property
     def multiple(self) -> int:
-        """What both sides of an image must be multiples of."""
         return math.lcm(*self.window)
 
 
@@ -111,13 +98,14 @@ class CraftForImageSuperResolution(VisionModel):
         torch.Size([1, 3, 16, 24])
     """
 
-    config_class = CraftConfig
-
     def __init__(self, config: CraftConfig) -> None:
         super().__init__(config)
         dim = config.hidden_size
         self.stem = ConvStem(config.num_channels, [Conv(dim, 3, 1, 1)])
-        self.groups = nn.ModuleList(_group(config, g) for g in range(len(config.depths)))
+        self.groups = nn.ModuleList(
+            ResidualGroup(dim, BlockSequence([_block(config, heads) for _ in range(depth)]))
+            for depth, heads in zip(config.depths, config.num_heads)
+        )
         self.norm = make_norm("ln", dim, layout="map")
         self.conv = nn.Conv2d(dim, dim, 3, padding=1)
         self.up = PixelShuffleUp(dim, config.num_channels, config.upscale)
@@ -129,12 +117,6 @@ class CraftForImageSuperResolution(VisionModel):
             raise InvalidInputError(
                 f"pixels are numbers from 0 to 1, not {pixel_values.dtype}; "
                 "upscale_image takes whole numbers from 0 to 255, too"
-            )
-        sides, multiple = pixel_values.shape[2:], self.config.multiple
-        if any(side % multiple for side in sides):
-            raise InvalidInputError(
-                f"sides must be multiples of {multiple}, not {sides[0]} x {sides[1]}; "
-                "modwright.models.upscaling.upscale_image takes any size"
             )
 
     def forward(
@@ -155,7 +137,9 @@ class CraftForImageSuperResolution(VisionModel):
             InvalidInputError: what is no image of such a size.
         """
         self.check_pixels(pixel_values)
-        mean, range_ = self._mean(pixel_values), self.config.img_range
+        channels, range_ = self.config.num_channels, self.config.img_range
+        numbers = MEAN if channels == len(MEAN) else (0.0,) * channels
+        mean = pixel_values.new_tensor(numbers).view(1, -1, 1, 1)
         shallow = self.stem((pixel_values - mean) * range_)
         features = [shallow]
         for group in self.groups:
@@ -168,54 +152,36 @@ class CraftForImageSuperResolution(VisionModel):
             hidden_states=tuple(features) if output_hidden_states else None,
         )
 
-    def _mean(self, like: Tensor) -> Tensor:
-        channels = self.config.num_channels
-        numbers = MEAN if channels == len(MEAN) else (0.0,) * channels
-        return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(1, -1, 1, 1)
-
     @classmethod
     def state_dict_converters(cls, config: CraftConfig) -> dict[str, StateDictConverter]:
         return {"official": _official(config)}
 
 
-def _group(config: CraftConfig, g: int) -> ResidualGroup:
-    blocks: list[nn.Module] = [_block(config, g) for _ in range(config.depths[g])]
-    return ResidualGroup(config.hidden_size, BlockSequence(blocks))
-
-
-def _block(config: CraftConfig, g: int) -> CrossRefinementBlock:
-    dim, heads = config.hidden_size, config.num_heads[g]
-    fusion = HybridFusion(
-        dim,
-        CrossChannelAttention(dim, heads),
-        GatedDepthwise(dim, int(dim * config.ffn_expansion)),
-    )
-    low: list[nn.Module] = [_windows(config, heads, shift) for shift in (False, True)]
-    return CrossRefinementBlock(BlockSequence(low), HighFrequencyBlock(dim), fusion)
-
-
-def _windows(config: CraftConfig, heads: int, shift: bool) -> Block:
+def _block(config: CraftConfig, heads: int) -> nn.Module:
     dim = config.hidden_size
-    mixer = RectangleWindowAttention(
-        dim,
-        heads,
-        (config.window[0], config.window[1]),
-        shift=shift,
-        mask_shift=config.mask_shift,
-        position_dim=config.position_dim,
-    )
-    return Block(dim, mixer, Mlp(dim, int(dim * config.mlp_ratio)), partial(nn.LayerNorm, dim))
+    attention = CrossChannelAttention(dim, heads)
+    fusion = HybridFusion(dim, attention, GatedDepthwise(dim, int(dim * config.ffn_expansion)))
+    low: list[nn.Module] = []
+    for shift in (False, True):
+        mixer = RectangleWindowAttention(
+            dim,
+            heads,
+            (config.window[0], config.window[1]),
+            shift=shift,
+            mask_shift=config.mask_shift,
+            position_dim=config.position_dim,
+        )
+        low.append(token_block(dim, mixer, config.mlp_ratio))
+    return CrossRefinementBlock(BlockSequence(low), HighFrequencyBlock(dim), fusion)
 
 
 # Names in the authors' files
 
 _WINDOWS = {
-    "norm1": "norm1",
-    "norm2": "norm2",
+    **same("norm1", "norm2", "mlp"),
     "qkv": "mixer.qkv",
     "proj": "mixer.proj",
     "get_v": "mixer.local",
-    "mlp": "mlp",
 }
 _POSITIONS = {"pos_proj": "proj"} | {
     f"pos{s + 1}.{part}": f"steps.{s}.{part}" for s in range(3) for part in (0, 2)
@@ -240,31 +206,24 @@ _TABLES = ("relative_position_index_h", "relative_position_index_v", "biases_h",
 
 def _official(config: CraftConfig) -> StateDictConverter:
     """AVC2-UESTC/CRAFT-SR: three lists per group, one for each kind of part."""
-    pairs = {"conv_first": "stem.conv0", "norm.body": "norm", "conv_after_body": "conv"}
-    pairs["upsample.0"] = "up.conv"
+    names: dict[str, str] = {"conv_first": "stem.conv0", "norm.body": "norm"}
+    names |= {"conv_after_body": "conv", "upsample.0": "up.conv"}
     for g, depth in enumerate(config.depths):
-        pairs[f"layers.{g}.conv"] = f"groups.{g}.conv"
+        names[f"layers.{g}.conv"] = f"groups.{g}.conv"
         for b in range(depth):
-            theirs, ours = f"layers.{g}.residual_group", f"groups.{g}.blocks.{b}"
-            parts = {f"hfer_blocks.{b}": ("high", _HIGH), f"hf_blocks.{b}": ("fusion", _FUSION)}
+            parts = {**under(f"hfer_blocks.{b}", "high", _HIGH)}
+            parts |= under(f"hf_blocks.{b}", "fusion", _FUSION)
             for j in (0, 1):
                 block = f"srwa_blocks.{2 * b + j}"
-                parts[block] = (f"low.{j}", _WINDOWS)
+                parts |= under(block, f"low.{j}", _WINDOWS)
                 for half in (0, 1):
                     place = f"low.{j}.mixer.biases.{half}"
-                    parts[f"{block}.attns.{half}.pos"] = (place, _POSITIONS)
-            for path, (place, names) in parts.items():
-                for name, own in names.items():
-                    pairs[f"{theirs}.{path}.{name}"] = f"{ours}.{place}.{own}"
-    rules = tuple(Rename(theirs, ours) for theirs, ours in pairs.items())
-    return StateDictConverter(rules, ignored=_TABLES)
+                    parts |= under(f"{block}.attns.{half}.pos", place, _POSITIONS)
+            names |= under(f"layers.{g}.residual_group", f"groups.{g}.blocks.{b}", parts)
+    return StateDictConverter(names, ignored=_TABLES)
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "craft_x2": {"upscale": 2},
-    "craft_x3": {"upscale": 3},
-    "craft_x4": {"upscale": 4},
-}
+VARIANTS: dict[str, dict[str, Any]] = {f"craft_x{n}": {"upscale": n} for n in (2, 3, 4)}
 
 register_architecture(
     CraftConfig, CraftForImageSuperResolution, VARIANTS, auto=AutoModelForImageToImage

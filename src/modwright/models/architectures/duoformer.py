@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import InvalidInputError, refusing, unknown_name
+from modwright.core.errors import InvalidInputError, refusing
 from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.registry import register_architecture
-from modwright.models.state_dict_converter import Rename, StateDictConverter
-from modwright.nn.block import Block, BlockSequence
-from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.models.state_dict_converter import StateDictConverter, same, under
+from modwright.models.vision_model import start_normal, token_block
+from modwright.nn.block import BlockSequence
 from modwright.nn.conv_backbone import ConvBackbone
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.layouts import SpatialShape
@@ -46,76 +44,44 @@ ATTENTION_SCALES: dict[str, Callable[[int, int], float]] = {
 }
 
 
-# Backbones
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """A kind of backbone.
-
-    Attributes:
-        fields: what is built unless the config says otherwise; ``widths`` are the channels of its
-            maps.
-        build: makes it from the image's channels and the fields. It gives its maps of a batch of
-            images, the finest first.
-        stride: pixels per cell of the coarsest map, from the fields.
-    """
-
-    fields: dict[str, Any]
-    build: Callable[[int, dict[str, Any]], nn.Module]
-    stride: Callable[[dict[str, Any]], int]
-
-
-def _resnet(branch: str, depths: list[int]) -> Backbone:
+def _resnet(branch: str, *depths: int) -> tuple[type[nn.Module], dict[str, Any]]:
     first = 64 if branch == "basic" else 256
-    return Backbone(
-        {"branch": branch, "depths": depths, "widths": [first * 2**s for s in range(STAGES)]},
-        lambda channels, fields: ResNetStages(channels, **fields),
-        lambda fields: 2 ** (STAGES + 1),
-    )
+    widths = [first * 2**s for s in range(STAGES)]
+    return ResNetStages, {"branch": branch, "depths": list(depths), "widths": widths}
 
 
-BACKBONES: dict[str, Backbone] = {
-    "resnet18": _resnet("basic", [2, 2, 2, 2]),
-    "resnet34": _resnet("basic", [3, 4, 6, 3]),
-    "resnet50": _resnet("bottleneck", [3, 4, 6, 3]),
-    "resnet101": _resnet("bottleneck", [3, 4, 23, 3]),
-    "resnet152": _resnet("bottleneck", [3, 8, 36, 3]),
-    "pyramid": Backbone(
-        {"widths": [16, 32, 64, 128], "first_stride": 1},
-        lambda channels, fields: ConvBackbone(channels, **fields),
-        lambda fields: 2 ** (STAGES - 1) * int(fields["first_stride"]),
-    ),
+# The class of a backbone, which gives its maps of a batch of images, the finest first; and what it
+# is built from, besides the image's channels, unless the config says otherwise.
+BACKBONES: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
+    "resnet18": _resnet("basic", 2, 2, 2, 2),
+    "resnet34": _resnet("basic", 3, 4, 6, 3),
+    "resnet50": _resnet("bottleneck", 3, 4, 6, 3),
+    "resnet101": _resnet("bottleneck", 3, 4, 23, 3),
+    "resnet152": _resnet("bottleneck", 3, 8, 36, 3),
+    "pyramid": (ConvBackbone, {"widths": [16, 32, 64, 128], "first_stride": 1}),
 }
 
 
-@strict
 class DuoFormerConfig(ImageConfig):
     """Structure of a DuoFormer.
 
     Attributes:
         backbone: a name of :data:`BACKBONES`.
-        backbone_fields: what differs from the named backbone: arguments of
-            :class:`modwright.nn.resnet_stages.ResNetStages`, or those of
-            :class:`modwright.nn.conv_backbone.ConvBackbone`.
+        backbone_fields: what differs from the named backbone: arguments of its class in ``nn``.
         scales: how many of the backbone's four maps are used, the coarsest first: 2, 3 or 4.
-        hidden_size: channels.
         depths: blocks over the scales of a cell.
         patch_depth: blocks over the cells; as many unless it is said.
-        num_heads: of both.
-        mlp_ratio: neurons per channel.
         layer_scale: start of a factor per channel on the branches of the blocks over scales.
         scale_token: what stands first in every cell and is read at the end: "learned", one for
             all cells; "channel", one computed from all four maps; "none": the coarsest map's own.
-        attention_scale: of the scores: a name of :data:`ATTENTION_SCALES`. The second is that of
-            another model that the authors released.
+        attention_scale: of the scores: a name of :data:`ATTENTION_SCALES`; the authors released
+            a model of each.
         patch_residual: blocks over cells are whole blocks with norms, residuals and an MLP. The
             released ones are attention alone, one behind the other.
         head_norm: the last norm is used. The released code computes it and drops the result.
         freeze_backbone: it is not trained, and its batch norms keep their statistics.
         interpolate_positions: images of other sizes get the cells' positions resized.
-        cells_at_once: cells that attend over scales at one time, to save memory; all unless it
-            is said.
+        cells_at_once: cells that attend over scales at one time, to save memory; None is all.
         init_std: of the linear layers' weights at the start. The released 0.02 is for 768 channels;
             a model of 48 learns much faster from 0.08, which lets as much through.
     """
@@ -144,31 +110,21 @@ class DuoFormerConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        for what, name, known in (
-            ("backbone", self.backbone, BACKBONES),
-            ("scale_token", self.scale_token, SCALE_TOKENS),
-            ("attention_scale", self.attention_scale, ATTENTION_SCALES),
-        ):
-            if name not in known:
-                raise unknown_name(what, name, known)
-        if not 2 <= self.scales <= STAGES:
-            raise InvalidInputError(f"scales lie between 2 and {STAGES}, not {self.scales}")
-        if self.hidden_size % self.num_heads:
-            raise InvalidInputError(
-                f"num_heads {self.num_heads} does not divide a hidden_size of {self.hidden_size}"
-            )
-        if self.cells_at_once is not None and self.cells_at_once < 1:
-            raise InvalidInputError(f"cells_at_once must be at least 1, not {self.cells_at_once}")
-        if len(self.backbone_widths) != STAGES:
-            raise InvalidInputError(
-                f"a backbone must give {STAGES} maps, not {len(self.backbone_widths)}"
-            )
-        self.spatial_shape_of(*self.size)
+        self.check_names(
+            backbone=BACKBONES, scale_token=SCALE_TOKENS, attention_scale=ATTENTION_SCALES
+        )
+        scales, cells, maps = self.scales, self.cells_at_once, len(self.backbone_widths)
+        self.require(2 <= scales <= STAGES, f"scales lie between 2 and {STAGES}, not {scales}")
+        self.check_divides("num_heads", self.hidden_size)
+        some = cells is None or cells > 0
+        self.require(some, f"cells_at_once must be at least 1, not {cells}")
+        self.require(maps == STAGES, f"a backbone must give {STAGES} maps, not {maps}")
+        self.check_size(*self.size)
 
     @property
     def backbone_structure(self) -> dict[str, Any]:
         """All fields that the backbone is built from."""
-        return {**BACKBONES[self.backbone].fields, **(self.backbone_fields or {})}
+        return {**BACKBONES[self.backbone][1], **(self.backbone_fields or {})}
 
     @property
     def backbone_widths(self) -> list[int]:
@@ -176,37 +132,28 @@ class DuoFormerConfig(ImageConfig):
         return list(self.backbone_structure["widths"])
 
     @property
-    def stride(self) -> int:
+    def multiple(self) -> int:
         """Pixels per cell along one side."""
-        return BACKBONES[self.backbone].stride(self.backbone_structure)
-
-    def spatial_shape_of(self, height: int, width: int) -> SpatialShape:
-        """The cells of an image; refuses one that they do not fill."""
-        self.check_multiples(self.stride, height, width)
-        return height // self.stride, width // self.stride
+        return 2 ** (STAGES - 1) * int(self.backbone_structure.get("first_stride", 4))
 
 
 class DuoFormerForImageClassification(TokenClassifier):
     """A DuoFormer with a classifier on its class token.
 
     Example:
-        >>> fields = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
-        >>> small = {"widths": [4, 4, 8, 8], "first_stride": 1}
-        >>> fields |= {"backbone": "pyramid", "backbone_fields": small, "num_labels": 5}
-        >>> config = DuoFormerConfig(**fields)
-        >>> model = DuoFormerForImageClassification(config)
-        >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
-        torch.Size([1, 5])
+        >>> sizes = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
+        >>> sizes |= {"backbone": "pyramid", "backbone_fields": {"widths": [4, 4, 8, 8]}}
+        >>> DuoFormerForImageClassification(DuoFormerConfig(**sizes)).num_features
+        16
     """
 
-    config_class = DuoFormerConfig
-    num_prefix_tokens = 1
+    image_free = ("scale_positions",)
 
     def __init__(self, config: DuoFormerConfig) -> None:
         super().__init__(config)
-        dim, spatial_shape = config.hidden_size, config.spatial_shape_of(*config.size)
-        build = BACKBONES[config.backbone].build
-        self.backbone = build(config.num_channels, config.backbone_structure)
+        dim = config.hidden_size
+        build: Any = BACKBONES[config.backbone][0]
+        self.backbone = build(config.num_channels, **config.backbone_structure)
         self.tokenise = MultiScalePatchTokens(config.backbone_widths[-config.scales :], dim)
         self.scale_prefix = self.channel_token = None
         if config.scale_token == "learned":
@@ -220,9 +167,7 @@ class DuoFormerForImageClassification(TokenClassifier):
             config.drop_path_rate, [config.depths, count if config.patch_residual else 0]
         )
         self.scale_blocks = BlockSequence([_block(config, rate) for rate in rates[0]])
-        self.prefix = PrefixTokens(dim, std=STD)
-        self.positions = LearnedTable(dim, spatial_shape, prefix=1, std=STD)
-        self.drop = nn.Dropout(config.drop_rate)
+        self.begin_stream(dim, std=STD)
         self.blocks = BlockSequence(
             [_block(config, rate) for rate in rates[1]]
             if config.patch_residual
@@ -231,11 +176,9 @@ class DuoFormerForImageClassification(TokenClassifier):
         self.norm = nn.LayerNorm(dim, eps=EPS) if config.head_norm else nn.Identity()
         if not config.head_norm:  # stands in released files, and nothing reads it
             self.unused_norm = nn.LayerNorm(dim, eps=EPS).requires_grad_(False)
-        self.head = self.make_head(dim, prefix=1)
-        self.describe_features(dim, config.stride, count)
         if config.freeze_backbone:
             self.backbone.requires_grad_(False)
-        self.post_init()
+        self.finish(self.norm, dim, [dim] * count, config.multiple)
 
     def train(self, mode: bool = True) -> DuoFormerForImageClassification:
         """Training mode; a frozen backbone stays as it is in use."""
@@ -247,24 +190,8 @@ class DuoFormerForImageClassification(TokenClassifier):
     def initialize_linear(self, linear: nn.Linear) -> None:
         if any(linear is classifier for classifier in self.head.classifiers()):
             linear.reset_parameters()
-            return
-        nn.init.trunc_normal_(linear.weight, std=self.config.init_std)
-        if linear.bias is not None:
-            nn.init.zeros_(linear.bias)
-
-    def check_pixels(self, pixel_values: Tensor) -> None:
-        super().check_pixels(pixel_values)
-        height, width = pixel_values.shape[2:]
-        self._check_spatial_shape(self.config.spatial_shape_of(height, width))
-
-    def _check_spatial_shape(self, spatial_shape: SpatialShape) -> None:
-        own = self.positions.spatial_shape
-        if spatial_shape != own and not self.config.interpolate_positions:
-            raise InvalidInputError(
-                f"{spatial_shape[0]} x {spatial_shape[1]} regions where the config has "
-                f"{own[0]} x {own[1]}; "
-                "interpolate_positions=True would resize the positions"
-            )
+        else:
+            start_normal(linear, self.config.init_std)
 
     def embed(self, pixel_values: Tensor) -> tuple[Tensor, SpatialShape]:
         return self.embed_features(self.backbone(pixel_values))
@@ -283,8 +210,12 @@ class DuoFormerForImageClassification(TokenClassifier):
                 tokens = torch.cat((self.channel_token(features), tokens), dim=2)
         if self.scale_prefix is not None:
             tokens = self.scale_prefix(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-        spatial_shape = (features[-1].shape[2], features[-1].shape[3])
-        self._check_spatial_shape(spatial_shape)
+        spatial_shape, own = (features[-1].shape[2], features[-1].shape[3]), self.config.grid
+        if spatial_shape != own and not self.config.interpolate_positions:
+            raise InvalidInputError(
+                f"{spatial_shape[0]} x {spatial_shape[1]} regions where the config has "
+                f"{own[0]} x {own[1]}; interpolate_positions=True would resize the positions"
+            )
         return self.join_regions(self.mix_scales(tokens), spatial_shape), spatial_shape
 
     def mix_scales(self, tokens: Tensor) -> Tensor:
@@ -298,21 +229,12 @@ class DuoFormerForImageClassification(TokenClassifier):
 
     def join_regions(self, regions: Tensor, spatial_shape: SpatialShape) -> Tensor:
         """Class token and positions: (B, P, D) -> (B, 1 + P, D)."""
-        joined: Tensor = self.drop(self.positions(self.prefix(regions), spatial_shape))
-        return joined
+        return self.drop(self.positions(self.prefix(regions), spatial_shape))
 
     def forward_tokens(self, features: Sequence[Tensor]) -> Tensor:
         """Features (B, 1 + P, D) for ``forward_head``, from the maps of any backbone."""
         stream, spatial_shape = self.embed_features(features)
-        found: Tensor = self.norm(self.blocks(stream, spatial_shape))
-        return found
-
-    def interpolate_pos_embed(
-        self, name: str, table: Tensor, old: SpatialShape | None = None
-    ) -> Tensor:
-        """Those of cells; those inside a cell do not depend on the image."""
-        fixed = name.startswith("scale_positions.")
-        return table if fixed else super().interpolate_pos_embed(name, table, old)
+        return self.norm(self.blocks(stream, spatial_shape))
 
     @classmethod
     def state_dict_converters(cls, config: DuoFormerConfig) -> dict[str, StateDictConverter]:
@@ -324,59 +246,39 @@ def _attention(config: DuoFormerConfig) -> SelfAttention:
     return SelfAttention(config.hidden_size, config.num_heads, scale=scale)
 
 
-def _block(config: DuoFormerConfig, rate: float) -> Block:
-    dim = config.hidden_size
-    return Block(
-        dim,
-        _attention(config),
-        Mlp(dim, int(dim * config.mlp_ratio)),
-        lambda: nn.LayerNorm(dim, eps=EPS),
-        drop_path=rate,
-        layer_scale=config.layer_scale,
-    )
+def _block(config: DuoFormerConfig, rate: float) -> nn.Module:
+    dim, ratio, scale = config.hidden_size, config.mlp_ratio, config.layer_scale
+    return token_block(dim, _attention(config), ratio, rate, eps=EPS, layer_scale=scale)
 
 
 # Names in the authors' repository, xiaoyatang/duoformer_TCGA. Those of backbones and of what makes
 # a "channel" token are not documented: they stay as they are here.
 
-_BLOCK = {
-    "norm1": "norm1",
-    "mixer": "attn",
-    "ls1": "ls1",
-    "norm2": "norm2",
-    "mlp": "mlp",
-    "ls2": "ls2",
-}
+_BLOCK = {**same("norm1", "ls1", "norm2", "mlp", "ls2"), "attn": "mixer"}
 
 
 def _official(config: DuoFormerConfig) -> StateDictConverter:
-    rules = [
-        Rename("backbone", "backbone"),
-        Rename("channel_token_maps", "channel_token"),
-        Rename("cls_token", "prefix.cls_token"),
-        Rename("pos_embed", "positions.table"),
-        Rename("fc_norm", "norm" if config.head_norm else "unused_norm"),
-        Rename("head", "head.fc"),
-    ]
-    for theirs, ours in (
-        ("pos_embed_for_scale", "scale_positions.table"),
-        ("channel_token", "scale_prefix.scale_token"),
-    ):
-        rules.append(Rename(theirs, ours, lambda x: x.squeeze(0), lambda x: x.unsqueeze(0)))
-    for index in range(config.scales):
-        stage = STAGES - config.scales + index
-        rules.append(Rename(f"projection.proj_heads{stage}", f"tokenise.projections.{index}"))
+    names: dict[str, str] = {
+        "backbone": "backbone",
+        "channel_token_maps": "channel_token",
+        "cls_token": "prefix.cls_token",
+        "pos_embed": "positions.table",
+        "pos_embed_for_scale": "scale_positions.table",
+        "channel_token": "scale_prefix.scale_token",
+        "fc_norm": "norm" if config.head_norm else "unused_norm",
+        "head": "head.fc",
+    }
+    for index, stage in enumerate(range(STAGES - config.scales, STAGES)):
+        names[f"projection.proj_heads{stage}"] = f"tokenise.projections.{index}"
     for b in range(config.depths):
-        rules += [
-            Rename(f"scaleBlocks.{b}.{there}", f"scale_blocks.{b}.{here}")
-            for here, there in _BLOCK.items()
-        ]
+        names |= under(f"scaleBlocks.{b}", f"scale_blocks.{b}", _BLOCK)
     for b in range(config.depths if config.patch_depth is None else config.patch_depth):
-        names = _BLOCK if config.patch_residual else {"qkv": "attn.qkv", "proj": "attn.proj"}
-        rules += [
-            Rename(f"blocks.{b}.{there}", f"blocks.{b}.{here}") for here, there in names.items()
-        ]
-    return StateDictConverter(tuple(rules))
+        alone = {"attn.qkv": "qkv", "attn.proj": "proj"}
+        block = f"blocks.{b}"
+        names |= under(block, block, _BLOCK if config.patch_residual else alone)
+    rows = (lambda x: x.squeeze(0), lambda x: x.unsqueeze(0))
+    changes = dict.fromkeys(("scale_positions.table", "scale_prefix.scale_token"), rows)
+    return StateDictConverter(names, changes)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

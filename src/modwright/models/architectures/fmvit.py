@@ -11,18 +11,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import nn
 
-from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
+from modwright.models.vision_model import start_normal
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.frequency_blocks import BranchedBlock, EmbeddedBlock, FrequencyPair
 from modwright.nn.multi_group_conv import MultiGroupConv
 from modwright.nn.pooled_projection import PooledProjection
-from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem
 from modwright.nn.token_mixers.multi_head_conv_attention import MultiHeadConvAttention
@@ -34,12 +32,10 @@ __all__ = ["VARIANTS", "FmvitConfig", "FmvitForImageClassification", "hidden_wid
 LOW_SHARE, HIGH_SHARE = 0.75, 0.25
 
 
-@strict
 class FmvitConfig(ImageConfig):
     """Structure of an FMViT.
 
     Attributes:
-        depths: blocks per stage.
         hidden_sizes: channels of a stage's convolution blocks.
         out_widths: channels of a stage's mixing blocks; the first stage has none.
         stem_widths: of the stem's four convolutions.
@@ -55,8 +51,6 @@ class FmvitConfig(ImageConfig):
         conv_ratio: neurons per channel in convolution blocks.
         mixing_ratio: the same in mixing blocks.
         mlp_multiple: what numbers of neurons are rounded to.
-        fused: the form for inference: no norms, no branches. See
-            ``modwright.models.reparameterize``.
     """
 
     model_type = "fmvit"
@@ -85,20 +79,21 @@ class FmvitConfig(ImageConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.per_stage(len(self.depths), "hidden_sizes", "out_widths", "reductions")
-        if self.pool not in POOLS:
-            raise InvalidInputError(f"unknown pool {self.pool!r}; valid values: {', '.join(POOLS)}")
-        for width in self.hidden_sizes:
-            if width % self.head_dim:
-                raise InvalidInputError(
-                    f"head_dim {self.head_dim} does not divide a width of {width}"
-                )
+        self.check_names(pool=POOLS)
+        self.check_divides("head_dim", *self.hidden_sizes)
         step = self.head_dim * self.frequency_groups
         for width in self.out_widths[1:]:
-            if width % step or width < 2 * step:
-                raise InvalidInputError(
-                    f"a mixing block of {width} channels cannot be shared out to "
-                    f"{self.frequency_groups} pairs in steps of head_dim {self.head_dim}"
-                )
+            self.require(
+                width % step == 0 and width >= 2 * step,
+                f"a mixing block of {width} channels cannot be shared out to "
+                f"{self.frequency_groups} pairs in steps of head_dim {self.head_dim}",
+            )
+
+    @property
+    def multiple(self) -> int:
+        # pools of keys have no ragged border, wherever there is attention
+        pooled = [4 * 2**s * r for s, r in enumerate(self.reductions) if s and r > 1]
+        return math.lcm(*pooled) if self.pool == "square" else 1
 
     def mixes(self, stage: int, block: int) -> bool:
         """Whether a block mixes frequencies; it is a convolution block otherwise."""
@@ -115,16 +110,11 @@ class FmvitForImageClassification(PyramidClassifier):
     """The pyramid with a classifier.
 
     Example:
-        >>> import torch
-        >>> config = FmvitConfig(
-        ...     depths=[1, 1], hidden_sizes=[8, 16], out_widths=[8, 16], head_dim=8,
-        ...     reductions=[2, 1], stem_widths=[8, 8, 8, 8], groups=[1, 2], num_labels=5)
-        >>> model = FmvitForImageClassification(config).eval()
-        >>> model(torch.zeros(1, 3, 32, 64)).logits.shape
-        torch.Size([1, 5])
+        >>> sizes = {"depths": [1, 1], "hidden_sizes": [8, 16], "out_widths": [8, 16]}
+        >>> sizes |= {"head_dim": 8, "reductions": [2, 1], "groups": [1, 2]}
+        >>> FmvitForImageClassification(FmvitConfig(**sizes)).num_features
+        16
     """
-
-    config_class = FmvitConfig
 
     def __init__(self, config: FmvitConfig) -> None:
         super().__init__(config)
@@ -133,33 +123,16 @@ class FmvitForImageClassification(PyramidClassifier):
             for width, stride in zip(config.stem_widths, (2, 1, 1, 2))
         ]
         self.stem = ConvStem(config.num_channels, rows)
-        rates = drop_path_rates(config.drop_path_rate, config.depths)
         stages, inputs, widths = [], config.stem_widths[-1], []
-        for s in range(len(config.depths)):
-            stage, inputs = _stage(config, s, inputs, rates[s])
+        for s, rates in enumerate(config.rates):
+            stage, inputs = _stage(config, s, inputs, rates)
             stages.append(stage)
             widths.append(inputs)
         self.stages = nn.ModuleList(stages)
-        self.norm = nn.BatchNorm2d(inputs)
-        self.head = self.make_head(inputs)
-        self.describe_features(widths)
-        self.post_init()
-
-    def check_pixels(self, pixel_values: Tensor) -> None:
-        super().check_pixels(pixel_values)
-        config = self.config
-        # pools of keys have no ragged border, wherever there is attention
-        step = math.lcm(*(4 * 2**s * r for s, r in enumerate(config.reductions) if s and r > 1))
-        if config.pool == "square" and any(side % step for side in pixel_values.shape[2:]):
-            height, width = pixel_values.shape[2:]
-            raise InvalidInputError(
-                f"sides of images must be multiples of {step}, not {height} x {width}"
-            )
+        self.finish(nn.BatchNorm2d(inputs), inputs, widths)
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
-        nn.init.trunc_normal_(conv.weight, std=0.02)
-        if conv.bias is not None:
-            nn.init.zeros_(conv.bias)
+        start_normal(conv)
 
 
 _Map = Callable[[int, int, bool], nn.Module]
@@ -168,9 +141,7 @@ _Map = Callable[[int, int, bool], nn.Module]
 def _maps(groups: Any, identity: bool | None = None) -> _Map:
     """Makes 1 x 1 maps of branches; the norms of the branches stand for a bias."""
     branches = [(1, count) for count in groups]
-    return lambda inputs, outputs, bias: MultiGroupConv(
-        inputs, outputs, branches, identity=identity
-    )
+    return lambda ins, outs, bias: MultiGroupConv(ins, outs, branches, identity=identity)
 
 
 def hidden_width(neurons: float, multiple: int) -> int:
@@ -215,36 +186,29 @@ def _embed(inputs: int, outputs: int) -> nn.Module | None:
     return None if inputs == outputs else PooledProjection(inputs, outputs)
 
 
-def _pair(config: FmvitConfig, s: int, inputs: int, width: int, rate: float) -> FrequencyPair:
-    low = config.low_width(width)
-    attention = _attention_block(config, low, s, rate * LOW_SHARE)
-    conv = _conv_block(config, width - low, rate * HIGH_SHARE)
-    return FrequencyPair(
-        EmbeddedBlock(_embed(inputs, low), [attention]),
-        EmbeddedBlock(PooledProjection(low, width - low), [conv]),
-    )
-
-
 def _mixing_block(config: FmvitConfig, s: int, inputs: int, rate: float) -> nn.Module:
     width, count = config.out_widths[s], config.frequency_groups
-    pairs = [_pair(config, s, inputs, width // count, rate) for _ in range(count)]
+    low = config.low_width(width // count)
+    high, pairs = width // count - low, []
+    for _ in range(count):
+        attention = _attention_block(config, low, s, rate * LOW_SHARE)
+        conv = _conv_block(config, high, rate * HIGH_SHARE)
+        embedded = EmbeddedBlock(_embed(inputs, low), [attention])
+        pairs.append(FrequencyPair(embedded, EmbeddedBlock(PooledProjection(low, high), [conv])))
     return BranchedBlock(pairs, _channel_block(config, width, config.mixing_ratio, rate))
 
 
 def _plain_block(config: FmvitConfig, s: int, inputs: int, rate: float) -> nn.Module:
     width = config.hidden_sizes[s]
-    parts = [
-        _conv_block(config, width, rate),
-        _channel_block(config, width, config.conv_ratio, rate),
-    ]
-    return EmbeddedBlock(_embed(inputs, width), parts)
+    conv = _conv_block(config, width, rate)
+    channels = _channel_block(config, width, config.conv_ratio, rate)
+    return EmbeddedBlock(_embed(inputs, width), [conv, channels])
 
 
 def _stage(config: FmvitConfig, s: int, inputs: int, rates: list[float]) -> tuple[Stage, int]:
     """A stage, and the channels that it gives."""
     width = config.hidden_sizes[s]
-    stride = 2 if s else 1
-    down = PooledProjection(inputs, width, stride) if s or inputs != width else None
+    down = PooledProjection(inputs, width, 2 if s else 1) if s or inputs != width else None
     inputs = width
     blocks: list[nn.Module] = []
     for b, rate in enumerate(rates):

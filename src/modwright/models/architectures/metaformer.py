@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from torch import nn
 
-from modwright.core.errors import InvalidInputError, unknown_name
+from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
-from modwright.models.state_dict_converter import Rename, StateDictConverter
+from modwright.models.state_dict_converter import StateDictConverter, same, under
+from modwright.models.vision_model import start_normal
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.norms2d import make_norm
-from modwright.nn.residual import drop_path_rates
 from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem, Downsample
 from modwright.nn.token_mixers.pooling import (
@@ -33,22 +33,18 @@ from modwright.nn.token_mixers.self_attention import SelfAttention
 __all__ = ["MIXERS", "VARIANTS", "MetaFormerConfig", "MetaFormerForImageClassification"]
 
 
-@strict
 class MetaFormerConfig(ImageConfig):
     """Structure of a MetaFormer.
 
     Attributes:
-        depths: blocks per stage.
-        hidden_sizes: channels per stage.
-        token_mixers: one name of :data:`MIXERS` per stage, or one for all.
-        mlp_ratios: neurons per channel, one number per stage, or one for all.
+        token_mixers: a name of :data:`MIXERS` per stage.
+        mlp_ratios: neurons per channel, per stage.
         norm: "gn1" (over channels and places), "ln" (over channels), "bn2d" or "none".
-        positions: whether a stage adds learned positions, likewise. They, "spatial_fc" and
-            "random" are built for ``image_size``; positions are resized to other sizes.
+        positions: whether a stage adds learned positions. They, "spatial_fc" and "random" are built
+            for ``image_size``; positions are resized to other sizes.
         pool_size: of the pooling mixer.
         attention_head_dim: channels of a head of the attention mixer.
         stem: kernel, stride and padding of the convolution that takes the image in.
-        layer_scale_init: start of the factor per channel; None has none.
         act: activation of the MLP.
     """
 
@@ -70,16 +66,11 @@ class MetaFormerConfig(ImageConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         self.per_stage(len(self.depths), "hidden_sizes", "token_mixers", "mlp_ratios", "positions")
-        for name in self.token_mixers:
-            if name not in MIXERS:
-                raise unknown_name("token mixer", name, MIXERS)
+        self.check_names(token_mixers=MIXERS)
 
 
 def _attention(config: MetaFormerConfig, dim: int, spatial_shape: SpatialShape) -> nn.Module:
-    if dim % config.attention_head_dim:
-        raise InvalidInputError(
-            f"attention_head_dim {config.attention_head_dim} does not divide a width of {dim}"
-        )
+    config.check_divides("attention_head_dim", dim)
     return SelfAttention(dim, dim // config.attention_head_dim, qkv_bias=False)
 
 
@@ -97,32 +88,23 @@ class MetaFormerForImageClassification(PyramidClassifier):
     """The MetaFormer pyramid with a classifier.
 
     Example:
-        >>> import torch
-        >>> config = MetaFormerConfig(depths=[1, 1], hidden_sizes=[8, 16], num_labels=5)
-        >>> model = MetaFormerForImageClassification(config)
-        >>> model(torch.zeros(1, 3, 32, 48)).logits.shape
-        torch.Size([1, 5])
+        >>> config = MetaFormerConfig(depths=[1, 1], hidden_sizes=[8, 16])
+        >>> MetaFormerForImageClassification(config).num_features
+        16
     """
-
-    config_class = MetaFormerConfig
 
     def __init__(self, config: MetaFormerConfig) -> None:
         super().__init__(config)
         widths = config.hidden_sizes
         self.stem = ConvStem(config.num_channels, [Conv(widths[0], *config.stem)])
-        rates = drop_path_rates(config.drop_path_rate, config.depths)
-        self.stages = nn.ModuleList(_stage(config, s, rates[s]) for s in range(len(widths)))
-        self.norm = make_norm(config.norm, widths[-1], layout="map")
-        self.head = self.make_head(widths[-1])
-        self.describe_features(widths, config.stem[1])
-        self.post_init()
+        self.stages = nn.ModuleList(_stage(config, s, row) for s, row in enumerate(config.rates))
+        norm = make_norm(config.norm, widths[-1], layout="map")
+        self.finish(norm, widths[-1], widths, config.stem[1])
 
     def initialize_conv(self, conv: nn.Conv1d | nn.Conv2d) -> None:
         conv.reset_parameters()
         if conv.kernel_size == (1, 1):  # a linear layer of the MLP
-            nn.init.trunc_normal_(conv.weight, std=0.02)
-            if conv.bias is not None:
-                nn.init.zeros_(conv.bias)
+            start_normal(conv)
 
     @classmethod
     def config_maps(cls) -> dict[str, ConfigMap]:
@@ -137,14 +119,13 @@ class MetaFormerForImageClassification(PyramidClassifier):
 
 
 def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
-    dim = config.hidden_sizes[s]
-    spatial_shape = _spatial_shape(config, s)
+    dim, spatial_shape = config.hidden_sizes[s], _spatial_shape(config, s)
     blocks: list[nn.Module] = [
         Block(
             dim,
             MIXERS[config.token_mixers[s]](config, dim, spatial_shape),
             Mlp(dim, int(dim * config.mlp_ratios[s]), act=config.act, layout="map"),
-            lambda: make_norm(config.norm, dim, layout="map"),
+            partial(make_norm, config.norm, dim, layout="map"),
             layout="map",
             drop_path=rate,
             layer_scale=config.layer_scale_init,
@@ -161,64 +142,55 @@ def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
 def _spatial_shape(config: MetaFormerConfig, stage: int) -> SpatialShape:
     """Places of a stage for the image size of the config."""
     kernel, stride, padding = config.stem
-    sides = [(side + 2 * padding - kernel) // stride + 1 for side in config.size]
+    height, width = ((side + 2 * padding - kernel) // stride + 1 for side in config.size)
     for _ in range(stage):
-        sides = [(side - 1) // 2 + 1 for side in sides]
-    return sides[0], sides[1]
+        height, width = (height - 1) // 2 + 1, (width - 1) // 2 + 1
+    return height, width
 
 
 # Names in other libraries
 
-_IN_BLOCK = ("norm1", "norm2", "mlp.fc1", "mlp.fc2")
 _MIXER_TENSORS = {"attention": ("qkv", "proj"), "spatial_fc": ("fc",), "random": ("matrix",)}
+_SCALES = {"layer_scale_1": "ls1.gamma", "layer_scale_2": "ls2.gamma"}
+_MLP = {"output.conv1": "mlp.fc1", "output.conv2": "mlp.fc2"}
 
 
 def _official(config: MetaFormerConfig) -> StateDictConverter:
     """sail-sg/poolformer: stages, positions and downsampling share one list, ``network``."""
-    rules = [Rename("patch_embed.proj", "stem.conv0")]
+    names: dict[str, str] = {"patch_embed.proj": "stem.conv0", "norm": "norm", "head": "head.fc"}
     index = 0
     for s, depth in enumerate(config.depths):
         if s:
-            rules.append(Rename(f"network.{index}.proj", f"stages.{s}.downsample.conv"))
+            names[f"network.{index}.proj"] = f"stages.{s}.downsample.conv"
             index += 1
         if config.positions[s]:
-            rules.append(Rename(f"network.{index}.pos_embed", f"stages.{s}.positions.table"))
+            names[f"network.{index}.pos_embed"] = f"stages.{s}.positions.table"
             index += 1
+        in_block = {**same("norm1", "norm2", "mlp.fc1", "mlp.fc2"), **_SCALES}
+        for name in _MIXER_TENSORS.get(config.token_mixers[s], ()):
+            in_block[f"token_mixer.{name}"] = f"mixer.{name}"
         for b in range(depth):
-            theirs, ours = f"network.{index}.{b}", f"stages.{s}.blocks.{b}"
-            rules += [Rename(f"{theirs}.{name}", f"{ours}.{name}") for name in _IN_BLOCK]
-            for name in _MIXER_TENSORS.get(config.token_mixers[s], ()):
-                rules.append(Rename(f"{theirs}.token_mixer.{name}", f"{ours}.mixer.{name}"))
-            for half in (1, 2):
-                rules.append(Rename(f"{theirs}.layer_scale_{half}", f"{ours}.ls{half}.gamma"))
+            names |= under(f"network.{index}.{b}", f"stages.{s}.blocks.{b}", in_block)
         index += 1
-    rules += [Rename("norm", "norm"), Rename("head", "head.fc")]
-    return StateDictConverter(tuple(rules))
+    return StateDictConverter(names)
 
 
 def _transformers(config: MetaFormerConfig) -> StateDictConverter:
     """transformers' PoolFormer, which has pooling in all stages."""
     start = "poolformer.encoder"
-    rules = [Rename(f"{start}.patch_embeddings.0.projection", "stem.conv0")]
-    names = {"norm1": "before_norm", "norm2": "after_norm"}
-    names |= {"mlp.fc1": "output.conv1", "mlp.fc2": "output.conv2"}
+    names: dict[str, str] = {
+        f"{start}.patch_embeddings.0.projection": "stem.conv0",
+        "poolformer.norm": "norm",
+        "norm": "norm",
+        "classifier": "head.fc",
+    }
+    in_block = {"before_norm": "norm1", "after_norm": "norm2", **_MLP, **_SCALES}
     for s, depth in enumerate(config.depths):
         if s:
-            theirs = f"{start}.patch_embeddings.{s}.projection"
-            rules.append(Rename(theirs, f"stages.{s}.downsample.conv"))
+            names[f"{start}.patch_embeddings.{s}.projection"] = f"stages.{s}.downsample.conv"
         for b in range(depth):
-            block, ours = f"{start}.block.{s}.{b}", f"stages.{s}.blocks.{b}"
-            rules += [
-                Rename(f"{block}.{theirs}", f"{ours}.{name}") for name, theirs in names.items()
-            ]
-            for half in (1, 2):
-                rules.append(Rename(f"{block}.layer_scale_{half}", f"{ours}.ls{half}.gamma"))
-    rules += [
-        Rename("poolformer.norm", "norm"),
-        Rename("norm", "norm"),
-        Rename("classifier", "head.fc"),
-    ]
-    return StateDictConverter(tuple(rules))
+            names |= under(f"{start}.block.{s}.{b}", f"stages.{s}.blocks.{b}", in_block)
+    return StateDictConverter(names)
 
 
 def _poolformer_fields(theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,19 +207,12 @@ def _poolformer_fields(theirs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _POOLFORMER = ConfigMap(
-    renamed={
-        "num_channels": "num_channels",
-        "hidden_sizes": "hidden_sizes",
-        "depths": "depths",
-        "mlp_ratio": "mlp_ratios",
-        "pool_size": "pool_size",
-        "hidden_act": "act",
-        "drop_path_rate": "drop_path_rate",
-    },
+    "PoolFormerForImageClassification",
+    same=("num_channels", "hidden_sizes", "depths", "pool_size", "drop_path_rate"),
+    renamed={"mlp_ratio": "mlp_ratios", "hidden_act": "act"},
     made=_poolformer_fields,
     read=("patch_sizes", "strides", "padding", "use_layer_scale", "layer_scale_init_value"),
     harmless=("num_encoder_blocks", "patch_size", "stride"),  # nothing in transformers reads them
-    architectures=("PoolFormerForImageClassification",),
 )
 
 _SMALL = {"hidden_sizes": (64, 128, 320, 512), "layer_scale_init": 1e-5}
@@ -261,17 +226,13 @@ def _ablation(*mixers: str, norm: str = "gn1", positions: int | None = None) -> 
 
 
 _P, _A, _F = "pool", "attention", "spatial_fc"
+_36 = {"depths": (6, 6, 18, 6)}
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "poolformer_s12": {**_S12, "drop_path_rate": 0.1},
     "poolformer_s24": {**_SMALL, "depths": (4, 4, 12, 4), "drop_path_rate": 0.1},
-    "poolformer_s36": {
-        **_SMALL,
-        "depths": (6, 6, 18, 6),
-        "layer_scale_init": 1e-6,
-        "drop_path_rate": 0.2,
-    },
-    "poolformer_m36": {**_MEDIUM, "depths": (6, 6, 18, 6), "drop_path_rate": 0.3},
+    "poolformer_s36": {**_SMALL, **_36, "layer_scale_init": 1e-6, "drop_path_rate": 0.2},
+    "poolformer_m36": {**_MEDIUM, **_36, "drop_path_rate": 0.3},
     "poolformer_m48": {**_MEDIUM, "depths": (8, 8, 24, 8), "drop_path_rate": 0.4},
     "metaformer_id_s12": _ablation(*["identity"] * 4),
     "metaformer_pppa_s12_224": _ablation(_P, _P, _P, _A, norm="ln", positions=3),

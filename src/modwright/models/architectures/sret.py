@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 
-from modwright.core.errors import InvalidInputError, refusing, unknown_name
+from modwright.core.errors import InvalidInputError, refusing
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
-from modwright.models.state_dict_converter import Rename, StateDictConverter
-from modwright.nn.block import Block
-from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.models.state_dict_converter import StateDictConverter, same, under
+from modwright.models.vision_model import token_block
 from modwright.nn.grid_positions import LearnedGrid
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.recursive import RecursiveStage, looping
@@ -35,23 +35,19 @@ PROJECTIONS = {
 }
 
 
-@strict
 class SReTConfig(ImageConfig):
     """Structure of an SReT.
 
     Attributes:
         head_dim: channels of a head, the same in all stages.
-        num_heads: heads per stage.
         depths: passes per stage.
         blocks: blocks with weights of their own per stage; each runs ``depths / blocks`` times.
-        groups_first: slices of the tokens on the first pass of each block, one number per stage.
+        groups_first: slices of the tokens on the first pass of each block, per stage.
         groups_later: the same on all later passes, where tokens are shuffled.
-        permutation: how they are shuffled in training: a name of
-            :data:`modwright.nn.token_mixers.sliced_attention.PERMUTATIONS`.
+        permutation: how they are shuffled in training: a name of :data:`PERMUTATIONS`.
         eval_permutation: the same in eval mode. The authors' code has "random" there, too, so its
             answers change from call to call.
         permutation_seed: of "fixed"; every block has an order of its own.
-        mlp_ratio: neurons per channel.
         projections: a name of :data:`PROJECTIONS`: layers behind each pass, or one per block that
             its passes share, or none. With the last two any number of loops can be run.
         projection_ratio: neurons per channel in them.
@@ -74,26 +70,18 @@ class SReTConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        stages = len(self.depths)
-        self.per_stage(stages, "num_heads", "blocks", "groups_first", "groups_later")
-        for name in (self.permutation, self.eval_permutation):
-            if name not in PERMUTATIONS:
-                raise unknown_name("permutation", name, PERMUTATIONS)
-        if self.projections not in PROJECTIONS:
-            raise unknown_name("kind of projections", self.projections, PROJECTIONS)
+        staged = ("num_heads", "blocks", "groups_first", "groups_later")
+        self.per_stage(len(self.depths), *staged)
+        self.check_names(
+            permutation=PERMUTATIONS, eval_permutation=PERMUTATIONS, projections=PROJECTIONS
+        )
         for s, (depth, blocks) in enumerate(zip(self.depths, self.blocks)):
-            if blocks < 1 or depth < 1 or depth % blocks:
-                raise InvalidInputError(
-                    f"{depth} passes of stage {s} cannot be shared out evenly to {blocks} blocks"
-                )
-        widths = self.hidden_sizes
-        for s in range(1, stages):
-            if widths[s] % widths[s - 1]:
-                raise InvalidInputError(
-                    f"the width {widths[s]} of stage {s} is no multiple of the {widths[s - 1]} "
-                    "before it"
-                )
-        self.check_groups(self.size)
+            told = f"{depth} passes of stage {s} cannot be shared out evenly to {blocks} blocks"
+            self.require(blocks > 0 and depth > 0 and depth % blocks == 0, told)
+        for s, (before, width) in enumerate(pairwise(self.hidden_sizes), 1):
+            told = f"the width {width} of stage {s} is no multiple of the {before} before it"
+            self.require(width % before == 0, told)
+        self.check_size(*self.size)
 
     @property
     def hidden_sizes(self) -> list[int]:
@@ -113,15 +101,15 @@ class SReTConfig(ImageConfig):
             halved.append(((height + 1) // 2, (width + 1) // 2))
         return halved[STEM_STEPS:]
 
-    def check_groups(self, size: SpatialShape) -> None:
+    def check_size(self, height: int, width: int) -> None:
         """Refuses images whose tokens cannot be sliced evenly."""
-        for s, (height, width) in enumerate(self.grids(size)):
+        for s, (rows, columns) in enumerate(self.grids((height, width))):
             passes = (self.groups_first[s], self.groups_later[s])
             for groups in passes[: self.loops[s]]:
-                if groups < 1 or height * width % groups:
+                if groups < 1 or rows * columns % groups:
                     raise InvalidInputError(
-                        f"{groups} groups do not divide the {height * width} tokens of stage {s} "
-                        f"({height} x {width}) of images of {size[0]} x {size[1]}"
+                        f"{groups} groups do not divide the {rows * columns} tokens of stage {s} "
+                        f"({rows} x {columns}) of images of {height} x {width}"
                     )
 
 
@@ -131,15 +119,11 @@ class SReTForImageClassification(PyramidClassifier):
     Positions are resized to images of another size than the config's.
 
     Example:
-        >>> import torch
         >>> sizes = {"head_dim": 4, "num_heads": [2, 4], "depths": [2, 2], "blocks": [1, 1]}
         >>> sizes |= {"groups_first": [4, 1], "groups_later": [2, 1], "image_size": 32}
-        >>> model = SReTForImageClassification(SReTConfig(**sizes, num_labels=5))
-        >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
-        torch.Size([1, 5])
+        >>> SReTForImageClassification(SReTConfig(**sizes)).num_features
+        16
     """
-
-    config_class = SReTConfig
 
     def __init__(self, config: SReTConfig) -> None:
         super().__init__(config)
@@ -155,37 +139,23 @@ class SReTForImageClassification(PyramidClassifier):
         )
         rates = drop_path_rates(config.drop_path_rate, config.depths, endpoint=False)
         self.stages = nn.ModuleList(_stage(config, s, row) for s, row in enumerate(rates))
-        self.norm = None
-        self.head = self.make_head(widths[-1], norm=nn.LayerNorm(widths[-1], eps=EPS))
-        self.describe_features(widths, first_stride=2**STEM_STEPS)
-        self.post_init()
-
-    def check_pixels(self, pixel_values: Tensor) -> None:
-        super().check_pixels(pixel_values)
-        self.config.check_groups((pixel_values.shape[2], pixel_values.shape[3]))
+        norm = nn.LayerNorm(widths[-1], eps=EPS)
+        self.finish(None, widths[-1], widths, 2**STEM_STEPS, head_norm=norm)
 
     def forward(
         self, pixel_values: Tensor, *args: Any, num_loops: int | None = None, **more: Any
     ) -> Any:
-        """As of every classifier, with another number of passes if one is said.
+        """As of every classifier, with ``num_loops`` passes of each block in this call.
 
-        Args:
-            pixel_values: (B, C, H, W).
-            args: labels, and whether hidden states are given.
-            num_loops: passes of each block in this call. Projections of passes that are left out
-                are left out, too.
-            more: the same by name.
+        Projections of passes that are left out are left out, too.
         """
         if num_loops is not None:
-            self._check_loops(num_loops)
+            with refusing():
+                for part in self.modules():
+                    if isinstance(part, RecursiveStage):
+                        part.check_loops(num_loops)
         with looping(self, num_loops):
             return super().forward(pixel_values, *args, **more)
-
-    def _check_loops(self, loops: int) -> None:
-        with refusing():
-            for part in self.modules():
-                if isinstance(part, RecursiveStage):
-                    part.check_loops(loops)
 
     def initialize_linear(self, linear: nn.Linear) -> None:
         linear.reset_parameters()
@@ -199,12 +169,6 @@ def _stage(config: SReTConfig, s: int, rates: list[float]) -> Stage:
     dim, count, loops = config.hidden_sizes[s], config.blocks[s], config.loops[s]
     groups = (config.groups_first[s], config.groups_later[s])
 
-    def layer(mixer: nn.Module | None, ratio: float, rate: float = 0.0) -> Block:
-        mlp = Mlp(dim, int(dim * ratio))
-        return Block(
-            dim, mixer, mlp, lambda: nn.LayerNorm(dim, eps=EPS), drop_path=rate, scaled=True
-        )
-
     def attention(index: int) -> nn.Module:
         return SlicedAttention(
             dim,
@@ -215,6 +179,7 @@ def _stage(config: SReTConfig, s: int, rates: list[float]) -> Stage:
             seed=config.permutation_seed + sum(config.blocks[:s]) + index,
         )
 
+    layer = partial(token_block, dim, eps=EPS, scaled=True)
     # a block has the rate of its own place in the stage, not one for each of its passes
     blocks = [layer(attention(r), config.mlp_ratio, rates[r]) for r in range(count)]
     behind = PROJECTIONS[config.projections](count, config.depths[s])
@@ -229,55 +194,48 @@ def _stage(config: SReTConfig, s: int, rates: list[float]) -> Stage:
 
 # Names in the authors' repository, szq0214/SReT
 
+_PROJECTION = {
+    "norm1": "norm2",
+    **same("mlp.fc1", "mlp.fc2"),
+    "coefficient1.bias": "res2.alpha",
+    "coefficient2.bias": "res2.beta",
+}
 _BLOCK = {
-    "norm1": "norm1",
-    "norm2": "norm2",
+    **same("norm1", "norm2", "mlp.fc1", "mlp.fc2"),
     "attn.qkv": "mixer.qkv",
     "attn.proj": "mixer.proj",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
     "coefficient1.bias": "res1.alpha",
     "coefficient2.bias": "res1.beta",
     "coefficient3.bias": "res2.alpha",
     "coefficient4.bias": "res2.beta",
 }
-_PROJECTION = {
-    "norm1": "norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-    "coefficient1.bias": "res2.alpha",
-    "coefficient2.bias": "res2.beta",
-}
 
 
 def _official(config: SReTConfig) -> StateDictConverter:
     """Passes and projections take turns in one list; a shared block has a name for each pass."""
-    rules = [Rename("pos_embed", "stem.positions.table")]
+    names: dict[str, str] = {"pos_embed": "stem.positions.table"}
+    names |= {"norm": "head.norm", "head": "head.fc"}
     aliases: dict[str, str] = {}
     for n in range(STEM_STEPS):
-        rules.append(Rename(f"patch_embed.conv{n + 1}", f"stem.convs.conv{n}"))
-        rules.append(Rename(f"patch_embed.bn{n + 1}", f"stem.convs.norm{n}"))
+        stem = {f"conv{n + 1}": f"conv{n}", f"bn{n + 1}": f"norm{n}"}
+        names |= under("patch_embed", "stem.convs", stem)
     for s, loops in enumerate(config.loops):
         theirs, ours = f"transformers.{s}.blocks", f"stages.{s}.blocks"
         if s:
-            rules.append(Rename(f"pools.{s - 1}.conv", f"stages.{s}.downsample.conv"))
+            names[f"pools.{s - 1}.conv"] = f"stages.{s}.downsample.conv"
         for p in range(config.depths[s]):
             first = f"{theirs}.{2 * (p - p % loops)}"
             if p % loops:
                 aliases[f"{theirs}.{2 * p}"] = first
             else:
-                block = f"{ours}.shared.{p // loops}"
-                rules += [Rename(f"{first}.{there}", f"{block}.{o}") for there, o in _BLOCK.items()]
-            behind, layer = f"{theirs}.{2 * p + 1}", f"{ours}.projections.{p}"
-            rules += [
-                Rename(f"{behind}.{there}", f"{layer}.{o}") for there, o in _PROJECTION.items()
-            ]
-    rules += [Rename("norm", "head.norm"), Rename("head", "head.fc")]
-    return StateDictConverter(tuple(rules), aliases=aliases)
+                names |= under(first, f"{ours}.shared.{p // loops}", _BLOCK)
+            names |= under(f"{theirs}.{2 * p + 1}", f"{ours}.projections.{p}", _PROJECTION)
+    return StateDictConverter(names, aliases=aliases)
 
 
 _WHOLE = {"groups_first": (1, 1, 1), "groups_later": (1, 1, 1), "drop_path_rate": 0.0}
 _SLICED = {"drop_path_rate": 0.1}
+_FINE = {"groups_first": (16, 14, 1), "groups_later": (1, 1, 1)}
 _LT = {"mlp_ratio": 4.0}
 _S = {"head_dim": 42, "num_heads": (3, 6, 12), "mlp_ratio": 3.0, "projection_ratio": 2}
 
@@ -287,12 +245,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "sret_t_wo_slice_384": {**_WHOLE, "image_size": 384},
     "sret_lt": {**_LT, **_SLICED},
     "sret_lt_wo_slice": {**_LT, **_WHOLE},
-    "sret_lt_fine_slice": {
-        **_LT,
-        **_SLICED,
-        "groups_first": (16, 14, 1),
-        "groups_later": (1, 1, 1),
-    },
+    "sret_lt_fine_slice": {**_LT, **_SLICED, **_FINE},
     "sret_s": {**_S, **_SLICED},
     "sret_s_wo_slice": {**_S, **_WHOLE},
     "sret_s_wo_slice_384": {**_S, **_WHOLE, "image_size": 384},

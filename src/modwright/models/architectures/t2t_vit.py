@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
+import torch
 from torch import Tensor, nn
 
-from modwright.core.errors import InvalidInputError, unknown_name
+from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, TokenClassifier
-from modwright.models.converters.t2t_vit import official_names
 from modwright.models.registry import register_architecture
-from modwright.models.state_dict_converter import StateDictConverter
+from modwright.models.state_dict_converter import StateDictConverter, same, under
 from modwright.nn.block import Block, BlockSequence
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.dense_block import DenseBlock, DenseTransition
 from modwright.nn.ghost import GhostLinear, GhostMlp
-from modwright.nn.grid_positions import LearnedTable
-from modwright.nn.layouts import SpatialShape, to_tokens
-from modwright.nn.prefix_tokens import PrefixTokens
-from modwright.nn.residual import drop_path_rates
 from modwright.nn.squeeze_excite import SqueezeExcite
 from modwright.nn.stems.conv_stem import Conv, ConvStem
 from modwright.nn.stems.t2t import SPLITS, T2TStem, TokenLayer
@@ -32,7 +28,6 @@ __all__ = ["BLOCKS", "STEMS", "VARIANTS", "T2TViTConfig", "T2TViTForImageClassif
 STRIDE = 16
 
 
-@strict
 class T2TViTConfig(ImageConfig):
     """Structure of a T2T-ViT.
 
@@ -47,10 +42,7 @@ class T2TViTConfig(ImageConfig):
         hidden_size: channels of the backbone, of its first block where blocks are dense.
         depths: blocks. Where they are dense, ``dense_groups`` counts them, and ``depths`` only says
             how fast stochastic depth grows from group to group.
-        num_heads: heads of each block.
-        mlp_ratio: neurons per channel.
-        qkv_bias: biases of the blocks' maps to queries, keys and values.
-        stem_qkv_bias: the same in the attention of the stem "transformer".
+        stem_qkv_bias: ``qkv_bias`` of the attention of the stem "transformer".
         qk_scale: of the scores; the root of the channels of a head, inverted, unless it is said.
         block_type: a name of :data:`BLOCKS`: "plain", "squeeze_excite", "ghost" or "dense".
         reduction: of "squeeze_excite".
@@ -84,32 +76,26 @@ class T2TViTConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        for what, name, known in (
-            ("stem", self.stem, STEMS),
-            ("block_type", self.block_type, BLOCKS),
-        ):
-            if name not in known:
-                raise unknown_name(what, name, known)
-        self.check_multiples(STRIDE, *self.size)
-        if int(self.token_dim * self.kernel_ratio) < 1:
-            raise InvalidInputError(
-                f"kernel_ratio {self.kernel_ratio} of token_dim {self.token_dim} "
-                "leaves no random feature"
-            )
-        if self.block_type == "dense" and self.depths < len(self.dense_groups):
-            raise InvalidInputError(
-                f"depths {self.depths} is less than the {len(self.dense_groups)} dense_groups"
-            )
-        for width in self.hidden_sizes:
-            if width % self.num_heads:
-                raise InvalidInputError(
-                    f"num_heads {self.num_heads} does not divide a width of {width}"
-                )
-        if self.block_type == "ghost" and (self.mlp_ratio != 3 or self.hidden_size % 2):
-            raise InvalidInputError(
-                "block_type 'ghost' needs mlp_ratio 3 and an even hidden_size, "
-                f"not {self.mlp_ratio} and {self.hidden_size}"
-            )
+        self.check_names(stem=STEMS, block_type=BLOCKS)
+        self.check_size(*self.size)
+        self.require(
+            int(self.token_dim * self.kernel_ratio) > 0,
+            f"kernel_ratio {self.kernel_ratio} of token_dim {self.token_dim} leaves no random "
+            "feature",
+        )
+        kind, groups, depth = self.block_type, len(self.dense_groups), self.depths
+        told = f"depths {depth} is less than the {groups} dense_groups"
+        self.require(kind != "dense" or depth >= groups, told)
+        self.check_divides("num_heads", *self.hidden_sizes)
+        self.require(
+            kind != "ghost" or (self.mlp_ratio == 3 and self.hidden_size % 2 == 0),
+            "block_type 'ghost' needs mlp_ratio 3 and an even hidden_size, "
+            f"not {self.mlp_ratio} and {self.hidden_size}",
+        )
+
+    @property
+    def multiple(self) -> int:
+        return STRIDE
 
     @property
     def hidden_sizes(self) -> list[int]:
@@ -131,107 +117,85 @@ class T2TViTConfig(ImageConfig):
 # Stems
 
 
-def _performer(config: T2TViTConfig) -> nn.Module:
-    def layer(channels: int, width: int) -> nn.Module:
-        features, drop = int(width * config.kernel_ratio), config.token_drop_rate
-        attention = PerformerAttention(
-            channels, 1, features, out_dim=width, proj_drop=drop, eps=config.token_eps
-        )
-        return TokenLayer(channels, attention, drop)
-
-    return T2TStem(config.num_channels, config.hidden_size, config.token_dim, layer)
+def _performer(config: T2TViTConfig, channels: int, width: int) -> nn.Module:
+    features, drop = int(width * config.kernel_ratio), config.token_drop_rate
+    attention = PerformerAttention(
+        channels, 1, features, out_dim=width, proj_drop=drop, eps=config.token_eps
+    )
+    return TokenLayer(channels, attention, drop)
 
 
-def _transformer(config: T2TViTConfig) -> nn.Module:
-    def layer(channels: int, width: int) -> nn.Module:
-        # the scale is one of the channels that come in, not of those of the head
-        attention = SelfAttention(
-            channels, 1, out_dim=width, qkv_bias=config.stem_qkv_bias, scale=channels**-0.5
-        )
-        return TokenLayer(channels, attention)
-
-    return T2TStem(config.num_channels, config.hidden_size, config.token_dim, layer)
+def _transformer(config: T2TViTConfig, channels: int, width: int) -> nn.Module:
+    # the scale is one of the channels that come in, not of those of the head
+    attention = SelfAttention(
+        channels, 1, out_dim=width, qkv_bias=config.stem_qkv_bias, scale=channels**-0.5
+    )
+    return TokenLayer(channels, attention)
 
 
-def _convolution(config: T2TViTConfig) -> nn.Module:
+def _t2t(layer: Callable[..., nn.Module]) -> Callable[[T2TViTConfig], nn.Module]:
+    return lambda config: T2TStem(
+        config.num_channels, config.hidden_size, config.token_dim, partial(layer, config)
+    )
+
+
+def _convolutions(config: T2TViTConfig) -> nn.Module:
     widths = (config.token_dim, config.token_dim, config.hidden_size)
     rows = [Conv(out, *split) for out, split in zip(widths, SPLITS)]
     return ConvStem(config.num_channels, rows)
 
 
-def _patch(config: T2TViTConfig) -> nn.Module:
-    return ConvStem(config.num_channels, [Conv(config.hidden_size, STRIDE, STRIDE)])
-
-
 STEMS: dict[str, Callable[[T2TViTConfig], nn.Module]] = {
-    "performer": _performer,
-    "transformer": _transformer,
-    "convolution": _convolution,
-    "patch": _patch,
+    "performer": _t2t(_performer),
+    "transformer": _t2t(_transformer),
+    "convolution": _convolutions,
+    "patch": lambda config: ConvStem(
+        config.num_channels, [Conv(config.hidden_size, STRIDE, STRIDE)]
+    ),
 }
 
 
 # Blocks
 
-
-def _attention(config: T2TViTConfig, dim: int, **more: Any) -> nn.Module:
-    return SelfAttention(
-        dim, config.num_heads, qkv_bias=config.qkv_bias, scale=config.qk_scale, **more
-    )
+# What a block of each kind has of its own: its MLP, or arguments of its attention.
+BLOCKS: dict[str, Callable[[T2TViTConfig], dict[str, Any]]] = {
+    "plain": lambda config: {},
+    "squeeze_excite": lambda config: {"gate": SqueezeExcite(config.hidden_size, config.reduction)},
+    "ghost": lambda config: {
+        "mlp": GhostMlp(config.hidden_size),
+        "linear": GhostLinear,
+        "storage": "separate",
+    },
+    "dense": lambda config: {},
+}
 
 
 def _block(
     config: T2TViTConfig, dim: int, rate: float, mlp: nn.Module | None = None, **mixing: Any
 ) -> Block:
     mlp = Mlp(dim, int(dim * config.mlp_ratio)) if mlp is None else mlp
-    mixer = _attention(config, dim, **mixing)
-    return Block(dim, mixer, mlp, lambda: nn.LayerNorm(dim), drop_path=rate)
+    mixer = SelfAttention(
+        dim, config.num_heads, qkv_bias=config.qkv_bias, scale=config.qk_scale, **mixing
+    )
+    return Block(dim, mixer, mlp, partial(nn.LayerNorm, dim), drop_path=rate)
 
 
-def _rates(config: T2TViTConfig) -> list[float]:
-    return drop_path_rates(config.drop_path_rate, [config.depths])[0]
-
-
-def _plain(config: T2TViTConfig) -> list[nn.Module]:
-    return [_block(config, config.hidden_size, rate) for rate in _rates(config)]
-
-
-def _squeeze_excite(config: T2TViTConfig) -> list[nn.Module]:
-    dim = config.hidden_size
-    return [
-        _block(config, dim, rate, gate=SqueezeExcite(dim, config.reduction))
-        for rate in _rates(config)
-    ]
-
-
-def _ghost(config: T2TViTConfig) -> list[nn.Module]:
-    dim = config.hidden_size
-    return [
-        _block(config, dim, rate, mlp=GhostMlp(dim), linear=GhostLinear, storage="separate")
-        for rate in _rates(config)
-    ]
-
-
-def _dense(config: T2TViTConfig) -> list[nn.Module]:
-    rates, width = _rates(config), config.hidden_size
-    found: list[nn.Module] = []
+def _blocks(config: T2TViTConfig) -> list[tuple[nn.Module, int]]:
+    """Blocks, and the channels that each gives."""
+    rates, width, kind = config.rates[0], config.hidden_size, config.block_type
+    if kind != "dense":
+        return [(_block(config, width, rate, **BLOCKS[kind](config)), width) for rate in rates]
+    found: list[tuple[nn.Module, int]] = []
     for group, count in enumerate(config.dense_groups):
         if group:
-            found.append(DenseTransition(width, width // 2))
+            found.append((DenseTransition(width, width // 2), width // 2))
             width //= 2
         for _ in range(count):
             # the rate grows from group to group, not from block to block
-            found.append(DenseBlock(_block(config, width, rates[group]), width, config.growth))
+            block = DenseBlock(_block(config, width, rates[group]), width, config.growth)
             width += config.growth
+            found.append((block, width))
     return found
-
-
-BLOCKS: dict[str, Callable[[T2TViTConfig], list[nn.Module]]] = {
-    "plain": _plain,
-    "squeeze_excite": _squeeze_excite,
-    "ghost": _ghost,
-    "dense": _dense,
-}
 
 
 class T2TViTForImageClassification(TokenClassifier):
@@ -241,42 +205,19 @@ class T2TViTForImageClassification(TokenClassifier):
     ``image_size`` computes them anew, which does not give the same numbers.
 
     Example:
-        >>> fields = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
-        >>> config = T2TViTConfig(**fields, token_dim=8, num_labels=5)
-        >>> model = T2TViTForImageClassification(config)
-        >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
-        torch.Size([1, 5])
+        >>> sizes = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
+        >>> T2TViTForImageClassification(T2TViTConfig(**sizes, token_dim=8)).num_features
+        16
     """
-
-    config_class = T2TViTConfig
-    num_prefix_tokens = 1
 
     def __init__(self, config: T2TViTConfig) -> None:
         super().__init__(config)
         dim, features = config.hidden_size, config.num_features
-        height, width = config.size
         self.stem = STEMS[config.stem](config)
-        self.prefix = PrefixTokens(dim)
-        self.positions = LearnedTable(
-            dim, (height // STRIDE, width // STRIDE), prefix=1, antialias=False, fixed=True
-        )
-        self.drop = nn.Dropout(config.drop_rate)
-        self.blocks = BlockSequence(BLOCKS[config.block_type](config))
-        self.norm = nn.LayerNorm(features)
-        self.head = self.make_head(features, prefix=1)
-        self.describe_features(features, STRIDE, len(self.blocks))
-        for entry, block in zip(self.feature_info, self.blocks):
-            entry["num_chs"] = _width_behind(block, dim)
-        self.post_init()
-
-    def check_pixels(self, pixel_values: Tensor) -> None:
-        super().check_pixels(pixel_values)
-        self.config.check_multiples(STRIDE, *pixel_values.shape[2:])
-
-    def embed(self, pixel_values: Tensor) -> tuple[Tensor, SpatialShape]:
-        x = self.stem(pixel_values)
-        spatial_shape = (x.shape[2], x.shape[3])
-        return self.drop(self.positions(self.prefix(to_tokens(x)), spatial_shape)), spatial_shape
+        self.begin_stream(dim, antialias=False, fixed=True)
+        blocks, widths = zip(*_blocks(config))
+        self.blocks = BlockSequence(list(blocks))
+        self.finish(nn.LayerNorm(features), features, widths, STRIDE)
 
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
         if norm and self.config.block_type == "dense":
@@ -285,14 +226,90 @@ class T2TViTForImageClassification(TokenClassifier):
 
     @classmethod
     def state_dict_converters(cls, config: T2TViTConfig) -> dict[str, StateDictConverter]:
-        return {"official": official_names(config)}
+        return {"official": _official(config)}
 
 
-def _width_behind(block: nn.Module, dim: int) -> int:
-    """Channels that a block gives; ``dim`` for one that keeps them."""
-    if isinstance(block, DenseBlock):
-        return block.grow.in_features + block.grow.out_features
-    return block.linear.out_features if isinstance(block, DenseTransition) else dim
+# Names in the authors' repository, yitu-opensource/T2T-ViT
+
+_NORMS = same("norm1", "norm2")
+_PLAIN = {
+    **same("mlp.fc1", "mlp.fc2"),
+    **_NORMS,
+    "attn.qkv": "mixer.qkv",
+    "attn.proj": "mixer.proj",
+}
+_IN_STEM = {
+    "performer": {
+        **_NORMS,
+        "kqv": "attention.qkv",
+        "proj": "attention.proj",
+        "w": "attention.features",
+        "mlp.0": "mlp.fc1",
+        "mlp.2": "mlp.fc2",
+    },
+    "transformer": {theirs: ours.replace("mixer", "attention") for theirs, ours in _PLAIN.items()},
+}
+_IN_BLOCK = {
+    "plain": _PLAIN,
+    "squeeze_excite": {
+        **_PLAIN,
+        "attn.se_layer.fc.0": "mixer.gate.fc1",
+        "attn.se_layer.fc.2": "mixer.gate.fc2",
+    },
+    "ghost": {
+        **same("mlp.fc1", "mlp.fc2"),
+        **_NORMS,
+        "attn.proj": "mixer.proj",
+        **{f"attn.{part}": f"mixer.{part}.primary" for part in "qkv"},
+    },
+    "dense": {
+        **{theirs: f"block.{ours}" for theirs, ours in _PLAIN.items()},
+        "dense_linear": "grow",
+        "linear": "linear",
+    },
+}
+_CENTER_ONLY = {
+    **{f"attn.cheap_operation_{part}": f"mixer.{part}.cheap" for part in "qkv"},
+    "mlp.cheap_operation2": "mlp.cheap1",
+    "mlp.cheap_operation3": "mlp.cheap2",
+}
+
+
+def _swap_thirds(tensor: Tensor) -> Tensor:
+    """Rows of keys, queries, values -> rows of queries, keys, values, and back."""
+    first, second, third = tensor.chunk(3)
+    return torch.cat((second, first, third))
+
+
+def _official(config: T2TViTConfig) -> StateDictConverter:
+    names: dict[str, str] = {
+        "cls_token": "prefix.cls_token",
+        "pos_embed": "positions.table",
+        "norm": "norm",
+        "head": "head.fc",
+    }
+    changes: dict[str, Any] = {}
+    if config.stem == "patch":
+        names["patch_embed.proj"] = "stem.conv0"
+    elif config.stem == "convolution":
+        splits = {"soft_split0": "conv0", "soft_split1": "conv1", "project": "conv2"}
+        names |= under("tokens_to_token", "stem", splits)
+    else:
+        names["tokens_to_token.project"] = "stem.project"
+        for n in range(2):
+            layer = f"stem.layers.{n}"
+            names |= under(f"tokens_to_token.attention{n + 1}", layer, _IN_STEM[config.stem])
+            if config.stem == "performer":
+                changes[f"{layer}.attention.qkv"] = (_swap_thirds, _swap_thirds)
+    dense = sum(config.dense_groups) + len(config.dense_groups) - 1
+    for b in range(dense if config.block_type == "dense" else config.depths):
+        block = f"blocks.{b}"
+        names |= under(block, block, _IN_BLOCK[config.block_type])
+        if config.block_type == "ghost":
+            names |= under(block, block, _CENTER_ONLY)
+            for cheap in _CENTER_ONLY.values():
+                changes[f"{block}.{cheap}"] = (torch.flatten, lambda x: x[:, None, None])
+    return StateDictConverter(names, changes)
 
 
 _DROP = {"drop_path_rate": 0.1}

@@ -7,39 +7,25 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from torch import Tensor, nn
+from torch import nn
 
-from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
-from modwright.models.state_dict_converter import Concat, Rename, StateDictConverter
-from modwright.nn.block import Block, BlockSequence
-from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.grid_positions import LearnedTable
+from modwright.models.state_dict_converter import StateDictConverter, same, under
+from modwright.models.vision_model import token_block
+from modwright.nn.block import BlockSequence
 from modwright.nn.heads import ClassifierHead, DistilledHead
-from modwright.nn.layouts import SpatialShape, to_tokens
-from modwright.nn.prefix_tokens import PrefixTokens
-from modwright.nn.residual import drop_path_rates
 from modwright.nn.stems.conv_stem import Conv, ConvStem
 from modwright.nn.token_mixers.self_attention import SelfAttention
 
 __all__ = ["VARIANTS", "VisionTransformerConfig", "VisionTransformerForImageClassification"]
 
 
-@strict
 class VisionTransformerConfig(ImageConfig):
     """Structure of a vision Transformer.
 
     Attributes:
-        patch_size: side of a patch in pixels; it divides the image's sides.
-        hidden_size: channels.
-        depths: blocks.
-        num_heads: heads of each block.
-        mlp_ratio: neurons per channel.
-        qkv_bias: biases of the maps to queries, keys and values.
-        layer_norm_eps: of all norms.
         distilled: a second token, which learns from a teacher's answers, and a second classifier.
     """
 
@@ -58,15 +44,8 @@ class VisionTransformerConfig(ImageConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if self.hidden_size % self.num_heads:
-            raise InvalidInputError(
-                f"num_heads {self.num_heads} does not divide a hidden_size of {self.hidden_size}"
-            )
+        self.check_divides("num_heads", self.hidden_size)
         self.check_size(*self.size)
-
-    def check_size(self, height: int, width: int) -> None:
-        """Refuses images that patches do not cut evenly."""
-        self.check_multiples(self.patch_size, height, width)
 
     @property
     def prefix_names(self) -> list[str]:
@@ -82,53 +61,30 @@ class VisionTransformerForImageClassification(TokenClassifier):
     needs them.
 
     Example:
-        >>> import torch
-        >>> fields = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
-        >>> config = VisionTransformerConfig(**fields, num_labels=5)
-        >>> model = VisionTransformerForImageClassification(config)
-        >>> model(torch.zeros(1, 3, 32, 32)).logits.shape
-        torch.Size([1, 5])
+        >>> sizes = {"image_size": 32, "hidden_size": 16, "depths": 1, "num_heads": 2}
+        >>> VisionTransformerForImageClassification(VisionTransformerConfig(**sizes)).num_features
+        16
     """
-
-    config_class = VisionTransformerConfig
 
     def __init__(self, config: VisionTransformerConfig) -> None:
         super().__init__(config)
         dim, patch = config.hidden_size, config.patch_size
-        height, width = config.size
-        names = config.prefix_names
-        self.num_prefix_tokens = len(names)
         self.stem = ConvStem(config.num_channels, [Conv(dim, patch, patch)])
-        self.prefix = PrefixTokens(dim, names)
-        self.positions = LearnedTable(dim, (height // patch, width // patch), prefix=len(names))
-        self.drop = nn.Dropout(config.drop_rate)
-        rates = drop_path_rates(config.drop_path_rate, [config.depths])[0]
-        self.blocks = BlockSequence([_block(config, rate) for rate in rates])
-        self.norm = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.begin_stream(dim, config.prefix_names)
+        heads, eps = config.num_heads, config.layer_norm_eps
+        self.blocks = BlockSequence()
+        for rate in config.rates[0]:
+            attention = SelfAttention(dim, heads, qkv_bias=config.qkv_bias)
+            self.blocks.append(token_block(dim, attention, config.mlp_ratio, rate, eps=eps))
         head = DistilledHead if config.distilled else ClassifierHead
-        self.head = head(
-            dim,
-            config.num_labels,
-            pool=config.global_pool,
-            prefix=len(names),
-            drop=config.drop_rate,
-        )
-        self.describe_features(dim, patch, config.depths)
-        self.post_init()
-
-    def check_pixels(self, pixel_values: Tensor) -> None:
-        super().check_pixels(pixel_values)
-        self.config.check_size(*pixel_values.shape[2:])
-
-    def embed(self, pixel_values: Tensor) -> tuple[Tensor, SpatialShape]:
-        patches = self.stem(pixel_values)
-        spatial_shape = (patches.shape[2], patches.shape[3])
-        tokens = self.prefix(to_tokens(patches))
-        return self.drop(self.positions(tokens, spatial_shape)), spatial_shape
+        self.finish(nn.LayerNorm(dim, eps=eps), dim, [dim] * config.depths, patch, head)
 
     @classmethod
     def config_maps(cls) -> dict[str, ConfigMap]:
-        return {"vit": _VIT, "deit": _DEIT}
+        return {
+            "vit": _config_map("ViTForImageClassification", False),
+            "deit": _config_map("DeiTForImageClassificationWithTeacher", True),
+        }
 
     @classmethod
     def state_dict_converters(
@@ -141,54 +97,40 @@ class VisionTransformerForImageClassification(TokenClassifier):
         }
 
 
-def _block(config: VisionTransformerConfig, rate: float) -> Block:
-    dim = config.hidden_size
-    return Block(
-        dim,
-        SelfAttention(dim, config.num_heads, qkv_bias=config.qkv_bias),
-        Mlp(dim, int(dim * config.mlp_ratio)),
-        lambda: nn.LayerNorm(dim, eps=config.layer_norm_eps),
-        drop_path=rate,
-    )
-
-
 # Names in other libraries
 
 
 def _official(config: VisionTransformerConfig) -> StateDictConverter:
     """facebookresearch/deit and timm."""
-    rules = [Rename("patch_embed.proj", "stem.conv0"), Rename("pos_embed", "positions.table")]
-    rules += [Rename(name, f"prefix.{name}") for name in config.prefix_names]
+    names = {"patch_embed.proj": "stem.conv0", "pos_embed": "positions.table"}
+    names |= {"norm": "norm", "head": "head.fc"}
+    names |= {name: f"prefix.{name}" for name in config.prefix_names}
+    if config.distilled:
+        names["head_dist"] = "head.fc_distilled"
     for b in range(config.depths):
         block = f"blocks.{b}"
-        rules += [
-            Rename(f"{block}.{part}", f"{block}.{part}") for part in ("norm1", "norm2", "mlp")
-        ]
-        rules.append(Rename(f"{block}.attn", f"{block}.mixer"))
-    rules += [Rename("norm", "norm"), Rename("head", "head.fc")]
-    if config.distilled:
-        rules.append(Rename("head_dist", "head.fc_distilled"))
-    return StateDictConverter(tuple(rules))
+        names |= under(block, block, {**same("norm1", "norm2", "mlp"), "attn": "mixer"})
+    return StateDictConverter(names)
 
 
-_NORMS = {"norm1": "layernorm_before", "norm2": "layernorm_after"}
-_IN_MEMORY: dict[str, str | tuple[str, ...]] = {
+_NORMS = {"layernorm_before": "norm1", "layernorm_after": "norm2"}
+_IN_MEMORY: dict[Any, str] = {
     **_NORMS,
     "mlp": "mlp",
-    "mixer.proj": "attention.o_proj",
-    "mixer.qkv": tuple(f"attention.{letter}_proj" for letter in "qkv"),
+    "attention.o_proj": "mixer.proj",
+    tuple(f"attention.{letter}_proj" for letter in "qkv"): "mixer.qkv",
 }
-_IN_FILES: dict[str, str | tuple[str, ...]] = {
+_IN_FILES: dict[Any, str] = {
     **_NORMS,
-    "mlp.fc1": "intermediate.dense",
-    "mlp.fc2": "output.dense",
-    "mixer.proj": "attention.output.dense",
-    "mixer.qkv": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
+    "intermediate.dense": "mlp.fc1",
+    "output.dense": "mlp.fc2",
+    "attention.output.dense": "mixer.proj",
+    tuple(f"attention.attention.{name}" for name in ("query", "key", "value")): "mixer.qkv",
 }
 
 
 def _transformers(
-    config: VisionTransformerConfig, layers: str, names: Mapping[str, str | tuple[str, ...]]
+    config: VisionTransformerConfig, layers: str, in_block: Mapping[Any, str]
 ) -> StateDictConverter:
     """transformers' ViT, or its DeiT where there are two classifiers.
 
@@ -196,30 +138,19 @@ def _transformers(
     its newer ones.
     """
     start = "deit" if config.distilled else "vit"
-    rules = [
-        Rename(f"{start}.embeddings.patch_embeddings.projection", "stem.conv0"),
-        Rename(f"{start}.embeddings.position_embeddings", "positions.table"),
-        Rename(f"{start}.embeddings.cls_token", "prefix.cls_token"),
-        Rename(f"{start}.layernorm", "norm"),
-    ]
+    names: dict[Any, str] = {
+        f"{start}.embeddings.patch_embeddings.projection": "stem.conv0",
+        f"{start}.embeddings.position_embeddings": "positions.table",
+        f"{start}.embeddings.cls_token": "prefix.cls_token",
+        f"{start}.layernorm": "norm",
+        "cls_classifier" if config.distilled else "classifier": "head.fc",
+    }
     if config.distilled:
-        rules += [
-            Rename(f"{start}.embeddings.distillation_token", "prefix.dist_token"),
-            Rename("cls_classifier", "head.fc"),
-            Rename("distillation_classifier", "head.fc_distilled"),
-        ]
-    else:
-        rules.append(Rename("classifier", "head.fc"))
-    stacks = []
+        names[f"{start}.embeddings.distillation_token"] = "prefix.dist_token"
+        names["distillation_classifier"] = "head.fc_distilled"
     for b in range(config.depths):
-        layer, block = f"{start}.{layers}.{b}", f"blocks.{b}"
-        for ours, theirs in names.items():
-            if isinstance(theirs, str):
-                rules.append(Rename(f"{layer}.{theirs}", f"{block}.{ours}"))
-            else:
-                maps = tuple(f"{layer}.{name}" for name in theirs)
-                stacks.append(Concat(maps, f"{block}.{ours}"))
-    return StateDictConverter(tuple(rules), stacks=tuple(stacks))
+        names |= under(f"{start}.{layers}.{b}", f"blocks.{b}", in_block)
+    return StateDictConverter(names)
 
 
 def _made(theirs: Mapping[str, Any], distilled: bool) -> dict[str, Any]:
@@ -231,10 +162,10 @@ def _made(theirs: Mapping[str, Any], distilled: bool) -> dict[str, Any]:
 
 
 def _config_map(architecture: str, distilled: bool) -> ConfigMap:
-    same = ("image_size", "patch_size", "num_channels", "qkv_bias", "layer_norm_eps")
     return ConfigMap(
+        architecture,
+        same=("image_size", "patch_size", "num_channels", "qkv_bias", "layer_norm_eps"),
         renamed={
-            **{key: key for key in same},
             "hidden_size": "hidden_size",
             "num_hidden_layers": "depths",
             "num_attention_heads": "num_heads",
@@ -242,16 +173,9 @@ def _config_map(architecture: str, distilled: bool) -> ConfigMap:
         only={"hidden_act": "gelu"},
         made=partial(_made, distilled=distilled),
         read=("intermediate_size",),
-        harmless=(
-            *("hidden_dropout_prob", "attention_probs_dropout_prob"),
-            *("pooler_act", "pooler_output_size"),  # a classifier has no pooler
-        ),
-        architectures=(architecture,),
+        harmless=("pooler_act", "pooler_output_size"),  # a classifier has no pooler
     )
 
-
-_VIT = _config_map("ViTForImageClassification", False)
-_DEIT = _config_map("DeiTForImageClassificationWithTeacher", True)
 
 _DROP = {"drop_path_rate": 0.1}
 _TINY = {"hidden_size": 192, "num_heads": 3, **_DROP}

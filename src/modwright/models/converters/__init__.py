@@ -1,1 +1,0 @@
-"""Names of tensors in checkpoints of others, one file per architecture."""
