@@ -21,7 +21,7 @@ from documents import (
     run_blocks,
     shell_lines,
 )
-from modwright.checkpoint.aliases import STAND_INS
+from modwright.checkpoint.source import STAND_INS
 from modwright.cli.entry import run_command
 from modwright.core.registry import registries_restored
 from modwright.recipes.load import parse_recipe

@@ -15,7 +15,7 @@ from transformers import AutoModel, MixtralConfig, MixtralForCausalLM
 
 from modwright import checkpoint
 from modwright.checkpoint import save
-from modwright.checkpoint.verify_files import verify_files
+from modwright.checkpoint.saving import verify_files
 from modwright.core.errors import CheckpointError, InvalidInputError, VerificationError
 
 from .tiny import MAKERS, tiny_gpt2, tiny_llama

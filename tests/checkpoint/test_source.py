@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from modwright.checkpoint import alias_names, aliases, locate, open, preset_names, register_preset
+from modwright.checkpoint import alias_names, locate, open, preset_names, register_preset
+from modwright.checkpoint.source import Alias
 from modwright.core.errors import CheckpointError, InvalidInputError
 
 from .tiny import tiny_bert
@@ -70,7 +71,7 @@ def test_packages_are_located_without_importing_them(
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    alias = aliases.Alias("some", "some_model", "some-model", "model", "a model")
+    alias = Alias("some", "some_model", "some-model", "model", "a model")
     with pytest.raises(CheckpointError, match="does not hold model"):
         alias.path()
     (package / "model").mkdir()

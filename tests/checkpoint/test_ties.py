@@ -14,7 +14,7 @@ from torch import nn
 import modwright
 from helpers import outputs
 from modwright.checkpoint import save
-from modwright.checkpoint.ties import state_apart, stored_names
+from modwright.checkpoint.saving import state_apart, stored_names
 
 
 def views_of_one_buffer(model: Any) -> None:

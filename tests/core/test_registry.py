@@ -93,7 +93,7 @@ def test_what_was_registered_or_lost_meanwhile_is_as_before() -> None:
 def test_every_table_of_the_package_is_a_registry() -> None:
     from modwright.anatomy.families import MODEL_TYPES
     from modwright.checkpoint.export.target import TARGETS
-    from modwright.checkpoint.presets import PRESETS
+    from modwright.checkpoint.source import PRESETS
     from modwright.edits.registry import PARTS
     from modwright.models.registry import MODELS
     from modwright.surgery.method import METHODS

@@ -1,6 +1,5 @@
 """Open a model from anywhere, carry its files over, write outputs whole or not at all."""
 
-from modwright.checkpoint.aliases import ALIASES, alias_names
 from modwright.checkpoint.auxiliary_files import auxiliary_files, copy_auxiliary_files
 from modwright.checkpoint.export import Exported, export, target_names
 from modwright.checkpoint.memory import (
@@ -10,9 +9,15 @@ from modwright.checkpoint.memory import (
     weights_bytes,
 )
 from modwright.checkpoint.opening import Checkpoint, check_finite, open
-from modwright.checkpoint.presets import preset_names, register_preset
 from modwright.checkpoint.saving import rehearse, save
-from modwright.checkpoint.source import Source, locate
+from modwright.checkpoint.source import (
+    ALIASES,
+    Source,
+    alias_names,
+    locate,
+    preset_names,
+    register_preset,
+)
 from modwright.core.files import whole_directory
 
 __all__ = [

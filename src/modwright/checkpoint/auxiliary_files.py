@@ -1,8 +1,4 @@
-"""Carries the files beside the weights over to an output, byte for byte.
-
-Tokenizer, chat template, generation config, pooling folders, custom code: what an edit does not
-concern must be in the output as it was in the source.
-"""
+"""Carries the files beside the weights over to an output, byte for byte."""
 
 from __future__ import annotations
 
@@ -11,26 +7,14 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from modwright.checkpoint.classes import code_file
 from modwright.core.errors import CheckpointError
 from modwright.core.reading import read_json
 
 __all__ = ["auxiliary_files", "copy_auxiliary_files", "weight_files"]
 
-_WEIGHTS = (
-    ".safetensors",
-    ".bin",
-    ".gguf",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".index.json",
-    ".onnx",
-    ".onnx_data",
-    ".h5",
-    ".msgpack",
-    ".ot",
-    ".tflite",
-)
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".index.json")
+_WEIGHTS += (".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", ".tflite")
 _README = "README.md"
 
 
@@ -41,11 +25,7 @@ def weight_files(place: Path) -> tuple[Path, ...]:
     """
     if place.is_file():
         return (place,)
-    for suffix in (".safetensors", ".bin"):
-        found = tuple(sorted(place.glob(f"*{suffix}")))
-        if found:
-            return found
-    return ()
+    return tuple(sorted(place.glob("*.safetensors")) or sorted(place.glob("*.bin")))
 
 
 def auxiliary_files(directory: Path) -> tuple[str, ...]:
@@ -59,33 +39,31 @@ def auxiliary_files(directory: Path) -> tuple[str, ...]:
     Returns:
         Paths relative to the directory, with forward slashes, sorted.
     """
-    from modwright.checkpoint.export.reading import code_file
-
-    modules, generated = _module_folders(directory), code_file(directory)
+    modules, own = _module_folders(directory), ("config.json", code_file(directory))
     found: list[str] = []
     for folder, subfolders, names in os.walk(directory):
         here = Path(folder).relative_to(directory)
         whole = any(part in modules for part in (here, *here.parents))
-        if here.parts and not whole and _is_checkpoint(names):
+        weights = {name for name in names if name.endswith(_WEIGHTS)}
+        if here.parts and not whole and weights and "config.json" in names:
             subfolders.clear()
             continue
-        subfolders[:] = [
-            name for name in subfolders if not name.startswith(".") and name != "__pycache__"
+        subfolders[:] = [n for n in subfolders if not n.startswith(".") and n != "__pycache__"]
+        found += [
+            (here / name).as_posix()
+            for name in names
+            if not name.startswith(".")
+            and (whole or name not in weights)
+            and (here.parts or name not in own)
+            and Path(folder, name).is_file()
         ]
-        for name in names:
-            if name.startswith(".") or (name.endswith(_WEIGHTS) and not whole):
-                continue
-            if name in ("config.json", generated) and not here.parts:
-                continue
-            if (Path(folder) / name).is_file():
-                found.append((here / name).as_posix())
     return tuple(sorted(found))
 
 
 def copy_auxiliary_files(
     directory: Path, files: Collection[str], out: Path, *, written: Collection[str] = ()
 ) -> tuple[str, ...]:
-    """Copy ``files`` of ``directory`` into ``out``, byte for byte.
+    """Copy ``files`` of ``directory`` into ``out``, byte for byte; returns the names written.
 
     Args:
         directory: where the files are.
@@ -94,17 +72,16 @@ def copy_auxiliary_files(
         written: names the caller writes himself, which are left to him. The source's README then
             becomes ``SOURCE_README.md``.
 
-    Returns:
-        The names written into ``out``.
-
     Raises:
         CheckpointError: a file has vanished from the source or cannot be written.
     """
     done: list[str] = []
     for name in files:
-        target = name
+        target, number = name, 2
         if name == _README and name in written:
-            target = _free_name("SOURCE_README", ".md", {*files, *written})
+            target = "SOURCE_README.md"
+            while target in {*files, *written}:
+                target, number = f"SOURCE_README_{number}.md", number + 1
         elif name in written:
             continue
         try:
@@ -118,22 +95,10 @@ def copy_auxiliary_files(
     return tuple(done)
 
 
-def _free_name(stem: str, suffix: str, taken: Collection[str]) -> str:
-    name, number = f"{stem}{suffix}", 2
-    while name in taken:
-        name, number = f"{stem}_{number}{suffix}", number + 1
-    return name
-
-
-def _is_checkpoint(names: Collection[str]) -> bool:
-    return "config.json" in names and any(name.endswith(_WEIGHTS) for name in names)
-
-
 def _module_folders(directory: Path) -> set[Path]:
     """Folders that ``modules.json`` of a sentence encoder names, without the top one."""
     try:
-        modules = read_json(directory / "modules.json")
-        paths = {Path(module["path"]) for module in modules}
+        paths = {Path(module["path"]) for module in read_json(directory / "modules.json")}
     except (CheckpointError, TypeError, KeyError):
         return set()
     return {path for path in paths if path.parts and not path.is_absolute()}

@@ -6,37 +6,63 @@ they are written to; other types are converted tensor by tensor.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 
-from modwright.checkpoint.classes import model_class, remote_class
-from modwright.checkpoint.export.reading import edited_config, is_standalone
+from modwright.checkpoint.classes import edited_config, is_standalone, model_class, remote_class
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.plausible import require_counts, require_fit
-from modwright.checkpoint.shards import StoredTensor, read_headers
 from modwright.checkpoint.silence import silence_transformers
 from modwright.core.compat.transformers import keys_without_a_type
 from modwright.core.errors import CheckpointError, ModwrightError, first_line
 from modwright.core.modes import set_eval
-from modwright.core.reading import read_json
+from modwright.core.reading import read_json, refuse_no_weights
 
-__all__ = ["Loaded", "check_loading", "load_directory", "placement", "stored_type"]
+__all__ = [
+    "INDEX",
+    "Loaded",
+    "StoredTensor",
+    "check_loading",
+    "load_directory",
+    "placement",
+    "read_headers",
+    "stored_type",
+]
 
 # As safetensors spells the types that edits compute with.
-_PLAIN = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-_DROP_LISTS = ("drop_attn_list", "drop_mlp_list", "drop_block_list")
-_QUANTIZED = ("quantization_config", "compression_config")
+_PLAIN = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+_ITEM_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "C64": 64}
+_ITEM_BITS |= {"F16": 16, "BF16": 16, "I16": 16, "U16": 16}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor as its header tells it; its type as safetensors spells it, and its file's name."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    file: str
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * _ITEM_BITS.get(self.dtype, 8) // 8
 
 
 class Loaded(NamedTuple):
@@ -49,16 +75,15 @@ class Loaded(NamedTuple):
 
 def load_directory(
     directory: Path,
-    *,
     dtype: torch.dtype | None,
     device: torch.device | None,
     head: str | None,
     trust_remote_code: bool,
 ) -> Loaded:
-    """Build the model of ``directory`` and fill it from its safetensors files.
+    """Build the model of ``directory`` and fill it from its safetensors files, sharded or not.
 
     Args:
-        directory: holds ``config.json`` and the weights, sharded or not.
+        directory: holds ``config.json`` and the weights.
         dtype: None keeps the one that the weights are stored in, whatever the config says; the
             widest where there are several.
         device: where the weights go; None is the CPU.
@@ -75,18 +100,19 @@ def load_directory(
     notes = _with_default_outputs(config)
     own = remote_class(config, head) if trust_remote_code else None
     cls: Any = own or model_class(config, head)
+    values = sum(tensor.numel for tensor in stored.values())
     if own is None:
-        values = sum(tensor.numel for tensor in stored.values())
         require_fit(cls, config, values, str(directory))
     kinds = sorted({tensor.dtype for tensor in stored.values() if tensor.dtype in _PLAIN})
     if dtype is None:
         dtype = stored_type(stored, cls)
         if len(kinds) > 1:
-            note = str(dtype).removeprefix("torch.")
-            notes += (f"The weights are stored as {' and '.join(kinds)} and opened as {note}.",)
+            taken = str(dtype).removeprefix("torch.")
+            notes += (f"The weights are stored as {' and '.join(kinds)} and opened as {taken}.",)
     if device is None:
-        require_memory(_needed(stored, dtype), f"opening {directory.name or directory}")
-    remote = {"trust_remote_code": True} if own is not None else {}
+        as_stored = sum(tensor.nbytes for tensor in stored.values())
+        needed = values * dtype.itemsize if dtype is not None else as_stored
+        require_memory(needed, f"opening {directory.name or directory}")
     try:
         with silence_transformers():
             model, info = cls.from_pretrained(
@@ -98,7 +124,7 @@ def load_directory(
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **placement(device),
-                **remote,
+                **({"trust_remote_code": True} if own is not None else {}),
             )
     except ModwrightError:
         raise
@@ -124,10 +150,8 @@ def stored_type(stored: Mapping[str, StoredTensor], cls: Any = None) -> torch.dt
     plain = {name: _PLAIN[t.dtype] for name, t in stored.items() if t.dtype in _PLAIN}
     aside = keys_without_a_type(cls)
     deciding = [t for name, t in plain.items() if not any(re.search(one, name) for one in aside)]
-    found: torch.dtype | None = None
-    for dtype in set(deciding or plain.values()):
-        found = dtype if found is None else torch.promote_types(found, dtype)
-    return found
+    kinds = list(set(deciding or plain.values()))
+    return reduce(torch.promote_types, kinds) if kinds else None
 
 
 def _check_types(model: torch.nn.Module, stored: dict[str, StoredTensor], directory: Path) -> None:
@@ -155,25 +179,23 @@ def check_loading(info: dict[str, Any], where: str, cls: str) -> None:
     mismatched = sorted((str(name), tuple(a), tuple(b)) for name, a, b in info["mismatched_keys"])
     if mismatched:
         name, in_file, in_config = mismatched[0]
+        more = f" (and {len(mismatched) - 1} more)" if len(mismatched) > 1 else ""
         raise CheckpointError(
             f"{where}: the weights do not fit the config: {name} is {in_file} in the file and "
-            f"{in_config} by the config{_and_more(len(mismatched))}"
+            f"{in_config} by the config{more}"
         )
     missing = sorted(info["missing_keys"])
     if missing:
+        more = f" (and {len(missing) - 5} more)" if len(missing) > 5 else ""
         raise CheckpointError(
             f"{where}: {len(missing)} tensors of {cls} are not in the weights: "
-            f"{', '.join(missing[:5])}{_and_more(len(missing), 5)}"
+            f"{', '.join(missing[:5])}{more}"
         )
 
 
 def placement(device: torch.device | None) -> dict[str, Any]:
     """The arguments with which from_pretrained puts all weights on one device as it reads."""
     return {} if device is None or device.type == "cpu" else {"device_map": {"": device}}
-
-
-def _and_more(count: int, shown: int = 1) -> str:
-    return f" (and {count - shown} more)" if count > shown else ""
 
 
 def _read_config_json(directory: Path) -> dict[str, Any]:
@@ -188,18 +210,18 @@ def _read_config_json(directory: Path) -> dict[str, Any]:
     if names and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise CheckpointError(f"{file}: architectures must be a list of names, not {names!r:.60}")
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
-        for key in _QUANTIZED:
-            if part.get(key):
-                note = part[key] if isinstance(part[key], dict) else {}
-                method = note.get("quant_method", "unknown method")
-                raise CheckpointError(
-                    f"{directory}: the weights are stored quantized ({method}); dequantize them "
-                    "first, edits need plain floating-point weights"
-                )
-    lists = [key for key in _DROP_LISTS if config.get(key)]
-    if lists:
+        told = part.get("quantization_config") or part.get("compression_config")
+        if told:
+            told = told if isinstance(told, dict) else {}
+            raise CheckpointError(
+                f"{directory}: the weights are stored quantized "
+                f"({told.get('quant_method', 'unknown method')}); dequantize them first, edits "
+                "need plain floating-point weights"
+            )
+    lists = ("drop_attn_list", "drop_mlp_list", "drop_block_list")
+    if given := [key for key in lists if config.get(key)]:
         raise CheckpointError(
-            f"{file} holds lists of dropped layers ({', '.join(lists)}) that the stock class does "
+            f"{file} holds lists of dropped layers ({', '.join(given)}) that the stock class does "
             "not read; open the whole model and drop them: modwright edit llm_drop MODEL -o OUT "
             f"--lists {file}"
         )
@@ -212,19 +234,14 @@ def _read_config_json(directory: Path) -> dict[str, Any]:
 
 def _without_config(directory: Path) -> str:
     names = sorted(entry.name for entry in directory.iterdir())
-    ggufs = [name for name in names if name.endswith(".gguf")]
-    if ggufs:
-        return f"it holds GGUF files; give one of them: {directory / ggufs[0]}"
+    for name in names:
+        if name.endswith(".gguf"):
+            return f"it holds GGUF files; give one of them: {directory / name}"
     if "adapter_config.json" in names:
         return "it holds a PEFT adapter; merge it into its base model first (merge_and_unload)"
-    below = [
-        name
-        for name in names
-        if (directory / name / "config.json").is_file()
-        and any((directory / name).glob("*.safetensors"))
-    ]
-    if below:
-        return f"it has no config.json; did you mean {str(directory / below[0])!r}?"
+    for below in (directory / name for name in names):
+        if (below / "config.json").is_file() and any(below.glob("*.safetensors")):
+            return f"it has no config.json; did you mean {str(below)!r}?"
     return f"it has no config.json (it holds {', '.join(names[:4]) or 'nothing'})"
 
 
@@ -245,11 +262,9 @@ def _config(
             raise CheckpointError(
                 f"{directory / 'config.json'} is no valid {kind} config: {first_line(error)}"
             ) from error
-        hint = (
-            "it brings its own code: pass trust_remote_code=True if you trust it"
-            if stored.get("auto_map")
-            else "import the package that registers it first"
-        )
+        hint = "import the package that registers it first"
+        if stored.get("auto_map"):
+            hint = "it brings its own code: pass trust_remote_code=True if you trust it"
         raise CheckpointError(
             f"{directory}: model type {kind!r} is not known to transformers "
             f"{transformers.__version__}; {hint}"
@@ -264,17 +279,78 @@ def _with_default_outputs(config: transformers.PreTrainedConfig) -> tuple[str, .
     wanted = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
     other = []
     for name, value in wanted.items():
-        for one in {id(c): c for c in (config, config.get_text_config())}.values():
+        for one in (config, config.get_text_config()):
             if getattr(one, name, value) != value:
                 setattr(one, name, value)
                 other.append(name)
+    if not other:
+        return ()
     told = " and ".join(dict.fromkeys(other))
-    return (f"config.json changes the form of outputs by {told}; the default is taken.",) * bool(
-        told
-    )
+    return (f"config.json changes the form of outputs by {told}; the default is taken.",)
 
 
-def _needed(stored: dict[str, StoredTensor], dtype: torch.dtype | None) -> int:
-    if dtype is None:
-        return sum(tensor.nbytes for tensor in stored.values())
-    return sum(tensor.numel for tensor in stored.values()) * dtype.itemsize
+def read_headers(directory: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a checkpoint directory by name, those of the index if it is sharded.
+
+    Raises:
+        CheckpointError: no safetensors weights, a shard is missing, unreadable or cut short, or
+            the index names a tensor that its file does not hold.
+    """
+    if (directory / SINGLE).is_file():
+        return _file_header(directory / SINGLE)
+    if not (directory / INDEX).is_file():
+        raise CheckpointError(_no_weights(directory))
+    weight_map = _weight_map(directory / INDEX)
+    shards = sorted(set(weight_map.values()))
+    for shard in shards:
+        if not (directory / shard).is_file():
+            lost = sum(file == shard for file in weight_map.values())
+            raise CheckpointError(
+                f"{directory}: {INDEX} names {shard}, which is missing ({lost} of "
+                f"{len(weight_map)} tensors); copy or download it again"
+            )
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
+        tensors |= _file_header(directory / shard)
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise CheckpointError(f"{directory}: {INDEX} says {name} is in {shard}; it is not")
+    return tensors
+
+
+def _file_header(file: Path) -> dict[str, StoredTensor]:
+    refuse_no_weights(file)
+    try:
+        with safe_open(str(file), framework="numpy") as handle:
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+            return {
+                name: StoredTensor(tuple(part.get_shape()), str(part.get_dtype()), file.name)
+                for name, part in slices.items()
+            }
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{file} is damaged or cut short ({error}); copy or download it again"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror or error}") from error
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = read_json(index)["weight_map"]
+        return {str(name): str(file) for name, file in weight_map.items()}
+    except (KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not a shard index: {error}") from error
+
+
+def _no_weights(directory: Path) -> str:
+    names = sorted(entry.name for entry in directory.iterdir())
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    if pickled:
+        return (
+            f"{directory} holds its weights only as pickles ({pickled[0]}), which can run code "
+            "when read; safetensors is wanted: convert them with transformers' save_pretrained"
+        )
+    other = [name for name in names if name.endswith(".safetensors")]
+    found = f"; it holds {', '.join(other[:3])}" if other else ""
+    return f"{directory} has no weights: {SINGLE} or {INDEX} is wanted{found}"

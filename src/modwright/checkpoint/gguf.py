@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
 from typing import Any
@@ -40,27 +42,25 @@ _WINDOW = 2**18
 
 def load_gguf(
     file: Path,
-    *,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     device: torch.device | None,
     head: str | None,
     progress: Progress,
 ) -> Loaded:
-    """Build the model of a GGUF file with dequantized weights.
+    """Build the model of a GGUF file with dequantized weights, no record of quantization left.
 
     Args:
         file: the GGUF file.
-        dtype: type of the weights; values are dequantized in float32 and rounded once.
+        dtype: type of the weights, float32 by default; values are dequantized in float32 and
+            rounded once.
         device: where the weights go; None is the CPU.
         head: another class than the causal language model, see `classes.HEADS`.
         progress: hears of each tensor.
 
-    Returns:
-        The model without any record of quantization.
-
     Raises:
         CheckpointError: the file is damaged, or of an architecture transformers cannot read.
     """
+    dtype = dtype or torch.float32
     try:
         with silence_transformers():
             header = read_header(file)
@@ -96,7 +96,11 @@ def load_gguf(
             f"{file}: {cls.__name__} has no place for {', '.join(odd[:3])}{more}, and would "
             "compute something else without; open the original checkpoint instead"
         )
-    _forget_origin(model)
+    # What would keep a now plain model from being saved as one.
+    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
+        model.__dict__.pop(name, None)
+    forget_quantization(model.config)
+    model.config.name_or_path = model.name_or_path = ""
     return Loaded(set_eval(model), tuple(unexpected_keys))
 
 
@@ -104,8 +108,7 @@ def _load_streaming(
     file: Path, header: Header, cls: Any, task: Task, **arguments: Any
 ) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
     """Let transformers fill the model from tensors that are read when it asks for them."""
-    processors = reference.TENSOR_PROCESSORS
-    make_processor = processors.get(header.architecture, reference.TensorProcessor)
+    make_processor = reference.TENSOR_PROCESSORS.get(header.architecture, reference.TensorProcessor)
     processor = make_processor(config=header.config.to_dict())
     names = _target_names(cls, header, processor)
     parts: dict[str, list[StoredTensor]] = {}
@@ -118,7 +121,7 @@ def _load_streaming(
         else:
             parts.setdefault(target, []).append(tensor)
     window = _Window(file, processor, names, arguments["dtype"], task)
-    state = {target: _OnDemand(window, target, tuple(parts[target])) for target in parts}
+    state = {target: _OnDemand(window, target, tensors) for target, tensors in parts.items()}
     model, info = cls.from_pretrained(None, state_dict=state, **arguments)
     return model, {**info, "unexpected_keys": unexpected_keys | set(info["unexpected_keys"])}
 
@@ -126,30 +129,30 @@ def _load_streaming(
 def _load_by_rules(
     file: Path, header: Header, cls: Any, task: Task, **arguments: Any
 ) -> tuple[transformers.PreTrainedModel, dict[str, Any]]:
+    quantization = transformers.GgufConfig(dequantize=True)
     model, info = cls.from_pretrained(
-        str(file.parent),
-        gguf_file=file.name,
-        quantization_config=transformers.GgufConfig(dequantize=True),
-        **arguments,
+        str(file.parent), gguf_file=file.name, quantization_config=quantization, **arguments
     )
     task.advance(len(header.tensors))
     return model, info
 
 
+@dataclass(eq=False)
 class _Top:
     """A model with its submodules seen one level deep: enough to map names, and a lot quicker."""
 
-    def __init__(self, module: torch.nn.Module, levels: int) -> None:
-        self.module, self.levels = module, levels
-        self.config = getattr(module, "config", None)
+    module: torch.nn.Module
+    levels: int
+
+    @property
+    def config(self) -> Any:
+        return getattr(self.module, "config", None)
 
     def state_dict(self) -> dict[str, Any]:
         return self.module.state_dict()
 
     def named_children(self) -> list[tuple[str, _Top]]:
-        if not self.levels:
-            return []
-        children = self.module.named_children()
+        children = self.module.named_children() if self.levels else ()
         return [(name, _Top(child, self.levels - 1)) for name, child in children]
 
 
@@ -168,16 +171,17 @@ def _target(tensor: StoredTensor, names: dict[str, str]) -> str | None:
     return names.get(tensor.name) or names.get(tensor.name.removesuffix(".weight"))
 
 
+@dataclass(eq=False)
 class _Window:
     """Reads tensors of one file a few rows at a time."""
 
-    def __init__(
-        self, file: Path, processor: Any, names: dict[str, str], dtype: torch.dtype, task: Task
-    ) -> None:
-        self.file, self.processor, self.names = file, processor, names
-        self.dtype, self.task = dtype, task
+    file: Path
+    processor: Any
+    names: dict[str, str]
+    dtype: torch.dtype
+    task: Task
 
-    def read(self, target: str, parts: tuple[StoredTensor, ...]) -> torch.Tensor:
+    def read(self, target: str, parts: Sequence[StoredTensor]) -> torch.Tensor:
         """The tensor that the model knows as ``target``, from the file's ``parts``."""
         if len(parts) == 1 and self._passes_through(parts[0].name):
             weights = self._dequantize(parts[0], self.dtype)
@@ -200,7 +204,7 @@ class _Window:
             return False
         return result.weights is untouched and result.name == name
 
-    def _process(self, target: str, parts: tuple[StoredTensor, ...]) -> torch.Tensor:
+    def _process(self, target: str, parts: Sequence[StoredTensor]) -> torch.Tensor:
         """Whole tensors through the processor; experts are gathered on its side, under the name."""
         gathered: dict[str, dict[str, torch.Tensor]] = {"tensors": {}}
         for part in parts:
@@ -222,31 +226,20 @@ class _Window:
         row_bytes = tensor.nbytes // rows.shape[0]
         for start in range(0, rows.shape[0], step):
             part = rows[start : start + step]
-            raw = np.fromfile(
-                self.file,
-                dtype=np.uint8,
-                count=part.shape[0] * row_bytes,
-                offset=tensor.offset + start * row_bytes,
-            )
+            place, count = tensor.offset + start * row_bytes, part.shape[0] * row_bytes
+            raw = np.fromfile(self.file, dtype=np.uint8, count=count, offset=place)
             values = gguf.dequantize(raw.reshape(part.shape[0], row_bytes), tensor.kind)
             part.copy_(torch.from_numpy(values))
         return weights
 
 
+@dataclass(eq=False)
 class _OnDemand:
     """Stands in a state dict for a tensor; indexing reads it, as with a slice of safetensors."""
 
-    def __init__(self, window: _Window, target: str, parts: tuple[StoredTensor, ...]) -> None:
-        self.window, self.target, self.parts = window, target, parts
+    window: _Window
+    target: str
+    parts: Sequence[StoredTensor]
 
     def __getitem__(self, index: EllipsisType) -> torch.Tensor:
         return self.window.read(self.target, self.parts)
-
-
-def _forget_origin(model: transformers.PreTrainedModel) -> None:
-    """Take off what would keep a now plain model from being saved as one."""
-    for name in ("hf_quantizer", "is_quantized", "quantization_method"):
-        model.__dict__.pop(name, None)
-    forget_quantization(model.config)
-    model.config.name_or_path = ""
-    model.name_or_path = ""

@@ -1,16 +1,10 @@
-"""What a GGUF file says of itself: its tensors, and the config transformers makes of its metadata.
-
-transformers' parser turns every word of the vocabulary into numpy views and Python strings to
-find a dozen numbers, which takes seconds and more memory than the rest of the opening. It is given
-a copy of the header without the vocabulary.
-"""
+"""What a GGUF file says of itself: its tensors, and the config that its metadata become."""
 
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gguf
 import numpy as np
@@ -22,15 +16,14 @@ from modwright.core.compat.tools import read_number
 from modwright.core.errors import CheckpointError, first_line
 from modwright.core.reading import require_regular
 
-__all__ = ["Header", "StoredTensor", "has_rules", "read_header"]
+__all__ = ["Header", "StoredTensor", "copy_field", "has_rules", "read_header"]
 
 # No config holds a longer list: there are as many as layers or heads. Vocabularies are longer.
 _LONGEST_LIST = 4096
 _WIDEST_ALIGNMENT = 2**16
 
 
-@dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(NamedTuple):
     """One tensor of the file: its shape in torch's order, and where its bytes are."""
 
     name: str
@@ -40,15 +33,8 @@ class StoredTensor:
     nbytes: int
 
 
-@dataclass(frozen=True)
-class Header:
-    """A GGUF file without its values.
-
-    Attributes:
-        architecture: as llama.cpp calls it.
-        tensors: in the order of the file.
-        config: as transformers understands the metadata.
-    """
+class Header(NamedTuple):
+    """A GGUF file without its values: the architecture is as llama.cpp calls it."""
 
     architecture: str
     tensors: tuple[StoredTensor, ...]
@@ -80,41 +66,27 @@ def read_header(file: Path, *, settled: bool = True) -> Header:
     if architecture is None:
         raise CheckpointError(f"{file} does not name its architecture (general.architecture)")
     tensors = tuple(
-        StoredTensor(
-            tensor.name,
-            tuple(int(size) for size in reversed(tensor.shape)),
-            tensor.tensor_type,
-            int(tensor.data_offset),
-            int(tensor.n_bytes),
-        )
-        for tensor in reader.tensors
+        StoredTensor(t.name, _shape(t), t.tensor_type, int(t.data_offset), int(t.n_bytes))
+        for t in reader.tensors
     )
     name = str(architecture.contents())
     keys = {key: f.contents() if f.data else None for key, f in reader.fields.items()}
     own = {key.rpartition(".")[2]: value for key, value in keys.items() if key.startswith(name)}
     require_counts(own, (tensor.shape for tensor in tensors), str(file))
-    if has_rules(name):
-        config = _parse(file)
-    else:
-        config = _parse_without_vocabulary(reader)
+    config = _parse(file) if has_rules(name) else _parse_without_vocabulary(reader)
     if settled:
-        settle(file, name, keys, config, _rotary_factors(reader))
+        factors = [t for t in reader.tensors if t.name == ROTARY_FACTORS]
+        values = [gguf.dequantize(t.data, t.tensor_type).reshape(-1) for t in factors]
+        settle(file, name, keys, config, values[0] if values else None)
     return Header(name, tensors, config)
 
 
-def _rotary_factors(reader: _Reader) -> np.ndarray | None:
-    found = [tensor for tensor in reader.tensors if tensor.name == ROTARY_FACTORS]
-    if not found:
-        return None
-    values: np.ndarray = gguf.dequantize(found[0].data, found[0].tensor_type)
-    return values.reshape(-1)
+def _shape(tensor: Any) -> tuple[int, ...]:
+    return tuple(int(size) for size in reversed(tensor.shape))
 
 
 def has_rules(architecture: str) -> bool:
-    """transformers has conversion rules for some architectures, and reads those lazily by itself.
-
-    Before 5.18 it had none.
-    """
+    """transformers reads some architectures lazily by rules of its own; before 5.18 it had none."""
     try:
         from transformers.integrations.gguf import is_gguf_arch_supported
     except ImportError:
@@ -174,6 +146,11 @@ def _parse(file: Path) -> transformers.PreTrainedConfig:
 
 
 def _parse_without_vocabulary(reader: _Reader) -> transformers.PreTrainedConfig:
+    """The parser gets a copy of the header without long lists.
+
+    It turns every word of the vocabulary into numpy views and Python strings to find a dozen
+    numbers, which takes seconds and more memory than the rest of the opening.
+    """
     with tempfile.TemporaryDirectory(prefix="modwright-") as folder:
         header = Path(folder, "header.gguf")
         _write_header(reader, header)
@@ -190,20 +167,14 @@ def _write_header(reader: _Reader, file: Path) -> None:
 
     The length is a hole that takes no room on disk: a reader maps the tensors it never looks at.
     """
-    architecture = reader.fields["general.architecture"].contents()
-    writer = gguf.GGUFWriter(file, architecture)
+    writer = gguf.GGUFWriter(file, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
-        if not field.data or field.name.startswith("GGUF.") or not field.types:
-            continue
-        if field.name == "general.architecture":
-            continue
-        inner = field.types[-1] if len(field.types) > 1 else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], inner)
+        about = field.name.startswith("GGUF.") or field.name == "general.architecture"
+        if field.data and field.types and not about:
+            copy_field(writer, field)
     for tensor in reader.tensors:
-        shape = tuple(int(size) for size in reversed(tensor.shape))
-        writer.add_tensor_info(
-            tensor.name, shape, np.dtype(np.float32), int(tensor.n_bytes), tensor.tensor_type
-        )
+        size, kind = int(tensor.n_bytes), tensor.tensor_type
+        writer.add_tensor_info(tensor.name, _shape(tensor), np.dtype(np.float32), size, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -211,3 +182,9 @@ def _write_header(reader: _Reader, file: Path) -> None:
     room = sum(int(tensor.n_bytes) + reader.alignment for tensor in reader.tensors)
     with file.open("r+b") as stream:
         stream.truncate(file.stat().st_size + room + 2 * reader.alignment)
+
+
+def copy_field(writer: gguf.GGUFWriter, field: gguf.ReaderField) -> None:
+    """Writes an entry of another file's metadata as it stands there."""
+    inner = field.types[-1] if len(field.types) > 1 else None
+    writer.add_key_value(field.name, field.contents(), field.types[0], inner)

@@ -1,52 +1,35 @@
-"""What a GGUF file says of its model, held against the config that was made of it.
-
-transformers' parser takes the keys that it knows and passes over the others, so a file with scaled
-rotary frequencies or an own epsilon would open as another function. Here every key is either known
-to change nothing, or the config says the same, or is made to; what is left is refused by name.
-"""
+"""What a GGUF file says of its model, held against the config that was made of it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 
-from modwright.checkpoint.gguf_rotary import ROTARY_FACTORS, scale_rotary
 from modwright.core.errors import CheckpointError
 
 __all__ = ["ROTARY_FACTORS", "settle", "unexplained_tensors"]
 
-# Keys that say where a file comes from, and how it was made.
-_ABOUT = ("GGUF.", "general.", "quantize.", "mradermacher.")
-_TOKENIZER = {
-    "tokenizer.chat_template",
-    "tokenizer.chat_templates",
-    "tokenizer.huggingface.json",
-    "tokenizer.rwkv.world",
-    *(
-        f"tokenizer.ggml.{name}"
-        for name in (
-            "add_bos_token",
-            "add_eos_token",
-            "add_sep_token",
-            "add_space_prefix",
-            "merges",
-            "model",
-            "pre",
-            "precompiled_charsmap",
-            "remove_extra_whitespaces",
-            "scores",
-            "token_type",
-            "token_type_count",
-            "tokens",
-        )
-    ),
-}
+ROTARY_FACTORS = "rope_freqs.weight"
+"""The tensor that rotary frequencies are divided by: Llama 3.1 and later have it."""
+
+# Keys that say where a file comes from, how it was made, and how text becomes tokens.
+_ABOUT = re.compile(
+    r"(GGUF|general|quantize|mradermacher|split)\."
+    r"|tokenizer\.(chat_template(s?$|\.)|(huggingface\.json|rwkv\.world)$)"
+    r"|tokenizer\.ggml\.(.*_token_ids?|add_(bos|eos|sep)_token|add_space_prefix|merges|model|pre"
+    r"|precompiled_charsmap|remove_extra_whitespaces|scores|tokens|token_type(_count)?)$"
+)
 # Below the architecture's name: hints that no forward pass looks at.
 _SILENT = {
     "context_length",
@@ -57,13 +40,7 @@ _SILENT = {
 }
 # Old files hold the rotary table of each block, and no reader uses it.
 _SILENT_TENSORS = (".attn_rot_embd.weight", ".rope_freqs.weight")
-_EPSILONS = (
-    "rms_norm_eps",
-    "layer_norm_eps",
-    "layer_norm_epsilon",
-    "norm_eps",
-    "norm_epsilon",
-)
+_EPSILONS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "norm_epsilon")
 # Key -> the fields of a config that say it; the first that the config has counts.
 _FIELDS: dict[str, tuple[str, ...]] = {
     "attention.layer_norm_epsilon": _EPSILONS,
@@ -109,6 +86,10 @@ def settle(
 ) -> None:
     """Make ``config`` say what the file says, or refuse the file.
 
+    transformers' parser passes over keys that it does not know, so a file with an own epsilon would
+    open as another function. Every key is either known to change nothing, or the config says the
+    same, or is made to; what is left is refused by name.
+
     Args:
         file: for messages.
         architecture: what the names of its own keys begin with.
@@ -119,17 +100,18 @@ def settle(
     Raises:
         CheckpointError: a key would change what the model computes, and is not read.
     """
+    if keys.get("split.count", 1) not in (0, 1):
+        raise CheckpointError(
+            f"{file} is one of {keys['split.count']} parts; merge them first (llama-gguf-split "
+            "--merge)"
+        )
     note = _note(architecture, config)
-    own = {
-        key.removeprefix(f"{architecture}."): value
-        for key, value in keys.items()
-        if not _says_nothing(key, file, value)
-    }
-    own = _without_linear_scaling(own, config)
-    for key, value in own.items():
+    prefix = f"{architecture}."
+    own = {key.removeprefix(prefix): v for key, v in keys.items() if not _ABOUT.match(key)}
+    for key, value in _without_linear_scaling(own, config).items():
         if key in note or key in _SILENT or value in _NEUTRAL.get(key, ()):
             continue
-        explain = _EXPLAIN.get(key, _by_field(_FIELDS.get(key, ())))
+        explain = _EXPLAIN.get(key) or partial(_by_field, _FIELDS.get(key, ()))
         try:
             explained = explain(config, value)
         except (ArithmeticError, TypeError, ValueError, StrictDataclassError):
@@ -140,8 +122,8 @@ def settle(
                 f"{file}: its key {name} = {value!r} is not read here, and the model would compute "
                 "something else without it; open the original checkpoint instead"
             )
-    if factors is not None:
-        scale_rotary(file, config, _rotary(config), factors)
+    if factors is not None and not np.allclose(factors, 1):
+        _scale_rotary(file, config, factors.astype(np.float64))
 
 
 def unexplained_tensors(names: Collection[str], head: str | None) -> list[str]:
@@ -159,32 +141,17 @@ def unexplained_tensors(names: Collection[str], head: str | None) -> list[str]:
     )
 
 
-def _says_nothing(key: str, file: Path, value: Any) -> bool:
-    if key.startswith("split."):
-        if key == "split.count" and value not in (0, 1):
-            raise CheckpointError(
-                f"{file} is one of {value} parts; merge them first (llama-gguf-split --merge)"
-            )
-        return True
-    token = key.startswith("tokenizer.ggml.") and key.endswith(("_token_id", "_token_ids"))
-    named = key in _TOKENIZER or key.startswith("tokenizer.chat_template.")
-    return token or named or key.startswith(_ABOUT)
-
-
 def _note(architecture: str, config: transformers.PreTrainedConfig) -> set[str]:
     """The keys that transformers' parser took into the config, as the config bears out."""
     from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 
-    try:
+    with suppress(ImportError):  # before 5.18
         from transformers.integrations.gguf import gguf_config_mapping
-    except ImportError:  # before 5.18
-        rules: Any = None
-    else:
-        rules = gguf_config_mapping.GGUF_CONFIG_ARCHS.get(architecture)
-    if rules is not None:
-        asked = _Asked(architecture)
-        rules(asked, ())
-        return asked.names
+
+        if rules := gguf_config_mapping.GGUF_CONFIG_ARCHS.get(architecture):
+            asked = _Asked(architecture)
+            rules(asked, ())
+            return asked.names
     spelled = (config.model_type.removesuffix("_text"), architecture.replace("-", "_"))
     mapped: dict[str, str | None] = next(
         (GGUF_CONFIG_MAPPING[name] for name in spelled if name in GGUF_CONFIG_MAPPING), {}
@@ -215,18 +182,14 @@ def _close(one: Any, other: Any) -> bool:
     return math.isclose(one, other, rel_tol=1e-6)  # the file has float32
 
 
-def _by_field(names: tuple[str, ...]) -> Callable[[Any, Any], bool]:
+def _by_field(names: tuple[str, ...], config: Any, value: Any) -> bool:
     """Set the first of the fields that a config has, unless it says so already."""
-
-    def explain(config: Any, value: Any) -> bool:
-        name = next((name for name in names if hasattr(config, name)), None)
-        if name is None or (name == "head_dim" and config.head_dim is None):
-            return bool(names) and "head_dim" in names and _close(value, _head_dim(config))
-        if not _close(value, getattr(config, name)):
-            setattr(config, name, value)
-        return True
-
-    return explain
+    name = next((name for name in names if hasattr(config, name)), None)
+    if name is None or (name == "head_dim" and config.head_dim is None):
+        return "head_dim" in names and _close(value, _head_dim(config))
+    if not _close(value, getattr(config, name)):
+        setattr(config, name, value)
+    return True
 
 
 def _head_dim(config: Any) -> int | None:
@@ -294,13 +257,9 @@ def _gating(config: Any, value: int) -> bool:
     return bool({1: "softmax", 2: "sigmoid"}.get(value) == named)
 
 
-def _yarn(field: str) -> Callable[[Any, Any], bool]:
+def _yarn(field: str, config: Any, value: Any) -> bool:
     """gpt-oss says in its config how its rotary angles are scaled."""
-
-    def explain(config: Any, value: Any) -> bool:
-        return _close(value, (_rotary(config) or {}).get(field))
-
-    return explain
+    return _close(value, (_rotary(config) or {}).get(field))
 
 
 _EXPLAIN: dict[str, Callable[[Any, Any], bool]] = {
@@ -313,11 +272,11 @@ _EXPLAIN: dict[str, Callable[[Any, Any], bool]] = {
     "rope.dimension_count": _rotary_width,
     "rope.freq_base": _base,
     "rope.freq_base_swa": _local_base,
-    "rope.scaling.factor": _yarn("factor"),
-    "rope.scaling.original_context_length": _yarn("original_max_position_embeddings"),
-    "rope.scaling.type": _yarn("rope_type"),
-    "rope.scaling.yarn_beta_fast": _yarn("beta_fast"),
-    "rope.scaling.yarn_beta_slow": _yarn("beta_slow"),
+    "rope.scaling.factor": partial(_yarn, "factor"),
+    "rope.scaling.original_context_length": partial(_yarn, "original_max_position_embeddings"),
+    "rope.scaling.type": partial(_yarn, "rope_type"),
+    "rope.scaling.yarn_beta_fast": partial(_yarn, "beta_fast"),
+    "rope.scaling.yarn_beta_slow": partial(_yarn, "beta_slow"),
 }
 
 
@@ -335,3 +294,69 @@ def _without_linear_scaling(own: dict[str, Any], config: Any) -> dict[str, Any]:
     if linear:  # where the original context ended changes nothing then
         read.add("rope.scaling.original_context_length")
     return {key: value for key, value in own.items() if key not in read}
+
+
+def _scale_rotary(file: Path, config: Any, factors: np.ndarray) -> None:
+    """Find the rotary scaling whose frequencies are the usual ones divided by ``factors``."""
+    rotary = _rotary(config)
+    plain = rotary is not None and rotary is config.rope_parameters
+    sane = bool(np.isfinite(factors).all()) and float(factors.min()) > 0
+    if rotary and plain and sane and rotary.get("rope_type", "default") == "default":
+        for found in _scalings(factors, rotary["rope_theta"]):
+            if _gives(config, {**rotary, **found}, factors):
+                config.rope_parameters = {**rotary, **found}
+                return
+    raise CheckpointError(
+        f"{file}: its tensor {ROTARY_FACTORS} divides the rotary frequencies by "
+        f"{factors.min():.4g} to {factors.max():.4g}, which no known rotary scaling of "
+        f"{config.model_type} does; open the original checkpoint instead"
+    )
+
+
+def _scalings(factors: np.ndarray, base: float) -> Iterator[dict[str, Any]]:
+    """What may give such factors: one for all, or Llama 3's.
+
+    There short waves stay, long ones are divided, between them it is smooth. Of the three numbers
+    that say where, two are told by the frequencies; the lower bound is one original context, as in
+    all that were published.
+    """
+    if np.allclose(factors, factors[0]):
+        yield {"rope_type": "linear", "factor": float(factors[0])}
+    factor = float(factors.max())
+
+    def llama3(high: float, original: int) -> dict[str, Any]:
+        bounds = {"low_freq_factor": 1.0, "high_freq_factor": high}
+        bounds["original_max_position_embeddings"] = original
+        return {"rope_type": "llama3", "factor": factor, **bounds}
+
+    for original in (8192, 4096, 2048):
+        yield llama3(4.0, original)
+    # (pairs,): waves of each frequency over one position
+    waves = base ** (-np.arange(len(factors)) / len(factors)) / (2 * math.pi)
+    between = (factors > 1 + 1e-5) & (factors < factor * (1 - 1e-5))
+    if between.sum() < 2:
+        return
+    smooth = (1 / factors[between] - 1 / factor) / (1 - 1 / factor)
+    slope, start = np.polyfit(waves[between], smooth, 1)
+    if start < 0 < slope:
+        high = float(1 - 1 / start)
+        original = round(slope * (high - 1))
+        yield llama3(float(round(high)), original)
+        yield llama3(high, original)
+
+
+def _gives(config: Any, settings: dict[str, Any], factors: np.ndarray) -> bool:
+    """Whether transformers' own formula leads to the usual frequencies divided by ``factors``."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    tried = deepcopy(config)
+    tried.rope_parameters = settings
+    try:
+        scaled, strength = ROPE_INIT_FUNCTIONS[settings["rope_type"]](tried, torch.device("cpu"))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return False
+    pairs = len(factors)
+    if scaled.shape != (pairs,) or strength != 1:
+        return False
+    usual = settings["rope_theta"] ** (-np.arange(pairs) / pairs)
+    return bool(np.allclose(scaled.double().numpy() * factors, usual, rtol=1e-4, atol=0))

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import psutil
+import torch
 
 from modwright.core.errors import InvalidInputError
 from modwright.core.formatting import format_bytes
 
-if TYPE_CHECKING:
-    import torch
-
-__all__ = [
-    "available_bytes",
-    "peak_rss_bytes",
-    "require_memory",
-    "weights_bytes",
-]
+__all__ = ["available_bytes", "peak_rss_bytes", "require_memory", "weights_bytes"]
 
 _CGROUP = Path("/sys/fs/cgroup")
 _MEMBERSHIP = Path("/proc/self/cgroup")
+# Of control groups in version 2, and in version 1: limit, use, and what of it is given back.
+_FILES = (
+    ("memory.max", "memory.current", "inactive_file active_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file total_active_file"),
+)
+_NO_LIMIT = 2**60
 
 
 def weights_bytes(model: torch.nn.Module) -> int:
@@ -33,8 +33,6 @@ def weights_bytes(model: torch.nn.Module) -> int:
         >>> weights_bytes(torch.nn.Linear(3, 2))
         32
     """
-    import torch
-
     tensors = {
         id(tensor) if tensor.is_meta else (tensor.data_ptr(), tensor.shape, tensor.dtype): tensor
         for tensor in model.state_dict(keep_vars=True).values()
@@ -50,8 +48,6 @@ def peak_rss_bytes() -> int:
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    import psutil
-
     info = psutil.Process().memory_info()
     if hasattr(info, "peak_wset"):
         return int(info.peak_wset)
@@ -63,11 +59,8 @@ def peak_rss_bytes() -> int:
 
 def available_bytes() -> int:
     """Memory that new work can have without swapping, inside a container's limit too."""
-    import psutil
-
     free = int(psutil.virtual_memory().available)
-    within = _container_bytes()
-    return free if within is None else min(free, within)
+    return min([free, *(room for folder in _groups() if (room := _left(folder)) is not None)])
 
 
 def require_memory(needed: int, what: str) -> None:
@@ -82,24 +75,6 @@ def require_memory(needed: int, what: str) -> None:
             f"{what} needs about {format_bytes(needed)} of memory and {format_bytes(free)} are "
             "available; free some, use a smaller dtype (bfloat16, float16) or a larger machine"
         )
-
-
-# Names of the files in version 2 of control groups, and in version 1.
-_FILES = (
-    ("memory.max", "memory.current", ("inactive_file", "active_file")),
-    (
-        "memory.limit_in_bytes",
-        "memory.usage_in_bytes",
-        ("total_inactive_file", "total_active_file"),
-    ),
-)
-_NO_LIMIT = 2**60
-
-
-def _container_bytes() -> int | None:
-    """What is left below the limits of the process's control groups, or None without a limit."""
-    packages = [room for folder in _groups() if (room := _left(folder)) is not None]
-    return min(packages, default=None)
 
 
 def _groups() -> list[Path]:
@@ -120,10 +95,11 @@ def _groups() -> list[Path]:
 
 
 def _left(folder: Path) -> int | None:
+    """What is left below the limit of a control group, or None without a limit."""
     for limit_file, used_file, reclaimable in _FILES:
         try:
-            note = (folder / limit_file).read_text(encoding="ascii").strip()
-            limit = _NO_LIMIT if note == "max" else int(note)
+            told = (folder / limit_file).read_text(encoding="ascii").strip()
+            limit = _NO_LIMIT if told == "max" else int(told)
             if limit >= _NO_LIMIT:
                 return None
             used = int((folder / used_file).read_text(encoding="ascii"))
@@ -132,6 +108,6 @@ def _left(folder: Path) -> int | None:
             continue
         # Pages of files are counted as used but given back on demand.
         pairs = (line.split() for line in stat.splitlines())
-        cached = sum(int(pair[1]) for pair in pairs if pair and pair[0] in reclaimable)
+        cached = sum(int(pair[1]) for pair in pairs if pair and pair[0] in reclaimable.split())
         return max(0, limit - used + cached)
     return None

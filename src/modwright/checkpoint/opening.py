@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from modwright.checkpoint.presets import PREFIX, preset_config
-from modwright.checkpoint.source import Source, locate
-from modwright.checkpoint.tokenizer import load_tokenizer
+import torch
+from transformers import PreTrainedModel
+
+from modwright.anatomy import Anatomy
+from modwright.anatomy.families import wrapped
+from modwright.checkpoint.classes import model_class
+from modwright.checkpoint.directory import Loaded, load_directory
+from modwright.checkpoint.saving import save
+from modwright.checkpoint.source import Source, load_tokenizer, locate, preset_config
 from modwright.core.compat.transformers import build
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import set_eval
 from modwright.core.progress import SILENT, Progress
 
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel
-
-    from modwright.anatomy import Anatomy
-    from modwright.checkpoint.directory import Loaded
-
 __all__ = ["DTYPES", "Checkpoint", "check_finite", "open"]
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+# Words of from_pretrained, and ours.
+_OTHER_WORDS = {"torch_dtype": "dtype", "device_map": "device"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +38,7 @@ class Checkpoint:
         source: where it came from, and the files that travel with it.
         unexpected_keys: stored tensors the model has no place for, which a saved copy will not
             hold.
-        trust_remote_code: whether code of the source may run, for the tokenizer too.
+        trust_remote_code: whether code of the source may run.
         remarks: what else to say of the opening, in sentences.
     """
 
@@ -53,14 +53,12 @@ class Checkpoint:
         """Sentences on what was opened otherwise than it is stored, for people."""
         if not self.unexpected_keys:
             return self.remarks
-        one, shown = len(self.unexpected_keys) == 1, ", ".join(self.unexpected_keys[:5])
-        more = f" and {len(self.unexpected_keys) - 5} more" if len(self.unexpected_keys) > 5 else ""
-        note = (
-            f"{len(self.unexpected_keys)} stored tensor{'' if one else 's'} "
-            f"{'has' if one else 'have'} no place in the model and {'is' if one else 'are'} left "
-            f"out: {shown}{more}."
-        )
-        return (note, *self.remarks)
+        count, shown = len(self.unexpected_keys), ", ".join(self.unexpected_keys[:5])
+        more = f" and {count - 5} more" if count > 5 else ""
+        words = "tensor has no place in the model and is"
+        if count > 1:
+            words = "tensors have no place in the model and are"
+        return (f"{count} stored {words} left out: {shown}{more}.", *self.remarks)
 
     @property
     def name(self) -> str:
@@ -75,14 +73,10 @@ class Checkpoint:
     @cached_property
     def anatomy(self) -> Anatomy:
         """The model as typed parts."""
-        from modwright.anatomy import Anatomy
-
         return Anatomy.of(self.model)
 
     def save(self, out: str | os.PathLike[str], **options: Any) -> Path:
         """Write the model with all its files; ``options`` as in `modwright.checkpoint.save`."""
-        from modwright.checkpoint.saving import save
-
         options = {"source": self.source, "tokenizer": self.__dict__.get("tokenizer"), **options}
         return save(self.model, out, **options)
 
@@ -126,44 +120,32 @@ def open(
         UnsupportedArchitecture: no family knows a live model of another library.
 
     Example:
-        >>> from transformers import LlamaConfig
-        >>> from modwright.checkpoint import register_preset
-        >>> register_preset("doc-llama", lambda: LlamaConfig(
-        ...     vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2,
-        ...     num_attention_heads=2))
-        >>> open("preset:doc-llama")
-        Checkpoint('preset:doc-llama', LlamaForCausalLM, 6.2k parameters, float32)
+        >>> open("preset:tiny-llama")
+        Checkpoint('preset:tiny-llama', LlamaForCausalLM, 98.7k parameters, float32)
     """
     for name in unknown:
-        raise _unknown_argument(name)
+        if name in _OTHER_WORDS:
+            raise InvalidInputError(f"open has no argument {name!r}; use {_OTHER_WORDS[name]}=")
+        known = ("dtype", "device", "head", "trust_remote_code", "progress")
+        raise unknown_name("argument of open", name, known)
     if isinstance(source, Checkpoint):
         return source
     if not isinstance(source, str | os.PathLike | Source):
         return _open_live(source, dtype=dtype, device=device, head=head)
-    wanted = _dtype(dtype)
-    place = _device(device)
-    found = locate(source)
-    load = _LOADERS[_layout(found)]
-    model, unexpected_keys, remarks = load(found, wanted, place, head, trust_remote_code, progress)
+    kind, place, found = _dtype(dtype), _device(device), locate(source)
+    if found.path is None:
+        loaded = _open_preset(found, kind, place, head)
+    elif found.is_gguf:
+        from modwright.checkpoint.gguf import load_gguf  # takes a while to import
+
+        loaded = load_gguf(found.path, kind, place, head, progress)
+    else:
+        loaded = load_directory(found.path, kind, place, head, trust_remote_code)
+    model, unexpected_keys, remarks = loaded
     return Checkpoint(model, found, unexpected_keys, trust_remote_code, remarks)
 
 
-# Words of from_pretrained, and ours.
-_OTHER_WORDS = {"torch_dtype": "dtype", "device_map": "device"}
-
-
-def _unknown_argument(name: str) -> InvalidInputError:
-    if name in _OTHER_WORDS:
-        return InvalidInputError(f"open has no argument {name!r}; use {_OTHER_WORDS[name]}=")
-    known = ("dtype", "device", "head", "trust_remote_code", "progress")
-    return unknown_name("argument of open", name, known)
-
-
 def _open_live(model: torch.nn.Module, **options: Any) -> Checkpoint:
-    import torch
-
-    from modwright.anatomy.families import wrapped
-
     if not isinstance(model, torch.nn.Module):
         raise InvalidInputError(f"open takes a path, a name or a model, not {type(model).__name__}")
     given = [name for name, value in options.items() if value is not None]
@@ -179,8 +161,6 @@ def check_finite(model: torch.nn.Module) -> None:
     Raises:
         InvalidInputError: names the first tensor that holds NaN or infinity.
     """
-    import torch
-
     for name, tensor in model.state_dict().items():
         if not tensor.is_floating_point() or tensor.numel() == 0 or tensor.is_meta:
             continue
@@ -194,46 +174,11 @@ def check_finite(model: torch.nn.Module) -> None:
             )
 
 
-_Loader = Callable[[Source, Any, Any, "str | None", bool, Progress], "Loaded"]
-
-
-def _open_directory(
-    source: Source, dtype: Any, device: Any, head: str | None, trust: bool, progress: Progress
-) -> Loaded:
-    from modwright.checkpoint.directory import load_directory
-
-    assert source.path is not None
-    return load_directory(
-        source.path, dtype=dtype, device=device, head=head, trust_remote_code=trust
-    )
-
-
-def _open_gguf(
-    source: Source, dtype: Any, device: Any, head: str | None, trust: bool, progress: Progress
-) -> Loaded:
-    import torch
-
-    from modwright.checkpoint.gguf import load_gguf
-
-    assert source.path is not None
-    return load_gguf(
-        source.path, dtype=dtype or torch.float32, device=device, head=head, progress=progress
-    )
-
-
-def _open_preset(
-    source: Source, dtype: Any, device: Any, head: str | None, trust: bool, progress: Progress
-) -> Loaded:
-    import torch
-
-    from modwright.checkpoint.classes import model_class
-    from modwright.checkpoint.directory import Loaded
-
-    config = preset_config(source.name.removeprefix(PREFIX))
-    cls: Any = model_class(config, head)
+def _open_preset(source: Source, dtype: Any, device: Any, head: str | None) -> Loaded:
+    config = preset_config(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = build(cls, config)
+        model = build(model_class(config, head), config)
     # What no checkpoint stores, rotary frequencies above all, keeps its type, as in one that is
     # loaded.
     for tensor in model.state_dict(keep_vars=True).values():
@@ -242,22 +187,7 @@ def _open_preset(
     return Loaded(set_eval(model.to(device=device)))
 
 
-_LOADERS: dict[str, _Loader] = {
-    "directory": _open_directory,
-    "gguf": _open_gguf,
-    "preset": _open_preset,
-}
-
-
-def _layout(source: Source) -> str:
-    if source.path is None:
-        return "preset"
-    return "gguf" if source.is_gguf else "directory"
-
-
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    import torch
-
     if dtype is None:
         return None
     name = dtype if isinstance(dtype, str) else str(dtype).removeprefix("torch.")
@@ -269,8 +199,6 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
 
 def _device(device: str | torch.device | None) -> torch.device | None:
     """The device, tried out; None for the CPU."""
-    import torch
-
     if device is None:
         return None
     try:

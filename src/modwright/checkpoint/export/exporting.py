@@ -9,19 +9,39 @@ from typing import Any
 
 from modwright.checkpoint.auxiliary_files import copy_auxiliary_files
 from modwright.checkpoint.export.comparing import ParityReport
-from modwright.checkpoint.export.export_job import ExportJob
-from modwright.checkpoint.export.readme import readme
 from modwright.checkpoint.export.target import Target, make_target
 from modwright.checkpoint.memory import require_memory, weights_bytes
+from modwright.checkpoint.opening import Checkpoint
+from modwright.checkpoint.saving import output_directory
+from modwright.checkpoint.source import Source
 from modwright.core.errors import InvalidInputError
-from modwright.core.files import require_space, whole_directory, write_file
+from modwright.core.files import write_file
 from modwright.core.formatting import format_bytes
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
+from modwright.edits.remodeled import is_plain
 
 __all__ = ["Exported", "export"]
 
-_README = "README.md"
+_PAGE = """\
+---
+tags: [modwright, {target}]
+---
+
+# {name}, exported to {target}
+
+```python
+{opening}
+```
+
+Written by `modwright export` and opened again before it was put here: {compared}.
+
+| file | size |
+| :--- | ---: |
+{rows}
+
+The model's own checkpoint stores {stored}.
+"""
 
 
 @dataclass(frozen=True)
@@ -99,47 +119,66 @@ def export(
         raise InvalidInputError(f"options of a target that is made already: {', '.join(options)}")
     chosen = target if isinstance(target, Target) else make_target(target, options)
     chosen.check_installed()
-    work = ExportJob.of(checkpoint_or_model)
-    chosen.check(work.model)
+    work = _opened(checkpoint_or_model)
+    if why := chosen.refusal(work.model):
+        raise InvalidInputError(f"cannot export to {chosen.name}: {why}")
     stored = weights_bytes(work.model)
     require_memory(stored, "opening what was exported, beside the model,")
-    source = work.source
-    keep = (source.path,) if source is not None and source.path is not None else ()
-    with whole_directory(out, force=force, keep=keep) as folder:
-        require_space(folder, stored, f"exporting to {os.fspath(out)!r}")
+    with output_directory(work.model, out, work.source, force, "exporting") as folder:
         with progress.phase(f"export to {chosen.name}", 2) as task:
             with eval_mode(work.model):
                 chosen.write(work, folder, progress)
-            made = _names(folder)
+            made = _sizes(folder)
             task.advance()
             compared = chosen.compare(work, folder)
             task.advance()
-        _carry_over(work, chosen, folder, made)
-        text = readme(work, chosen, compared, {name: _size(folder, name) for name in made}, stored)
-        write_file(folder / _README, text)
-        files = {name: _size(folder, name) for name in _names(folder)}
-    return Exported(Path(out), chosen.name, work.plain, compared, files, made, stored)
+        _carry_over(work, chosen, folder, set(made))
+        page = _PAGE.format(
+            target=chosen.name,
+            name=work.name,
+            opening=chosen.opening(work),
+            compared=compared,
+            rows="\n".join(f"| {name} | {format_bytes(size)} |" for name, size in made.items()),
+            stored=format_bytes(stored),
+        )
+        write_file(folder / "README.md", page)
+        files = _sizes(folder)
+    plain = is_plain(work.model)
+    return Exported(Path(out), chosen.name, plain, compared, files, tuple(made), stored)
 
 
-def _carry_over(work: ExportJob, target: Target, folder: Path, made: tuple[str, ...]) -> None:
+def _opened(what: Any) -> Checkpoint:
+    model = what if hasattr(what, "save_pretrained") else getattr(what, "model", what)
+    if not hasattr(model, "config") or not hasattr(model, "save_pretrained"):
+        raise InvalidInputError(
+            f"a {type(what).__name__} cannot be exported; give what modwright.open returns, or a "
+            "transformers model"
+        )
+    for name, tensor in model.state_dict().items():
+        if tensor.device.type != "cpu":
+            raise InvalidInputError(
+                f"{name} is on {tensor.device}; export works on the CPU: open the model there"
+            )
+    if isinstance(what, Checkpoint):
+        return what
+    return Checkpoint(model, Source("live", str(model.config.model_type)))
+
+
+def _carry_over(work: Checkpoint, target: Target, folder: Path, made: set[str]) -> None:
     """The source's files beside its weights, but for what the target wrote or holds inside.
 
     Of the generation config the source's own wins: it may say more than the model knows.
     """
-    if work.loose_tokenizer is not None and not target.holds("tokenizer.json"):
-        work.loose_tokenizer.save_pretrained(folder)
     source = work.source
-    if source is None or source.path is None:
-        return
-    wanted = [name for name in source.files if not target.holds(name)]
-    own = set(made) - {"generation_config.json"}
-    copy_auxiliary_files(source.path, wanted, folder, written={_README, *own})
+    loose = None if source.has_tokenizer_files else work.tokenizer
+    if loose is not None and not target.holds("tokenizer.json"):
+        loose.save_pretrained(folder)
+    if source.path is not None:
+        wanted = [name for name in source.files if not target.holds(name)]
+        own = made - {"generation_config.json"} | {"README.md"}
+        copy_auxiliary_files(source.path, wanted, folder, written=own)
 
 
-def _names(folder: Path) -> tuple[str, ...]:
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return tuple(sorted(path.relative_to(folder).as_posix() for path in found))
-
-
-def _size(folder: Path, name: str) -> int:
-    return (folder / name).stat().st_size
+def _sizes(folder: Path) -> dict[str, int]:
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: found[name].stat().st_size for name in sorted(found)}

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gguf
 
-from modwright.checkpoint.export.export_job import ExportJob
-from modwright.core.errors import InvalidInputError
+from modwright.checkpoint.gguf_header import copy_field
+from modwright.checkpoint.opening import Checkpoint
+from modwright.core.errors import InvalidInputError, VerificationError
 
-__all__ = ["add_tokenizer"]
+__all__ = ["add_tokenizer", "compare_tokens"]
 
-_PREFIX = "tokenizer."
 # llama.cpp's names for ways to split text, by what tokenizers calls them. Longer splits are
 # looked up in transformers' table by their pattern; of its synonyms these are written.
 _PRE = ("llama-bpe", "qwen2", "qwen35", "tekken", "gpt-4o")
+_TEXTS = (
+    "The capital of France is Paris, isn't it?",
+    "In 1984 there were 12345 llamas;\n\n\tthey'd eaten 3.14 apples each.",
+    "def f(x):\n    return x ** 2  # Grüße, 日本語, 🙂",
+)
 
 
-def add_tokenizer(writer: Any, work: ExportJob) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, work: Checkpoint) -> None:
     """Writes the tokenizer's metadata; a model without one says so.
 
     Where the model came from a GGUF file, that file's own entries are copied.
@@ -29,94 +32,60 @@ def add_tokenizer(writer: Any, work: ExportJob) -> None:
         InvalidInputError: of a kind that the format does not have.
     """
     source, tokenizer = work.source, work.tokenizer
-    if source is not None and source.is_gguf and source.path is not None:
-        _copy(writer, source.path)
+    if source.is_gguf:
+        for name, field in gguf.GGUFReader(source.path).fields.items():
+            if name.startswith("tokenizer."):
+                copy_field(writer, field)
         return
     if tokenizer is None:
         writer.add_tokenizer_model("no_vocab")
         return
-    spec = _spec(tokenizer)
-    _kind(spec)(tokenizer, spec).add_to(writer)
-    words, types = _words(tokenizer, work.model.config.vocab_size)
-    writer.add_token_list(words)
-    writer.add_token_types(types)
-    _add_special(writer, tokenizer)
-
-
-def _copy(writer: Any, file: Path) -> None:
-    for name, field in gguf.GGUFReader(file).fields.items():
-        if name.startswith(_PREFIX):
-            inner = field.types[-1] if len(field.types) > 1 else None
-            writer.add_key_value(name, field.contents(), field.types[0], inner)
-
-
-def _spec(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise InvalidInputError(
             f"its tokenizer is a {type(tokenizer).__name__}, which is no fast one"
         )
     spec: dict[str, Any] = json.loads(backend.to_str())
-    return spec
-
-
-class _ByteLevel:
-    """GPT-2's kind: bytes are spelled with letters, and merged in the order of a list."""
-
-    def __init__(self, tokenizer: Any, spec: dict[str, Any]) -> None:
-        self.pre, self.merges = _pre_name(spec), _merges(spec)
-
-    def add_to(self, writer: Any) -> None:
+    model, decoder = spec["model"], (spec["decoder"] or {}).get("type")
+    if model["type"] == "BPE" and model.get("byte_fallback"):
+        _add_sentencepiece(writer, tokenizer, spec)
+    elif model["type"] == "BPE" and decoder == "ByteLevel":
+        # GPT-2's kind: bytes are spelled with letters, and merged in the order of a list.
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(self.pre)
-        writer.add_token_merges(self.merges)
+        writer.add_tokenizer_pre(_pre_name(spec))
+        writer.add_token_merges([f"{left} {right}" for left, right in _pairs(spec)])
+    else:
+        raise InvalidInputError(
+            f"its tokenizer is of the kind {model['type']} with decoder {decoder}; GGUF takes "
+            "byte-level BPE and SentencePiece-like BPE with byte fallback"
+        )
+    _add_words(writer, tokenizer, work.model.config.vocab_size)
+    _add_special(writer, tokenizer)
 
 
-class _SentencePiece:
+def _add_sentencepiece(writer: gguf.GGUFWriter, tokenizer: Any, spec: dict[str, Any]) -> None:
     """Llama 2's kind: spaces are spelled ▁, what is unknown falls back to bytes.
 
     The format has a score per word where tokenizers has an order of merges. The later a word's
     merge, the lower its score, so that the same pairs merge first.
     """
-
-    def __init__(self, tokenizer: Any, spec: dict[str, Any]) -> None:
-        self.merges = _merges(spec)
-        made = {left + right: -rank for rank, (left, right) in enumerate(_pairs(spec), start=1)}
-        vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-        last = -float(len(made) + 1)
-        self.scores = [float(made.get(word, last)) for word, _ in vocabulary]
-        self.prefix = '"▁"' in json.dumps(spec["normalizer"], ensure_ascii=False) or (
-            (spec["pre_tokenizer"] or {}).get("prepend_scheme", "never") != "never"
-        )
-
-    def add_to(self, writer: Any) -> None:
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_merges(self.merges)
-        writer.add_token_scores(self.scores)
-        writer.add_add_space_prefix(self.prefix)
-
-
-def _kind(spec: dict[str, Any]) -> type[_ByteLevel] | type[_SentencePiece]:
-    model, decoder = spec["model"], (spec["decoder"] or {}).get("type")
-    if model["type"] == "BPE" and model.get("byte_fallback"):
-        return _SentencePiece
-    if model["type"] == "BPE" and decoder == "ByteLevel":
-        return _ByteLevel
-    raise InvalidInputError(
-        f"its tokenizer is of the kind {model['type']} with decoder {decoder}; GGUF takes "
-        "byte-level BPE and SentencePiece-like BPE with byte fallback"
+    pairs = _pairs(spec)
+    made = {left + right: -rank for rank, (left, right) in enumerate(pairs, start=1)}
+    vocabulary = tokenizer.get_vocab()
+    words, last = sorted(vocabulary, key=vocabulary.__getitem__), -(len(made) + 1)
+    prefix = '"▁"' in json.dumps(spec["normalizer"], ensure_ascii=False) or (
+        (spec["pre_tokenizer"] or {}).get("prepend_scheme", "never") != "never"
     )
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_merges([f"{left} {right}" for left, right in pairs])
+    writer.add_token_scores([float(made.get(word, last)) for word in words])
+    writer.add_add_space_prefix(prefix)
 
 
-def _pairs(spec: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    for merge in spec["model"]["merges"]:
-        left, right = merge.split(" ") if isinstance(merge, str) else merge
-        yield left, right
-
-
-def _merges(spec: dict[str, Any]) -> list[str]:
-    return [f"{left} {right}" for left, right in _pairs(spec)]
+def _pairs(spec: dict[str, Any]) -> list[Any]:
+    merges = spec["model"]["merges"]
+    return [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
 
 
 def _pre_name(spec: dict[str, Any]) -> str:
@@ -141,48 +110,55 @@ def _pre_name(spec: dict[str, Any]) -> str:
     )
 
 
-def _words(tokenizer: Any, size: int) -> tuple[list[str], list[gguf.TokenType]]:
+def _add_words(writer: gguf.GGUFWriter, tokenizer: Any, size: int) -> None:
     """One word and its type for each row of the embedding table."""
     by_id = {index: word for word, index in tokenizer.get_vocab().items()}
     if max(by_id) >= size:
         raise InvalidInputError(f"its tokenizer has {max(by_id) + 1} tokens and the model {size}")
     added = tokenizer.added_tokens_decoder
-    words, types = [], []
-    for index in range(size):
-        words.append(by_id.get(index, f"[PAD{index}]"))
-        types.append(_type_of(index, words[-1], index in by_id, added, tokenizer.unk_token_id))
-    return words, types
+
+    def kind(index: int) -> gguf.TokenType:
+        word = by_id.get(index)
+        if word is None:
+            return gguf.TokenType.UNUSED
+        if len(word) == 6 and word.startswith("<0x") and word.endswith(">"):
+            return gguf.TokenType.BYTE
+        if index not in added:
+            return gguf.TokenType.NORMAL
+        if index == tokenizer.unk_token_id:
+            return gguf.TokenType.UNKNOWN
+        return gguf.TokenType.CONTROL if added[index].special else gguf.TokenType.USER_DEFINED
+
+    writer.add_token_list([by_id.get(index, f"[PAD{index}]") for index in range(size)])
+    writer.add_token_types([kind(index) for index in range(size)])
 
 
-def _type_of(
-    index: int, word: str, is_there: bool, added: dict[int, Any], unknown: int | None
-) -> gguf.TokenType:
-    if not is_there:
-        return gguf.TokenType.UNUSED
-    if len(word) == 6 and word.startswith("<0x") and word.endswith(">"):
-        return gguf.TokenType.BYTE
-    if index not in added:
-        return gguf.TokenType.NORMAL
-    if index == unknown:
-        return gguf.TokenType.UNKNOWN
-    return gguf.TokenType.CONTROL if added[index].special else gguf.TokenType.USER_DEFINED
-
-
-def _add_special(writer: Any, tokenizer: Any) -> None:
-    ids = {
-        "bos": tokenizer.bos_token_id,
-        "eos": tokenizer.eos_token_id,
-        "unk": tokenizer.unk_token_id,
-        "sep": tokenizer.sep_token_id,
-        "pad": tokenizer.pad_token_id,
-    }
-    for role, index in ids.items():
+def _add_special(writer: gguf.GGUFWriter, tokenizer: Any) -> None:
+    for role in ("bos", "eos", "unk", "sep", "pad"):
+        index = getattr(tokenizer, f"{role}_token_id")
         if index is not None:
             getattr(writer, f"add_{role}_token_id")(index)
-    plain = tokenizer.encode("a", add_special_tokens=False)
     whole = tokenizer.encode("a")
-    writer.add_add_bos_token(len(whole) > len(plain) and whole[0] == ids["bos"])
-    writer.add_add_eos_token(len(whole) > len(plain) and whole[-1] == ids["eos"])
+    adds = len(whole) > len(tokenizer.encode("a", add_special_tokens=False))
+    writer.add_add_bos_token(adds and whole[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(adds and whole[-1] == tokenizer.eos_token_id)
     template = getattr(tokenizer, "chat_template", None)
     if isinstance(template, str):
         writer.add_chat_template(template)
+
+
+def compare_tokens(own: Any, read: Any) -> str:
+    """Holds the vocabularies to each other; says whether texts are split alike.
+
+    Raises:
+        VerificationError: a token has another number.
+    """
+    one, two = own.get_vocab(), read.get_vocab()
+    odd = next((word for word, index in one.items() if two.get(word) != index), None)
+    if odd is not None:
+        raise VerificationError(
+            f"the token {odd!r} is {one[odd]} in the tokenizer and {two.get(odd)} in the file"
+        )
+    ids = [[t.encode(text, add_special_tokens=False) for text in _TEXTS] for t in (own, read)]
+    same = sum(one_way == other for one_way, other in zip(*ids))
+    return f"{len(one)} tokens keep their numbers, {same} of {len(_TEXTS)} texts split alike"

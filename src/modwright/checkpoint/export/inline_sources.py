@@ -1,8 +1,4 @@
-"""Gathers the source of some definitions, and of all they use of their package, into one text.
-
-Nothing is rewritten: every class and function stands in the text as it stands in its module. What
-the package does not define is imported, what it does is included, and nothing more.
-"""
+"""Gathers the source of some definitions, and of all they use of their package, into one text."""
 
 from __future__ import annotations
 
@@ -12,7 +8,7 @@ import importlib
 import inspect
 import symtable
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from modwright.core.errors import InvalidInputError
@@ -26,9 +22,10 @@ _Place = tuple[str, str]
 def inline_sources(
     roots: Iterable[Any], *, packages: Sequence[str] = ("modwright",), without: Sequence[str] = ()
 ) -> tuple[str, tuple[str, ...]]:
-    """The text of ``roots`` and of everything that they use of ``packages``.
+    """The text of ``roots`` and of everything that they use of ``packages``, and nothing more.
 
-    Where definitions of two modules share a name, the later one gets a suffix.
+    Every class and function stands there as in its module; where definitions of two modules share a
+    name, the later one gets a suffix.
 
     Args:
         roots: classes and functions that are defined at the top level of modules.
@@ -58,68 +55,57 @@ def inline_sources(
             )
         gathering.take((module, name))
     names = gathering.names()
-    pieces = [_import_lines(gathering.imports)]
-    for module in gathering.modules_in_order():
-        pieces.append(f"# From {module}")
-        pieces += [gathering.source(place, names) for place in gathering.taken_from(module)]
+    pieces, home = [_import_lines(gathering.imports)], ""
+    for place in names:
+        if place[0] != home:
+            home = place[0]
+            pieces.append(f"# From {home}")
+        pieces.append(gathering.source(place, names))
     return "\n\n\n".join(pieces) + "\n", tuple(names[place] for place in places)
 
 
-@dataclass
 class _Module:
     """One source file: what it defines, and where its other global names come from."""
 
-    name: str
-    lines: list[str]
-    definitions: dict[str, ast.stmt] = field(default_factory=dict)
-    imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, name: str) -> _Module:
+    def __init__(self, name: str) -> None:
         try:
             source = inspect.getsource(importlib.import_module(name))
         except (OSError, TypeError):
             raise InvalidInputError(
                 f"the source of {name} is not there, so it cannot be exported"
             ) from None
-        made = cls(name, source.splitlines())
-        for statement in ast.parse(source).body:
-            made._note(statement)
-        return made
+        self.lines = source.splitlines()
+        self.definitions: dict[str, ast.stmt] = {}
+        self.imports: dict[str, tuple[str, str | None]] = {}
+        self._note(ast.parse(source).body)
 
-    def _note(self, statement: ast.stmt) -> None:
-        match statement:
-            case ast.FunctionDef() | ast.ClassDef():
-                self.definitions[statement.name] = statement
-            case ast.Assign(targets=[ast.Name(id=name)]) | ast.AnnAssign(target=ast.Name(id=name)):
-                self.definitions[name] = statement
-            case ast.Import(names=names):
-                for one in names:
-                    self.imports[one.asname or one.name] = (one.name, None)
-            case ast.ImportFrom(module=str(home), names=names, level=0):
-                for one in names:
-                    self.imports[one.asname or one.name] = (home, one.name)
-            case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body):
-                for inner in body:
-                    self._note(inner)
-            case _:
-                pass
+    def _note(self, statements: list[ast.stmt]) -> None:
+        for statement in statements:
+            match statement:
+                case ast.FunctionDef() | ast.ClassDef():
+                    self.definitions[statement.name] = statement
+                case (
+                    ast.Assign(targets=[ast.Name(id=name)])
+                    | ast.AnnAssign(target=ast.Name(id=name))
+                ):
+                    self.definitions[name] = statement
+                case ast.Import(names=names):
+                    self.imports |= {one.asname or one.name: (one.name, None) for one in names}
+                case ast.ImportFrom(module=str(home), names=names, level=0):
+                    self.imports |= {one.asname or one.name: (home, one.name) for one in names}
+                case ast.If(test=ast.Name(id="TYPE_CHECKING"), body=body):
+                    self._note(body)
 
 
 class _Gathering:
     """Follows names from definition to definition."""
 
     def __init__(self, packages: Sequence[str], without: Sequence[str]) -> None:
-        self.packages, self.without = tuple(packages), frozenset(without)
-        self._modules: dict[str, _Module] = {}
+        self.packages, self.without = packages, without
+        self.module = cache(_Module)
         self.taken: dict[_Place, dict[str, _Place]] = {}
         """Definition -> global name in it -> the definition behind that name."""
         self.imports: dict[str, tuple[str, str | None]] = {}
-
-    def module(self, name: str) -> _Module:
-        if name not in self._modules:
-            self._modules[name] = _Module.read(name)
-        return self._modules[name]
 
     def _is_inside(self, module: str) -> bool:
         return module.partition(".")[0] in self.packages
@@ -136,7 +122,7 @@ class _Gathering:
                 home = getattr(inner, "module", None) or inner.names[0].name
                 if self._is_inside(home):
                     raise InvalidInputError(f"{module}.{name} imports {home} inside a function")
-        for free in sorted(_free_names(self._text(place), node)):
+        for free in sorted(_free_names(self._text(node, self.module(module).lines), node)):
             found = self._find(module, free)
             if found is not None:
                 used[free] = found
@@ -167,87 +153,63 @@ class _Gathering:
             )
         return self._find(home, attribute)
 
-    def modules_in_order(self) -> list[str]:
-        """The modules that something was taken from, each after those that it uses."""
+    def names(self) -> dict[_Place, str]:
+        """A name of its own for every definition, each module's after those that it uses."""
         uses: dict[str, set[str]] = {}
         for (module, _), used in self.taken.items():
             uses.setdefault(module, set()).update(other for other, _ in used.values())
-        order: list[str] = []
-        seen: set[str] = set()
+        names: dict[_Place, str] = {}
+        spoken, seen = set(self.imports), set()
 
         def visit(module: str) -> None:
-            if module not in seen:
-                seen.add(module)
-                for other in sorted(uses[module]):
-                    visit(other)
-                order.append(module)
+            if module in seen:
+                return
+            seen.add(module)
+            for other in sorted(uses[module]):
+                visit(other)
+            for name in self.module(module).definitions:
+                if (module, name) in self.taken:
+                    own = name
+                    while own in spoken:
+                        own = f"{own}_{module.rpartition('.')[2]}"
+                    spoken.add(own)
+                    names[module, name] = own
 
         for module in sorted(uses):
             visit(module)
-        return order
-
-    def taken_from(self, module: str) -> list[_Place]:
-        places = [(module, name) for name in self.module(module).definitions]
-        return [place for place in places if place in self.taken]
-
-    def names(self) -> dict[_Place, str]:
-        """A name of its own for every definition."""
-        names: dict[_Place, str] = {}
-        used = set(self.imports)
-        for module in self.modules_in_order():
-            for place in self.taken_from(module):
-                spoken = place[1]
-                while spoken in used:
-                    spoken = f"{spoken}_{module.rpartition('.')[2]}"
-                used.add(spoken)
-                names[place] = spoken
         return names
 
-    def _first_line(self, node: ast.stmt) -> int:
-        """Where a definition begins, without the decorators that are left out."""
+    def _text(self, node: ast.stmt, lines: list[str]) -> str:
+        """The lines of a definition, without the decorators that are left out."""
         decorators = getattr(node, "decorator_list", [])
-        kept = [d.lineno for d in decorators if _head(d) not in self.without]
-        return min([node.lineno, *kept])
-
-    def _text(self, place: _Place, lines: list[str] | None = None) -> str:
-        here = self.module(place[0])
-        node = here.definitions[place[1]]
-        return "\n".join((lines or here.lines)[self._first_line(node) - 1 : node.end_lineno])
+        kept = [d.lineno for d in decorators if _names(d)[0].id not in self.without]
+        return "\n".join(lines[min([node.lineno, *kept]) - 1 : node.end_lineno])
 
     def source(self, place: _Place, names: dict[_Place, str]) -> str:
         """The text of a definition, with the names that definitions have here."""
         module, name = place
-        here = self.module(module)
-        node, own = here.definitions[name], names[place]
+        lines = list(self.module(module).lines)
+        node, own = self.module(module).definitions[name], names[place]
         new = {old: names[found] for old, found in self.taken[place].items()} | {name: own}
         new = {old: now for old, now in new.items() if now != old}
         if clash := _bound_names(node) & (new.keys() - {name}):
             raise InvalidInputError(
                 f"{module}.{name} has a name of its own for {sorted(clash)[0]}; rename it"
             )
-        lines = list(here.lines)
         for inner in sorted(_names(node), key=lambda n: (n.lineno, -n.col_offset)):
             if inner.id in new:
-                lines[inner.lineno - 1] = _spliced(lines[inner.lineno - 1], inner, new[inner.id])
+                raw = lines[inner.lineno - 1].encode()
+                start, end = raw[: inner.col_offset], raw[inner.end_col_offset :]
+                lines[inner.lineno - 1] = (start + new[inner.id].encode() + end).decode()
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             word = "class" if isinstance(node, ast.ClassDef) else "def"
             at = node.lineno - 1
             lines[at] = lines[at].replace(f"{word} {name}", f"{word} {own}", 1)
-        return self._text(place, lines)
-
-
-def _head(node: ast.expr) -> str:
-    """The name that a decorator begins with."""
-    return next((n.id for n in ast.walk(node) if isinstance(n, ast.Name)), "")
+        return self._text(node, lines)
 
 
 def _names(node: ast.AST) -> list[ast.Name]:
     return [n for n in ast.walk(node) if isinstance(n, ast.Name)]
-
-
-def _spliced(line: str, name: ast.Name, new: str) -> str:
-    raw = line.encode()
-    return (raw[: name.col_offset] + new.encode() + raw[name.end_col_offset :]).decode()
 
 
 def _free_names(text: str, node: ast.stmt) -> set[str]:
@@ -273,20 +235,22 @@ def _free_names(text: str, node: ast.stmt) -> set[str]:
 def _bound_names(node: ast.AST) -> set[str]:
     """Names that a definition gives to something itself."""
     bound = {n.id for n in _names(node) if not isinstance(n.ctx, ast.Load)}
-    bound |= {inner.arg for inner in ast.walk(node) if isinstance(inner, ast.arg)}
-    inner_definitions = (n for n in ast.walk(node) if n is not node)
-    kinds = ast.FunctionDef | ast.ClassDef
-    return bound | {inner.name for inner in inner_definitions if isinstance(inner, kinds)}
+    for inner in ast.walk(node):
+        if isinstance(inner, ast.arg):
+            bound.add(inner.arg)
+        elif isinstance(inner, ast.FunctionDef | ast.ClassDef) and inner is not node:
+            bound.add(inner.name)
+    return bound
 
 
 def _import_lines(imports: dict[str, tuple[str, str | None]]) -> str:
     whole: list[str] = []
     parts: dict[str, list[str]] = {}
     for name, (home, attribute) in sorted(imports.items()):
-        if attribute is None:
-            whole.append(f"import {home}" + ("" if name == home else f" as {name}"))
-        else:
-            words = attribute if name == attribute else f"{attribute} as {name}"
-            parts.setdefault(home, []).append(words)
-    taken = [f"from {home} import {', '.join(words)}" for home, words in sorted(parts.items())]
-    return "\n".join([*whole, *taken])
+        words = attribute or home
+        if name != words:
+            words += f" as {name}"
+        (whole if attribute is None else parts.setdefault(home, [])).append(words)
+    lines = [f"import {words}" for words in whole]
+    lines += [f"from {home} import {', '.join(words)}" for home, words in sorted(parts.items())]
+    return "\n".join(lines)

@@ -5,13 +5,27 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from modwright.checkpoint.export.differences import differences
 from modwright.checkpoint.export.target import make_target
-from modwright.edits.remodeled import is_plain
+from modwright.edits.edit import Remove, split_address
+from modwright.edits.remodeled import edits_of, is_plain
 
-__all__ = ["Answer", "RuntimeSupport", "runtime_support"]
+__all__ = ["Answer", "RuntimeSupport", "differences", "runtime_support"]
 
 Answer = Literal["yes", "after export", "no", "not tested"]
+
+_WORDS = {
+    "attention": "another shape of attention",
+    "factors": "factors in place of",
+    "linear": "another width of",
+    "feed_forward": "a feed-forward part of its own in",
+}
+_WHY = {
+    "standalone": "with one Python file beside the weights and `trust_remote_code=True`",
+    "gguf": "as a GGUF file, which the export reads back with transformers; llama.cpp itself was "
+    "run on small models of this family, not on this one",
+    "onnx": "the export runs the graph there and compares its outputs; where the tracer does not "
+    "take the model it says so",
+}
 
 
 @dataclass(frozen=True)
@@ -33,9 +47,7 @@ class RuntimeSupport:
 
     def to_dict(self) -> dict[str, str]:
         """Everything but the runtime, which is the key in a report."""
-        fields = asdict(self)
-        del fields["runtime"]
-        return fields
+        return {name: value for name, value in asdict(self).items() if name != "runtime"}
 
 
 def runtime_support(model: Any) -> tuple[RuntimeSupport, ...]:
@@ -51,40 +63,16 @@ def runtime_support(model: Any) -> tuple[RuntimeSupport, ...]:
         llama.cpp: no
         ONNX Runtime: after export
     """
-    odd = differences(model)
-    note = f"layers differ: {'; '.join(odd)}" if odd else ""
+    plain, odd = "the checkpoint is plain" if is_plain(model) else "", differences(model)
+    alone = "transformers without modwright"
+    vllm = f"layers differ: {'; '.join(odd)}" if odd else "a plain checkpoint"
     return (
-        _transformers(model),
-        _without_modwright(model),
-        RuntimeSupport(
-            "vLLM, transformers backend",
-            "not tested",
-            f"{note}; vLLM was not run" if odd else "a plain checkpoint; vLLM was not run",
-        ),
+        RuntimeSupport("transformers", "yes", plain or "after `import modwright`"),
+        RuntimeSupport(alone, "yes", plain) if plain else _exported(model, alone, "standalone"),
+        RuntimeSupport("vLLM, transformers backend", "not tested", f"{vllm}; vLLM was not run"),
         _exported(model, "llama.cpp", "gguf"),
         _exported(model, "ONNX Runtime", "onnx"),
     )
-
-
-def _transformers(model: Any) -> RuntimeSupport:
-    why = "the checkpoint is plain" if is_plain(model) else "after `import modwright`"
-    return RuntimeSupport("transformers", "yes", why)
-
-
-def _without_modwright(model: Any) -> RuntimeSupport:
-    runtime = "transformers without modwright"
-    if is_plain(model):
-        return RuntimeSupport(runtime, "yes", "the checkpoint is plain")
-    return _exported(model, runtime, "standalone")
-
-
-_WHY = {
-    "standalone": "with one Python file beside the weights and `trust_remote_code=True`",
-    "gguf": "as a GGUF file, which the export reads back with transformers; llama.cpp itself was "
-    "run on small models of this family, not on this one",
-    "onnx": "the export runs the graph there and compares its outputs; where the tracer does not "
-    "take the model it says so",
-}
 
 
 def _exported(model: Any, runtime: str, target: str) -> RuntimeSupport:
@@ -93,3 +81,39 @@ def _exported(model: Any, runtime: str, target: str) -> RuntimeSupport:
         return RuntimeSupport(runtime, "no", refused)
     command = f"modwright export DIR -o OUT --to {target}"
     return RuntimeSupport(runtime, "after export", _WHY[target], command)
+
+
+def differences(model: Any) -> list[str]:
+    """What differs from the stock architecture, and in which blocks; nothing for a plain model.
+
+    Example:
+        >>> import modwright
+        >>> from modwright.edits import Plan, remove
+        >>> anatomy = modwright.open("preset:tiny-llama").anatomy
+        >>> change = remove(anatomy.blocks[0].attention) + remove(anatomy.blocks[1].attention)
+        >>> differences(modwright.apply(anatomy.model, Plan.of(anatomy, "by hand", change)).model)
+        ['no attention in blocks 0-1']
+    """
+    found: dict[str, list[int]] = {}
+    for edit in edits_of(model.config):
+        index, role = split_address(edit.path)
+        if isinstance(edit, Remove):
+            what = f"no {role}"
+        elif role == edit.part:
+            what = _WORDS.get(role, f"another {role}")
+        else:
+            what = f"{_WORDS.get(edit.part, f'{edit.part} in place of')} {role}"
+        found.setdefault(what, []).extend([] if index is None else [index])
+    return [f"{what} in {_blocks(where)}" if where else what for what, where in found.items()]
+
+
+def _blocks(indices: list[int]) -> str:
+    """[0, 1, 2, 5] -> "blocks 0-2, 5"."""
+    runs: list[list[int]] = []
+    for index in sorted(set(indices)):
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    told = ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+    return f"block{'' if told.isdigit() else 's'} {told}"

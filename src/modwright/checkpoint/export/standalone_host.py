@@ -1,8 +1,6 @@
-"""What a standalone checkpoint needs beside its parts: where they stand, and what puts them there.
+"""What puts the parts of a standalone checkpoint in place; its source goes into that one's file.
 
-The source of this module goes, with that of the parts, into the one Python file of such a
-checkpoint. So it uses torch, transformers and what needs no more than these, and reads everything
-else from the config.
+So it uses torch, transformers and what needs no more than these, and reads the rest of the config.
 """
 
 from __future__ import annotations
@@ -27,15 +25,13 @@ __all__ = ["StandaloneConfig", "StandaloneModel"]
 
 
 class StandaloneConfig(PreTrainedConfig):
-    """A stock config that also says what stands where.
+    """A stock config with ``modwright_layout``: what stands where, and what differs in a layer.
 
-    Attributes:
-        modwright_layout: ``parts``: [path, name of a part, its arguments] in the order in which
-            they are placed; ``slots``: path of an attention -> its key/value cache slot;
-            ``attentions``: path of what stands for an attention -> its layer;
-            ``layers``: layer -> fields that differ there, told so that stock classes refuse the
-            checkpoint; ``resolved``: the same as caches read it; ``kv_sharing_modes``: which slots
-            stay empty.
+    ``parts``: [path, name of a part, its arguments] in the order in which they are placed;
+    ``slots``: path of an attention -> its key/value cache slot; ``attentions``: path of what stands
+    for an attention -> its layer; ``layers``: layer -> fields that differ there, told so that stock
+    classes refuse the checkpoint; ``resolved``: the same as caches read it; ``kv_sharing_modes``:
+    which slots stay empty.
     """
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -44,8 +40,7 @@ class StandaloneConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def _by_layer(self, name: str) -> dict[int, dict[str, Any]]:
-        note = self.modwright_layout.get(name, {})
-        return {int(index): entry for index, entry in note.items()}
+        return {int(index): entry for index, entry in self.modwright_layout.get(name, {}).items()}
 
     @property
     def per_layer_config(self) -> list[Any]:
@@ -65,8 +60,8 @@ class StandaloneConfig(PreTrainedConfig):
     @property
     def kv_sharing_modes(self) -> list[str | None]:
         """Tells the cache of slots that no attention fills."""
-        note = self.modwright_layout.get("kv_sharing_modes")
-        return list(note or [None] * self.num_hidden_layers)
+        modes = self.modwright_layout.get("kv_sharing_modes")
+        return list(modes or [None] * self.num_hidden_layers)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -99,12 +94,10 @@ class StandaloneModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
         layout = config.modwright_layout
         for path, name, arguments in layout.get("parts", ()):
-            here = self._inside(path)
-            if here is not None:
+            if (here := self._inside(path)) is not None:
                 self._place(here, self.parts[name], arguments)
         for path, slot in layout.get("slots", {}).items():
-            here = self._inside(path)
-            if here is not None:
+            if (here := self._inside(path)) is not None:
                 self.get_submodule(here).layer_idx = slot
         self.post_init()
 
@@ -119,17 +112,19 @@ class StandaloneModel(PreTrainedModel):
     def _replaced_attentions(self) -> tuple[int, dict[int, nn.Module]]:
         """Number of layers, and what stands in place of a stock attention, by layer."""
         config: Any = self.config
-        noted = config.modwright_layout.get("attentions", {})
-        there = ((index, self._inside(path)) for path, index in noted.items())
-        found = {index: self.get_submodule(path) for index, path in there if path is not None}
+        found = {
+            index: self.get_submodule(here)
+            for path, index in config.modwright_layout.get("attentions", {}).items()
+            if (here := self._inside(path)) is not None
+        }
         return config.num_hidden_layers, found
 
     def _inside(self, path: str) -> str | None:
         """A path of the layout in this model: a bare backbone has no prefix and no head."""
-        prefix = self.base_model_prefix
-        if hasattr(self, prefix):
+        if hasattr(self, self.base_model_prefix):
             return path
-        return path.removeprefix(f"{prefix}.") if path.startswith(f"{prefix}.") else None
+        prefix, _, rest = path.partition(".")
+        return rest if prefix == self.base_model_prefix else None
 
     def _get_static_cache_init_shape(self) -> None:
         """A static cache takes its shapes from the first keys and values, not from the config."""

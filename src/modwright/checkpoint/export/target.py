@@ -7,18 +7,23 @@ import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
+from modwright.checkpoint.export.comparing import ParityReport
+from modwright.checkpoint.opening import Checkpoint
 from modwright.core.errors import InvalidInputError
 from modwright.core.options import make_options
 from modwright.core.progress import Progress
 from modwright.core.registry import Registry
 
-if TYPE_CHECKING:
-    from modwright.checkpoint.export.comparing import ParityReport
-    from modwright.checkpoint.export.export_job import ExportJob
-
-__all__ = ["TARGETS", "Target", "make_target", "register_target", "target_names", "target_type"]
+__all__ = [
+    "TARGETS",
+    "Target",
+    "make_target",
+    "register_target",
+    "target_names",
+    "target_type",
+]
 
 
 class Target(ABC):
@@ -37,11 +42,11 @@ class Target(ABC):
         """Why a model cannot become this; None where it can. Weights are not looked at."""
 
     @abstractmethod
-    def write(self, work: ExportJob, folder: Path, progress: Progress) -> None:
+    def write(self, work: Checkpoint, folder: Path, progress: Progress) -> None:
         """Writes the files into an empty folder."""
 
     @abstractmethod
-    def compare(self, work: ExportJob, folder: Path) -> ParityReport:
+    def compare(self, work: Checkpoint, folder: Path) -> ParityReport:
         """Opens what was written and compares its outputs with the live model's.
 
         Raises:
@@ -49,23 +54,12 @@ class Target(ABC):
         """
 
     @abstractmethod
-    def opening(self, work: ExportJob) -> str:
+    def opening(self, work: Checkpoint) -> str:
         """Python lines that open the result from its folder."""
 
     def holds(self, name: str) -> bool:
         """A file of the source that is not carried over, since the target has it inside."""
         return False
-
-    def check(self, model: Any) -> None:
-        """Refuses, before any work, what would fail after it.
-
-        Raises:
-            InvalidInputError: a package is missing, or the model cannot become this.
-        """
-        self.check_installed()
-        why = self.refusal(model)
-        if why is not None:
-            raise InvalidInputError(f"cannot export to {self.name}: {why}")
 
     @classmethod
     def check_installed(cls) -> None:
@@ -128,4 +122,4 @@ def make_target(name: str, options: Mapping[str, Any] | None = None) -> Target:
         >>> make_target("gguf", {"type": "q8_0"})
         Gguf(type='q8_0')
     """
-    return make_options(target_type(name), name, options, strict=False)
+    return make_options(TARGETS[name], name, options, strict=False)

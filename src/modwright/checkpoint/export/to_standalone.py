@@ -1,24 +1,35 @@
-"""A checkpoint with one Python file beside it, that loads where there is no modwright."""
+"""Checkpoints that load where there is no modwright: a stock one, or one with a Python file."""
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modwright.checkpoint.export.autoclasses import auto_classes
-from modwright.checkpoint.export.comparing import ParityReport
-from modwright.checkpoint.export.export_job import ExportJob
+import torch
+from torch import nn
+
+from modwright.anatomy.families import family_of
+from modwright.checkpoint.classes import STANDALONE, auto_classes
+from modwright.checkpoint.export.comparing import ParityReport, compare_in_new_process
 from modwright.checkpoint.export.inline_sources import inline_sources
-from modwright.checkpoint.export.layout import Layout, layout_of
-from modwright.checkpoint.export.reading import MODEL_TYPE
+from modwright.checkpoint.export.serving import differences
+from modwright.checkpoint.export.standalone_host import StandaloneConfig, StandaloneModel
 from modwright.checkpoint.export.target import Target, register_target
+from modwright.checkpoint.opening import Checkpoint
+from modwright.checkpoint.saving import save
 from modwright.core.digest import sha256_of
+from modwright.core.errors import ModwrightError
 from modwright.core.files import write_file
 from modwright.core.progress import Progress
+from modwright.edits.edit import split_address
+from modwright.edits.registry import PARTS
+from modwright.edits.remodeled import base_class, base_config_class, edits_of, is_plain
+from modwright.edits.replay import placements, replay
 
-__all__ = ["Standalone", "standalone_code"]
+__all__ = ["Layout", "Plain", "Standalone", "layout_of", "standalone_code"]
 
 _DOC = '''"""The parts of an edited {stock}, and the classes that put them in place.
 
@@ -33,45 +44,86 @@ from __future__ import annotations
 _PREFIX = "Standalone"
 
 
-@register_target("standalone")
 @dataclass(frozen=True)
-class Standalone(Target):
-    """A checkpoint that ``from_pretrained(..., trust_remote_code=True)`` opens without modwright.
+class Layout:
+    """What a stock model must have put into it to become an edited one; see `StandaloneConfig`.
 
-    A plain model needs no file beside it: it is written as the stock checkpoint that it is.
+    Paths begin with the prefix of the backbone, also where the model is the bare backbone.
+    """
+
+    parts: tuple[tuple[str, str, dict[str, Any]], ...]
+    slots: dict[str, int]
+    attentions: dict[str, int]
+    layers: dict[int, dict[str, Any]]
+    resolved: dict[int, dict[str, Any]]
+    kv_sharing_modes: list[str | None] | None
+
+
+@register_target("plain")
+@dataclass(frozen=True)
+class Plain(Target):
+    """A stock checkpoint: every tool that takes the base family takes it.
+
+    Only for a model that needs no edits: whole blocks gone, widths that all layers share.
     """
 
     def refusal(self, model: Any) -> str | None:
         if not auto_classes(model):
             return f"no Auto class of transformers builds a {type(model).__name__}"
-        from modwright.edits.remodeled import base_class, is_plain
+        return self._why_not(model)
 
-        stock = base_class(type(model))
-        if not is_plain(stock):
-            return f"{stock.__name__} is an architecture of modwright's own, which builds it"
-        return None
+    def _why_not(self, model: Any) -> str | None:
+        found = differences(model)
+        if not found:
+            return None
+        return (
+            f"layers differ from the stock architecture ({'; '.join(found)}); "
+            "--to standalone writes a checkpoint that loads without modwright"
+        )
 
-    def write(self, work: ExportJob, folder: Path, progress: Progress) -> None:
-        from modwright.checkpoint.saving import save
+    def _has_code(self, work: Checkpoint) -> bool:
+        return False
 
-        layout = None if work.plain else layout_of(work.model)
-        code = None if layout is None else standalone_code(work.model, layout)
+    def write(self, work: Checkpoint, folder: Path, progress: Progress) -> None:
         save(work.model, folder)
-        if layout is not None and code is not None:
-            name = f"modeling_{sha256_of(code)[:12]}"
-            write_file(folder / f"{name}.py", code)
-            _rewrite_config(folder / "config.json", work.model, layout, name)
 
-    def compare(self, work: ExportJob, folder: Path) -> ParityReport:
-        from modwright.checkpoint.export.subprocess_check import compare_in_new_process
-
+    def compare(self, work: Checkpoint, folder: Path) -> ParityReport:
         auto = next(iter(auto_classes(work.model)))
-        return compare_in_new_process(work, folder, auto, trust=not work.plain)
+        return compare_in_new_process(work, folder, auto, trust=self._has_code(work))
 
-    def opening(self, work: ExportJob) -> str:
+    def opening(self, work: Checkpoint) -> str:
         auto = next(iter(auto_classes(work.model)))
-        trust = "" if work.plain else ", trust_remote_code=True"
+        trust = ", trust_remote_code=True" if self._has_code(work) else ""
         return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("."{trust})'
+
+
+@register_target("standalone")
+@dataclass(frozen=True)
+class Standalone(Plain):
+    """A checkpoint that ``from_pretrained(..., trust_remote_code=True)`` opens without modwright.
+
+    A plain model needs no file beside it: it is written as the stock checkpoint that it is.
+    """
+
+    def _why_not(self, model: Any) -> str | None:
+        stock = base_class(type(model))
+        if is_plain(stock):
+            return None
+        return f"{stock.__name__} is an architecture of modwright's own, which builds it"
+
+    def _has_code(self, work: Checkpoint) -> bool:
+        return not is_plain(work.model)
+
+    def write(self, work: Checkpoint, folder: Path, progress: Progress) -> None:
+        if is_plain(work.model):
+            save(work.model, folder)
+            return
+        layout = layout_of(work.model)
+        code = standalone_code(work.model, layout)
+        save(work.model, folder)
+        name = f"modeling_{sha256_of(code)[:12]}"
+        write_file(folder / f"{name}.py", code)
+        _rewrite_config(folder / "config.json", work.model, layout, name)
 
 
 def standalone_code(model: Any, layout: Layout) -> str:
@@ -81,55 +133,136 @@ def standalone_code(model: Any, layout: Layout) -> str:
         InvalidInputError: a part's source is not there, or needs what cannot be taken along.
     """
     import modwright
-    from modwright.checkpoint.export.standalone_host import StandaloneConfig, StandaloneModel
-    from modwright.edits.registry import PARTS
-    from modwright.edits.remodeled import base_class, base_config_class
 
-    builders = {name: PARTS[name] for name in layout.part_names}
+    builders = {name: PARTS[name] for name in sorted({name for _, name, _ in layout.parts})}
     homes = {builder.__module__.partition(".")[0] for builder in builders.values()}
-    text, names = inline_sources(
+    text, (own_config, own_model, *spoken) = inline_sources(
         [StandaloneConfig, StandaloneModel, *builders.values()],
         packages=sorted({"modwright", *homes}),
         without=("register_part",),
     )
     config_class = base_config_class(type(model.config))
     stock = {kind.__name__: kind for kind in auto_classes(model).values()}
+    config = config_class.__name__
     lines = [
         _DOC.format(stock=base_class(type(model)).__name__, version=modwright.__version__) + text,
         "\nPARTS = {",
-        *(f'    "{name}": {spoken},' for name, spoken in zip(builders, names[2:])),
+        *(f'    "{name}": {builder},' for name, builder in zip(builders, spoken)),
         "}",
-        f"\n\nclass {_PREFIX}{config_class.__name__}({names[0]}, {config_class.__name__}):",
-        f'    model_type = "{MODEL_TYPE}{config_class.model_type}"',
+        f"\n\nclass {_PREFIX}{config}({own_config}, {config}):",
+        f'    model_type = "{STANDALONE}{config_class.model_type}"',
     ]
     for name in stock:
         lines += [
-            f"\n\nclass {_PREFIX}{name}({names[1]}, {name}):",
-            f"    config_class = {_PREFIX}{config_class.__name__}",
+            f"\n\nclass {_PREFIX}{name}({own_model}, {name}):",
+            f"    config_class = {_PREFIX}{config}",
             "    parts = PARTS",
         ]
-    imported = "".join(
-        f"from {kind.__module__} import {kind.__name__}\n"
-        for kind in (config_class, *stock.values())
+    imported = "\n".join(
+        f"from {kind.__module__} import {kind.__name__}" for kind in (config_class, *stock.values())
     )
-    code = "\n".join(lines) + "\n"
     marker = "\n\n\n# From "
-    return code.replace(marker, f"\n{imported.rstrip()}{marker}", 1)
+    return ("\n".join(lines) + "\n").replace(marker, f"\n{imported}{marker}", 1)
 
 
 def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None:
-    from modwright.edits.remodeled import base_class, base_config_class
-
     config_class = base_config_class(type(model.config))
     stored = json.loads(file.read_text(encoding="utf-8"))
-    stored["model_type"] = f"{MODEL_TYPE}{config_class.model_type}"
+    stored["model_type"] = f"{STANDALONE}{config_class.model_type}"
     stored["architectures"] = [f"{_PREFIX}{base_class(type(model)).__name__}"]
-    stored["auto_map"] = {
-        "AutoConfig": f"{module}.{_PREFIX}{config_class.__name__}",
-        **{
-            auto: f"{module}.{_PREFIX}{stock.__name__}"
-            for auto, stock in auto_classes(model).items()
-        },
-    }
-    stored["modwright_layout"] = layout.to_dict()
+    classes = {"AutoConfig": config_class, **auto_classes(model)}
+    stored["auto_map"] = {auto: f"{module}.{_PREFIX}{k.__name__}" for auto, k in classes.items()}
+    stored["modwright_layout"] = vars(layout)
     write_file(file, json.dumps(stored, indent=2, sort_keys=True) + "\n")
+
+
+def layout_of(model: Any) -> Layout:
+    """Resolves the edits of a remodeled model to places.
+
+    The edits are replayed on a model without weights, and what was placed is noted. The result is
+    compared with the live model, module by module.
+
+    Raises:
+        ModwrightError: the live model is not what its edits say.
+
+    Example:
+        >>> import modwright
+        >>> from modwright.edits import Plan, remove
+        >>> anatomy = modwright.open("preset:tiny-llama").anatomy
+        >>> plan = Plan.of(anatomy, "by hand", remove(anatomy.blocks[0].attention))
+        >>> layout = layout_of(modwright.apply(anatomy.model, plan).model)
+        >>> layout.parts[0]
+        ('model.layers.0.self_attn', 'absent_attention', {})
+        >>> layout.slots["model.layers.1.self_attn"]
+        0
+    """
+    config = copy.deepcopy(model.config)
+    with torch.device("meta"):
+        stock: Any = base_class(type(model))(config)
+    family = family_of(config, stock)
+    layers = family.layers(stock)
+    bare = "" if hasattr(stock, stock.base_model_prefix) else f"{stock.base_model_prefix}."
+    blocks, attention = f"{bare}{family.blocks_path(stock)}", family.block["attention"]
+    parts: list[tuple[str, str, dict[str, Any]]] = []
+    attentions: dict[str, int] = {}
+    for edit in sorted(edits_of(config), key=lambda e: (e.path.count("."), e.path)):
+        index, role = split_address(edit.path)
+        holder = stock if index is None else layers[index]
+        prefix = bare if index is None else f"{blocks}.{index}."
+        for path, name, kwargs in placements(family, holder, edit):
+            parts.append((prefix + path, name, dict(kwargs)))
+        if index is not None and role == "attention":
+            attentions[f"{blocks}.{index}.{attention}"] = index
+        with torch.device("meta"):
+            replay(stock, family, [edit])
+    _check_same(model, stock)
+    owners = [family.cache_layer_owner(block) for block in layers]
+    slots = {
+        bare + path: int(module.layer_idx)
+        for path, module in stock.named_modules()
+        if module in owners
+    }
+    modes = getattr(config, "kv_sharing_modes", None)
+    return Layout(
+        tuple(parts),
+        slots,
+        attentions,
+        dict(config.layer_overrides()),
+        _resolved(config),
+        None if modes is None else list(modes),
+    )
+
+
+def _resolved(config: Any) -> dict[int, dict[str, Any]]:
+    """What each layer's own config has beside, or in place of, the model's."""
+    common = config.__dict__
+    differing = {
+        index: {
+            name: value
+            for name, value in layer.__dict__.items()
+            if name not in common or common[name] != value
+        }
+        for index, layer in enumerate(config.per_layer_config)
+    }
+    return {index: entry for index, entry in differing.items() if entry}
+
+
+def _check_same(live: nn.Module, built: nn.Module) -> None:
+    for found, wanted in zip(_outline(live), _outline(built), strict=True):
+        if found != wanted:
+            raise ModwrightError(
+                f"the model is not what its edits say: {found} stands where {wanted} should"
+            )
+
+
+def _outline(model: nn.Module) -> list[tuple[str, str, dict[str, tuple[int, ...]]]]:
+    """Every module below the top: path, class, shapes."""
+    return [
+        (
+            path,
+            type(module).__name__,
+            {name: tuple(p.shape) for name, p in module.named_parameters(recurse=False)},
+        )
+        for path, module in model.named_modules()
+        if path
+    ]
