@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
@@ -120,8 +119,8 @@ def _load_streaming(
             task.advance()
         else:
             parts.setdefault(target, []).append(tensor)
-    window = _Window(file, processor, names, arguments["dtype"], task)
-    state = {target: _OnDemand(window, target, tensors) for target, tensors in parts.items()}
+    common = (file, processor, names, arguments["dtype"], task)
+    state = {target: _OnDemand(*common, target, tensors) for target, tensors in parts.items()}
     model, info = cls.from_pretrained(None, state_dict=state, **arguments)
     return model, {**info, "unexpected_keys": unexpected_keys | set(info["unexpected_keys"])}
 
@@ -172,22 +171,26 @@ def _target(tensor: StoredTensor, names: dict[str, str]) -> str | None:
 
 
 @dataclass(eq=False)
-class _Window:
-    """Reads tensors of one file a few rows at a time."""
+class _OnDemand:
+    """Stands in a state dict for the tensor that the model knows as ``target``.
+
+    Indexing reads it, as with a slice of safetensors, a few rows of the file's ``parts`` at a time.
+    """
 
     file: Path
     processor: Any
     names: dict[str, str]
     dtype: torch.dtype
     task: Task
+    target: str
+    parts: list[StoredTensor]
 
-    def read(self, target: str, parts: Sequence[StoredTensor]) -> torch.Tensor:
-        """The tensor that the model knows as ``target``, from the file's ``parts``."""
-        if len(parts) == 1 and self._passes_through(parts[0].name):
-            weights = self._dequantize(parts[0], self.dtype)
+    def __getitem__(self, index: EllipsisType) -> torch.Tensor:
+        if len(self.parts) == 1 and self._passes_through(self.parts[0].name):
+            weights = self._dequantize(self.parts[0], self.dtype)
         else:
-            weights = self._process(target, parts)
-        self.task.advance(len(parts))
+            weights = self._process()
+        self.task.advance(len(self.parts))
         return weights
 
     def _passes_through(self, name: str) -> bool:
@@ -204,10 +207,10 @@ class _Window:
             return False
         return result.weights is untouched and result.name == name
 
-    def _process(self, target: str, parts: Sequence[StoredTensor]) -> torch.Tensor:
+    def _process(self) -> torch.Tensor:
         """Whole tensors through the processor; experts are gathered on its side, under the name."""
         gathered: dict[str, dict[str, torch.Tensor]] = {"tensors": {}}
-        for part in parts:
+        for part in self.parts:
             result = self.processor.process(
                 weights=self._dequantize(part, torch.float32).numpy(),
                 name=part.name,
@@ -216,8 +219,8 @@ class _Window:
             )
             if result.name is not None:
                 array = np.ascontiguousarray(result.weights, dtype=np.float32)
-                gathered["tensors"][target] = torch.from_numpy(array)
-        return gathered["tensors"][target].to(self.dtype)
+                gathered["tensors"][self.target] = torch.from_numpy(array)
+        return gathered["tensors"][self.target].to(self.dtype)
 
     def _dequantize(self, tensor: StoredTensor, dtype: torch.dtype) -> torch.Tensor:
         weights = torch.empty(tensor.shape, dtype=dtype)
@@ -231,15 +234,3 @@ class _Window:
             values = gguf.dequantize(raw.reshape(part.shape[0], row_bytes), tensor.kind)
             part.copy_(torch.from_numpy(values))
         return weights
-
-
-@dataclass(eq=False)
-class _OnDemand:
-    """Stands in a state dict for a tensor; indexing reads it, as with a slice of safetensors."""
-
-    window: _Window
-    target: str
-    parts: Sequence[StoredTensor]
-
-    def __getitem__(self, index: EllipsisType) -> torch.Tensor:
-        return self.window.read(self.target, self.parts)
