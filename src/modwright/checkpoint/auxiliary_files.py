@@ -13,7 +13,7 @@ from modwright.core.reading import read_json
 
 __all__ = ["auxiliary_files", "copy_auxiliary_files", "weight_files"]
 
-_WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".index.json")
+_WEIGHTS: tuple[str, ...] = (".safetensors", ".bin", ".gguf", ".pt", ".pth", ".ckpt", ".index.json")
 _WEIGHTS += (".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", ".tflite")
 _README = "README.md"
 
