@@ -18,7 +18,7 @@ from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
 from modwright.edits import keep_neurons, remove
 from modwright.edits.canonical import target_of
-from modwright.edits.remodeled import base_config_class, remodeled
+from modwright.edits.remodeled import base_class, remodeled
 
 
 def through_file(config: Any, use_diff: bool) -> Any:
@@ -105,7 +105,7 @@ def test_fault_B23_a_stock_class_still_opens_no_file(
     for case in ("several", "no-attention-0", "uneven-heads"):
         config = edited_config(tiny(preset), case)
         with pytest.raises(Exception, match=r"list|per_layer|heterogeneous"):
-            base_config_class(type(config)).from_dict(through_file(config, use_diff))
+            base_class(type(config)).from_dict(through_file(config, use_diff))
 
 
 def test_remodeled_classes_are_named_after_their_base() -> None:

@@ -11,7 +11,7 @@ import transformers
 from modwright.core.compat.transformers import model_classes
 from modwright.core.errors import CheckpointError, InvalidInputError, unknown_name
 from modwright.core.reading import read_json
-from modwright.edits.remodeled import base_class, base_config_class
+from modwright.edits.remodeled import base_class
 
 __all__ = [
     "HEADS",
@@ -117,7 +117,7 @@ def auto_classes(model: Any) -> dict[str, type[Any]]:
         >>> {auto: stock.__name__ for auto, stock in found.items()}
         {'AutoModelForCausalLM': 'LlamaForCausalLM', 'AutoModel': 'LlamaModel'}
     """
-    own, known = base_class(type(model)), _known(base_config_class(type(model.config)))
+    own, known = base_class(type(model)), _known(base_class(type(model.config)))
     chosen = next(({auto: own} for auto, kinds in known.items() if own in kinds), {})
     if "AutoModel" in known:
         chosen.setdefault("AutoModel", known["AutoModel"][0])

@@ -32,7 +32,6 @@ from modwright.edits.edit import (
 )
 from modwright.edits.remodeled import (
     base_class,
-    base_config_class,
     edits_of,
     register_models,
     remodeled,
@@ -184,7 +183,7 @@ def _bound_to_their_number(
 def _stock_config(anatomy: Anatomy, kept: tuple[int, ...]) -> Any:
     """A copy of the model's config as its stock class, with the blocks that stay."""
     config = copy.deepcopy(anatomy.config)
-    stock = base_config_class(type(config))
+    stock = base_class(type(config))
     # What a config was loaded with, its type among it, would stand before what its class says.
     for name in ("edits", "modwright_format", "model_type"):
         config.__dict__.pop(name, None)

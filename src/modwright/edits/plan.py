@@ -110,15 +110,9 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tensors."""
-        return {
-            "format": FORMAT,
-            "method": self.method,
-            "options": dict(self.options),
-            "structure": dict(self.structure),
-            "edits": [edit.to_dict() for edit in self.edits],
-            "reasons": dict(self.reasons),
-            "notes": list(self.notes),
-        }
+        fields = {name: value for name, value in vars(self).items() if name != "tensors"}
+        edits = [edit.to_dict() for edit in self.edits]
+        return {"format": FORMAT, **fields, "edits": edits, "notes": list(self.notes)}
 
     def save(self, directory: str | Path, *, force: bool = False) -> Path:
         """Writes plan.json and plan.safetensors into a new directory; whole or not at all.

@@ -38,7 +38,7 @@ from modwright.edits.stock_class_guard import (
     with_layers,
 )
 
-__all__ = ["base_class", "base_config_class", "forward_with_all_maps", "is_plain", "is_remodeled"]
+__all__ = ["base_class", "forward_with_all_maps", "is_plain", "is_remodeled"]
 __all__ += ["register_models", "remodeled", "remodeled_config"]
 
 _PREFIX = "Modwright"
@@ -288,7 +288,7 @@ def _replaced_attentions(model: Any) -> tuple[int, dict[int, Any]]:
 @cache
 def register_models(config_class: Any) -> None:
     """Makes ``AutoModel...`` build the remodeled classes of one config, once the first is made."""
-    stock = base_config_class(config_class)
+    stock = base_class(config_class)
     for auto in auto_classes():
         for model_class in model_classes(auto, stock)[:1]:
             if model_class.config_class is stock:  # or another family's, which reads it in part
@@ -311,9 +311,6 @@ def base_class(kind: type[M]) -> type[M]:
     """The stock class behind a model or config class."""
     found: type[M] = kind.__dict__.get("_base", kind)
     return found
-
-
-base_config_class = base_class
 
 
 def edits_of(config: Any) -> tuple[State, ...]:

@@ -216,26 +216,16 @@ class EmoeMerge(WithoutData):
     def title(self) -> str:
         return "merge experts"
 
-    def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
-        """No parameter goes."""
-        self._split(anatomy)
-        return 0, 0
-
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Puts the family's own MLP back, with the weights as they are."""
-        split = self._split(anatomy)
-        change = sum((merge_experts(mlp, self.restore_order) for mlp in split), Change())
-        return change, {"merged": [mlp.address for mlp in split]}, ()
-
-    @staticmethod
-    def _split(anatomy: Anatomy) -> list[Mlp]:
         mlps = (block.mlp for block in anatomy.blocks)
         split = [mlp for mlp in mlps if isinstance(mlp, Mlp) and mlp.experts is not None]
         if not split:
             raise InvalidInputError(
                 "emoe_merge: no MLP is split into experts; split some with emoe first"
             )
-        return split
+        change = sum((merge_experts(mlp, self.restore_order) for mlp in split), Change())
+        return change, {"merged": [mlp.address for mlp in split]}, ()
 
 
 def _has_experts(mlp: Sublayer) -> InvalidInputError:

@@ -176,9 +176,8 @@ def register_method(
     return register
 
 
-def method_names() -> list[str]:
-    """All methods, from inside the package and registered outside."""
-    return METHODS.names()
+method_names = METHODS.names
+"""All methods, from inside the package and registered outside."""
 
 
 def method_type(name: str) -> type[Any]:

@@ -26,7 +26,7 @@ from modwright.core.files import write_file
 from modwright.core.progress import Progress
 from modwright.edits.edit import split_address
 from modwright.edits.registry import PARTS
-from modwright.edits.remodeled import base_class, base_config_class, edits_of, is_plain
+from modwright.edits.remodeled import base_class, edits_of, is_plain
 from modwright.edits.replay import placements, replay
 
 __all__ = ["Layout", "Plain", "Standalone", "layout_of", "standalone_code"]
@@ -141,7 +141,7 @@ def standalone_code(model: Any, layout: Layout) -> str:
         packages=sorted({"modwright", *homes}),
         without=("register_part",),
     )
-    config_class = base_config_class(type(model.config))
+    config_class = base_class(type(model.config))
     stock = {kind.__name__: kind for kind in auto_classes(model).values()}
     config = config_class.__name__
     lines = [
@@ -166,7 +166,7 @@ def standalone_code(model: Any, layout: Layout) -> str:
 
 
 def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None:
-    config_class = base_config_class(type(model.config))
+    config_class = base_class(type(model.config))
     stored = json.loads(file.read_text(encoding="utf-8"))
     stored["model_type"] = f"{STANDALONE}{config_class.model_type}"
     stored["architectures"] = [f"{_PREFIX}{base_class(type(model)).__name__}"]
