@@ -22,14 +22,7 @@ from modwright.core.compat.transformers import extend_registered_configs
 __all__ = ["PREFIX", "watch"]
 
 PREFIX = "modwright_"
-_OWN = "modwright.models.architectures"
 _AWAITED = "transformers.models.auto.configuration_auto"
-
-
-def _is_own(model_type: str) -> bool:
-    """Whether it is an architecture of modwright's own: each has a file of that name."""
-    folder = Path(__file__).parent.joinpath(*_OWN.split(".")[1:])
-    return model_type.isidentifier() and (folder / f"{model_type}.py").is_file()
 
 
 class _Entries(dict[str, Any]):
@@ -44,8 +37,9 @@ class _Entries(dict[str, Any]):
             return True
         if not isinstance(key, str):
             return False
-        if not key.startswith(PREFIX):
-            return _is_own(key)
+        if not key.startswith(PREFIX):  # an architecture of modwright's own has a file of its name
+            own = Path(__file__).parent / "models" / "architectures" / f"{key}.py"
+            return key.isidentifier() and own.is_file()
         name = key.removeprefix(PREFIX)
         return not name.startswith(PREFIX) and name in self.stock
 
@@ -53,7 +47,7 @@ class _Entries(dict[str, Any]):
         if key not in self:
             raise KeyError(key)
         if not key.startswith(PREFIX):
-            importlib.import_module(f"{_OWN}.{key}")  # it registers itself
+            importlib.import_module(f"modwright.models.architectures.{key}")  # it registers itself
             return self.get(key)
         from modwright.edits.remodeled import remodeled_config
 

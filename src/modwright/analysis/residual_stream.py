@@ -1,10 +1,4 @@
-"""How much of the residual stream is its mean, which a pre-norm model never uses.
-
-What a LayerNorm takes away is energy that every part before it could have left out; see
-Pre-RMSNorm (arXiv 2305.14858).
-
-Axes: b rows, t positions, d hidden_size.
-"""
+"""How much of the residual stream is its mean, which a LayerNorm takes away (arXiv 2305.14858)."""
 
 from __future__ import annotations
 

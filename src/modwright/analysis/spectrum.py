@@ -124,11 +124,9 @@ def _transformed(features: Tensor) -> Tensor:
 
 
 def map_spectra(model: nn.Module, images: Tensor, parts: Sequence[str]) -> dict[str, Spectrum]:
-    """Spectra of what parts of a model give, in one pass in eval mode.
+    """Spectra of what parts of a model give, in one pass over images (B, C, H, W) in eval mode.
 
     Args:
-        model: takes images; it is left as it is.
-        images: (B, C, H, W).
         parts: names as in ``model.named_modules()``; each gives maps.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from typing import Any
 
@@ -69,14 +69,9 @@ class PartCost:
 
     def plus(self, other: PartCost) -> PartCost:
         """Both together, under this one's address and kind."""
-        return PartCost(
-            self.address,
-            self.kind,
-            self.parameters + other.parameters,
-            self.bytes + other.bytes,
-            self.prefill_macs + other.prefill_macs,
-            self.decode_macs + other.decode_macs,
-        )
+        names = ("parameters", "bytes", "prefill_macs", "decode_macs")
+        sums = {name: getattr(self, name) + getattr(other, name) for name in names}
+        return replace(self, **sums)
 
 
 @dataclass(frozen=True, repr=False)
@@ -139,11 +134,9 @@ class Cost(Shown):
         }
 
     def __repr__(self) -> str:
-        return (
-            f"Cost({format_number(self.parameters)} parameters, "
-            f"{format_number(self.stored_bytes, 'B')}, "
-            f"{format_number(self.prefill_macs)} MACs for {self.recipe['length']} tokens)"
-        )
+        size, macs = format_number(self.stored_bytes, "B"), format_number(self.prefill_macs)
+        parameters, length = format_number(self.parameters), self.recipe["length"]
+        return f"Cost({parameters} parameters, {size}, {macs} MACs for {length} tokens)"
 
     def table(self) -> CostTable:
         """One line per kind of part, the totals, and what they were counted for."""
@@ -213,19 +206,14 @@ def count(
         (1040640, 426240)
     """
     anatomy = Anatomy.of(model)
-    return counted(anatomy, trace_on_meta(anatomy), length=length, batch=batch, context=context)
+    return counted(anatomy, trace_on_meta(anatomy), length, batch, context)
 
 
 cost = count
 
 
 def counted(
-    anatomy: Anatomy,
-    trace: MetaTrace | None,
-    *,
-    length: int,
-    batch: int = 1,
-    context: int | None = None,
+    anatomy: Anatomy, trace: MetaTrace | None, length: int, batch: int, context: int | None
 ) -> Cost:
     """As :func:`count`, from a pass that was observed already where the family asks for one."""
     context = length if context is None else context

@@ -30,13 +30,7 @@ _PRODUCTS_OF_TOKENS = ("bmm", "baddbmm", "_scaled_dot_product")
 
 
 def at_least(lowest: int, **values: object) -> None:
-    """Refuses a named value that is not a whole number from ``lowest`` on.
-
-    Example:
-        >>> at_least(1, length=0)
-        Traceback (most recent call last):
-        modwright.core.errors.InvalidInputError: length must be a whole number, 1 or more, not 0
-    """
+    """Refuses a named value that is not a whole number from ``lowest`` on."""
     for name, value in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
             raise InvalidInputError(
@@ -174,8 +168,7 @@ def _opaque_macs(part: views.OpaqueMixer | views.OpaqueModule, run: Pass) -> int
 def forward_macs(model: nn.Module, *shape: int, attention: bool = True) -> int:
     """Products of matrices and convolutions in one pass over zeros of a shape.
 
-    Norms, activations, softmax and pooling count nothing. No numbers are computed: the model may
-    stand on the meta device, and is moved there otherwise.
+    No numbers are computed: a copy of the model stands on the meta device.
 
     Args:
         model: takes one tensor.

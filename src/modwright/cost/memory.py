@@ -13,7 +13,6 @@ from modwright.core.compat.transformers import attention_implementation
 from modwright.core.errors import unknown_name
 from modwright.cost.macs import at_least
 from modwright.cost.meta_trace import MetaTrace, trace_on_meta
-from modwright.nn import AttentionShape
 
 __all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes"]
 
@@ -92,10 +91,8 @@ def activation_bytes(
     - at the head: d + V (logits of every position).
 
     Of models that are counted by running: what the greediest module reads and returns, from a
-    pass that was observed already, or from one more.
-
-    It is a floor: temporaries of an implementation (rotated copies, the steps of a composite
-    activation, masks) come on top. The key/value cache and the weights count elsewhere.
+    pass that was observed already, or from one more. It is a floor: temporaries of an
+    implementation (rotated copies, masks) come on top; cache and weights count elsewhere.
 
     Raises:
         InvalidInputError: ``length`` or ``batch`` below 1.
@@ -112,18 +109,16 @@ def activation_bytes(
     for block in anatomy.blocks:
         reads = width * (1 if block.layout == "post" else 2)
         if block.attention is not None:
-            sets.append(reads + _attention_set(block.attention.shape, scores))
+            shape = block.attention.shape
+            both = shape.qk_head_dim + shape.v_head_dim
+            mixed = shape.num_kv_heads * both + shape.num_heads * (both + 2 * scores)
+            sets.append(reads + mixed)
         if block.mlp is not None:
             sets.append(reads + _mlp_set(block, block.mlp, width))
     head = anatomy.outer.get("head")
     if isinstance(head, Embedding):
         sets.append(width + len(head.parameters()["weight"]))
     return batch * length * max(sets) * item
-
-
-def _attention_set(shape: AttentionShape, scores: int) -> int:
-    head = shape.qk_head_dim + shape.v_head_dim
-    return shape.num_kv_heads * head + shape.num_heads * (head + 2 * scores)
 
 
 def _mlp_set(block: Block, mlp: Mlp | MixtureOfExperts, width: int) -> int:

@@ -1,7 +1,4 @@
-"""What a model costs, counted while it runs on tensors without numbers.
-
-For models whose blocks see different numbers of positions, or have parts without a formula.
-"""
+"""Costs of models whose blocks differ in positions or have no formula: counted while they run."""
 
 from __future__ import annotations
 

@@ -150,9 +150,8 @@ def compare_speed(
 
     Arguments and refusals are those of :func:`measure_speed`, but for ``repeats``: so many pairs of
     runs are timed at least, and more until every ratio's interval is narrower than 5 % or the timed
-    runs have taken ``max_seconds``. ``ratios["decode"].median == 1.5`` says that ``b`` decodes one
-    and a half times as fast as ``a``; where ``ratios["decode"].differs`` is False no difference was
-    seen.
+    runs have taken ``max_seconds``. Where ``ratios["decode"].median`` is 1.5, ``b`` decodes one and
+    a half times as fast as ``a``; where ``ratios["decode"].differs`` is False, nothing was seen.
     """
     runs = [_Run(model, batch, prompt, new_tokens, seed) for model in (a, b)]
     first, second = _measure(runs, repeats, warmup, threads, max_seconds, progress)

@@ -50,12 +50,10 @@ class Node:
     def same_structure(self, other: Node) -> bool:
         """The same structure and numbers; only the address may differ."""
         one, two = (
-            (n.kind, n.description, n.parameters, n.bytes, n.macs, len(n.children))
-            for n in (self, other)
+            [(n.kind, n.description, n.parameters, n.bytes, n.macs, len(n.children)) for n in nodes]
+            for nodes in (self.walk(), other.walk())
         )
-        return one == two and all(
-            a.same_structure(b) for a, b in zip(self.children, other.children)
-        )
+        return one == two
 
     def walk(self) -> Iterator[Node]:
         """This node and all below it, from top to bottom."""
@@ -74,7 +72,7 @@ class Node:
         return groups
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "children": [child.to_dict() for child in self.children]}
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -153,9 +151,8 @@ class Tree(Shown):
         return CostTable(caption, ["part", "what it is", "params", "share", "bytes", "MACs"], rows)
 
     def _said(self) -> str:
-        return (
-            f"MACs: {self.image or f'one sequence of {self.length} tokens'}; bytes: powers of 1000"
-        )
+        reads = self.image or f"one sequence of {self.length} tokens"
+        return f"MACs: {reads}; bytes: powers of 1000"
 
     def _repr_html_(self) -> str:
         note = (
@@ -203,7 +200,7 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
     """
     anatomy = Anatomy.of(model)
     trace = trace_on_meta(anatomy)
-    rows = {row.address: row for row in counted(anatomy, trace, length=length).rows}
+    rows = {row.address: row for row in counted(anatomy, trace, length, 1, None).rows}
     length = anatomy.family.inputs().positions(length)
     run = Pass(1, length)
     outer = {address: _leaf(rows[address], describe(p)) for address, p in anatomy.outer.items()}
