@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from modwright.report import Report, Stage, model_card, summary_sentences
-from modwright.report.markdown import inline
+from modwright.report.pages import inline
 
 from .small import report, stage
 

@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 
 from modwright.report import Report, Stage, render_markdown, summary_sentences
 from modwright.report.columns import shown_metrics
-from modwright.report.markdown import fenced, inline
+from modwright.report.pages import fenced, inline
 from modwright.report.tables import measured
 
 from .small import report, stage

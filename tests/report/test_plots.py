@@ -9,8 +9,15 @@ import pytest
 from matplotlib.transforms import Bbox
 
 from modwright.report import Report, Stage
-from modwright.report.label_layout import place
-from modwright.report.plots import curve, plots, scores, shapes, sparsity
+from modwright.report.plots import (
+    curve,
+    label_box,
+    place_labels,
+    plots,
+    scores,
+    shapes,
+    sparsity,
+)
 
 from .small import report, stage
 
@@ -178,16 +185,16 @@ def test_drawing_twice_gives_the_same_and_leaves_settings_alone(example: Report)
 
 def test_labels_of_equal_points_do_not_overlap() -> None:
     points, labels = [(100.0, 100.0)] * 4, ["one", "two", "three", "four"]
-    spots = place(points, labels, Bbox.from_extents(0, 0, 200, 200))
-    boxes = [spot.box(100.0, 100.0, label) for spot, label in zip(spots, labels)]
+    spots = place_labels(points, labels, Bbox.from_extents(0, 0, 200, 200))
+    boxes = [label_box((100.0, 100.0), spot, label) for spot, label in zip(spots, labels)]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
 
 
 def test_labels_stay_inside() -> None:
     frame = Bbox.from_extents(0, 0, 200, 200)
     for x, y in [(2.0, 2.0), (198.0, 198.0), (2.0, 198.0), (198.0, 2.0)]:
-        (spot,) = place([(x, y)], ["a longer label"], frame)
-        box = spot.box(x, y, "a longer label")
+        (spot,) = place_labels([(x, y)], ["a longer label"], frame)
+        box = label_box((x, y), spot, "a longer label")
         assert frame.x0 <= box.x0 and box.x1 <= frame.x1
         assert frame.y0 <= box.y0 and box.y1 <= frame.y1
 

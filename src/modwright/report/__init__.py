@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from modwright.report.card import model_card
 from modwright.report.data import Report, Stage
-from modwright.report.html import render_html
-from modwright.report.markdown import render_markdown
+from modwright.report.pages import render_html, render_markdown
 from modwright.report.summary import summary_sentences
 from modwright.report.writing import read_report, write_report
 

@@ -12,7 +12,7 @@ import yaml
 
 from modwright.report.data import Report
 from modwright.report.document import Block, recipe_block, serving_blocks, stage_table
-from modwright.report.markdown import markdown
+from modwright.report.pages import markdown
 from modwright.report.summary import summary_sentences
 
 __all__ = ["model_card"]
@@ -22,10 +22,9 @@ _CAUSAL = "AutoModelForCausalLM"
 
 
 def model_card(report: Report, location: str = ".") -> str:
-    """A README.md for the folder of the result, with the front matter that model hubs read.
+    """A README.md for the folder of the last stage's model, with the front matter that hubs read.
 
     Args:
-        report: of the run that made it; the last stage is the model that the folder holds.
         location: what the loading lines open: the folder, or its name on a hub.
 
     Example:

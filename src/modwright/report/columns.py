@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import partial
 
 from modwright.core.formatting import (
     MISSING,
@@ -24,38 +23,29 @@ from modwright.report.speeds import SpeedMetric
 
 __all__ = ["MEANINGS", "METRICS", "shown_metrics"]
 
-_counted = partial(Metric, "cost", change=percent_text, less="fewer", more="more")
-_bytes = partial(
-    Metric, "cost", text=bytes_text, change=percent_text, less="smaller", more="larger"
-)
-_shared = partial(Metric, "agreement", change=percent_text, lower_is_better=False)
-_speed = partial(
-    SpeedMetric,
-    "speed",
-    text=number_text,
-    change=percent_text,
-    less="slower",
-    more="faster",
-    lower_is_better=False,
-)
+# How a change is written, the words for it, and whether less is better.
+_FEWER = (percent_text, "fewer", "more")
+_SMALLER = (percent_text, "smaller", "larger")
+_SHARE = (percent_text, "lower", "higher", False)
+_RATE = (number_text, percent_text, "slower", "faster", False)
 
 _SIZE = (
-    _counted("parameters", "Parameters", count_text),
-    _bytes("stored_bytes", "Weights on disk"),
+    Metric("cost", "parameters", "Parameters", count_text, *_FEWER),
+    Metric("cost", "stored_bytes", "Weights on disk", bytes_text, *_SMALLER),
 )
 _QUALITY = (
     Metric("quality", "perplexity", "Perplexity", number_text, factor_text),
     Metric("agreement", "kl", "KL, nats/token", nats_text, factor_text),
-    _shared("top1", "Top-1 agreement", share_text),
-    _shared("cosine", "Cosine", score_text),
+    Metric("agreement", "top1", "Top-1 agreement", share_text, *_SHARE),
+    Metric("agreement", "cosine", "Cosine", score_text, *_SHARE),
 )
 _WORK = (
-    _counted("prefill_macs", "Prefill MACs", scaled_text),
-    _counted("decode_macs", "Decode MACs/token", scaled_text),
-    _bytes("kv_bytes", "KV cache"),
-    _bytes("activation_bytes", "Activations"),
-    _speed("prefill_tokens_per_second", "Prefill tokens/s"),
-    _speed("decode_tokens_per_second", "Decode tokens/s"),
+    Metric("cost", "prefill_macs", "Prefill MACs", scaled_text, *_FEWER),
+    Metric("cost", "decode_macs", "Decode MACs/token", scaled_text, *_FEWER),
+    Metric("cost", "kv_bytes", "KV cache", bytes_text, *_SMALLER),
+    Metric("cost", "activation_bytes", "Activations", bytes_text, *_SMALLER),
+    SpeedMetric("speed", "prefill_tokens_per_second", "Prefill tokens/s", *_RATE),
+    SpeedMetric("speed", "decode_tokens_per_second", "Decode tokens/s", *_RATE),
 )
 METRICS: tuple[Metric, ...] = (*_SIZE, *_QUALITY, *_WORK)
 

@@ -33,10 +33,9 @@ _FINITE = {"quality": ("perplexity",), "agreement": ("kl", "cosine"), "harness":
 class Stage:
     """The model before the first step or after one step, and everything measured on it.
 
-    Every value is a plain JSON value. A number that is not finite becomes None; a perplexity that
-    is not finite also sets ``finite`` to False. What was not measured is None or left out. Each
-    ``recipe`` says how its numbers were measured and holds no measured time: where the recipes of
-    two stages differ, their numbers are shown but no change between them is calculated.
+    Values are plain JSON. A number that is not finite becomes None, a perplexity that is not sets
+    ``finite`` to False; what was not measured is None or left out. Each ``recipe`` says how its
+    numbers were measured; where those of two stages differ, no change between them is calculated.
 
     Args:
         name: short and unique: ``"before"``, ``"1 llm_drop"``, ``"2 modegpt"``.
@@ -125,11 +124,7 @@ class Stage:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Stage:
-        """The stage that ``to_dict`` wrote.
-
-        Raises:
-            InvalidInputError: an unknown field, or no name.
-        """
+        """The stage that ``to_dict`` wrote; an unknown field is refused, and no name."""
         return cls(**_fields_of(cls, stored, "stage"))
 
     def __repr__(self) -> str:

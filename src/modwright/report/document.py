@@ -89,9 +89,12 @@ def sections(report: Report, figures: Sequence[Any] = ()) -> list[Block]:
         again.append(Block("fold", [recipe_block(report)], "The resolved recipe"))
     sizes = {name: bytes_text(size) for name, size in report.files.items()}
     again += _pairs("Model", flat(report.model)) + _pairs("Files", sizes, ("File", "Size"))
+    meanings = [(m.label, m.meaning or MEANINGS[m.name]) for m in shown_metrics(report)]
+    meaning = Block("fold", [Block("terms", meanings)], "What the columns mean")
+    table = [stage_table(report, report.stages), meaning]
     found = (
         ("headline", "In short", _headline(report)),
-        ("table", "Before, after, and every step between", _columns(report)),
+        ("table", "Before, after, and every step between", table),
         ("scores", "Harness scores", _scores(report)),
         ("plots", "Figures", [Block("figures", figures)] if figures else []),
         ("samples", "What it writes", _samples(report)),
@@ -139,12 +142,6 @@ def _headline(report: Report) -> list[Block]:
         Block("bullets", summary_sentences(report)),
         Block("fold", [Block("terms", RULES)], "When these words are used"),
     ]
-
-
-def _columns(report: Report) -> list[Block]:
-    meanings = [(m.label, m.meaning or MEANINGS[m.name]) for m in shown_metrics(report)]
-    meaning = Block("fold", [Block("terms", meanings)], "What the columns mean")
-    return [stage_table(report, report.stages), meaning]
 
 
 def stage_table(report: Report, stages: Sequence[Stage]) -> Block:

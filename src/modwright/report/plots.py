@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
@@ -14,24 +15,32 @@ from matplotlib.transforms import Bbox
 
 from modwright.core.formatting import number_text, scaled_text, share_text, tick_text
 from modwright.report.data import Report, Stage
-from modwright.report.label_layout import place
 from modwright.report.svg import BASE, GONE, KEPT, LINE, WIDTH, canvas, inline_svg, style
 
-__all__ = ["Plot", "curve", "plots", "scores", "shapes", "sparsity", "training_curves"]
+__all__ = ["Plot", "curve", "label_box", "place_labels", "plots", "scores", "shapes", "sparsity"]
+__all__ += ["training_curves"]
 
 _KINDS = ("attention", "mlp", "block")
-_LAYERS = "layer, counted from 0"
 _REMOVED: dict[str, Any] = {"fill": False, "edgecolor": GONE, "hatch": "/////"}
+
+# Of system fonts at 12 units: a little more than the average advance, and the line height.
+_CHARACTER = 6.5
+_HEIGHT = 14.0
+_POINT = 5.0
+_SAMPLES = 24
+
+# Offsets of a text's near corner, y upwards: beside the point first, then further and further away.
+_OFFSETS = [
+    (side * dx, way * dy)
+    for dx, dy in ((6.0, 5.0), (8.0, 22.0), (8.0, 38.0), (8.0, 54.0), (8.0, 70.0), (8.0, 86.0))
+    for side, way in ((1, 1), (-1, -1), (-1, 1), (1, -1))
+]
+
+Point = tuple[float, float]
 
 
 class Plot(NamedTuple):
-    """One figure.
-
-    Attributes:
-        title: heading.
-        caption: how to read it.
-        svg: an ``<svg>`` element.
-    """
+    """One figure: its heading, how to read it, and an ``<svg>`` element."""
 
     title: str
     caption: str
@@ -97,25 +106,63 @@ def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> Non
     ]
     frame = axes.get_window_extent()
     room = Bbox.from_extents(frame.x0 + 2, frame.y0 + 2, WIDTH - 4, frame.y1)
-    for (_, x, y), text, spot in zip(points, texts, place(spots, texts, room)):
+    for (_, x, y), text, (dx, dy) in zip(points, texts, place_labels(spots, texts, room)):
         leader = {  # a thin line from the near corner of the text
             "arrowstyle": "-",
             "color": BASE,
             "linewidth": 0.8,
-            "relpos": (float(spot.ha == "right"), float(spot.va == "top")),
+            "relpos": (float(dx < 0), float(dy < 0)),
             "shrinkA": 0,
             "shrinkB": 3,
         }
         note = axes.annotate(
             text,
             (x, y),
-            xytext=(spot.dx, spot.dy),
+            xytext=(dx, dy),
             textcoords="offset points",
-            ha=spot.ha,
-            va=spot.va,
-            arrowprops=leader if spot.is_far else None,
+            ha="left" if dx > 0 else "right",
+            va="bottom" if dy > 0 else "top",
+            arrowprops=leader if abs(dy) > _HEIGHT else None,
         )
         note.set_in_layout(False)
+
+
+def label_box(point: Point, offset: Point, text: str) -> Bbox:
+    """The room that a text takes: it runs away from its point, to the side of the offset."""
+    (x, y), (dx, dy), width = point, offset, _CHARACTER * len(text)
+    return Bbox.from_bounds(x + dx - width * (dx < 0), y + dy - _HEIGHT * (dy < 0), width, _HEIGHT)
+
+
+def place_labels(points: Sequence[Point], texts: Sequence[str], frame: Bbox) -> list[Point]:
+    """An offset for each text, in order: the first free one, else the one with the least overlap.
+
+    A curve joins the points in their order; labels stay inside the frame.
+
+    Example:
+        >>> place_labels([(10.0, 10.0)], ["before"], Bbox.from_extents(0, 0, 100, 100))
+        [(6.0, 5.0)]
+    """
+    dots = [Bbox.from_extents(x - _POINT, y - _POINT, x + _POINT, y + _POINT) for x, y in points]
+    line = [
+        (x0 + (x1 - x0) * i / _SAMPLES, y0 + (y1 - y0) * i / _SAMPLES)
+        for (x0, y0), (x1, y1) in pairwise(points)
+        for i in range(_SAMPLES + 1)
+    ]
+    taken: list[Bbox] = []
+
+    def cost(box: Bbox) -> float:
+        outside = max(0.0, frame.x0 - box.x0) + max(0.0, box.x1 - frame.x1)
+        outside += max(0.0, frame.y0 - box.y0) + max(0.0, box.y1 - frame.y1)
+        overlaps = 50 * sum(map(box.overlaps, taken)) + 20 * sum(map(box.overlaps, dots))
+        return 100 * outside + overlaps + 4 * sum(box.contains(x, y) for x, y in line)
+
+    chosen = []
+    for point, text in zip(points, texts):
+        boxes = {offset: label_box(point, offset, text) for offset in _OFFSETS}
+        offset = min(boxes, key=lambda offset: cost(boxes[offset]))
+        taken.append(boxes[offset])
+        chosen.append(offset)
+    return chosen
 
 
 @style()
@@ -146,19 +193,14 @@ def shapes(before: Stage, after: Stage) -> Plot | None:
         axes.bar(outlined, widths, width=0.8, fill=False, edgecolor=BASE)
         axes.bar(gone, [old[i] for i in gone], width=0.8, **_REMOVED)
         axes.set_title(title)
-        _layer_axis(axes, max(len(old), *(i + 1 for i in new), 1))
-        _ticks(axes.yaxis, 3, "{:,.0f}".format)
+        _by_layer(axes, max(len(old), *(i + 1 for i in new)), 3, "{:,.0f}".format)
         told.append(
             f"{title}: {sum(old):,} before, {sum(new.values()):,} after; removed in layers "
             f"{', '.join(map(str, gone)) or 'none'}"
         )
-    axes.set_xlabel(_LAYERS)
-    _legend(
-        figure,
-        Patch(facecolor=KEPT, label="after"),
-        Patch(facecolor=LINE, edgecolor=BASE, label="before"),
-        Patch(label="removed", **_REMOVED),
-    )
+    after_it = Patch(facecolor=KEPT, label="after")
+    before_it = Patch(facecolor=LINE, edgecolor=BASE, label="before")
+    _legend(figure, after_it, before_it, Patch(label="removed", **_REMOVED))
     caption = (
         "The gray bar is the width before, the blue one in front of it the width after; a hatched "
         "part is gone as a whole."
@@ -200,7 +242,6 @@ def scores(stage: Stage, name: str) -> Plot | None:
             f"{kind}: {', '.join('none' if v is None else f'{v:.3g}' for v in values)}; "
             f"removed: {', '.join(map(str, gone)) or 'none'}"
         )
-    grid[-1].set_xlabel(_LAYERS)
     if any(gone for _, _, gone in rows):
         _legend(figure, Patch(facecolor=KEPT, label="kept"), Patch(label="removed", **_REMOVED))
     caption = "One bar per layer; a gap is a layer without a score."
@@ -223,8 +264,7 @@ def _score_row(axes: Axes, values: list[float | None], gone: list[int]) -> None:
         }
         axes.bar(list(heights), list(heights.values()), bottom=floor, width=0.8, **look)
     axes.axhline(floor, color=BASE, linewidth=0.8)
-    _layer_axis(axes, len(values))
-    _ticks(axes.yaxis, 4, "{:.3g}".format)
+    _by_layer(axes, len(values), 4, "{:.3g}".format)
 
 
 def _floor(values: Sequence[float | None]) -> float:
@@ -243,9 +283,7 @@ def sparsity(stage: Stage, name: str) -> Plot | None:
     figure = canvas(180)
     axes = figure.add_subplot()
     axes.bar(range(len(values)), [100 * (value or 0.0) for value in values], color=KEPT)
-    _layer_axis(axes, len(values))
-    axes.set_xlabel(_LAYERS)
-    _ticks(axes.yaxis, 4, "{:g} %".format)
+    _by_layer(axes, len(values), 4, "{:g} %".format)
     told = ", ".join("none" if value is None else share_text(value) for value in values)
     svg = inline_svg(figure, name, f"Share removed per layer in step {stage.name}: {told}.")
     caption = "The share of each layer's width that the step takes away."
@@ -303,10 +341,14 @@ def _numbers_of(values: Any, key: str) -> list[Any]:
     return found if any(value is not None for value in found) else []
 
 
-def _layer_axis(axes: Axes, layers: int) -> None:
+def _by_layer(axes: Axes, layers: int, most: int, text: Callable[[float], str]) -> None:
     axes.set_xlim(-0.7, layers - 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.grid(axis="y", color=LINE)
+    _ticks(axes.yaxis, most, text)
+    spot = axes.get_subplotspec()
+    if spot is None or spot.is_last_row():
+        axes.set_xlabel("layer, counted from 0")
 
 
 def _ticks(axis: Axis, most: int, text: Callable[[float], str]) -> None:

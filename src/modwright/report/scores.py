@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from modwright.core.formatting import MISSING, difference_text, score_text
+from modwright.core.formatting import difference_text, score_text
 from modwright.report.data import Report, Stage
 from modwright.report.metrics import Metric, differing
 
@@ -20,7 +20,7 @@ class ScoreMetric(Metric):
         return _score(stage, self.name).get("value")
 
     def is_broken(self, stage: Stage) -> bool:
-        return bool(_score(stage, self.name)) and not _is_finite(stage)
+        return bool(_score(stage, self.name)) and not (stage.harness or {}).get("finite", True)
 
     def shift(self, before: Stage, stage: Stage) -> float | None:
         one, two = self.of(before), self.of(stage)
@@ -29,19 +29,21 @@ class ScoreMetric(Metric):
 
 def score_metrics(report: Report) -> list[Metric]:
     """A column for every score that was asked for by name; tasks of a group stand in the table."""
-    columns: list[Metric] = []
-    for name, score in _first_of_each(report, asked=True).items():
-        higher = score.get("higher_is_better")
-        lower = None if higher is None else not higher
-        meaning = (
-            f"{score.get('metric', 'score')} on {_asked(score)}, as {_harness(score)} gives it; "
-            "its change is a difference."
-        )
-        text, change = score_text, difference_text
-        columns.append(
-            ScoreMetric("harness", name, name, text, change, lower_is_better=lower, meaning=meaning)
-        )
-    return columns
+    return [_column(score) for score in _known(report) if score.get("asked", True)]
+
+
+def _column(score: Mapping[str, Any]) -> Metric:
+    name, higher = score["name"], score.get("higher_is_better")
+    return ScoreMetric(
+        "harness",
+        name,
+        name,
+        score_text,
+        difference_text,
+        lower_is_better=None if higher is None else not higher,
+        meaning=f"{score.get('metric', 'score')} on {_asked(score)}, as {_harness(score)} gives "
+        "it; its change is a difference.",
+    )
 
 
 def _asked(score: Mapping[str, Any]) -> str:
@@ -62,25 +64,21 @@ class ScoreTable(NamedTuple):
 
 def score_table(report: Report) -> ScoreTable | None:
     """Every score with its standard error in every stage; None where there are none."""
-    known = _first_of_each(report)
-    if not known:
-        return None
+    known = _known(report)
     rows = []
-    for name, score in known.items():
-        shots = score.get("num_fewshot")
+    for score in known:
+        column, shots = _column(score), score.get("num_fewshot")
         facts = [score.get("version"), "mixed" if shots is None else shots, score.get("documents")]
-        rows.append([name, *map(str, facts), *(_cell(stage, name) for stage in report.stages)])
-    versions = dict.fromkeys(map(_harness, known.values()))
+        cells = [column.cell(stage) + _error(stage, column) for stage in report.stages]
+        rows.append([column.name, *map(str, facts), *cells])
+    versions = dict.fromkeys(map(_harness, known))
     heads = ["Score", "Version", "Shots", "Documents", *(stage.name for stage in report.stages)]
-    return ScoreTable(", ".join(versions), heads, rows)
+    return ScoreTable(", ".join(versions), heads, rows) if rows else None
 
 
-def _cell(stage: Stage, name: str) -> str:
-    score = _score(stage, name)
-    if score.get("value") is None:
-        return MISSING if not score or _is_finite(stage) else "not finite"
-    error = score.get("stderr")
-    return score_text(score["value"]) + (f" ± {score_text(error)}" if error is not None else "")
+def _error(stage: Stage, column: Metric) -> str:
+    error = _score(stage, column.name).get("stderr")
+    return "" if error is None or column.of(stage) is None else f" ± {score_text(error)}"
 
 
 def score_sentences(before: Stage, after: Stage) -> Iterator[str]:
@@ -100,10 +98,10 @@ def score_sentences(before: Stage, after: Stage) -> Iterator[str]:
 def _course(before: Stage, after: Stage, score: Mapping[str, Any]) -> str:
     said = f"({_asked(score)}, {score.get('harness', 'harness')})"
     value = score.get("value")
-    if value is None and _is_finite(after):
-        return f"is not a finite number {said}"
     if value is None:
-        return f"cannot be said: the model gives NaN {said}"
+        is_broken = _column(score).is_broken(after)
+        why = "cannot be said: the model gives NaN" if is_broken else "is not a finite number"
+        return f"{why} {said}"
     earlier = _score(before, score["name"])
     old = earlier.get("value")
     if before is after or old is None:
@@ -124,13 +122,16 @@ def _error_of_difference(one: Mapping[str, Any], two: Mapping[str, Any]) -> floa
     return None if first is None or second is None else math.hypot(first, second)
 
 
-def _first_of_each(report: Report, asked: bool = False) -> dict[str, Mapping[str, Any]]:
-    """Scores by name, as the first stage that has them does; ``asked`` leaves out the others."""
+def _known(report: Report) -> list[Mapping[str, Any]]:
+    """Scores of each name, as the first stage has them that has any."""
     found: dict[str, Mapping[str, Any]] = {}
     for score in (score for stage in report.stages for score in _scores(stage)):
-        if not asked or score.get("asked", True):
-            found.setdefault(score["name"], score)
-    return found
+        found.setdefault(score["name"], score)
+    return list(found.values())
+
+
+def _harness(score: Mapping[str, Any]) -> str:
+    return str(score.get("harness", "the harness"))
 
 
 def _scores(stage: Stage) -> list[Mapping[str, Any]]:
@@ -139,11 +140,3 @@ def _scores(stage: Stage) -> list[Mapping[str, Any]]:
 
 def _score(stage: Stage, name: str) -> Mapping[str, Any]:
     return next((score for score in _scores(stage) if score["name"] == name), {})
-
-
-def _is_finite(stage: Stage) -> bool:
-    return bool((stage.harness or {}).get("finite", True))
-
-
-def _harness(score: Mapping[str, Any]) -> str:
-    return str(score.get("harness", "the harness"))

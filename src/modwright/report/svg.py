@@ -69,12 +69,11 @@ def style() -> Any:
 
 
 def inline_svg(figure: Figure, name: str, description: str) -> str:
-    """The figure as an ``<svg>`` element that fills its container, with ``description`` as title.
+    """A figure drawn within ``style()`` as an ``<svg>`` element that fills its container.
 
     Args:
-        figure: drawn within ``style()``.
         name: distinguishes the ids of several figures on one page.
-        description: what a reader who cannot see the figure is told.
+        description: what a reader who cannot see the figure is told, in its title.
     """
     stream = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):

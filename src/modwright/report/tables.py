@@ -24,13 +24,7 @@ _MEASURED = (
 
 
 class Measured(NamedTuple):
-    """How numbers of one kind were measured.
-
-    Attributes:
-        title: what was measured.
-        stages: names of the stages that it holds for; empty where it holds for all.
-        recipe: the recipe, flat: name -> text.
-    """
+    """How numbers of one kind were measured, in stages of these names; without any, in all."""
 
     title: str
     stages: tuple[str, ...]

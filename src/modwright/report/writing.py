@@ -9,8 +9,7 @@ from modwright.core.errors import CheckpointError
 from modwright.core.files import write_file
 from modwright.core.reading import read_json
 from modwright.report.data import Report
-from modwright.report.html import render_html
-from modwright.report.markdown import render_markdown
+from modwright.report.pages import render_html, render_markdown
 
 __all__ = ["read_report", "write_report"]
 

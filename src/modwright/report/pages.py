@@ -1,4 +1,4 @@
-"""The blocks of a report as plain Markdown."""
+"""The blocks of a report rendered: one self-contained HTML page, and plain Markdown."""
 
 from __future__ import annotations
 
@@ -8,9 +8,34 @@ from collections.abc import Iterable, Iterator
 from modwright.report.data import Report
 from modwright.report.document import Block, Cell, Table, sections, subtitle
 
-__all__ = ["fenced", "inline", "markdown", "render_markdown"]
+__all__ = ["fenced", "inline", "markdown", "render_html", "render_markdown"]
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
+
+
+def render_html(report: Report) -> str:
+    """One HTML page: no network, readable on a phone, printable; equal for equal reports.
+
+    Example:
+        >>> from modwright.report import Stage
+        >>> page = render_html(Report("example", stages=[Stage("before")]))
+        >>> page.startswith("<!doctype html>"), "<link" in page
+        (True, False)
+    """
+    import jinja2
+
+    from modwright.report.plots import plots
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("modwright.report", ""),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("template.html.j2").render(
+        title=report.title, subtitle=subtitle(report), sections=sections(report, plots(report))
+    )
 
 
 def render_markdown(report: Report) -> str:
