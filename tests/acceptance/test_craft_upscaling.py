@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from modwright.analysis import radial_spectrum
 from modwright.models import create_model
-from modwright.nn.cross_refinement import CrossRefinementBlock
-from modwright.nn.high_frequency import HighFrequencyBlock
+from modwright.nn.cross_refinement import CrossRefinementBlock, HighFrequencyBlock
 from modwright.tasks.upscaling import (
     SuperResolutionDataset,
     bicubic,

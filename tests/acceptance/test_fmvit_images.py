@@ -21,7 +21,7 @@ from modwright.analysis import Spectrum, map_spectra
 from modwright.cost import forward_macs
 from modwright.models import create_model
 from modwright.models.reparameterize import reparameterize
-from modwright.nn.frequency_blocks import FrequencyPair
+from modwright.nn.block import FrequencyPair
 from modwright.nn.multi_group_conv import MultiGroupConv
 from modwright.tasks.pictures import Pictures, digits
 from modwright.training import Settings, accuracy, fit

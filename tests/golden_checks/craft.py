@@ -8,7 +8,7 @@ from torch import nn
 from golden_checks import GoldenCase
 from golden_checks.images import fill, outputs_of
 from modwright.models.architectures.craft import CraftConfig, CraftForImageSuperResolution
-from modwright.nn.dynamic_position_bias import DynamicPositionBias
+from modwright.nn.windows import DynamicPositionBias
 
 PART, WHOLE = 1e-5, 2e-5
 

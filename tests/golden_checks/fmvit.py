@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from golden_checks import GoldenCase
 from golden_checks.images import tokens
 from modwright.models.architectures.fmvit import FmvitConfig, hidden_width
-from modwright.nn.block import Block
+from modwright.nn.block import Block, EmbeddedBlock
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.deploy import reparameterize_
-from modwright.nn.frequency_blocks import EmbeddedBlock
 from modwright.nn.multi_group_conv import MultiGroupConv
-from modwright.nn.token_mixers.multi_head_conv_attention import MultiHeadConvAttention
+from modwright.nn.reparameterize import reparameterize_
+from modwright.nn.token_mixers.pooling import MultiHeadConvAttention
 from modwright.nn.token_mixers.reduced_attention import ReducedAttention
 
 ALLOWED = 1e-5

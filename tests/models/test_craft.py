@@ -17,17 +17,15 @@ from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, list_models, to_checkpoint_format
 from modwright.models.architectures.craft import CraftConfig, CraftForImageSuperResolution
 from modwright.models.upscaling import PADS, tile_report, upscale_image
-from modwright.nn.channel_mixers.gated_depthwise import GatedDepthwise
-from modwright.nn.cross_refinement import HybridFusion
-from modwright.nn.dynamic_position_bias import DynamicPositionBias
-from modwright.nn.high_frequency import HighFrequencyBlock
-from modwright.nn.stems.pixel_shuffle import PixelShuffleUp
+from modwright.nn.channel_mixers.mlp import GatedDepthwise
+from modwright.nn.cross_refinement import HighFrequencyBlock, HybridFusion
+from modwright.nn.stems.conv_stem import PixelShuffleUp
 from modwright.nn.token_mixers.cross_channel_attention import CrossChannelAttention
-from modwright.nn.token_mixers.rectangle_window_attention import (
+from modwright.nn.token_mixers.window_attention import (
     RectangleWindowAttention,
     naive_windows,
 )
-from modwright.nn.windows import join_windows, split_windows
+from modwright.nn.windows import DynamicPositionBias, join_windows, split_windows
 
 # name -> parameters, multiply-accumulates for 64 x 64 pixels that come in
 COUNTS = {

@@ -23,16 +23,16 @@ from modwright.models.architectures.fmvit import FmvitConfig, FmvitForImageClass
 from modwright.models.reparameterize import reparameterize
 from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.deploy import reparameterize_
 from modwright.nn.multi_group_conv import MultiGroupConv
-from modwright.nn.pooled_projection import PooledProjection
 from modwright.nn.reparameterize import (
     as_conv,
     fuse_conv_bn,
     fuse_preceding_affine,
+    reparameterize_,
     scale_shift_of,
     sum_of,
 )
+from modwright.nn.stems.conv_stem import PooledProjection
 from modwright.nn.token_mixers.pooling import DepthwiseConvMixer
 from modwright.nn.token_mixers.reduced_attention import ReducedAttention, naive_reduced_attention
 

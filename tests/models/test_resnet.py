@@ -23,7 +23,7 @@ from modwright.models.architectures.residual_network import (
     ResidualNetworkForImageClassification,
 )
 from modwright.models.reparameterize import reparameterize
-from modwright.nn.resnet_stages import BRANCHES, ResNetBlock, ResNetStages
+from modwright.nn.conv_backbone import BRANCHES, ResNetBlock, ResNetStages
 from modwright.nn.stems.conv_stem import Conv
 
 # name -> parameters, billions of multiply-accumulates

@@ -16,15 +16,15 @@ from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_checkpoint_format
 from modwright.models.architectures.smt import SMTConfig, SMTForImageClassification
 from modwright.models.reparameterize import reparameterize
+from modwright.nn.block import LayerScale
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
-from modwright.nn.residual import LayerScale
-from modwright.nn.token_mixers.local_attention import AttentionWithLocalConv, naive_local_attention
 from modwright.nn.token_mixers.scale_aware_modulation import (
     MultiHeadMixedConv,
     ScaleAwareAggregation,
     ScaleAwareModulation,
     naive_aggregation,
 )
+from modwright.nn.token_mixers.self_attention import AttentionWithLocalConv, naive_local_attention
 
 # parameters, MACs in billions with and without products of tokens with tokens
 COUNTS: dict[str, tuple[int, float, float]] = {

@@ -19,10 +19,9 @@ from modwright.core.errors import InvalidInputError
 from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_checkpoint_format
 from modwright.models.architectures.sret import SReTConfig, SReTForImageClassification
-from modwright.nn.block import Block
+from modwright.nn.block import Block, ScaledResidual
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.recursive import RecursiveStage, looping
-from modwright.nn.residual import ScaledResidual
 from modwright.nn.token_mixers.self_attention import SelfAttention
 from modwright.nn.token_mixers.sliced_attention import SlicedAttention, naive_sliced_attention
 

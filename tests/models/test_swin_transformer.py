@@ -18,10 +18,9 @@ from modwright.models.architectures.swin_transformer import (
     SwinTransformerConfig,
     SwinTransformerForImageClassification,
 )
-from modwright.nn.patch_merging import PatchMerging
-from modwright.nn.relative_position_bias import RelativePositionBias
+from modwright.nn.stems.conv_stem import PatchMerging
 from modwright.nn.token_mixers.window_attention import WindowAttention, naive_window_attention
-from modwright.nn.windows import offsets_in
+from modwright.nn.windows import RelativePositionBias, offsets_in
 
 # name -> parameters, billions of multiply-accumulates, window, side of the image
 COUNTS = {

@@ -19,13 +19,10 @@ from modwright.models.architectures.t2t_vit import (
     T2TViTConfig,
     T2TViTForImageClassification,
 )
-from modwright.nn.block import Block
-from modwright.nn.dense_block import DenseBlock, DenseTransition
-from modwright.nn.ghost import ChannelScale, GhostLinear, GhostMlp
-from modwright.nn.grid_positions import sinusoids
+from modwright.nn.block import Block, DenseBlock, DenseTransition
+from modwright.nn.channel_mixers.mlp import ChannelScale, GhostLinear, GhostMlp, SqueezeExcite
+from modwright.nn.grid_positions import PrefixTokens, sinusoids
 from modwright.nn.layouts import call_in_layout, to_feature_map, to_tokens
-from modwright.nn.prefix_tokens import PrefixTokens
-from modwright.nn.squeeze_excite import SqueezeExcite
 from modwright.nn.stems.t2t import SoftSplit, TokenLayer
 from modwright.nn.token_mixers.performer import PerformerAttention, naive_performer, performer
 from modwright.nn.token_mixers.self_attention import SelfAttention, naive_attention

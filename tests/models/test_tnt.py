@@ -15,10 +15,9 @@ from modwright.cost import forward_macs
 from modwright.models import create_model, import_weights, to_checkpoint_format
 from modwright.models.architectures.tnt import TNTConfig, TNTForImageClassification
 from modwright.nn.block import Block
-from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.channel_mixers.mlp import Mlp, SqueezeExcite
 from modwright.nn.grid_positions import resize_grid
 from modwright.nn.nested_block import NestedBlock, PixelToPatch
-from modwright.nn.squeeze_excite import SqueezeExcite
 from modwright.nn.stems.pixel_embed import PixelEmbed, cut_patches
 from modwright.nn.token_mixers.self_attention import naive_attention
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from modwright.nn import ExpertFeedForward, ExpertShape, FeedForward, FeedForwardShape
-from modwright.nn.channel_mixers.expert_shape import MODES, SCORES, nearest_divisors
-from modwright.nn.routing import SELECTIONS, choose_experts
+from modwright.nn.routing import MODES, SCORES, SELECTIONS, choose_experts, nearest_divisors
 
 D, INNER, N = 12, 48, 8
 KINDS = {

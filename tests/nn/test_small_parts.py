@@ -7,7 +7,7 @@ import torch
 
 from modwright.nn import FactorPair, Identity, SkippedAttention, ZeroModule
 from modwright.nn.norms import RMSNorm
-from modwright.nn.positions import gather_rotary, rotate, rotate_half
+from modwright.nn.token_mixers.attention import gather_rotary, rotate, rotate_half
 
 
 def test_a_factor_pair_is_the_linear_map_of_its_product() -> None:

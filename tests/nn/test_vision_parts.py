@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from modwright.nn.block import Block
+from modwright.nn.block import Block, DropPath, drop_path_rates
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
 from modwright.nn.grid_positions import LearnedTable, resize_grid, resize_table, sinusoids
 from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import call_in_layout, to_feature_map, to_tokens
 from modwright.nn.norms2d import make_norm
-from modwright.nn.residual import DropPath, drop_path_rates
 from modwright.nn.token_mixers.pooling import DepthwiseConvMixer, Pooling
 from modwright.nn.token_mixers.self_attention import STORAGE, SelfAttention, naive_attention
 

@@ -31,7 +31,7 @@ from modwright.nn import (
     SkippedAttention,
     ZeroModule,
 )
-from modwright.nn.opaque import as_opaque
+from modwright.nn.placeholders import as_opaque
 
 __all__ = ["cache_layers_of", "num_removed", "number_cache_layers", "placements", "preview"]
 __all__ += ["replay", "unfilled_cache_layers"]

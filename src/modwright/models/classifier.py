@@ -11,12 +11,11 @@ from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
 from modwright.core.errors import InvalidInputError
 from modwright.models.vision_model import VisionConfig, VisionModel, check_count
-from modwright.nn.grid_positions import LearnedTable
+from modwright.nn.block import drop_path_rates
+from modwright.nn.grid_positions import LearnedTable, PrefixTokens
 from modwright.nn.heads import ClassifierHead
 from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
 from modwright.nn.norms2d import make_norm
-from modwright.nn.prefix_tokens import PrefixTokens
-from modwright.nn.residual import drop_path_rates
 
 __all__ = [
     "FeatureInfo",

@@ -11,7 +11,7 @@ from torch import nn
 from modwright.core.errors import InvalidInputError, VerificationError, refusing
 from modwright.core.modes import set_eval
 from modwright.models.classifier import ImageClassifier
-from modwright.nn.deploy import reparameterize_
+from modwright.nn.reparameterize import reparameterize_
 
 __all__ = ["reparameterize"]
 

@@ -16,13 +16,12 @@ from modwright.core.errors import CheckpointError, InvalidInputError, refusing, 
 from modwright.core.modes import eval_mode
 from modwright.models.source_configs import ConfigMap, same_value
 from modwright.models.state_dict_converter import StateDictConverter
-from modwright.nn.block import Block
+from modwright.nn.block import Block, ScaledResidual
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.deploy import reparameterize_
 from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import SpatialShape
-from modwright.nn.relative_position_bias import RelativePositionBias
-from modwright.nn.residual import ScaledResidual
+from modwright.nn.reparameterize import reparameterize_
+from modwright.nn.windows import RelativePositionBias
 
 __all__ = ["VisionConfig", "VisionModel", "check_count", "start_normal", "token_block"]
 

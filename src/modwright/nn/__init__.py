@@ -1,14 +1,12 @@
 """Parts in plain torch: they take explicit numbers and other parts, never a config."""
 
 from modwright.nn.channel_mixers.expert_feed_forward import ExpertFeedForward
-from modwright.nn.channel_mixers.expert_shape import ExpertShape
 from modwright.nn.channel_mixers.feed_forward import FeedForward, FeedForwardShape
 from modwright.nn.channel_mixers.mixture import Mixture, MixtureShape, route
 from modwright.nn.factored import FactorPair
-from modwright.nn.narrow import narrow_
 from modwright.nn.norms import CRMSNorm, RestoringCRMSNorm, RMSNorm
-from modwright.nn.opaque import Opaque
-from modwright.nn.placeholders import Identity, SkippedAttention, ZeroModule
+from modwright.nn.placeholders import Identity, Opaque, SkippedAttention, ZeroModule
+from modwright.nn.routing import ExpertShape
 from modwright.nn.token_mixers.attention import (
     AttentionShape,
     BareAttention,
@@ -16,7 +14,7 @@ from modwright.nn.token_mixers.attention import (
     GroupedAttention,
 )
 from modwright.nn.token_mixers.placed import PlacedMixer
-from modwright.nn.zero_mean import ZeroMean, ZeroMeanEmbedding, ZeroMeanLinear, zero_mean_
+from modwright.nn.zero_mean import ZeroMean, ZeroMeanEmbedding, ZeroMeanLinear, narrow_, zero_mean_
 
 __all__ = [
     "AttentionShape",

@@ -19,11 +19,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def make_activation(name: str) -> nn.Module:
-    """A module of the activation; "gelu" is the exact one.
-
-    Raises:
-        ValueError: there is none of that name; lists those that there are.
-    """
+    """A module of the activation; "gelu" is the exact one."""
     if name not in ACTIVATIONS:
         raise ValueError(f"unknown activation {name!r}; valid values: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]()

@@ -1,26 +1,19 @@
-"""Two branches of one map, the one for detail asking the other one (arXiv 2308.05022)."""
+"""Two branches of one map, of which the one for detail asks the other one (arXiv 2308.05022)."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from modwright.nn.activations import make_activation
 from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
 from modwright.nn.norms2d import make_norm
 
-__all__ = ["CrossRefinementBlock", "HybridFusion", "ResidualGroup"]
+__all__ = ["CrossRefinementBlock", "HighFrequencyBlock", "HybridFusion", "ResidualGroup"]
 
 
 class HybridFusion(nn.Module):
-    """low + mixer(high, norm(low)), then a channel mixer with its norm and residual.
-
-    Args:
-        dim: channels.
-        mixer: (high, low) -> map.
-        mlp: map -> map.
-
-    Shapes:
-        low (B, C, H, W), high (B, C, H, W) -> (B, C, H, W).
-    """
+    """x = low + mixer(high, norm(low)), then x + mlp(norm(x)); low and high are (B, C, H, W)."""
 
     def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
@@ -36,21 +29,11 @@ class HybridFusion(nn.Module):
 
 
 class CrossRefinementBlock(nn.Module):
-    """fusion(low x, high x).
-
-    Args:
-        low: blocks on tokens, called with (x, grid).
-        high: map -> map.
-        fusion: (low, high) -> map.
-
-    Shapes:
-        (B, C, H, W) with the grid (H, W) -> (B, C, H, W).
+    """fusion(low x, high x): (B, C, H, W) with its grid -> the same. ``low`` reads tokens.
 
     Example:
-        >>> import torch
         >>> from modwright.nn.block import BlockSequence
-        >>> from modwright.nn.channel_mixers.gated_depthwise import GatedDepthwise
-        >>> from modwright.nn.high_frequency import HighFrequencyBlock
+        >>> from modwright.nn.channel_mixers.mlp import GatedDepthwise
         >>> from modwright.nn.token_mixers.cross_channel_attention import CrossChannelAttention
         >>> fusion = HybridFusion(8, CrossChannelAttention(8, 2), GatedDepthwise(8, 16))
         >>> block = CrossRefinementBlock(BlockSequence([]), HighFrequencyBlock(8), fusion)
@@ -69,15 +52,7 @@ class CrossRefinementBlock(nn.Module):
 
 
 class ResidualGroup(nn.Module):
-    """x + a 3 x 3 convolution of what the blocks make of x.
-
-    Args:
-        dim: channels.
-        blocks: called with (x, grid).
-
-    Shapes:
-        (B, C, H, W) -> the same.
-    """
+    """x + a 3 x 3 convolution of what the blocks make of x, a map (B, C, H, W)."""
 
     def __init__(self, dim: int, blocks: nn.Module) -> None:
         super().__init__()
@@ -86,4 +61,34 @@ class ResidualGroup(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.conv(self.blocks(x, (x.shape[2], x.shape[3])))
+        return out
+
+
+class HighFrequencyBlock(nn.Module):
+    """x + proj of a 3 x 3 convolution of one half, and a mapped maximum over 3 x 3 of the other.
+
+    (B, C, H, W) -> the same; C is even.
+
+    Example:
+        >>> HighFrequencyBlock(8)(torch.zeros(1, 8, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    layout = "map"
+
+    def __init__(self, dim: int, act: str = "gelu") -> None:
+        super().__init__()
+        if dim % 2:
+            raise ValueError(f"two branches share the channels: {dim} is odd")
+        half = dim // 2
+        self.conv = nn.Conv2d(half, half, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.fc = nn.Conv2d(half, half, 1)
+        self.act = make_activation(act)
+        self.proj = nn.Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+        first, second = x.chunk(2, dim=1)
+        both = (self.act(self.conv(first)), self.act(self.fc(self.pool(second))))
+        out: Tensor = x + self.proj(torch.cat(both, dim=1))
         return out

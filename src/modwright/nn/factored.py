@@ -10,15 +10,11 @@ __all__ = ["FactorPair"]
 
 
 class FactorPair(nn.Module):
-    """A linear layer of rank ``rank``: ``y = weight (reduce x) + bias``.
+    """A linear layer of rank ``rank``, in two thin factors: ``y = weight (reduce x) + bias``.
 
-    It stores ``rank * (in_features + out_features)`` numbers in place of their product. The outer
-    factor keeps the name ``weight`` on purpose: a stock class that meets the checkpoint finds a
-    shape it does not expect there and fails, instead of starting from random numbers.
-
-    Shapes:
-        x (..., in_features) -> (..., out_features); weight (out_features, rank);
-        reduce (rank, in_features); bias (out_features,) or None.
+    x (..., in) -> (..., out); weight (out, rank), reduce (rank, in). The outer factor is called
+    ``weight`` on purpose: a stock class that meets the checkpoint finds a shape it does not expect
+    there and fails, instead of starting from random numbers.
 
     Example:
         >>> FactorPair(8, 6, rank=2)(torch.zeros(3, 8)).shape

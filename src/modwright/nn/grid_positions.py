@@ -1,8 +1,9 @@
-"""Positions on a grid that are added to a stream, and their resizing to another grid."""
+"""Positions of a grid, resized to other grids, and learned tokens before those of its places."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,14 @@ from torch.nn import functional as F
 
 from modwright.nn.layouts import SpatialShape
 
-__all__ = ["LearnedGrid", "LearnedTable", "resize_grid", "resize_table", "sinusoids"]
+__all__ = [
+    "LearnedGrid",
+    "LearnedTable",
+    "PrefixTokens",
+    "resize_grid",
+    "resize_table",
+    "sinusoids",
+]
 
 
 def resize_grid(spatial_shape: Tensor, size: SpatialShape, antialias: bool = True) -> Tensor:
@@ -31,11 +39,7 @@ def resize_grid(spatial_shape: Tensor, size: SpatialShape, antialias: bool = Tru
 def resize_table(
     table: Tensor, old: SpatialShape, new: SpatialShape, prefix: int = 0, antialias: bool = True
 ) -> Tensor:
-    """(1, prefix + H W, C) for the grid ``old`` -> the same for ``new``; prefix rows stay.
-
-    Raises:
-        ValueError: the table is not one of ``old``.
-    """
+    """(1, prefix + H W, C) for the grid ``old`` -> the same for ``new``; prefix rows stay."""
     if table.shape[1] != prefix + old[0] * old[1]:
         raise ValueError(
             f"a table of {table.shape[1]} rows is not one of {prefix} and {old[0]} x {old[1]}"
@@ -58,16 +62,7 @@ def sinusoids(length: int, dim: int) -> Tensor:
 
 
 class LearnedGrid(nn.Module):
-    """Adds a learned map of positions, resized where the grid is another one.
-
-    Args:
-        dim: channels.
-        spatial_shape: (H, W) that it is stored for.
-        antialias: of the resizing.
-
-    Shapes:
-        (B, C, H', W') -> the same.
-    """
+    """Adds a learned map for ``spatial_shape``, resized to the grid of (B, C, H, W)."""
 
     def __init__(self, dim: int, spatial_shape: SpatialShape, antialias: bool = True) -> None:
         super().__init__()
@@ -87,18 +82,10 @@ class LearnedGrid(nn.Module):
 
 
 class LearnedTable(nn.Module):
-    """Adds a learned row per token; rows of prefix tokens come first.
+    """Adds a learned row per token to (B, prefix + N, C); rows of prefix tokens come first.
 
-    Args:
-        dim: channels.
-        spatial_shape: (H, W) that it is stored for.
-        prefix: tokens that stand for no place.
-        antialias: of the resizing where the grid is another one.
-        fixed: holds :func:`sinusoids` and is not trained.
-        std: of its start where it is learned.
-
-    Shapes:
-        (B, prefix + N, C) with the grid of its N tokens -> the same.
+    The rows of the places are resized where the grid is not ``spatial_shape``. A ``fixed`` table
+    holds :func:`sinusoids` and is not trained; a learned one starts with ``std``.
     """
 
     def __init__(
@@ -137,11 +124,7 @@ class LearnedTable(nn.Module):
         )
 
     def fit(self, table: Tensor, old: SpatialShape | None = None) -> Tensor:
-        """A table of another grid, a square one unless ``old`` says it, resized to this one's.
-
-        Raises:
-            ValueError: the places are no square, and no grid is given.
-        """
+        """A table of another grid, a square one unless ``old`` says it, resized to this one's."""
         if old is None:
             positions = table.shape[1] - self.prefix
             side = math.isqrt(positions)
@@ -151,3 +134,34 @@ class LearnedTable(nn.Module):
                 )
             old = (side, side)
         return resize_table(table, old, self.spatial_shape, self.prefix, self.antialias)
+
+
+class PrefixTokens(nn.Module):
+    """Puts learned tokens in front, each a parameter: (B, N, C) -> (B, len(names) + N, C).
+
+    Names that end with ``_token`` are spared from decay.
+
+    Example:
+        >>> PrefixTokens(8, ["cls_token"])(torch.zeros(2, 5, 8)).shape
+        torch.Size([2, 6, 8])
+    """
+
+    def __init__(self, dim: int, names: Sequence[str] = ("cls_token",), std: float = 0.02) -> None:
+        super().__init__()
+        if len(set(names)) < len(names):
+            raise ValueError(f"two prefix tokens have one name: {', '.join(names)}")
+        self.names, self.std = tuple(names), std
+        for name in self.names:
+            self.register_parameter(name, nn.Parameter(torch.empty(1, 1, dim)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for token in self.parameters():
+            nn.init.trunc_normal_(token, std=self.std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        prefix = [self.get_parameter(name).expand(x.shape[0], -1, -1) for name in self.names]
+        return torch.cat((*prefix, x), dim=1)
+
+    def extra_repr(self) -> str:
+        return ", ".join(self.names)

@@ -31,19 +31,15 @@ POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 class ClassifierHead(nn.Module):
-    """Pools features and maps them to classes.
+    """Pools features, (B, C, H, W) or (B, N, C), and maps them to classes.
 
     Args:
-        dim: channels.
         num_classes: 0 has no map: the pooled features come out.
         pool: "avg" over places, prefix tokens left out; "token" takes the class token; "" pools
             nothing, and the map runs at every place.
         prefix: tokens that stand for no place.
         norm: behind the pooling, for models that have it there.
         drop: dropout before the map.
-
-    Shapes:
-        (B, C, H, W) or (B, N, C) -> (B, classes).
     """
 
     def __init__(
@@ -93,14 +89,9 @@ class DistilledHead(ClassifierHead):
     """Two maps to classes whose mean is the answer (arXiv 2012.12877).
 
     One is of the class token, one of the token behind it, which learns from a teacher's answers.
-    Other pools than "token" give both maps the same features. Arguments are those of
-    :class:`ClassifierHead`.
-
-    Shapes:
-        (B, N, C) -> (B, classes).
+    Other pools than "token" give both maps the same features.
 
     Example:
-        >>> import torch
         >>> DistilledHead(8, 3, pool="token", prefix=2)(torch.zeros(1, 6, 8)).shape
         torch.Size([1, 3])
     """

@@ -28,11 +28,7 @@ def to_tokens(x: Tensor) -> Tensor:
 
 
 def to_feature_map(x: Tensor, spatial_shape: SpatialShape) -> Tensor:
-    """(B, H W, C) -> (B, C, H, W).
-
-    Raises:
-        ValueError: there are not H W tokens; gives all three numbers.
-    """
+    """(B, H W, C) -> (B, C, H, W). ValueError where the tokens do not fill the grid."""
     if x.shape[1] != spatial_shape[0] * spatial_shape[1]:
         raise ValueError(
             f"{x.shape[1]} tokens do not fill a grid of {spatial_shape[0]} x {spatial_shape[1]}"
@@ -43,10 +39,7 @@ def to_feature_map(x: Tensor, spatial_shape: SpatialShape) -> Tensor:
 def call_in_layout(
     part: nn.Module, x: Tensor, spatial_shape: SpatialShape, layout: Layout, **extra: Any
 ) -> Tensor:
-    """Runs a part on ``x``, which has ``layout``, in the layout that the part declares.
-
-    A part without a ``layout`` takes either.
-    """
+    """Runs a part on ``x``, which has ``layout``, in the layout that the part declares, if any."""
     wanted = getattr(part, "layout", layout)
     if wanted == layout:
         out: Tensor = part(x, spatial_shape, **extra)

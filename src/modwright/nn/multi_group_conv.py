@@ -15,25 +15,15 @@ __all__ = ["MultiGroupConv"]
 class MultiGroupConv(nn.Module):
     """The sum of convolutions with a batch norm behind each, and of a normed identity.
 
+    (B, inputs, H, W) -> (B, outputs, H / stride, W / stride).
+
     Args:
-        inputs: channels that come in.
-        outputs: channels that go out.
         branches: (kernel, groups) of each convolution; kernels are odd.
-        stride: of all of them.
         identity: a branch of a batch norm alone; None has one where shapes stay as they are.
 
-    Shapes:
-        (B, inputs, H, W) -> (B, outputs, H / stride, W / stride).
-
-    Raises:
-        ValueError: groups that do not divide the channels, an even kernel, no branch, or an
-            identity where shapes change.
-
     Example:
-        >>> import torch
         >>> conv = MultiGroupConv(8, 8, [(3, 4), (1, 2)]).eval()
-        >>> x = torch.randn(1, 8, 5, 5)
-        >>> fused = conv.fuse()
+        >>> x, fused = torch.randn(1, 8, 5, 5), conv.fuse()
         >>> fused.groups, torch.allclose(fused(x), conv(x), atol=1e-5)
         (2, True)
     """
@@ -81,11 +71,8 @@ class MultiGroupConv(nn.Module):
     def fuse(self) -> nn.Conv2d:
         """One convolution that gives the same numbers, by the running statistics.
 
-        It has as many groups as all branches share, so it can hold more parameters than the
-        branches together, yet runs once instead of once per branch.
-
-        Raises:
-            ValueError: in training mode, or statistics are not finite.
+        It has as many groups as all branches share, so it can hold more parameters than they do
+        together, yet it runs once.
         """
         whole = copy.deepcopy(self).double()  # one rounding, at the end
         parts = [fuse_conv_bn(conv, norm) for conv, norm in whole.branches()]

@@ -18,17 +18,8 @@ Streams = tuple[Tensor, Tensor]
 class PixelToPatch(nn.Module):
     """All words of a patch, one after the other, mapped to what is said to its sentence token.
 
-    Args:
-        inner_dim: c.
-        pixel_tokens: m.
-        outer_dim: d.
-        bias: of the map.
-        per_word: the norm before the map is over the channels of each word, not over all of them.
-        last_norm: there is a norm behind the map.
-        eps: of the norms.
-
-    Shapes:
-        (B N, m, c) with the number of images B -> (B, N, d).
+    (B N, m, c) with the number of images B -> (B, N, d). The norm before the map is over all
+    channels, or with ``per_word`` over those of each word; ``last_norm`` stands behind it.
 
     Example:
         >>> import torch
@@ -67,20 +58,9 @@ class PixelToPatch(nn.Module):
 class NestedBlock(nn.Module):
     """A block over the words of each patch, and one over the sentences (arXiv 2103.00112).
 
-    In between, each patch's words are added to its sentence token. Prefix tokens get none.
-
-    Args:
-        inner: over words; None lets them pass and adds nothing to the sentences.
-        fuse: from words to what is added; None exactly where ``inner`` is None.
-        outer: over sentences, prefix tokens included.
-        prefix: tokens that stand for no patch.
-
-    Shapes:
-        words (B N, m, c) and sentences (B, prefix + N, d), with the grid of the patches -> the
-        same two.
-
-    Raises:
-        ValueError: one of ``inner`` and ``fuse`` without the other.
+    Words (B N, m, c) and sentences (B, prefix + N, d), with the grid of the patches -> the same
+    two. In between, ``fuse`` makes of each patch's words what is added to its sentence token;
+    prefix tokens get nothing. Without ``inner`` and ``fuse`` words pass and add nothing.
 
     Example:
         >>> import torch

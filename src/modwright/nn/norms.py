@@ -1,7 +1,7 @@
-"""Normalizations over the last axis.
+"""Normalizations over the last axis, of width d.
 
-Axes: d is the width of what is normalized. A stream whose coordinates sum to zero needs only d - 1
-of them: the one left out is minus the sum of the others.
+A stream whose coordinates sum to zero needs only d - 1 of them: the one left out is minus the sum
+of the others.
 """
 
 from __future__ import annotations
@@ -40,13 +40,8 @@ def naive_rms_norm(
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight + bias; the mean is taken in float32 or wider.
 
-    Args:
-        hidden_size: width d.
-        eps: under the root.
-        weight: has a gain per channel.
-        bias: has a shift per channel.
-        cast_first: the result is cast back before the weight multiplies, as in Llama's norm. False:
-            after it, as in torch's LayerNorm. It matters in half precision only.
+    ``cast_first``: the result is cast back before the weight multiplies, as in Llama's norm, and
+    not after it, as in torch's LayerNorm. It matters in half precision only.
 
     Example:
         >>> RMSNorm(4)(torch.tensor([[2.0, 2.0, 2.0, 2.0]])).round(decimals=3)
@@ -80,14 +75,10 @@ class RMSNorm(nn.Module):
 
 
 class CRMSNorm(nn.Module):
-    """The RMS norm of a zero-mean vector of width d that is stored without one coordinate.
+    """The RMS norm of a zero-mean vector stored without one coordinate (arXiv 2305.14858).
 
-    z / sqrt((sum(z^2) + sum(z)^2) / d + eps) for z of width d - 1: the coordinate left out is
-    -sum(z), whichever it was. arXiv 2305.14858.
-
-    Args:
-        hidden_size: width of z, d - 1.
-        eps: under the root, that of the RMS norm.
+    z / sqrt((sum(z^2) + sum(z)^2) / d + eps) for z of width ``hidden_size`` = d - 1: the coordinate
+    left out is -sum(z), whichever it was.
 
     Example:
         >>> CRMSNorm(2)(torch.tensor([[3.0, -1.0]])).round(decimals=3)
@@ -118,10 +109,6 @@ class RestoringCRMSNorm(RMSNorm):
 
     It stands before readers that want all d coordinates: (..., d - 1) -> (..., d).
 
-    Args:
-        hidden_size: width d of what it returns.
-        index: place of the coordinate, from 0 to d - 1.
-
     Example:
         >>> RestoringCRMSNorm(3, index=0)(torch.tensor([[-1.0, -2.0]])).round(decimals=3)
         tensor([[ 1.3890, -0.4630, -0.9260]], grad_fn=<RoundBackward1>)
@@ -148,8 +135,6 @@ class RestoringCRMSNorm(RMSNorm):
 
 def restore_coordinate(z: Tensor, index: int = -1) -> Tensor:
     """(..., d - 1) -> (..., d): puts minus the sum of the others at place ``index``.
-
-    The sum is taken in float32 or wider.
 
     Example:
         >>> restore_coordinate(torch.tensor([1.0, 2.0]), index=0)

@@ -70,15 +70,9 @@ NORMS: dict[str, Callable[[int, float, Layout], nn.Module]] = {
 def make_norm(name: str, dim: int, eps: float = 1e-5, layout: Layout = "tokens") -> nn.Module:
     """A norm by its name.
 
-    Args:
-        name: "ln" over the channels of each position; "gn1" over channels and positions of a map,
-            with a gain per channel; "bn2d"; "rms"; "none".
-        dim: channels.
-        eps: under the root. Papers differ in it even inside one model, so it is always said.
-        layout: of what is normalized.
-
-    Raises:
-        ValueError: there is no such norm, or none for the layout.
+    "ln" is over the channels of each position, "gn1" over channels and positions of a map with a
+    gain per channel; the others are "bn2d", "rms" and "none". ``eps`` differs even inside one
+    model.
     """
     if name not in NORMS:
         raise ValueError(f"unknown norm {name!r}; valid values: {', '.join(NORMS)}")

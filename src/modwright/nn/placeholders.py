@@ -1,4 +1,4 @@
-"""What stands where a part was removed: modules without parameters that keep a block's call valid.
+"""What stands where a part was: nothing, or a module of any kind as its host calls it.
 
 A pre-norm block adds the output of its sublayer to the residual stream, so "nothing" is a zero. One
 number is enough: it broadcasts, and no tensor of the stream's size is written.
@@ -6,11 +6,12 @@ number is enough: it broadcasts, and no tensor of the stream's size is written.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Identity", "SkippedAttention", "ZeroModule"]
+__all__ = ["Identity", "Opaque", "SkippedAttention", "ZeroModule", "as_opaque"]
 
 
 class ZeroModule(nn.Module):
@@ -26,20 +27,14 @@ class ZeroModule(nn.Module):
 
 
 class SkippedAttention(nn.Module):
-    """Adds nothing to the residual stream, in the calling convention of an attention part.
-
-    It reads and writes no key/value cache, so it owns no cache slot.
-    """
+    """Adds nothing, in the calling convention of an attention; it owns no key/value cache slot."""
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         return hidden_states.new_zeros(1), None
 
 
 class Identity(nn.Module):
-    """Returns its first argument, whatever else it is called with.
-
-    ``as_tuple`` returns ``(x, None)``, the convention of attention parts.
-    """
+    """Returns its first argument x, or (x, None), the convention of attention parts."""
 
     def __init__(self, as_tuple: bool = False) -> None:
         super().__init__()
@@ -52,3 +47,55 @@ class Identity(nn.Module):
 
     def extra_repr(self) -> str:
         return f"as_tuple={self.as_tuple}"
+
+
+class Opaque(nn.Module):
+    """Mixed into the class of a module that stands where an attention or an MLP stood.
+
+    The module keeps its name, its parameters and theirs; it is counted as a whole. What it reads
+    comes first, whatever the host calls it.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if not args and "hidden_states" in kwargs:
+            args = (kwargs.pop("hidden_states"),)
+        return super().forward(*args, **kwargs)
+
+
+class _Paired(Opaque):
+    """For hosts that take (output, attention weights): transformers' blocks do so."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        return out if isinstance(out, tuple) else (out, None)
+
+
+def as_opaque(module: nn.Module, paired: bool = False) -> nn.Module:
+    """The module itself, marked, and returning a pair if its host wants one.
+
+    Example:
+        >>> import torch
+        >>> module = as_opaque(nn.Linear(4, 4), paired=True)
+        >>> module(torch.zeros(1, 4))[0].shape, isinstance(module, nn.Linear)
+        (torch.Size([1, 4]), True)
+    """
+    kind: Any = type(module)
+    module.__class__ = _marked(kind, paired)
+    return module
+
+
+@cache
+def _marked(base: Any, paired: bool) -> type[nn.Module]:
+    mark = _Paired if paired else Opaque
+    fields = {"__module__": base.__module__, "__reduce_ex__": _by_base, "_opaque": (base, paired)}
+    return type(base.__name__, (mark, base), fields)
+
+
+def _by_base(self: Any, protocol: Any) -> tuple[Any, ...]:
+    """How such a module is copied and pickled: by the class that was marked."""
+    return _empty, type(self)._opaque, self.__dict__
+
+
+def _empty(base: Any, paired: bool) -> Any:
+    kind: Any = _marked(base, paired)
+    return kind.__new__(kind)

@@ -16,23 +16,11 @@ __all__ = ["RecursiveStage", "looping"]
 class RecursiveStage(nn.Module):
     """Each block runs ``loops`` times before the next one, a projection behind every pass.
 
-    Parts that set ``takes_loop`` are told which pass of their block it is, as ``loop``.
-
-    Args:
-        blocks: called with (x, grid); each stands here once, however often it runs.
-        projections: layers behind the passes: one per pass, block by block, or one per block that
-            all of its passes share, or none.
-        loops: passes of each block.
-
-    Shapes:
-        (B, N, C) with its grid (H, W) -> the same.
-
-    Raises:
-        ValueError: another number of projections, fewer loops than one, or more than there are
-            projections for.
+    (B, N, C) with its grid (H, W) -> the same. Projections are one per pass, block by block, or one
+    per block that all of its passes share, or none. Parts that set ``takes_loop`` are told which
+    pass of their block it is, as ``loop``.
 
     Example:
-        >>> import torch
         >>> from modwright.nn.block import Block
         >>> from modwright.nn.channel_mixers.mlp import Mlp
         >>> def layer(): return Block(8, None, Mlp(8, 16), lambda: nn.LayerNorm(8), scaled=True)
@@ -78,12 +66,7 @@ class RecursiveStage(nn.Module):
         return self.projections[block if self.most_loops is None else block * self.loops + loop]
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape, loops: int | None = None) -> Tensor:
-        """All passes.
-
-        Args:
-            loops: passes of each block in this call; the projections of passes that are left out
-                are left out, too.
-        """
+        """All passes, ``loops`` of each block in this call, each with its projection."""
         chosen = self.loops_now if loops is None else loops
         count = self.loops if chosen is None else chosen
         self.check_loops(count)
@@ -102,13 +85,7 @@ class RecursiveStage(nn.Module):
 
 @contextmanager
 def looping(model: nn.Module, loops: int | None) -> Iterator[None]:
-    """All recursive stages of a model run so many loops while the context lasts.
-
-    Args:
-        loops: None leaves them as they are.
-
-    Raises:
-        ValueError: a stage cannot run so many.
+    """Recursive stages of a model run so many loops while the context lasts; None changes nothing.
 
     Example:
         >>> stage = RecursiveStage([nn.Identity()], loops=3)

@@ -16,14 +16,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modwright.nn.block import Block
+from modwright.nn.channel_mixers.mlp import Mlp
+
 __all__ = [
     "ScaleShift",
     "as_conv",
+    "fuse_affine_",
     "fuse_conv_bn",
     "fuse_preceding_affine",
+    "reparameterize_",
     "scale_shift_of",
     "sum_of",
 ]
+
 
 TINY_VARIANCE = 1e-8
 _Layer = TypeVar("_Layer", nn.Conv2d, nn.Linear)
@@ -44,10 +50,8 @@ class ScaleShift:
 def scale_shift_of(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> ScaleShift:
     """What a batch norm does once its statistics stand still.
 
-    Warns where a variance is so small that the scale is set by eps alone.
-
-    Raises:
-        ValueError: the norm is in training mode, keeps no statistics, or they are not finite.
+    Refuses a norm in training mode and statistics that are not there or not finite; warns where a
+    variance is so small that the scale is set by eps alone.
 
     Example:
         >>> scale_shift_of(nn.BatchNorm2d(2, eps=0.0).eval()).scale
@@ -93,9 +97,8 @@ def fuse_conv_bn(layer: _Layer, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> _Layer
 def fuse_preceding_affine(affine: ScaleShift, layer: _Layer) -> _Layer:
     """layer(scale x + shift) as one layer.
 
-    Raises:
-        ValueError: the layer is a convolution with zero padding: beyond the border the shift is
-            missing, so no weights give the same numbers.
+    A convolution with zero padding is refused: beyond the border the shift is missing, so no
+    weights give the same numbers.
 
     Example:
         >>> layer, norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(3).eval()
@@ -134,13 +137,10 @@ def as_conv(norm: nn.BatchNorm2d) -> nn.Conv2d:
 
 
 def sum_of(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
-    """Convolutions of one input, added up, as one convolution.
+    """Convolutions of one input and stride, padded by half of their kernels, added up in one.
 
     A convolution of g groups is block-diagonal, and so it is for every divisor of g: the sum has
     as many groups as all of them share. Smaller kernels stand in the middle of the largest.
-
-    Raises:
-        ValueError: their channels or strides differ, or one is not padded by half of its kernel.
 
     Example:
         >>> parts = [nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 4, 1, groups=2)]
@@ -232,3 +232,67 @@ def _fill(layer: _Layer, weight: Tensor, bias: Tensor) -> _Layer:
         layer.bias.copy_(bias)
     layer.training = False
     return layer
+
+
+_HALVES = (("norm1", "mixer"), ("norm2", "mlp"))
+
+
+def reparameterize_(module: nn.Module) -> nn.Module:
+    """Folds all that can be folded below ``module``, in place; its outputs stay.
+
+    Parts with a method ``fuse()`` are replaced by what it gives. A batch norm behind a layer of a
+    sequence goes into that layer, one before a mixer of a :class:`Block` into the mixer's maps, and
+    one that has no such neighbor becomes a convolution per channel. The structure depends on the
+    parts alone, not on their numbers.
+
+    Example:
+        >>> whole = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval()
+        >>> [type(part).__name__ for part in reparameterize_(whole)]
+        ['Conv2d', 'ReLU']
+    """
+    _fuse_parts_(module)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, as_conv(child))
+    return module
+
+
+def _fuse_parts_(module: nn.Module) -> None:
+    for name, child in list(module.named_children()):
+        _fuse_parts_(child)
+        fuse: Any = getattr(child, "fuse", None)
+        if fuse is not None:
+            setattr(module, name, fuse())
+    if isinstance(module, nn.Sequential):
+        _fold_sequence_(module)
+    if isinstance(module, Block):
+        _fold_halves_(module)
+
+
+def _fold_sequence_(sequence: nn.Sequential) -> None:
+    before: str | None = None
+    for name, part in list(sequence.named_children()):
+        if isinstance(part, nn.BatchNorm2d | nn.BatchNorm1d) and before is not None:
+            setattr(sequence, before, fuse_conv_bn(getattr(sequence, before), part))
+            delattr(sequence, name)
+            continue
+        before = name if isinstance(part, nn.Conv2d | nn.Linear) else None
+
+
+def _fold_halves_(block: Block) -> None:
+    for norm_name, part_name in _HALVES:
+        norm, part = getattr(block, norm_name), getattr(block, part_name)
+        if isinstance(norm, nn.BatchNorm2d) and (
+            isinstance(part, Mlp) or hasattr(part, "fuse_affine_")
+        ):
+            fuse_affine_(part, scale_shift_of(norm))
+            setattr(block, norm_name, nn.Identity())
+
+
+def fuse_affine_(part: nn.Module, affine: ScaleShift) -> None:
+    """Makes a part give for x what it gave for ``affine`` of x."""
+    if isinstance(part, Mlp):
+        part.fc1 = fuse_preceding_affine(affine, part.fc1)  # type: ignore[type-var]
+    else:
+        part.fuse_affine_(affine)  # type: ignore[operator]

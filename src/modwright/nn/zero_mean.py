@@ -1,22 +1,22 @@
-"""Maps and tables whose results have zero mean over the last axis, however they are trained.
+"""Modules whose results have zero mean over the last axis, however they are trained; narrower ones.
 
 Each keeps the parameters of the module that it stands for and recentres them when it runs. So its
 function of the parameters, and every gradient, is that of the plain module followed by a
 subtraction of the mean. Weights that were recentered once would drift away under an optimizer such
-as Adam, whose step is not linear in the gradient. arXiv 2305.14858.
-
-Axes: d is the width of the result.
+as Adam, whose step is not linear in the gradient (arXiv 2305.14858).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ZeroMean", "ZeroMeanEmbedding", "ZeroMeanLinear", "recentered", "zero_mean_"]
+__all__ = ["ZeroMean", "ZeroMeanEmbedding", "ZeroMeanLinear", "narrow_", "recentered", "zero_mean_"]
 
 
 def recentered(x: Tensor, axis: int = -1) -> Tensor:
@@ -30,10 +30,7 @@ def recentered(x: Tensor, axis: int = -1) -> Tensor:
 
 
 class ZeroMean:
-    """Mixed in before a module class: recentres what the module returns over its last axis.
-
-    A module that returns a tuple has its first entry recentered.
-    """
+    """Mixed in before a module class: recentres its result, of a tuple the first entry."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         result = super().forward(*args, **kwargs)  # type: ignore[misc]
@@ -47,9 +44,6 @@ class ZeroMeanLinear(ZeroMean, nn.Linear):
 
     Recentring the weights costs d * in_features operations, whatever the batch.
 
-    Shapes:
-        x (..., in_features) -> (..., d); weight (d, in_features); bias (d,) or None.
-
     Example:
         >>> y = ZeroMeanLinear(3, 5)(torch.ones(2, 3))
         >>> y.shape, bool(y.mean(-1).abs().max() < 1e-6)
@@ -62,12 +56,7 @@ class ZeroMeanLinear(ZeroMean, nn.Linear):
 
 
 class ZeroMeanEmbedding(ZeroMean, nn.Embedding):
-    """A table whose vectors are recentered as they are looked up.
-
-    The stored table stays as it is, so that a head may share it.
-
-    Shapes:
-        ids (...) -> (..., d); weight (entries, d).
+    """A table whose vectors are recentered as they are looked up; a head may share the stored one.
 
     Example:
         >>> ZeroMeanEmbedding(10, 4)(torch.tensor([[1, 2]])).shape
@@ -108,3 +97,39 @@ def _blank(base: Any) -> nn.Module:
     """An instance without state, for copying and pickling."""
     kind = _zero_mean_class(base)
     return kind.__new__(kind)
+
+
+_NAMES = ("out_features", "out_channels", "embedding_dim", "nf")
+"""How modules call the width of their result."""
+
+
+def narrow_(module: nn.Module, axes: Mapping[str, int], size: int) -> nn.Module:
+    """Makes some parameters of a module narrower, in place; their values are new and undefined.
+
+    The module's forward takes its widths from its parameters. ``axes``: name of a parameter -> the
+    axis that gets the new size; all are equally wide before.
+
+    Example:
+        >>> narrow_(torch.nn.Embedding(10, 4), {"weight": -1}, 3)
+        Embedding(10, 3)
+    """
+    if size < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+    sizes = set()
+    for name, axis in axes.items():
+        old = dict(module.named_parameters(recurse=False)).get(name)
+        if old is None:
+            raise ValueError(f"{type(module).__name__} has no parameter {name!r}")
+        if not -old.ndim <= axis < old.ndim:
+            raise ValueError(f"parameter {name!r} {tuple(old.shape)} has no axis {axis}")
+        sizes.add(old.shape[axis])
+        shape = list(old.shape)
+        shape[axis] = size
+        new = torch.empty(shape, dtype=old.dtype, device=old.device)
+        setattr(module, name, nn.Parameter(new, requires_grad=old.requires_grad))
+    if len(sizes) > 1:
+        raise ValueError(f"the axes {dict(axes)} are {sorted(sizes)} wide, not of one width")
+    for name in _NAMES:
+        if getattr(module, name, None) in sizes:
+            setattr(module, name, size)
+    return module

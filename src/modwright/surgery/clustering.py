@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.core.errors import InvalidInputError
-from modwright.nn.channel_mixers.expert_shape import nearest_divisors
+from modwright.nn.routing import nearest_divisors
 
 __all__ = ["assign_evenly", "balanced_kmeans", "inertia", "split_evenly"]
 

@@ -33,8 +33,7 @@ from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import BareAttention, FactorPair, FeedForward
 from modwright.nn.block import Block as VisionBlock
 from modwright.nn.channel_mixers.mlp import Mlp as VisionMlp
-from modwright.nn.grid_positions import LearnedTable
-from modwright.nn.prefix_tokens import PrefixTokens
+from modwright.nn.grid_positions import LearnedTable, PrefixTokens
 from modwright.nn.token_mixers.self_attention import STORAGE, SelfAttention
 
 __all__ = ["HierarchicalVisionFamily", "VisionFamily"]

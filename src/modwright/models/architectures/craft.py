@@ -15,14 +15,17 @@ from modwright.models.registry import register_architecture
 from modwright.models.state_dict_converter import StateDictConverter, same, under
 from modwright.models.vision_model import VisionConfig, VisionModel, token_block
 from modwright.nn.block import BlockSequence
-from modwright.nn.channel_mixers.gated_depthwise import GatedDepthwise
-from modwright.nn.cross_refinement import CrossRefinementBlock, HybridFusion, ResidualGroup
-from modwright.nn.high_frequency import HighFrequencyBlock
+from modwright.nn.channel_mixers.mlp import GatedDepthwise
+from modwright.nn.cross_refinement import (
+    CrossRefinementBlock,
+    HighFrequencyBlock,
+    HybridFusion,
+    ResidualGroup,
+)
 from modwright.nn.norms2d import make_norm
-from modwright.nn.stems.conv_stem import Conv, ConvStem
-from modwright.nn.stems.pixel_shuffle import PixelShuffleUp
+from modwright.nn.stems.conv_stem import Conv, ConvStem, PixelShuffleUp
 from modwright.nn.token_mixers.cross_channel_attention import CrossChannelAttention
-from modwright.nn.token_mixers.rectangle_window_attention import RectangleWindowAttention
+from modwright.nn.token_mixers.window_attention import RectangleWindowAttention
 
 __all__ = ["VARIANTS", "CraftConfig", "CraftForImageSuperResolution"]
 

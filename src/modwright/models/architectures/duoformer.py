@@ -14,13 +14,10 @@ from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.state_dict_converter import StateDictConverter, same, under
 from modwright.models.vision_model import start_normal, token_block
-from modwright.nn.block import BlockSequence
-from modwright.nn.conv_backbone import ConvBackbone
-from modwright.nn.grid_positions import LearnedTable
+from modwright.nn.block import BlockSequence, drop_path_rates
+from modwright.nn.conv_backbone import ConvBackbone, ResNetStages
+from modwright.nn.grid_positions import LearnedTable, PrefixTokens
 from modwright.nn.layouts import SpatialShape
-from modwright.nn.prefix_tokens import PrefixTokens
-from modwright.nn.residual import drop_path_rates
-from modwright.nn.resnet_stages import ResNetStages
 from modwright.nn.stems.backbone_tokens import ChannelToken, MultiScalePatchTokens
 from modwright.nn.token_mixers.self_attention import SelfAttention
 

@@ -16,14 +16,18 @@ from torch import nn
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.vision_model import start_normal
-from modwright.nn.block import Block, BlockSequence
+from modwright.nn.block import (
+    Block,
+    BlockSequence,
+    BranchedBlock,
+    EmbeddedBlock,
+    FrequencyPair,
+    Stage,
+)
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.frequency_blocks import BranchedBlock, EmbeddedBlock, FrequencyPair
 from modwright.nn.multi_group_conv import MultiGroupConv
-from modwright.nn.pooled_projection import PooledProjection
-from modwright.nn.stage import Stage
-from modwright.nn.stems.conv_stem import Conv, ConvStem
-from modwright.nn.token_mixers.multi_head_conv_attention import MultiHeadConvAttention
+from modwright.nn.stems.conv_stem import Conv, ConvStem, PooledProjection
+from modwright.nn.token_mixers.pooling import MultiHeadConvAttention
 from modwright.nn.token_mixers.reduced_attention import POOLS, ReducedAttention
 
 __all__ = ["VARIANTS", "FmvitConfig", "FmvitForImageClassification", "hidden_width"]

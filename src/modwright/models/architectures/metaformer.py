@@ -14,12 +14,11 @@ from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
 from modwright.models.state_dict_converter import StateDictConverter, same, under
 from modwright.models.vision_model import start_normal
-from modwright.nn.block import Block, BlockSequence
+from modwright.nn.block import Block, BlockSequence, Stage
 from modwright.nn.channel_mixers.mlp import Mlp
 from modwright.nn.grid_positions import LearnedGrid
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.norms2d import make_norm
-from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem, Downsample
 from modwright.nn.token_mixers.pooling import (
     DepthwiseConvMixer,

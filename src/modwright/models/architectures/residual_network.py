@@ -10,7 +10,7 @@ from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
 from modwright.models.state_dict_converter import Names, StateDictConverter, under
-from modwright.nn.resnet_stages import BRANCHES, ResNetStages
+from modwright.nn.conv_backbone import BRANCHES, ResNetStages
 
 __all__ = ["VARIANTS", "ResidualNetworkConfig", "ResidualNetworkForImageClassification"]
 

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.state_dict_converter import StateDictConverter, same, under
-from modwright.nn.block import Block, BlockSequence
+from modwright.nn.block import Block, BlockSequence, Stage
 from modwright.nn.channel_mixers.mlp import Mlp, ResidualDepthwiseConv
-from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem, Downsample
-from modwright.nn.token_mixers.local_attention import AttentionWithLocalConv
 from modwright.nn.token_mixers.scale_aware_modulation import ScaleAwareModulation
+from modwright.nn.token_mixers.self_attention import AttentionWithLocalConv
 
 __all__ = ["MIXERS", "VARIANTS", "SMTConfig", "SMTForImageClassification"]
 

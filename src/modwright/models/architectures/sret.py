@@ -14,11 +14,10 @@ from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.state_dict_converter import StateDictConverter, same, under
 from modwright.models.vision_model import token_block
+from modwright.nn.block import Stage, drop_path_rates
 from modwright.nn.grid_positions import LearnedGrid
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.recursive import RecursiveStage, looping
-from modwright.nn.residual import drop_path_rates
-from modwright.nn.stage import Stage
 from modwright.nn.stems.conv_stem import Conv, ConvStem, Downsample
 from modwright.nn.token_mixers.sliced_attention import PERMUTATIONS, SlicedAttention
 

@@ -12,11 +12,9 @@ from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
 from modwright.models.state_dict_converter import StateDictConverter, same, under
 from modwright.models.vision_model import token_block
-from modwright.nn.block import BlockSequence
+from modwright.nn.block import BlockSequence, Stage
 from modwright.nn.norms2d import make_norm
-from modwright.nn.patch_merging import PatchMerging
-from modwright.nn.stage import Stage
-from modwright.nn.stems.conv_stem import Conv, ConvStem
+from modwright.nn.stems.conv_stem import Conv, ConvStem, PatchMerging
 from modwright.nn.token_mixers.window_attention import WindowAttention
 
 __all__ = ["VARIANTS", "SwinTransformerConfig", "SwinTransformerForImageClassification"]

@@ -13,11 +13,8 @@ from modwright.core.errors import InvalidInputError
 from modwright.models.classifier import ImageConfig, TokenClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.state_dict_converter import StateDictConverter, same, under
-from modwright.nn.block import Block, BlockSequence
-from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.dense_block import DenseBlock, DenseTransition
-from modwright.nn.ghost import GhostLinear, GhostMlp
-from modwright.nn.squeeze_excite import SqueezeExcite
+from modwright.nn.block import Block, BlockSequence, DenseBlock, DenseTransition
+from modwright.nn.channel_mixers.mlp import GhostLinear, GhostMlp, Mlp, SqueezeExcite
 from modwright.nn.stems.conv_stem import Conv, ConvStem
 from modwright.nn.stems.t2t import SPLITS, T2TStem, TokenLayer
 from modwright.nn.token_mixers.performer import PerformerAttention

@@ -14,11 +14,10 @@ from modwright.models.registry import register_architecture
 from modwright.models.state_dict_converter import Names, StateDictConverter, under
 from modwright.models.vision_model import token_block
 from modwright.nn.block import Block, BlockSequence
-from modwright.nn.channel_mixers.mlp import Mlp
+from modwright.nn.channel_mixers.mlp import Mlp, SqueezeExcite
 from modwright.nn.grid_positions import LearnedTable
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.nested_block import NestedBlock, PixelToPatch
-from modwright.nn.squeeze_excite import SqueezeExcite
 from modwright.nn.stems.pixel_embed import PixelEmbed
 from modwright.nn.token_mixers.self_attention import SelfAttention
 

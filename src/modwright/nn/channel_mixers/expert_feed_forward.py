@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.core.compat.torch import has_forward_hooks
-from modwright.nn.channel_mixers.expert_shape import STORED, ExpertShape
 from modwright.nn.channel_mixers.feed_forward import FeedForward
-from modwright.nn.routing import choose_experts
+from modwright.nn.routing import STORED, ExpertShape, choose_experts
 
 __all__ = ["ExpertFeedForward", "mean_keys"]
 
@@ -49,21 +48,12 @@ class _Inner(NamedTuple):
 class ExpertFeedForward(FeedForward):
     """down(act(up x)), or down(act(gate x) * up x), over the neurons of each token's experts.
 
-    Args:
-        shape: its structure.
-        act: the activation that ``shape.activation`` names; a host gives its own.
-
-    Shapes:
-        x (b, t, d) -> (b, t, d); up and gate (I, d), down (d, I); the buffers ``order`` (I,), the
-        number that each neuron had before neurons were grouped, and ``avg_key`` (N, d) for that
-        score.
-
-    The mask form is the plain truth. The dispatch form reads weights by expert, so a map that is
-    not a plain linear one (an adapter, a hook that watches it) makes it run as a mask.
+    x (b, t, d) -> (b, t, d). Buffers: ``order`` (I,), the number that each neuron had before
+    neurons were grouped, and ``avg_key`` (N, d) for that score. The mask form is the plain truth.
+    The dispatch form reads weights by expert, so a map that is not a plain linear one (an adapter,
+    a hook that watches it) makes it run as a mask.
 
     Example:
-        >>> import torch
-        >>> from modwright.nn import ExpertShape
         >>> shape = ExpertShape(8, 32, "relu", num_experts=4, top_k=2)
         >>> part = ExpertFeedForward(shape, torch.relu)
         >>> part(torch.zeros(1, 5, 8)).shape, part.route(torch.zeros(1, 5, 8)).sum(-1).tolist()

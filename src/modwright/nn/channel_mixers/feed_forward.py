@@ -19,7 +19,6 @@ class FeedForwardShape:
     """Everything that fixes the structure of a :class:`FeedForward`; plain JSON values.
 
     Attributes:
-        hidden_size: width of the residual stream.
         intermediate_size: neurons.
         activation: its name, as configs of transformers have it ("silu", "gelu_new").
         gated: down(act(gate x) * up x) rather than down(act(up x)).
@@ -48,12 +47,8 @@ class FeedForwardShape:
 class FeedForward(nn.Module):
     """down(act(up x)), or down(act(gate x) * up x): the MLP of a Transformer, dense.
 
-    Args:
-        shape: its structure.
-        act: the activation that ``shape.activation`` names; a host gives its own.
-
-    Shapes:
-        x (b, t, d) -> (b, t, d); up and gate (I, d), down (d, I).
+    x (b, t, d) -> (b, t, d); up and gate (I, d), down (d, I). ``act`` is what ``shape.activation``
+    names; a host gives its own.
 
     Example:
         >>> import torch

@@ -20,12 +20,7 @@ __all__ = ["ExpertStack", "Mixture", "MixtureShape", "Router", "naive_mixture", 
 class MixtureShape:
     """Everything that fixes the structure of a :class:`Mixture`; plain JSON values.
 
-    Attributes:
-        hidden_size: width of the residual stream.
-        intermediate_size: neurons of each expert.
-        num_experts: how many there are.
-        top_k: how many work on a position.
-        activation: its name, as configs of transformers have it.
+    ``intermediate_size`` counts the neurons of each expert, ``top_k`` the experts of a position.
     """
 
     hidden_size: int
@@ -49,9 +44,7 @@ class MixtureShape:
 
 
 def route(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The experts of each position and their weights, which sum to one.
-
-    Shapes: logits (n, E) -> index (n, top_k), weights (n, top_k) in float32.
+    """logits (n, E) -> each position's experts and their weights in float32, which sum to one.
 
     Example:
         >>> index, weights = route(torch.tensor([[0.0, 1.0, 1.0]]), 2)
@@ -93,12 +86,9 @@ class ExpertStack(nn.Module):
 
 
 class Mixture(nn.Module):
-    """Sum over the chosen experts of weight times down(act(gate x) * up x).
+    """Sum over the chosen experts of weight times down(act(gate x) * up x): (b, t, d) -> (b, t, d).
 
     Each expert runs once, on the positions that chose it. Parameter names are those of Mixtral.
-
-    Shapes:
-        x (b, t, d) -> (b, t, d).
 
     Example:
         >>> shape = MixtureShape(8, intermediate_size=16, num_experts=4, top_k=2, activation="silu")

@@ -27,12 +27,7 @@ __all__ = [
 def region_positions(
     spatial_shape: SpatialShape, factor: int, column_first: bool = False
 ) -> Tensor:
-    """Places under each cell: (P, factor ** 2) indices of a row-major map.
-
-    Args:
-        spatial_shape: of the cells.
-        factor: places under a cell along one side.
-        column_first: they go down the columns instead of along the rows.
+    """Places under each cell, along rows or columns: (P, factor ** 2) indices of a row-major map.
 
     Example:
         >>> region_positions((1, 2), 2, column_first=True).tolist()
@@ -46,11 +41,7 @@ def region_positions(
 
 
 def gather_regions(x: Tensor, spatial_shape: SpatialShape, column_first: bool = False) -> Tensor:
-    """(B, C, H, W) -> (B, P, (H / grid height) ** 2, C): what lies under each cell.
-
-    Raises:
-        ValueError: the map is not the grid refined by one whole factor.
-    """
+    """(B, C, H, W) -> (B, P, (H / grid height) ** 2, C): what lies under each cell."""
     height, width = x.shape[2:]
     factor = height // spatial_shape[0]
     if factor < 1 or (height, width) != (factor * spatial_shape[0], factor * spatial_shape[1]):
@@ -94,20 +85,9 @@ class PointwiseProjection(nn.Conv2d):
 class MultiScalePatchTokens(nn.Module):
     """Projects each map, and gathers under every cell of the last one, the coarsest map first.
 
-    The map next to the coarsest goes down its columns, all others go along their rows, as the
-    released code has it: positions that were learned for one order do not fit another.
-
-    Args:
-        channels: of each map.
-        dim: D.
-        spatial_shape: of the cells; any unless it is said.
-
-    Shapes:
-        One (B, C, H, W) per map -> (B, P, T, D), T = 1 + 4 + 16 + ...
-
-    Raises:
-        ValueError: another number of maps, a map that is not twice as fine as the next, or another
-            grid than the one that was said.
+    One (B, C, H, W) per map -> (B, P, T, D), T = 1 + 4 + 16 + ... The map next to the coarsest goes
+    down its columns, all others go along their rows, as the released code has it: positions that
+    were learned for one order do not fit another.
 
     Example:
         >>> maps = [torch.zeros(2, 4, 8, 8), torch.zeros(2, 6, 4, 4)]
@@ -153,20 +133,10 @@ class MultiScalePatchTokens(nn.Module):
 
 
 class ChannelToken(nn.Module):
-    """A token per cell, made of the channels of all maps brought to the coarsest one's size.
+    """A token per cell of the channels of all maps: one (B, C, H, W) per map -> (B, P, 1, D).
 
     Each map passes as many strided convolutions as it takes, and a maximum over 2 x 2 places last;
     the maps side by side then pass four convolutions with batch norm and ReLU.
-
-    Args:
-        channels: of each map, the finest first.
-        dim: D.
-
-    Shapes:
-        One (B, C, H, W) per map -> (B, P, 1, D).
-
-    Raises:
-        ValueError: another number of maps.
 
     Example:
         >>> maps = [torch.zeros(2, 4, 8, 8), torch.zeros(2, 6, 4, 4)]

@@ -12,9 +12,6 @@ __all__ = ["PixelEmbed", "cut_patches"]
 def cut_patches(x: Tensor, side: int) -> Tensor:
     """(B, C, H, W) -> (B N, C, side, side): the N patches of each image, row by row.
 
-    Raises:
-        ValueError: the patches do not fill the image.
-
     Example:
         >>> import torch
         >>> cut_patches(torch.zeros(2, 3, 8, 12), 4).shape
@@ -30,22 +27,9 @@ def cut_patches(x: Tensor, side: int) -> Tensor:
 class PixelEmbed(nn.Module):
     """One strided convolution that sees each patch by itself (arXiv 2103.00112).
 
-    A patch's border is padded with zeros, so no word knows anything of the patches beside it.
-
-    Args:
-        in_channels: of the image.
-        dim: channels of a word.
-        patch: side of a patch in pixels.
-        stride: pixels from word to word.
-        kernel_size: odd; in pixels.
-        whole: the image is convolved before it is cut, so words at borders see over them. The
-            first public port of the paper had it so.
-
-    Shapes:
-        (B, C, H, W) -> (B N, m, dim), N patches of m words each.
-
-    Raises:
-        ValueError: an even kernel, or, with ``whole``, a stride that does not divide the patch.
+    (B, C, H, W) -> (B N, m, dim), N patches of m words each. A patch's border is padded with zeros,
+    so no word knows anything of the patches beside it. With ``whole`` the image is convolved before
+    it is cut and words at borders see over them, as in the first public port of the paper.
 
     Example:
         >>> import torch

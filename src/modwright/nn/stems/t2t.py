@@ -19,16 +19,9 @@ SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 class SoftSplit(nn.Module):
     """Every window of a map becomes one token: all channels of its first place, of its next, ...
 
-    The channels of a token are ordered by channel first and by place in the window second. A
-    linear layer behind it is a convolution.
-
-    Args:
-        kernel: side of a window.
-        stride: from one window to the next.
-        padding: zeros around the map.
-
-    Shapes:
-        (B, C, H, W) -> (B, H' W', C kernel^2), with H' = (H + 2 padding - kernel) // stride + 1.
+    (B, C, H, W) -> (B, H' W', C kernel^2), with H' = (H + 2 padding - kernel) // stride + 1.
+    Channels are ordered by channel first and by place second: a linear layer behind it is a
+    convolution.
 
     Example:
         >>> import torch
@@ -55,15 +48,8 @@ class SoftSplit(nn.Module):
 class TokenLayer(nn.Module):
     """A Transformer layer that narrows tokens: y = v + attention, y + MLP(norm(y)).
 
-    The values stand in for the stream in the first residual, which has other widths at its ends.
-
-    Args:
-        dim: channels that come in.
-        attention: from ``dim`` to its own ``width``.
-        drop: dropout behind the MLP.
-
-    Shapes:
-        (B, N, C) -> (B, N, attention.width).
+    (B, N, C) -> (B, N, attention.width). The values stand in for the stream in the first residual,
+    which has other widths at its ends. ``drop`` is behind the MLP.
 
     Example:
         >>> import torch
@@ -91,15 +77,8 @@ class TokenLayer(nn.Module):
 class T2TStem(nn.Module):
     """Splits a map softly and narrows the tokens, again and again; a linear layer ends it.
 
-    Args:
-        in_channels: of the image.
-        dim: channels that go out.
-        token_dim: channels between the splits.
-        layer: makes the layer behind each split but the last, from (channels in, token_dim).
-        splits: (kernel, stride, padding) of each split.
-
-    Shapes:
-        (B, C, H, W) -> (B, dim, H / 16, W / 16) with the splits of the paper.
+    (B, C, H, W) -> (B, dim, H / 16, W / 16) with the splits of the paper. ``layer`` makes what
+    stands behind each split but the last, from (channels in, token_dim).
 
     Example:
         >>> import torch

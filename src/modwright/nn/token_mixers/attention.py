@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.nn.norms import RMSNorm
-from modwright.nn.positions import gather_rotary, rotate
 
-__all__ = ["AttentionShape", "BareAttention", "GridAttention", "GroupedAttention"]
-__all__ += ["naive_attention", "sdpa_attention"]
+__all__ = [
+    "AttentionShape",
+    "BareAttention",
+    "GridAttention",
+    "GroupedAttention",
+    "gather_rotary",
+    "naive_attention",
+    "rotate",
+    "rotate_half",
+    "sdpa_attention",
+]
 
 
 @dataclass(frozen=True)
@@ -98,9 +106,9 @@ def naive_attention(
 ) -> tuple[Tensor, Tensor]:
     """The truth: scores, mask, softmax in float32, weighted sum; every step a tensor of its own.
 
-    Shapes: query (b, h, t, d), key (b, k, s, d), value (b, k, s, e) -> (b, t, h, e), weights.
-    ``attention_mask`` is additive (float) or boolean (True = visible), broadcast to (b, h, t, s);
-    without one, a causal module hides later positions.
+    query (b, h, t, d), key (b, k, s, d), value (b, k, s, e) -> (b, t, h, e), weights. The mask is
+    additive (float) or boolean (True = visible), broadcast to (b, h, t, s); without one, a causal
+    module hides later positions.
     """
     key, value = _expand(module, key), _expand(module, value)
     scores = query @ key.transpose(-1, -2) * scaling
@@ -153,13 +161,11 @@ class GroupedAttention(nn.Module):
     """Attention with its own ranks for query/key and for value, and any map from query to KV heads.
 
     It follows the calling convention of transformers (keyword ``hidden_states``, the cache under
-    any of its names, a tuple as result), so it can be placed into any block. Which attention
-    function runs is given by ``attend``; the default is torch's fused one.
+    any of its names, a tuple as result), so it can be placed into any block.
 
-    Shapes:
-        hidden_states (b, t, hidden_size) -> (b, t, hidden_size), or (b, t, H * v_head_dim) with
-        ``project_out=False``. The cache holds keys (b, K, s, qk_head_dim) and values
-        (b, K, s, v_head_dim).
+    hidden_states (b, t, hidden_size) -> the same, or (b, t, H * v_head_dim) with
+    ``project_out=False``. The cache holds keys (b, K, s, qk_head_dim) and values (b, K, s,
+    v_head_dim).
 
     Example:
         >>> shape = AttentionShape(16, num_heads=4, num_kv_heads=2, qk_head_dim=4, v_head_dim=6,
@@ -279,13 +285,7 @@ class GroupedAttention(nn.Module):
 
 
 class BareAttention(GroupedAttention):
-    """A grouped attention in the calling convention of timm's blocks: a tensor in, a tensor out.
-
-    Example:
-        >>> shape = AttentionShape(8, 2, 2, 4, 4, scaling=0.5, causal=False)
-        >>> BareAttention(shape)(torch.zeros(1, 5, 8)).shape
-        torch.Size([1, 5, 8])
-    """
+    """A grouped attention in the calling convention of timm's blocks: a tensor in, a tensor out."""
 
     def forward(  # type: ignore[override]
         self,
@@ -323,3 +323,32 @@ def _take_cache(kwargs: dict[str, Any]) -> Any:
     found = [kwargs.pop(name, None) for name in ("cache", "past_key_values", "layer_past")]
     kwargs.pop("use_cache", None)
     return next((cache for cache in found if cache is not None), None)
+
+
+def rotate_half(x: Tensor) -> Tensor:
+    """(x1, x2) -> (-x2, x1), where x1 and x2 are the halves of the last axis."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((-second, first), dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turns every pair (j, j + d/2) of ``x`` (..., d) by its angle, in the first r <= d channels.
+
+    ``cos`` and ``sin`` broadcast to (..., r); the rest stays (partial rotary).
+    """
+    width = cos.shape[-1]
+    if width == x.shape[-1]:
+        return x * cos + rotate_half(x) * sin
+    turned, rest = x[..., :width], x[..., width:]
+    return torch.cat((turned * cos + rotate_half(turned) * sin, rest), dim=-1)
+
+
+def gather_rotary(cos: Tensor, sin: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Picks, for each key/value head, the angles of the channels that the head kept.
+
+    cos and sin (b, t, r) as the model computes them for all r rotary channels, index (k, d) -> both
+    (b, t, k, d). The index r stands for "not rotated" (cos 1, sin 0).
+    """
+    flat, shape = index.reshape(-1), (*cos.shape[:2], *index.shape)
+    cos, sin = F.pad(cos, (0, 1), value=1.0), F.pad(sin, (0, 1), value=0.0)
+    return cos.index_select(-1, flat).view(shape), sin.index_select(-1, flat).view(shape)

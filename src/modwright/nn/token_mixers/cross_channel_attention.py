@@ -12,19 +12,10 @@ __all__ = ["CrossChannelAttention"]
 class CrossChannelAttention(nn.Module):
     """Channels of a head attend to each other; what they compare is their whole image.
 
-    Each map is made by a 1 x 1 and a depthwise 3 x 3 convolution, none with a bias. Queries and
-    keys are scaled to length 1 over all places, in float32 at least, and scores by a learned
-    number per head. So every place depends on all others, through C / heads x C / heads numbers.
-
-    Args:
-        dim: channels.
-        num_heads: heads.
-
-    Shapes:
-        asking (B, C, H, W), answering (B, C, H, W) -> (B, C, H, W).
-
-    Raises:
-        ValueError: the heads do not divide the channels.
+    asking (B, C, H, W), answering (B, C, H, W) -> (B, C, H, W). Each map is made by a 1 x 1 and a
+    depthwise 3 x 3 convolution, none with a bias. Queries and keys are scaled to length 1 over all
+    places, in float32 at least, and scores by a learned number per head. So every place depends on
+    all others, through C / heads x C / heads numbers.
 
     Example:
         >>> maps = torch.zeros(2, 1, 8, 4, 4)

@@ -36,13 +36,10 @@ def naive_performer(q: Tensor, k: Tensor, v: Tensor, features: Tensor, eps: floa
 def performer(q: Tensor, k: Tensor, v: Tensor, features: Tensor, eps: float) -> Tensor:
     """The same numbers in L m d steps, through sums of logarithms that cannot overflow.
 
-    Per feature, a softmax over the keys takes a mean of the values; per query, a softmax over the
-    features takes a mean of those. What ``eps`` does to a small divisor is one factor at the end.
-
-    Args:
-        q, k, v: (..., L, d).
-        features: (m, d).
-        eps: added to the divisor; 0 leaves a mean of the values however small it is.
+    q, k, v (..., L, d), features (m, d). Per feature, a softmax over the keys takes a mean of the
+    values; per query, a softmax over the features takes a mean of those. What ``eps`` does to a
+    small divisor is one factor at the end; 0 leaves a mean of the values however small the divisor
+    is.
     """
     of_keys = k @ features.T - k.square().sum(-1, keepdim=True) / 2
     sums = of_keys.logsumexp(-2, keepdim=True)
@@ -59,23 +56,10 @@ def performer(q: Tensor, k: Tensor, v: Tensor, features: Tensor, eps: float) -> 
 class PerformerAttention(SelfAttention):
     """Attention of all tokens to all tokens at a cost that grows as their number does.
 
-    The random vectors are orthogonal, are not trained, and belong to the weights. Sums are in
-    float32 whatever the precision of the input.
-
-    Args:
-        dim: channels that come in.
-        num_heads: heads.
-        num_features: random vectors; the error falls with the root of their number.
-        out_dim: channels that go out; ``dim`` unless it is said.
-        qkv_bias: bias of the map to queries, keys and values.
-        proj_drop: dropout on the result.
-        eps: added to the divisor, which is small where no key is like the query.
-
-    Shapes:
-        (B, N, C) -> (B, N, out_dim).
-
-    Raises:
-        ValueError: there is no random vector.
+    (B, N, C) -> (B, N, out_dim). The random vectors are orthogonal, are not trained, and belong to
+    the weights; the error falls with the root of their number. Sums are in float32 whatever the
+    precision of the input. ``eps`` is added to the divisor, which is small where no key is like the
+    query.
 
     Example:
         >>> PerformerAttention(8, 2, num_features=4)(torch.zeros(1, 5, 8)).shape

@@ -32,22 +32,17 @@ MIXERS: dict[str, Callable[[int, int, int], nn.Module]] = {
 class PlacedMixer(nn.Module):
     """Mixes the places of a grid; tokens before them each get the mean of the places minus itself.
 
-    The identity leaves all tokens as they are, so it needs no grid and stands in any model.
+    (B, prefix + H W, C) -> the same. The identity leaves all tokens as they are, so it needs no
+    grid and stands in any model.
 
     Args:
         mixer: one of :data:`MIXERS`.
-        hidden_size: channels.
         places: of the grid, H W.
-        kernel_size: side of the kernel of "pool" and "depthwise".
         grid: (H, W), for hosts that do not call it with one.
         prefix: tokens before the places.
         as_tuple: returns (x, None), the convention of transformers' attentions.
 
-    Shapes:
-        (B, prefix + H W, C) -> the same.
-
     Example:
-        >>> import torch
         >>> mixer = PlacedMixer("pool", hidden_size=8, places=6, grid=(2, 3), prefix=1)
         >>> mixer(torch.zeros(1, 7, 8)).shape
         torch.Size([1, 7, 8])

@@ -8,9 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from modwright.nn.activations import make_activation
 from modwright.nn.layouts import SpatialShape
 
-__all__ = ["DepthwiseConvMixer", "IdentityMixer", "Pooling", "RandomMixing", "SpatialFC"]
+__all__ = [
+    "DepthwiseConvMixer",
+    "IdentityMixer",
+    "MultiHeadConvAttention",
+    "Pooling",
+    "RandomMixing",
+    "SpatialFC",
+]
 
 
 class Pooling(nn.Module):
@@ -18,12 +26,6 @@ class Pooling(nn.Module):
 
     Where no gradient is wanted, means on the CPU are taken along one axis and then along the other:
     two additions per axis and step instead of all places of the neighborhood.
-
-    Args:
-        pool_size: side of the neighborhood, odd.
-
-    Shapes:
-        (B, C, H, W) -> the same.
 
     Example:
         >>> Pooling(3)(torch.ones(1, 2, 4, 4)).abs().max()
@@ -54,11 +56,7 @@ class IdentityMixer(nn.Module):
 
 
 class SpatialFC(nn.Module):
-    """One learned matrix over the places, shared by all channels; it fixes the grid.
-
-    Args:
-        num_tokens: places H W.
-    """
+    """One learned matrix over the places, shared by all channels; it fixes the grid."""
 
     layout = "map"
 
@@ -74,11 +72,7 @@ class SpatialFC(nn.Module):
 
 
 class RandomMixing(nn.Module):
-    """One frozen random matrix over the places, a softmax along each of its rows.
-
-    Args:
-        num_tokens: places H W; the matrix holds their square.
-    """
+    """One frozen random matrix over the places, a softmax along each of its rows."""
 
     layout = "map"
 
@@ -100,12 +94,7 @@ class RandomMixing(nn.Module):
 
 
 class DepthwiseConvMixer(nn.Module):
-    """A convolution per channel.
-
-    Args:
-        dim: channels.
-        kernel_size: odd.
-    """
+    """A convolution per channel."""
 
     layout = "map"
 
@@ -167,3 +156,26 @@ def _check_positions(x: Tensor, num_tokens: int) -> None:
             f"built for {num_tokens} places, not for a grid of {height} x {width}: "
             "this mixer takes one image size"
         )
+
+
+class MultiHeadConvAttention(nn.Module):
+    """proj(act(conv x)), the last map without a bias (arXiv 2207.05501).
+
+    ``conv`` mixes places and keeps the shape; grouped, it mixes few channels.
+
+    Example:
+        >>> mixer = MultiHeadConvAttention(8, nn.Conv2d(8, 8, 3, padding=1, groups=2))
+        >>> mixer(torch.zeros(1, 8, 4, 4)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    layout = "map"
+
+    def __init__(self, dim: int, conv: nn.Module, act: str = "relu") -> None:
+        super().__init__()
+        self.conv, self.act = conv, make_activation(act)
+        self.proj = nn.Conv2d(dim, dim, 1, bias=False)
+
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+        out: Tensor = self.proj(self.act(self.conv(x)))
+        return out

@@ -39,21 +39,14 @@ POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {"square": _square, "flat": 
 class ReducedAttention(SelfAttention):
     """Queries of all places; keys and values of a map that is coarser by ``reduction``.
 
+    (B, C, H, W) -> the same.
+
     Args:
-        dim: channels.
-        head_dim: channels of a head.
         reduction: r: one key per r x r places. With 1 there is neither pooling nor norm.
         pool: a name of :data:`POOLS`.
         projection: makes the maps to queries, keys and values from (in, out, bias); 1 x 1
             convolutions with a bias unless it is said.
         value: makes the map to values, where it is another one.
-
-    Shapes:
-        (B, C, H, W) -> the same.
-
-    Raises:
-        ValueError: the heads do not fill the channels, an unknown pool, or a map that has no whole
-            pools.
 
     Example:
         >>> ReducedAttention(32, 16, reduction=2)(torch.zeros(1, 32, 4, 6)).shape
@@ -114,11 +107,7 @@ class ReducedAttention(SelfAttention):
         return self
 
     def fuse_affine_(self, affine: ScaleShift) -> None:
-        """Folds an affine map of the input in: an average of what is moved is the moved average.
-
-        Raises:
-            ValueError: a norm still stands between the pooling and the maps; ``fuse()`` first.
-        """
+        """Folds an affine map of the input in: an average of what is moved is the moved average."""
         if self.norm is not None:
             raise ValueError("the norm behind the pooling must be folded first")
         self._fuse_affine_(affine, ("q", "k", "v"))

@@ -1,7 +1,7 @@
 """Scale-aware modulation: values times features of several kernel sizes (arXiv 2307.08579).
 
 No product of tokens with tokens stands in it, so its cost grows with the places and not with their
-square. Axes: B batch, N tokens, C channels, h heads.
+square.
 """
 
 from __future__ import annotations
@@ -29,15 +29,7 @@ def _group_width(dim: int, num_heads: int) -> int:
 class MultiHeadMixedConv(nn.Module):
     """A convolution per channel whose kernel grows from head to head: 3, 5, 7, and so on.
 
-    Args:
-        dim: channels; each head has its own run of them.
-        num_heads: heads.
-
-    Shapes:
-        (B, C, H, W) -> the same, head after head.
-
-    Raises:
-        ValueError: the heads do not divide the channels.
+    (B, C, H, W) -> the same; each head has its own run of the channels.
 
     Example:
         >>> [conv.kernel_size[0] for conv in MultiHeadMixedConv(8, 4).heads]
@@ -62,19 +54,9 @@ class MultiHeadMixedConv(nn.Module):
 class ScaleAwareAggregation(nn.Module):
     """Brings the scales together: first one channel of every head, then all channels.
 
-    The first map mixes groups of h channels that hold the same channel of each head. So channels
-    that lie h groups apart have to be brought together before it.
-
-    Args:
-        dim: channels, head after head.
-        num_heads: heads.
-        ratio: channels between the two maps, per channel.
-
-    Shapes:
-        (B, C, H, W) -> the same.
-
-    Raises:
-        ValueError: the heads do not divide the channels, or the ratio is below 1.
+    (B, C, H, W) -> the same. The first map mixes groups of h channels that hold the same channel of
+    each head, so channels that lie h groups apart are brought together before it. Between the two
+    maps there are ``ratio`` channels per channel.
 
     Example:
         >>> ScaleAwareAggregation(8, 4)(torch.zeros(1, 8, 5, 6)).shape
@@ -102,11 +84,7 @@ class ScaleAwareAggregation(nn.Module):
         return out
 
     def fuse(self) -> ScaleAwareAggregation:
-        """Folds the batch norm into the map before it, in place.
-
-        Raises:
-            ValueError: the norm is in training mode, or its statistics are not finite.
-        """
+        """Folds the batch norm into the map before it, in place."""
         if isinstance(self.norm, nn.BatchNorm2d):
             self.expand, self.norm = fuse_conv_bn(self.expand, self.norm), None
         return self
@@ -132,20 +110,8 @@ def _map_channels(matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
 class ScaleAwareModulation(nn.Module):
     """proj(modulator * v(x)), the modulator made of s(x) by convolutions of several sizes.
 
-    The modulator is not kept: a forward hook on ``aggregate`` sees it.
-
-    Args:
-        dim: channels.
-        num_heads: kernel sizes.
-        ratio: of :class:`ScaleAwareAggregation`.
-        bias: of the maps to values and to what is modulated with.
-        proj_drop: dropout on the result.
-
-    Shapes:
-        (B, N, C) with its grid (H, W) -> the same.
-
-    Raises:
-        ValueError: the heads do not divide the channels, or the tokens do not fill the grid.
+    (B, N, C) with its grid (H, W) -> the same. The modulator is not kept: a forward hook on
+    ``aggregate`` sees it.
 
     Example:
         >>> ScaleAwareModulation(8, 4)(torch.zeros(1, 15, 8), (3, 5)).shape

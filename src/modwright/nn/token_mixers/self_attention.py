@@ -6,14 +6,22 @@ Axes: B batch, N tokens, C channels, H heads, d channels of a head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.nn.layouts import SpatialShape
+from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
 
-__all__ = ["STORAGE", "SelfAttention", "naive_attention"]
+__all__ = [
+    "STORAGE",
+    "AttentionWithLocalConv",
+    "SelfAttention",
+    "naive_attention",
+    "naive_local_attention",
+]
+
 
 # The linear layers that hold queries, keys and values, each named by what it gives, in order.
 STORAGE: dict[str, tuple[str, ...]] = {
@@ -32,22 +40,16 @@ def naive_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 class SelfAttention(nn.Module):
     """Softmax attention of all tokens to all tokens, prefix tokens included.
 
+    (B, N, C) -> (B, N, out_dim). A subclass may set ``bias``, a part that, called with the grid,
+    gives what is added to the scores (H, N, N), and ``proj_drop``, dropout on the result.
+
     Args:
-        dim: channels that come in.
-        num_heads: heads.
         out_dim: channels that go out, and width of queries, keys and values together; ``dim``
             unless it is said.
-        qkv_bias: biases of the maps to queries, keys and values.
         scale: of the scores; d ** -0.5 unless it is said.
-        storage: "fused", "q_kv", "qk_v" or "separate": how the three maps are stored.
+        storage: a name of :data:`STORAGE`.
         linear: makes a map from (in, out, bias).
         gate: a part that the result passes through, on (B, N, C).
-
-    A subclass may set ``bias``, a part that, called with the grid, gives what is added to the
-    scores (H, N, N), and ``proj_drop``, dropout on the result.
-
-    Shapes:
-        (B, N, C) -> (B, N, out_dim).
 
     Example:
         >>> SelfAttention(8, 2)(torch.zeros(1, 5, 8)).shape
@@ -111,3 +113,48 @@ class SelfAttention(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, scale={self.scale:.4g}"
+
+
+class AttentionWithLocalConv(SelfAttention):
+    """proj(attention + conv(v)): the values pass a convolution per channel, too (arXiv 2307.08579).
+
+    (B, N, C) with its grid (H, W) -> the same. The convolution needs a place for every token, so
+    there are no prefix tokens. It also tells places apart: a model with it needs no positions.
+
+    Example:
+        >>> AttentionWithLocalConv(8, 2)(torch.zeros(1, 15, 8), (3, 5)).shape
+        torch.Size([1, 15, 8])
+    """
+
+    def __init__(self, dim: int, num_heads: int, kernel_size: int = 3, **more: Any) -> None:
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, not {kernel_size}")
+        super().__init__(dim, num_heads, **{"storage": "q_kv", **more})
+        width = self.width
+        self.local = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
+
+    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+        if spatial_shape is None:
+            raise ValueError("attention with a convolution needs the grid of its tokens")
+        q, k, v = self.heads(x)
+        near = self.local(to_feature_map(v.transpose(1, 2).flatten(2), spatial_shape))
+        return self.finish(self.attend(q, k, v, spatial_shape) + to_tokens(near))
+
+
+def naive_local_attention(
+    part: AttentionWithLocalConv, x: Tensor, spatial_shape: SpatialShape
+) -> Tensor:
+    """What the part gives in eval mode, from scores that are kept and a sum over shifted maps."""
+    q, k, v = part.heads(x)
+    mixed = naive_attention(q, k, v, part.scale).transpose(1, 2).flatten(2)
+    height, width = spatial_shape
+    weight, bias = part.local.weight, part.local.bias
+    assert bias is not None
+    reach = weight.shape[-1] // 2
+    padded = F.pad(to_feature_map(v.transpose(1, 2).flatten(2), spatial_shape), [reach] * 4)
+    near = torch.zeros_like(mixed) + bias
+    for i in range(weight.shape[2]):
+        for j in range(weight.shape[3]):
+            shifted = padded[:, :, i : i + height, j : j + width]
+            near = near + to_tokens(shifted) * weight[:, 0, i, j]
+    return part.finish(mixed + near)

@@ -36,29 +36,19 @@ PERMUTATIONS: dict[str, Callable[[SlicedAttention, int, torch.device], Tensor | 
 
 
 class SlicedAttention(SelfAttention):
-    """Softmax attention of each token to the tokens of its own slice.
+    """Softmax attention of each token to the tokens of its own slice: (B, N, C) -> the same.
 
     With G slices of N tokens the two products of tokens with tokens cost N N / G instead of N N.
     On the first pass slices are runs of tokens in the order of the grid. On later ones all tokens
     are shuffled before they are sliced, and put back behind it, so that slices see others' tokens.
 
     Args:
-        dim: channels.
-        num_heads: heads.
         groups: slices on the first pass, on the second, and so on; the last entry counts for all
             passes behind it. With 1 the layer is plain attention and nothing is shuffled.
         permutation: a name of :data:`PERMUTATIONS`, in training.
         eval_permutation: the same in eval mode. With "random", which the authors' code has there,
             too, no two answers are equal.
         seed: of "fixed".
-        more: of :class:`SelfAttention`.
-
-    Shapes:
-        (B, N, C) -> the same.
-
-    Raises:
-        ValueError: an unknown name, no slices, slices that do not divide the tokens, or a
-            permutation that is none.
 
     Example:
         >>> part = SlicedAttention(8, 2, groups=[4, 2]).eval()
@@ -100,11 +90,7 @@ class SlicedAttention(SelfAttention):
         return self._fixed[tokens]
 
     def fix_permutation(self, order: Tensor | Sequence[int]) -> None:
-        """Puts another order in the place of the seed's. It is not saved with the weights.
-
-        Raises:
-            ValueError: it is no permutation.
-        """
+        """Puts another order in the place of the seed's. It is not saved with the weights."""
         listed = [int(index) for index in order]
         _check_permutation(listed, len(listed))
         self._fixed[len(listed)] = listed
@@ -116,14 +102,7 @@ class SlicedAttention(SelfAttention):
         loop: int = 0,
         permutation: Tensor | None = None,
     ) -> Tensor:
-        """One pass.
-
-        Args:
-            x: (B, N, C).
-            spatial_shape: not looked at.
-            loop: which pass of its block this is, from 0.
-            permutation: (N,) an order of the tokens for this call, whatever the pass is.
-        """
+        """Pass ``loop`` of its block, from 0; ``permutation`` orders the tokens for this call."""
         batch, tokens = x.shape[:2]
         groups = self.groups[min(loop, len(self.groups) - 1)]
         if tokens % groups:
