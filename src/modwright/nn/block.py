@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.activations import make_activation
 from modwright.nn.layouts import Layout, SpatialShape, call_in_layout, to_feature_map, to_tokens
 
 __all__ = [
@@ -73,24 +72,13 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape, **mixing: Any) -> Tensor:
-        if self.mixer is not None:
-            mixed = self._mix(self.norm1, self.mixer, x, spatial_shape, **mixing)
+        if self.norm1 is not None and self.mixer is not None:
+            mixed = call_in_layout(self.mixer, self.norm1(x), spatial_shape, self.layout, **mixing)
             x = self._add(x, mixed, self.ls1, self.res1)
-        if self.mlp is not None:
-            mixed = self._mix(self.norm2, self.mlp, x, spatial_shape)
+        if self.norm2 is not None and self.mlp is not None:
+            mixed = call_in_layout(self.mlp, self.norm2(x), spatial_shape, self.layout)
             x = self._add(x, mixed, self.ls2, self.res2)
         return x
-
-    def _mix(
-        self,
-        norm: nn.Module | None,
-        part: nn.Module,
-        x: Tensor,
-        spatial_shape: SpatialShape,
-        **extra: Any,
-    ) -> Tensor:
-        assert norm is not None
-        return call_in_layout(part, norm(x), spatial_shape, self.layout, **extra)
 
     def _add(
         self, x: Tensor, branch: Tensor, scale: nn.Module | None, residual: nn.Module | None
@@ -184,16 +172,14 @@ class LayerScale(nn.Module):
 class ScaledResidual(nn.Module):
     """a x + b branch with two learned numbers, both 1 at first (arXiv 2111.05297)."""
 
-    def __init__(self, alpha: float = 1.0, beta: float = 1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.start = (alpha, beta)
-        self.alpha = nn.Parameter(torch.empty(1))
-        self.beta = nn.Parameter(torch.empty(1))
+        self.alpha, self.beta = nn.Parameter(torch.empty(1)), nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.constant_(self.alpha, self.start[0])
-        nn.init.constant_(self.beta, self.start[1])
+        nn.init.ones_(self.alpha)
+        nn.init.ones_(self.beta)
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         return self.alpha * x + self.beta * branch
@@ -215,10 +201,8 @@ class Stage(nn.Module):
         norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.layout = layout
-        self.downsample, self.positions = downsample, positions
-        self.blocks = blocks
-        self.norm = norm
+        self.layout, self.downsample, self.positions = layout, downsample, positions
+        self.blocks, self.norm = blocks, norm
 
     def forward(self, x: Tensor) -> Tensor:
         if self.downsample is not None:
@@ -244,8 +228,7 @@ class EmbeddedBlock(nn.Module):
 
     def __init__(self, embed: nn.Module | None, blocks: Sequence[Block]) -> None:
         super().__init__()
-        self.embed = embed
-        self.blocks = nn.ModuleList(blocks)
+        self.embed, self.blocks = embed, nn.ModuleList(blocks)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
         if self.embed is not None:
@@ -276,8 +259,7 @@ class BranchedBlock(nn.Module):
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
         mixed = torch.cat([part(x, spatial_shape) for part in self.parts], dim=1)
-        out: Tensor = self.block(mixed, spatial_shape)
-        return out
+        return self.block(mixed, spatial_shape)
 
 
 class DenseBlock(nn.Module):
@@ -297,8 +279,7 @@ class DenseBlock(nn.Module):
         super().__init__()
         if growth < 1:
             raise ValueError(f"growth must be at least 1, not {growth}")
-        self.block = block
-        self.grow = nn.Linear(dim, growth)
+        self.block, self.grow = block, nn.Linear(dim, growth)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
         return torch.cat((x, self.grow(self.block(x, spatial_shape))), dim=2)
@@ -309,11 +290,9 @@ class DenseTransition(nn.Module):
 
     layout = "tokens"
 
-    def __init__(self, dim: int, out_dim: int, act: str = "gelu") -> None:
+    def __init__(self, dim: int, out_dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, out_dim)
-        self.act = make_activation(act)
+        self.linear, self.act = nn.Linear(dim, out_dim), nn.GELU()
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
-        out: Tensor = self.act(self.linear(x))
-        return out
+        return self.act(self.linear(x))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -30,18 +30,15 @@ class ConvBackbone(nn.Module):
         self.stages = nn.ModuleList()
         stride = first_stride
         for width in widths:
-            rows = [
-                Conv(width, 3, step, 1, bias=False, norm="bn2d", act="relu") for step in (stride, 1)
-            ]
+            rows = [_row(width, 3, step, "relu") for step in (stride, 1)]
             self.stages.append(ConvStem(in_channels, rows))
             in_channels, stride = width, 2
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        found = []
+        found = [x]
         for stage in self.stages:
-            x = stage(x)
-            found.append(x)
-        return found
+            found.append(stage(found[-1]))
+        return found[1:]
 
 
 class FanOutConv(nn.Conv2d):
@@ -68,10 +65,7 @@ def _row(width: int, kernel: int, stride: int, act: str = "identity") -> Conv:
 
 
 # The convolutions of a block's branch, from its width and stride.
-BRANCHES: dict[str, Callable[[int, int], list[Conv]]] = {
-    "basic": _basic,
-    "bottleneck": _bottleneck,
-}
+BRANCHES = {"basic": _basic, "bottleneck": _bottleneck}
 
 
 class ResNetBlock(nn.Module):
@@ -97,8 +91,7 @@ class ResNetBlock(nn.Module):
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         branch = self.drop_path(self.branch(x))
-        out: Tensor = self.act(branch + (x if self.shortcut is None else self.shortcut(x)))
-        return out
+        return self.act(branch + (x if self.shortcut is None else self.shortcut(x)))
 
 
 class ResNetStages(nn.Module):
@@ -144,9 +137,7 @@ class ResNetStages(nn.Module):
             self.stages.append(Stage(BlockSequence(blocks)))
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        found = []
-        x = self.stem(x)
+        found = [self.stem(x)]
         for stage in self.stages:
-            x = stage(x)
-            found.append(x)
-        return found
+            found.append(stage(found[-1]))
+        return found[1:]

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.activations import make_activation
 from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
-from modwright.nn.norms2d import make_norm
+from modwright.nn.norms2d import ChannelNorm
 
 __all__ = ["CrossRefinementBlock", "HighFrequencyBlock", "HybridFusion", "ResidualGroup"]
 
@@ -17,15 +16,12 @@ class HybridFusion(nn.Module):
 
     def __init__(self, dim: int, mixer: nn.Module, mlp: nn.Module) -> None:
         super().__init__()
-        self.norm1 = make_norm("ln", dim, layout="map")
-        self.mixer = mixer
-        self.norm2 = make_norm("ln", dim, layout="map")
-        self.mlp = mlp
+        self.norm1, self.mixer = ChannelNorm(dim), mixer
+        self.norm2, self.mlp = ChannelNorm(dim), mlp
 
     def forward(self, low: Tensor, high: Tensor) -> Tensor:
         x = low + self.mixer(high, self.norm1(low))
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        return x + self.mlp(self.norm2(x))
 
 
 class CrossRefinementBlock(nn.Module):
@@ -47,8 +43,7 @@ class CrossRefinementBlock(nn.Module):
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
         low = to_feature_map(self.low(to_tokens(x), spatial_shape), spatial_shape)
-        out: Tensor = self.fusion(low, self.high(x))
-        return out
+        return self.fusion(low, self.high(x))
 
 
 class ResidualGroup(nn.Module):
@@ -56,12 +51,10 @@ class ResidualGroup(nn.Module):
 
     def __init__(self, dim: int, blocks: nn.Module) -> None:
         super().__init__()
-        self.blocks = blocks
-        self.conv = nn.Conv2d(dim, dim, 3, padding=1)
+        self.blocks, self.conv = blocks, nn.Conv2d(dim, dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = x + self.conv(self.blocks(x, (x.shape[2], x.shape[3])))
-        return out
+        return x + self.conv(self.blocks(x, (x.shape[2], x.shape[3])))
 
 
 class HighFrequencyBlock(nn.Module):
@@ -76,7 +69,7 @@ class HighFrequencyBlock(nn.Module):
 
     layout = "map"
 
-    def __init__(self, dim: int, act: str = "gelu") -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         if dim % 2:
             raise ValueError(f"two branches share the channels: {dim} is odd")
@@ -84,11 +77,10 @@ class HighFrequencyBlock(nn.Module):
         self.conv = nn.Conv2d(half, half, 3, padding=1)
         self.pool = nn.MaxPool2d(3, 1, 1)
         self.fc = nn.Conv2d(half, half, 1)
-        self.act = make_activation(act)
+        self.act = nn.GELU()
         self.proj = nn.Conv2d(dim, dim, 1)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         first, second = x.chunk(2, dim=1)
         both = (self.act(self.conv(first)), self.act(self.fc(self.pool(second))))
-        out: Tensor = x + self.proj(torch.cat(both, dim=1))
-        return out
+        return x + self.proj(torch.cat(both, dim=1))

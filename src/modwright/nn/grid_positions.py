@@ -21,19 +21,17 @@ __all__ = [
 ]
 
 
-def resize_grid(spatial_shape: Tensor, size: SpatialShape, antialias: bool = True) -> Tensor:
+def resize_grid(table: Tensor, size: SpatialShape, antialias: bool = True) -> Tensor:
     """(1, C, H, W) -> (1, C, *size), bicubic, in float32.
 
     Example:
         >>> resize_grid(torch.ones(1, 4, 7, 7), (8, 6)).shape
         torch.Size([1, 4, 8, 6])
     """
-    if spatial_shape.shape[-2:] == torch.Size(size):
-        return spatial_shape
-    kept = F.interpolate(
-        spatial_shape.float(), size=size, mode="bicubic", align_corners=False, antialias=antialias
-    )
-    return kept.to(spatial_shape.dtype)
+    if table.shape[-2:] == torch.Size(size):
+        return table
+    kept = F.interpolate(table.float(), size=size, mode="bicubic", antialias=antialias)
+    return kept.to(table.dtype)
 
 
 def resize_table(
@@ -64,9 +62,9 @@ def sinusoids(length: int, dim: int) -> Tensor:
 class LearnedGrid(nn.Module):
     """Adds a learned map for ``spatial_shape``, resized to the grid of (B, C, H, W)."""
 
-    def __init__(self, dim: int, spatial_shape: SpatialShape, antialias: bool = True) -> None:
+    def __init__(self, dim: int, spatial_shape: SpatialShape) -> None:
         super().__init__()
-        self.spatial_shape, self.antialias = spatial_shape, antialias
+        self.spatial_shape = spatial_shape
         self.table = nn.Parameter(torch.empty(1, dim, *spatial_shape))
         self.reset_parameters()
 
@@ -74,11 +72,11 @@ class LearnedGrid(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + resize_grid(self.table, (x.shape[2], x.shape[3]), self.antialias)
+        return x + resize_grid(self.table, (x.shape[2], x.shape[3]))
 
     def fit(self, table: Tensor, old: SpatialShape | None = None) -> Tensor:
         """A table of another grid, resized to this one's."""
-        return resize_grid(table, self.spatial_shape, self.antialias)
+        return resize_grid(table, self.spatial_shape)
 
 
 class LearnedTable(nn.Module):
@@ -98,13 +96,8 @@ class LearnedTable(nn.Module):
         std: float = 0.02,
     ) -> None:
         super().__init__()
-        self.spatial_shape, self.prefix, self.antialias, self.fixed = (
-            spatial_shape,
-            prefix,
-            antialias,
-            fixed,
-        )
-        self.std = std
+        self.spatial_shape, self.prefix, self.antialias = spatial_shape, prefix, antialias
+        self.fixed, self.std = fixed, std
         length = prefix + spatial_shape[0] * spatial_shape[1]
         self.table = nn.Parameter(torch.empty(1, length, dim), requires_grad=not fixed)
         self.reset_parameters()
@@ -126,12 +119,10 @@ class LearnedTable(nn.Module):
     def fit(self, table: Tensor, old: SpatialShape | None = None) -> Tensor:
         """A table of another grid, a square one unless ``old`` says it, resized to this one's."""
         if old is None:
-            positions = table.shape[1] - self.prefix
-            side = math.isqrt(positions)
-            if side * side != positions:
-                raise ValueError(
-                    f"{positions} positions are no square grid: say which grid they are"
-                )
+            count = table.shape[1] - self.prefix
+            side = math.isqrt(count)
+            if side * side != count:
+                raise ValueError(f"{count} positions are no square grid: say which grid they are")
             old = (side, side)
         return resize_table(table, old, self.spatial_shape, self.prefix, self.antialias)
 

@@ -2,32 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
 __all__ = ["POOLS", "ClassifierHead", "DistilledHead"]
 
 
-def _average(x: Tensor, prefix: int) -> Tensor:
-    return x.mean((2, 3)) if x.dim() == 4 else x[:, prefix:].mean(1)
-
-
-def _token(x: Tensor, prefix: int) -> Tensor:
-    if x.dim() == 4 or prefix == 0:
-        raise ValueError("pool 'token' needs a class token: this model has none")
-    return x[:, 0]
-
-
-def _nothing(x: Tensor, prefix: int) -> Tensor:
-    return x
-
-
-POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "avg": _average,
-    "token": _token,
-    "": _nothing,
-}
+POOLS = ("avg", "token", "")
 
 
 class ClassifierHead(nn.Module):
@@ -61,8 +41,8 @@ class ClassifierHead(nn.Module):
         """A new map for another number of classes, and another pooling if one is named."""
         if pool is not None:
             if pool not in POOLS:
-                names = ", ".join(repr(name) for name in POOLS)
-                raise ValueError(f"unknown pool {pool!r}; valid values: {names}")
+                valid = ", ".join(map(repr, POOLS))
+                raise ValueError(f"unknown pool {pool!r}; valid values: {valid}")
             self.pool = pool
         if num_classes < 0:
             raise ValueError(f"num_classes must be 0 or more, not {num_classes}")
@@ -73,16 +53,22 @@ class ClassifierHead(nn.Module):
         return [self.fc]
 
     def forward(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        x = POOLS[self.pool](x, self.prefix)
+        x = self._pooled(x)
         as_map = x.dim() == 4
-        if as_map:
-            x = x.permute(0, 2, 3, 1)
-        if self.norm is not None:
-            x = self.norm(x)
-        x = self.drop(x)
-        if not pre_logits:
-            x = self.fc(x)
+        x = x.permute(0, 2, 3, 1) if as_map else x
+        x = self.drop(x if self.norm is None else self.norm(x))
+        x = x if pre_logits else self.fc(x)
         return x.permute(0, 3, 1, 2) if as_map else x
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        as_map = x.dim() == 4
+        if self.pool == "avg":
+            return x.mean((2, 3)) if as_map else x[:, self.prefix :].mean(1)
+        if self.pool == "token":
+            if as_map or self.prefix == 0:
+                raise ValueError("pool 'token' needs a class token: this model has none")
+            return x[:, 0]
+        return x
 
 
 class DistilledHead(ClassifierHead):
@@ -97,12 +83,10 @@ class DistilledHead(ClassifierHead):
     """
 
     def reset(self, num_classes: int, pool: str | None = None) -> None:
-        """New maps for another number of classes, and another pooling if one is named."""
         super().reset(num_classes, pool)
         self.fc_distilled = nn.Linear(self.dim, num_classes) if num_classes else nn.Identity()
 
     def classifiers(self) -> list[nn.Module]:
-        """The maps to classes."""
         return [self.fc, self.fc_distilled]
 
     def both(self, x: Tensor, pre_logits: bool = False) -> tuple[Tensor, Tensor]:

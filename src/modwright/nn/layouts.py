@@ -42,8 +42,7 @@ def call_in_layout(
     """Runs a part on ``x``, which has ``layout``, in the layout that the part declares, if any."""
     wanted = getattr(part, "layout", layout)
     if wanted == layout:
-        out: Tensor = part(x, spatial_shape, **extra)
-        return out
+        return part(x, spatial_shape, **extra)
     if wanted == "map":
         return to_tokens(part(to_feature_map(x, spatial_shape), spatial_shape, **extra))
     return to_feature_map(part(to_tokens(x), spatial_shape, **extra), spatial_shape)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -47,26 +48,18 @@ class MultiGroupConv(nn.Module):
                 raise ValueError(f"{groups} groups do not divide {inputs} and {outputs} channels")
         keeps = inputs == outputs and stride == 1
         if identity and not keeps:
-            raise ValueError(
-                f"no identity from {inputs} to {outputs} channels with a stride of {stride}"
-            )
+            raise ValueError(f"no identity from {inputs} to {outputs} channels, stride {stride}")
         self.convs = nn.ModuleList(
             nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
             for kernel, groups in branches
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(outputs) for _ in branches)
-        has_identity = keeps if identity is None else identity
-        self.identity = nn.BatchNorm2d(outputs) if has_identity else None
+        with_identity = keeps if identity is None else identity
+        self.identity = nn.BatchNorm2d(outputs) if with_identity else None
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = sum(norm(conv(x)) for conv, norm in zip(self.convs, self.norms))
+        out = sum(norm(conv(x)) for conv, norm in zip(self.convs, self.norms))
         return out if self.identity is None else out + self.identity(x)
-
-    def branches(self) -> Iterator[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-        """Each convolution with its norm."""
-        for conv, norm in zip(self.convs, self.norms):
-            assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            yield conv, norm
 
     def fuse(self) -> nn.Conv2d:
         """One convolution that gives the same numbers, by the running statistics.
@@ -75,8 +68,8 @@ class MultiGroupConv(nn.Module):
         together, yet it runs once.
         """
         whole = copy.deepcopy(self).double()  # one rounding, at the end
-        parts = [fuse_conv_bn(conv, norm) for conv, norm in whole.branches()]
+        branches: Any = zip(whole.convs, whole.norms)
+        parts = [fuse_conv_bn(conv, norm) for conv, norm in branches]
         if whole.identity is not None:
             parts.append(as_conv(whole.identity))
-        own = next(iter(self.branches()))[0]
-        return sum_of(parts).to(own.weight.dtype)
+        return sum_of(parts).to(next(self.parameters()).dtype)

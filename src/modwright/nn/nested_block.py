@@ -45,12 +45,8 @@ class PixelToPatch(nn.Module):
         self.norm2 = nn.LayerNorm(outer_dim, eps=eps) if last_norm else None
 
     def forward(self, pixel_tokens: Tensor, images: int) -> Tensor:
-        x = (
-            self.norm1(pixel_tokens).flatten(1)
-            if self.per_word
-            else self.norm1(pixel_tokens.flatten(1))
-        )
-        x = self.proj(x)
+        x = pixel_tokens if self.per_word else pixel_tokens.flatten(1)
+        x = self.proj(self.norm1(x).flatten(1))
         x = x if self.norm2 is None else self.norm2(x)
         return x.unflatten(0, (images, -1))
 
@@ -78,8 +74,7 @@ class NestedBlock(nn.Module):
         super().__init__()
         if (inner is None) != (fuse is None):
             raise ValueError("a block over words and the way to the sentences come together")
-        self.inner, self.fuse, self.outer = inner, fuse, outer
-        self.prefix = prefix
+        self.inner, self.fuse, self.outer, self.prefix = inner, fuse, outer, prefix
 
     def forward(self, streams: Streams, spatial_shape: SpatialShape) -> Streams:
         pixel_tokens, sentences = streams

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,41 +30,13 @@ class ChannelNorm(nn.LayerNorm):
         return last.permute(0, 3, 1, 2)
 
 
-def _map_only(name: str, layout: Layout) -> None:
-    if layout != "map":
-        raise ValueError(f"norm {name!r} is for maps, not for tokens")
-
-
-def _ln(dim: int, eps: float, layout: Layout) -> nn.Module:
-    return (ChannelNorm if layout == "map" else nn.LayerNorm)(dim, eps=eps)
-
-
-def _gn1(dim: int, eps: float, layout: Layout) -> nn.Module:
-    _map_only("gn1", layout)
-    return nn.GroupNorm(1, dim, eps=eps)
-
-
-def _bn2d(dim: int, eps: float, layout: Layout) -> nn.Module:
-    _map_only("bn2d", layout)
-    return nn.BatchNorm2d(dim, eps=eps)
-
-
-def _rms(dim: int, eps: float, layout: Layout) -> nn.Module:
-    if layout != "tokens":
-        raise ValueError("norm 'rms' is for tokens, not for maps")
-    return RMSNorm(dim, eps)
-
-
-def _none(dim: int, eps: float, layout: Layout) -> nn.Module:
-    return nn.Identity()
-
-
-NORMS: dict[str, Callable[[int, float, Layout], nn.Module]] = {
-    "ln": _ln,
-    "gn1": _gn1,
-    "bn2d": _bn2d,
-    "rms": _rms,
-    "none": _none,
+# What makes a norm, by its name and by the layout that it is for.
+NORMS: dict[str, dict[str, Callable[..., nn.Module]]] = {
+    "ln": {"map": ChannelNorm, "tokens": nn.LayerNorm},
+    "gn1": {"map": partial(nn.GroupNorm, 1)},
+    "bn2d": {"map": nn.BatchNorm2d},
+    "rms": {"tokens": RMSNorm},
+    "none": {"map": nn.Identity, "tokens": nn.Identity},
 }
 
 
@@ -76,4 +49,7 @@ def make_norm(name: str, dim: int, eps: float = 1e-5, layout: Layout = "tokens")
     """
     if name not in NORMS:
         raise ValueError(f"unknown norm {name!r}; valid values: {', '.join(NORMS)}")
-    return NORMS[name](dim, eps, layout)
+    if layout not in NORMS[name]:
+        (known,) = NORMS[name]
+        raise ValueError(f"norm {name!r} is for {known}, not for {layout}")
+    return NORMS[name][layout](dim, eps=eps)

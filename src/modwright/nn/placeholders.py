@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["Identity", "Opaque", "SkippedAttention", "ZeroModule", "as_opaque"]
+__all__ = ["Identity", "Opaque", "SkippedAttention", "ZeroModule", "as_opaque", "become"]
 
 
 class ZeroModule(nn.Module):
@@ -79,23 +79,25 @@ def as_opaque(module: nn.Module, paired: bool = False) -> nn.Module:
         >>> module(torch.zeros(1, 4))[0].shape, isinstance(module, nn.Linear)
         (torch.Size([1, 4]), True)
     """
-    kind: Any = type(module)
-    module.__class__ = _marked(kind, paired)
+    return become(module, _Paired if paired else Opaque)
+
+
+def become(module: nn.Module, mark: Any, prefix: str = "") -> nn.Module:
+    """The module itself, its class with ``mark`` mixed in; copied and pickled as that."""
+    base: Any = type(module)
+    module.__class__ = _marked(mark, base, prefix)
     return module
 
 
 @cache
-def _marked(base: Any, paired: bool) -> type[nn.Module]:
-    mark = _Paired if paired else Opaque
-    fields = {"__module__": base.__module__, "__reduce_ex__": _by_base, "_opaque": (base, paired)}
-    return type(base.__name__, (mark, base), fields)
+def _marked(mark: Any, base: Any, prefix: str) -> Any:
+    fields = {
+        "__module__": (mark if prefix else base).__module__,
+        "__reduce_ex__": lambda self, protocol: (_empty, (mark, base, prefix), self.__dict__),
+    }
+    return type(prefix + base.__name__, (mark, base), fields)
 
 
-def _by_base(self: Any, protocol: Any) -> tuple[Any, ...]:
-    """How such a module is copied and pickled: by the class that was marked."""
-    return _empty, type(self)._opaque, self.__dict__
-
-
-def _empty(base: Any, paired: bool) -> Any:
-    kind: Any = _marked(base, paired)
+def _empty(mark: Any, base: Any, prefix: str) -> Any:
+    kind = _marked(mark, base, prefix)
     return kind.__new__(kind)

@@ -39,8 +39,7 @@ class RecursiveStage(nn.Module):
                 f"{len(projections)} projections for {len(blocks)} blocks and {loops} loops: there "
                 f"are {valid[0]}, {valid[1]} or {valid[2]}"
             )
-        self.shared = BlockSequence(list(blocks))
-        self.projections = nn.ModuleList(projections)
+        self.shared, self.projections = BlockSequence(list(blocks)), nn.ModuleList(projections)
         self.loops = loops
         self.most_loops = loops if len(blocks) < len(projections) else None
         self.loops_now: int | None = None
@@ -59,24 +58,18 @@ class RecursiveStage(nn.Module):
                 f"but there are those of {self.most_loops}"
             )
 
-    def projection(self, block: int, loop: int) -> nn.Module | None:
-        """The layer behind a pass."""
-        if not len(self.projections):
-            return None
-        return self.projections[block if self.most_loops is None else block * self.loops + loop]
-
     def forward(self, x: Tensor, spatial_shape: SpatialShape, loops: int | None = None) -> Tensor:
         """All passes, ``loops`` of each block in this call, each with its projection."""
-        chosen = self.loops_now if loops is None else loops
-        count = self.loops if chosen is None else chosen
+        given = (number for number in (loops, self.loops_now) if number is not None)
+        count = next(given, self.loops)
         self.check_loops(count)
         for index, block in enumerate(self.shared):
             for loop in range(count):
                 told = {"loop": loop} if self._told[index] else {}
                 x = self.shared.run(block, x, spatial_shape, **told)
-                projection = self.projection(index, loop)
-                if projection is not None:
-                    x = self.shared.run(projection, x, spatial_shape)
+                if len(self.projections):
+                    place = index if self.most_loops is None else index * self.loops + loop
+                    x = self.shared.run(self.projections[place], x, spatial_shape)
         return x
 
     def extra_repr(self) -> str:

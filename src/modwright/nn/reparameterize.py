@@ -17,12 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.nn.block import Block
-from modwright.nn.channel_mixers.mlp import Mlp
 
 __all__ = [
     "ScaleShift",
     "as_conv",
-    "fuse_affine_",
     "fuse_conv_bn",
     "fuse_preceding_affine",
     "reparameterize_",
@@ -108,31 +106,28 @@ def fuse_preceding_affine(affine: ScaleShift, layer: _Layer) -> _Layer:
         True
     """
     weight, bias = _double(layer)
-    groups = 1
-    if isinstance(layer, nn.Conv2d):
-        if layer.padding not in ((0, 0), 0, "valid"):
-            raise ValueError(
-                "a norm cannot be folded into a padded convolution behind it: "
-                "at the border the padding would have to be other than zero"
-            )
-        groups = layer.groups
-    per_group = weight.shape[0] // groups
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    if isinstance(layer, nn.Conv2d) and layer.padding not in ((0, 0), 0, "valid"):
+        raise ValueError(
+            "a norm cannot be folded into a padded convolution behind it: "
+            "at the border the padding would have to be other than zero"
+        )
     # each output channel sees the inputs of its own group
-    scale = affine.scale.view(groups, -1).repeat_interleave(per_group, 0)
-    shift = affine.shift.view(groups, -1).repeat_interleave(per_group, 0)
-    more = [1] * (weight.dim() - 2)
-    bias = bias + (weight * shift.view(*shift.shape, *more)).flatten(1).sum(1)
-    return _like(layer, weight * scale.view(*scale.shape, *more), bias)
+    scale, shift = (
+        numbers.view(groups, -1, *[1] * (weight.dim() - 2)).repeat_interleave(
+            len(weight) // groups, 0
+        )
+        for numbers in (affine.scale, affine.shift)
+    )
+    return _like(layer, weight * scale, bias + (weight * shift).flatten(1).sum(1))
 
 
 def as_conv(norm: nn.BatchNorm2d) -> nn.Conv2d:
     """A batch norm with no layer beside it: a 1 x 1 convolution per channel."""
     affine = scale_shift_of(norm)
-    channels = norm.num_features
-    dtype = norm.running_mean.dtype if norm.running_mean is not None else torch.float32
-    conv = nn.Conv2d(
-        channels, channels, 1, groups=channels, dtype=dtype, device=affine.scale.device
-    )
+    assert norm.running_mean is not None  # scale_shift_of saw it
+    where: dict[str, Any] = {"dtype": norm.running_mean.dtype, "device": norm.running_mean.device}
+    conv = nn.Conv2d(len(affine.scale), len(affine.scale), 1, groups=len(affine.scale), **where)
     return _fill(conv, affine.scale.view(-1, 1, 1, 1), affine.shift)
 
 
@@ -158,33 +153,20 @@ def sum_of(convs: Sequence[nn.Conv2d]) -> nn.Conv2d:
             raise ValueError(
                 f"convolutions with strides {first.stride} and {conv.stride} cannot be added up"
             )
-        centred = all(k % 2 and p == k // 2 for k, p in zip(conv.kernel_size, _padding(conv)))
+        centred = all(k % 2 for k in conv.kernel_size) and conv.padding == tuple(
+            k // 2 for k in conv.kernel_size
+        )
         if not centred or conv.dilation != (1, 1) or conv.padding_mode != "zeros":
             raise ValueError(
                 "only convolutions of odd kernels, padded with zeros by half of them, can be added"
             )
     groups = math.gcd(*(conv.groups for conv in convs))
     high, wide = (max(conv.kernel_size[axis] for conv in convs) for axis in (0, 1))
-    size = (high, wide)
+    size, padding = (high, wide), (high // 2, wide // 2)
     doubles = [_double(conv) for conv in convs]
-    weight = sum(_widened(w, conv, groups, size) for (w, _), conv in zip(doubles, convs))
-    assert isinstance(weight, Tensor)
+    weight: Any = sum(_widened(w, conv, groups, size) for (w, _), conv in zip(doubles, convs))
     bias = torch.stack([b for _, b in doubles]).sum(0)
-    whole = nn.Conv2d(
-        first.in_channels,
-        first.out_channels,
-        size,
-        first.stride,  # type: ignore[arg-type]
-        (size[0] // 2, size[1] // 2),
-        groups=groups,
-        dtype=first.weight.dtype,
-        device=first.weight.device,
-    )
-    return _fill(whole, weight, bias)
-
-
-def _padding(conv: nn.Conv2d) -> tuple[int, ...]:
-    return conv.padding if isinstance(conv.padding, tuple) else (-1, -1)
+    return _like(first, weight, bias, kernel_size=size, padding=padding, groups=groups)
 
 
 def _widened(weight: Tensor, conv: nn.Conv2d, groups: int, size: tuple[int, int]) -> Tensor:
@@ -206,23 +188,17 @@ def _double(layer: nn.Conv2d | nn.Linear) -> tuple[Tensor, Tensor]:
     return weight, layer.bias.detach().double()
 
 
-def _like(layer: _Layer, weight: Tensor, bias: Tensor) -> _Layer:
+_SIZES = ("in_channels", "out_channels", "kernel_size", "stride")
+_MORE = ("padding", "dilation", "groups", "padding_mode")
+
+
+def _like(layer: _Layer, weight: Tensor, bias: Tensor, **other: Any) -> _Layer:
     """A layer of the same kind with a bias."""
-    where: dict[str, Any] = {"dtype": layer.weight.dtype, "device": layer.weight.device}
-    if isinstance(layer, nn.Linear):
-        return _fill(nn.Linear(layer.in_features, layer.out_features, **where), weight, bias)
-    conv = nn.Conv2d(
-        layer.in_channels,
-        layer.out_channels,
-        layer.kernel_size,  # type: ignore[arg-type]
-        layer.stride,  # type: ignore[arg-type]
-        layer.padding,  # type: ignore[arg-type]
-        layer.dilation,  # type: ignore[arg-type]
-        layer.groups,
-        padding_mode=layer.padding_mode,
-        **where,
-    )
-    return _fill(conv, weight, bias)
+    linear = isinstance(layer, nn.Linear)
+    kind: Any = nn.Linear if linear else nn.Conv2d
+    names = ("in_features", "out_features") if linear else (*_SIZES, *_MORE)
+    given = {name: getattr(layer, name) for name in names} | other
+    return _fill(kind(**given, dtype=layer.weight.dtype, device=layer.weight.device), weight, bias)
 
 
 def _fill(layer: _Layer, weight: Tensor, bias: Tensor) -> _Layer:
@@ -232,9 +208,6 @@ def _fill(layer: _Layer, weight: Tensor, bias: Tensor) -> _Layer:
         layer.bias.copy_(bias)
     layer.training = False
     return layer
-
-
-_HALVES = (("norm1", "mixer"), ("norm2", "mlp"))
 
 
 def reparameterize_(module: nn.Module) -> nn.Module:
@@ -281,18 +254,8 @@ def _fold_sequence_(sequence: nn.Sequential) -> None:
 
 
 def _fold_halves_(block: Block) -> None:
-    for norm_name, part_name in _HALVES:
-        norm, part = getattr(block, norm_name), getattr(block, part_name)
-        if isinstance(norm, nn.BatchNorm2d) and (
-            isinstance(part, Mlp) or hasattr(part, "fuse_affine_")
-        ):
-            fuse_affine_(part, scale_shift_of(norm))
-            setattr(block, norm_name, nn.Identity())
-
-
-def fuse_affine_(part: nn.Module, affine: ScaleShift) -> None:
-    """Makes a part give for x what it gave for ``affine`` of x."""
-    if isinstance(part, Mlp):
-        part.fc1 = fuse_preceding_affine(affine, part.fc1)  # type: ignore[type-var]
-    else:
-        part.fuse_affine_(affine)  # type: ignore[operator]
+    for name, part in (("norm1", block.mixer), ("norm2", block.mlp)):
+        norm, fuse_affine_ = getattr(block, name), getattr(part, "fuse_affine_", None)
+        if isinstance(norm, nn.BatchNorm2d) and fuse_affine_ is not None:
+            fuse_affine_(scale_shift_of(norm))
+            setattr(block, name, nn.Identity())

@@ -140,7 +140,12 @@ class ExpertShape(FeedForwardShape):
         return self.intermediate_size // self.num_experts
 
     def describe(self) -> str:
-        """In a few words, for tables: '4 experts of 8, top 2 by up'."""
+        """In a few words, for tables.
+
+        Example:
+            >>> ExpertShape(8, 32, "relu", num_experts=4, top_k=2, score="up").describe()
+            '4 experts of 8, top 2 by up'
+        """
         chosen = f"{self.selection.replace('_', ' ')} {self.top_k} by {self.score}"
         how = ", dispatched" if self.mode == "dispatch" else ""
         return f"{self.num_experts} experts of {self.expert_size}, {chosen}{how}"

@@ -9,12 +9,13 @@ as Adam, whose step is not linear in the gradient (arXiv 2305.14858).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from modwright.nn.placeholders import become
 
 __all__ = ["ZeroMean", "ZeroMeanEmbedding", "ZeroMeanLinear", "narrow_", "recentered", "zero_mean_"]
 
@@ -71,32 +72,13 @@ def zero_mean_(module: nn.Module) -> nn.Module:
         >>> zero_mean_(torch.nn.Linear(3, 5, bias=False))
         ZeroMeanLinear(in_features=3, out_features=5, bias=False)
     """
-    if not isinstance(module, ZeroMean):
-        base: Any = type(module)
-        module.__class__ = _zero_mean_class(base)
+    if isinstance(module, ZeroMean):
+        return module
+    named: dict[Any, Any] = {nn.Linear: ZeroMeanLinear, nn.Embedding: ZeroMeanEmbedding}
+    if type(module) not in named:
+        return become(module, ZeroMean, "ZeroMean")
+    module.__class__ = named[type(module)]
     return module
-
-
-@cache
-def _zero_mean_class(base: Any) -> type[nn.Module]:
-    named: dict[type[nn.Module], type[nn.Module]] = {
-        nn.Linear: ZeroMeanLinear,
-        nn.Embedding: ZeroMeanEmbedding,
-    }
-    if base in named:
-        return named[base]
-
-    def __reduce__(self: nn.Module) -> Any:  # noqa: N807 (the class is made on demand)
-        return _blank, (base,), self.__dict__
-
-    fields = {"__module__": __name__, "__reduce__": __reduce__}
-    return cast(type[nn.Module], type(f"ZeroMean{base.__name__}", (ZeroMean, base), fields))
-
-
-def _blank(base: Any) -> nn.Module:
-    """An instance without state, for copying and pickling."""
-    kind = _zero_mean_class(base)
-    return kind.__new__(kind)
 
 
 _NAMES = ("out_features", "out_channels", "embedding_dim", "nf")

@@ -11,7 +11,6 @@ Axes: b batch, t positions, d hidden_size, I neurons, N experts, k of them for e
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,14 +34,6 @@ def mean_keys(shape: ExpertShape, keys: Tensor, down: Tensor) -> Tensor:
     else:
         means = grouped.mean(1)
     return F.normalize(means, dim=-1) if shape.normalize_keys else means
-
-
-class _Inner(NamedTuple):
-    """Pre-activations (..., I), and what the down map reads."""
-
-    gate: Tensor
-    up: Tensor
-    product: Tensor
 
 
 class ExpertFeedForward(FeedForward):
@@ -86,8 +77,7 @@ class ExpertFeedForward(FeedForward):
         seen = self._inner(hidden_states)
         chosen = self._choose(self._scores(hidden_states, seen))
         silent = ~chosen.unsqueeze(-1).expand(*chosen.shape, self.shape.expert_size).flatten(-2)
-        mixed: Tensor = self.down_proj(seen.product.masked_fill(silent, 0.0))
-        return mixed
+        return self.down_proj(seen[2].masked_fill(silent, 0.0))
 
     @torch.no_grad()
     def route(self, hidden_states: Tensor) -> Tensor:
@@ -111,19 +101,31 @@ class ExpertFeedForward(FeedForward):
         if any(getattr(old, name) != getattr(shape, name) for name in how):
             self.register_buffer("avg_key", self.mean_keys() if shape.score == STORED else None)
 
-    def _inner(self, x: Tensor) -> _Inner:
+    def _inner(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pre-activations of gate and up (..., I), and what the down map reads."""
         up = self.up_proj(x)
-        gate = up if self.gate_proj is None else self.gate_proj(x)
-        product = self.act(gate) if self.gate_proj is None else self.act(gate) * up
-        return _Inner(gate, up, product)
+        if self.gate_proj is None:
+            return up, up, self.act(up)
+        gate = self.gate_proj(x)
+        return gate, up, self.act(gate) * up
 
     @torch.no_grad()
-    def _scores(self, x: Tensor, seen: _Inner | None = None) -> Tensor:
+    def _scores(self, x: Tensor, seen: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:
         """(..., d) -> (..., N), from neurons that are computed already, where they are."""
-        short = _FROM_KEYS.get(self.shape.score)
-        if seen is None and short is not None and self._is_plain():
-            return short(self, x)
-        return _SCORES[self.shape.score](self, x, self._inner(x) if seen is None else seen)
+        score, n = self.shape.score, self.shape.num_experts
+        if self.avg_key is not None:
+            return _towards(x, self.avg_key)
+        linear = self.keys if score == "gate" else self.up_proj
+        if seen is None and score in ("gate", "up") and self._is_plain():  # linear in x
+            wide = torch.promote_types(x.dtype, torch.float32)
+            return _towards(x, linear.weight.unflatten(0, (n, -1)).mean(1, dtype=wide))
+        gate, up, product = self._inner(x) if seen is None else seen
+        values = gate if score == "gate" else up
+        values = values if linear.bias is None else values - linear.bias
+        values = product if score.startswith("inter") else values
+        values = values.abs() if score.endswith("_abs") else values
+        wide = torch.promote_types(values.dtype, torch.float32)  # rounding must not decide
+        return values.unflatten(-1, (n, -1)).mean(-1, dtype=wide)
 
     @torch.no_grad()
     def _choose(self, scores: Tensor) -> Tensor:
@@ -182,43 +184,7 @@ def _by_expert(linear: nn.Linear, size: int) -> Callable[[Tensor, int], Tensor]:
     return lambda x, i: F.linear(x, weight(i), None if bias is None else bias(i))
 
 
-def _mean(part: ExpertFeedForward, values: Tensor) -> Tensor:
-    """(..., I) -> (..., N), in float32 at least: rounding must not decide."""
-    wide = torch.promote_types(values.dtype, torch.float32)
-    return values.unflatten(-1, (part.shape.num_experts, -1)).mean(-1, dtype=wide)
-
-
 def _towards(x: Tensor, vectors: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         return F.linear(x.to(wide), vectors.to(wide))
-
-
-def _without_bias(values: Tensor, linear: nn.Linear) -> Tensor:
-    return values if linear.bias is None else values - linear.bias
-
-
-def _by_avg_key(part: ExpertFeedForward, x: Tensor) -> Tensor:
-    assert part.avg_key is not None
-    return _towards(x, part.avg_key)
-
-
-def _by_mean(linear: nn.Linear, n: int, x: Tensor) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return _towards(x, linear.weight.unflatten(0, (n, -1)).mean(1, dtype=wide))
-
-
-_SCORES: dict[str, Callable[[ExpertFeedForward, Tensor, _Inner], Tensor]] = {
-    STORED: lambda part, x, seen: _by_avg_key(part, x),
-    "gate": lambda part, x, seen: _mean(part, _without_bias(seen.gate, part.keys)),
-    "up": lambda part, x, seen: _mean(part, _without_bias(seen.up, part.up_proj)),
-    "up_abs": lambda part, x, seen: _mean(part, _without_bias(seen.up, part.up_proj).abs()),
-    "inter": lambda part, x, seen: _mean(part, seen.product),
-    "inter_abs": lambda part, x, seen: _mean(part, seen.product.abs()),
-}
-_FROM_KEYS: dict[str, Callable[[ExpertFeedForward, Tensor], Tensor]] = {
-    STORED: _by_avg_key,
-    "gate": lambda part, x: _by_mean(part.keys, part.shape.num_experts, x),
-    "up": lambda part, x: _by_mean(part.up_proj, part.shape.num_experts, x),
-}
-"""Scores that are linear in x: they need no neuron."""

@@ -11,11 +11,26 @@ from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["FeedForward", "FeedForwardShape"]
+__all__ = ["FeedForward", "FeedForwardShape", "Shape"]
 
 
 @dataclass(frozen=True)
-class FeedForwardShape:
+class Shape:
+    """The structure of a part, in plain JSON values."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Only what differs from the defaults, so that stored configs stay short."""
+        defaults = {f.name: f.default for f in fields(self)}
+        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
+
+    def check_positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class FeedForwardShape(Shape):
     """Everything that fixes the structure of a :class:`FeedForward`; plain JSON values.
 
     Attributes:
@@ -32,16 +47,9 @@ class FeedForwardShape:
     biases: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.check_positive("hidden_size", "intermediate_size")
         if set(self.biases) - set("gud" if self.gated else "ud"):
             raise ValueError(f"biases {self.biases!r} name a map that is not there")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Only what differs from the defaults, so that stored configs stay short."""
-        defaults = {f.name: f.default for f in fields(self)}
-        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
 class FeedForward(nn.Module):
@@ -71,8 +79,7 @@ class FeedForward(nn.Module):
         up = self.up_proj(hidden_states)
         gate = self.gate_proj
         inner = self.act(up) if gate is None else self.act(gate(hidden_states)) * up
-        mixed: Tensor = self.down_proj(inner)
-        return mixed
+        return self.down_proj(inner)
 
     def extra_repr(self) -> str:
         s = self.shape

@@ -6,18 +6,20 @@ Axes: n positions, d hidden_size, E experts, I neurons of one expert.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modwright.nn.channel_mixers.feed_forward import Shape
+
 __all__ = ["ExpertStack", "Mixture", "MixtureShape", "Router", "naive_mixture", "route"]
 
 
 @dataclass(frozen=True)
-class MixtureShape:
+class MixtureShape(Shape):
     """Everything that fixes the structure of a :class:`Mixture`; plain JSON values.
 
     ``intermediate_size`` counts the neurons of each expert, ``top_k`` the experts of a position.
@@ -30,17 +32,11 @@ class MixtureShape:
     activation: str
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{field.name} must be at least 1, not {value}")
+        self.check_positive("hidden_size", "intermediate_size", "num_experts", "top_k")
         if self.top_k > self.num_experts:
             raise ValueError(
                 f"top_k {self.top_k} of {self.num_experts} experts: valid are 1 to all"
             )
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def route(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

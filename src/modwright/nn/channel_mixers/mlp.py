@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from modwright.nn.activations import make_activation
 from modwright.nn.layouts import Layout, SpatialShape, call_in_layout
+from modwright.nn.reparameterize import ScaleShift, fuse_preceding_affine
 
 __all__ = [
     "LINEAR",
@@ -40,12 +42,11 @@ class ResidualDepthwiseConv(nn.Module):
         self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
-        out: Tensor = x + self.conv(x)
-        return out
+        return x + self.conv(x)
 
 
 class Mlp(nn.Module):
-    """fc2(act(fc1 x)), with dropout behind both steps: tokens (B, N, C) or maps (B, C, H, W).
+    """fc2(act(fc1 x)) of tokens (B, N, C) or maps (B, C, H, W).
 
     Args:
         layout: "tokens" has linear layers, "map" has 1 x 1 convolutions.
@@ -64,7 +65,6 @@ class Mlp(nn.Module):
         hidden: int,
         *,
         act: str = "gelu",
-        drop: float = 0.0,
         layout: Layout = "tokens",
         inside: nn.Module | None = None,
         linear: Callable[[int, int, bool], nn.Module] | None = None,
@@ -75,11 +75,9 @@ class Mlp(nn.Module):
             raise ValueError(f"hidden must be at least 1, not {hidden}")
         self.layout = layout
         linear = LINEAR[layout] if linear is None else linear
-        self.fc1 = linear(dim, hidden, True)
-        self.inside = inside
-        self.act = make_activation(act)
+        self.fc1: Any = linear(dim, hidden, True)
+        self.inside, self.act = inside, make_activation(act)
         self.fc2 = linear(hidden, dim, True)
-        self.drop = nn.Dropout(drop)
         self.gate = gate
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
@@ -88,9 +86,12 @@ class Mlp(nn.Module):
             if spatial_shape is None:
                 raise ValueError("an MLP with a part inside needs the grid of its tokens")
             x = call_in_layout(self.inside, x, spatial_shape, self.layout)
-        x = self.drop(self.act(x))
-        out: Tensor = self.drop(self.fc2(x))
-        return out if self.gate is None else self.gate(out)
+        x = self.fc2(self.act(x))
+        return x if self.gate is None else self.gate(x)
+
+    def fuse_affine_(self, affine: ScaleShift) -> None:
+        """Folds an affine map of the input in."""
+        self.fc1 = fuse_preceding_affine(affine, self.fc1)
 
 
 class GatedDepthwise(nn.Module):
@@ -105,20 +106,19 @@ class GatedDepthwise(nn.Module):
 
     layout = "map"
 
-    def __init__(self, dim: int, hidden: int, act: str = "gelu") -> None:
+    def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
         if hidden < 1:
             raise ValueError(f"hidden must be at least 1, not {hidden}")
         both = 2 * hidden
         self.fc1 = nn.Conv2d(dim, both, 1, bias=False)
         self.conv = nn.Conv2d(both, both, 3, padding=1, groups=both, bias=False)
-        self.act = make_activation(act)
+        self.act = nn.GELU()
         self.fc2 = nn.Conv2d(hidden, dim, 1, bias=False)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         value, gate = self.conv(self.fc1(x)).chunk(2, dim=1)
-        out: Tensor = self.fc2(self.act(value) * gate)
-        return out
+        return self.fc2(self.act(value) * gate)
 
 
 class ChannelScale(nn.Module):
@@ -170,19 +170,17 @@ class GhostMlp(nn.Module):
 
     layout = "tokens"
 
-    def __init__(self, dim: int, *, act: str = "gelu", drop: float = 0.0) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, dim)
         self.cheap1, self.cheap2 = ChannelScale(dim), ChannelScale(dim)
-        self.act = make_activation(act)
+        self.act = nn.GELU()
         self.fc2 = nn.Linear(3 * dim, dim)
-        self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         kept = self.act(self.fc1(x))
         ghosts = self.act(self.cheap1(kept)), self.act(self.cheap2(kept))
-        out: Tensor = self.drop(self.fc2(self.drop(torch.cat((kept, *ghosts), dim=-1))))
-        return out
+        return self.fc2(torch.cat((kept, *ghosts), dim=-1))
 
 
 class SqueezeExcite(nn.Module):
@@ -216,8 +214,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         if not 1 <= reduction <= dim:
             raise ValueError(f"a reduction by {reduction} leaves nothing of {dim} channels")
-        self.layout, self.residual = layout, residual
-        self.norm = norm
+        self.layout, self.residual, self.norm = layout, residual, norm
         self.fc1 = nn.Linear(dim, dim // reduction, bias=bias)
         self.act = make_activation(act)
         self.fc2 = nn.Linear(dim // reduction, dim, bias=bias)
@@ -227,10 +224,8 @@ class SqueezeExcite(nn.Module):
         """The factors (B, C)."""
         mean = x.mean((2, 3)) if self.layout == "map" else x.mean(1)
         mean = mean if self.norm is None else self.norm(mean)
-        found: Tensor = self.gate(self.fc2(self.act(self.fc1(mean))))
-        return found
+        return self.gate(self.fc2(self.act(self.fc1(mean))))
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
-        weights = self.weights(x)
-        weights = weights + 1 if self.residual else weights
+        weights = self.weights(x) + 1 if self.residual else self.weights(x)
         return x * (weights[:, :, None, None] if self.layout == "map" else weights[:, None])

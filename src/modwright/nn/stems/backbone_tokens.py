@@ -24,32 +24,27 @@ __all__ = [
 ]
 
 
-def region_positions(
-    spatial_shape: SpatialShape, factor: int, column_first: bool = False
-) -> Tensor:
+def region_positions(shape: SpatialShape, factor: int, column_first: bool = False) -> Tensor:
     """Places under each cell, along rows or columns: (P, factor ** 2) indices of a row-major map.
 
     Example:
         >>> region_positions((1, 2), 2, column_first=True).tolist()
         [[0, 4, 1, 5], [2, 6, 3, 7]]
     """
-    height, width = spatial_shape
-    positions = torch.arange(height * width * factor**2).reshape(
-        1, 1, height * factor, width * factor
-    )
-    return gather_regions(positions, spatial_shape, column_first)[0, :, :, 0]
+    height, width = shape
+    positions = torch.arange(height * width * factor**2).view(1, 1, height * factor, -1)
+    return gather_regions(positions, shape, column_first)[0, :, :, 0]
 
 
 def gather_regions(x: Tensor, spatial_shape: SpatialShape, column_first: bool = False) -> Tensor:
     """(B, C, H, W) -> (B, P, (H / grid height) ** 2, C): what lies under each cell."""
-    height, width = x.shape[2:]
-    factor = height // spatial_shape[0]
-    if factor < 1 or (height, width) != (factor * spatial_shape[0], factor * spatial_shape[1]):
+    (height, width), factor = spatial_shape, x.shape[2] // spatial_shape[0]
+    if factor < 1 or x.shape[2:] != (factor * height, factor * width):
         raise ValueError(
-            f"a feature map of {height} x {width} is no whole refinement of "
-            f"{spatial_shape[0]} x {spatial_shape[1]} regions"
+            f"a feature map of {x.shape[2]} x {x.shape[3]} is no whole refinement of "
+            f"{height} x {width} regions"
         )
-    split = x.unflatten(3, (spatial_shape[1], factor)).unflatten(2, (spatial_shape[0], factor))
+    split = x.unflatten(3, (width, factor)).unflatten(2, (height, factor))
     order = (0, 2, 4, 5, 3, 1) if column_first else (0, 2, 4, 3, 5, 1)
     return split.permute(order).flatten(3, 4).flatten(1, 2)
 
@@ -95,40 +90,27 @@ class MultiScalePatchTokens(nn.Module):
         torch.Size([2, 16, 5, 8])
     """
 
-    def __init__(
-        self, channels: Sequence[int], dim: int, spatial_shape: SpatialShape | None = None
-    ) -> None:
+    def __init__(self, channels: Sequence[int], dim: int) -> None:
         super().__init__()
-        self.spatial_shape = spatial_shape
         self.projections = nn.ModuleList(PointwiseProjection(width, dim) for width in channels)
 
     @property
     def tokens(self) -> int:
         """T."""
-        return int(sum(4**step for step in range(len(self.projections))))
+        return sum(4**step for step in range(len(self.projections)))
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        if len(features) != len(self.projections):
-            raise ValueError(f"{len(self.projections)} maps are wanted, not {len(features)}")
-        spatial_shape = (features[-1].shape[2], features[-1].shape[3])
-        if self.spatial_shape is not None and spatial_shape != self.spatial_shape:
-            raise ValueError(
-                "the last feature map must be {} x {}, not {} x {}".format(
-                    *self.spatial_shape, *spatial_shape
-                )
-            )
+        _check_count(features, self.projections)
+        height, width = features[-1].shape[2:]
         found = []
         for step, (project, x) in enumerate(zip(reversed(self.projections), reversed(features))):
-            size, wanted = (
-                tuple(x.shape[2:]),
-                (spatial_shape[0] * 2**step, spatial_shape[1] * 2**step),
-            )
-            if size != wanted:
+            wanted = (height * 2**step, width * 2**step)
+            if x.shape[2:] != wanted:
                 raise ValueError(
                     f"the map {step} before the last must be {wanted[0]} x {wanted[1]}, "
-                    f"not {size[0]} x {size[1]}"
+                    f"not {x.shape[2]} x {x.shape[3]}"
                 )
-            found.append(gather_regions(project(x), spatial_shape, column_first=step == 1))
+            found.append(gather_regions(project(x), (height, width), column_first=step == 1))
         return torch.cat(found, dim=2)
 
 
@@ -156,8 +138,12 @@ class ChannelToken(nn.Module):
         self.merge = ConvStem(sum(channels), [row] * 4)
 
     def forward(self, features: Sequence[Tensor]) -> Tensor:
-        if len(features) != len(self.shrink):
-            raise ValueError(f"{len(self.shrink)} maps are wanted, not {len(features)}")
+        _check_count(features, self.shrink)
         small = [self.pool(shrink(x)) for shrink, x in zip(self.shrink, features[:-1])]
         merged = self.merge(torch.cat([*small, features[-1]], dim=1))
         return to_tokens(merged)[:, :, None]
+
+
+def _check_count(features: Sequence[Tensor], parts: nn.ModuleList) -> None:
+    if len(features) != len(parts):
+        raise ValueError(f"{len(parts)} maps are wanted, not {len(features)}")

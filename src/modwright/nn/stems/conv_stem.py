@@ -39,18 +39,14 @@ class ConvStem(nn.Sequential):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        rows: Sequence[Conv],
-        conv: Callable[..., nn.Conv2d] = nn.Conv2d,
+        self, in_channels: int, rows: Sequence[Conv], conv: Callable[..., nn.Conv2d] = nn.Conv2d
     ) -> None:
         super().__init__()
         for index, row in enumerate(rows):
             numbers = (in_channels, row.out, row.kernel, row.stride, row.padding)
             self.add_module(f"conv{index}", conv(*numbers, bias=row.bias))
             if row.norm != "none":
-                norm = make_norm(row.norm, row.out, row.eps, layout="map")
-                self.add_module(f"norm{index}", norm)
+                self.add_module(f"norm{index}", make_norm(row.norm, row.out, row.eps, "map"))
             if row.act != "identity":
                 act = make_activation(row.act)
                 if isinstance(act, nn.ReLU):
@@ -60,25 +56,20 @@ class ConvStem(nn.Sequential):
 
 
 class Downsample(nn.Module):
-    """A strided convolution between stages, with a norm behind it if one is named."""
+    """A 3 x 3 convolution of stride 2 between stages, with a norm behind it if one is named."""
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int = 3,
-        stride: int = 2,
-        padding: int = 1,
         *,
         groups: int = 1,
         norm: str = "none",
         eps: float = 1e-5,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(
-            in_channels, out_channels, kernel_size, stride, padding, groups=groups
-        )
-        self.norm = None if norm == "none" else make_norm(norm, out_channels, eps, layout="map")
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, 2, 1, groups=groups)
+        self.norm = None if norm == "none" else make_norm(norm, out_channels, eps, "map")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x)
@@ -143,5 +134,4 @@ class PatchMerging(nn.Module):
         if height % 2 or width % 2:
             x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         square = [x[:, row::2, column::2] for column in (0, 1) for row in (0, 1)]
-        merged: Tensor = self.reduction(self.norm(torch.cat(square, dim=-1)))
-        return merged.permute(0, 3, 1, 2)
+        return self.reduction(self.norm(torch.cat(square, dim=-1))).permute(0, 3, 1, 2)

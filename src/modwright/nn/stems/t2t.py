@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -41,8 +42,7 @@ class SoftSplit(nn.Module):
         return height, width
 
     def forward(self, x: Tensor) -> Tensor:
-        windows: Tensor = self.unfold(x)
-        return windows.transpose(1, 2)
+        return self.unfold(x).transpose(1, 2)
 
 
 class TokenLayer(nn.Module):
@@ -70,15 +70,14 @@ class TokenLayer(nn.Module):
         q, k, v = self.attention.heads(self.norm1(x))
         mixed = self.attention.finish(self.attention.attend(q, k, v, spatial_shape))
         y = v.transpose(1, 2).flatten(2) + mixed
-        out: Tensor = y + self.drop(self.mlp(self.norm2(y)))
-        return out
+        return y + self.drop(self.mlp(self.norm2(y)))
 
 
 class T2TStem(nn.Module):
     """Splits a map softly and narrows the tokens, again and again; a linear layer ends it.
 
-    (B, C, H, W) -> (B, dim, H / 16, W / 16) with the splits of the paper. ``layer`` makes what
-    stands behind each split but the last, from (channels in, token_dim).
+    (B, C, H, W) -> (B, dim, H / 16, W / 16). ``layer`` makes what stands behind each split but the
+    last, from (channels in, token_dim).
 
     Example:
         >>> import torch
@@ -89,23 +88,17 @@ class T2TStem(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        dim: int,
-        token_dim: int,
-        layer: Callable[[int, int], nn.Module],
-        splits: Sequence[tuple[int, int, int]] = SPLITS,
+        self, in_channels: int, dim: int, token_dim: int, layer: Callable[[int, int], nn.Module]
     ) -> None:
         super().__init__()
-        self.splits = nn.ModuleList(SoftSplit(*split) for split in splits)
-        widths = [in_channels, *[token_dim] * (len(splits) - 1)]
-        widths = [width * kernel**2 for width, (kernel, _, _) in zip(widths, splits)]
+        self.splits = nn.ModuleList(SoftSplit(*split) for split in SPLITS)
+        widths = [in_channels, *[token_dim] * (len(SPLITS) - 1)]
+        widths = [width * kernel**2 for width, (kernel, _, _) in zip(widths, SPLITS)]
         self.layers = nn.ModuleList(layer(width, token_dim) for width in widths[:-1])
         self.project = nn.Linear(widths[-1], dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        for split, layer in zip(self.splits, (*self.layers, self.project)):
-            assert isinstance(split, SoftSplit)
-            spatial_shape = split.spatial_shape((x.shape[2], x.shape[3]))
-            x = to_feature_map(layer(split(x)), spatial_shape)
+        splits: Any = self.splits
+        for split, layer in zip(splits, (*self.layers, self.project)):
+            x = to_feature_map(layer(split(x)), split.spatial_shape(x.shape[2:]))
         return x

@@ -6,13 +6,14 @@ Axes: b batch, h query heads, k key/value heads, t query positions, s key positi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modwright.nn.channel_mixers.feed_forward import Shape
 from modwright.nn.norms import RMSNorm
 
 __all__ = [
@@ -29,7 +30,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class AttentionShape:
+class AttentionShape(Shape):
     """Everything that fixes the structure of a :class:`GroupedAttention`; plain JSON values.
 
     Attributes:
@@ -69,9 +70,7 @@ class AttentionShape:
     project_out: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_heads", "num_kv_heads", "qk_head_dim", "v_head_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        self.check_positive("hidden_size", "num_heads", "num_kv_heads", "qk_head_dim", "v_head_dim")
         if not self.kv_map and self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"{self.num_heads} query heads do not divide over {self.num_kv_heads} key/value "
@@ -79,11 +78,6 @@ class AttentionShape:
             )
         if self.rotary_gather and self.qk_head_dim % 2:
             raise ValueError(f"rotary channels come in pairs: qk_head_dim {self.qk_head_dim}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Only what differs from the defaults, so that stored configs stay short."""
-        defaults = {f.name: f.default for f in fields(self)}
-        return {name: value for name, value in asdict(self).items() if value != defaults[name]}
 
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
@@ -114,14 +108,12 @@ def naive_attention(
     scores = query @ key.transpose(-1, -2) * scaling
     length, total = scores.shape[-2:]
     if attention_mask is None and getattr(module, "is_causal", False) and length > 1:
-        attention_mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(
-            total - length
-        )
-    if attention_mask is not None:
-        if attention_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + attention_mask
+        visible = torch.ones(length, total, dtype=torch.bool, device=query.device)
+        attention_mask = visible.tril(total - length)
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     weights = F.dropout(weights, dropout, training=module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
@@ -138,13 +130,11 @@ def sdpa_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """The fast path: torch's fused attention. Same shapes as :func:`naive_attention`."""
-    causal = attention_mask is None and getattr(module, "is_causal", False) and query.shape[2] > 1
-    if causal and query.shape[2] != key.shape[2]:
-        length, total = query.shape[2], key.shape[2]
-        attention_mask = torch.ones(length, total, dtype=torch.bool, device=query.device).tril(
-            total - length
-        )
-        causal = False
+    length, total = query.shape[2], key.shape[2]
+    causal = attention_mask is None and getattr(module, "is_causal", False) and length > 1
+    if causal and length != total:
+        visible = torch.ones(length, total, dtype=torch.bool, device=query.device)
+        attention_mask, causal = visible.tril(total - length), False
     mixed = F.scaled_dot_product_attention(
         query,
         _expand(module, key),
@@ -179,25 +169,21 @@ class GroupedAttention(nn.Module):
 
     def __init__(self, shape: AttentionShape, attend: AttentionFunction = sdpa_attention) -> None:
         super().__init__()
-        self.shape = shape
-        self.attend = attend
+        self.shape, self.attend = shape, attend
         self.layer_idx: int | None = None
-        self.is_causal = shape.causal
-        self.scaling = shape.scaling
+        self.is_causal, self.scaling = shape.causal, shape.scaling
         self.sliding_window = shape.sliding_window
         self.num_key_value_groups = 1 if shape.kv_map else shape.num_heads // shape.num_kv_heads
-        d, q_width = shape.hidden_size, shape.num_heads * shape.qk_head_dim
-        self.q_proj = nn.Linear(d, q_width, bias="q" in shape.biases)
-        self.k_proj = nn.Linear(d, shape.num_kv_heads * shape.qk_head_dim, bias="k" in shape.biases)
-        self.v_proj = nn.Linear(d, shape.num_kv_heads * shape.v_head_dim, bias="v" in shape.biases)
-        self.o_proj = (
-            nn.Linear(shape.num_heads * shape.v_head_dim, d, bias="o" in shape.biases)
-            if shape.project_out
-            else None
-        )
-        normed = shape.qk_norm_eps is not None
-        self.q_norm = RMSNorm(shape.qk_head_dim, shape.qk_norm_eps or 0.0) if normed else None
-        self.k_norm = RMSNorm(shape.qk_head_dim, shape.qk_norm_eps or 0.0) if normed else None
+        d, heads, kv_heads = shape.hidden_size, shape.num_heads, shape.num_kv_heads
+        self.q_proj = nn.Linear(d, heads * shape.qk_head_dim, bias="q" in shape.biases)
+        self.k_proj = nn.Linear(d, kv_heads * shape.qk_head_dim, bias="k" in shape.biases)
+        self.v_proj = nn.Linear(d, kv_heads * shape.v_head_dim, bias="v" in shape.biases)
+        self.o_proj = self.q_norm = self.k_norm = None
+        if shape.project_out:
+            self.o_proj = nn.Linear(heads * shape.v_head_dim, d, bias="o" in shape.biases)
+        if shape.qk_norm_eps is not None:
+            self.q_norm = RMSNorm(shape.qk_head_dim, shape.qk_norm_eps)
+            self.k_norm = RMSNorm(shape.qk_head_dim, shape.qk_norm_eps)
         # Buffers are persistent: a model built on the meta device gets them from its checkpoint.
         for name, index in self._first_indices().items():
             self.register_buffer(name, index)
@@ -285,7 +271,13 @@ class GroupedAttention(nn.Module):
 
 
 class BareAttention(GroupedAttention):
-    """A grouped attention in the calling convention of timm's blocks: a tensor in, a tensor out."""
+    """A grouped attention in the calling convention of timm's blocks: a tensor in, a tensor out.
+
+    Example:
+        >>> shape = AttentionShape(8, 2, 2, 4, 4, scaling=0.5, causal=False)
+        >>> BareAttention(shape)(torch.zeros(1, 5, 8)).shape
+        torch.Size([1, 5, 8])
+    """
 
     def forward(  # type: ignore[override]
         self,

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modwright.nn.token_mixers.self_attention import check_heads
+
 __all__ = ["CrossChannelAttention"]
 
 
@@ -25,8 +27,7 @@ class CrossChannelAttention(nn.Module):
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
-        if dim % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide a width of {dim}")
+        check_heads(dim, num_heads)
         self.num_heads = num_heads
         self.temperature = nn.Parameter(torch.empty(num_heads, 1, 1))
         self.q = _pointwise_then_depthwise(dim, dim)
@@ -47,8 +48,7 @@ class CrossChannelAttention(nn.Module):
         q, (k, v) = self.q(asking), self.kv(answering).chunk(2, dim=1)
         q, k, v = (part.flatten(2).unflatten(1, (self.num_heads, -1)) for part in (q, k, v))
         mixed = self.weights(q, k).to(v.dtype) @ v
-        out: Tensor = self.proj(mixed.flatten(1, 2).unflatten(2, asking.shape[2:]))
-        return out
+        return self.proj(mixed.flatten(1, 2).unflatten(2, asking.shape[2:]))
 
 
 def _pointwise_then_depthwise(inputs: int, outputs: int) -> nn.Sequential:

@@ -73,17 +73,16 @@ class PerformerAttention(SelfAttention):
         num_features: int,
         *,
         out_dim: int | None = None,
-        qkv_bias: bool = True,
         proj_drop: float = 0.0,
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(dim, num_heads, out_dim=out_dim, qkv_bias=qkv_bias, scale=1.0)
+        super().__init__(dim, num_heads, out_dim=out_dim, scale=1.0)
         self.proj_drop = nn.Dropout(proj_drop)
         if num_features < 1:
             raise ValueError(f"at least 1 random feature is needed, not {num_features}")
         self.eps = eps
-        shape = num_features, self.width // num_heads
-        self.features = nn.Parameter(torch.empty(shape), requires_grad=False)
+        features = torch.empty(num_features, self.width // num_heads)
+        self.features = nn.Parameter(features, requires_grad=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -94,8 +93,8 @@ class PerformerAttention(SelfAttention):
     ) -> Tensor:
         at_least = torch.promote_types(q.dtype, torch.float32)
         with _full_precision(q):
-            wide = q.to(at_least), k.to(at_least), v.to(at_least), self.features.to(at_least)
-            mixed = performer(*wide, self.eps)
+            q, k, wide, features = (part.to(at_least) for part in (q, k, v, self.features))
+            mixed = performer(q, k, wide, features, self.eps)
         return mixed.to(v.dtype).transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:

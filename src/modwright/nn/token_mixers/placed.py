@@ -9,22 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from modwright.nn.layouts import SpatialShape, call_in_layout
-from modwright.nn.token_mixers.pooling import (
-    DepthwiseConvMixer,
-    IdentityMixer,
-    Pooling,
-    SpatialFC,
-)
+from modwright.nn.token_mixers.pooling import DepthwiseConvMixer, IdentityMixer, Pooling, SpatialFC
 
 __all__ = ["MIXERS", "PlacedMixer"]
 
 MIXERS: dict[str, Callable[[int, int, int], nn.Module]] = {
-    "pool": lambda hidden_size, places, kernel_size: Pooling(kernel_size),
-    "identity": lambda hidden_size, places, kernel_size: IdentityMixer(),
-    "depthwise": lambda hidden_size, places, kernel_size: DepthwiseConvMixer(
-        hidden_size, kernel_size
-    ),
-    "spatial_fc": lambda hidden_size, places, kernel_size: SpatialFC(places),
+    "pool": lambda dim, places, kernel_size: Pooling(kernel_size),
+    "identity": lambda dim, places, kernel_size: IdentityMixer(),
+    "depthwise": lambda dim, places, kernel_size: DepthwiseConvMixer(dim, kernel_size),
+    "spatial_fc": lambda dim, places, kernel_size: SpatialFC(places),
 }
 """Name -> makes a mixer from channels, places of the grid, and side of a kernel."""
 
@@ -75,8 +68,7 @@ class PlacedMixer(nn.Module):
 
     def _mix(self, x: Tensor, grid: SpatialShape | None) -> Tensor:
         if isinstance(self.mixer, IdentityMixer):
-            out: Tensor = self.mixer(x)
-            return out
+            return self.mixer(x)
         if grid is None:
             raise ValueError(f"{self.name} needs the grid of its tokens")
         before, places = x[:, : self.prefix], x[:, self.prefix :]

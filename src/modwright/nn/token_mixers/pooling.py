@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from modwright.nn.activations import make_activation
 from modwright.nn.layouts import SpatialShape
 
 __all__ = [
@@ -43,8 +42,7 @@ class Pooling(nn.Module):
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         if _in_one_step(x):
-            pooled: Tensor = self.pool(x)
-            return pooled - x
+            return self.pool(x) - x
         return _means(x, self.pool_size).sub_(x)
 
 
@@ -67,8 +65,7 @@ class SpatialFC(nn.Module):
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         _check_positions(x, self.num_tokens)
-        mixed: Tensor = self.fc(x.flatten(2))
-        return mixed.view_as(x)
+        return self.fc(x.flatten(2)).view_as(x)
 
 
 class RandomMixing(nn.Module):
@@ -83,10 +80,9 @@ class RandomMixing(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        if self.matrix.is_meta:
-            return
-        with torch.no_grad():
-            self.matrix.copy_(torch.softmax(torch.rand_like(self.matrix), dim=-1))
+        if not self.matrix.is_meta:
+            with torch.no_grad():
+                self.matrix.copy_(torch.rand_like(self.matrix).softmax(-1))
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         _check_positions(x, self.num_tokens)
@@ -98,17 +94,14 @@ class DepthwiseConvMixer(nn.Module):
 
     layout = "map"
 
-    def __init__(self, dim: int, kernel_size: int = 3, bias: bool = True) -> None:
+    def __init__(self, dim: int, kernel_size: int = 3) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, not {kernel_size}")
-        self.conv = nn.Conv2d(
-            dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=bias
-        )
+        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
-        out: Tensor = self.conv(x)
-        return out
+        return self.conv(x)
 
 
 def _in_one_step(x: Tensor) -> bool:
@@ -128,9 +121,8 @@ def _in_one_step(x: Tensor) -> bool:
 
 def _means(x: Tensor, size: int) -> Tensor:
     """Means of the places within a square that lie on the map, by shifted sums along each axis."""
-    for axis in (-2, -1):
-        x = _sums(x, size // 2, axis)
-    down, along = (_positions_within(x.shape[axis], size // 2, x) for axis in (-2, -1))
+    x = _sums(_sums(x, size // 2, -2), size // 2, -1)
+    down, along = (_positions_within(side, size // 2, x) for side in x.shape[-2:])
     return x.div_(down[:, None] * along)
 
 
@@ -171,11 +163,10 @@ class MultiHeadConvAttention(nn.Module):
 
     layout = "map"
 
-    def __init__(self, dim: int, conv: nn.Module, act: str = "relu") -> None:
+    def __init__(self, dim: int, conv: nn.Module) -> None:
         super().__init__()
-        self.conv, self.act = conv, make_activation(act)
+        self.conv, self.act = conv, nn.ReLU()
         self.proj = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
-        out: Tensor = self.proj(self.act(self.conv(x)))
-        return out
+        return self.proj(self.act(self.conv(x)))

@@ -96,23 +96,19 @@ class ReducedAttention(SelfAttention):
         return q, k, v
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
-        mixed = self.finish(self.attend(*self.heads(x)))
-        return to_feature_map(mixed, (x.shape[2], x.shape[3]))
+        return to_feature_map(self.finish(self.attend(*self.heads(x))), (x.shape[2], x.shape[3]))
 
     def fuse(self) -> ReducedAttention:
         """Folds the norm behind the pooling into the maps to keys and values, in place."""
         if self.norm is not None:
-            self._fuse_affine_(scale_shift_of(self.norm), ("k", "v"))
-            self.norm = None
+            norm, self.norm = self.norm, None
+            self.fuse_affine_(scale_shift_of(norm), "kv")
         return self
 
-    def fuse_affine_(self, affine: ScaleShift) -> None:
+    def fuse_affine_(self, affine: ScaleShift, names: str = "qkv") -> None:
         """Folds an affine map of the input in: an average of what is moved is the moved average."""
         if self.norm is not None:
             raise ValueError("the norm behind the pooling must be folded first")
-        self._fuse_affine_(affine, ("q", "k", "v"))
-
-    def _fuse_affine_(self, affine: ScaleShift, names: tuple[str, ...]) -> None:
         for name in names:
             setattr(self, name, fuse_preceding_affine(affine, getattr(self, name)))
 
@@ -132,9 +128,10 @@ def naive_reduced_attention(part: ReducedAttention, x: Tensor) -> Tensor:
     few = torch.stack(means, 2).unsqueeze(3)
     few = few if part.norm is None else part.norm(few)
 
-    def split(map_: Tensor) -> Tensor:
-        return map_.view(batch, part.num_heads, -1, map_.shape[2] * map_.shape[3]).transpose(2, 3)
-
-    mixed = naive_attention(split(part.q(x)), split(part.k(few)), split(part.v(few)), part.scale)
+    q, k, v = (
+        found.flatten(2).view(batch, part.num_heads, -1, found[0, 0].numel()).transpose(2, 3)
+        for found in (part.q(x), part.k(few), part.v(few))
+    )
+    mixed = naive_attention(q, k, v, part.scale)
     out = part.proj(mixed.transpose(1, 2).reshape(batch, height * width, dim))
     return out.transpose(1, 2).reshape(batch, dim, height, width)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
 from modwright.nn.reparameterize import fuse_conv_bn
+from modwright.nn.token_mixers.self_attention import check_heads
 
 __all__ = [
     "MultiHeadMixedConv",
@@ -18,12 +19,6 @@ __all__ = [
     "ScaleAwareModulation",
     "naive_aggregation",
 ]
-
-
-def _group_width(dim: int, num_heads: int) -> int:
-    if num_heads < 1 or dim % num_heads:
-        raise ValueError(f"{num_heads} heads do not divide a width of {dim}")
-    return dim // num_heads
 
 
 class MultiHeadMixedConv(nn.Module):
@@ -40,7 +35,8 @@ class MultiHeadMixedConv(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 4) -> None:
         super().__init__()
-        width = _group_width(dim, num_heads)
+        check_heads(dim, num_heads)
+        width = dim // num_heads
         self.heads = nn.ModuleList(
             nn.Conv2d(width, width, 3 + 2 * head, padding=1 + head, groups=width)
             for head in range(num_heads)
@@ -67,11 +63,11 @@ class ScaleAwareAggregation(nn.Module):
 
     def __init__(self, dim: int, num_heads: int = 4, ratio: int = 2) -> None:
         super().__init__()
-        groups = _group_width(dim, num_heads)
+        check_heads(dim, num_heads)
         if ratio < 1:
             raise ValueError(f"ratio must be at least 1, not {ratio}")
         self.num_heads = num_heads
-        self.expand = nn.Conv2d(dim, ratio * dim, 1, groups=groups)
+        self.expand = nn.Conv2d(dim, ratio * dim, 1, groups=dim // num_heads)
         self.norm: nn.Module | None = nn.BatchNorm2d(ratio * dim)
         self.act = nn.GELU()
         self.reduce = nn.Conv2d(ratio * dim, dim, 1)
@@ -79,9 +75,7 @@ class ScaleAwareAggregation(nn.Module):
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         by_channel = x.unflatten(1, (self.num_heads, -1)).transpose(1, 2).flatten(1, 2)
         x = self.expand(by_channel)
-        x = self.act(x if self.norm is None else self.norm(x))
-        out: Tensor = self.reduce(x)
-        return out
+        return self.reduce(self.act(x if self.norm is None else self.norm(x)))
 
     def fuse(self) -> ScaleAwareAggregation:
         """Folds the batch norm into the map before it, in place."""
@@ -97,14 +91,10 @@ def naive_aggregation(part: ScaleAwareAggregation, x: Tensor) -> Tensor:
     order = [head * groups + channel for channel in range(groups) for head in range(heads)]
     permutation = torch.eye(dim, dtype=x.dtype, device=x.device)[order]
     blocks = torch.block_diag(*part.expand.weight.flatten(1).chunk(groups))
-    x = _map_channels(blocks @ permutation, part.expand.bias, x)
+    expand, reduce = (part.expand.bias.view(-1, 1, 1), part.reduce.bias.view(-1, 1, 1))  # type: ignore[union-attr]
+    x = torch.einsum("oc,bchw->bohw", blocks @ permutation, x) + expand
     x = part.act(x if part.norm is None else part.norm(x))
-    return _map_channels(part.reduce.weight.flatten(1), part.reduce.bias, x)
-
-
-def _map_channels(matrix: Tensor, bias: Tensor | None, x: Tensor) -> Tensor:
-    assert bias is not None
-    return torch.einsum("oc,bchw->bohw", matrix, x) + bias[:, None, None]
+    return torch.einsum("oc,bchw->bohw", part.reduce.weight.flatten(1), x) + reduce
 
 
 class ScaleAwareModulation(nn.Module):
@@ -120,24 +110,13 @@ class ScaleAwareModulation(nn.Module):
 
     layout = "tokens"
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int = 4,
-        ratio: int = 2,
-        *,
-        bias: bool = True,
-        proj_drop: float = 0.0,
-    ) -> None:
+    def __init__(self, dim: int, num_heads: int = 4, ratio: int = 2, *, bias: bool = True) -> None:
         super().__init__()
-        self.v = nn.Linear(dim, dim, bias=bias)
-        self.s = nn.Linear(dim, dim, bias=bias)
+        self.v, self.s = nn.Linear(dim, dim, bias=bias), nn.Linear(dim, dim, bias=bias)
         self.mix = MultiHeadMixedConv(dim, num_heads)
         self.aggregate = ScaleAwareAggregation(dim, num_heads, ratio)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(proj_drop)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
         modulator = self.aggregate(self.mix(to_feature_map(self.s(x), spatial_shape)))
-        out: Tensor = self.proj(to_tokens(modulator) * self.v(x))
-        return self.proj_drop(out)
+        return self.proj(to_tokens(modulator) * self.v(x))

@@ -18,6 +18,7 @@ __all__ = [
     "STORAGE",
     "AttentionWithLocalConv",
     "SelfAttention",
+    "check_heads",
     "naive_attention",
     "naive_local_attention",
 ]
@@ -32,6 +33,12 @@ STORAGE: dict[str, tuple[str, ...]] = {
 }
 
 
+def check_heads(width: int, num_heads: int) -> None:
+    """Refuses heads that do not share the channels evenly."""
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"{num_heads} heads do not divide a width of {width}")
+
+
 def naive_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """softmax(scale q k') v, every step a tensor of its own: (..., N, d) -> (..., N, d)."""
     return torch.softmax((q * scale) @ k.transpose(-2, -1), dim=-1) @ v
@@ -41,7 +48,8 @@ class SelfAttention(nn.Module):
     """Softmax attention of all tokens to all tokens, prefix tokens included.
 
     (B, N, C) -> (B, N, out_dim). A subclass may set ``bias``, a part that, called with the grid,
-    gives what is added to the scores (H, N, N), and ``proj_drop``, dropout on the result.
+    gives what is added to the scores (H, N, N), ``local``, a convolution of the map of values that
+    is added before the last map, and ``proj_drop``, dropout on the result.
 
     Args:
         out_dim: channels that go out, and width of queries, keys and values together; ``dim``
@@ -58,6 +66,7 @@ class SelfAttention(nn.Module):
 
     layout = "tokens"
     bias: nn.Module | None
+    local: nn.Conv2d | None
 
     def __init__(
         self,
@@ -73,8 +82,7 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         width = dim if out_dim is None else out_dim
-        if width % num_heads:
-            raise ValueError(f"{num_heads} heads do not divide a width of {width}")
+        check_heads(width, num_heads)
         if storage not in STORAGE:
             raise ValueError(f"unknown storage {storage!r}; valid values: {', '.join(STORAGE)}")
         self.dim, self.width, self.num_heads = dim, width, num_heads
@@ -83,7 +91,7 @@ class SelfAttention(nn.Module):
         for name in STORAGE[storage]:
             self.add_module(name, linear(dim, len(name) * width, qkv_bias))
         self.proj = nn.Linear(width, width)
-        self.gate, self.bias = gate, None
+        self.gate, self.bias, self.local = gate, None, None
         self.proj_drop = nn.Dropout(0.0)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,11 +113,18 @@ class SelfAttention(nn.Module):
 
     def finish(self, mixed: Tensor) -> Tensor:
         """The last map, the gate and dropout."""
-        out: Tensor = self.proj(mixed)
-        return self.proj_drop(out if self.gate is None else self.gate(out))
+        mixed = self.proj(mixed)
+        return self.proj_drop(mixed if self.gate is None else self.gate(mixed))
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
-        return self.finish(self.attend(*self.heads(x), spatial_shape))
+        q, k, v = self.heads(x)
+        mixed = self.attend(q, k, v, spatial_shape)
+        if self.local is not None:
+            if spatial_shape is None:
+                raise ValueError("attention with a convolution needs the grid of its tokens")
+            values = to_feature_map(v.transpose(1, 2).flatten(2), spatial_shape)
+            mixed = mixed + to_tokens(self.local(values))
+        return self.finish(mixed)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, scale={self.scale:.4g}"
@@ -133,13 +148,6 @@ class AttentionWithLocalConv(SelfAttention):
         width = self.width
         self.local = nn.Conv2d(width, width, kernel_size, padding=kernel_size // 2, groups=width)
 
-    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
-        if spatial_shape is None:
-            raise ValueError("attention with a convolution needs the grid of its tokens")
-        q, k, v = self.heads(x)
-        near = self.local(to_feature_map(v.transpose(1, 2).flatten(2), spatial_shape))
-        return self.finish(self.attend(q, k, v, spatial_shape) + to_tokens(near))
-
 
 def naive_local_attention(
     part: AttentionWithLocalConv, x: Tensor, spatial_shape: SpatialShape
@@ -148,11 +156,10 @@ def naive_local_attention(
     q, k, v = part.heads(x)
     mixed = naive_attention(q, k, v, part.scale).transpose(1, 2).flatten(2)
     height, width = spatial_shape
-    weight, bias = part.local.weight, part.local.bias
-    assert bias is not None
-    reach = weight.shape[-1] // 2
+    local: Any = part.local
+    weight, reach = local.weight, local.kernel_size[0] // 2
     padded = F.pad(to_feature_map(v.transpose(1, 2).flatten(2), spatial_shape), [reach] * 4)
-    near = torch.zeros_like(mixed) + bias
+    near = torch.zeros_like(mixed) + local.bias
     for i in range(weight.shape[2]):
         for j in range(weight.shape[3]):
             shifted = padded[:, :, i : i + height, j : j + width]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,24 +15,8 @@ from modwright.nn.token_mixers.self_attention import SelfAttention
 __all__ = ["PERMUTATIONS", "SlicedAttention", "naive_sliced_attention"]
 
 
-def _random(part: SlicedAttention, tokens: int, device: torch.device) -> Tensor | None:
-    return torch.randperm(tokens, device=device)
-
-
-def _fixed(part: SlicedAttention, tokens: int, device: torch.device) -> Tensor | None:
-    return torch.tensor(part.fixed_permutation(tokens), device=device)
-
-
-def _none(part: SlicedAttention, tokens: int, device: torch.device) -> Tensor | None:
-    return None
-
-
 # The order of tokens on later passes: a new one each time, one of a seed, or that of the grid.
-PERMUTATIONS: dict[str, Callable[[SlicedAttention, int, torch.device], Tensor | None]] = {
-    "random": _random,
-    "fixed": _fixed,
-    "none": _none,
-}
+PERMUTATIONS = ("random", "fixed", "none")
 
 
 class SlicedAttention(SelfAttention):
@@ -71,8 +55,9 @@ class SlicedAttention(SelfAttention):
     ) -> None:
         for name in (permutation, eval_permutation):
             if name not in PERMUTATIONS:
-                valid = ", ".join(PERMUTATIONS)
-                raise ValueError(f"unknown permutation {name!r}; valid values: {valid}")
+                raise ValueError(
+                    f"unknown permutation {name!r}; valid values: {', '.join(PERMUTATIONS)}"
+                )
         if not groups or min(groups) < 1:
             raise ValueError(f"there is at least 1 group on each pass, not {list(groups)}")
         super().__init__(dim, num_heads, **more)
@@ -107,20 +92,22 @@ class SlicedAttention(SelfAttention):
         groups = self.groups[min(loop, len(self.groups) - 1)]
         if tokens % groups:
             raise ValueError(f"{groups} groups do not divide {tokens} tokens")
-        if permutation is not None:
-            _check_permutation(permutation.tolist(), tokens)
-            order: Tensor | None = permutation.to(x.device)
-        else:
+        if permutation is None:
             order = self._order(tokens, x.device) if loop and groups > 1 else None
-        if order is not None:
-            x = x[:, order]
+        else:
+            _check_permutation(permutation.tolist(), tokens)
+            order = permutation.to(x.device)
+        x = x if order is None else x[:, order]
         sliced = x.reshape(batch * groups, tokens // groups, -1)
         mixed = self.attend(*self.heads(sliced)).reshape(batch, tokens, -1)
         return self.finish(mixed if order is None else mixed[:, order.argsort()])
 
     def _order(self, tokens: int, device: torch.device) -> Tensor | None:
         name = self.permutation if self.training else self.eval_permutation
-        return PERMUTATIONS[name](self, tokens, device)
+        if name == "random":
+            return torch.randperm(tokens, device=device)
+        fixed = name == "fixed"
+        return torch.tensor(self.fixed_permutation(tokens), device=device) if fixed else None
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, groups={list(self.groups)}"
@@ -143,5 +130,4 @@ def naive_sliced_attention(
     apart = group_of[:, None] != group_of[None]
     q, k, v = part.heads(x)
     scores = (q @ k.transpose(-2, -1) * part.scale).masked_fill(apart, float("-inf"))
-    mixed = torch.softmax(scores, dim=-1) @ v
-    return part.finish(mixed.transpose(1, 2).flatten(2))
+    return part.finish((scores.softmax(-1) @ v).transpose(1, 2).flatten(2))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.nn.layouts import SpatialShape, to_feature_map, to_tokens
+from modwright.nn.layouts import SpatialShape
 from modwright.nn.token_mixers.self_attention import SelfAttention
 from modwright.nn.windows import (
     DynamicPositionBias,
@@ -35,13 +35,14 @@ class WindowAttention(SelfAttention):
         torch.Size([1, 15, 8])
     """
 
+    bias: RelativePositionBias
+
     def __init__(
         self, dim: int, num_heads: int, window: SpatialShape, *, shift: bool = False, **more: Any
     ) -> None:
-        bias = RelativePositionBias(num_heads, window)
+        bias = RelativePositionBias(num_heads, window)  # before the maps: the order of its draws
         super().__init__(dim, num_heads, **more)
-        self.bias = bias
-        self.window, self.shift = window, shift
+        self.bias, self.window, self.shift = bias, window, shift
 
     def steps(self, spatial_shape: SpatialShape) -> SpatialShape:
         """By how many places windows are moved on a map of ``spatial_shape``."""
@@ -72,8 +73,7 @@ class WindowAttention(SelfAttention):
     def _in_windows(self, x: Tensor, spatial_shape: SpatialShape, steps: SpatialShape) -> Tensor:
         """(B windows, T, C) -> the same."""
         q, k, v = self.heads(x)
-        assert self.bias is not None
-        bias: Tensor = self.bias()[None]  # the fused kernel wants four axes
+        bias = self.bias()[None]  # the fused kernel wants four axes
         if any(steps):
             apart = wrapped_apart(spatial_shape, self.window, steps, x.device)[:, None]
             images = x.shape[0] // apart.shape[0]
@@ -86,15 +86,9 @@ class WindowAttention(SelfAttention):
 def naive_window_attention(part: WindowAttention, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
     """What the part gives on a map of whole windows: all places at once, scores of others cut."""
     high, wide = part.window
-    down, along = part.steps(spatial_shape)
-    rows = torch.arange(spatial_shape[0]).repeat_interleave(spatial_shape[1])
-    columns = torch.arange(spatial_shape[1]).repeat(spatial_shape[0])
-    i, j = (rows - down) % spatial_shape[0], (columns - along) % spatial_shape[1]
-    seen = torch.stack((i // high, j // wide, rows < down, columns < along))
-    cut = (seen[:, :, None] != seen[:, None, :]).any(0)
-    i, j = i % high, j % wide
+    cut, i, j = _naive_windows(spatial_shape, part.window, part.steps(spatial_shape), True)
     offset = (i[:, None] - i + high - 1) * (2 * wide - 1) + j[:, None] - j + wide - 1
-    table: Any = part.bias.position_table  # type: ignore[union-attr]
+    table = part.bias.position_table
     out = []
     for head, (q, k, v) in enumerate(zip(*(side.unbind(1) for side in part.heads(x)))):
         scores = q @ k.transpose(1, 2) * part.scale + table[offset, head]
@@ -153,22 +147,17 @@ class RectangleWindowAttention(SelfAttention):
         """By how many places windows are moved."""
         return (window[0] // 2, window[1] // 2) if self.shift else (0, 0)
 
-    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, spatial_shape: SpatialShape | None = None
+    ) -> Tensor:
         if spatial_shape is None:
             raise ValueError("windows need the grid of the tokens")
-        q, k, v = self.heads(x)
-        stacked = torch.stack((q, k, v)).unflatten(3, spatial_shape)
-        halves = zip(stacked.chunk(2, dim=2), self.biases, self.windows)
-        mixed = torch.cat(
-            [
-                self._in_windows(half, bias(), window, spatial_shape)
-                for half, bias, window in halves
-            ],
-            dim=1,
-        )
-        tokens = mixed.flatten(2, 3).transpose(1, 2).flatten(2)
-        near = to_tokens(self.local(to_feature_map(v.transpose(1, 2).flatten(2), spatial_shape)))
-        return self.finish(tokens + near)
+        qkv = torch.stack((q, k, v)).unflatten(3, spatial_shape)
+        mixed = [
+            self._in_windows(half, bias(), window, spatial_shape)
+            for half, bias, window in zip(qkv.chunk(2, dim=2), self.biases, self.windows)
+        ]
+        return torch.cat(mixed, dim=1).flatten(2, 3).transpose(1, 2).flatten(2)
 
     def _in_windows(
         self, qkv: Tensor, bias: Tensor, window: SpatialShape, spatial_shape: SpatialShape
@@ -179,38 +168,42 @@ class RectangleWindowAttention(SelfAttention):
             qkv = qkv.roll((-down, -along), (3, 4))
         q, k, v = (split_windows(part, window) for part in qkv.unbind(0))
         if self.shift and self.mask_shift:
-            bias = bias + self._apart(window, spatial_shape, bias)
+            apart = wrapped_apart(spatial_shape, window, (down, along), bias.device)[:, None]
+            bias = bias.masked_fill(apart, float("-inf"))
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         joined = join_windows(mixed, window, spatial_shape)
         return joined.roll((down, along), (2, 3)) if self.shift else joined
-
-    def _apart(self, window: SpatialShape, spatial_shape: SpatialShape, like: Tensor) -> Tensor:
-        """(windows, 1, T, T): minus infinity between places that only wrapping brings together."""
-        apart = wrapped_apart(spatial_shape, window, self.steps(window), like.device)[:, None]
-        return torch.zeros_like(apart, dtype=like.dtype).masked_fill(apart, float("-inf"))
 
 
 def naive_windows(part: RectangleWindowAttention, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
     """What the part gives, head by head over all places at once, scores of others cut."""
     q, k, v = part.heads(x)
-    rows = torch.arange(spatial_shape[0]).repeat_interleave(spatial_shape[1])
-    columns = torch.arange(spatial_shape[1]).repeat(spatial_shape[0])
-    out = []
+    out, half = [], part.num_heads // 2
     for head in range(part.num_heads):
-        second = int(head >= part.num_heads // 2)
-        window, bias = part.windows[second], part.biases[second]
-        down, along = part.steps(window)
-        i, j = (rows - down) % spatial_shape[0], (columns - along) % spatial_shape[1]
-        block = i // window[0] * spatial_shape[1] + j // window[1]
-        cut = block[:, None] != block
-        if part.mask_shift:
-            kind = 2 * (rows < down).long() + (columns < along).long()
-            cut = cut | (kind[:, None] != kind)
-        i, j = i % window[0], j % window[1]
+        window, bias = part.windows[head // half], part.biases[head // half]
+        cut, i, j = _naive_windows(spatial_shape, window, part.steps(window), part.mask_shift)
         offsets = torch.stack((i[:, None] - i, j[:, None] - j), -1).to(x.dtype)
-        added = bias.of(offsets)[..., head % (part.num_heads // 2)]  # type: ignore[operator]
+        added = bias.of(offsets)[..., head % half]  # type: ignore[operator]
         scores = q[:, head] @ k[:, head].transpose(1, 2) * part.scale + added
         out.append(scores.masked_fill(cut, float("-inf")).softmax(-1) @ v[:, head])
-    stacked = v.transpose(1, 2).flatten(2).transpose(1, 2).reshape(len(x), -1, *spatial_shape)
-    near: Tensor = part.local(stacked).flatten(2).transpose(1, 2)
+    values = v.transpose(2, 3).reshape(len(x), -1, *spatial_shape)
+    near = part.local(values).flatten(2).transpose(1, 2)  # type: ignore[misc]
     return part.finish(torch.cat(out, -1) + near)
+
+
+def _naive_windows(
+    spatial_shape: SpatialShape, window: SpatialShape, steps: SpatialShape, wrapped: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Which places do not see each other, and the row and column of each inside its window.
+
+    Places are moved by their coordinates, not by moving the map.
+    """
+    (height, width), (down, along) = spatial_shape, steps
+    rows = torch.arange(height).repeat_interleave(width)
+    columns = torch.arange(width).repeat(height)
+    i, j = (rows - down) % height, (columns - along) % width
+    seen = [i // window[0], j // window[1]]
+    if wrapped:
+        seen += [rows < down, columns < along]
+    cut = torch.stack([kind[:, None] != kind for kind in seen]).any(0)
+    return cut, i % window[0], j % window[1]
