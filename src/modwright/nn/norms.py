@@ -6,6 +6,8 @@ of the others.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -107,23 +109,16 @@ class CRMSNorm(nn.Module):
 class RestoringCRMSNorm(RMSNorm):
     """Puts back the coordinate that a zero-mean stream is stored without, then takes the RMS norm.
 
-    It stands before readers that want all d coordinates: (..., d - 1) -> (..., d).
+    It stands before readers that want all d coordinates: (..., d - 1) -> (..., d). ``index`` is the
+    place of the coordinate; other arguments are those of :class:`RMSNorm`.
 
     Example:
         >>> RestoringCRMSNorm(3, index=0)(torch.tensor([[-1.0, -2.0]])).round(decimals=3)
         tensor([[ 1.3890, -0.4630, -0.9260]], grad_fn=<RoundBackward1>)
     """
 
-    def __init__(
-        self,
-        hidden_size: int,
-        eps: float = 1e-6,
-        weight: bool = True,
-        bias: bool = False,
-        cast_first: bool = True,
-        index: int = -1,
-    ) -> None:
-        super().__init__(hidden_size, eps, weight, bias, cast_first)
+    def __init__(self, hidden_size: int, *more: Any, index: int = -1, **named: Any) -> None:
+        super().__init__(hidden_size, *more, **named)
         self.index = index
 
     def forward(self, z: Tensor) -> Tensor:
