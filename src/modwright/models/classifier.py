@@ -86,14 +86,14 @@ class ImageClassifier(VisionModel):
         self,
         norm: nn.Module | None,
         num_features: int,
-        widths: Sequence[int],
+        hidden_sizes: Sequence[int],
         stride: int = 4,
         head: type[ClassifierHead] = ClassifierHead,
         head_norm: nn.Module | None = None,
     ) -> None:
         """Ends the building: norm and head of the last features, what is said of all maps.
 
-        ``widths`` are the channels of each map, ``stride`` the pixels per place of the first;
+        ``hidden_sizes`` are the channels of each map, ``stride`` the pixels per place of the first;
         ``head_norm`` stands behind the head's pooling.
         """
         config = self.config
@@ -112,7 +112,7 @@ class ImageClassifier(VisionModel):
                 "num_chs": width,
                 "reduction": stride * self.coarser**index,
             }
-            for index, width in enumerate(widths)
+            for index, width in enumerate(hidden_sizes)
         ]
         self.post_init()
 
@@ -226,12 +226,12 @@ class TokenClassifier(ImageClassifier):
     blocks: Any
 
     def begin_stream(
-        self, dim: int, names: Sequence[str] = ("cls_token",), std: float = 0.02, **table: Any
+        self, hidden_size: int, names: Sequence[str] = ("cls_token",), **table: Any
     ) -> None:
         """Prefix tokens of these names, positions of the config's grid, dropout."""
         self.num_prefix_tokens = len(names)
-        self.prefix = PrefixTokens(dim, names, std)
-        self.positions = LearnedTable(dim, self.config.grid, len(names), std=std, **table)
+        self.prefix = PrefixTokens(hidden_size, names, table.get("std", 0.02))
+        self.positions = LearnedTable(hidden_size, self.config.grid, len(names), **table)
         self.drop = nn.Dropout(self.config.drop_rate)
 
     def embed(self, pixel_values: Tensor) -> tuple[Any, SpatialShape]:

@@ -320,7 +320,7 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 
 def token_block(
-    dim: int,
+    hidden_size: int,
     mixer: nn.Module | None,
     mlp_ratio: float,
     drop_path: float = 0.0,
@@ -330,6 +330,6 @@ def token_block(
     **more: Any,
 ) -> Block:
     """A block of tokens: layer norms, and an MLP of ``mlp_ratio`` unless it is given."""
-    mlp = Mlp(dim, int(dim * mlp_ratio)) if mlp is None else mlp
-    norm = functools.partial(nn.LayerNorm, dim, eps=eps)
-    return Block(dim, mixer, mlp, norm, drop_path=drop_path, **more)
+    mlp = Mlp(hidden_size, int(hidden_size * mlp_ratio)) if mlp is None else mlp
+    norm = functools.partial(nn.LayerNorm, hidden_size, eps=eps)
+    return Block(hidden_size, mixer, mlp, norm, drop_path=drop_path, **more)
