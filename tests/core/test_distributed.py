@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -60,12 +61,13 @@ def test_the_failure_of_another_is_raised_at_the_next_exchange(
 ) -> None:
     other = Gathered(monkeypatch, rank)
     trace = "where it was"
-    other.answers = [None, distributed._Failure(1 - rank, "no text", 2, trace)]
+    told = ["process 1: no text", "the main process: no text"][rank]
+    other.answers = [None, pickle.loads(pickle.dumps(ProcessFailed(told, 2, trace)))]
     with pytest.raises(ProcessFailed) as caught, distributed.fail_together():
         distributed.barrier()
         distributed.all_reduce_({"a": torch.ones(1)})
         raise AssertionError("went on")
-    assert str(caught.value) == ["process 1: no text", "the main process: no text"][rank]
+    assert str(caught.value) == told
     assert (caught.value.exit_code, caught.value.trace) == (2, trace)
     assert caught.value.reported is reported
     assert other.answers == []  # and it is not told again
@@ -79,8 +81,10 @@ def test_an_error_is_told_once_however_deep(rank: int, monkeypatch: pytest.Monke
     with pytest.raises(kind), distributed.fail_together(), distributed.fail_together():
         raise ZeroDivisionError("a crash")
     (sent,) = other.sent
-    assert isinstance(sent, distributed._Failure)
-    assert (sent.message, sent.exit_code) == ("ZeroDivisionError: a crash", 1)
+    assert isinstance(sent, ProcessFailed)
+    where = ["the main process", "process 1"][rank]
+    assert (str(sent), sent.exit_code) == (f"{where}: ZeroDivisionError: a crash", 1)
+    assert "raise ZeroDivisionError" in sent.trace
 
 
 def test_only_the_main_process_works(monkeypatch: pytest.MonkeyPatch) -> None:

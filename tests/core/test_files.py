@@ -302,6 +302,9 @@ def test_what_the_work_itself_raises_goes_through(tmp_path: Path) -> None:
         write_file(tmp_path / "file.xyz", wrong)
     with pytest.raises(ValueError, match="of the work"), writing(tmp_path):
         raise ValueError("of the work")
+    line = "cannot write in '.*': No such file .*; what is finished is kept there"
+    with pytest.raises(WriteFailed, match=line), writing(tmp_path):
+        (tmp_path / "nowhere" / "there").mkdir()
     assert names(tmp_path) == []
 
 

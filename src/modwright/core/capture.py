@@ -14,16 +14,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    "Call",
-    "HookPoint",
-    "StopForward",
-    "capture",
-    "channels_last",
-    "first_tensor",
-    "on_forward",
-]
-__all__ += ["on_tensors"]
+__all__ = ["Call", "HookPoint", "StopForward", "capture", "channels_last", "first_tensor"]
+__all__ += ["on_forward", "on_tensors"]
 
 K = TypeVar("K", bound=Hashable)
 Side = Literal["input", "output"]
@@ -50,43 +42,26 @@ class Call(NamedTuple):
 
 
 class StopForward(Exception):
-    """What ``see`` raises to end a pass early: nobody needs what would come after.
-
-    Example:
-        >>> from contextlib import suppress
-        >>> first = nn.Linear(2, 2)
-        >>> model = nn.Sequential(first, nn.Linear(3, 3))  # cannot take what the first gives
-        >>> def stop(name, call):
-        ...     raise StopForward
-        >>> with on_forward({"first": first}, stop), suppress(StopForward):
-        ...     model(torch.ones(1, 2))
-    """
+    """What ``see`` raises to end a pass early: nobody needs what would come after."""
 
 
 @contextmanager
 def on_forward(
     modules: Mapping[K, nn.Module], see: Callable[[K, Call], None], side: Side = "output"
 ) -> Iterator[None]:
-    """Calls ``see(name, call)`` whenever one of the modules runs, while the context is open.
+    """Calls ``see(name, call)`` before ("input") or after ("output") one of the modules runs.
 
-    Args:
-        modules: by any name; a module may have several names.
-        see: changes nothing. What it raises ends the model's pass.
-        side: "output" after the module ran, "input" before.
+    A module may have several names. ``see`` changes nothing; what it raises ends the model's pass.
     """
 
     def hook(name: K) -> Callable[..., None]:
-        if side == "input":
-            return lambda module, args, kwargs: see(name, Call(args, kwargs, None))
-        return lambda module, args, kwargs, output: see(name, Call(args, kwargs, output))
+        return lambda module, args, kwargs, output=None: see(name, Call(args, kwargs, output))
 
     with ExitStack() as stack:
         for name, module in modules.items():
-            register: Any = (
-                module.register_forward_pre_hook
-                if side == "input"
-                else module.register_forward_hook
-            )
+            register: Any = module.register_forward_hook
+            if side == "input":
+                register = module.register_forward_pre_hook
             stack.callback(register(hook(name), with_kwargs=True).remove)
         yield
 
@@ -97,27 +72,18 @@ def on_tensors(
 ) -> Iterator[None]:
     """Calls ``see(name, tensor)`` whenever a tensor passes one of the points.
 
-    The tensor is a view of the model's own, channels last. A module that gives none is passed over.
-
-    Args:
-        points: by any name.
-        see: changes nothing in place.
-        gradients: the tensor stays in the graph of a model that learns; detached otherwise.
+    The tensor is a view of the model's own, channels last, and ``see`` changes nothing in it. It is
+    detached unless ``gradients`` keeps it in the graph. A module that gives none is passed over.
     """
 
     def read(name: K, call: Call) -> None:
-        point = points[name]
-        value = first_tensor(call, point.side)
+        value = first_tensor(call, points[name].side)
         if value is not None:
-            see(name, channels_last(value if gradients else value.detach(), point.axis))
+            see(name, channels_last(value if gradients else value.detach(), points[name].axis))
 
     with ExitStack() as stack:
         for side in ("input", "output"):
-            there = {
-                name: hook_point.module
-                for name, hook_point in points.items()
-                if hook_point.side == side
-            }
+            there = {name: point.module for name, point in points.items() if point.side == side}
             stack.enter_context(on_forward(there, read, side))
         yield
 
@@ -135,19 +101,15 @@ def capture(
     Args:
         points: by any name.
         gradients: tensors stay in the graph of a model that learns; detached otherwise.
-        copy: tensors of their own, which a later step of the model that works in place cannot
-            change. Without it nothing is copied.
+        copy: tensors of their own, which a later step of the model in place cannot change.
         device: where tensors go; where they are by default.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(inplace=True))
-        >>> points = {side: HookPoint(model[0], side, axis=1) for side in ("input", "output")}
-        >>> with capture(points, copy=True) as seen:
+        >>> with capture({"conv": HookPoint(model[0], "output", axis=1)}, copy=True) as seen:
         ...     answer = model(torch.randn(2, 3, 4, 5))
-        >>> tuple(seen["input"].shape), tuple(seen["output"].shape)
-        ((2, 4, 5, 3), (2, 4, 5, 8))
-        >>> bool((seen["output"] < 0).any())
-        True
+        >>> tuple(seen["conv"].shape), bool((seen["conv"] < 0).any())
+        ((2, 4, 5, 8), True)
     """
     seen: dict[K, Tensor] = {}
 

@@ -12,7 +12,6 @@ import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -53,10 +52,9 @@ def init_distributed() -> Iterator[None]:
         return
     from accelerate import PartialState
 
-    if torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true":
-        state = PartialState(backend="cuda:nccl,cpu:gloo", timeout=_LONG)
-    else:
-        state = PartialState(cpu=True, timeout=_LONG)
+    on_gpus = torch.cuda.is_available() and os.environ.get("ACCELERATE_USE_CPU") != "true"
+    where: dict[str, Any] = {"backend": "cuda:nccl,cpu:gloo"} if on_gpus else {"cpu": True}
+    state = PartialState(**where, timeout=_LONG)
     try:
         yield
     finally:
@@ -109,11 +107,7 @@ def shard(items: Sequence[T], index: int | None = None, count: int | None = None
 
 
 def all_reduce_(sums: Mapping[str, Tensor]) -> None:
-    """Adds the other processes' sums to these, in place, in every process.
-
-    Raises:
-        ProcessFailed: another process failed or is gone.
-    """
+    """Adds the other processes' sums to these, in place, in every process."""
     barrier()
     if size() > 1:
         with _connection():
@@ -121,13 +115,21 @@ def all_reduce_(sums: Mapping[str, Tensor]) -> None:
                 dist.all_reduce(sums[name], group=_group())
 
 
-def all_gather(value: T) -> list[T]:
-    """Every process's value, in order of rank; waits for all.
+def all_gather(value: T, *, patient: bool = False) -> list[T]:
+    """Every process's value, in order of rank; waits for all, for days where it is patient.
 
-    Raises:
-        ProcessFailed: another process failed or is gone.
+    This, and every other exchange, raises ``ProcessFailed`` where a process failed or is gone.
     """
-    return _exchange(value, long=False)
+    if size() == 1:
+        return [value]
+    answers: list[Any] = [None] * size()
+    with _connection():
+        dist.all_gather_object(answers, value, group=None if patient else _group())
+    for answer in answers:
+        if isinstance(answer, ProcessFailed):
+            answer.reported = not is_main()
+            raise answer
+    return answers
 
 
 def broadcast(value: T) -> T:
@@ -141,29 +143,42 @@ def barrier() -> None:
 
 
 @contextmanager
-def fail_together() -> Iterator[None]:
+def fail_together(*, patient: bool = False) -> Iterator[None]:
     """What fails in one process fails in all, in one line, at their next exchange.
 
-    Every exchange above carries such news, so no process waits for one that failed elsewhere.
-    The main process raises an error of its own as it is.
-
-    Raises:
-        ProcessFailed: in the processes that did not fail themselves, and in all but the main one.
+    Every exchange above carries such news, so no process waits for one that failed elsewhere. The
+    main process raises an error of its own as it is, all others a ``ProcessFailed``.
     """
-    with _shared_errors(long=False):
+    try:
         yield
+    except Exception as error:
+        if size() == 1 or isinstance(error, ProcessFailed) or hasattr(error, "_all_know"):
+            raise
+        try:
+            all_gather(_news_of(error), patient=patient)
+        except ProcessFailed as shared:
+            if not is_main():
+                raise shared from error
+            error._all_know = True  # type: ignore[attr-defined]
+        raise
+    all_gather(None, patient=patient)
+
+
+def _news_of(error: Exception) -> ProcessFailed:
+    """What went wrong here, as the other processes get it."""
+    line = str(error) if isinstance(error, ModwrightError) else f"{type(error).__name__}: {error}"
+    where = "the main process" if is_main() else f"process {rank()}"
+    trace = "".join(traceback.format_exception(error))
+    exit_code = getattr(error, "exit_code", 1)
+    return ProcessFailed(f"{where}: {' '.join(line.split())}", exit_code, trace)
 
 
 def main_process_only(work: Callable[[], T]) -> T | None:
     """The main process's work, for which the others wait as long as it takes; they get None.
 
     Not inside of :func:`fail_together`: others would wait with another patience.
-
-    Example:
-        >>> main_process_only(lambda: 5)
-        5
     """
-    with _shared_errors(long=True):
+    with fail_together(patient=True):
         return work() if is_main() else None
 
 
@@ -182,11 +197,7 @@ def _connection() -> Iterator[None]:
 
 
 def shard_modules_(modules: Sequence[nn.Module], mesh: Any = None) -> None:
-    """Gives each process its part of the parameters of ``modules``, one group each (FSDP2).
-
-    Raises:
-        InvalidInputError: no processes were joined.
-    """
+    """Gives each process its part of the parameters of ``modules``, one group each (FSDP2)."""
     if not _ready():
         raise InvalidInputError(
             "torch.distributed is not set up: start with torchrun, and call this inside "
@@ -199,59 +210,6 @@ def shard_modules_(modules: Sequence[nn.Module], mesh: Any = None) -> None:
         mesh = init_device_mesh(next(modules[0].parameters()).device.type, (size(),))
     for module in modules:
         fully_shard(module, mesh=mesh)
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """What went wrong in one process, as the others get it."""
-
-    rank: int
-    message: str
-    exit_code: int
-    trace: str
-
-    @classmethod
-    def of(cls, error: Exception) -> _Failure:
-        known = isinstance(error, ModwrightError)
-        line = str(error) if known else f"{type(error).__name__}: {error}"
-        trace = "".join(traceback.format_exception(error))
-        return cls(rank(), " ".join(line.split()), getattr(error, "exit_code", 1), trace)
-
-    def error(self) -> ProcessFailed:
-        where = "the main process" if self.rank == 0 else f"process {self.rank}"
-        return ProcessFailed(
-            f"{where}: {self.message}", self.exit_code, self.trace, reported=not is_main()
-        )
-
-
-@contextmanager
-def _shared_errors(long: bool) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        if size() == 1 or isinstance(error, ProcessFailed) or hasattr(error, "_all_know"):
-            raise
-        try:
-            _exchange(_Failure.of(error), long)
-        except ProcessFailed as shared:
-            if not is_main():
-                raise shared from error
-            error._all_know = True  # type: ignore[attr-defined]
-        raise
-    _exchange(None, long)
-
-
-def _exchange(value: Any, long: bool) -> list[Any]:
-    """Every process's value, or the first failure among them as an error."""
-    if size() == 1:
-        return [value]
-    answers: list[Any] = [None] * size()
-    with _connection():
-        dist.all_gather_object(answers, value, group=None if long else _group())
-    for answer in answers:
-        if isinstance(answer, _Failure):
-            raise answer.error()
-    return answers
 
 
 _groups: dict[Any, Any] = {}

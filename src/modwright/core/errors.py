@@ -6,20 +6,9 @@ import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = [
-    "CheckpointError",
-    "InvalidInputError",
-    "ModwrightError",
-    "ProcessFailed",
-    "UnsupportedArchitecture",
-    "VerificationError",
-    "WriteFailed",
-    "did_you_mean",
-    "first_line",
-    "nearest",
-    "refusing",
-    "unknown_name",
-]
+__all__ = ["CheckpointError", "InvalidInputError", "ModwrightError", "ProcessFailed"]
+__all__ += ["UnsupportedArchitecture", "VerificationError", "WriteFailed", "did_you_mean"]
+__all__ += ["first_line", "nearest", "reason", "refusing", "unknown_name"]
 
 
 class ModwrightError(Exception):
@@ -64,20 +53,13 @@ class ProcessFailed(ModwrightError):
         reported: the main process reports it, so this one need not.
     """
 
-    def __init__(
-        self, message: str, exit_code: int = 1, trace: str = "", reported: bool = False
-    ) -> None:
+    def __init__(self, message: str, exit_code: int = 1, trace: str = "") -> None:
         super().__init__(message)
-        self.exit_code, self.trace, self.reported = exit_code, trace, reported
+        self.exit_code, self.trace, self.reported = exit_code, trace, False
 
 
 def nearest(value: object, names: Iterable[str], n: int = 1, cutoff: float = 0.5) -> list[str]:
-    """The names that are written most like a value, the nearest first; none where none is near.
-
-    Example:
-        >>> nearest("attn", ["attention", "mlp"])
-        ['attention']
-    """
+    """The names that are written most like a value, the nearest first; none where none is near."""
     return difflib.get_close_matches(str(value), list(names), n=n, cutoff=cutoff)
 
 
@@ -118,21 +100,19 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
+def reason(error: BaseException) -> str:
+    """Why a file cannot be read or written: what the system says, or the first line."""
+    return getattr(error, "strerror", None) or first_line(error)
+
+
 @contextmanager
 def refusing(
     where: str | Callable[[], str] = "", kinds: tuple[type[Exception], ...] = (ValueError,)
 ) -> Iterator[None]:
     """Turns what plain parts raise into a refusal in one line.
 
-    ``nn`` knows no configs and no recipes, so it raises what torch does: ``ValueError``. Whoever
-    builds parts from what a user said does so inside this block.
-
-    Args:
-        where: what the line begins with, or what gives it then; it may be empty.
-        kinds: what is turned into a refusal.
-
-    Raises:
-        InvalidInputError: the work raised one of them.
+    ``nn`` raises what torch does, ``ValueError``; whoever builds parts from what a user said does
+    so inside this block. The line begins with ``where``.
 
     Example:
         >>> with refusing("norm 'foo'"):

@@ -12,25 +12,20 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from modwright.core.errors import CheckpointError, WriteFailed, first_line
+from safetensors import SafetensorError
+
+from modwright.core.errors import CheckpointError, WriteFailed, reason
 from modwright.core.formatting import format_bytes
 
-__all__ = [
-    "alone_at",
-    "read_json",
-    "require_new",
-    "require_new_directory",
-    "require_space",
-    "tidy_after_killed",
-    "whole_directory",
-    "write_file",
-    "writing",
-]
+__all__ = ["alone_at", "read_json", "require_new", "require_new_directory", "require_space"]
+__all__ += ["tidy_after_killed", "whole_directory", "write_file", "writing"]
 
 _PATIENCE = 0.2  # seconds for a lock that is being given back
+_OF_FILES = (OSError, SafetensorError)  # how libraries say that they could not write
 
 
 def write_file(
@@ -47,9 +42,6 @@ def write_file(
             with large tensors: nothing is copied here.
         kept_in: where finished work is kept that the same command goes on from; messages say so.
 
-    Returns:
-        The file.
-
     Raises:
         CheckpointError: nothing can be written there.
         WriteFailed: it cannot be written to its end, mostly because the disk is full.
@@ -57,8 +49,6 @@ def write_file(
     Example:
         >>> import tempfile
         >>> place = Path(tempfile.mkdtemp(), "notes.txt")
-        >>> write_file(place, "one").read_text()
-        'one'
         >>> write_file(place, lambda partial: partial.write_bytes(b"two")).read_text()
         'two'
         >>> [file.name for file in place.parent.iterdir()]
@@ -66,35 +56,27 @@ def write_file(
     """
     place = Path(out)
     partial = place.with_name(f".{place.name}.partial{place.suffix}")
-    begun = False
+    kind = CheckpointError
     try:
         partial.touch()
-        begun = True
+        kind = WriteFailed
         if callable(content):
             content(partial)
         else:
             partial.write_bytes(content.encode() if isinstance(content, str) else content)
         partial.replace(place)
-    except BaseException as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        # torch.save raises RuntimeError where the disk is full.
-        if not (_is_of_files(error) or isinstance(error, RuntimeError)):
-            raise
+    except (*_OF_FILES, RuntimeError) as error:  # torch.save raises the last where the disk is full
         if kept_in is not None:
             raise _to_go_on(kept_in, error) from error
-        kind = WriteFailed if begun else CheckpointError
-        raise kind(f"cannot write {str(out)!r}: {_reason(error)}") from error
+        raise kind(f"cannot write {str(out)!r}: {reason(error)}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return place
 
 
 def read_json(file: Path) -> Any:
-    """What a JSON file holds; None where there is no such file, or none that can be read.
-
-    Example:
-        >>> read_json(Path("nowhere.json")) is None
-        True
-    """
+    """What a JSON file holds; None where there is no such file, or none that can be read."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -103,65 +85,42 @@ def read_json(file: Path) -> Any:
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Around the writing of files that a stopped run goes on from.
-
-    Raises:
-        WriteFailed: the disk is full, or the place cannot be written.
-
-    Example:
-        >>> with writing(Path("/proc/there")):
-        ...     Path("/proc/there").mkdir()
-        Traceback (most recent call last):
-        ...
-        modwright.core.errors.WriteFailed: cannot write in '/proc/there': No such file ...; ...
-    """
+    """Around the writing of files that a stopped run goes on from."""
     try:
         yield
-    except Exception as error:
-        if not _is_of_files(error):
-            raise
+    except _OF_FILES as error:
         raise _to_go_on(place, error) from error
-
-
-def _is_of_files(error: BaseException) -> bool:
-    """Whether a library says in this way that it could not write."""
-    from safetensors import SafetensorError
-
-    return isinstance(error, OSError | SafetensorError)
-
-
-def _reason(error: BaseException) -> str:
-    return getattr(error, "strerror", None) or first_line(error)
 
 
 def _to_go_on(place: Path, error: BaseException) -> WriteFailed:
     return WriteFailed(
-        f"cannot write in {str(place)!r}: {_reason(error)}; what is finished is kept there, and "
+        f"cannot write in {str(place)!r}: {reason(error)}; what is finished is kept there, and "
         "the same command goes on from it"
     )
 
 
 def require_new(out: Path, force: bool) -> None:
-    """Refuses a file that would go over another one.
-
-    Raises:
-        CheckpointError: it is there and ``force`` is False, or it is a directory.
-    """
+    """Refuses a file that is there, unless by ``force``, or that is a directory."""
     if out.is_dir():
         raise CheckpointError(f"cannot write {str(out)!r}: it is a directory; name a file")
     if out.exists() and not force:
         raise CheckpointError(f"{str(out)!r} exists; name another file, or replace it with --force")
 
 
+def require_new_directory(out: str | os.PathLike[str], force: bool = False) -> None:
+    """Refuses a directory that holds something, unless by ``force``, or that is a file."""
+    place = Path(out).expanduser()
+    if place.exists() and not place.is_dir():
+        raise CheckpointError(f"cannot write {str(out)!r}: it is a file; name a directory")
+    if place.exists() and any(place.iterdir()) and not force:
+        raise CheckpointError(
+            f"{str(out)!r} exists and is not empty; name another directory, or replace it with "
+            "force=True (--force)"
+        )
+
+
 def require_space(folder: Path, needed: int, what: str) -> int:
-    """Refuse to start writing ``needed`` bytes where they do not fit.
-
-    Returns:
-        Bytes that are free there.
-
-    Raises:
-        CheckpointError: with both figures.
-    """
+    """The bytes that are free in a folder; refuses more that are needed, with both figures."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise CheckpointError(
@@ -198,13 +157,20 @@ def whole_directory(
         ['report.json']
     """
     place = Path(out).expanduser().resolve()
-    _refuse_danger(place, str(out), keep)
+    here, sources = Path.cwd().resolve(), [path.resolve() for path in keep]
+    within = {"the working directory": [here, *here.parents]}
+    within["its source"] = [parent for source in sources for parent in source.parents]
+    for what, parents in within.items():
+        if place in parents:
+            raise CheckpointError(
+                f"cannot write {str(out)!r}: {what} is in it; name a new directory below it"
+            )
     partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
     kind = CheckpointError
     try:
         with alone_at(place, str(out)):
             _tidy(place)
-            _refuse_existing(place, str(out), force)
+            require_new_directory(out, force)
             partial.mkdir()
             kind = WriteFailed
             try:
@@ -213,92 +179,44 @@ def whole_directory(
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
     except OSError as error:
-        raise kind(f"cannot write {str(out)!r}: {error.strerror or error}") from error
+        raise kind(f"cannot write {str(out)!r}: {reason(error)}") from error
 
 
 @contextmanager
 def alone_at(place: Path, given: str) -> Iterator[None]:
     """Keep other runs from ``place`` while the block runs; missing parents are made.
 
-    Args:
-        place: need not exist; the lock stands beside it.
-        given: the output as the user named it, for the message to the other run.
-
-    Raises:
-        CheckpointError: another run holds the place.
+    It need not exist: the lock stands beside it. Another run is refused in a line that names the
+    output as it was ``given``.
     """
-    made = _make_parents(place)
-    try:
-        with _locked(place, given):
-            yield
-    finally:
-        for parent in made:
-            # Only those that stayed empty go.
-            with suppress(OSError):
-                parent.rmdir()
-
-
-def tidy_after_killed(place: Path) -> None:
-    """Takes back what a killed run left beside an output; nothing while another run is at work.
-
-    Example:
-        >>> import tempfile
-        >>> place = Path(tempfile.mkdtemp(), "out")
-        >>> place.with_name(".out.partial-4194305").mkdir()
-        >>> tidy_after_killed(place)
-        >>> list(place.parent.iterdir())
-        []
-    """
-    with suppress(CheckpointError), alone_at(place, str(place)):
-        _tidy(place)
-
-
-def _refuse_danger(place: Path, given: str, keep: tuple[Path, ...]) -> None:
-    """An output never replaces a directory that other things live in."""
-    for path, what in [
-        (Path.cwd(), "the working directory"),
-        *((path, "its source") for path in keep),
-    ]:
-        inside = path.resolve()
-        if place in inside.parents or (place == inside and path == Path.cwd()):
-            raise CheckpointError(
-                f"cannot write {given!r}: {what} is in it; name a new directory below it"
-            )
-
-
-def _make_parents(place: Path) -> list[Path]:
-    """Make missing parents; returns those made, innermost first, to be taken back on failure."""
-    made = []
-    for parent in place.parents:
-        if parent.exists():
-            break
-        made.append(parent)
+    made = list(takewhile(lambda parent: not parent.exists(), place.parents))
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"cannot make the directory {str(place.parent)!r}: {error.strerror or error}"
+            f"cannot make the directory {str(place.parent)!r}: {reason(error)}"
         ) from error
-    return made
+    file = place.with_name(f".{place.name}.lock")
+    try:
+        lock = _acquired(file, given)
+        try:
+            yield
+        finally:
+            # Before it is let go: who waits for it sees that its file is gone, and makes a new one.
+            # Where an open file cannot be removed it stays, and holds nobody.
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+            lock.release()
+    finally:
+        for parent in made:
+            with suppress(OSError):  # only those that stayed empty go
+                parent.rmdir()
 
 
-def require_new_directory(out: str | os.PathLike[str], force: bool = False) -> None:
-    """Refuses a directory that would go over something.
-
-    Raises:
-        CheckpointError: it holds something and ``force`` is False, or it is a file.
-    """
-    _refuse_existing(Path(out).expanduser(), str(out), force)
-
-
-def _refuse_existing(place: Path, given: str, force: bool) -> None:
-    if place.exists() and not place.is_dir():
-        raise CheckpointError(f"cannot write {given!r}: it is a file; name a directory")
-    if place.exists() and any(place.iterdir()) and not force:
-        raise CheckpointError(
-            f"{given!r} exists and is not empty; name another directory, or replace it with "
-            "force=True (--force)"
-        )
+def tidy_after_killed(place: Path) -> None:
+    """Takes back what a killed run left beside an output; nothing while another run is at work."""
+    with suppress(CheckpointError), alone_at(place, str(place)):
+        _tidy(place)
 
 
 def _swap(partial: Path, place: Path) -> None:
@@ -327,44 +245,28 @@ def _tidy(place: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-@contextmanager
-def _locked(place: Path, given: str) -> Iterator[None]:
-    """Holds the lock of the system on a file, which ends with the process however it ends."""
+def _acquired(file: Path, given: str) -> Any:
+    """The lock of the system on a file, which ends with the process however it ends.
+
+    Who holds it is written down for the message to others; the lock holds without it.
+    """
     import filelock
 
-    file = place.with_name(f".{place.name}.lock")
     lock = filelock.FileLock(file, timeout=_PATIENCE)
     try:
         lock.acquire()
     except filelock.Timeout:
+        found = None
+        with suppress(OSError):
+            found = re.match(r"\d+", file.read_text(encoding="ascii", errors="replace"))
+        holder = f" (process {found[0]})" if found else ""
         raise CheckpointError(
-            f"another run{_holder(file)} is writing {given!r}; wait for it or name another "
-            "directory"
+            f"another run{holder} is writing {given!r}; wait for it or name another directory"
         ) from None
     except OSError as error:
-        raise CheckpointError(f"cannot write {given!r}: {error.strerror or error}") from error
-    try:
-        _sign(file)
-        yield
-    finally:
-        # Before it is let go: who waits for it sees that its file is gone, and makes a new one.
-        # Where an open file cannot be removed it stays, and holds nobody.
-        with suppress(OSError):
-            file.unlink(missing_ok=True)
-        lock.release()
-
-
-def _sign(lock: Path) -> None:
-    """Writes down who holds the lock, for the message to others; the lock holds without it."""
+        raise CheckpointError(f"cannot write {given!r}: {reason(error)}") from error
     with suppress(OSError):
         # Where the system has no locks, filelock itself has written down who it is.
-        if str(os.getpid()) not in lock.read_text(encoding="ascii", errors="replace").split():
-            lock.write_text(f"{os.getpid()}\n", encoding="ascii")
-
-
-def _holder(lock: Path) -> str:
-    try:
-        found = re.match(r"\d+", lock.read_text(encoding="ascii", errors="replace"))
-    except OSError:
-        return ""
-    return f" (process {found[0]})" if found else ""
+        if str(os.getpid()) not in file.read_text(encoding="ascii", errors="replace").split():
+            file.write_text(f"{os.getpid()}\n", encoding="ascii")
+    return lock

@@ -38,16 +38,7 @@ def eval_mode(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def kept_modes(*models: nn.Module) -> Iterator[list[nn.Module]]:
-    """Whatever the block does to modes, afterwards every module has its own again.
-
-    Example:
-        >>> from torch import nn
-        >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
-        >>> with kept_modes(model):
-        ...     _ = set_mode(model, True)
-        >>> [part.training for part in model]
-        [True, False]
-    """
+    """Whatever the block does to modes, afterwards every module has its own again."""
     before = [(module, module.training) for model in models for module in model.modules()]
     try:
         yield [module for module, _ in before]
@@ -57,24 +48,12 @@ def kept_modes(*models: nn.Module) -> Iterator[list[nn.Module]]:
 
 
 def set_eval(model: M) -> M:
-    """The model itself, in evaluation mode from now on: for models that are built here.
-
-    Example:
-        >>> from torch import nn
-        >>> set_eval(nn.Dropout()).training
-        False
-    """
+    """The model itself, in evaluation mode from now on: for models that are built here."""
     return set_mode(model, False)
 
 
 def set_mode(model: M, training: bool) -> M:
-    """The model itself, with one mode in all of its modules that do not decide for themselves.
-
-    Example:
-        >>> from torch import nn
-        >>> set_mode(nn.Sequential(nn.Dropout()), False)[0].training
-        False
-    """
+    """The model itself, with one mode in all of its modules that do not decide for themselves."""
     return model.train(training)
 
 
@@ -83,20 +62,8 @@ def copy_modes(
 ) -> None:
     """Gives every module of ``target`` the mode that its counterpart in ``source`` has.
 
-    What has no counterpart takes the mode of the nearest module around it that has one.
-
-    Args:
-        source: stays as it is.
-        target: changed in place.
-        paths: name of a module in the target -> its name in the source, where they differ.
-
-    Example:
-        >>> from torch import nn
-        >>> source = nn.Sequential(nn.Dropout(), nn.Dropout().eval())
-        >>> target = nn.Sequential(nn.Dropout(), nn.Sequential(nn.Dropout()))
-        >>> copy_modes(source, target)
-        >>> target[0].training, target[1][0].training
-        (True, False)
+    What has no counterpart takes the mode of the nearest module around it that has one. ``paths``
+    gives, for a name in the target, the name in the source where it differs.
     """
     modes = {name: module.training for name, module in source.named_modules()}
     for name, module in target.named_modules():

@@ -18,28 +18,23 @@ __all__ = ["make_options", "one_line", "problem", "shown"]
 T = TypeVar("T")
 Problem = Callable[[Mapping[str, Any]], str]
 
-_PROBLEMS: dict[str, Problem] = {
-    "bool_parsing": lambda item: "must be true or false",
-    "bool_type": lambda item: "must be true or false",
-    "dict_type": lambda item: "must be a mapping of names to values",
-    "float_parsing": lambda item: "must be a number",
-    "float_type": lambda item: "must be a number",
-    "greater_than_equal": lambda item: f"must be {item['ctx']['ge']} or more",
-    "int_parsing": lambda item: "must be a whole number",
-    "int_type": lambda item: "must be a whole number",
-    "extra_forbidden": lambda item: "is not one of the valid keys",
-    "invalid_key": lambda item: "a key must be text",
-    "less_than_equal": lambda item: f"must be {item['ctx']['le']} or less",
-    "list_type": lambda item: "must be a list, whose entries begin with '- '",
-    "literal_error": lambda item: f"must be {_as_yaml_writes(item['ctx']['expected'])}",
-    "missing": lambda item: "is missing",
-    "model_type": lambda item: "must be a mapping of names to values",
-    "string_type": lambda item: "must be text",
-    "too_short": lambda item: "must have at least one entry",
-    "tuple_type": lambda item: "must be a list, whose entries begin with '- '",
-    "value_error": lambda item: str(item["ctx"]["error"]),
+# What pydantic's kinds of problems are called, with what it tells of each.
+_PROBLEMS = {
+    **dict.fromkeys(("bool_parsing", "bool_type"), "must be true or false"),
+    **dict.fromkeys(("dict_type", "model_type"), "must be a mapping of names to values"),
+    **dict.fromkeys(("float_parsing", "float_type"), "must be a number"),
+    **dict.fromkeys(("int_parsing", "int_type"), "must be a whole number"),
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list, whose entries begin with '- '"),
+    "extra_forbidden": "is not one of the valid keys",
+    "greater_than_equal": "must be {ge} or more",
+    "invalid_key": "a key must be text",
+    "less_than_equal": "must be {le} or less",
+    "literal_error": "must be {expected}",
+    "missing": "is missing",
+    "string_type": "must be text",
+    "too_short": "must have at least one entry",
+    "value_error": "{error}",
 }
-_WITHOUT_VALUE = ("missing", "extra_forbidden")
 
 
 def make_options(
@@ -50,25 +45,18 @@ def make_options(
     strict: bool = True,
     word: str = "option",
 ) -> T:
-    """A dataclass of plain values, each checked by its type.
+    """A dataclass of plain values, each checked by its type; a list stands for a tuple.
 
-    Args:
-        kind: the dataclass.
-        name: what messages call it.
-        options: a list stands for a tuple.
-        strict: text does not stand for numbers and booleans.
-        word: what messages call one of the values.
+    Where it is strict, text does not stand for numbers and booleans. Messages call the dataclass by
+    its ``name``, and one of its values by the ``word``.
 
     Raises:
-        InvalidInputError: an unknown option, one that is missing, or an invalid value; one line
-            each.
+        InvalidInputError: an unknown option, one that is missing, or an invalid value.
 
     Example:
         >>> @dataclasses.dataclass(frozen=True)
         ... class Cut:
         ...     n: int = 0
-        >>> make_options(Cut, "cut", {"n": 2})
-        Cut(n=2)
         >>> make_options(Cut, "cut", {"n": "x"})
         Traceback (most recent call last):
         ...
@@ -86,17 +74,16 @@ def make_options(
     if missing:
         raise InvalidInputError(f"{name}: needs the {word} {', '.join(missing)}")
     hints = get_type_hints(kind, include_extras=True)
-    checked: dict[str, Any] = {}
     wrong: list[str] = []
     for key, value in given.items():
         plain = tuple(value) if isinstance(value, list) else value
         try:
-            checked[key] = TypeAdapter(hints[key]).validate_python(plain, strict=strict)
+            given[key] = TypeAdapter(hints[key]).validate_python(plain, strict=strict)
         except ValidationError as error:
             wrong.append(one_line(error, (key,)))
     if wrong:
         raise InvalidInputError(f"{name}: {'; '.join(wrong)}")
-    return kind(**checked)
+    return kind(**given)
 
 
 def _is_needed(field: dataclasses.Field[Any]) -> bool:
@@ -110,18 +97,7 @@ def one_line(
 ) -> str:
     """What pydantic found, in one line: where, what it must be and what it was.
 
-    Args:
-        error: as it was raised.
-        under: what stands before each place.
-        said: as :func:`problem` takes it.
-
-    Example:
-        >>> from pydantic import TypeAdapter, ValidationError
-        >>> try:
-        ...     _ = TypeAdapter(list[int]).validate_python([1, "x"], strict=True)
-        ... except ValidationError as error:
-        ...     print(one_line(error, ["sizes"]))
-        sizes.1: must be a whole number, not 'x'
+    What stands in ``under`` is put before each place; ``said`` is as :func:`problem` takes it.
     """
     return "; ".join(
         f"{'.'.join(map(str, (*under, *item['loc'])))}: {problem(item, said)}"
@@ -132,16 +108,20 @@ def one_line(
 def problem(item: Mapping[str, Any], said: Mapping[str, Problem] | None = None) -> str:
     """One entry of ``ValidationError.errors()`` in words, with the value and the nearest valid one.
 
-    Args:
-        item: the entry.
-        said: type of problem -> words for it, where the usual ones do not do.
+    For a type of problem that is in ``said``, that gives the words.
     """
-    say = {**_PROBLEMS, **(said or {})}.get(item["type"], _as_pydantic_says)
-    told = say(item)
-    if item["type"] in _WITHOUT_VALUE:
+    kind, about = item["type"], item.get("ctx", {})
+    expected = str(about.get("expected", ""))
+    if said and kind in said:
+        told = said[kind](item)
+    elif kind in _PROBLEMS:
+        as_yaml = re.sub(r"\b(True|False)\b", lambda found: found[0].lower(), expected)
+        told = _PROBLEMS[kind].format_map({**about, "expected": as_yaml})
+    else:
+        told = item["msg"][0].lower() + item["msg"][1:]
+    if kind in ("missing", "extra_forbidden"):
         return told
-    valid = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
-    near = did_you_mean(item["input"], valid, cutoff=0.4)
+    near = did_you_mean(item["input"], re.findall(r"'([^']*)'", expected), cutoff=0.4)
     return f"{told}, not {shown(item['input'])}{near}"
 
 
@@ -149,11 +129,3 @@ def shown(value: Any) -> str:
     """A value as a recipe has it, shortened."""
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _as_yaml_writes(expected: str) -> str:
-    return re.sub(r"\b(True|False)\b", lambda found: found[0].lower(), expected)
-
-
-def _as_pydantic_says(item: Mapping[str, Any]) -> str:
-    return str(item["msg"][0].lower() + item["msg"][1:])

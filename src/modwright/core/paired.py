@@ -18,14 +18,9 @@ FEWEST_PAIRS = 6
 class PairedRatio:
     """The median of the ratios of pairs, and an interval of order statistics around it.
 
-    Runs that are neighbors share the state of the machine, so its drift cancels in their ratio.
-    The interval encloses the median of all such ratios in at least 95 of 100 measurements, whatever
-    their distribution; with fewer than six pairs it is the smallest and the largest ratio, and
-    nothing can be concluded from it.
-
-    Attributes:
-        median, low, high: the ratio and its interval.
-        pairs: how many pairs of runs were timed.
+    Neighbors share the state of the machine, so its drift cancels in their ratio. The interval
+    encloses the median of all such ratios in at least 95 of 100 measurements, whatever their
+    distribution; with fewer than six pairs nothing can be concluded from it.
 
     Example:
         >>> PairedRatio.of([1.02, 0.97, 1.01, 0.99, 1.05, 0.96, 1.0])

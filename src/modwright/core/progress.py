@@ -52,19 +52,15 @@ class _PlainTask:
         if now - self.last >= self.every and self.done < self.total:
             self.last = now
             left = (now - self.start) / max(self.done, 1) * (self.total - self.done)
-            print(
-                f"{self.name}: {self.done}/{self.total}, about {left:.0f} s left",
-                file=self.stream,
-                flush=True,
-            )
+            line = f"{self.name}: {self.done}/{self.total}, about {left:.0f} s left"
+            print(line, file=self.stream, flush=True)
 
 
 class PlainProgress:
     """Plain lines for logs: one every ``every`` seconds, and one when a longer phase ends."""
 
     def __init__(self, every: float = 5.0, stream: TextIO | None = None) -> None:
-        self.every = every
-        self.stream = stream if stream is not None else sys.stderr
+        self.every, self.stream = every, stream if stream is not None else sys.stderr
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Task]:

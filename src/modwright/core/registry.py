@@ -49,15 +49,9 @@ class Registry(Generic[T]):
         Registry._all.append(self)
 
     def add(self, name: str, entry: T, *, again: Callable[[T], bool] | None = None) -> T:
-        """Makes an entry known.
+        """Makes an entry known, or refuses a name that is taken.
 
-        Args:
-            name: by which it is found.
-            entry: what is found.
-            again: says whether what has the name now is the same thing, defined once more.
-
-        Raises:
-            InvalidInputError: the name is taken.
+        ``again`` says whether what has the name now is the same thing, defined once more.
         """
         taken = self._entries.get(name, entry)
         if taken is not entry and not (again is not None and again(taken)):
@@ -80,8 +74,7 @@ class Registry(Generic[T]):
 
     def names(self) -> list[str]:
         """All names, sorted."""
-        self._look()
-        return sorted(self._entries)
+        return sorted(self.all())
 
     def all(self) -> dict[str, T]:
         """A copy of the table, in the order of registering."""
@@ -89,11 +82,7 @@ class Registry(Generic[T]):
         return dict(self._entries)
 
     def __getitem__(self, name: str) -> T:
-        """An entry.
-
-        Raises:
-            InvalidInputError: unknown name; the message lists all and the nearest.
-        """
+        """An entry; an unknown name is refused with all names and the nearest."""
         if name not in self:
             raise unknown_name(self.what, name, self.names())
         return self._entries[name]
@@ -106,25 +95,16 @@ class Registry(Generic[T]):
         return iter(self.names())
 
     def __len__(self) -> int:
-        return len(self.names())
+        return len(self.all())
 
     @contextmanager
     def restored(self, *, empty: bool = False) -> Iterator[Registry[T]]:
         """What is registered within the block is forgotten afterwards; what is removed comes back.
 
-        Args:
-            empty: nothing is known at the beginning of the block.
-
-        Example:
-            >>> colors = Registry("color")
-            >>> with colors.restored():
-            ...     _ = colors.add("red", 1)
-            >>> colors.names()
-            []
+        Where it is ``empty``, nothing is known at the beginning of the block.
         """
-        self._look()
-        before = self._entries
-        self._entries = {} if empty else dict(before)
+        before = self.all()
+        self._entries = {} if empty else self.all()
         try:
             yield self
         finally:
@@ -135,29 +115,18 @@ class Registry(Generic[T]):
             return
         self._looked = True  # files that are imported may ask what there is
         try:
-            self._import_files()
+            package = importlib.import_module(str(self.package))
+            for module in pkgutil.walk_packages(package.__path__, f"{self.package}."):
+                if module.name.rpartition(".")[2].startswith(self.prefix):
+                    importlib.import_module(module.name)
         except BaseException:
             self._looked = False
             raise
 
-    def _import_files(self) -> None:
-        package = importlib.import_module(str(self.package))
-        for module in pkgutil.walk_packages(package.__path__, f"{self.package}."):
-            if module.name.rpartition(".")[2].startswith(self.prefix):
-                importlib.import_module(module.name)
-
 
 @contextmanager
 def registries_restored() -> Iterator[None]:
-    """What is registered anywhere within the block is forgotten afterwards.
-
-    Example:
-        >>> shapes = Registry("shape")
-        >>> with registries_restored():
-        ...     _ = shapes.add("round", 1)
-        >>> "round" in shapes
-        False
-    """
+    """What is registered anywhere within the block is forgotten afterwards."""
     with ExitStack() as stack:
         for registry in list(Registry._all):
             stack.enter_context(registry.restored())

@@ -31,23 +31,15 @@ def _opener(folder: str, trust: bool) -> Any:
     import transformers
 
     config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=trust)
-    wanted = (config.architectures or [""])[0]
-    mappings = transformers.models.auto.modeling_auto
-    candidates = [transformers.AutoModelForCausalLM, transformers.AutoModel]
-    candidates += [
-        auto
-        for auto in vars(mappings).values()
-        if isinstance(auto, type) and getattr(auto, "_model_mapping", None) is not None
-    ]
-    return next(
-        (
-            auto
-            for auto in candidates
-            if type(config) in auto._model_mapping.keys()  # noqa: SIM118 (a lazy mapping)
-            and auto._model_mapping[type(config)].__name__ == wanted
-        ),
-        transformers.AutoModel,
-    )
+    kind, wanted = type(config), (config.architectures or [""])[0]
+    autos = [transformers.AutoModelForCausalLM, transformers.AutoModel]
+    named = vars(transformers.models.auto.modeling_auto).values()
+    autos += [auto for auto in named if isinstance(auto, type)]
+    for auto in autos:
+        found = getattr(auto, "_model_mapping", None) or {}
+        if kind in found.keys() and found[kind].__name__ == wanted:  # noqa: SIM118 (a lazy mapping)
+            return auto
+    return transformers.AutoModel
 
 
 def main(

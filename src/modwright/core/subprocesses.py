@@ -26,15 +26,10 @@ Library = Literal["imported", "left out", "forbidden"]
 
 @dataclass(frozen=True)
 class Opened:
-    """What another process found in a checkpoint.
+    """What another process found in a checkpoint: what it opened, by which Auto class.
 
-    Attributes:
-        model_class: what it opened.
-        opener: the Auto class that opened it.
-        names: of the parameters, sorted.
-        outputs: the first output for each batch.
-        written: tokens that it wrote, greedily and with a cache; None where it was not asked to, or
-            does not write.
+    Beside the sorted names of the parameters there is the first output for each batch, and what was
+    written, greedily and with a cache; None where it was not asked to, or does not write.
     """
 
     model_class: str
@@ -80,34 +75,19 @@ def open_in_new_process(
             f"{i}.{name}": t.contiguous() for i, b in enumerate(batches) for name, t in b.items()
         }
         save_file(flat, asked)
-        request: dict[str, Any] = {
-            "folder": str(folder.resolve()),
-            "library": library,
-            "auto": auto,
-            "trust": trust,
-            "write": write,
-            "asked": str(asked),
-            "answered": str(answered),
-        }
-        threads = str(torch.get_num_threads())
-        done = subprocess.run(
-            # As text, in a directory of its own: it imports from nowhere else than a user would.
-            [sys.executable, "-c", _WORKER.read_text(encoding="utf-8"), json.dumps(request)],
-            capture_output=True,
-            text=True,
-            cwd=place,
-            env={
-                **os.environ,
-                **({"PYTHONPATH": _with_this_package()} if library == "imported" else {}),
-                "HF_HUB_OFFLINE": "1",
-                "HF_MODULES_CACHE": place,
-                "OMP_NUM_THREADS": threads,
-                "MKL_NUM_THREADS": threads,
-            },
-            check=False,
-        )
+        request: dict[str, Any] = {"library": library, "auto": auto, "trust": trust, "write": write}
+        request |= {"folder": str(folder.resolve()), "asked": str(asked), "answered": str(answered)}
+        env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": place}
+        env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(torch.get_num_threads()))
+        if library == "imported":  # from the place where this package was found
+            here = str(Path(__file__).resolve().parents[2])
+            paths = filter(None, (here, os.environ.get("PYTHONPATH", "")))
+            env["PYTHONPATH"] = os.pathsep.join(paths)
+        # As text, in a directory of its own: it imports from nowhere else than a user would.
+        code = [sys.executable, "-c", _WORKER.read_text(encoding="utf-8"), json.dumps(request)]
+        done = subprocess.run(code, capture_output=True, text=True, cwd=place, env=env, check=False)
         if done.returncode or not answered.exists():
-            last = (done.stderr.strip().split("\n") or ["no word"])[-1]
+            last = done.stderr.strip().split("\n")[-1]
             beside = " without modwright" if library == "forbidden" else ""
             raise VerificationError(f"{what} does not open in a new process{beside}: {last}")
         with safe_open(answered, "pt") as stored:
@@ -116,9 +96,3 @@ def open_in_new_process(
             written = stored.get_tensor("written") if "written" in stored.keys() else None  # noqa: SIM118
     names = tuple(told["names"].split("\n"))
     return Opened(told["class"], told["opener"], names, outputs, written)
-
-
-def _with_this_package() -> str:
-    """The path that modules are imported from, with the place where this package was found."""
-    here = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH", ""))))

@@ -6,14 +6,8 @@ from typing import Any
 
 from torch import nn
 
-__all__ = [
-    "BATCH_NORMS",
-    "DROPOUTS",
-    "child_modules",
-    "has_forward_hooks",
-    "hooks_of",
-    "tensor_tables",
-]
+__all__ = ["BATCH_NORMS", "DROPOUTS", "child_modules", "has_forward_hooks", "hooks_of"]
+__all__ += ["tensor_tables"]
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._BatchNorm,)
 """What all kinds of batch norm derive from; no public class has them all below it."""
@@ -26,35 +20,17 @@ def tensor_tables(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     """The module's own parameters and buffers by name; what is written there is what it has.
 
     ``named_parameters`` leaves out what is None and what has two names, and cannot be written.
-
-    Example:
-        >>> parameters, buffers = tensor_tables(nn.Linear(2, 3, bias=False))
-        >>> sorted(parameters), parameters["bias"], buffers
-        (['bias', 'weight'], None, {})
     """
     return module._parameters, module._buffers
 
 
 def child_modules(module: nn.Module) -> dict[str, nn.Module]:
-    """The module's own children by name; ``named_children`` leaves out one that has two names.
-
-    Example:
-        >>> step = nn.Linear(2, 2)
-        >>> len(child_modules(nn.Sequential(step, step)))
-        2
-    """
+    """The module's own children by name; ``named_children`` leaves out one that has two names."""
     return {name: child for name, child in module._modules.items() if child is not None}
 
 
 def hooks_of(module: nn.Module) -> dict[str, list[Any]]:
-    """What is hung onto a module, by kind. Hooks can be registered in public, but not seen.
-
-    Example:
-        >>> model = nn.Linear(2, 2)
-        >>> handle = model.register_forward_hook(print)
-        >>> {kind: len(hooks) for kind, hooks in hooks_of(model).items() if hooks}
-        {'forward hook': 1}
-    """
+    """What is hung onto a module, by kind. Hooks can be registered in public, but not seen."""
     kinds = {
         "forward hook": module._forward_hooks,
         "forward pre-hook": module._forward_pre_hooks,

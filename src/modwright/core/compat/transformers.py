@@ -5,31 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-__all__ = [
-    "attention_implementation",
-    "auto_classes",
-    "blocks_in_one_piece",
-    "build",
-    "can_set_experts",
-    "drops_final_norm",
-    "extend_registered_configs",
-    "forget_quantization",
-    "has_adapters",
-    "is_loaded",
-    "is_wholly_loaded",
-    "keys_not_saved",
-    "keys_without_a_type",
-    "model_classes",
-    "names_in_files",
-    "renew_parents",
-]
+__all__ = ["attention_implementation", "auto_classes", "blocks_in_one_piece", "build"]
+__all__ += ["can_set_experts", "drops_final_norm", "extend_registered_configs"]
+__all__ += ["forget_quantization", "has_adapters", "is_loaded", "is_wholly_loaded"]
+__all__ += ["keys_not_saved", "keys_without_a_type", "model_classes", "names_in_files"]
+__all__ += ["renew_parents"]
 
 
 def model_classes(auto: Any, config_class: type[Any]) -> tuple[Any, ...]:
-    """The classes that an Auto class may build for a config class, registered ones included.
-
-    ``from_config`` builds a model to tell; the mapping itself is private.
-    """
+    """The classes that an Auto class may build for a config class, registered ones included."""
     mapping = auto._model_mapping
     if config_class not in mapping:
         return ()
@@ -48,10 +32,7 @@ def auto_classes() -> Iterator[Any]:
 
 
 def extend_registered_configs(mapping: Any, extended: Callable[[Any, Any], Any]) -> None:
-    """Gives transformers' table of configs another dictionary of registered ones.
-
-    ``AutoConfig.register`` wants the class at once; ours are made when they are first asked for.
-    """
+    """Gives transformers' table of configs registered ones that are made when first asked for."""
     mapping._extra_content = extended(mapping._extra_content, mapping)
 
 
@@ -106,13 +87,10 @@ def keys_without_a_type(model_class: Any) -> list[str]:
 
 
 def has_adapters(model: Any) -> bool:
-    """PEFT adapters are in the model, or around it: loaded, wrapped or injected.
-
-    The public question raises where PEFT is missing, and sees loaded ones alone.
-    """
-    if getattr(model, "_hf_peft_config_loaded", False):
-        return True
-    return any(type(module).__module__.startswith("peft.") for module in model.modules())
+    """PEFT adapters are in the model, or around it: loaded, wrapped or injected."""
+    return getattr(model, "_hf_peft_config_loaded", False) or any(
+        type(module).__module__.startswith("peft.") for module in model.modules()
+    )
 
 
 def drops_final_norm(config: Any) -> bool:
