@@ -20,19 +20,8 @@ if TYPE_CHECKING:  # its place differs between Python 3.10 and later ones
 
 __all__ = ["CATEGORIES", "STATUSES", "Paper", "load_papers", "paper", "papers"]
 
-CATEGORIES = (
-    "analysis",
-    "calibration",
-    "cost",
-    "diagrams",
-    "models",
-    "nn",
-    "papers",
-    "recipes",
-    "surgery",
-    "tasks",
-    "training",
-)
+CATEGORIES: tuple[str, ...] = ("analysis", "calibration", "cost", "diagrams", "models", "nn")
+CATEGORIES += ("papers", "recipes", "surgery", "tasks", "training")
 STATUSES = ("planned", "partial", "works")
 
 
@@ -64,10 +53,8 @@ class Paper:
 
     Args:
         slug: Name of the record, the one used in paths and on the command line.
-        title: Title of the paper.
-        arxiv: Identifier on arXiv, for example ``"2406.15786"``.
-        year: Year of the first version.
-        category: Packages of the package that the paper touches, the most important first.
+        title, arxiv, year: Title, identifier such as ``"2406.15786"``, and year of version one.
+        category: Packages that the paper touches, the most important first.
         summary: One sentence on what the method does to a model.
         status: One of ``STATUSES``.
         modules: Modules that implement it.
@@ -100,12 +87,7 @@ class Paper:
 
     @property
     def url(self) -> str:
-        """Where the paper can be read.
-
-        Example:
-            >>> paper("llm-drop").url
-            'https://arxiv.org/abs/2406.15786'
-        """
+        """Where the paper can be read: ``'https://arxiv.org/abs/2406.15786'``."""
         return f"https://arxiv.org/abs/{self.arxiv}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,6 +102,7 @@ class Paper:
         return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
+@cache
 def papers() -> tuple[Paper, ...]:
     """All records of the catalogue, sorted by slug.
 
@@ -127,14 +110,11 @@ def papers() -> tuple[Paper, ...]:
         >>> papers()[0].slug
         'applications-survey'
     """
-    return _catalogue()
+    return load_papers(resources.files("modwright.papers") / "records")
 
 
 def paper(slug: str) -> Paper:
-    """The record named ``slug``.
-
-    Raises:
-        InvalidInputError: There is no such record; the message names the nearest.
+    """The record named ``slug``; where there is none, the refusal names the nearest.
 
     Example:
         >>> paper("llm-drop").title
@@ -147,7 +127,7 @@ def paper(slug: str) -> Paper:
 
 
 def load_papers(directory: Traversable) -> tuple[Paper, ...]:
-    """Read and check every ``*.yaml`` of ``directory``, sorted by slug.
+    """Read every ``*.yaml`` of ``directory``, sorted by slug.
 
     Raises:
         InvalidInputError: A record is malformed, or claims a status without the evidence for it.
@@ -156,13 +136,9 @@ def load_papers(directory: Traversable) -> tuple[Paper, ...]:
     return tuple(_load(item) for item in sorted(files, key=lambda item: item.name[:-5]))
 
 
-@cache
-def _catalogue() -> tuple[Paper, ...]:
-    return load_papers(resources.files("modwright.papers") / "records")
-
-
 def _load(item: Traversable) -> Paper:
     slug = item.name.removesuffix(".yaml")
+    name = f"paper record {slug!r}"
     try:
         raw = yaml.load(item.read_text(encoding="utf-8"), Loader=_LOADER)
     except yaml.YAMLError as error:
@@ -173,48 +149,37 @@ def _load(item: Traversable) -> Paper:
             f"paper record {item.name!r} is not YAML{where}: {problem}"
         ) from error
     if not isinstance(raw, Mapping):
-        raise InvalidInputError(f"paper record {slug!r} must map fields to values")
-    record = make_options(Paper, f"paper record {slug!r}", raw, word="field")
-    _check_values(record, slug)
-    _check_evidence(record)
+        raise InvalidInputError(f"{name} must map fields to values")
+    record = make_options(Paper, name, raw, word="field")
+    if record.slug != slug:
+        raise InvalidInputError(f"{name}: slug {record.slug!r} differs from the file name")
+    for word in record.category:
+        if word not in CATEGORIES:
+            raise unknown_name(f"category in {name}:", word, CATEGORIES)
+    if record.status not in STATUSES:
+        raise unknown_name(f"status in {name}:", record.status, STATUSES)
+    _check_evidence(record, name)
     return record
 
 
-def _check_values(record: Paper, slug: str) -> None:
-    if record.slug != slug:
-        raise InvalidInputError(
-            f"paper record {slug!r}: slug {record.slug!r} differs from the file name"
-        )
-    for word in record.category:
-        if word not in CATEGORIES:
-            raise unknown_name(f"category in paper record {slug!r}:", word, CATEGORIES)
-    if record.status not in STATUSES:
-        raise unknown_name(f"status in paper record {slug!r}:", record.status, STATUSES)
-
-
-def _check_evidence(record: Paper) -> None:
+def _check_evidence(record: Paper, name: str) -> None:
     """Refuse a status that the record does not prove, in either direction."""
     if record.status == "planned":
-        claimed = [name for name in ("modules", "command", "figure") if getattr(record, name)]
+        claimed = [field for field in ("modules", "command", "figure") if getattr(record, field)]
         if claimed:
             raise InvalidInputError(
-                f"paper record {record.slug!r}: status 'planned' cannot have {', '.join(claimed)}; "
-                "set the status to 'partial' or 'works'"
+                f"{name}: status 'planned' cannot have {', '.join(claimed)}; set the status to "
+                "'partial' or 'works'"
             )
         return
     needed = ["modules"]
     if record.status == "works":
         needed += ["golden", "acceptance", "page", "command", "figure"]
-    missing = [name for name in needed if not getattr(record, name)]
-    if "golden" in missing and _golden_is_waived(record):
+    missing = [field for field in needed if not getattr(record, field)]
+    if "golden" in missing and "golden" in (record.note or "").lower():
         missing.remove("golden")
     if missing:
         hint = "; without golden files the note must say why" if "golden" in missing else ""
         raise InvalidInputError(
-            f"paper record {record.slug!r}: status {record.status!r} lacks "
-            f"{', '.join(missing)}{hint}"
+            f"{name}: status {record.status!r} lacks {', '.join(missing)}{hint}"
         )
-
-
-def _golden_is_waived(record: Paper) -> bool:
-    return record.note is not None and "golden" in record.note.lower()

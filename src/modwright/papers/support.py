@@ -29,14 +29,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Support:
-    """A method on a family's tiny model.
-
-    Attributes:
-        family: name of the family.
-        preset: its tiny model that was asked about.
-        method: name of the method.
-        uses: the method's own examples, one by one.
-    """
+    """A method on a tiny model (``preset``) of a family; ``uses`` are the method's own examples."""
 
     family: str
     preset: str
@@ -66,22 +59,17 @@ def support_table() -> list[Support]:
         >>> next(s.word for s in table if (s.preset, s.method) == ("tiny-llama", "llm_drop"))
         'yes'
     """
-    from modwright.surgery import method_names
-
-    return [
-        Support(family, preset, name, tuple(_uses(name, model)))
-        for family, preset, model in _tiny_models()
-        for name in method_names()
-    ]
-
-
-def _tiny_models() -> Iterator[tuple[str, str, PreTrainedModel]]:
     from modwright.anatomy.families import families
     from modwright.checkpoint import open as open_checkpoint
+    from modwright.surgery import method_names
 
+    table = []
     for family in dict.fromkeys(families().values()):
         for preset in family.presets:
-            yield family.name, preset, open_checkpoint(f"preset:{preset}").model
+            model = open_checkpoint(f"preset:{preset}").model
+            for name in method_names():
+                table.append(Support(family.name, preset, name, tuple(_uses(name, model))))
+    return table
 
 
 def _uses(name: str, model: PreTrainedModel) -> Iterator[Use]:
