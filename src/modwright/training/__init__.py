@@ -10,17 +10,5 @@ from modwright.training.objectives import (
 )
 from modwright.training.trainer import EMACallback, ObjectiveTrainer, learn
 
-__all__ = [
-    "CrossEntropy",
-    "Distillation",
-    "EMACallback",
-    "L1Loss",
-    "Objective",
-    "ObjectiveTrainer",
-    "Settings",
-    "TrainResult",
-    "accuracy",
-    "fit",
-    "learn",
-    "soft_cross_entropy",
-]
+__all__ = ["CrossEntropy", "Distillation", "EMACallback", "L1Loss", "Objective", "ObjectiveTrainer"]
+__all__ += ["Settings", "TrainResult", "accuracy", "fit", "learn", "soft_cross_entropy"]

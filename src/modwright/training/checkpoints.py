@@ -39,13 +39,11 @@ def remove_incomplete(output: str | Path) -> list[str]:
 
     One that was never finished goes without a word.
     """
-    said = []
-    for path in sorted(Path(output).glob("checkpoint-*"), key=_step):
-        damage = _damage(path)
-        if damage is not None:
-            shutil.rmtree(path, ignore_errors=True)
-            said += [f"{path.name} is left out: {damage}"] if damage else []
-    return said
+    found = sorted(Path(output).glob("checkpoint-*"), key=_step)
+    damaged = [(path, damage) for path in found if (damage := _damage(path)) is not None]
+    for path, _ in damaged:
+        shutil.rmtree(path, ignore_errors=True)
+    return [f"{path.name} is left out: {damage}" for path, damage in damaged if damage]
 
 
 def _damage(checkpoint: Path) -> str | None:
@@ -71,12 +69,11 @@ def _step(checkpoint: Path) -> int:
 
 
 class CheckpointCompleteCallback(TrainerCallback):
-    """Marks every checkpoint when all of it is there, and logs wherever one is written.
+    """Marks every checkpoint with the digests of its files, and logs wherever one is written.
 
-    The mark holds the digests of its files. Losses are logged as means since the last entry. With
-    an entry at every checkpoint, a training that goes on from one has the same entries as one that
-    never stopped. It is the last of the callbacks: what others add to a checkpoint is there before
-    the mark.
+    Losses are logged as means since the last entry. With an entry at every checkpoint, a training
+    that goes on from one has the same entries as one that never stopped. It is the last of the
+    callbacks: what others add to a checkpoint is there before the mark.
     """
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -89,12 +86,12 @@ class CheckpointCompleteCallback(TrainerCallback):
         if state.is_world_process_zero:
             folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
             (folder / _MARK).unlink(missing_ok=True)
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
             told = {
                 path.relative_to(folder).as_posix(): {
                     "bytes": path.stat().st_size,
                     "sha256": sha256_of_file(path),
                 }
-                for path in files
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
             }
             write_file(folder / _MARK, json.dumps(told))

@@ -19,11 +19,10 @@ from transformers.trainer_utils import SchedulerType
 from modwright.core import distributed
 from modwright.core.compat.torch import BATCH_NORMS
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.core.modes import kept_modes, set_eval, set_mode
-from modwright.core.progress import Progress
+from modwright.core.modes import eval_mode, kept_modes, set_eval, set_mode
+from modwright.core.progress import Progress, Task
 from modwright.tasks.pictures import Pictures
 from modwright.tasks.upscaling import SuperResolutionDataset
-from modwright.training.callbacks import EvalCallback, StepProgressCallback
 from modwright.training.checkpoints import (
     CheckpointCompleteCallback,
     newest_checkpoint,
@@ -32,7 +31,8 @@ from modwright.training.checkpoints import (
 from modwright.training.objectives import CrossEntropy, Objective
 from modwright.training.trainer import EMACallback, ObjectiveTrainer
 
-__all__ = ["Settings", "TrainResult", "accuracy", "fit", "name_classes"]
+__all__ = ["EvalCallback", "Settings", "StepProgressCallback", "TrainResult", "accuracy", "fit"]
+__all__ += ["name_classes"]
 
 _OWN_SCHEDULE = "one_cycle"
 
@@ -99,6 +99,40 @@ class TrainResult:
     log: tuple[Mapping[str, float], ...] = ()
 
 
+class StepProgressCallback(TrainerCallback):
+    """Tells a progress display of every step; its phase ends with the stack of contexts."""
+
+    def __init__(self, progress: Progress, stack: ExitStack) -> None:
+        self.progress, self.stack = progress, stack
+        self.task: Task | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        done = state.global_step
+        name = f"train, from step {done}" if done else "train"
+        self.task = self.stack.enter_context(self.progress.phase(name, state.max_steps - done))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.task is not None:
+            self.task.advance()
+
+
+class EvalCallback(TrainerCallback):
+    """Measures the model, averaged and in evaluation mode, after every epoch, and logs it."""
+
+    def __init__(self, measure: Callable[[Any], float], averaged: Callable[[Any], Any]) -> None:
+        self.measure, self.averaged = measure, averaged
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # The last step of an epoch, not the end after it: a checkpoint may be written between them.
+        if not float(state.epoch).is_integer():
+            return
+        model = kwargs["model"]
+        with self.averaged(model), eval_mode(model):
+            found = self.measure(model)
+        entry = {"step": state.global_step, "epoch": state.epoch, "accuracy": found}
+        state.log_history.append(entry)
+
+
 def _warn(sentence: str) -> None:
     warnings.warn(sentence, stacklevel=3)
 
@@ -119,9 +153,6 @@ def fit(
 ) -> TrainResult:
     """Trains a classifier in place; its classes get the names of the images' classes.
 
-    Where the last batch of an epoch would hold one image that a BatchNorm cannot be trained on,
-    that batch is left out, and ``log`` says so.
-
     Args:
         model: takes ``pixel_values`` and gives ``logits``.
         train: what it learns from; pairs of images go with an objective such as
@@ -130,12 +161,14 @@ def fit(
         settings: how long and how fast.
         objective: cross-entropy unless it is said.
         output: a directory for checkpoints and logs; nothing is kept without one.
-        resume: goes on from the newest whole checkpoint in ``output``. Losses and weights are
-            those of a training that was not stopped.
+        resume: goes on from the newest whole checkpoint in ``output``, to the losses and weights of
+            a training that was not stopped.
         measure_epochs: measures the accuracy after every epoch, too.
         progress: told of every step; without one transformers shows a bar where there is an
             ``output``.
-        log: is given sentences on what is done otherwise than asked; they are warnings without it.
+        log: is told, and warnings say without it, that a damaged checkpoint is passed over, or that
+            the last batch of an epoch is left out: one image, which a BatchNorm cannot be trained
+            on.
         callbacks: of transformers' Trainer, more of them. What they correct after a step (masks,
             tied weights) is corrected before averaged weights take it up.
 
@@ -143,10 +176,6 @@ def fit(
         InvalidInputError: the model has fewer classes than the images, there is nothing to resume,
             batches of one that a BatchNorm cannot be trained on, or the images of a step cannot be
             shared by all processes.
-
-    Warns:
-        UserWarning: a newer checkpoint is damaged and an older one is taken, or the last batch of
-            an epoch is left out; unless there is a ``log``.
 
     Example:
         >>> from modwright.models import create_model
@@ -159,25 +188,24 @@ def fit(
         (1, True)
     """
     settings = settings or Settings()
-    if isinstance(train, Pictures) and model.config.num_labels < len(train.classes):
-        raise InvalidInputError(
-            f"the model has {model.config.num_labels} classes, the images {len(train.classes)}"
-        )
     if isinstance(train, Pictures):
+        if model.config.num_labels < len(train.classes):
+            raise InvalidInputError(
+                f"the model has {model.config.num_labels} classes, the images {len(train.classes)}"
+            )
         name_classes(model.config, train.classes)
     if resume and output is not None and distributed.is_main():
         for told in remove_incomplete(output):
             log(told)
-    checkpoint = None if output is None else newest_checkpoint(output)
+    checkpoint = newest_checkpoint(output) if resume and output is not None else None
     if resume and checkpoint is None:
         raise InvalidInputError(f"{output} holds no checkpoint to resume from")
     averaged = None if settings.average is None else EMACallback(settings.average)
-    if averaged is not None and resume and checkpoint is not None:
+    if averaged is not None and checkpoint is not None:
         averaged.restore(checkpoint)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         # What others correct after a step comes before the mean is taken and the model measured.
-        watchers: list[TrainerCallback] = [*callbacks]
-        watchers += [] if averaged is None else [averaged]
+        watchers: list[TrainerCallback] = [*callbacks, *([] if averaged is None else [averaged])]
         if measure_epochs and test is not None:
             means = nullcontext if averaged is None else averaged.applied_to
             watchers.append(EvalCallback(lambda now: accuracy(now, test), means))
@@ -202,7 +230,7 @@ def fit(
             trainer.remove_callback(PrinterCallback)  # what Trainer prints where it shows no bar
             trainer.remove_callback(ProgressCallback)
         began = time.perf_counter()
-        done = trainer.train(resume_from_checkpoint=str(checkpoint) if resume else None)
+        done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         seconds = time.perf_counter() - began
     if averaged is not None:
         model.load_state_dict(averaged.mean)
@@ -253,11 +281,7 @@ def name_classes(config: Any, classes: Sequence[str]) -> None:
 
 
 def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
-    """Whether the last batch holds one image that the model cannot be trained on.
-
-    Raises:
-        InvalidInputError: every batch does.
-    """
+    """Whether the last batch holds one image that the model cannot be trained on; not every one."""
     size = arguments.per_device_train_batch_size
     if distributed.size() > 1:  # batches are filled up, then
         return False
@@ -271,11 +295,10 @@ def _leaves_one(model: Any, train: Any, arguments: TrainingArguments) -> bool:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), kept_modes(model):
             set_mode(model, True)
             torch.func.functional_call(model, buffers, (), {"pixel_values": pixels})
+        return False
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-    else:
-        return False
     if size == 1 or len(train) == 1:
         raise InvalidInputError(
             "a BatchNorm cannot be trained on batches of one image of this size"

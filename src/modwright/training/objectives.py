@@ -19,12 +19,14 @@ from modwright.core.modes import set_eval
 __all__ = ["CrossEntropy", "Distillation", "L1Loss", "Objective", "soft_cross_entropy"]
 
 
+Batch = Mapping[str, Tensor]
+Losses = tuple[Tensor, dict[str, Tensor]]
+
+
 class Objective(Protocol):
     """A loss of a model on a batch, and named numbers to log beside it."""
 
-    def __call__(
-        self, model: nn.Module, batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]: ...
+    def __call__(self, model: nn.Module, batch: Batch) -> Losses: ...
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -71,9 +73,7 @@ class CrossEntropy:
             if getattr(self, name) < 0:
                 raise InvalidInputError(f"{name} is at least 0, not {getattr(self, name)}")
 
-    def __call__(
-        self, model: nn.Module, batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> Losses:
         pixels, labels = batch["pixel_values"], batch["labels"]
         mixings = [mix for mix in ("mixup", "cutmix") if getattr(self, mix) > 0]
         if not model.training or not mixings:
@@ -99,18 +99,18 @@ def _cutmix(pixels: Tensor, others: Tensor, share: float) -> tuple[Tensor, float
     """A rectangle of the others that covers 1 - share of the image, cut at its border."""
     height, width = pixels.shape[2:]
     side = (1 - share) ** 0.5
-    rows, columns = (
-        _span(int(torch.randint(length, ())), round(side * length), length)
-        for length in (height, width)
-    )
+    rows, columns = (_span(length, side) for length in (height, width))
     mixed = pixels.clone()
     mixed[:, :, rows, columns] = others[:, :, rows, columns]
     cut = (rows.stop - rows.start) * (columns.stop - columns.start)
     return mixed, 1 - cut / (height * width)
 
 
-def _span(middle: int, size: int, length: int) -> slice:
-    return slice(max(middle - size // 2, 0), min(middle - size // 2 + size, length))
+def _span(length: int, share: float) -> slice:
+    """A stretch of an axis around a place drawn by chance."""
+    start, size = int(torch.randint(length, ())), round(share * length)
+    start -= size // 2
+    return slice(max(start, 0), min(start + size, length))
 
 
 _MIX = {"mixup": _mixup, "cutmix": _cutmix}
@@ -144,9 +144,7 @@ class Distillation:
             raise InvalidInputError(f"temperature is above 0, not {self.temperature}")
         set_eval(self.teacher)
 
-    def __call__(
-        self, model: nn.Module, batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> Losses:
         pixels = batch["pixel_values"]
         with torch.no_grad():
             answers = self.teacher(pixel_values=pixels).logits
@@ -169,15 +167,11 @@ class L1Loss:
 
     Example:
         >>> from types import SimpleNamespace
-        >>> def model(pixel_values):
-        ...     return SimpleNamespace(reconstruction=2 * pixel_values)
         >>> batch = {"pixel_values": torch.ones(1, 3, 4, 4), "labels": torch.ones(1, 3, 4, 4)}
-        >>> L1Loss()(model, batch)
+        >>> L1Loss()(lambda pixel_values: SimpleNamespace(reconstruction=2 * pixel_values), batch)
         (tensor(1.), {})
     """
 
-    def __call__(
-        self, model: nn.Module, batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self, model: nn.Module, batch: Batch) -> Losses:
         found = model(pixel_values=batch["pixel_values"]).reconstruction
         return F.l1_loss(found, batch["labels"]), {}

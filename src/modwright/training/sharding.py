@@ -37,21 +37,15 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def shard_blocks(model: Any, mesh: Any = None) -> Any:
-    """Shards a model in place: each process keeps its part of every parameter.
+    """Shards a model in place, and gives it back: each process keeps its part of every parameter.
 
     The parameters of one block at a time are put together for its forward and backward pass; what
     stands outside of blocks, stem and head, is one group more. Losses are means: gradients are
     those of the mean over all processes, as with one process and the joint batch.
 
     Make the optimizer after this. Parameters and gradients are DTensors; ``full_tensor()`` puts one
-    together.
-
-    Args:
-        model: the same in all processes, before any of them has trained.
-        mesh: of torch.distributed's devices; all processes in one row by default.
-
-    Returns:
-        The model.
+    together. The model is the same in all processes, before any has trained; ``mesh`` is of
+    torch.distributed's devices, all processes in one row by default.
 
     Raises:
         InvalidInputError: torch.distributed is not set up, or the model has no blocks.

@@ -31,15 +31,10 @@ def learn(model: nn.Module, apart_from: Sequence[nn.Module] = ()) -> None:
     for the teacher's sake, and learn here; where all parameters are frozen, all learn. Others stay
     as they are, and so do tables that the model never trains.
 
-    PEFT puts adapters on linear layers alone: what else it leaves frozen is named in a warning.
-
     Args:
         model: changed in place. Parameters that it shared are new objects afterwards, so optimizers
             and masks are made later.
-        apart_from: teachers, which keep their tensors.
-
-    Raises:
-        InvalidInputError: the model is its own teacher.
+        apart_from: teachers, which keep their tensors; the model itself is refused.
 
     Warns:
         UserWarning: factor pairs or stacked experts stay frozen beside PEFT adapters.
@@ -69,39 +64,32 @@ def learn(model: nn.Module, apart_from: Sequence[nn.Module] = ()) -> None:
         parameter = model.get_parameter(name)
         if parameter.is_floating_point():
             parameter.requires_grad_(True)
-    left = _frozen_beside_adapters(model)
+    left = _frozen_beside_adapters(model) if has_adapters(model) else []
     if left:
         more = f" and {len(left) - 3} more" * (len(left) > 3)
         warnings.warn(
             "PEFT has no adapters for parts that are no linear layers, so these stay frozen: "
-            + ", ".join(left[:3])
-            + more,
+            f"{', '.join(left[:3])}{more}",
             stacklevel=2,
         )
 
 
 def _frozen_beside_adapters(model: nn.Module) -> list[str]:
     """Factor pairs and stacked experts that do not learn in a model that has PEFT adapters."""
-    if not has_adapters(model):
-        return []
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, FactorPair) or any(p.dim() == 3 and len(p) > 1 for p in _own(module))
-        if not any(p.requires_grad for p in _own(module)) and ".base_layer" not in name
-    ]
-
-
-def _own(module: nn.Module) -> list[nn.Parameter]:
-    return list(module.parameters(recurse=False))
+    left = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        stacked = any(p.dim() == 3 and len(p) > 1 for p in own)
+        frozen = not any(p.requires_grad for p in own) and ".base_layer" not in name
+        if frozen and (stacked or isinstance(module, FactorPair)):
+            left.append(name)
+    return left
 
 
 class ObjectiveTrainer(Trainer):
     """Minimizes an objective. Resuming, mixed precision, logging and processes are transformers'.
 
-    What the model shares with another one, such as the source that it was edited from or a teacher,
-    becomes its own before the first step: see :func:`learn`.
-
+    What the model shares with others becomes its own before the first step: see :func:`learn`.
     Weights of one axis (biases, gains, scales) do not decay, nor what the model names in
     ``no_weight_decay()``.
 
@@ -109,8 +97,7 @@ class ObjectiveTrainer(Trainer):
         objective: called with the model and a batch.
         one_cycle: the learning rate rises to its height over the first part of the steps and falls
             to nothing (torch's OneCycleLR) instead of following the schedule of the arguments.
-
-    All other arguments are those of ``transformers.Trainer``.
+        args, kwargs: those of ``transformers.Trainer``.
     """
 
     def __init__(
@@ -141,11 +128,8 @@ class ObjectiveTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the objective's named numbers since the last time."""
-        means = {
-            name: float(torch.stack(values).double().mean())
-            for name, values in self.named.items()
-            if values
-        }
+        named = self.named.items()
+        means = {name: float(torch.stack(values).double().mean()) for name, values in named}
         self.named.clear()
         super().log({**logs, **means}, *args, **kwargs)
 
@@ -174,11 +158,8 @@ class ObjectiveTrainer(Trainer):
 class EMACallback(TrainerCallback):
     """Keeps a running mean of the weights while a model is trained.
 
-    With every checkpoint the mean is stored, too; :meth:`restore` takes it from there.
-
-    Args:
-        decay: what is kept of the mean in each step. The first steps count for more: in step n at
-            most (1 + n) / (10 + n) is kept.
+    With every checkpoint the mean is stored, too; :meth:`restore` takes it from there. In each step
+    ``decay`` of it is kept; the first count for more, as step n keeps (1 + n) / (10 + n) at most.
     """
 
     def __init__(self, decay: float = 0.999) -> None:
@@ -205,11 +186,7 @@ class EMACallback(TrainerCallback):
         save_file(whole, Path(args.output_dir, f"checkpoint-{state.global_step}", _MEAN))
 
     def restore(self, checkpoint: Path) -> None:
-        """Takes the mean that was stored with a checkpoint.
-
-        Raises:
-            CheckpointError: none was stored there.
-        """
+        """Takes the mean that was stored with a checkpoint, which must have one."""
         from safetensors.torch import load_file
 
         if not (checkpoint / _MEAN).is_file():
