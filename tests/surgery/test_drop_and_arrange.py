@@ -11,8 +11,7 @@ import torch
 
 from helpers import edit, outputs
 from modwright.anatomy import Anatomy
-from modwright.cli.entry import run_command
-from modwright.cli.shorthand import spelled_out
+from modwright.cli.entry import run_command, spelled_out
 from modwright.core.errors import InvalidInputError
 from modwright.edits import Change, remove
 from modwright.surgery import apply, make_method, plan

@@ -7,15 +7,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Argument, Option
 
-from modwright.cli.console import emit_json, log, make_progress, output
+from modwright.cli import parameters as arg
+from modwright.cli.console import emit_json, log, make_progress, open_checkpoint, output
 from modwright.cli.evaluate import evaluate
-from modwright.cli.export import export
-from modwright.cli.parameters import Dtype, Force, Json, Length, Model, Recipe, Set
-from modwright.cli.run import run
-from modwright.cli.train import train
-from modwright.cli.upscale import upscale
-from modwright.cli.weights import import_model, rename
+from modwright.cli.run import run, train
+from modwright.cli.weights import export, import_model, rename
 from modwright.core.files import require_new, require_new_directory, write_file
 
 __all__ = ["build"]
@@ -46,7 +44,7 @@ def build(arguments: Sequence[str] = ()) -> Any:
     def _root(
         version: Annotated[
             bool,
-            typer.Option(
+            Option(
                 "--version", callback=_version, is_eager=True, help="Print the version and stop."
             ),
         ] = False,
@@ -74,18 +72,17 @@ def build(arguments: Sequence[str] = ()) -> Any:
 
 
 def inspect(
-    model: Model,
-    length: Length = 512,
-    dtype: Dtype = None,
+    model: arg.Model,
+    length: arg.Length = 512,
+    dtype: arg.Dtype = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write the tree as an HTML page.")
+        Path | None, Option(metavar="FILE", help="Also write the tree as an HTML page.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the HTML page.")] = False,
-    json: Json = False,
+    force: Annotated[bool, Option("--force", help="Replace the HTML page.")] = False,
+    json: arg.Json = False,
 ) -> None:
     """Show a model's parts with their parameters, MACs and bytes."""
     from modwright.anatomy import Anatomy
-    from modwright.cli.opening import open_checkpoint
     from modwright.cost import inspect as inspect_parts
 
     if html is not None:
@@ -101,24 +98,21 @@ def inspect(
 
 
 def cost(
-    model: Model,
-    length: Length = 512,
-    batch: Annotated[int, typer.Option(help="Sequences at once.")] = 1,
-    dtype: Dtype = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Also time prefill and decode.")
-    ] = False,
-    new_tokens: Annotated[int, typer.Option(help="Tokens to decode when timing.")] = 32,
+    model: arg.Model,
+    length: arg.Length = 512,
+    batch: Annotated[int, Option(help="Sequences at once.")] = 1,
+    dtype: arg.Dtype = None,
+    measure: Annotated[bool, Option("--measure", help="Also time prefill and decode.")] = False,
+    new_tokens: Annotated[int, Option(help="Tokens to decode when timing.")] = 32,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads when timing; torch's choice by default.")
+        int | None, Option(help="CPU threads when timing; torch's choice by default.")
     ] = None,
-    json: Json = False,
+    json: arg.Json = False,
 ) -> None:
     """Count parameters, bytes, MACs and memory of a whole model.
 
     Bytes are of the weights, the key/value cache and the activations; --measure times it too.
     """
-    from modwright.cli.opening import open_checkpoint
     from modwright.cost import count, measure_speed
 
     progress = make_progress()
@@ -137,29 +131,27 @@ def cost(
     if json:
         emit_json({"cost": counted.to_dict(), "speed": speed.to_dict() if speed else None})
         return
-    console = output()
-    console.print(counted)
+    output().print(counted)
     if speed is not None:
-        console.print(speed)
+        output().print(speed)
 
 
 def plan(
-    recipe: Recipe,
-    changes: Set = None,
+    recipe: arg.Recipe,
+    changes: arg.Set = None,
     save: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             metavar="DIR", help="Compute the plan from data and keep it here for `modwright apply`."
         ),
     ] = None,
-    force: Force = False,
-    json: Json = False,
+    force: arg.Force = False,
+    json: arg.Json = False,
 ) -> None:
     """Say what a recipe would do and need, and write nothing.
 
     The forecast is made before any data is read. With --save the plan itself is computed and kept.
     """
-    from modwright.cli.opening import open_checkpoint
     from modwright.cli.show import forecast_table, plan_lines
     from modwright.recipes import load_recipe
     from modwright.recipes.forecast import forecast
@@ -186,18 +178,16 @@ def plan(
 
 def apply(
     plan: Annotated[
-        Path,
-        typer.Argument(metavar="PLAN", help="A directory that `modwright plan --save` wrote."),
+        Path, Argument(metavar="PLAN", help="A directory that `modwright plan --save` wrote.")
     ],
-    out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to write.")],
+    out: arg.Out,
     model: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="The one that was planned for by default."),
+        str | None, Option(metavar="MODEL", help="The one that was planned for by default.")
     ] = None,
-    force: Force = False,
+    force: arg.Force = False,
 ) -> None:
     """Carry out a saved plan and write the checkpoint."""
-    from modwright.cli.opening import open_checkpoint
+    from modwright.checkpoint import save as save_checkpoint
     from modwright.core.errors import InvalidInputError
     from modwright.edits.verify import check_reopens
     from modwright.recipes.plans import apply_plans, load_plans
@@ -209,27 +199,61 @@ def apply(
     opened = open_checkpoint(source, dtype=recipe.get("dtype"), progress=make_progress())
     applied = apply_plans(opened.model, plans)
     log(str(applied.tensor_diff))
-    from modwright.checkpoint import save as save_checkpoint
-
-    def check(folder: Path) -> None:
-        log(str(check_reopens(applied.model, folder)))
-
     save_checkpoint(
         applied.model,
         out,
         source=opened.source,
         tokenizer=opened.tokenizer,
         force=force,
-        check=check,
+        check=lambda folder: log(str(check_reopens(applied.model, folder))),
     )
     log(f"written: {out}" + (" (plain)" if applied.plain else " (needs `import modwright`)"))
 
 
-def papers(
-    slug: Annotated[
-        str | None, typer.Argument(metavar="SLUG", help="Show this paper in full.")
+def upscale(
+    model: Annotated[
+        Path, Argument(metavar="MODEL", help="A directory with a model of super-resolution.")
+    ],
+    image: Annotated[Path, Argument(metavar="IMAGE", help="An image file.")],
+    out: Annotated[Path, arg.to_output("FILE", "Image to write, as .png.")],
+    tile: Annotated[
+        int | None,
+        Option(help="Side of square tiles; without it the whole image is taken at once."),
     ] = None,
-    json: Json = False,
+    overlap: Annotated[int, Option(help="Pixels that neighboring tiles share.")] = 32,
+    force: arg.ReplaceFile = False,
+) -> None:
+    """Make an image larger with a model of super-resolution.
+
+    A model such as CRAFT looks at the whole image, so tiles, which need less memory, are an
+    approximation. Images of any size are taken; gray ones are read as color.
+    """
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from modwright.core.errors import CheckpointError, InvalidInputError
+    from modwright.core.modes import set_eval
+    from modwright.models.upscaling import upscale_image
+    from modwright.tasks.image_files import read_image
+
+    require_new(out, force)
+    small = torch.from_numpy(np.asarray(read_image(image, single=True)).copy()).permute(2, 0, 1)
+    opened: Any = open_checkpoint(str(model)).model
+    if not hasattr(opened.config, "upscale"):
+        raise InvalidInputError(f"{model}: {type(opened).__name__} makes no images larger")
+    large = upscale_image(set_eval(opened), small, tile, overlap)
+    try:
+        write_file(out, Image.fromarray(large.permute(1, 2, 0).numpy()).save)
+    except ValueError:
+        raise CheckpointError(f"{out}: no image is written as {out.suffix!r}; .png is") from None
+    sizes = [f"{side.shape[2]} x {side.shape[1]}" for side in (small, large)]
+    log(f"written: {out}, {sizes[1]} pixels from {sizes[0]}")
+
+
+def papers(
+    slug: Annotated[str | None, Argument(metavar="SLUG", help="Show this paper in full.")] = None,
+    json: arg.Json = False,
 ) -> None:
     """List the papers: what works, and the figure measured here."""
     from modwright.cli.show import paper_lines, papers_table
@@ -246,7 +270,7 @@ def papers(
 
 def schema(
     train: Annotated[
-        bool, typer.Option("--train", help="Of recipes for `modwright train`, not for `run`.")
+        bool, Option("--train", help="Of recipes for `modwright train`, not for `run`.")
     ] = False,
 ) -> None:
     """Print the JSON Schema of recipes, for editors."""
@@ -269,11 +293,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("run", run, "run examples/demo.yaml -o out/demo"),
     ("train", train, "train examples/train.yaml -o out/digits --set settings.epochs=3"),
     ("import", import_model, "import poolformer_s12 poolformer_s12.pth.tar -o out/poolformer"),
-    (
-        "rename",
-        rename,
-        "rename out/poolformer --to official -o poolformer_s12.pth",
-    ),
+    ("rename", rename, "rename out/poolformer --to official -o poolformer_s12.pth"),
     ("upscale", upscale, "upscale out/craft small.png -o large.png --tile 256"),
     ("eval", evaluate, "eval out/demo --against smollm2-135m"),
     ("export", export, "export smollm2-135m -o out/smollm2-gguf --to gguf --set type=q8_0"),

@@ -1,4 +1,4 @@
-"""Progress and printing for people: bars on a terminal, plain lines elsewhere."""
+"""What commands print and show while they work, and how they open a model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from modwright.core.progress import PlainProgress, Progress, Task
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["emit_json", "log", "make_progress", "output"]
+    from modwright.checkpoint import Checkpoint
+
+__all__ = ["emit_json", "log", "make_progress", "open_checkpoint", "output"]
 
 
 def output() -> Console:
@@ -44,6 +46,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def open_checkpoint(source: Any, **options: Any) -> Checkpoint:
+    """As `modwright.checkpoint.open`; its notes go to stderr."""
+    from modwright.checkpoint import open as open_quietly
+
+    opened = open_quietly(source, **options)
+    for note in opened.notes:
+        log(f"note: {note}")
+    return opened
+
+
 class _RichTask:
     def __init__(self, bar: Any, task: Any) -> None:
         self.bar, self.task = bar, task
@@ -57,25 +69,18 @@ class RichProgress:
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Task]:
+        from rich import progress as of
         from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-        from rich.progress import Progress as Bar
 
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
+            of.TextColumn("{task.description}", markup=False),
+            of.BarColumn(),
+            of.MofNCompleteColumn(),
+            of.TimeElapsedColumn(),
+            of.TextColumn("left"),
+            of.TimeRemainingColumn(),
         )
-        with Bar(*columns, console=Console(stderr=True)) as bar:
+        with of.Progress(*columns, console=Console(stderr=True)) as bar:
             yield _RichTask(bar, bar.add_task(name, total=total))
 
 

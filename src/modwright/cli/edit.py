@@ -6,13 +6,13 @@ import dataclasses
 import inspect
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import typer
+from typer import Option
 
-from modwright.cli.console import log, make_progress, output
-from modwright.cli.parameters import TEXTS, Dtype, Force, Model
+from modwright.cli import parameters as arg
+from modwright.cli.console import log, make_progress
 from modwright.recipes.load import parse_recipe
 from modwright.recipes.options import option_help, summary
 from modwright.recipes.schema import Data
@@ -21,101 +21,58 @@ from modwright.surgery import make_method, method_names, method_type
 __all__ = ["add_methods"]
 
 _DATA = Data()
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 
 
 def add_methods(group: typer.Typer) -> None:
     """Adds a subcommand per method."""
     for name in method_names():
         kind = method_type(name)
-        group.command(
-            name=name,
-            help=summary(kind),
-            short_help=summary(kind),
-            epilog=_last_words(name, kind),
-        )(_command(name, kind))
-
-
-def _last_words(name: str, kind: type[Any]) -> str:
-    """Where to read on: the paper, or an example of a method that comes from none."""
-    if kind.paper is not None:
-        return f"The paper: modwright papers {kind.paper}"
-    tried = " ".join(f"--{key} '{value}'" for key, value in kind.examples[0].items())
-    return f"Example: modwright edit {name} smollm2-135m -o out/edited {tried}"
+        words = summary(kind)
+        last = f"The paper: modwright papers {kind.paper}"
+        if kind.paper is None:
+            tried = " ".join(f"--{key} '{value}'" for key, value in kind.examples[0].items())
+            last = f"Example: modwright edit {name} smollm2-135m -o out/edited {tried}"
+        add = group.command(name=name, help=words, short_help=words, epilog=last)
+        add(_command(name, kind))
 
 
 def _command(name: str, kind: type[Any]) -> Callable[..., None]:
     fields = {field.name: field for field in dataclasses.fields(kind)}
-    # A method's own option stands in front of a common one of the same name.
-    common = [p for p in _common() if p.name not in fields]
-    hidden = {p.name: p.default for p in _common() if p.name in fields}
 
     def command(**given: Any) -> None:
         options = {key: given.pop(key) for key in fields if key in given}
-        _edit(
-            name,
-            {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()},
-            **{**hidden, **given},
-        )
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
+        _edit(name, plain, **given)
 
-    parameters = [*common, *_options(kind, fields)]
+    common = list(inspect.signature(_edit, eval_str=True).parameters.values())[2:]
+    # A method's own option stands in front of a common one of the same name.
+    parameters = [p.replace(kind=_KEYWORD) for p in common if p.name not in fields]
+    parameters += _options(kind, fields)
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     return command
 
 
-def _parameter(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-
-
-def _common() -> list[inspect.Parameter]:
-    """What every method takes: model, output, calibration text, evaluation."""
-    option = typer.Option
-    return [
-        _parameter("model", Model),
-        _parameter(
-            "out",
-            Annotated[Path, option("-o", "--output", metavar="DIR", help="Directory to write.")],
-        ),
-        _parameter("data", Annotated[str, option(help=f"Calibration text: {TEXTS}.")], _DATA.data),
-        _parameter(
-            "windows", Annotated[int, option(help="Windows of calibration text.")], _DATA.windows
-        ),
-        _parameter(
-            "length",
-            Annotated[int, option(help="Tokens of a window, in calibration and perplexity.")],
-            _DATA.length,
-        ),
-        _parameter(
-            "seed",
-            Annotated[int | None, option(help="Draw calibration windows at random with it.")],
-            None,
-        ),
-        _parameter("dtype", Dtype, None),
-        _parameter(
-            "no_eval",
-            Annotated[bool, option("--no-eval", help="Count the cost, measure nothing else.")],
-            False,
-        ),
-        _parameter("force", Force, False),
-    ]
-
-
 def _options(kind: type[Any], fields: dict[str, Any]) -> list[inspect.Parameter]:
-    hints = get_type_hints(kind)
-    info = option_help(kind)
+    hints, info = get_type_hints(kind), option_help(kind)
     made = []
     for name, field in fields.items():
-        flag = f"--{name.replace('_', '-')}"
+        flag = name.replace("_", "-")
         annotation = _plain(hints[name])
-        flags = [f"{flag}/--no-{flag[2:]}"] if annotation is bool else [flag]
         words = info.get(name, "")
         if get_origin(annotation) is list:
-            words += f" Repeat {flag} for each."
-        option = typer.Option(*flags, help=words, metavar="|".join(_valid(hints[name])) or None)
+            words += f" Repeat --{flag} for each."
+        option = Option(
+            f"--{flag}/--no-{flag}" if annotation is bool else f"--{flag}",
+            help=words,
+            metavar="|".join(_valid(hints[name])) or None,
+        )
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         if field.default is dataclasses.MISSING:
             default = inspect.Parameter.empty
-        made.append(_parameter(name, Annotated[annotation, option], default))
+        kind_of = Annotated[annotation, option]
+        made.append(inspect.Parameter(name, _KEYWORD, default=default, annotation=kind_of))
     return made
 
 
@@ -134,7 +91,7 @@ def _plain(hint: Any) -> Any:
     if origin is tuple:
         return list[str]
     if origin in (Union, types.UnionType):
-        inner = [_plain(arg) for arg in get_args(hint) if arg is not type(None)]
+        inner = [_plain(part) for part in get_args(hint) if part is not type(None)]
         return inner[0] | None
     return hint
 
@@ -142,16 +99,21 @@ def _plain(hint: Any) -> Any:
 def _edit(
     method: str,
     options: dict[str, Any],
-    model: str,
-    out: Path,
-    data: str,
-    windows: int,
-    length: int,
-    seed: int | None,
-    dtype: str | None,
-    no_eval: bool,
-    force: bool,
+    model: arg.Model,
+    out: arg.Out,
+    data: Annotated[str, Option(help=f"Calibration text: {arg.TEXTS}.")] = _DATA.data,
+    windows: Annotated[int, Option(help="Windows of calibration text.")] = _DATA.windows,
+    length: Annotated[
+        int, Option(help="Tokens of a window, in calibration and perplexity.")
+    ] = _DATA.length,
+    seed: Annotated[int | None, Option(help="Draw calibration windows at random with it.")] = None,
+    dtype: arg.Dtype = None,
+    no_eval: Annotated[
+        bool, Option("--no-eval", help="Count the cost, measure nothing else.")
+    ] = False,
+    force: arg.Force = False,
 ) -> None:
+    """One method as a recipe; all but the first two are what every method takes."""
     from modwright.cli.show import show_result
     from modwright.core import distributed
     from modwright.recipes.run import run
@@ -171,4 +133,4 @@ def _edit(
     with distributed.init_distributed():
         result = run(recipe, out, force=force, progress=make_progress(), log=log)
         if distributed.is_main():
-            show_result(output(), result)
+            show_result(result)

@@ -8,10 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from modwright.cli.shorthand import spelled_out
 from modwright.core.errors import ModwrightError, ProcessFailed, unknown_name
 
-__all__ = ["main", "run_command"]
+__all__ = ["main", "run_command", "spelled_out"]
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
@@ -19,11 +18,7 @@ _GO_ON = "interrupted; finished steps of a run are kept, and the same command go
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Runs ``modwright ARGUMENTS``.
-
-    Returns:
-        0 when done, 1 when the work failed, 2 when the input was refused.
-    """
+    """Runs ``modwright ARGUMENTS``: 0 when done, 1 when the work failed, 2 when it was refused."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     debug = "--debug" in arguments or bool(os.environ.get("MODWRIGHT_DEBUG"))
@@ -34,11 +29,9 @@ def run_command(arguments: Sequence[str]) -> int:
     try:
         code = int(command.main(args=kept, prog_name="modwright", standalone_mode=False) or 0)
         return _say(_GO_ON, code) if code == INTERRUPTED else code
-    except ProcessFailed as error:
-        if error.reported:
-            return error.exit_code
-        return _say(str(error), error.exit_code, error, debug)
     except ModwrightError as error:
+        if isinstance(error, ProcessFailed) and error.reported:
+            return error.exit_code
         return _say(str(error), error.exit_code, error, debug)
     except KeyboardInterrupt:
         return _say(_GO_ON, INTERRUPTED)
@@ -58,9 +51,22 @@ def run_command(arguments: Sequence[str]) -> int:
         return _say(message, FAILED, error, debug)
 
 
-def _usage(error: Exception) -> str:
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with ``edit MODEL --drop X`` written as ``edit drop MODEL --parts X``.
+
+    Example:
+        >>> spelled_out(["edit", "smollm2", "--drop", "mlp[2]", "-o", "out"])
+        ['edit', 'drop', 'smollm2', '--parts', 'mlp[2]', '-o', 'out']
+    """
+    words = [re.sub(r"^--drop(?==|\Z)", "--parts", word) for word in arguments]
+    if words[:1] != ["edit"] or words == list(arguments):
+        return list(arguments)
+    return ["edit", "drop", *words[1:]]
+
+
+def _usage(error: Any) -> str:
     """The parser's message, with the commands, options or usage that there are."""
-    message = " ".join(error.format_message().split()).rstrip(".")  # type: ignore[attr-defined]
+    message = " ".join(error.format_message().split()).rstrip(".")
     message = message[:1].lower() + message[1:]
     context = getattr(error, "ctx", None)
     if context is None:
@@ -69,10 +75,9 @@ def _usage(error: Exception) -> str:
     unknown = re.match("no such command '(.*?)'", message)
     if unknown:
         return str(unknown_name("command", unknown[1], sorted(command.commands)))
-    option = getattr(error, "option_name", "")
     options = sorted(max(p.opts, key=len) for p in command.params if p.opts[0].startswith("-"))
     if type(error).__name__ == "NoSuchOption":
-        return str(unknown_name("option", option, [*options, "--debug", "--help"]))
+        return str(unknown_name("option", error.option_name, [*options, "--debug", "--help"]))
     message = message.replace("Input should be", "must be").partition(", unable to parse")[0]
     # A word too many is mostly the value of an option that was not named.
     more = f"; options: {', '.join(options)}" if "extra argument" in message else ""

@@ -2,43 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-__all__ = ["TEXTS", "Dtype", "Force", "Json", "Length", "Model", "Recipe", "Set"]
+__all__ = ["TEXTS", "Dtype", "Force", "Json", "Length", "Model", "Out", "OutOrRecipe", "Recipe"]
+__all__ += ["ReplaceFile", "Set", "key_values", "set_option", "to_output"]
 
 TEXTS = (
     "lee, lee-background, a text file, a folder of them, a file of rows (jsonl, csv, parquet), or "
     "datasets:NAME"
 )
 
+
+def set_option(help: str) -> Any:
+    """``--set KEY=VALUE``."""
+    return Option("--set", metavar="KEY=VALUE", help=help)
+
+
+def to_output(metavar: str, help: str) -> Any:
+    """``-o``, ``--output``."""
+    return Option("-o", "--output", metavar=metavar, help=help)
+
+
 Model = Annotated[
     str,
-    typer.Argument(
+    Argument(
         metavar="MODEL",
         help="A directory, a .gguf file, a packaged name (smollm2-135m, minilm), preset:NAME, "
         "or a hub id.",
     ),
 ]
 Recipe = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A YAML file that says model, steps and output.")
+    Path, Argument(metavar="RECIPE", help="A YAML file that says model, steps and output.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; all words go to stderr.")]
-Length = Annotated[int, typer.Option(help="Tokens of a sequence.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace what the output directory holds.")]
+Out = Annotated[Path, to_output("DIR", "Directory to write.")]
+OutOrRecipe = Annotated[
+    Path | None, to_output("DIR", "Directory to write; else the recipe's `output`.")
+]
+Json = Annotated[bool, Option("--json", help="Print JSON on stdout; all words go to stderr.")]
+Length = Annotated[int, Option(help="Tokens of a sequence.")]
+Force = Annotated[bool, Option("--force", help="Replace what the output directory holds.")]
+ReplaceFile = Annotated[bool, Option("--force", help="Replace the file.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Change one value of the recipe: --set steps.0.n=6. Repeat it for more.",
-    ),
+    set_option("Change one value of the recipe: --set steps.0.n=6. Repeat it for more."),
 ]
 Dtype = Annotated[
     str | None,
-    typer.Option(
+    Option(
         help="Type of the weights: float32, bfloat16, float16 or float64; the source's by default."
     ),
 ]
+
+
+def key_values(given: Sequence[str] | None, example: str) -> dict[str, str]:
+    """What ``--set KEY=VALUE`` was given, each value as text.
+
+    Raises:
+        InvalidInputError: one of them has no key.
+    """
+    from modwright.core.errors import InvalidInputError
+
+    found = {}
+    for one in given or ():
+        key, equals, value = one.partition("=")
+        if not equals or not key:
+            raise InvalidInputError(f"--set {one!r}: KEY=VALUE is wanted, such as --set {example}")
+        found[key] = value
+    return found

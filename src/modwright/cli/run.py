@@ -1,39 +1,34 @@
-"""``modwright run RECIPE``, and its rehearsal."""
+"""``modwright run`` and its rehearsal, and ``modwright train``: what a recipe says is done."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
+from modwright.cli import parameters as arg
 from modwright.cli.console import emit_json, log, make_progress, output
-from modwright.cli.parameters import Force, Json, Recipe, Set
 
-__all__ = ["run"]
+__all__ = ["run", "train"]
 
 
 def run(
-    recipe: Recipe,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", metavar="DIR", help="Directory to write; else the recipe's `output`."
-        ),
-    ] = None,
-    changes: Set = None,
-    force: Force = False,
+    recipe: arg.Recipe,
+    out: arg.OutOrRecipe = None,
+    changes: arg.Set = None,
+    force: arg.Force = False,
     no_check: Annotated[
-        bool, typer.Option("--no-check", help="Do not reopen the result in a new process.")
+        bool, Option("--no-check", help="Do not reopen the result in a new process.")
     ] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--dry-run",
             help="Try what the run needs (memory, disk, texts, the save) and write nothing.",
         ),
     ] = False,
-    json: Json = False,
+    json: arg.Json = False,
 ) -> None:
     """Run a recipe: plan, apply, verify, measure, save and report.
 
@@ -65,4 +60,53 @@ def run(
     if json:
         emit_json(result.report.to_dict())
     else:
-        show_result(output(), result)
+        show_result(result)
+
+
+def train(
+    recipe: Annotated[
+        Path,
+        Argument(
+            metavar="RECIPE", help="A YAML file that says model, data, objective and settings."
+        ),
+    ],
+    out: arg.OutOrRecipe = None,
+    changes: Annotated[
+        list[str] | None,
+        arg.set_option(
+            "Change one value of the recipe: --set settings.epochs=3. Repeat it for more."
+        ),
+    ] = None,
+    force: arg.Force = False,
+    json: arg.Json = False,
+) -> None:
+    """Train a model of images from a recipe, and save it.
+
+    The least recipe is two lines: `model: {name: poolformer_s12}` and `data: {pictures: digits}`.
+
+    model is a named model with fields of its config, or {checkpoint: DIR}. data.pictures is digits,
+    idx (the four files of MNIST or Fashion-MNIST) or folder (one folder per class). objective.loss
+    is cross_entropy (label_smoothing, mixup, cutmix) or distillation (teacher: DIR). settings has
+    epochs, batch_size, learning_rate and so on. A key that is not known is answered with those that
+    are; `modwright schema --train` prints all of them.
+
+    DIR gets a checkpoint for transformers' Auto classes, training.json, curves.svg and the recipe
+    with every default written out. A training that was stopped, or killed, goes on from its newest
+    checkpoint when the same command is given again, to the same weights. Started by torchrun or
+    accelerate launch, several processes share the images of each step.
+    """
+    from modwright.cli.show import show_training
+    from modwright.core import distributed
+    from modwright.recipes.training import train as run_training
+    from modwright.recipes.training_schema import load_training
+
+    with distributed.init_distributed():
+        with distributed.fail_together():
+            asked = load_training(recipe, changes or ())
+        done = run_training(asked, out, force=force, progress=make_progress(), log=log)
+        if not distributed.is_main():
+            return
+    if json:
+        emit_json(dict(done.info))
+    else:
+        show_training(done)

@@ -2,147 +2,146 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from modwright.cli.console import log, output
+from modwright.core.formatting import (
+    difference_text,
+    format_bytes,
+    format_number,
+    nats_text,
+    score_text,
+)
+
 if TYPE_CHECKING:
+    from modwright.checkpoint.export import Exported
     from modwright.edits import Plan
     from modwright.papers import Paper
+    from modwright.recipes.evaluation import Evaluation
     from modwright.recipes.forecast import Forecast
     from modwright.recipes.rehearsal import Rehearsal
     from modwright.recipes.run import RunResult
+    from modwright.recipes.training import TrainingRunResult
+    from modwright.tasks.harness import Score
 
-__all__ = [
-    "forecast_table",
-    "paper_lines",
-    "papers_table",
-    "plan_lines",
-    "rehearsal_lines",
-    "show_result",
-]
+__all__ = ["evaluation_lines", "forecast_table", "paper_lines", "papers_table", "plan_lines"]
+__all__ += ["rehearsal_lines", "serving_table", "show_export", "show_result", "show_training"]
+
+_bytes = partial(format_number, unit="B")
 
 
-def show_result(console: Console, result: RunResult) -> None:
+def show_result(result: RunResult) -> None:
     """The before/after table, the summary sentences in words, and how to load the result."""
     from modwright.report import summary_sentences
 
-    report = result.report
-    console.print(before_after(report))
+    report, console = result.report, output()
+    console.print(_before_after(report))
     for sentence in summary_sentences(report):
-        console.print(Text(f"- {sentence}"))
+        console.print(f"- {sentence}")
     for stage in (report.before, report.after):
         if stage.sample is not None:
-            console.print(Text(f"{stage.name} writes: {stage.sample['text'].strip()}"))
+            console.print(f"{stage.name} writes: {stage.sample['text'].strip()}")
     if result.reopened is not None:
-        console.print(Text(f"checked: {result.reopened}"))
-    console.print(Text(f"checkpoint and report.html: {result.output}"))
+        console.print(f"checked: {result.reopened}")
+    console.print(f"checkpoint and report.html: {result.output}")
     if result.log is not None:
-        console.print(Text(f"log: {result.log}"), soft_wrap=True)
-    first = "" if report.after.plain else "import modwright; "
+        console.print(f"log: {result.log}", soft_wrap=True)
     auto = report.model.get("auto_class", "AutoModel")
-    console.print(
-        Text(
-            f"load: {first}from transformers import {auto}; "
-            f"{auto}.from_pretrained({str(result.output)!r})"
-        ),
-        soft_wrap=True,  # a line to copy
-    )
+    console.print(_load(auto, result.output, report.after.plain), soft_wrap=True)
 
 
-def before_after(report: Any) -> Table:
-    """One row per stage. Where runs were paired, a row's speed is how many times as fast it is."""
-    from modwright.report.speeds import speed_cells
+def show_training(done: TrainingRunResult) -> None:
+    """What was learned, and how to load the result."""
+    losses = [entry["loss"] for entry in done.info["log"] if "loss" in entry]
+    lines = [f"accuracy on test images: {100 * done.info['accuracy']:.2f} %"]
+    if losses:
+        lines.append(f"loss: {losses[0]:.4f} at first, {losses[-1]:.4f} at last")
+    lines.append(f"steps: {done.info['steps']} in {done.info['seconds']:.1f} s")
+    lines.append(_load(done.info["auto_class"], done.output, done.info.get("plain")))
+    output().print("\n".join(lines), soft_wrap=True)
 
-    table = Table(title=report.title, title_justify="left")
-    table.add_column("stage")
-    for name in ("parameters", "bytes", "perplexity", "KV bytes", "prefill tok/s", "decode tok/s"):
-        table.add_column(name, justify="right")
-    for stage in report.stages:
-        table.add_row(
-            stage.title or stage.name,
-            _count(stage.cost.get("parameters")),
-            _count(stage.cost.get("stored_bytes")),
-            "broken" if stage.is_broken else _number(stage.perplexity),
-            _count(stage.cost.get("kv_bytes")),
-            *speed_cells(report.before, stage),
-        )
+
+def _load(auto: str, place: Any, plain: bool | None) -> str:
+    """A line to copy."""
+    first = "" if plain else "import modwright; "
+    return f"load: {first}from transformers import {auto}; {auto}.from_pretrained({str(place)!r})"
+
+
+def _table(
+    title: str, words: Sequence[str], numbers: Sequence[str] = (), overflow: Any = "ellipsis"
+) -> Table:
+    """A table without rows: columns of words, and columns of numbers behind them."""
+    table = Table(title=title, title_justify="left")
+    for name in words:
+        table.add_column(name, overflow=overflow)
+    for name in numbers:
+        table.add_column(name, justify="right", overflow=overflow)
     return table
 
 
-def _count(value: Any) -> str:
-    return "-" if value is None else f"{int(value):,}"
+def _before_after(report: Any) -> Table:
+    """One row per stage. Where runs were paired, a row's speed is how many times as fast it is."""
+    from modwright.report.speeds import speed_cells
 
-
-def _number(value: Any, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
+    numbers = ("parameters", "bytes", "perplexity", "KV bytes", "prefill tok/s", "decode tok/s")
+    table = _table(report.title, ["stage"], numbers)
+    for stage in report.stages:
+        counts = [stage.cost.get(key) for key in ("parameters", "stored_bytes", "kv_bytes")]
+        weights, stored, cache = ("-" if n is None else f"{int(n):,}" for n in counts)
+        quality = "-" if stage.perplexity is None else f"{stage.perplexity:,.2f}"
+        quality = "broken" if stage.is_broken else quality
+        speeds = speed_cells(report.before, stage)
+        table.add_row(stage.title or stage.name, weights, stored, quality, cache, *speeds)
+    return table
 
 
 def forecast_table(expected: Forecast) -> Group:
     """What a recipe would do, step by step."""
-    from modwright.cost import format_number
-
-    table = Table(
-        title=f"{expected.model}: {expected.parameters:,} parameters", title_justify="left"
-    )
-    table.add_column("step")
-    for name in ("parameters left", "calibration tokens", "memory", "disk"):
-        table.add_column(name, justify="right")
+    title = f"{expected.model}: {expected.parameters:,} parameters"
+    numbers = ("parameters left", "calibration tokens", "memory", "disk")
+    table = _table(title, ["step"], numbers)
     for step in expected.steps:
         low, high = step.parameters
         left = f"{high:,}" if low == high else f"{low / 1e6:.1f} M to {high / 1e6:.1f} M"
-        table.add_row(
-            step.title,
-            left,
-            f"{step.calibration_tokens:,}",
-            format_number(step.memory, "B"),
-            format_number(step.disk, "B"),
-        )
+        tokens = f"{step.calibration_tokens:,}"
+        table.add_row(step.title, left, tokens, _bytes(step.memory), _bytes(step.disk))
     words = (
-        f"Most memory: {format_number(expected.peak, 'B')} with the weights, beside Python itself; "
-        f"{format_number(expected.available, 'B')} are free beside the weights. "
-        "Nothing was written."
+        f"Most memory: {_bytes(expected.peak)} with the weights, beside Python itself; "
+        f"{_bytes(expected.available)} are free beside the weights. Nothing was written."
     )
-    if not expected.fits:
-        words += " That does not fit."
-    return Group(table, Text(words))
+    return Group(table, words if expected.fits else f"{words} That does not fit.")
 
 
 def rehearsal_lines(tried: Rehearsal) -> Group:
     """What a dry run foresees, and what it really did."""
-    from modwright.cost import format_number
-
-    lines: list[Table | Text | Group] = [forecast_table(tried.forecast)]
+    lines = []
     for step in tried.steps:
         found = step.calibration
         said = f"{step.title}: looks at no data"
         if found is not None:
-            shape = " x ".join(map(str, found.batch))
             said = (
-                f"{step.title}: ran block {found.block} "
-                f"({format_number(found.weights, 'B')} of weights, "
-                f"{format_number(found.statistics, 'B')} of statistics) on one batch of {shape} in "
-                f"{found.seconds:.2f} s on {found.device}; the whole calibration takes about "
-                f"{_duration(found.layer_seconds)}"
+                f"{step.title}: ran block {found.block} ({_bytes(found.weights)} of weights, "
+                f"{_bytes(found.statistics)} of statistics) on one batch of "
+                f"{' x '.join(map(str, found.batch))} in {found.seconds:.2f} s on {found.device}; "
+                f"the whole calibration takes about {_duration(found.layer_seconds)}"
             )
         if step.memory_estimate:
-            said += f"; allocated {format_number(step.memory_estimate, 'B')} for the plan"
-        lines.append(Text(f"- {said}"))
-    lines.append(
-        Text(
-            f"- saving to {tried.output}: rehearsed without weights, about "
-            f"{format_number(tried.forecast.output, 'B')}; the run takes up to "
-            f"{format_number(tried.forecast.disk, 'B')} of disk on the way, "
-            f"{format_number(tried.free_disk, 'B')} are free"
-        )
-    )
-    lines.append(
-        Text(f"- this process held {format_number(tried.peak, 'B')} at most, Python included")
-    )
-    return Group(*lines)
+            said += f"; allocated {_bytes(step.memory_estimate)} for the plan"
+        lines.append(f"- {said}")
+    lines += [
+        f"- saving to {tried.output}: rehearsed without weights, about "
+        f"{_bytes(tried.forecast.output)}; the run takes up to {_bytes(tried.forecast.disk)} of "
+        f"disk on the way, {_bytes(tried.free_disk)} are free",
+        f"- this process held {_bytes(tried.peak)} at most, Python included",
+    ]
+    return Group(forecast_table(tried.forecast), *lines)
 
 
 def _duration(seconds: float) -> str:
@@ -153,20 +152,40 @@ def _duration(seconds: float) -> str:
 
 def plan_lines(made: Plan) -> Table:
     """What one plan edits."""
-    table = Table(title=f"plan of {made.method}", title_justify="left")
-    table.add_column("where")
-    table.add_column("what will stand there")
+    table = _table(f"plan of {made.method}", ["where", "what will stand there"])
     for path, what in made.summary():
         table.add_row(path, what)
+    return table
+
+
+def show_export(done: Exported, target: str) -> None:
+    """What was written, beside what the model weighs, and how it compared."""
+    table = _table(f"exported to {target}", ["file"], ["size"])
+    for name in done.made:
+        table.add_row(name, format_bytes(done.files[name]))
+    table.add_section()
+    share = done.bytes / done.checkpoint_bytes
+    table.add_row("together", format_bytes(done.bytes))
+    table.add_row("weights of the model", f"{format_bytes(done.checkpoint_bytes)} ({share:.2f} x)")
+    output().print(table)
+    log(f"checked: {done.compared}")
+    log(f"written: {done.output}; README.md there says how it is opened")
+
+
+def serving_table(name: str, found: Sequence[Any]) -> Table:
+    """One row per runtime: whether it takes the model, and why not."""
+    words = ("runtime", "answer", "why", "command")
+    table = _table(f"where {name} runs", words, overflow="fold")
+    for entry in found:
+        table.add_row(entry.runtime, entry.answer, entry.why, entry.command)
     return table
 
 
 def papers_table(chosen: Sequence[Paper]) -> Table:
     """All papers, a line each."""
     works = sum(one.status == "works" for one in chosen)
-    table = Table(title=f"{len(chosen)} papers, {works} work", title_justify="left")
-    for name in ("slug", "status", "arXiv", "what it does"):
-        table.add_column(name, overflow="fold")
+    words = ("slug", "status", "arXiv", "what it does")
+    table = _table(f"{len(chosen)} papers, {works} work", words, overflow="fold")
     for one in chosen:
         table.add_row(one.slug, one.status, one.arxiv, one.summary)
     return table
@@ -176,8 +195,82 @@ def paper_lines(one: Paper) -> Group:
     """One record in full."""
     lines = [Text(one.title, style="bold")]
     for name, value in one.to_dict().items():
-        if name == "title" or value in (None, [], ""):
-            continue
-        shown = ", ".join(value) if isinstance(value, list) else str(value)
-        lines.append(Text(f"{name}: {shown}"))
+        if name != "title" and value not in (None, [], ""):
+            shown = ", ".join(value) if isinstance(value, list) else value
+            lines.append(Text(f"{name}: {shown}"))
     return Group(*lines)
+
+
+def evaluation_lines(found: Evaluation, sample: Any = None) -> Group:
+    """All numbers with their recipes; a table of both models where there are two."""
+    lines: list[Any] = []
+    if found.against is not None:
+        lines.append(_both(found, found.against))
+    if found.perplexity is not None:
+        number = found.perplexity
+        lines += [
+            f"perplexity {number.value:.4f} per token over {number.tokens:,} tokens",
+            f"  {number.bits_per_byte:.4f} bits per byte; {number.word_perplexity:,.1f} per word",
+            _recipe(number.recipe),
+        ]
+    elif found.agreement is not None:
+        lines.append(f"no perplexity: {found.model} is no causal language model")
+    if found.agreement is not None:
+        near = found.agreement
+        lines.append(f"agreement over {near.tokens:,} tokens: {', '.join(_near(near))}")
+        lines.append(_recipe(near.recipe))
+    if found.harness is not None:
+        lines += [*map(_said, found.harness.scores), _recipe(found.harness.recipe)]
+    if sample is not None:
+        lines.append(f"after {sample.prompt!r}: {sample.text.strip()}")
+    return Group(*lines)
+
+
+def _near(near: Any) -> Iterator[str]:
+    if near.kl is not None:
+        yield f"KL {nats_text(near.kl)} nats per token"
+    if near.top1 is not None:
+        yield f"top-1 {100 * near.top1:.1f} %"
+    if near.cosine is not None:
+        yield f"cosine {score_text(near.cosine)}"
+
+
+def _said(score: Score) -> str:
+    shots = "" if score.num_fewshot is None else f"{score.num_fewshot}-shot, "
+    said = f"{score.harness}, version {score.version}, {shots}{score.documents:,} documents"
+    return f"{'' if score.asked else '  '}{score.name} {_value(score)} ({said})"
+
+
+def _value(score: Score) -> str:
+    if score.value is None:
+        return "not finite"
+    error = "" if score.stderr is None else f" ± {score_text(score.stderr)}"
+    return f"{score_text(score.value)}{error}"
+
+
+def _both(found: Evaluation, against: Evaluation) -> Table:
+    """One row per number: the original's, the model's, and the change."""
+    table = Table("")
+    for name in (against.model, found.model, "change"):
+        table.add_column(name, justify="right", overflow="fold")
+    if found.perplexity is not None and against.perplexity is not None:
+        one, two = against.perplexity.value, found.perplexity.value
+        known = math.isfinite(one) and math.isfinite(two)
+        change = f"× {two / one:.3f}" if known else "-"
+        table.add_row("perplexity per token", f"{one:.2f}", f"{two:.2f}", change)
+    for words in _near(found.agreement):
+        name, _, value = words.partition(" ")
+        table.add_row(f"{name} to {against.model}", "", value, "")
+    earlier = {score.name: score for score in (against.harness.scores if against.harness else ())}
+    for score in found.harness.scores if found.harness else ():
+        first = earlier[score.name]
+        lost = score.value is None or first.value is None
+        change = "-" if lost else difference_text(score.value - first.value)
+        table.add_row(score.name, _value(first), _value(score), change)
+    return table
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    from modwright.report.tables import flat
+
+    return "  " + ", ".join(f"{name} {value}" for name, value in flat(recipe).items())

@@ -1,24 +1,23 @@
-"""``modwright import`` and ``modwright rename``: files of a paper's authors, in and out."""
+"""``modwright import``, ``rename`` and ``export``: files of others, in and out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from modwright.cli.console import emit_json, log, output
-from modwright.cli.parameters import Force, Json
+from modwright.cli import parameters as arg
+from modwright.cli.console import emit_json, log, make_progress, open_checkpoint, output
 from modwright.core.files import require_new, write_file
 
-__all__ = ["import_model", "rename"]
+__all__ = ["export", "import_model", "rename"]
 
 
 def import_model(
     name: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="NAME",
             help="A model (poolformer_s12), or a paper with several (metaformer): the one that "
             "fits the file is found.",
@@ -26,24 +25,22 @@ def import_model(
     ],
     checkpoint: Annotated[
         Path,
-        typer.Argument(
+        Argument(
             metavar="CHECKPOINT",
             help="A .safetensors, .bin, .pth, .pt or .tar file, or a directory of transformers.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Directory to write.")],
+    out: arg.Out,
     changes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="A field of the model: --set num_classes=10 gives it a fresh classifier. Repeat "
-            "it for more.",
+        arg.set_option(
+            "A field of the model: --set num_classes=10 gives it a fresh classifier. Repeat it for "
+            "more."
         ),
     ] = None,
     checkpoint_format: Annotated[
         str,
-        typer.Option(
+        Option(
             "--format",
             "--layout",
             metavar="NAME",
@@ -52,14 +49,13 @@ def import_model(
     ] = "auto",
     key: Annotated[
         str | None,
-        typer.Option(help="Which set of tensors of the file, where it holds several: params_ema."),
+        Option(help="Which set of tensors of the file, where it holds several: params_ema."),
     ] = None,
     resize: Annotated[
-        bool,
-        typer.Option("--resize", help="Resize positions of another image size; NAME is a model."),
+        bool, Option("--resize", help="Resize positions of another image size; NAME is a model.")
     ] = False,
-    force: Force = False,
-    json: Json = False,
+    force: arg.Force = False,
+    json: arg.Json = False,
 ) -> None:
     """Make a checkpoint of a file of a paper's authors.
 
@@ -68,14 +64,23 @@ def import_model(
     taken, class names too, or refused by name; other files beside them are carried over. No code
     of the file runs. `modwright rename` goes back, bit for bit.
     """
+    import yaml
+
     from modwright.checkpoint import rehearse, save
     from modwright.checkpoint.auxiliary_files import auxiliary_files
     from modwright.checkpoint.source import Source
+    from modwright.core.errors import InvalidInputError
     from modwright.models.detection import import_named
     from modwright.models.importing import read_weights
     from modwright.models.source_configs import config_beside
 
-    fields = _fields(changes or ())
+    fields: dict[str, Any] = {}
+    for field, value in arg.key_values(changes, "num_classes=10").items():
+        try:
+            fields[field] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            said = f"--set {f'{field}={value}'!r}"
+            raise InvalidInputError(f"{said}: {value!r} is not a YAML value") from None
     tensors = read_weights(checkpoint, key)
     found = import_named(name, tensors, checkpoint_format, resize, checkpoint, **fields)
     folder = checkpoint if checkpoint.is_dir() else config_beside(checkpoint)
@@ -86,12 +91,9 @@ def import_model(
     save(found.model, out, source=source, force=force)
     carried = [] if source is None else list(source.files)
     if json:
-        info = {
-            "variant": found.variant,
-            "format": found.checkpoint_format,
-            "tensors": found.tensors,
-        }
-        info |= {"changed": dict(found.changed), "config": found.has_config, "carried": carried}
+        info: dict[str, Any] = {"variant": found.variant, "format": found.checkpoint_format}
+        info |= {"tensors": found.tensors, "changed": dict(found.changed)}
+        info |= {"config": found.has_config, "carried": carried}
         emit_json({**info, "fresh": list(found.fresh), "output": str(out)})
         return
     count = sum(parameter.numel() for parameter in found.model.parameters())
@@ -109,43 +111,43 @@ def import_model(
         lines.append(f"other than {found.variant} by config.json: {other}")
     if carried:
         lines.append(f"carried over: {', '.join(carried)}")
-    for line in lines:
-        output().print(line, markup=False, soft_wrap=True)
+    output().print("\n".join(lines), soft_wrap=True)
     log(f"written: {out}")
 
 
 def rename(
     model: Annotated[
-        Path,
-        typer.Argument(metavar="MODEL", help="A directory that import or train has written."),
+        Path, Argument(metavar="MODEL", help="A directory that import or train has written.")
     ],
-    out: Annotated[
-        Path,
-        typer.Option(
-            "-o", "--output", metavar="FILE", help="A .safetensors, .pth, .pt or .bin file."
-        ),
-    ],
+    out: Annotated[Path, arg.to_output("FILE", "A .safetensors, .pth, .pt or .bin file.")],
     to: Annotated[
         str,
-        typer.Option(
+        Option(
             metavar="LAYOUT",
             help="Whose names the tensors get: official (the paper's authors), transformers or "
             "timm, where the model has it.",
         ),
     ] = "official",
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    force: arg.ReplaceFile = False,
 ) -> None:
     """Write a model's tensors under the names of its authors.
 
     The way back from `modwright import`: the file loads in the authors' code, or in transformers or
     timm, and every tensor has the same bits.
     """
-    from modwright.cli.opening import open_checkpoint
+    import torch
+    from safetensors.torch import save_file
+
     from modwright.core.errors import InvalidInputError
     from modwright.models import to_checkpoint_format
     from modwright.models.vision_model import VisionModel
 
-    write = _writer(out)
+    writers: dict[str, Any] = dict.fromkeys((".pth", ".pt", ".bin"), torch.save)
+    writers = {".safetensors": save_file, **writers}
+    if out.suffix not in writers:
+        raise InvalidInputError(
+            f"{out}: the file ends in {', '.join(writers)}, not in {out.suffix!r}"
+        )
     require_new(out, force)
     opened: Any = open_checkpoint(model).model
     if not isinstance(opened, VisionModel):
@@ -153,46 +155,61 @@ def rename(
             f"{model}: {type(opened).__name__} has no names of others; `modwright export` writes "
             "it for other programs"
         )
-    tensors = {
-        name: tensor.contiguous() for name, tensor in to_checkpoint_format(opened, to).items()
-    }
-    write_file(out, lambda partial: write(tensors, partial))
+    named = to_checkpoint_format(opened, to).items()
+    tensors = {name: tensor.contiguous() for name, tensor in named}
+    write_file(out, lambda partial: writers[out.suffix](tensors, partial))
     log(f"written: {out}, {len(tensors)} tensors")
 
 
-def _fields(given: Sequence[str]) -> dict[str, Any]:
-    """``num_classes=10`` and the like; values are YAML."""
-    import yaml
+def export(
+    model: arg.Model,
+    out: Annotated[
+        Path | None,
+        arg.to_output(
+            "DIR", "Directory to write. Without it, say where the model runs and write nothing."
+        ),
+    ] = None,
+    to: Annotated[
+        str, Option(metavar="TARGET", help="plain, standalone, pt2, onnx or gguf.")
+    ] = "standalone",
+    options: Annotated[
+        list[str] | None,
+        arg.set_option("An option of the target: --to gguf --set type=q8_0. Repeat it for more."),
+    ] = None,
+    dtype: arg.Dtype = None,
+    trust_remote_code: Annotated[
+        bool, Option("--trust-remote-code", help="Run model code that MODEL brings.")
+    ] = False,
+    force: arg.Force = False,
+    json: arg.Json = False,
+) -> None:
+    """Write a model for other programs, and compare it there.
 
-    from modwright.core.errors import InvalidInputError
+    plain: a stock checkpoint. standalone: a checkpoint with one Python file, for transformers
+    without modwright. pt2: torch.export. onnx: ONNX Runtime. gguf: llama.cpp and its kin.
+    """
+    from dataclasses import asdict
 
-    found: dict[str, Any] = {}
-    for one in given:
-        key, equals, value = one.partition("=")
-        if not equals or not key.isidentifier():
-            raise InvalidInputError(
-                f"--set {one!r}: KEY=VALUE is wanted, such as --set num_classes=10"
-            )
-        try:
-            found[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise InvalidInputError(f"--set {one!r}: {value!r} is not a YAML value") from None
-    return found
+    from modwright.checkpoint.export import export as export_model
+    from modwright.checkpoint.export import make_target, runtime_support
+    from modwright.cli.show import serving_table, show_export
 
-
-def _writer(out: Path) -> Any:
-    """What writes a file of this ending."""
-    import torch
-    from safetensors.torch import save_file
-
-    from modwright.core.errors import InvalidInputError
-
-    writers = {
-        ".safetensors": save_file,
-        **dict.fromkeys((".pth", ".pt", ".bin"), torch.save),
-    }
-    if out.suffix not in writers:
-        raise InvalidInputError(
-            f"{out}: the file ends in {', '.join(writers)}, not in {out.suffix!r}"
-        )
-    return writers[out.suffix]
+    target = make_target(to, arg.key_values(options, "type=q8_0"))
+    if out is not None:
+        target.check_installed()  # before a model is opened
+    progress = make_progress()
+    opened = open_checkpoint(
+        model, dtype=dtype, trust_remote_code=trust_remote_code, progress=progress
+    )
+    if out is None:
+        found = runtime_support(opened.model)
+        if json:
+            emit_json([asdict(entry) for entry in found])
+        else:
+            output().print(serving_table(opened.name, found))
+        return
+    done = export_model(opened, out, target, force=force, progress=progress)
+    if json:
+        emit_json({**asdict(done), "output": str(done.output), "bytes": done.bytes})
+    else:
+        show_export(done, target.name)

@@ -1,8 +1,7 @@
 """Several processes of one program (SPMD): all compute the same, each on its shard of the data.
 
-``torchrun``, ``accelerate launch`` and MPI start the same program several times. Every process
-plans from the same all-reduced sums; the main one alone writes, measures and prints. This is the
-only module that calls ``torch.distributed``.
+Every process plans from the same all-reduced sums; the main one alone writes, measures and prints.
+This is the only module that calls ``torch.distributed``.
 """
 
 from __future__ import annotations

@@ -98,8 +98,7 @@ class Paper:
             >>> record["arxiv"], record["modules"]
             ('2408.09632', ['modwright.surgery.modegpt'])
         """
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
 
 @cache

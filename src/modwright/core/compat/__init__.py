@@ -1,4 +1,1 @@
-"""Private names of other libraries: every one that is read, behind a function that says why.
-
-``torch`` needs torch alone; ``transformers`` and ``tools`` import their libraries when asked.
-"""
+"""Private names of other libraries: every one that is read, behind a function that says why."""
