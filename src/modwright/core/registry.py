@@ -91,12 +91,6 @@ class Registry(Generic[T]):
         self._look()
         return name in self._entries
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names())
-
-    def __len__(self) -> int:
-        return len(self.all())
-
     @contextmanager
     def restored(self, *, empty: bool = False) -> Iterator[Registry[T]]:
         """What is registered within the block is forgotten afterwards; what is removed comes back.

@@ -91,13 +91,12 @@ class ObjectiveTrainer(Trainer):
 
     What the model shares with others becomes its own before the first step: see :func:`learn`.
     Weights of one axis (biases, gains, scales) do not decay, nor what the model names in
-    ``no_weight_decay()``.
+    ``no_weight_decay()``. All arguments but these two are those of ``transformers.Trainer``.
 
     Args:
         objective: called with the model and a batch.
         one_cycle: the learning rate rises to its height over the first part of the steps and falls
             to nothing (torch's OneCycleLR) instead of following the schedule of the arguments.
-        args, kwargs: those of ``transformers.Trainer``.
     """
 
     def __init__(
