@@ -71,8 +71,11 @@ def _options(kind: type[Any], fields: dict[str, Any]) -> list[inspect.Parameter]
         default = list(field.default) if isinstance(field.default, tuple) else field.default
         if field.default is dataclasses.MISSING:
             default = inspect.Parameter.empty
-        kind_of = Annotated[annotation, option]
-        made.append(inspect.Parameter(name, _KEYWORD, default=default, annotation=kind_of))
+        made.append(
+            inspect.Parameter(
+                name, _KEYWORD, default=default, annotation=Annotated[annotation, option]
+            )
+        )
     return made
 
 

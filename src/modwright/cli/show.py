@@ -263,9 +263,9 @@ def _both(found: Evaluation, against: Evaluation) -> Table:
         table.add_row(f"{name} to {against.model}", "", value, "")
     earlier = {score.name: score for score in (against.harness.scores if against.harness else ())}
     for score in found.harness.scores if found.harness else ():
-        first = earlier[score.name]
-        lost = score.value is None or first.value is None
-        change = "-" if lost else difference_text(score.value - first.value)
+        first, change = earlier[score.name], "-"
+        if score.value is not None and first.value is not None:
+            change = difference_text(score.value - first.value)
         table.add_row(score.name, _value(first), _value(score), change)
     return table
 
