@@ -1,8 +1,7 @@
 """Words that choose parts of a model: ``attention[3,7]; mlp[2]; block[28:30]``.
 
 A clause is a kind of part and, in brackets, layers: single ones (negative ones count from the end),
-slices as in Python (``4:``, ``::2``), or ``*``. Clauses stand apart by semicolons. What matches
-nothing is an error: a choice that silently does less than it says is worse than none.
+slices as in Python (``4:``, ``::2``), or ``*``. What matches nothing is an error.
 """
 
 from __future__ import annotations

@@ -210,17 +210,20 @@ def folder_pictures(
         InvalidInputError: there are fewer than two classes, or too few images for two splits.
         CheckpointError: a file is no image.
     """
-    folder = Path(folder)
+    from PIL import Image, ImageOps
+
+    folder, cubic = Path(folder), Image.Resampling.BICUBIC
     found = find_images(folder, test, seed)
     for note in found.notes:
         warnings.warn(note, stacklevel=2)
 
     def part(split: str, files: list[tuple[Path, int]]) -> Pictures:
-        raw = torch.stack([_middle(path, side) for path, _ in files])
+        fitted = (ImageOps.fit(read_image(path), (side, side), cubic) for path, _ in files)
+        raw = torch.stack([torch.from_numpy(np.asarray(image).copy()) for image in fitted])
         labels = torch.tensor([label for _, label in files])
         return Pictures(
             f"{folder.name}, {split}, {side} x {side}",
-            _prepared(raw, side, 3, 0.45, 0.225),
+            _prepared(raw.permute(0, 3, 1, 2).float() / 255, side, 3, 0.45, 0.225),
             labels,
             found.classes,
             found.notes,
@@ -228,10 +231,3 @@ def folder_pictures(
 
     train, held_out = (part(split, files) for split, files in found.splits)
     return train, held_out
-
-
-def _middle(path: Path, side: int) -> Tensor:
-    from PIL import Image, ImageOps
-
-    fitted = ImageOps.fit(read_image(path), (side, side), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255

@@ -32,8 +32,6 @@ from modwright.nn import AttentionShape
 
 __all__ = ["TimmVit"]
 
-_INSIDE = "model_args"  # the config's dictionary of arguments for timm
-
 
 @register_family
 class TimmVit(Family):
@@ -53,10 +51,10 @@ class TimmVit(Family):
     pairs = False
     causal = False
     config_fields = {
-        "num_layers": f"{_INSIDE}.depth",
-        "hidden_size": f"{_INSIDE}.embed_dim",
-        "num_heads": f"{_INSIDE}.num_heads",
-        "intermediate_size": f"{_INSIDE}.mlp_ratio",
+        "num_layers": "depth",
+        "hidden_size": "embed_dim",
+        "num_heads": "num_heads",
+        "intermediate_size": "mlp_ratio",
     }
     outer = {
         "embed": "timm_model.patch_embed.proj",
@@ -95,15 +93,13 @@ class TimmVit(Family):
         if word == "intermediate_size":
             told = "mlp_ratio" in known and "embed_dim" in known
             return int(known["embed_dim"] * known["mlp_ratio"]) if told else default
-        name = self.config_fields.get(word, "").removeprefix(f"{_INSIDE}.")
-        return known.get(name, default)
+        return known.get(self.config_fields.get(word, ""), default)
 
     def put(self, config: Any, word: str, value: Any) -> None:
         """Every number that edits may change is spelled out with it."""
-        name = self.config_fields.get(word, "").removeprefix(f"{_INSIDE}.")
         if word == "intermediate_size":
             value = ratio(value, self.get("hidden_size"))
-        if name:
+        if name := self.config_fields.get(word):
             spelled = {key: self._arguments[key] for key in SPELLED_OUT}
             self.write_live_fields(config)
             config.model_args = {**spelled, **config.model_args, name: value}
@@ -198,8 +194,8 @@ class TimmVit(Family):
             width = mlp_width(shape, hidden_size)
             now = 0 if width is None else ratio(width, hidden_size)
         if not now or now == self._arguments.get(name):
-            return {f"{_INSIDE}.{name}": 0, "skip": [outer]}
-        return {f"{_INSIDE}.{name}": now}
+            return {f"model_args.{name}": 0, "skip": [outer]}
+        return {f"model_args.{name}": now}
 
 
 def _require_plain(vit: nn.Module, named: str) -> None:
