@@ -55,7 +55,7 @@ def test_every_parameter_and_product_is_counted(model: Any) -> None:
     assert all(row.prefill_macs >= 0 and row.parameters >= 0 for row in counted.rows)
     tree = inspect(model)
     assert tree.root.macs == counted.prefill_macs
-    assert f"{model.config.size[0]} x {model.config.size[1]} pixels" in tree.reads
+    assert f"{model.config.size[0]} x {model.config.size[1]} pixels" in tree.image
 
 
 def test_every_block_of_a_model_is_opened(model: Any) -> None:
