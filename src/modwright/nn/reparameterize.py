@@ -234,9 +234,9 @@ def reparameterize_(module: nn.Module) -> nn.Module:
 def _fuse_parts_(module: nn.Module) -> None:
     for name, child in list(module.named_children()):
         _fuse_parts_(child)
-        fuse: Any = getattr(child, "fuse", None)
+        fuse: Any = getattr(type(child), "fuse", None)  # a method, and no submodule called so
         if fuse is not None:
-            setattr(module, name, fuse())
+            setattr(module, name, fuse(child))
     if isinstance(module, nn.Sequential):
         _fold_sequence_(module)
     if isinstance(module, Block):
