@@ -377,7 +377,7 @@ def test_impossible_parts_and_images_are_refused() -> None:
         ReducedAttention(48)
     with pytest.raises(ValueError, match="5 x 4 has no whole squares of 2 x 2"):
         ReducedAttention(16, 8, reduction=2)(torch.zeros(1, 16, 5, 4))
-    with pytest.raises(ValueError, match="15 places have no whole runs of 4"):
+    with pytest.raises(ValueError, match="15 positions have no whole runs of 4"):
         ReducedAttention(16, 8, reduction=2, pool="flat")(torch.zeros(1, 16, 5, 3))
     with pytest.raises(InvalidInputError, match="at least 32 pixels"):
         tiny()(torch.zeros(1, 3, 16, 32))

@@ -168,7 +168,7 @@ def test_even_pools_and_other_grids_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="pool_size must be odd, not 4"):
         small(pool_size=4)
     fixed = small(token_mixers=["pool", "pool", "pool", "spatial_fc"], image_size=64)
-    with pytest.raises(ValueError, match="built for 4 places, not for a grid of 3 x 3"):
+    with pytest.raises(ValueError, match="built for 4 positions, not for a grid of 3 x 3"):
         fixed(torch.zeros(1, 3, 96, 96))
 
 

@@ -349,7 +349,7 @@ def test_tasks_that_cannot_be_run_are_refused(
         ({"tasks": ("words",), "num_fewshot": -1}, "num_fewshot is -1; valid values: 0 and more"),
     ],
 )
-def test_numbers_and_places_are_checked(recipe: dict[str, Any], said: str) -> None:
+def test_numbers_and_paths_are_checked(recipe: dict[str, Any], said: str) -> None:
     assert said in refused(**recipe)
 
 

@@ -2,7 +2,7 @@
 
 The log amplitude beside that of frequency zero is the measure of arXiv 2202.06709. A frequency
 stands for the finer one of its two directions, as a share of the highest that a map can hold: 0 is
-the mean of a map, 1 is what changes from one place to the next.
+the mean of a map, 1 is what changes from one position to the next.
 
 Axes: B images, C channels, H height, W width, K frequencies.
 """
@@ -60,7 +60,7 @@ class Spectrum:
 
 
 def frequencies(height: int, width: int) -> Tensor:
-    """(H, W) from 0 to 1: the frequency of every place of ``torch.fft.fft2`` of a map.
+    """(H, W) from 0 to 1: the frequency of every position of ``torch.fft.fft2`` of a map.
 
     Example:
         >>> frequencies(4, 4)[0].tolist(), float(frequencies(4, 4)[1, 2])

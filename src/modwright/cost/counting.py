@@ -279,7 +279,7 @@ def _other_macs(anatomy: Anatomy, modules: Mapping[str, nn.Module], run: Pass) -
     Convolutions see the patches alone.
 
     Raises:
-        UnsupportedArchitecture: a convolution over more places than one.
+        UnsupportedArchitecture: a convolution over more positions than one.
     """
     family, inputs = anatomy.family, anatomy.family.inputs()
     inside, pooled = family.prefix(anatomy.model), family.pools(anatomy.model)

@@ -70,7 +70,7 @@ def run_on_meta(anatomy: Anatomy) -> MetaTrace:
         >>> from modwright.models import create_model
         >>> sizes = {"depths": [1, 1], "hidden_sizes": [8, 16], "image_size": 64}
         >>> model = create_model("poolformer_s12", **sizes)
-        >>> run_on_meta(Anatomy.of(model)).passes  # places of both stages
+        >>> run_on_meta(Anatomy.of(model)).passes  # positions of both stages
         ((1, 256), (1, 64))
     """
     model = set_eval(to_meta(anatomy.model))

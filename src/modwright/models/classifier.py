@@ -93,8 +93,8 @@ class ImageClassifier(VisionModel):
     ) -> None:
         """Ends the building: norm and head of the last features, what is said of all maps.
 
-        ``hidden_sizes`` are the channels of each map, ``stride`` the pixels per place of the first;
-        ``head_norm`` stands behind the head's pooling.
+        ``hidden_sizes`` are the channels of each map, ``stride`` the pixels per position
+        of the first; ``head_norm`` stands behind the head's pooling.
         """
         config = self.config
         self.norm = norm
@@ -274,7 +274,7 @@ class FeatureInfo(list[dict[str, Any]]):
         return [int(entry["num_chs"]) for entry in self]
 
     def reduction(self) -> list[int]:
-        """Pixels of the image per place of each map, along one side."""
+        """Pixels of the image per position of each map, along one side."""
         return [int(entry["reduction"]) for entry in self]
 
     def module_name(self) -> list[str]:

@@ -15,7 +15,7 @@ __all__ = ["PADS", "TileReport", "tile_report", "upscale_image"]
 
 
 def _folded(i: int, length: int, period: int) -> int:
-    """Where the mirror image of a row of ``length`` places has what belongs at place i."""
+    """Where the mirror image of a row of ``length`` positions has what belongs at position i."""
     if length == 1:
         return 0
     i %= period

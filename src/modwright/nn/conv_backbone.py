@@ -55,7 +55,7 @@ def _basic(width: int, stride: int) -> list[Conv]:
 
 
 def _bottleneck(width: int, stride: int) -> list[Conv]:
-    """The middle one strides, so that no place goes unread; in the paper the first one does."""
+    """The middle one strides, so that no position goes unread; in the paper the first one does."""
     narrow = width // 4
     return [_row(narrow, 1, 1, "relu"), _row(narrow, 3, stride, "relu"), _row(width, 1, 1)]
 
@@ -95,7 +95,7 @@ class ResNetBlock(nn.Module):
 
 
 class ResNetStages(nn.Module):
-    """A stem that makes one place of 4 x 4 pixels, and stages of blocks (arXiv 1512.03385).
+    """A stem that makes one position of 4 x 4 pixels, and stages of blocks (arXiv 1512.03385).
 
     (B, C, H, W) -> one map per stage; every stage but the first halves the map.
 

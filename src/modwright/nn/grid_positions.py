@@ -1,4 +1,4 @@
-"""Positions of a grid, resized to other grids, and learned tokens before those of its places."""
+"""Positions of a grid, resized to other grids, and learned tokens before those of its positions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class LearnedGrid(nn.Module):
 class LearnedTable(nn.Module):
     """Adds a learned row per token to (B, prefix + N, C); rows of prefix tokens come first.
 
-    The rows of the places are resized where the grid is not ``spatial_shape``. A ``fixed`` table
+    The rows of the positions are resized where the grid is not ``spatial_shape``. A ``fixed`` table
     holds :func:`sinusoids` and is not trained; a learned one starts with ``std``.
     """
 

@@ -15,9 +15,9 @@ class ClassifierHead(nn.Module):
 
     Args:
         num_classes: 0 has no map: the pooled features come out.
-        pool: "avg" over places, prefix tokens left out; "token" takes the class token; "" pools
-            nothing, and the map runs at every place.
-        prefix: tokens that stand for no place.
+        pool: "avg" over positions, prefix tokens left out; "token" takes the class token; "" pools
+            nothing, and the map runs at every position.
+        prefix: tokens that stand for no position.
         norm: behind the pooling, for models that have it there.
         drop: dropout before the map.
     """

@@ -129,7 +129,7 @@ class RestoringCRMSNorm(RMSNorm):
 
 
 def restore_coordinate(z: Tensor, index: int = -1) -> Tensor:
-    """(..., d - 1) -> (..., d): puts minus the sum of the others at place ``index``.
+    """(..., d - 1) -> (..., d): puts minus the sum of the others at position ``index``.
 
     Example:
         >>> restore_coordinate(torch.tensor([1.0, 2.0]), index=0)

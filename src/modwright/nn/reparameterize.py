@@ -41,7 +41,7 @@ class ScaleShift:
     shift: Tensor
 
     def then(self, after: ScaleShift) -> ScaleShift:
-        """This map, and ``after`` behind it. An average over places may stand between them."""
+        """This map, and ``after`` behind it. An average over positions may stand between them."""
         return ScaleShift(self.scale * after.scale, self.shift * after.scale + after.shift)
 
 

@@ -1,4 +1,4 @@
-"""Windows of a map: taking it apart and putting it together, offsets of places, biases for them."""
+"""Windows of a map: partition and merge, offsets of positions, biases for them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 
 def split_windows(x: Tensor, window: SpatialShape) -> Tensor:
-    """(B, heads, H, W, d) -> (B, windows, heads, places of a window, d), all row by row.
+    """(B, heads, H, W, d) -> (B, windows, heads, positions of a window, d), all row by row.
 
     Example:
         >>> split_windows(torch.zeros(1, 2, 4, 8, 3), (2, 4)).shape
@@ -46,10 +46,10 @@ def join_windows(x: Tensor, window: SpatialShape, spatial_shape: SpatialShape) -
 
 
 def offsets_in(window: SpatialShape, device: torch.device | None = None) -> Tensor:
-    """Which offset two places of a window have: (T, T) indices, a row per query.
+    """Which offset two positions of a window have: (T, T) indices, a row per query.
 
     There are (2 h - 1) (2 w - 1), counted row by row; the first is that of a query in the first
-    place and a key in the last.
+    position and a key in the last.
 
     Example:
         >>> offsets_in((1, 2)).tolist()
@@ -69,9 +69,9 @@ def wrapped_apart(
     steps: SpatialShape,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Which places of a window only wrapping brings together: (windows, T, T), true where it does.
+    """Which positions of a window only wrapping brings together: (windows, T, T) truth values.
 
-    The map was rolled ``steps`` places up and to the left.
+    The map was rolled ``steps`` positions up and to the left.
 
     Example:
         >>> wrapped_apart((1, 4), (1, 2), (0, 1))[1].tolist()
@@ -88,7 +88,7 @@ def wrapped_apart(
 class RelativePositionBias(nn.Module):
     """A learned number per offset and head (arXiv 2103.14030); equal offsets share it.
 
-    Gives (heads, T, T) for the T places of a window: what a query (row) adds to the score of a key.
+    Gives (heads, T, T) for the T positions of a window: what is added to a query's (row) scores.
 
     Example:
         >>> RelativePositionBias(2, (2, 4))().shape

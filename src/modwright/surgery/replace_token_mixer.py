@@ -39,17 +39,17 @@ class ReplaceTokenMixer(WithoutData):
     """Replaces what mixes the tokens of some blocks (arXiv 2111.11418).
 
     Attributes:
-        mixer: "pool" (mean of a neighborhood minus the place), "identity", "depthwise" (a
-            convolution per channel), "spatial_fc" (a linear layer over the places), or "attention"
-            where there is none.
+        mixer: "pool" (mean of a neighborhood minus the position), "identity", "depthwise" (a
+            convolution per channel), "spatial_fc" (a linear layer over the positions), or
+            "attention" where there is none.
         blocks: which, as in "3, 7", "8:", "*".
         kernel_size: side of the neighborhood of "pool" and "depthwise", odd.
         num_heads: of "attention"; heads of 32 channels, or one, unless it is said.
         seed: of the start values.
 
-    Tokens that are no place of the image, such as a class token, get the mean of all places minus
-    themselves. In models of text only "identity" keeps what they promise (no position sees a later
-    one, padding has no influence, cached decoding equals uncached).
+    Tokens that are no position of the image, such as a class token, get the mean of all positions
+    minus themselves. In models of text only "identity" keeps what they promise (no position
+    sees a later one, padding has no influence, cached decoding equals uncached).
 
     Example:
         >>> import modwright
@@ -69,12 +69,12 @@ class ReplaceTokenMixer(WithoutData):
         return f"{self.mixer} mixes tokens in {self.blocks}"
 
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
-        """Puts the mixer into the blocks; a place that is empty already is refused."""
+        """Puts the mixer into the blocks; a sublayer that is removed already is refused."""
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise _refusal(f"kernel_size is odd, not {self.kernel_size}")
         if not isinstance(anatomy.family.inputs(), Images) and self.mixer != "identity":
             raise _refusal(
-                f"{self.mixer!r} mixes the places of an image, and "
+                f"{self.mixer!r} mixes the positions of an image, and "
                 f"{anatomy.family.name} reads text; valid there: 'identity'"
             )
         chosen = pick_layers(self.blocks, len(anatomy.blocks))

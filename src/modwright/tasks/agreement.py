@@ -1,4 +1,4 @@
-"""How far a model is from the one it was made of: what both say at the same places of a text."""
+"""How far a model is from the one it was made of: what both say at the same positions of a text."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Agreement:
     """How far a model is from its teacher.
 
     Attributes:
-        kl: mean over the places of KL(teacher || student) over the vocabulary, in nats; inf or nan
-            where an output is not finite, None for models without a head.
-        top1: share of the places at which both put the same token first; None without a head.
+        kl: mean over the positions of KL(teacher || student) over the vocabulary, in nats; inf or
+            nan where an output is not finite, None for models without a head.
+        top1: share of the positions at which both put the same token first; None without a head.
         cosine: mean cosine between the last hidden states, for models without a head; else None.
-        tokens: how many places were compared.
+        tokens: how many positions were compared.
         recipe: JSON-able: what `Perplexity.recipe` says of the windows, what was compared at which
             tokens, direction, unit, both dtypes.
         seconds: of the forward passes of both.
@@ -183,7 +183,7 @@ def eval_positions_of(
     tokenizer: PreTrainedTokenizerBase | None,
     windows: PerplexityRecipe | TokenWindows,
 ) -> tuple[list[EvalPositions], dict[str, Any]]:
-    """The inputs of every batch with the places to compare, and what a recipe says of them.
+    """The inputs of every batch with the positions to compare, and what a recipe says of them.
 
     Raises:
         InvalidInputError: too little text, numbers outside their range, no mask token.
@@ -265,8 +265,8 @@ def _masked(batches: list[EvalPositions], mask_token: int | None) -> Iterator[Ev
 def _pairs(
     teacher: PreTrainedModel, student: PreTrainedModel, batch: EvalPositions, output: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Outputs (N, V or d) of both models at the places of a batch, a slice at a time, widened."""
-    # Columns before the first place of any row are not asked for.
+    """Outputs (N, V or d) of both models at these positions, a slice at a time, widened."""
+    # Columns before the first position of any row are not asked for.
     keep = batch.ids.shape[1] - int(batch.read.any(0).int().argmax())
     wanted = {"attention_mask": batch.mask, "position_ids": batch.positions, "logits_to_keep": keep}
     found = [getattr(call(model, batch.ids, **wanted), output) for model in (teacher, student)]
@@ -284,7 +284,7 @@ def _pairs(
 
 
 def _distributions(teacher: Tensor, student: Tensor) -> dict[str, Any]:
-    """Sums over places of what two distributions over a vocabulary have to do with each other."""
+    """Sums over positions of how two distributions over a vocabulary compare."""
     whole = ~(teacher.isnan().any(-1) | student.isnan().any(-1))
     same = (teacher.argmax(-1) == student.argmax(-1)) & whole
     given, got = teacher.log_softmax(-1), student.log_softmax(-1)
@@ -294,7 +294,7 @@ def _distributions(teacher: Tensor, student: Tensor) -> dict[str, Any]:
 
 
 def _states(teacher: Tensor, student: Tensor) -> dict[str, Any]:
-    """The sum over places of the cosine between two hidden states."""
+    """The sum over positions of the cosine between two hidden states."""
     return {"cosine": float(F.cosine_similarity(teacher, student, dim=-1).sum())}
 
 

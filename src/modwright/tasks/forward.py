@@ -150,9 +150,9 @@ class PerplexityRecipe:
 class Windows:
     """Windows (B, T) of token ids, and for each how many of its last text tokens are new.
 
-    ``starts`` are the places of the windows' first text tokens in ``text``; ``content`` is how many
-    text tokens a window holds, which is all of it but the ``special`` tokens; ``recipe`` is the
-    part of a measurement's recipe that says what these windows are.
+    ``starts`` are the positions of the windows' first text tokens in ``text``; ``content`` says
+    how many text tokens a window holds, which is all of it but the ``special`` tokens; ``recipe``
+    is the part of a measurement's recipe that says what these windows are.
     """
 
     rows: Tensor

@@ -170,7 +170,7 @@ def _pair(image: Tensor, scale: int) -> _Pair:
 
 
 def _draw(pair: _Pair, side: int, draws: torch.Generator) -> _Pair:
-    """A piece at any place, turned and mirrored by chance."""
+    """A piece at any position, turned and mirrored by chance."""
     height, width = (length - side + 1 for length in pair.small.shape[-2:])
     top, left, turns, mirrored = (
         int(torch.randint(most, (), generator=draws)) for most in (height, width, 4, 2)
@@ -239,7 +239,7 @@ def psnr(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> flo
 
 
 def ssim(found: Tensor, wanted: Tensor, crop: int = 0, luma: bool = True) -> float:
-    """Structural similarity, the mean over images, channels and places; 1 for equal ones.
+    """Structural similarity, the mean over images, channels and positions; 1 for equal ones.
 
     Means and spreads are of windows of 11 x 11 within the image, weighted by a Gaussian of 1.5
     pixels (doi 10.1109/TIP.2003.819861). Arguments are those of :func:`psnr`.

@@ -69,7 +69,7 @@ def _first_difference(both: _Two, names: tuple[str, str]) -> str | None:
 
 
 def _first_other_cut(both: _Two, names: tuple[str, str], text: str) -> str | None:
-    """The first place of a text where the two give another token."""
+    """The first position of a text where the two give another token."""
     cuts = [t(text, add_special_tokens=False, verbose=False)["input_ids"] for t in both]
     if cuts[0] == cuts[1]:
         return None

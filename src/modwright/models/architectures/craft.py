@@ -47,7 +47,7 @@ class CraftConfig(VisionConfig):
         img_range: what images are multiplied by on their way in.
         position_dim: width of the network of position biases. None is that of the published
             models: 1 at 48 channels, where it has no effect at all.
-        mask_shift: places that only wrapping brings into one window do not see each other.
+        mask_shift: positions that only wrapping brings into one window do not see each other.
     """
 
     model_type = "craft"

@@ -48,8 +48,8 @@ class FmvitConfig(ImageConfig):
         low_share: what attention has of a mixing block's channels, rounded to ``head_dim``.
         frequency_groups: pairs of attention and convolution side by side in a mixing block.
         head_dim: channels of a head; channels of a group of the grouped convolutions.
-        reductions: per stage, the side of the square of places that share a key.
-        pool: "square", or "flat" for runs of places row by row.
+        reductions: per stage, the side of the square of positions that share a key.
+        pool: "square", or "flat" for runs of positions row by row.
         groups: numbers of groups of the branches of the channel mixers.
         branches: of the maps to queries, keys and values.
         conv_ratio: neurons per channel in convolution blocks.

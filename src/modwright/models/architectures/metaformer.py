@@ -38,7 +38,7 @@ class MetaFormerConfig(ImageConfig):
     Attributes:
         token_mixers: a name of :data:`MIXERS` per stage.
         mlp_ratios: neurons per channel, per stage.
-        norm: "gn1" (over channels and places), "ln" (over channels), "bn2d" or "none".
+        norm: "gn1" (over channels and positions), "ln" (over channels), "bn2d" or "none".
         positions: whether a stage adds learned positions. They, "spatial_fc" and "random" are built
             for ``image_size``; positions are resized to other sizes.
         pool_size: of the pooling mixer.
@@ -139,7 +139,7 @@ def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
 
 
 def _spatial_shape(config: MetaFormerConfig, stage: int) -> SpatialShape:
-    """Places of a stage for the image size of the config."""
+    """Positions of a stage for the image size of the config."""
     kernel, stride, padding = config.stem
     height, width = ((side + 2 * padding - kernel) // stride + 1 for side in config.size)
     for _ in range(stage):

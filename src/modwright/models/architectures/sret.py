@@ -93,7 +93,7 @@ class SReTConfig(ImageConfig):
         return [depth // blocks for depth, blocks in zip(self.depths, self.blocks)]
 
     def grids(self, size: SpatialShape) -> list[SpatialShape]:
-        """Places of each stage for images of a size."""
+        """Positions of each stage for images of a size."""
         halved = [size]
         for _ in range(STEM_STEPS + len(self.depths) - 1):
             height, width = halved[-1]

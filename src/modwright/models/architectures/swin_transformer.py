@@ -27,7 +27,7 @@ class SwinTransformerConfig(ImageConfig):
         embed_dim: channels of the first stage; each stage has twice as many as the one before. As
             in transformers, where ``hidden_size`` of a Swin is the width of its last stage.
         depths: blocks per stage; every second one moves its windows.
-        window_size: places along a side of a window; no more than the stage has at ``image_size``.
+        window_size: positions along a side of a window; at most the stage's at ``image_size``.
     """
 
     model_type = "swin_transformer"

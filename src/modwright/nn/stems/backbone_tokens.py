@@ -25,7 +25,7 @@ __all__ = [
 
 
 def region_positions(shape: SpatialShape, factor: int, column_first: bool = False) -> Tensor:
-    """Places under each cell, along rows or columns: (P, factor ** 2) indices of a row-major map.
+    """Positions under each cell, by rows or columns: (P, factor ** 2) indices, row-major.
 
     Example:
         >>> region_positions((1, 2), 2, column_first=True).tolist()
@@ -52,7 +52,7 @@ def gather_regions(x: Tensor, spatial_shape: SpatialShape, column_first: bool = 
 def naive_gather_regions(
     x: Tensor, spatial_shape: SpatialShape, column_first: bool = False
 ) -> Tensor:
-    """:func:`gather_regions` place by place."""
+    """:func:`gather_regions` position by position."""
     factor = x.shape[2] // spatial_shape[0]
     positions = [(i, j) for i in range(factor) for j in range(factor)]
     if column_first:
@@ -117,8 +117,8 @@ class MultiScalePatchTokens(nn.Module):
 class ChannelToken(nn.Module):
     """A token per cell of the channels of all maps: one (B, C, H, W) per map -> (B, P, 1, D).
 
-    Each map passes as many strided convolutions as it takes, and a maximum over 2 x 2 places last;
-    the maps side by side then pass four convolutions with batch norm and ReLU.
+    Each map passes as many strided convolutions as it takes, and a maximum over 2 x 2 last; the
+    maps side by side then pass four convolutions with batch norm and ReLU.
 
     Example:
         >>> maps = [torch.zeros(2, 4, 8, 8), torch.zeros(2, 6, 4, 4)]

@@ -93,10 +93,10 @@ class PixelShuffleUp(nn.Sequential):
 
 
 class PooledProjection(nn.Sequential):
-    """The mean of ``stride`` x ``stride`` places, a 1 x 1 convolution, a norm (arXiv 2207.05501).
+    """Means of ``stride`` x ``stride`` positions, a 1 x 1 convolution, a norm (arXiv 2207.05501).
 
     (B, C, H, W) -> (B, C', H / stride, W / stride), sides rounded up: at the border of a map
-    without whole squares, the mean is over the places that are there.
+    without whole squares, the mean is over the positions that are there.
 
     Example:
         >>> PooledProjection(8, 16, 2)(torch.zeros(1, 8, 5, 4)).shape
@@ -113,7 +113,7 @@ class PooledProjection(nn.Sequential):
 
 
 class PatchMerging(nn.Module):
-    """Places of a 2 x 2 square side by side, a norm, a linear layer (arXiv 2103.14030).
+    """Positions of a 2 x 2 square side by side, a norm, a linear layer (arXiv 2103.14030).
 
     (B, C, H, W) -> (B, C', H / 2, W / 2), sides rounded up with zeros. The square goes down its
     columns, as published weights have it.

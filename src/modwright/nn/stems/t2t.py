@@ -18,10 +18,10 @@ SPLITS = ((7, 4, 2), (3, 2, 1), (3, 2, 1))
 
 
 class SoftSplit(nn.Module):
-    """Every window of a map becomes one token: all channels of its first place, of its next, ...
+    """Every window of a map becomes one token: all channels of its first position, of its next, ...
 
     (B, C, H, W) -> (B, H' W', C kernel^2), with H' = (H + 2 padding - kernel) // stride + 1.
-    Channels are ordered by channel first and by place second: a linear layer behind it is a
+    Channels are ordered by channel first and by position second: a linear layer behind it is a
     convolution.
 
     Example:

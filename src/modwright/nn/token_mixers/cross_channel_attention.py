@@ -16,8 +16,8 @@ class CrossChannelAttention(nn.Module):
 
     asking (B, C, H, W), answering (B, C, H, W) -> (B, C, H, W). Each map is made by a 1 x 1 and a
     depthwise 3 x 3 convolution, none with a bias. Queries and keys are scaled to length 1 over all
-    places, in float32 at least, and scores by a learned number per head. So every place depends on
-    all others, through C / heads x C / heads numbers.
+    positions, in float32 at least, and scores by a learned number per head. So every position
+    depends on all others, through C / heads x C / heads numbers.
 
     Example:
         >>> maps = torch.zeros(2, 1, 8, 4, 4)

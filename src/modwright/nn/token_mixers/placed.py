@@ -19,11 +19,11 @@ MIXERS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "depthwise": lambda dim, places, kernel_size: DepthwiseConvMixer(dim, kernel_size),
     "spatial_fc": lambda dim, places, kernel_size: SpatialFC(places),
 }
-"""Name -> makes a mixer from channels, places of the grid, and side of a kernel."""
+"""Name -> makes a mixer from channels, positions of the grid, and side of a kernel."""
 
 
 class PlacedMixer(nn.Module):
-    """Mixes the places of a grid; tokens before them each get the mean of the places minus itself.
+    """Mixes the positions of a grid; tokens before them each get the mean minus itself.
 
     (B, prefix + H W, C) -> the same. The identity leaves all tokens as they are, so it needs no
     grid and stands in any model.
@@ -32,7 +32,7 @@ class PlacedMixer(nn.Module):
         mixer: one of :data:`MIXERS`.
         places: of the grid, H W.
         grid: (H, W), for hosts that do not call it with one.
-        prefix: tokens before the places.
+        prefix: tokens before the positions.
         as_tuple: returns (x, None), the convention of transformers' attentions.
 
     Example:

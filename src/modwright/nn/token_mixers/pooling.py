@@ -21,10 +21,10 @@ __all__ = [
 
 
 class Pooling(nn.Module):
-    """The mean of the neighborhood minus the place itself; border places have fewer neighbors.
+    """The mean of the neighborhood minus the position; at the border there are fewer neighbors.
 
     Where no gradient is wanted, means on the CPU are taken along one axis and then along the other:
-    two additions per axis and step instead of all places of the neighborhood.
+    two additions per axis and step instead of all positions of the neighborhood.
 
     Example:
         >>> Pooling(3)(torch.ones(1, 2, 4, 4)).abs().max()
@@ -54,7 +54,7 @@ class IdentityMixer(nn.Module):
 
 
 class SpatialFC(nn.Module):
-    """One learned matrix over the places, shared by all channels; it fixes the grid."""
+    """One learned matrix over the positions, shared by all channels; it fixes the grid."""
 
     layout = "map"
 
@@ -69,7 +69,7 @@ class SpatialFC(nn.Module):
 
 
 class RandomMixing(nn.Module):
-    """One frozen random matrix over the places, a softmax along each of its rows."""
+    """One frozen random matrix over the positions, a softmax along each of its rows."""
 
     layout = "map"
 
@@ -120,14 +120,14 @@ def _in_one_step(x: Tensor) -> bool:
 
 
 def _means(x: Tensor, size: int) -> Tensor:
-    """Means of the places within a square that lie on the map, by shifted sums along each axis."""
+    """Means over the positions of a square that lie on the map, by shifted sums along each axis."""
     x = _sums(_sums(x, size // 2, -2), size // 2, -1)
     down, along = (_positions_within(side, size // 2, x) for side in x.shape[-2:])
     return x.div_(down[:, None] * along)
 
 
 def _sums(x: Tensor, reach: int, axis: int) -> Tensor:
-    """Of the places up to ``reach`` away along an axis."""
+    """Of the positions up to ``reach`` away along an axis."""
     sums, side = x.clone(), x.shape[axis]
     for step in range(1, min(reach, side - 1) + 1):
         sums.narrow(axis, step, side - step).add_(x.narrow(axis, 0, side - step))
@@ -136,7 +136,7 @@ def _sums(x: Tensor, reach: int, axis: int) -> Tensor:
 
 
 def _positions_within(side: int, reach: int, like: Tensor) -> Tensor:
-    """How many places up to ``reach`` away a side of a map has, for each of its places."""
+    """How many positions up to ``reach`` away a side of a map has, for each of its positions."""
     positions = torch.arange(side, dtype=like.dtype)
     return positions.add(reach).clamp(max=side - 1) - positions.sub(reach).clamp(min=0) + 1
 
@@ -145,7 +145,7 @@ def _check_positions(x: Tensor, num_tokens: int) -> None:
     height, width = x.shape[2:]
     if height * width != num_tokens:
         raise ValueError(
-            f"built for {num_tokens} places, not for a grid of {height} x {width}: "
+            f"built for {num_tokens} positions, not for a grid of {height} x {width}: "
             "this mixer takes one image size"
         )
 
@@ -153,7 +153,7 @@ def _check_positions(x: Tensor, num_tokens: int) -> None:
 class MultiHeadConvAttention(nn.Module):
     """proj(act(conv x)), the last map without a bias (arXiv 2207.05501).
 
-    ``conv`` mixes places and keeps the shape; grouped, it mixes few channels.
+    ``conv`` mixes positions and keeps the shape; grouped, it mixes few channels.
 
     Example:
         >>> mixer = MultiHeadConvAttention(8, nn.Conv2d(8, 8, 3, padding=1, groups=2))

@@ -1,4 +1,4 @@
-"""Attention of all places to averages of neighboring ones (arXiv 2311.05707, 2207.05501)."""
+"""Attention of all positions to averages of neighboring ones (arXiv 2311.05707, 2207.05501)."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def _square(x: Tensor, reduction: int) -> Tensor:
 def _flat(x: Tensor, reduction: int) -> Tensor:
     positions, run = x.shape[2] * x.shape[3], reduction**2
     if positions % run:
-        raise ValueError(f"{positions} places have no whole runs of {run}")
+        raise ValueError(f"{positions} positions have no whole runs of {run}")
     return F.avg_pool1d(x.flatten(2), run).unsqueeze(3)
 
 
-# "square" averages r x r places, "flat" as many that follow each other row by row.
+# "square" averages r x r positions, "flat" as many that follow each other row by row.
 POOLS: dict[str, Callable[[Tensor, int], Tensor]] = {"square": _square, "flat": _flat}
 
 
 class ReducedAttention(SelfAttention):
-    """Queries of all places; keys and values of a map that is coarser by ``reduction``.
+    """Queries of all positions; keys and values of a map that is coarser by ``reduction``.
 
     (B, C, H, W) -> the same.
 
     Args:
-        reduction: r: one key per r x r places. With 1 there is neither pooling nor norm.
+        reduction: r: one key per r x r positions. With 1 there is neither pooling nor norm.
         pool: a name of :data:`POOLS`.
         projection: makes the maps to queries, keys and values from (in, out, bias); 1 x 1
             convolutions with a bias unless it is said.

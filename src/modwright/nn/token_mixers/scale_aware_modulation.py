@@ -1,7 +1,7 @@
 """Scale-aware modulation: values times features of several kernel sizes (arXiv 2307.08579).
 
-No product of tokens with tokens stands in it, so its cost grows with the places and not with their
-square.
+No product of tokens with tokens stands in it, so its cost grows with the number of
+positions and not with its square.
 """
 
 from __future__ import annotations

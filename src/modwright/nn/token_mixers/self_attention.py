@@ -133,8 +133,8 @@ class SelfAttention(nn.Module):
 class AttentionWithLocalConv(SelfAttention):
     """proj(attention + conv(v)): the values pass a convolution per channel, too (arXiv 2307.08579).
 
-    (B, N, C) with its grid (H, W) -> the same. The convolution needs a place for every token, so
-    there are no prefix tokens. It also tells places apart: a model with it needs no positions.
+    (B, N, C) with its grid (H, W) -> the same. The convolution needs a position for every token, so
+    there are no prefix tokens. It also tells positions apart: no position embedding is needed.
 
     Example:
         >>> AttentionWithLocalConv(8, 2)(torch.zeros(1, 15, 8), (3, 5)).shape

@@ -22,10 +22,10 @@ __all__ = ["RectangleWindowAttention", "WindowAttention", "naive_window_attentio
 
 
 class WindowAttention(SelfAttention):
-    """Places of one window see each other, with a learned bias per offset (arXiv 2103.14030).
+    """Positions of one window see each other, with a learned bias per offset (arXiv 2103.14030).
 
     (B, H W, C) with the grid (H, W) -> the same. With ``shift`` windows are moved by half of their
-    sides. They wrap around the border of the map, and places of opposite borders do not see each
+    sides. They wrap around the border of the map, and positions of opposite borders do not see each
     other; a map whose shorter side is no longer than the window is not moved. A map that is not
     made of whole windows is filled with zeros at its end, which take part.
 
@@ -45,7 +45,7 @@ class WindowAttention(SelfAttention):
         self.bias, self.window, self.shift = bias, window, shift
 
     def steps(self, spatial_shape: SpatialShape) -> SpatialShape:
-        """By how many places windows are moved on a map of ``spatial_shape``."""
+        """By how many positions windows are moved on a map of ``spatial_shape``."""
         high, wide = self.window
         moved = self.shift and min(spatial_shape) > min(high, wide)
         return (high // 2, wide // 2) if moved else (0, 0)
@@ -84,7 +84,7 @@ class WindowAttention(SelfAttention):
 
 
 def naive_window_attention(part: WindowAttention, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
-    """What the part gives on a map of whole windows: all places at once, scores of others cut."""
+    """What the part gives on whole windows: all positions at once, scores of others cut."""
     high, wide = part.window
     cut, i, j = _naive_windows(spatial_shape, part.window, part.steps(spatial_shape), True)
     offset = (i[:, None] - i + high - 1) * (2 * wide - 1) + j[:, None] - j + wide - 1
@@ -105,7 +105,7 @@ class RectangleWindowAttention(SelfAttention):
 
     Args:
         shift: windows are moved by half of their sides; those at the border wrap around.
-        mask_shift: in wrapped windows, places of opposite borders do not see each other. The
+        mask_shift: in wrapped windows, positions of opposite borders do not see each other. The
             published models do without.
         position_dim: width of the network of position biases; None is that of the published
             models, dim / 32 rounded down.
@@ -144,7 +144,7 @@ class RectangleWindowAttention(SelfAttention):
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def steps(self, window: SpatialShape) -> SpatialShape:
-        """By how many places windows are moved."""
+        """By how many positions windows are moved."""
         return (window[0] // 2, window[1] // 2) if self.shift else (0, 0)
 
     def attend(
@@ -176,7 +176,7 @@ class RectangleWindowAttention(SelfAttention):
 
 
 def naive_windows(part: RectangleWindowAttention, x: Tensor, spatial_shape: SpatialShape) -> Tensor:
-    """What the part gives, head by head over all places at once, scores of others cut."""
+    """What the part gives, head by head over all positions at once, scores of others cut."""
     q, k, v = part.heads(x)
     out, half = [], part.num_heads // 2
     for head in range(part.num_heads):
@@ -194,9 +194,9 @@ def naive_windows(part: RectangleWindowAttention, x: Tensor, spatial_shape: Spat
 def _naive_windows(
     spatial_shape: SpatialShape, window: SpatialShape, steps: SpatialShape, wrapped: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which places do not see each other, and the row and column of each inside its window.
+    """Which positions do not see each other, and the row and column of each inside its window.
 
-    Places are moved by their coordinates, not by moving the map.
+    Positions are moved by their coordinates, not by moving the map.
     """
     (height, width), (down, along) = spatial_shape, steps
     rows = torch.arange(height).repeat_interleave(width)
