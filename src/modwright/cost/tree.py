@@ -134,7 +134,7 @@ class Tree(Shown):
     def table(self) -> CostTable:
         """One line per part; neighboring blocks that are alike share theirs."""
         lines = list(Group(self.root).visible())
-        caption = f"{self._said()}; share: of all parameters"
+        caption = f"MACs: {self.reads}; bytes: powers of 1000; share: of all parameters"
         if any(group.count > 1 for _, group in lines):
             caption += "; a line for several blocks, and those below it, show one of them"
         rows = [
@@ -150,14 +150,15 @@ class Tree(Shown):
         ]
         return CostTable(caption, ["part", "what it is", "params", "share", "bytes", "MACs"], rows)
 
-    def _said(self) -> str:
-        reads = self.image or f"one sequence of {self.length} tokens"
-        return f"MACs: {reads}; bytes: powers of 1000"
+    @property
+    def reads(self) -> str:
+        """For what multiply-accumulates are counted, in words."""
+        return self.image or f"one sequence of {self.length} tokens"
 
     def _repr_html_(self) -> str:
         note = (
-            f"<p>{self._said()}; bar: share of all parameters. A line for several blocks, and "
-            "those below it, show the numbers of one.</p>"
+            f"<p>MACs: {self.reads}; bytes: powers of 1000; bar: share of all parameters. A line "
+            "for several blocks, and those below it, show the numbers of one.</p>"
         )
         return page(self._unfolded(Group(self.root), 1, 0), note)
 
