@@ -68,10 +68,7 @@ def chosen_indices(indices: int | Sequence[int] | None, count: int) -> list[int]
 
 
 class ImageClassifier(VisionModel):
-    """A classifier of images (B, C, H, W).
-
-    A subclass builds its parts and calls ``finish()``.
-    """
+    """A classifier of images (B, C, H, W). A subclass ends its building by ``finish()``."""
 
     config_class = ImageConfig
     num_prefix_tokens = 0
@@ -106,13 +103,10 @@ class ImageClassifier(VisionModel):
             norm=head_norm,
             drop=config.drop_rate,
         )
+        of, step = self.maps_of, self.coarser
         self.feature_info = [
-            {
-                "module": f"{self.maps_of}.{index}",
-                "num_chs": width,
-                "reduction": stride * self.coarser**index,
-            }
-            for index, width in enumerate(hidden_sizes)
+            {"module": f"{of}.{i}", "num_chs": width, "reduction": stride * step**i}
+            for i, width in enumerate(hidden_sizes)
         ]
         self.post_init()
 
@@ -123,13 +117,28 @@ class ImageClassifier(VisionModel):
 
     head_hidden_size = num_features
 
-    def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        """Features before pooling; all maps on the way are put into the list ``maps``."""
+    def steps(self, pixel_values: Tensor) -> Iterator[tuple[Tensor, SpatialShape | None]]:
+        """Features before the first step and behind each; with their grid where they are tokens."""
         raise NotImplementedError
 
+    def _map(self, found: Tensor, grid: SpatialShape | None) -> Tensor:
+        return found if grid is None else to_feature_map(found[:, self.num_prefix_tokens :], grid)
+
     def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
-        """All feature maps in order, (B, C, H, W) each."""
-        raise NotImplementedError
+        """All feature maps in order, (B, C, H, W) each, with ``norm`` where it fits."""
+        norm, last = norm and self.norm is not None, len(self.feature_info)
+        for index, (found, grid) in enumerate(self.steps(pixel_values)):
+            if index:
+                normed = norm and (grid is not None or index == last)
+                yield self._map(self.norm(found) if normed else found, grid)
+
+    def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
+        """Features before pooling; all maps on the way are put into the list ``maps``."""
+        self.check_pixels(pixel_values)
+        for index, (found, grid) in enumerate(self.steps(pixel_values)):
+            if index and maps is not None:
+                maps.append(self._map(found, grid))
+        return found if self.norm is None else self.norm(found)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Pooling and classifier; without the classifier's map if ``pre_logits``."""
@@ -189,29 +198,18 @@ class ImageClassifier(VisionModel):
 
 
 class PyramidClassifier(ImageClassifier):
-    """Stem, stages of maps that halve, a norm over the last map, a head.
-
-    A subclass has ``stem`` and ``stages``.
-    """
+    """A ``stem``, ``stages`` of maps that halve, a norm over the last map, a head."""
 
     min_size = 32
     stem: nn.Module
     stages: nn.ModuleList
 
-    def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
+    def steps(self, pixel_values: Tensor) -> Iterator[tuple[Tensor, SpatialShape | None]]:
         x = self.stem(pixel_values)
-        last = len(self.stages) - 1
-        for s, stage in enumerate(self.stages):
+        yield x, None
+        for stage in self.stages:
             x = stage(x)
-            yield self.norm(x) if norm and s == last and self.norm is not None else x
-
-    def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        self.check_pixels(pixel_values)
-        features = pixel_values
-        for features in self.forward_maps(pixel_values):
-            if maps is not None:
-                maps.append(features)
-        return features if self.norm is None else self.norm(features)
+            yield x, None
 
 
 class TokenClassifier(ImageClassifier):
@@ -244,26 +242,12 @@ class TokenClassifier(ImageClassifier):
         """The tokens (B, prefix + N, C) of a stream."""
         return stream
 
-    def _passes(self, pixel_values: Tensor) -> Iterator[tuple[Tensor, SpatialShape]]:
-        """The tokens before the first block and behind each, and their grid."""
+    def steps(self, pixel_values: Tensor) -> Iterator[tuple[Tensor, SpatialShape | None]]:
         stream, spatial_shape = self.embed(pixel_values)
         yield self.tokens(stream), spatial_shape
         for block in self.blocks:
             stream = self.blocks.run(block, stream, spatial_shape)
             yield self.tokens(stream), spatial_shape
-
-    def forward_maps(self, pixel_values: Tensor, norm: bool = False) -> Iterator[Tensor]:
-        for index, (found, spatial_shape) in enumerate(self._passes(pixel_values)):
-            if index:
-                found = self.norm(found) if norm else found
-                yield to_feature_map(found[:, self.num_prefix_tokens :], spatial_shape)
-
-    def forward_features(self, pixel_values: Tensor, maps: list[Tensor] | None = None) -> Tensor:
-        self.check_pixels(pixel_values)
-        for index, (found, spatial_shape) in enumerate(self._passes(pixel_values)):
-            if index and maps is not None:
-                maps.append(to_feature_map(found[:, self.num_prefix_tokens :], spatial_shape))
-        return self.norm(found)
 
 
 class FeatureInfo(list[dict[str, Any]]):

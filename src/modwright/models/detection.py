@@ -13,6 +13,8 @@ from torch import Tensor
 from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.modes import set_eval
 from modwright.models.importing import (
+    ODD,
+    OTHER_SHAPE,
     Imported,
     checkpoint_formats,
     differences,
@@ -174,10 +176,7 @@ def import_named(
 
 
 def _fits(
-    variants: Sequence[str],
-    tensors: Mapping[str, Tensor],
-    checkpoint_format: str,
-    fields: Mapping[str, Any],
+    variants: list[str], tensors: Mapping[str, Tensor], layout: str, fields: Mapping[str, Any]
 ) -> list[MatchReport]:
     """How tensors fit each model in the layout that suits it best, the nearest first."""
     fits = []
@@ -186,15 +185,13 @@ def _fits(
         with torch.device("meta"):
             model = create_model(variant, **{**told, **fields})
         own, tried = model.state_dict(), []
-        for chosen, converter in checkpoint_formats(model, checkpoint_format).items():
+        for chosen, converter in checkpoint_formats(model, layout).items():
             with refusing():
                 converted = converter.to_ours(tensors)
             wrong = differences(own, converted)
-            others = ["of another shape"]
-            if "num_classes" in fields:
-                others.append("without a place in the model")
-            for what in others:  # a classifier may be another one
-                wrong[what] = [n for n in wrong[what] if not n.startswith(_CLASSIFIER)]
+            for what, names in wrong.items():  # a classifier may be another one
+                if what == OTHER_SHAPE or (what == ODD and "num_classes" in fields):
+                    wrong[what] = [n for n in names if not n.startswith(_CLASSIFIER)]
             classifier = converted.tensors.get(f"{_CLASSIFIER}.weight")
             classes = None if classifier is None else len(classifier)
             tried.append(MatchReport(variant, chosen, wrong, classes))

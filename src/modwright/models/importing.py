@@ -43,6 +43,8 @@ _WRAPPERS = ("params_ema", "state_dict_ema", "model_ema", "params", "state_dict"
 _UNKNOWN_CLASS = re.compile(r"Unsupported global: GLOBAL ([\w.]+) was not an allowed global")
 _FILLED_CLASS = re.compile(r"Can only (SETITEM|append|extend) .*but got <class 'inert\.([\w.]+)'>")
 _MOST_CLASSES = 100
+MISSING, ODD = "missing from the file", "without a place in the model"
+OTHER_SHAPE = "of another shape"
 
 
 def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
@@ -269,11 +271,9 @@ def differences(own: Mapping[str, Tensor], converted: Converted) -> dict[str, li
     """Names of tensors by what is wrong with them."""
     found = converted.tensors
     return {
-        "missing from the file": [
-            n for n in own if n not in found and not n.endswith("num_batches_tracked")
-        ],
-        "without a place in the model": [*converted.unexpected, *sorted(set(found) - set(own))],
-        "of another shape": [n for n in found if n in own and found[n].shape != own[n].shape],
+        MISSING: [n for n in own if n not in found and not n.endswith("num_batches_tracked")],
+        ODD: [*converted.unexpected, *sorted(set(found) - set(own))],
+        OTHER_SHAPE: [n for n in found if n in own and found[n].shape != own[n].shape],
     }
 
 

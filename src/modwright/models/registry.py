@@ -6,6 +6,7 @@ import dataclasses
 import fnmatch
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,8 @@ def register_architecture(
 ) -> None:
     """Makes an architecture known to transformers' Auto classes, and its variants by name.
 
-    Args:
-        config_class: its ``model_type`` is the name of the file that it stands in.
-        model: the class that a config of this kind builds.
-        variants: name -> fields of the config that differ from its defaults.
-        auto: transformers' Auto class for what the model does.
+    The config's ``model_type`` is the name of the file that it stands in. ``variants`` are fields
+    that differ from the defaults, by name; ``auto`` is the Auto class for what the model does.
     """
     model.config_class = config_class
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
@@ -90,8 +88,11 @@ def _maker(config_class: type[VisionConfig], fields: Mapping[str, Any]) -> Calla
         for name in sorted(overrides):
             if name not in valid:
                 raise unknown_name(f"field of {config_class.__name__}", name, valid)
-        for name, value in overrides.items():
-            _check_type(config_class, name, value)
+        types = _types_of(config_class)
+        for name in (name for name in overrides if name in types):
+            written, wanted = types[name]
+            if not _fits(wanted, name, overrides[name]):
+                raise InvalidInputError(f"{name} is {written}, not {overrides[name]!r}")
         return config_class(**{**fields, **overrides})
 
     make.__module__ = config_class.__module__
@@ -113,23 +114,14 @@ def _types_of(config_class: Any) -> dict[str, tuple[Any, TypeAdapter[Any]]]:
     }
 
 
-def _check_type(config_class: Any, name: str, value: Any) -> None:
-    """Refuses a value that is not of the field's type, in one line.
-
-    Where a field has an entry per stage, one entry may stand for all of them; ``depths`` says how
-    many stages there are.
-    """
-    if name not in _types_of(config_class):
-        return
-    written, wanted = _types_of(config_class)[name]
+def _fits(wanted: TypeAdapter[Any], name: str, value: Any) -> bool:
+    """Whether a value, or a list of it for all stages, is of a field's type."""
     alone = name == "depths" or isinstance(value, list | tuple | dict | None)
     for given in [value] if alone else [value, [value]]:
-        try:
+        with suppress(ValidationError):
             wanted.validate_python(given, strict=True)
-            return
-        except ValidationError:
-            continue
-    raise InvalidInputError(f"{name} is {written}, not {value!r}")
+            return True
+    return False
 
 
 def list_models(pattern: str = "*") -> list[str]:

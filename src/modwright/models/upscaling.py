@@ -45,7 +45,7 @@ def upscale_image(
     CRAFT's channel attention does: :func:`tile_report` says how far off they are.
 
     Args:
-        model: of super-resolution; ``config.multiple`` is what its sides must be multiples of.
+        model: of super-resolution.
         image: (C, H, W) or (B, C, H, W); numbers from 0 to 1, or whole ones from 0 to 255.
         tile: side of square tiles, before they are made larger; None takes the whole image.
         overlap: of neighboring tiles, which fade into each other.
@@ -65,25 +65,20 @@ def upscale_image(
         >>> upscale_image(model, torch.rand(3, 5, 7)).shape
         torch.Size([3, 10, 14])
     """
-    if image.dim() not in (3, 4):
-        shape = tuple(image.shape)
-        raise InvalidInputError(f"an image is ([batch,] channels, height, width), not {shape}")
-    if 0 in image.shape:
-        raise InvalidInputError(f"the image is empty: {tuple(image.shape)}")
+    shape, require = tuple(image.shape), model.config.require
+    require(len(shape) in (3, 4), f"an image is ([batch,] channels, height, width), not {shape}")
+    require(0 not in shape, f"the image is empty: {shape}")
     channels, multiple = model.config.num_channels, model.config.multiple
-    if image.shape[-3] != channels:
-        more = "; drop the alpha channel" if image.shape[-3] == channels + 1 else ""
-        raise InvalidInputError(
-            f"the model takes {channels} channels, the image has {image.shape[-3]}{more}"
-        )
+    more = "; drop the alpha channel" if shape[-3] == channels + 1 else ""
+    told = f"the model takes {channels} channels, the image has {shape[-3]}{more}"
+    require(shape[-3] == channels, told)
     if pad not in PADS:
         raise unknown_name("padding", pad, PADS)
-    if tile is not None and (tile < 1 or tile % multiple):
-        raise InvalidInputError(f"tile must be a multiple of {multiple}, not {tile}")
-    if tile is not None and not 0 <= overlap < tile / 2:
-        raise InvalidInputError(
-            f"overlap must be at least 0 and less than half a tile of {tile}: {overlap}"
-        )
+    if tile is not None:
+        fits = tile > 0 and tile % multiple == 0
+        require(fits, f"tile must be a multiple of {multiple}, not {tile}")
+        told = f"overlap must be at least 0 and less than half a tile of {tile}: {overlap}"
+        require(0 <= overlap < tile / 2, told)
     whole = _is_whole(image)
     batch = image.to(model.device, model.dtype) / (255 if whole else 1)
     batch = batch if image.dim() == 4 else batch[None]

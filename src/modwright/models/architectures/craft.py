@@ -29,7 +29,6 @@ from modwright.nn.token_mixers.window_attention import RectangleWindowAttention
 
 __all__ = ["VARIANTS", "CraftConfig", "CraftForImageSuperResolution"]
 
-SCALES = (2, 3, 4, 8)
 MEAN = (0.4488, 0.4371, 0.4040)  # of the training images' red, green and blue
 
 
@@ -69,9 +68,8 @@ class CraftConfig(VisionConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        width, sides, valid = self.hidden_size, list(self.window), ", ".join(map(str, SCALES))
-        known = self.upscale in SCALES
-        self.require(known, f"upscale must be one of {valid}, not {self.upscale}")
+        width, sides, scale = self.hidden_size, list(self.window), self.upscale
+        self.require(scale in (2, 3, 4, 8), f"upscale must be one of 2, 3, 4, 8, not {scale}")
         self.per_stage(len(self.depths), "num_heads")
         for heads in self.num_heads:
             told = f"two kinds of windows share the heads: {heads} is no even number"
@@ -94,9 +92,8 @@ class CraftForImageSuperResolution(VisionModel):
     """Features, groups of blocks that refine them, and one step to the large image.
 
     Example:
-        >>> config = CraftConfig(
-        ...     upscale=2, hidden_size=32, depths=[1], num_heads=[4], window=[2, 4])
-        >>> model = CraftForImageSuperResolution(config)
+        >>> sizes = {"hidden_size": 32, "depths": [1], "num_heads": [4], "window": [2, 4]}
+        >>> model = CraftForImageSuperResolution(CraftConfig(upscale=2, **sizes))
         >>> model(torch.zeros(1, 3, 8, 12)).reconstruction.shape
         torch.Size([1, 3, 16, 24])
     """
@@ -135,9 +132,6 @@ class CraftForImageSuperResolution(VisionModel):
             pixel_values: (B, C, H, W) from 0 to 1, H and W multiples of both sides of the window.
             labels: (B, C, scale H, scale W).
             output_hidden_states: gives the features before the first group and behind each, too.
-
-        Raises:
-            InvalidInputError: what is no image of such a size.
         """
         self.check_pixels(pixel_values)
         channels, range_ = self.config.num_channels, self.config.img_range

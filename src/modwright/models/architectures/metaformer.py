@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -68,18 +69,18 @@ class MetaFormerConfig(ImageConfig):
         self.check_names(token_mixers=MIXERS)
 
 
-def _attention(config: MetaFormerConfig, dim: int, spatial_shape: SpatialShape) -> nn.Module:
+def _attention(config: MetaFormerConfig, dim: int, places: int) -> nn.Module:
     config.check_divides("attention_head_dim", dim)
     return SelfAttention(dim, dim // config.attention_head_dim, qkv_bias=False)
 
 
-MIXERS: dict[str, Callable[[MetaFormerConfig, int, SpatialShape], nn.Module]] = {
-    "pool": lambda config, dim, spatial_shape: Pooling(config.pool_size),
-    "identity": lambda config, dim, spatial_shape: IdentityMixer(),
+MIXERS: dict[str, Callable[[MetaFormerConfig, int, int], nn.Module]] = {
+    "pool": lambda config, dim, places: Pooling(config.pool_size),
+    "identity": lambda config, dim, places: IdentityMixer(),
     "attention": _attention,
-    "spatial_fc": lambda config, dim, spatial_shape: SpatialFC(spatial_shape[0] * spatial_shape[1]),
-    "random": lambda config, dim, spatial_shape: RandomMixing(spatial_shape[0] * spatial_shape[1]),
-    "depthwise": lambda config, dim, spatial_shape: DepthwiseConvMixer(dim),
+    "spatial_fc": lambda config, dim, places: SpatialFC(places),
+    "random": lambda config, dim, places: RandomMixing(places),
+    "depthwise": lambda config, dim, places: DepthwiseConvMixer(dim),
 }
 
 
@@ -122,7 +123,7 @@ def _stage(config: MetaFormerConfig, s: int, rates: list[float]) -> Stage:
     blocks: list[nn.Module] = [
         Block(
             dim,
-            MIXERS[config.token_mixers[s]](config, dim, spatial_shape),
+            MIXERS[config.token_mixers[s]](config, dim, math.prod(spatial_shape)),
             Mlp(dim, int(dim * config.mlp_ratios[s]), act=config.act, layout="map"),
             partial(make_norm, config.norm, dim, layout="map"),
             layout="map",
@@ -151,7 +152,8 @@ def _spatial_shape(config: MetaFormerConfig, stage: int) -> SpatialShape:
 
 _MIXER_TENSORS = {"attention": ("qkv", "proj"), "spatial_fc": ("fc",), "random": ("matrix",)}
 _SCALES = {"layer_scale_1": "ls1.gamma", "layer_scale_2": "ls2.gamma"}
-_MLP = {"output.conv1": "mlp.fc1", "output.conv2": "mlp.fc2"}
+_POOL_BLOCK = {"before_norm": "norm1", "after_norm": "norm2"}
+_POOL_BLOCK |= {"output.conv1": "mlp.fc1", "output.conv2": "mlp.fc2", **_SCALES}
 
 
 def _official(config: MetaFormerConfig) -> StateDictConverter:
@@ -183,12 +185,11 @@ def _transformers(config: MetaFormerConfig) -> StateDictConverter:
         "norm": "norm",
         "classifier": "head.fc",
     }
-    in_block = {"before_norm": "norm1", "after_norm": "norm2", **_MLP, **_SCALES}
     for s, depth in enumerate(config.depths):
         if s:
             names[f"{start}.patch_embeddings.{s}.projection"] = f"stages.{s}.downsample.conv"
         for b in range(depth):
-            names |= under(f"{start}.block.{s}.{b}", f"stages.{s}.blocks.{b}", in_block)
+            names |= under(f"{start}.block.{s}.{b}", f"stages.{s}.blocks.{b}", _POOL_BLOCK)
     return StateDictConverter(names)
 
 

@@ -61,8 +61,8 @@ class SMTConfig(ImageConfig):
             self.token_mixers = _hybrid(self.depths)
         staged = ("hidden_sizes", "token_mixers", *_HEADS.values(), "mlp_ratios")
         self.per_stage(len(self.depths), *staged)
-        kernel = self.stem_kernel
-        self.require(kernel % 2 == 1, f"stem_kernel must be odd, not {kernel}")
+        odd = self.stem_kernel % 2 == 1
+        self.require(odd, f"stem_kernel must be odd, not {self.stem_kernel}")
         self.check_names(token_mixers=MIXERS)
         for s, (depth, width) in enumerate(zip(self.depths, self.hidden_sizes)):
             names = self.mixers_of(s)

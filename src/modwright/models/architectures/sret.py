@@ -168,8 +168,10 @@ def _stage(config: SReTConfig, s: int, rates: list[float]) -> Stage:
     dim, count, loops = config.hidden_sizes[s], config.blocks[s], config.loops[s]
     groups = (config.groups_first[s], config.groups_later[s])
 
-    def attention(index: int) -> nn.Module:
-        return SlicedAttention(
+    layer = partial(token_block, dim, eps=EPS, scaled=True)
+    blocks = []
+    for index in range(count):
+        attention = SlicedAttention(
             dim,
             config.num_heads[s],
             groups,
@@ -177,10 +179,8 @@ def _stage(config: SReTConfig, s: int, rates: list[float]) -> Stage:
             eval_permutation=config.eval_permutation,
             seed=config.permutation_seed + sum(config.blocks[:s]) + index,
         )
-
-    layer = partial(token_block, dim, eps=EPS, scaled=True)
-    # a block has the rate of its own place in the stage, not one for each of its passes
-    blocks = [layer(attention(r), config.mlp_ratio, rates[r]) for r in range(count)]
+        # a block has the rate of its own place in the stage, not one for each of its passes
+        blocks.append(layer(attention, config.mlp_ratio, rates[index]))
     behind = PROJECTIONS[config.projections](count, config.depths[s])
     projections = [layer(None, config.projection_ratio) for _ in range(behind)]
     before = config.hidden_sizes[s - 1] if s else 0
