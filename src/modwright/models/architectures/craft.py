@@ -173,7 +173,6 @@ def _block(config: CraftConfig, heads: int) -> nn.Module:
 
 
 # Names in the authors' files
-
 _WINDOWS = {
     **same("norm1", "norm2", "mlp"),
     "qkv": "mixer.qkv",

@@ -250,7 +250,6 @@ def _block(config: DuoFormerConfig, rate: float) -> nn.Module:
 
 # Names in the authors' repository, xiaoyatang/duoformer_TCGA. Those of backbones and of what makes
 # a "channel" token are not documented: they stay as they are here.
-
 _BLOCK = {**same("norm1", "ls1", "norm2", "mlp", "ls2"), "attn": "mixer"}
 
 

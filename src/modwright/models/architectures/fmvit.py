@@ -139,10 +139,7 @@ class FmvitForImageClassification(PyramidClassifier):
         start_normal(conv)
 
 
-_Map = Callable[[int, int, bool], nn.Module]
-
-
-def _maps(groups: Any, identity: bool | None = None) -> _Map:
+def _maps(groups: Any, identity: bool | None = None) -> Callable[..., nn.Module]:
     """Makes 1 x 1 maps of branches; the norms of the branches stand for a bias."""
     branches = [(1, count) for count in groups]
     return lambda ins, outs, bias: MultiGroupConv(ins, outs, branches, identity=identity)

@@ -149,7 +149,6 @@ def _spatial_shape(config: MetaFormerConfig, stage: int) -> SpatialShape:
 
 
 # Names in other libraries
-
 _MIXER_TENSORS = {"attention": ("qkv", "proj"), "spatial_fc": ("fc",), "random": ("matrix",)}
 _SCALES = {"layer_scale_1": "ls1.gamma", "layer_scale_2": "ls2.gamma"}
 _POOL_BLOCK = {"before_norm": "norm1", "after_norm": "norm2"}

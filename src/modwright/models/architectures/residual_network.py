@@ -84,8 +84,6 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
 
 
 # Names in other libraries
-
-
 def _torchvision(config: ResidualNetworkConfig) -> StateDictConverter:
     """torchvision, timm and the files of the authors' successors."""
     names: dict[str, str] = {"conv1": "stem.conv0", "bn1": "stem.norm0", "fc": "head.fc"}

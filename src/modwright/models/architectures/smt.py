@@ -58,7 +58,10 @@ class SMTConfig(ImageConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         if self.token_mixers is None:
-            self.token_mixers = _hybrid(self.depths)
+            found: list[Any] = ["modulation"] * (len(self.depths) - 1)
+            if found:
+                found[-1] = [("modulation", "attention")[b % 2] for b in range(self.depths[-2])]
+            self.token_mixers = [*found, "attention"]
         staged = ("hidden_sizes", "token_mixers", *_HEADS.values(), "mlp_ratios")
         self.per_stage(len(self.depths), *staged)
         odd = self.stem_kernel % 2 == 1
@@ -82,15 +85,6 @@ class SMTConfig(ImageConfig):
     def heads_of(self, mixer: str, stage: int) -> int:
         """Heads of a mixer in a stage."""
         return getattr(self, _HEADS[mixer])[stage]
-
-
-def _hybrid(depths: list[int] | tuple[int, ...]) -> list[Any]:
-    """The released models' mixers for some depths."""
-    found: list[Any] = ["modulation"] * len(depths)
-    found[-1] = "attention"
-    if len(depths) > 1:
-        found[-2] = [("modulation", "attention")[b % 2] for b in range(depths[-2])]
-    return found
 
 
 MIXERS: dict[str, Callable[[SMTConfig, int, int], nn.Module]] = {
@@ -166,7 +160,6 @@ def _stage(config: SMTConfig, s: int, rates: list[float]) -> Stage:
 
 
 # Names in the authors' repository, AFeng-x/SMT
-
 _IN_BLOCK = {
     **same("norm1", "norm2", "mlp.fc1", "mlp.fc2"),
     "mlp.dwconv.dwconv": "mlp.inside.conv",

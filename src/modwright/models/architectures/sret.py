@@ -192,7 +192,6 @@ def _stage(config: SReTConfig, s: int, rates: list[float]) -> Stage:
 
 
 # Names in the authors' repository, szq0214/SReT
-
 _PROJECTION = {
     "norm1": "norm2",
     **same("mlp.fc1", "mlp.fc2"),

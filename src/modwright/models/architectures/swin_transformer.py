@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from modwright.models.architectures.vision_transformer import IN_MEMORY, in_files
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.models.registry import register_architecture
 from modwright.models.source_configs import ConfigMap
@@ -104,8 +105,6 @@ def _stage(config: SwinTransformerConfig, s: int, rates: list[float]) -> Stage:
 
 
 # Names in other libraries
-
-
 def _blocks(config: SwinTransformerConfig) -> list[str]:
     return [f"{s}.blocks.{b}" for s, depth in enumerate(config.depths) for b in range(depth)]
 
@@ -124,7 +123,7 @@ def _by_microsoft(config: SwinTransformerConfig, lag: int, head: str) -> StateDi
     in_block = {
         **same("norm1", "norm2", "mlp"),
         "attn": "mixer",
-        "attn.relative_position_bias_table": "mixer.bias.position_table",
+        f"attn.{_TABLE}": _OURS,
     }
     for block in _blocks(config):
         names |= under(f"layers.{block}", f"stages.{block}", in_block)
@@ -132,23 +131,10 @@ def _by_microsoft(config: SwinTransformerConfig, lag: int, head: str) -> StateDi
     return StateDictConverter(names, ignored=tuple(ignored))
 
 
-_NORMS = {"layernorm_before": "norm1", "layernorm_after": "norm2"}
 _TABLE = "relative_position_bias_table"
-_IN_MEMORY: dict[Any, str] = {
-    **_NORMS,
-    "mlp": "mlp",
-    "attention.o_proj": "mixer.proj",
-    f"attention.relative_position_bias.{_TABLE}": "mixer.bias.position_table",
-    tuple(f"attention.{letter}_proj" for letter in "qkv"): "mixer.qkv",
-}
-_IN_FILES: dict[Any, str] = {
-    **_NORMS,
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "attention.output.dense": "mixer.proj",
-    f"attention.self.{_TABLE}": "mixer.bias.position_table",
-    tuple(f"attention.self.{name}" for name in ("query", "key", "value")): "mixer.qkv",
-}
+_OURS = "mixer.bias.position_table"
+_IN_MEMORY = {**IN_MEMORY, f"attention.relative_position_bias.{_TABLE}": _OURS}
+_IN_FILES = {**in_files("attention.self"), f"attention.self.{_TABLE}": _OURS}
 
 
 def _transformers(config: SwinTransformerConfig, in_block: Mapping[Any, str]) -> StateDictConverter:

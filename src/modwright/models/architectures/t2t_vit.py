@@ -111,9 +111,6 @@ class T2TViTConfig(ImageConfig):
         return self.hidden_sizes[-1] + (self.growth if self.block_type == "dense" else 0)
 
 
-# Stems
-
-
 def _performer(config: T2TViTConfig, channels: int, width: int) -> nn.Module:
     features, drop = int(width * config.kernel_ratio), config.token_drop_rate
     attention = PerformerAttention(
@@ -151,8 +148,6 @@ STEMS: dict[str, Callable[[T2TViTConfig], nn.Module]] = {
     ),
 }
 
-
-# Blocks
 
 # What a block of each kind has of its own: its MLP, or arguments of its attention.
 BLOCKS: dict[str, Callable[[T2TViTConfig], dict[str, Any]]] = {
@@ -227,7 +222,6 @@ class T2TViTForImageClassification(TokenClassifier):
 
 
 # Names in the authors' repository, yitu-opensource/T2T-ViT
-
 _NORMS = same("norm1", "norm2")
 _PLAIN = {
     **same("mlp.fc1", "mlp.fc2"),

@@ -75,10 +75,6 @@ class TNTConfig(ImageConfig):
             self.require(counted, f"inner_blocks are counted from 1 to {depth}, not {block}")
         self.check_size(*self.size)
 
-    def has_pixel_tokens(self, block: int) -> bool:
-        """Whether a block, counted from 0, has an inner stream."""
-        return self.inner_blocks is None or block + 1 in self.inner_blocks
-
 
 class TNTForImageClassification(TokenClassifier):
     """A TNT with a classifier on its class token.
@@ -149,7 +145,7 @@ class TNTForImageClassification(TokenClassifier):
 
 def _nested(config: TNTConfig, index: int, pixel_tokens: int, rate: float) -> NestedBlock:
     inner = fuse = None
-    if config.has_pixel_tokens(index):
+    if config.inner_blocks is None or index + 1 in config.inner_blocks:
         inner = _block(config, config.inner_dim, config.inner_heads, rate)
         fuse = PixelToPatch(
             config.inner_dim,
@@ -182,7 +178,6 @@ def _block(
 
 
 # Names in other libraries
-
 _FUSE = {"proj_norm1": "fuse.norm1", "proj": "fuse.proj", "proj_norm2": "fuse.norm2"}
 _OFFICIAL = {
     **_FUSE,

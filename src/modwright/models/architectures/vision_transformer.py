@@ -19,7 +19,13 @@ from modwright.nn.heads import ClassifierHead, DistilledHead
 from modwright.nn.stems.conv_stem import Conv, ConvStem
 from modwright.nn.token_mixers.self_attention import SelfAttention
 
-__all__ = ["VARIANTS", "VisionTransformerConfig", "VisionTransformerForImageClassification"]
+__all__ = [
+    "IN_MEMORY",
+    "VARIANTS",
+    "VisionTransformerConfig",
+    "VisionTransformerForImageClassification",
+    "in_files",
+]
 
 
 class VisionTransformerConfig(ImageConfig):
@@ -92,14 +98,14 @@ class VisionTransformerForImageClassification(TokenClassifier):
     ) -> dict[str, StateDictConverter]:
         return {
             "official": _official(config),
-            "transformers": _transformers(config, "layers", _IN_MEMORY),
-            "transformers_files": _transformers(config, "encoder.layer", _IN_FILES),
+            "transformers": _transformers(config, "layers", IN_MEMORY),
+            "transformers_files": _transformers(
+                config, "encoder.layer", in_files("attention.attention")
+            ),
         }
 
 
 # Names in other libraries
-
-
 def _official(config: VisionTransformerConfig) -> StateDictConverter:
     """facebookresearch/deit and timm."""
     names = {"patch_embed.proj": "stem.conv0", "pos_embed": "positions.table"}
@@ -114,19 +120,23 @@ def _official(config: VisionTransformerConfig) -> StateDictConverter:
 
 
 _NORMS = {"layernorm_before": "norm1", "layernorm_after": "norm2"}
-_IN_MEMORY: dict[Any, str] = {
+IN_MEMORY: dict[Any, str] = {
     **_NORMS,
     "mlp": "mlp",
     "attention.o_proj": "mixer.proj",
     tuple(f"attention.{letter}_proj" for letter in "qkv"): "mixer.qkv",
 }
-_IN_FILES: dict[Any, str] = {
-    **_NORMS,
-    "intermediate.dense": "mlp.fc1",
-    "output.dense": "mlp.fc2",
-    "attention.output.dense": "mixer.proj",
-    tuple(f"attention.attention.{name}" for name in ("query", "key", "value")): "mixer.qkv",
-}
+
+
+def in_files(maps: str) -> dict[Any, str]:
+    """Names of a layer in files, where ``maps`` holds those to queries, keys and values."""
+    return {
+        **_NORMS,
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+        "attention.output.dense": "mixer.proj",
+        tuple(f"{maps}.{name}" for name in ("query", "key", "value")): "mixer.qkv",
+    }
 
 
 def _transformers(
