@@ -41,10 +41,7 @@ class ImageConfig(VisionConfig):
     drop_path_rate: float | int = 0.0
     global_pool: str = "avg"
 
-    @classmethod
-    def field_names(cls) -> list[str]:
-        """Names that its constructor takes and that mean something to a model of this kind."""
-        return sorted([*super().field_names(), "num_labels", "id2label", "label2id"])
+    inherited_fields = ("dtype", "num_labels", "id2label", "label2id")
 
     @property
     def rates(self) -> list[list[float]]:
@@ -151,12 +148,9 @@ class ImageClassifier(VisionModel):
         output_hidden_states: bool | None = None,
         **ignored: Any,
     ) -> ImageClassifierOutputWithNoAttention:
-        """Logits, and the cross-entropy where labels are given.
+        """Logits, and the cross-entropy where labels are given; feature maps if asked for.
 
-        Args:
-            pixel_values: (B, C, H, W).
-            labels: (B,) indices of classes, or (B, classes) probabilities.
-            output_hidden_states: gives the feature maps, too.
+        Labels are indices of classes (B,) or probabilities (B, classes).
         """
         maps: list[Tensor] | None = [] if output_hidden_states else None
         logits = self.forward_head(self.forward_features(pixel_values, maps))

@@ -136,8 +136,8 @@ def import_named(
             fresh.
 
     Raises:
-        InvalidInputError: names that are missing, or that nothing knows, or shapes that differ, or
-            a field of config.json that is not computed here.
+        InvalidInputError: names or shapes do not fit, or config.json has a field that is not
+            computed here.
     """
     if resize and name not in list_models():
         raise InvalidInputError("positions are resized for one model; name it, not the paper")

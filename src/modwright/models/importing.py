@@ -54,10 +54,8 @@ def read_weights(path: str | Path, key: str | None = None) -> dict[str, Tensor]:
     runs: configs and counters beside the weights, of whatever class, become empty objects. Of
     several sets the averaged one is taken: published numbers come from it.
 
-    Args:
-        path: the file or directory.
-        key: which of the dicts of a file, "params_ema" say, with dots for those inside others;
-            found by default where there is one, or one of a usual name.
+    ``key`` says which of the dicts of a file, "params_ema" say, with dots for those inside others;
+    it is found by default where there is one, or one of a usual name.
 
     Raises:
         CheckpointError: there is no such file, or it holds no tensors.
@@ -290,11 +288,7 @@ def name_classes(model: VisionModel, told: SourceConfig) -> None:
 
 
 def to_checkpoint_format(model: VisionModel, checkpoint_format: str) -> dict[str, Tensor]:
-    """The model's tensors as another layout has them.
-
-    Raises:
-        InvalidInputError: an unknown format, or tensors that it has no name for.
-    """
+    """The model's tensors as another layout has them."""
     maps = model.state_dict_converters(model.config)
     if checkpoint_format not in maps:
         raise unknown_name("format", checkpoint_format, maps)

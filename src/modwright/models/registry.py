@@ -12,12 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageClassification,
-    PreTrainedConfig,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, PreTrainedConfig
 
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.registry import Registry
@@ -46,9 +41,6 @@ _CLASSES: dict[type[PreTrainedConfig], type[VisionModel]] = {}
 
 def register_model(function: Callable[..., PreTrainedConfig]) -> Callable[..., PreTrainedConfig]:
     """Registers a model under the name of a function that makes its config. A decorator.
-
-    Raises:
-        InvalidInputError: the name is taken.
 
     Example:
         >>> from modwright.models.architectures.metaformer import MetaFormerConfig

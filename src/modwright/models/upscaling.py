@@ -55,10 +55,6 @@ def upscale_image(
         (..., scale H, scale W): whole numbers for whole numbers, rounded and cut at 0 and 255;
         otherwise what the model gives, which may lie a little outside 0 and 1.
 
-    Raises:
-        InvalidInputError: what is no image for the model, whole numbers outside of 0 to 255, NaN,
-            an unknown padding, or tiles that do not fit.
-
     Example:
         >>> from modwright.models import create_model
         >>> model = create_model("craft_x2", dim=32, depths=[1], num_heads=[4], window=[2, 4])

@@ -64,6 +64,7 @@ class VisionConfig(PreTrainedConfig):
     # Fields that files of older versions do not have -> the field whose value they had instead.
     stands_for: ClassVar[Mapping[str, str]] = {}
     size_hint: ClassVar[str] = ""
+    inherited_fields: ClassVar[tuple[str, ...]] = ("dtype",)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -77,9 +78,6 @@ class VisionConfig(PreTrainedConfig):
     @classmethod
     def canonical_fields(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Values by the fields' own names; those of ``attribute_map`` stand for them.
-
-        Raises:
-            InvalidInputError: a field is given under two names, with different values.
 
         Example:
             >>> from modwright.models.architectures.tnt import TNTConfig
@@ -122,7 +120,8 @@ class VisionConfig(PreTrainedConfig):
     def field_names(cls) -> list[str]:
         """Names that its constructor takes and that mean something to a model of this kind."""
         inherited = {field.name for field in fields(PreTrainedConfig)}
-        return sorted(["dtype", *(f.name for f in fields(cls) if f.name not in inherited)])
+        own = (field.name for field in fields(cls) if field.name not in inherited)
+        return sorted([*cls.inherited_fields, *own])
 
     @property
     def size(self) -> SpatialShape:

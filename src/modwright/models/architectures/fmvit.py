@@ -170,19 +170,6 @@ def _conv_block(config: FmvitConfig, dim: int, rate: float) -> Block:
     )
 
 
-def _attention_block(config: FmvitConfig, dim: int, stage: int, rate: float) -> Block:
-    one_each = [1] * config.branches
-    mixer = ReducedAttention(
-        dim,
-        config.head_dim,
-        reduction=config.reductions[stage],
-        pool=config.pool,
-        projection=_maps(one_each, identity=False),
-        value=_maps(one_each),
-    )
-    return Block(dim, mixer, None, partial(nn.BatchNorm2d, dim), layout="map", drop_path=rate)
-
-
 def _embed(inputs: int, outputs: int) -> nn.Module | None:
     return None if inputs == outputs else PooledProjection(inputs, outputs)
 
@@ -190,9 +177,19 @@ def _embed(inputs: int, outputs: int) -> nn.Module | None:
 def _mixing_block(config: FmvitConfig, s: int, inputs: int, rate: float) -> nn.Module:
     width, count = config.out_widths[s], config.frequency_groups
     low = config.low_width(width // count)
-    high, pairs = width // count - low, []
+    high, one_each = width // count - low, [1] * config.branches
+    pairs = []
     for _ in range(count):
-        attention = _attention_block(config, low, s, rate * LOW_SHARE)
+        mixer = ReducedAttention(
+            low,
+            config.head_dim,
+            reduction=config.reductions[s],
+            pool=config.pool,
+            projection=_maps(one_each, identity=False),
+            value=_maps(one_each),
+        )
+        norm, share = partial(nn.BatchNorm2d, low), rate * LOW_SHARE
+        attention = Block(low, mixer, None, norm, layout="map", drop_path=share)
         conv = _conv_block(config, high, rate * HIGH_SHARE)
         embedded = EmbeddedBlock(_embed(inputs, low), [attention])
         pairs.append(FrequencyPair(embedded, EmbeddedBlock(PooledProjection(low, high), [conv])))

@@ -83,7 +83,6 @@ class ResidualNetworkForImageClassification(PyramidClassifier):
         return {"torchvision": _torchvision(config), "transformers": _transformers(config)}
 
 
-# Names in other libraries
 def _torchvision(config: ResidualNetworkConfig) -> StateDictConverter:
     """torchvision, timm and the files of the authors' successors."""
     names: dict[str, str] = {"conv1": "stem.conv0", "bn1": "stem.norm0", "fc": "head.fc"}

@@ -104,7 +104,6 @@ def _stage(config: SwinTransformerConfig, s: int, rates: list[float]) -> Stage:
     return Stage(BlockSequence(blocks), layout="tokens", downsample=merging)
 
 
-# Names in other libraries
 def _blocks(config: SwinTransformerConfig) -> list[str]:
     return [f"{s}.blocks.{b}" for s, depth in enumerate(config.depths) for b in range(depth)]
 
@@ -120,11 +119,7 @@ def _by_microsoft(config: SwinTransformerConfig, lag: int, head: str) -> StateDi
     for s in range(1, len(config.depths)):
         names[f"layers.{s - lag}.downsample"] = f"stages.{s}.downsample"
     ignored = []
-    in_block = {
-        **same("norm1", "norm2", "mlp"),
-        "attn": "mixer",
-        f"attn.{_TABLE}": _OURS,
-    }
+    in_block = {**same("norm1", "norm2", "mlp"), "attn": "mixer", f"attn.{_TABLE}": _OURS}
     for block in _blocks(config):
         names |= under(f"layers.{block}", f"stages.{block}", in_block)
         ignored += [f"layers.{block}.attn.relative_position_index", f"layers.{block}.attn_mask"]
@@ -166,18 +161,12 @@ _SWIN = ConfigMap(
     harmless=("hidden_size", "num_layers", "path_norm"),
 )
 
-
-def _size(embed_dim: int, depth: int, heads: int, rate: float) -> dict[str, Any]:
-    heads_of = tuple(heads * 2**s for s in range(4))
-    depths = (2, 2, depth, 2)
-    return {"embed_dim": embed_dim, "depths": depths, "num_heads": heads_of, "drop_path_rate": rate}
-
-
-_SIZES = {
-    "tiny": _size(96, 6, 3, 0.2),
-    "small": _size(96, 18, 3, 0.3),
-    "base": _size(128, 18, 4, 0.5),
-    "large": _size(192, 18, 6, 0.2),
+_DEEP = {"depths": (2, 2, 18, 2)}
+_SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"drop_path_rate": 0.2},
+    "small": {**_DEEP, "drop_path_rate": 0.3},
+    "base": {**_DEEP, "embed_dim": 128, "num_heads": (4, 8, 16, 32), "drop_path_rate": 0.5},
+    "large": {**_DEEP, "embed_dim": 192, "num_heads": (6, 12, 24, 48), "drop_path_rate": 0.2},
 }
 _FINE = {"window_size": 12, "image_size": 384}
 

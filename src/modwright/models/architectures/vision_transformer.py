@@ -105,7 +105,6 @@ class VisionTransformerForImageClassification(TokenClassifier):
         }
 
 
-# Names in other libraries
 def _official(config: VisionTransformerConfig) -> StateDictConverter:
     """facebookresearch/deit and timm."""
     names = {"patch_embed.proj": "stem.conv0", "pos_embed": "positions.table"}
