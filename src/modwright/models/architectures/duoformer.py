@@ -71,8 +71,7 @@ class DuoFormerConfig(ImageConfig):
         layer_scale: start of a factor per channel on the branches of the blocks over scales.
         scale_token: what stands first in every cell and is read at the end: "learned", one for
             all cells; "channel", one computed from all four maps; "none": the coarsest map's own.
-        attention_scale: of the scores: a name of :data:`ATTENTION_SCALES`; the authors released
-            a model of each.
+        attention_scale: of the scores: a name of :data:`ATTENTION_SCALES`.
         patch_residual: blocks over cells are whole blocks with norms, residuals and an MLP. The
             released ones are attention alone, one behind the other.
         head_norm: the last norm is used. The released code computes it and drops the result.

@@ -178,12 +178,8 @@ def _official(config: MetaFormerConfig) -> StateDictConverter:
 def _transformers(config: MetaFormerConfig) -> StateDictConverter:
     """transformers' PoolFormer, which has pooling in all stages."""
     start = "poolformer.encoder"
-    names: dict[str, str] = {
-        f"{start}.patch_embeddings.0.projection": "stem.conv0",
-        "poolformer.norm": "norm",
-        "norm": "norm",
-        "classifier": "head.fc",
-    }
+    names = {"poolformer.norm": "norm", "norm": "norm", "classifier": "head.fc"}
+    names[f"{start}.patch_embeddings.0.projection"] = "stem.conv0"
     for s, depth in enumerate(config.depths):
         if s:
             names[f"{start}.patch_embeddings.{s}.projection"] = f"stages.{s}.downsample.conv"

@@ -179,13 +179,8 @@ _IN_MIXER = {
 
 
 def _official(config: SMTConfig) -> StateDictConverter:
-    names: dict[str, str] = {
-        "patch_embed1.conv.0": "stem.conv0",
-        "patch_embed1.conv.1": "stem.norm0",
-        "patch_embed1.conv.3": "stem.conv1",
-        "patch_embed1.norm": "stem.norm1",
-        "head": "head.fc",
-    }
+    stem = {"conv.0": "conv0", "conv.1": "norm0", "conv.3": "conv1", "norm": "norm1"}
+    names = {"head": "head.fc", **under("patch_embed1", "stem", stem)}
     for s in range(len(config.depths)):
         names[f"norm{s + 1}"] = f"stages.{s}.norm"
         if s:

@@ -110,12 +110,8 @@ def _blocks(config: SwinTransformerConfig) -> list[str]:
 
 def _by_microsoft(config: SwinTransformerConfig, lag: int, head: str) -> StateDictConverter:
     """Names of the authors' code; ``lag`` is how many stages later a downsampling stands here."""
-    names: dict[str, str] = {
-        "patch_embed.proj": "stem.conv0",
-        "patch_embed.norm": "stem.norm0",
-        "norm": "norm",
-        head: "head.fc",
-    }
+    names = {"patch_embed.proj": "stem.conv0", "patch_embed.norm": "stem.norm0"}
+    names |= {"norm": "norm", head: "head.fc"}
     for s in range(1, len(config.depths)):
         names[f"layers.{s - lag}.downsample"] = f"stages.{s}.downsample"
     ignored = []
@@ -134,12 +130,9 @@ _IN_FILES = {**in_files("attention.self"), f"attention.self.{_TABLE}": _OURS}
 
 def _transformers(config: SwinTransformerConfig, in_block: Mapping[Any, str]) -> StateDictConverter:
     """transformers' Swin, whose live models and files have other names."""
-    names: dict[Any, str] = {
-        "swin.embeddings.patch_embeddings.projection": "stem.conv0",
-        "swin.embeddings.norm": "stem.norm0",
-        "swin.layernorm": "norm",
-        "classifier": "head.fc",
-    }
+    stem = {"patch_embeddings.projection": "conv0", "norm": "norm0"}
+    names = {"swin.layernorm": "norm", "classifier": "head.fc"}
+    names |= under("swin.embeddings", "stem", stem)
     for s in range(1, len(config.depths)):
         names[f"swin.encoder.layers.{s - 1}.downsample"] = f"stages.{s}.downsample"
     ignored = []

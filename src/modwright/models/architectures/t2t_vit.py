@@ -273,12 +273,8 @@ def _swap_thirds(tensor: Tensor) -> Tensor:
 
 
 def _official(config: T2TViTConfig) -> StateDictConverter:
-    names: dict[str, str] = {
-        "cls_token": "prefix.cls_token",
-        "pos_embed": "positions.table",
-        "norm": "norm",
-        "head": "head.fc",
-    }
+    names = {"cls_token": "prefix.cls_token", "pos_embed": "positions.table"}
+    names |= {"norm": "norm", "head": "head.fc"}
     changes: dict[str, Any] = {}
     if config.stem == "patch":
         names["patch_embed.proj"] = "stem.conv0"
