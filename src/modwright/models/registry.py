@@ -73,7 +73,7 @@ def register_architecture(
         MODELS.add(name, _maker(config_class, fields))
 
 
-def _maker(config_class: type[VisionConfig], fields: Mapping[str, Any]) -> Callable[..., Any]:
+def _maker(config_class: Any, fields: Mapping[str, Any]) -> Callable[..., Any]:
     def make(**overrides: Any) -> PreTrainedConfig:
         overrides = config_class.canonical_fields(overrides)
         valid = config_class.field_names()
