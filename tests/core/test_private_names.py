@@ -26,8 +26,13 @@ MARKS = {"_all_know", "_opaque"}
 """What modwright writes onto objects and classes of others for itself."""
 
 
+PUBLIC = {"_asdict", "_fields", "_make", "_replace"}
+"""Documented names of named tuples, which begin so that no field is called like them."""
+
+
 def is_private(name: object) -> bool:
-    return isinstance(name, str) and name[:1] == "_" and name[:2] != "__" and len(name) > 1
+    hidden = isinstance(name, str) and name[:1] == "_" and name[:2] != "__" and len(name) > 1
+    return hidden and name not in PUBLIC
 
 
 @cache
