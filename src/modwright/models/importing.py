@@ -213,8 +213,8 @@ def import_weights(
         new_classifier: a map to another number of classes is left as it is in the model.
 
     Raises:
-        InvalidInputError: names that are missing, names that nothing knows, shapes that differ, or
-            fields of config.json that the model does not compute by; the first of them is named.
+        InvalidInputError: names or shapes do not fit, or the model does not compute by a field of
+            config.json; the first of them is named.
     """
     told = None
     if not isinstance(source, Mapping):

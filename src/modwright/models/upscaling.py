@@ -146,11 +146,8 @@ def _fade(length: int, overlap: int, scale: int, before: bool, after: bool, like
 
 
 class TileReport(NamedTuple):
-    """How far an image made of tiles is from the one made as a whole.
-
-    The largest and the mean difference of a pixel, where 1 is the range of pixels, and the PSNR in
-    decibels over all channels; infinite where nothing differs.
-    """
+    """How far tiles are off: the largest and the mean difference of a pixel, where 1 is the range
+    of pixels, and the PSNR in decibels over all channels; infinite where nothing differs."""
 
     largest: float
     mean: float
@@ -160,10 +157,7 @@ class TileReport(NamedTuple):
 def tile_report(
     model: Any, image: Tensor, tile: int = 256, overlap: int = 32, pad: str = "reflect"
 ) -> TileReport:
-    """Makes an image larger both ways, so it needs the memory of the whole one.
-
-    Arguments are those of :func:`upscale_image`.
-    """
+    """Makes an image larger both ways; arguments are those of :func:`upscale_image`."""
     whole = upscale_image(model, image, None, overlap, pad)
     unit = 1.0 if whole.is_floating_point() else 255.0
     off = (upscale_image(model, image, tile, overlap, pad).double() - whole.double()) / unit

@@ -196,9 +196,6 @@ class DuoFormerForImageClassification(TokenClassifier):
         """The stream before the first block over cells, from maps, the finest first.
 
         The maps are all four; where no "channel" token is made, those that are used are enough.
-
-        Raises:
-            InvalidInputError: maps that are too few or do not fit each other, or another grid.
         """
         with refusing():
             tokens = self.tokenise(features[-self.config.scales :])
