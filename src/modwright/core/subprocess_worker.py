@@ -36,8 +36,9 @@ def _opener(folder: str, trust: bool) -> Any:
     named = vars(transformers.models.auto.modeling_auto).values()
     autos += [auto for auto in named if isinstance(auto, type)]
     for auto in autos:
-        found = getattr(auto, "_model_mapping", None) or {}
-        if kind in found.keys() and found[kind].__name__ == wanted:  # noqa: SIM118 (a lazy mapping)
+        # Asked for its keys or its length, a lazy mapping imports the configs of all families.
+        found = getattr(auto, "_model_mapping", None)
+        if found is not None and getattr(found.get(kind, None), "__name__", "") == wanted:
             return auto
     return transformers.AutoModel
 
