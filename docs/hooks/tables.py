@@ -180,12 +180,12 @@ def _recipe_keys() -> str:
 
 
 def _training_keys() -> str:
-    from modwright.recipes.registry_options import options_of
+    from modwright.recipes.options import options_of
     from modwright.recipes.training_schema import CHOICES, TrainingRecipe
     from modwright.training import Settings
 
     lines = [_keys(TrainingRecipe), "", "### Settings", "", _keys(options_of(Settings)), ""]
-    for choice in CHOICES:
+    for choice in CHOICES.values():
         for name, made in choice.makers.items():
             options = options_of(made)
             lines += [f"### `{choice.at}: {{{choice.key}: {name}}}`", "", inspect.getdoc(options)]

@@ -17,14 +17,9 @@ import torch
 from layerwise_cases import Everything, Interrupted, StopsAfter, equal_statistics, three_rows, walk
 
 from modwright.anatomy import Anatomy, Block
-from modwright.calibration import (
-    BlockDistance,
-    LiveBlocks,
-    SecondMoments,
-    Similarity,
-    forecast_bytes,
-)
+from modwright.calibration import BlockDistance, LiveBlocks, SecondMoments, Similarity
 from modwright.calibration.collectors import Collector
+from modwright.recipes.forecast import forecast_bytes
 
 
 class Alone:
@@ -168,8 +163,9 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from modwright.anatomy import Anatomy
-from modwright.calibration import SecondMoments, calibrate, forecast_bytes
+from modwright.calibration import SecondMoments, calibrate
 from modwright.calibration.text import from_sequences
+from modwright.recipes.forecast import forecast_bytes
 
 torch.set_num_threads(1)
 WIDE = 1280

@@ -71,13 +71,13 @@ def test_another_recipe_in_the_same_place_is_refused(tmp_path: Path) -> None:
 def test_a_stream_is_a_tensor_per_batch_in_one_file(tmp_path: Path, dtype: torch.dtype) -> None:
     shapes = [(2, 3, 4), (1, 5, 4)]
     values = [torch.randn(shape).to(dtype) for shape in shapes]
-    stream = HiddenStatesFile.create(tmp_path / "a", shapes, dtype)
+    stream = HiddenStatesFile(tmp_path / "a", shapes, dtype, fresh=True)
     for index, value in enumerate(values):
         stream[index] = value
     stream.rename(tmp_path / "b")
     assert len(stream) == 2 and [p.name for p in tmp_path.iterdir()] == ["b"]
     assert (tmp_path / "b").stat().st_size == 44 * dtype.itemsize
-    again = HiddenStatesFile.reopen(tmp_path / "b", shapes, dtype)
+    again = HiddenStatesFile(tmp_path / "b", shapes, dtype, fresh=False)
     assert all(torch.equal(again[i], value) for i, value in enumerate(values))
     again.delete()
     again.delete()
@@ -85,7 +85,7 @@ def test_a_stream_is_a_tensor_per_batch_in_one_file(tmp_path: Path, dtype: torch
 
 
 def test_creating_a_stream_takes_no_partial_files_over(tmp_path: Path) -> None:
-    HiddenStatesFile.create(tmp_path / "a", [(3,)], torch.float32)[0] = torch.ones(3)
+    HiddenStatesFile(tmp_path / "a", [(3,)], torch.float32, fresh=True)[0] = torch.ones(3)
     assert torch.equal(
-        HiddenStatesFile.create(tmp_path / "a", [(3,)], torch.float32)[0], torch.zeros(3)
+        HiddenStatesFile(tmp_path / "a", [(3,)], torch.float32, fresh=True)[0], torch.zeros(3)
     )

@@ -12,7 +12,7 @@ import pytest
 
 from modwright import __version__
 from modwright.papers import STATUSES
-from modwright.recipes.json_schema import recipe_schema
+from modwright.recipes.load import recipe_schema
 from modwright.surgery import method_names
 
 Command = Callable[[str], Any]

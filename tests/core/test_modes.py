@@ -9,13 +9,13 @@ import modwright
 from modwright.analysis import stream_mean
 from modwright.anatomy import Anatomy
 from modwright.calibration import Similarity, calibrate
-from modwright.calibration.rehearsal import rehearse_block
 from modwright.calibration.text import from_sequences
 from modwright.core.modes import copy_modes, eval_mode, set_eval, set_mode
 from modwright.cost import measure_speed
 from modwright.edits import Plan, apply, remove, verify
 from modwright.edits.verify import check_reopens
 from modwright.models import create_model
+from modwright.recipes.rehearsal import rehearse_block
 from modwright.surgery import make_method
 from modwright.surgery.routing import expert_usage
 

@@ -25,7 +25,7 @@ from modwright.models import (
 )
 from modwright.models.classifier import ImageClassifier
 from modwright.models.registry import model_class
-from modwright.recipes.facts import auto_class
+from modwright.recipes.run_log import auto_class
 from warm_processes import run_python
 
 TYPES = sorted(found.name for found in pkgutil.iter_modules(architectures.__path__))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from modwright.checkpoint.source import Source
-from modwright.recipes.facts import opened_files
+from modwright.recipes.run_log import opened_files
 
 
 def test_fault_A19_the_size_of_what_was_opened_is_known(tmp_path: Path) -> None:

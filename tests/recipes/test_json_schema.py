@@ -13,8 +13,7 @@ import yaml
 from hypothesis import given, settings
 
 from modwright.core.errors import InvalidInputError
-from modwright.recipes.json_schema import recipe_schema
-from modwright.recipes.load import parse_recipe, resolved
+from modwright.recipes.load import parse_recipe, recipe_schema, resolved
 from modwright.recipes.training_schema import parse_training, training_schema
 from modwright.surgery import method_names, method_type
 

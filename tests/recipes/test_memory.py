@@ -18,7 +18,7 @@ from modwright.calibration import BlockDistance, SecondMoments, Similarity
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.recipes import Recipe
-from modwright.recipes.forecast import forecast
+from modwright.recipes.forecast import forecast, forecast_bytes
 from modwright.recipes.run import run
 from modwright.surgery import make_method
 from modwright.surgery.decompositions import moment_roots, nystrom_mlp
@@ -144,12 +144,10 @@ def test_what_planning_takes_is_in_the_forecast(recipe: MakeRecipe, wordy_model:
 
 
 def test_longer_rows_and_more_streams_need_more(recipe: MakeRecipe, wordy_model: Path) -> None:
-    from modwright.calibration import forecast_bytes
-
     anatomy = open_checkpoint(wordy_model).anatomy
 
     def requires(collector: Any, **batch: int) -> dict[str, int]:
-        return dict(forecast_bytes(anatomy, 1000, [collector], **batch))
+        return forecast_bytes(anatomy, 1000, [collector], **batch)
 
     one, three = requires(BlockDistance(1)), requires(BlockDistance(3))
     assert three["streams"] == 2 * one["streams"] and three["entry"] == one["entry"]

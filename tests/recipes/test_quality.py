@@ -15,8 +15,7 @@ from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT
 from modwright.recipes import Recipe
-from modwright.recipes.evaluation import evaluate
-from modwright.recipes.quality import evaluation_digest, measure_quality
+from modwright.recipes.quality import evaluate, evaluation_digest, measure_quality
 from modwright.recipes.run import run
 from modwright.recipes.schema import Evaluate, PerplexityOf
 from modwright.report import read_report

@@ -12,13 +12,12 @@ import pytest
 from modwright.anatomy import Anatomy
 from modwright.calibration import BlockDistance, SecondMoments, Similarity, Statistics
 from modwright.calibration.hidden_states import HiddenStatesFile
-from modwright.calibration.rehearsal import rehearse_block
 from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
 from modwright.edits import keep_neurons
 from modwright.recipes import Recipe
-from modwright.recipes.rehearsal import dry_run
+from modwright.recipes.rehearsal import dry_run, rehearse_block
 from modwright.recipes.run import RunResult, run
 from modwright.surgery import make_method
 
@@ -36,7 +35,7 @@ def nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("a file was begun")
 
     no_work(monkeypatch)
-    monkeypatch.setattr(HiddenStatesFile, "create", refuse)
+    monkeypatch.setattr(HiddenStatesFile, "__init__", refuse)
     monkeypatch.setattr(Statistics, "store", refuse)
 
 
@@ -117,7 +116,7 @@ def test_memory_that_cannot_be_had_is_one_line(tiny: Any, monkeypatch: pytest.Mo
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore lines")
 
-    monkeypatch.setattr("modwright.calibration.rehearsal.measure_block", fail)
+    monkeypatch.setattr("modwright.recipes.rehearsal.measure_block", fail)
     windows = from_sequences([tokens(8)], 0)
     with pytest.raises(InvalidInputError) as caught:
         rehearse_block(Anatomy.of(tiny("tiny-llama")), windows, [SecondMoments()])

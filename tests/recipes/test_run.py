@@ -18,9 +18,9 @@ import modwright.recipes.run as running
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import CheckpointError, ModwrightError
 from modwright.recipes import Recipe, load_recipe
-from modwright.recipes.facts import auto_class
 from modwright.recipes.load import resolved
 from modwright.recipes.run import RunResult, run
+from modwright.recipes.run_log import auto_class
 from modwright.report import read_report
 from wordy import ENDS, write_checkpoint
 

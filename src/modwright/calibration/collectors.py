@@ -1,7 +1,4 @@
-"""What is measured in a block while it runs.
-
-Axes: n tokens (padding taken out), d hidden_size, I neurons.
-"""
+"""What is measured in a block while it runs. Axes: n tokens without padding, d width, I neurons."""
 
 from __future__ import annotations
 
@@ -14,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.anatomy import Block, HookPoint, MixtureOfExperts, Mlp
-from modwright.anatomy.views import Sublayer
 
 __all__ = ["Accumulator", "BlockDistance", "Collector", "SecondMoments", "Similarity"]
 
@@ -28,16 +24,15 @@ class Accumulator(Protocol):
 
     @property
     def sums(self) -> Mapping[str, Tensor]:
-        """What was added up so far: sums over tokens and counts, before any division.
+        """Sums over tokens and counts so far; names, shapes and types follow from the block alone.
 
-        Their names, shapes and types follow from the block alone, whatever was seen. Where several
-        processes share the data, the others' are added to these in place before ``result``.
+        Those of other processes are added to these in place before ``result``.
         """
 
     def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
         """Takes one batch: the tapped tensors and "resid_pre", "resid_post", each (n, d).
 
-        ``previous`` holds earlier residual streams, latest first: ``previous[0]`` is "resid_pre".
+        ``previous`` holds residual streams, latest first: ``previous[0]`` is "resid_pre".
         """
 
     def result(self) -> dict[str, Tensor]:
@@ -61,25 +56,10 @@ class Collector(Protocol):
         """Of a block's finished statistics."""
 
 
-def _sublayer_hook_points(name: str, sublayer: Sublayer) -> dict[str, HookPoint]:
-    hook_points = {
-        f"{name}.resid_pre": sublayer.resid_pre,
-        f"{name}.sublayer_input": sublayer.sublayer_input,
-        f"{name}.sublayer_output": sublayer.sublayer_output,
-    }
-    if sublayer.resid_post is not None:
-        hook_points[f"{name}.resid_post"] = sublayer.resid_post
-    return hook_points
-
-
 def _zeros(block: Block, *shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Room for a sum, where the block computes."""
     place = next((parameter.device for parameter in block.module.parameters()), None)
     return torch.zeros(shape, dtype=dtype, device=place)
-
-
-def _count(block: Block, *shape: int) -> Tensor:
-    return _zeros(block, *shape, dtype=torch.int64)
 
 
 def _cosines(before: Tensor, after: Tensor) -> Tensor:
@@ -116,16 +96,17 @@ class _SimilarityAccumulator:
         self.names = [name for name, _ in block.sublayers()]
         self.hook_points: dict[str, HookPoint] = {}
         for name, sublayer in block.sublayers():
-            self.hook_points.update(_sublayer_hook_points(name, sublayer))
+            for kind in ("resid_pre", "sublayer_input", "sublayer_output", "resid_post"):
+                if (point := getattr(sublayer, kind)) is not None:
+                    self.hook_points[f"{name}.{kind}"] = point
         self.sums = {name: _zeros(block) for name in [*self.names, "block"]}
-        self.sums["tokens"] = _count(block)
+        self.sums["tokens"] = _zeros(block, dtype=torch.int64)
 
     def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
         self.sums["tokens"] += activations["resid_pre"].shape[0]
         self.sums["block"] += _cosines(activations["resid_pre"], activations["resid_post"])
         for name in self.names:
-            before, after = self._pair(name, activations)
-            self.sums[name] += _cosines(before, after)
+            self.sums[name] += _cosines(*self._pair(name, activations))
 
     def _pair(self, name: str, activations: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if not self.drop_norm:
@@ -135,9 +116,8 @@ class _SimilarityAccumulator:
         return before, before + activations[f"{name}.sublayer_output"] if after is None else after
 
     def result(self) -> dict[str, Tensor]:
-        tokens = self.sums["tokens"]
-        means = {name: self.sums[name] / tokens for name in [*self.names, "block"]}
-        return {**means, "tokens": tokens}
+        tokens = self.sums.pop("tokens")
+        return {**{name: total / tokens for name, total in self.sums.items()}, "tokens": tokens}
 
 
 @dataclass(frozen=True)
@@ -167,7 +147,10 @@ class BlockDistance:
 class _DistanceAccumulator:
     def __init__(self, block: Block, largest: int) -> None:
         self.hook_points: dict[str, HookPoint] = {}
-        self.sums = {"gaps": _zeros(block, largest), "tokens": _count(block, largest)}
+        self.sums = {
+            "gaps": _zeros(block, largest),
+            "tokens": _zeros(block, largest, dtype=torch.int64),
+        }
 
     def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
         for gap, earlier in enumerate(previous[: len(self.sums["gaps"])]):
@@ -176,8 +159,7 @@ class _DistanceAccumulator:
 
     def result(self) -> dict[str, Tensor]:
         tokens = self.sums["tokens"]
-        there = (self.sums["gaps"] / tokens.clamp(min=1)).where(tokens > 0, -torch.inf)
-        return {"gaps": there}
+        return {"gaps": (self.sums["gaps"] / tokens.clamp(min=1)).where(tokens > 0, -torch.inf)}
 
 
 @dataclass(frozen=True)
@@ -189,12 +171,7 @@ class SecondMoments:
     In a mixture of E experts "mlp" is (E, I, I), each expert's over its own tokens, and
     "expert_tokens" (E,) counts them.
 
-    Attributes:
-        attention: collect those of attentions.
-        mlp: collect those of MLPs and experts.
-        all_tokens: every token goes through every expert here, whatever the router says: for
-            experts that see too few.
-        history: residual streams that are looked back on.
+    With ``all_tokens`` every expert sees every token, whatever the router says.
     """
 
     attention: bool = True
@@ -222,7 +199,10 @@ class _MomentAccumulator:
     def __init__(self, block: Block, attention: bool, mlp: bool, all_tokens: bool) -> None:
         self.mixture, self.all_tokens = None, all_tokens
         self.hook_points: dict[str, HookPoint] = {}
-        self.sums: dict[str, Tensor] = {"cosines": _zeros(block), "tokens": _count(block)}
+        self.sums: dict[str, Tensor] = {
+            "cosines": _zeros(block),
+            "tokens": _zeros(block, dtype=torch.int64),
+        }
         if attention and block.attention is not None:
             width = block.attention.shape.hidden_size
             self.hook_points["attention"] = block.attention.sublayer_input
@@ -237,7 +217,7 @@ class _MomentAccumulator:
             inner, experts = block.mlp.intermediate_size, block.mlp.num_experts
             self.hook_points["mixture"] = block.mlp.sublayer_input
             self.sums["mlp"] = _zeros(block, experts, inner, inner)
-            self.sums["expert_tokens"] = _count(block, experts)
+            self.sums["expert_tokens"] = _zeros(block, experts, dtype=torch.int64)
 
     def _route(self, mixture: MixtureOfExperts, x: Tensor) -> None:
         """Adds up each expert's moments over the tokens that it works on."""
@@ -251,10 +231,9 @@ class _MomentAccumulator:
     def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
         self.sums["tokens"] += activations["resid_pre"].shape[0]
         self.sums["cosines"] += _cosines(activations["resid_pre"], activations["resid_post"])
-        for name in self.hook_points:
-            if name == "mixture" and self.mixture is not None:
-                self._route(self.mixture, activations[name])
-                continue
+        if self.mixture is not None:
+            self._route(self.mixture, activations["mixture"])
+        for name in self.hook_points.keys() & {"attention", "mlp"}:
             x = _wide(activations[name])
             _add_product(self.sums[name], x)
             if name == "attention":

@@ -1,13 +1,13 @@
 """Residual streams at a block boundary, kept in a file and mapped into memory.
 
-A mapped file lets the system take the memory back when it is short, and is there already when a
-stopped run goes on.
+The system may take the memory of a mapped file back, and a stopped run finds the file there.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 
@@ -20,14 +20,16 @@ __all__ = ["HiddenStatesFile"]
 
 
 class HiddenStatesFile:
-    """One tensor per batch, one after the other in a file; perhaps of no batch at all."""
+    """One tensor per batch, one after the other in a file; perhaps of no batch at all.
+
+    ``fresh`` makes the file; else it is there.
+    """
 
     def __init__(
         self, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, fresh: bool
     ) -> None:
-        self.path, self.shapes, self.dtype = path, [tuple(s) for s in shapes], dtype
-        sizes = [prod(shape) for shape in self.shapes]
-        self._starts = [sum(sizes[:i]) for i in range(len(sizes) + 1)]
+        self.path, self.shapes = path, [tuple(shape) for shape in shapes]
+        self._starts = [0, *accumulate(map(prod, self.shapes))]
         size = self._starts[-1]
         if fresh:
             with writing(path.parent):
@@ -40,24 +42,11 @@ class HiddenStatesFile:
             else torch.empty(0, dtype=dtype)
         )
 
-    @classmethod
-    def create(
-        cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
-    ) -> HiddenStatesFile:
-        return cls(path, shapes, dtype, fresh=True)
-
-    @classmethod
-    def reopen(
-        cls, path: Path, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype
-    ) -> HiddenStatesFile:
-        return cls(path, shapes, dtype, fresh=False)
-
     def __len__(self) -> int:
         return len(self.shapes)
 
     def __getitem__(self, batch: int) -> Tensor:
-        start, end = self._starts[batch], self._starts[batch + 1]
-        return self._flat[start:end].view(self.shapes[batch])
+        return self._flat[self._starts[batch] : self._starts[batch + 1]].view(self.shapes[batch])
 
     def __setitem__(self, batch: int, value: Tensor) -> None:
         self[batch].copy_(value)
@@ -77,9 +66,7 @@ def _reserve(path: Path, size: int) -> None:
     Where the system cannot reserve, the file is written full of zeros.
     """
     with path.open("wb") as file:
-        if not size:
-            return
-        if hasattr(os, "posix_fallocate"):
+        if size and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
             return
         piece = bytes(1 << 20)

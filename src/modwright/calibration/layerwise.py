@@ -1,10 +1,4 @@
-"""Walks a model block by block over calibration data.
-
-A block is called exactly as the model called it: the arguments are recorded from the model's own
-forward, with every block passing its input through. Then each block in turn runs over all batches
-while its statistics gather; what it returns is the next block's input. Several processes walk side
-by side, each over its share of the batches, and add their sums up after every block.
-"""
+"""Walks a model block by block over calibration data, each called exactly as the model does."""
 
 from __future__ import annotations
 
@@ -18,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy, Block
-from modwright.calibration.as_data import calibration_of
 from modwright.calibration.collectors import Accumulator, Collector
 from modwright.calibration.hidden_states import HiddenStatesFile
 from modwright.calibration.recording import Call, ModelInput, moved, on_device, record
 from modwright.calibration.statistics import Statistics, qualified, require_distinct
+from modwright.calibration.tensors import calibration_of
 from modwright.core import distributed
 from modwright.core.capture import StopForward, capture, channels_last, on_forward
 from modwright.core.digest import sha256_of
@@ -74,19 +68,17 @@ def calibrate(
     Args:
         anatomy: of the model to run, or the model; its weights do not change.
         windows: the data: windows of text, token ids, or batches of other tensors.
-        collectors: what to measure, one or several; the results of all are stored together.
+        collectors: what to measure, one or several.
         directory: where statistics are kept; a walk that was stopped goes on from there. None for
             a temporary place. Several processes need one that all of them see.
         blocks: where blocks come from; the model itself by default.
-        progress: told after every batch of every block (of this process's share).
-        label: what the phase is called.
+        progress: told after every batch of every block, in a phase named ``label``.
+        label: of the phase.
 
     Time grows with tokens times parameters, plus tokens times the square of a Gram's width. Memory:
     the weights, one boundary's streams (mapped from disk), one block's statistics. A model on the
     CPU is computed on a GPU where there is one, a block at a time; statistics come back to the CPU.
-
-    Where a launcher started several processes, every one calls this with the same arguments: each
-    walks its share of the batches, and all get the statistics of all of them.
+    Of several processes each walks its share of the batches, and all get the statistics of all.
 
     Raises:
         InvalidInputError: no data, one collector twice, or activations that are not finite.
@@ -95,10 +87,8 @@ def calibrate(
     Example:
         >>> import modwright
         >>> from modwright.calibration import Similarity, calibrate
-        >>> from modwright.calibration.text import from_sequences
-        >>> anatomy = modwright.open("preset:tiny-llama").anatomy
-        >>> windows = from_sequences([torch.arange(1, 9), torch.arange(3, 11)], pad_id=0)
-        >>> len(calibrate(anatomy, windows, [Similarity()]).column("attention"))
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> len(calibrate(model, [[1, 2, 3], [5, 6]], Similarity()).column("attention"))
         4
     """
     anatomy, windows = Anatomy.of(anatomy), calibration_of(windows)
@@ -126,6 +116,8 @@ def calibrate(
 
 
 class _LayerwiseRunner:
+    """Each block runs by itself; what it returns is the next one's input."""
+
     def __init__(
         self,
         anatomy: Anatomy,
@@ -148,14 +140,15 @@ class _LayerwiseRunner:
         start = self._start()
         self.task.advance(start * len(self.batches))
         if start < len(self.source):
-            self.place.mkdir(exist_ok=True)
-            first, calls = record(self.anatomy, self.batches)
-            previous = self._previous(start, first)
-            del first
-            for index in range(start, len(self.source)):
-                previous = self._block(index, calls[index], previous)
+            self._begin(start)
+        for index in range(start, len(self.source)):
+            self._walk(index)
+            self._pass_on(index)
         if distributed.is_main():
-            self._tidy()
+            for path in self.statistics.directory.glob("stream-*"):
+                path.unlink()
+            for path in self.statistics.directory.glob("process-*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def _start(self) -> int:
         """The first block to walk: all processes have the streams that enter it, or it is 0."""
@@ -176,72 +169,76 @@ class _LayerwiseRunner:
 
     def _needed(self, at: int) -> list[Path]:
         """Streams that block ``at`` looks back on, latest first."""
-        return [self._stream(i) for i in range(at, max(-1, at - self.history), -1)]
+        return [self._path(i) for i in range(at, max(-1, at - self.history), -1)]
 
-    def _stream(self, index: int) -> Path:
+    def _path(self, index: int) -> Path:
         return self.place / f"stream-{index:04d}.bin"
 
-    def _previous(self, start: int, first: list[Tensor]) -> list[HiddenStatesFile]:
-        """The streams that block ``start`` looks back on; those that enter block 0 are written."""
+    def _begin(self, start: int) -> None:
+        """Records the calls; opens what block ``start`` looks back on, or writes what enters 0."""
+        self.place.mkdir(exist_ok=True)
+        first, self.calls = record(self.anatomy, self.batches)
         self.shapes = [tuple(h.shape) for h in first]
         self.dtype = first[0].dtype if first else next(self.anatomy.model.parameters()).dtype
         if start:
-            return [
-                HiddenStatesFile.reopen(p, self.shapes, self.dtype) for p in self._needed(start)
+            self.streams = [
+                HiddenStatesFile(path, self.shapes, self.dtype, fresh=False)
+                for path in self._needed(start)
             ]
+            return
         entry = self._fresh()
         for j, hidden in enumerate(first):
             entry[j] = hidden
-        entry.rename(self._stream(0))
-        return [entry]
+        entry.rename(self._path(0))
+        self.streams = [entry]
 
     def _fresh(self) -> HiddenStatesFile:
-        return HiddenStatesFile.create(self.place / "stream.partial", self.shapes, self.dtype)
+        return HiddenStatesFile(self.place / "stream.partial", self.shapes, self.dtype, fresh=True)
 
-    def _block(
-        self, index: int, calls: list[Call], previous: list[HiddenStatesFile]
-    ) -> list[HiddenStatesFile]:
-        """Walks one block; returns the streams that the next one looks back on."""
-        out = self._fresh()
-        with self.source.block(index) as block, on_device(block.module, self.device):
-            attention_mask = [_real(batch, self.device) for batch in self.batches]
-            accumulators = measure_block(
-                block, calls, previous, out, attention_mask, self.collectors, self.device, self.task
-            )
-        self._keep(index, accumulators)
-        out.rename(self._stream(index + 1))
-        # Once every process has what the next block needs, what only this one needed can go.
-        distributed.barrier()
-        for old in previous[self.history - 1 :]:
-            old.delete()
-        return [out, *previous[: self.history - 1]]
-
-    def _keep(self, index: int, accumulators: list[Accumulator]) -> None:
-        """Stores what all processes saw of a block."""
+    def _walk(self, index: int) -> None:
+        """Stores what all processes see of a block; nothing of it is held when it returns."""
+        with self.source.block(index) as block:
+            accumulators = self._measure(index, block)
         for start in accumulators if distributed.size() > 1 else ():
             distributed.all_reduce_(start.sums)
-        results = _results(self.collectors, accumulators)
-        accumulators.clear()
+        results = {
+            qualified(collector, name): value.cpu()
+            for collector, start in zip(self.collectors, accumulators)
+            for name, value in start.result().items()
+        }
         if distributed.is_main():
             self.statistics.store(index, results)
-        del results  # a Gram is large; the next block's must not stand beside it
 
-    def _tidy(self) -> None:
-        root = self.statistics.directory
-        for path in root.glob("stream-*"):
-            path.unlink()
-        for path in root.glob("process-*"):
-            shutil.rmtree(path, ignore_errors=True)
+    def _measure(self, index: int, block: Block) -> list[Accumulator]:
+        self.out = self._fresh()
+        streams = (self.streams, self.out)
+        with on_device(block.module, self.device):
+            return measure_block(
+                block,
+                self.batches,
+                self.calls[index],
+                *streams,
+                self.collectors,
+                self.device,
+                self.task,
+            )
+
+    def _pass_on(self, index: int) -> None:
+        self.out.rename(self._path(index + 1))
+        # Once every process has what the next block needs, what only this one needed can go.
+        distributed.barrier()
+        for old in self.streams[self.history - 1 :]:
+            old.delete()
+        self.streams = [self.out, *self.streams[: self.history - 1]]
 
 
 class _WholeModelRunner(_LayerwiseRunner):
-    """For blocks that are no chain: the whole model runs once for each block and batch.
+    """For blocks with other modules between them: the whole model runs for each block and batch.
 
-    Between such blocks other modules compute, so no block can be run by itself. One block's
-    statistics are in memory at a time; time grows with the square of the depth.
+    Time grows with the square of the depth.
     """
 
-    def go(self) -> None:
+    def _start(self) -> int:
         if self.history > 1:
             raise InvalidInputError(
                 "streams of blocks apart cannot be compared here: between the blocks of this "
@@ -251,22 +248,20 @@ class _WholeModelRunner(_LayerwiseRunner):
             raise InvalidInputError(
                 "the blocks of this model cannot be read one at a time; open it whole"
             )
-        reads = self.anatomy.family.inputs()
         for batch in self.batches:
-            reads.check(batch.tensors())
-        start = self._start()
-        self.task.advance(start * len(self.batches))
-        for index in range(start, len(self.source)):
-            with self.source.block(index) as block:
-                accumulators = self._measure(block)
-            self._keep(index, accumulators)
-        if distributed.is_main():
-            self._tidy()
+            self.anatomy.family.inputs().check(batch.tensors())
+        return super()._start()
 
     def _needed(self, at: int) -> list[Path]:
         return []
 
-    def _measure(self, block: Block) -> list[Accumulator]:
+    def _begin(self, start: int) -> None:
+        pass
+
+    def _pass_on(self, index: int) -> None:
+        pass
+
+    def _measure(self, index: int, block: Block) -> list[Accumulator]:
         accumulators = [collector.start(block) for collector in self.collectors]
         model = self.anatomy.model
         device = next(model.parameters()).device
@@ -284,8 +279,7 @@ class _WholeModelRunner(_LayerwiseRunner):
                 if ran == runs:
                     raise StopForward
 
-            # Registered last, so it runs after the hook points; a block that runs twice is seen
-            # twice.
+            # Registered last, so it runs after the hook points, once for each run of the block.
             with on_forward({"block": block.module}, update):
                 for batch in self.batches:
                     ran = 0
@@ -304,10 +298,10 @@ def compute_device(anatomy: Anatomy) -> torch.device:
 
 def measure_block(
     block: Block,
+    batches: Sequence[ModelInput],
     calls: Sequence[Call],
     previous: Sequence[Any],
     out: Any,
-    attention_mask: Sequence[Tensor | None],
     collectors: Sequence[Collector],
     device: torch.device,
     task: Task,
@@ -318,7 +312,7 @@ def measure_block(
     """
     accumulators = [collector.start(block) for collector in collectors]
     with _hooked(accumulators) as activations:
-        for j, call in enumerate(calls):
+        for j, (batch, call) in enumerate(zip(batches, calls)):
             args, kwargs = moved(call, device)
             before = previous[0][j].to(device)
             result = block.module(before.clone(), *args, **kwargs)
@@ -327,27 +321,16 @@ def measure_block(
             _require_finite(after, block)
             ends = {"resid_pre": before, "resid_post": after}
             ends = {name: channels_last(x, block.axis) for name, x in ends.items()}
+            mask = batch.attention_mask
             earlier = [
-                _tokens(channels_last(stream[j].to(device), block.axis), attention_mask[j])
+                _tokens(channels_last(stream[j].to(device), block.axis), mask)
                 for stream in previous
             ]
             for start, mine in zip(accumulators, activations):
                 mine |= ends
-                start.update(
-                    {name: _tokens(x, attention_mask[j]) for name, x in mine.items()}, earlier
-                )
+                start.update({name: _tokens(x, mask) for name, x in mine.items()}, earlier)
             task.advance()
     return accumulators
-
-
-def _results(
-    collectors: Sequence[Collector], accumulators: Sequence[Accumulator]
-) -> dict[str, Tensor]:
-    return {
-        qualified(collector, name): value.cpu()
-        for collector, start in zip(collectors, accumulators)
-        for name, value in start.result().items()
-    }
 
 
 def _require_finite(stream: Tensor, block: Block) -> None:
@@ -357,15 +340,12 @@ def _require_finite(stream: Tensor, block: Block) -> None:
         )
 
 
-def _real(batch: ModelInput, device: torch.device) -> Tensor | None:
-    mask = batch.attention_mask
-    return None if mask is None else mask.to(device).bool()
-
-
 def _tokens(value: Tensor, attention_mask: Tensor | None) -> Tensor:
     """(b, t, d) -> (n, d), padding taken out. A part that returns one number adds nothing."""
     rows = value.reshape(-1, value.shape[-1])  # some blocks hand their MLP rows already
-    return rows if attention_mask is None else rows[attention_mask.reshape(-1)]
+    if attention_mask is None:
+        return rows
+    return rows[attention_mask.reshape(-1).to(rows.device).bool()]
 
 
 @contextmanager
@@ -376,10 +356,7 @@ def _hooked(accumulators: Sequence[Accumulator]) -> Iterator[list[dict[str, Tens
 
 
 def _fingerprint(model: nn.Module, source: BlockSource) -> str:
-    """Tells models apart by a few values of every parameter; reads little of each.
-
-    Values that come with their block are read there.
-    """
+    """Tells models apart by a few values of every parameter, read with their block if need be."""
     parts = _sampled(model)
     if any(parameter.is_meta for parameter in model.parameters()):
         for index in range(len(source)):

@@ -16,8 +16,7 @@ from modwright.core.compat.torch import tensor_tables
 
 __all__ = ["Call", "ModelInput", "moved", "on_device", "record"]
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
-"""Arguments and keyword arguments of a block, without the stream."""
+Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments of a block, without the stream
 
 
 class ModelInput(Protocol):
@@ -34,12 +33,9 @@ class ModelInput(Protocol):
 def record(
     anatomy: Anatomy, batches: Sequence[ModelInput]
 ) -> tuple[list[Tensor], list[list[Call]]]:
-    """The stream that enters block 0, and how each block is called, for every batch.
+    """The stream (b, t, d) that enters block 0 for every batch, and ``calls[block][batch]``.
 
     The model runs with blocks that pass their input on, so only what stands before them computes.
-
-    Returns:
-        Streams (b, t, d), one per batch; ``calls[block][batch]``.
 
     Raises:
         InvalidInputError: batches of something that the model does not read.
@@ -52,7 +48,6 @@ def record(
 
     def stand_in(index: int) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Tensor:
-            kwargs = dict(kwargs)
             hidden: Tensor = args[0] if args else kwargs.pop("hidden_states")
             if index == 0:
                 first.append(hidden)
@@ -64,9 +59,8 @@ def record(
 
         return forward
 
-    reads = anatomy.family.inputs()
     for batch in batches:
-        reads.check(batch.tensors())
+        anatomy.family.inputs().check(batch.tensors())
     own = [module.__dict__.get("forward") for module in modules]
     try:
         for index, module in enumerate(modules):
@@ -102,14 +96,11 @@ def _shared(call: Call, previous: Call) -> Call:
             same = value.shape == old.shape and value.dtype == old.dtype and torch.equal(value, old)
             return old if same else value
         if isinstance(value, tuple) and isinstance(old, tuple) and len(value) == len(old):
-            return tuple(one(v, o) for v, o in zip(value, old))
+            return tuple(map(one, value, old))
         return value
 
-    args, kwargs = call
-    old_args, old_kwargs = previous
-    if len(args) == len(old_args):
-        args = tuple(one(a, o) for a, o in zip(args, old_args))
-    return args, {name: one(value, old_kwargs.get(name)) for name, value in kwargs.items()}
+    (args, kwargs), (old_args, old_kwargs) = call, previous
+    return one(args, old_args), {name: one(v, old_kwargs.get(name)) for name, v in kwargs.items()}
 
 
 def moved(value: Any, device: torch.device) -> Any:
@@ -125,10 +116,7 @@ def moved(value: Any, device: torch.device) -> Any:
 
 @contextmanager
 def on_device(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """A block's weights on ``device`` while the context is open; the very tensors as before after.
-
-    Weights that are mapped from a file stay mapped: nothing is copied back.
-    """
+    """A block's weights on ``device`` for a while; then the very tensors as before."""
     held: list[tuple[dict[str, Any], str, Tensor]] = []
     there: dict[int, Tensor] = {}
     try:

@@ -38,10 +38,8 @@ class SpecialTokens:
             >>> SpecialTokens((1,), (2,)).around(torch.tensor([[7, 8]]))
             tensor([[1, 7, 8, 2]])
         """
-        before, after = (
-            torch.tensor(ids, dtype=rows.dtype).expand(len(rows), -1)
-            for ids in (self.before, self.after)
-        )
+        parts = (torch.tensor(ids, dtype=rows.dtype) for ids in (self.before, self.after))
+        before, after = (ids.expand(len(rows), -1) for ids in parts)
         return torch.cat([before, rows, after], dim=1)
 
     def padded(self, marks: Tensor) -> Tensor:
@@ -50,29 +48,22 @@ class SpecialTokens:
 
     def facts(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """What a recipe says of them."""
-        names = {
-            side: tokenizer.convert_ids_to_tokens(list(ids))
-            for side, ids in (("before", self.before), ("after", self.after))
-        }
+        to_names = tokenizer.convert_ids_to_tokens
+        names = {"before": to_names(list(self.before)), "after": to_names(list(self.after))}
         return {"bos": bool(self.before), "special_tokens": names}
 
 
 def special_tokens(
     tokenizer: PreTrainedTokenizerBase, text: str, bos: Bos = "auto"
 ) -> SpecialTokens:
-    """The special tokens of every window of a text.
+    """The special tokens of every window of a text, whose beginning shows what is added to it.
 
-    Args:
-        tokenizer: of the model that will read the windows.
-        text: the text; its beginning shows what the tokenizer adds.
-        bos: ``"auto"`` for what the tokenizer adds by itself: what it puts before a text, and a
-            separator after it (``[CLS]`` .. ``[SEP]``). An end-of-text token after it is left out,
-            since a window ends in the middle of the text. True for the BOS token, whether the
-            tokenizer adds it or not; False for none.
+    ``"auto"`` stands for what the tokenizer adds by itself before a text, and for a separator after
+    it (``[CLS]`` .. ``[SEP]``), but no end of text: a window ends in the middle. True stands for
+    the BOS token, whether the tokenizer adds it or not; False for none.
 
     Raises:
-        InvalidInputError: no BOS token, or a tokenizer that splits a text differently with special
-            tokens.
+        InvalidInputError: no BOS token, or a text that is split differently with special tokens.
     """
     if bos is False:
         return SpecialTokens()

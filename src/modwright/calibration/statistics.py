@@ -8,6 +8,7 @@ import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,24 +26,20 @@ __all__ = ["BlockStatistics", "Statistics", "qualified", "require_distinct"]
 
 def qualified(collector: Collector, name: str) -> str:
     """What a collector's statistic is stored as: "grams/attention"."""
-    return f"{_kind(collector)}/{name}"
+    return f"{_kind(collector.describe(), type(collector).__name__)}/{name}"
 
 
-def _kind(collector: Collector) -> str:
-    return str(collector.describe().get("collector", type(collector).__name__))
+def _kind(told: Any, default: str) -> str:
+    return str(told.get("collector", default) if isinstance(told, Mapping) else told)
 
 
 def require_distinct(collectors: Iterable[Collector]) -> None:
-    """Refuses a collector that is given twice, with the same options or others.
-
-    Example:
-        >>> from modwright.calibration import SecondMoments, Similarity
-        >>> require_distinct([SecondMoments(), Similarity()])
-    """
-    for kind, count in Counter(map(_kind, collectors)).items():
+    """Refuses a collector that is given twice, with the same options or others."""
+    kinds = Counter(qualified(collector, "") for collector in collectors)
+    for kind, count in kinds.items():
         if count > 1:
             raise InvalidInputError(
-                f"the collector {kind!r} is given {count} times; calibrate once for each"
+                f"the collector {kind[:-1]!r} is given {count} times; calibrate once for each"
             )
 
 
@@ -87,35 +84,23 @@ class BlockStatistics(Mapping[str, Tensor]):
         return len(self.stored)
 
 
-def _kind_told(told: Any) -> str:
-    return str(told.get("collector", "?")) if isinstance(told, Mapping) else str(told)
-
-
 class Statistics:
     """What a walk collected: block index -> tensors by name, read from disk when asked for.
 
-    Attributes:
-        recipe: data and collectors that the numbers come from.
-        directory: where the files are. Without one of the user's, a temporary directory that goes
-            with this object.
+    ``recipe`` says which data and collectors the numbers come from. Without a ``directory`` of the
+    user's the files are in a temporary one, which goes with this object.
     """
 
     def __init__(
-        self,
-        num_blocks: int,
-        recipe: dict[str, Any],
-        directory: Path | None,
-        *,
-        mine: bool = True,
+        self, num_blocks: int, recipe: dict[str, Any], directory: Path | None, *, mine: bool = True
     ) -> None:
         """``mine`` is False where another process writes the files."""
         self.num_blocks, self.recipe = num_blocks, recipe
         if directory is None:
             held = tempfile.TemporaryDirectory(prefix="modwright-")
             self._finalizer = weakref.finalize(self, held.cleanup)
-            self.directory = Path(held.name)
-        else:
-            self.directory = directory
+            directory = Path(held.name)
+        self.directory = directory
         if mine:
             with writing(self.directory):
                 self.directory.mkdir(parents=True, exist_ok=True)
@@ -141,9 +126,7 @@ class Statistics:
     def store(self, index: int, values: dict[str, Tensor]) -> None:
         """Writes a block's statistics, whole or not at all."""
         stored = {name: value.contiguous() for name, value in values.items()}
-        write_file(
-            self.path(index), lambda partial: save_file(stored, partial), kept_in=self.directory
-        )
+        write_file(self.path(index), partial(save_file, stored), kept_in=self.directory)
 
     def __len__(self) -> int:
         return self.num_blocks
@@ -162,7 +145,7 @@ class Statistics:
         return {name for values in self for name in values}
 
     def __repr__(self) -> str:
-        kinds = ", ".join(_kind_told(told) for told in self.recipe.get("collectors", ()))
+        kinds = ", ".join(_kind(told, "?") for told in self.recipe.get("collectors", ()))
         return f"Statistics({self.num_blocks} blocks: {kinds or 'nothing'})"
 
     def column(self, name: str) -> list[float]:

@@ -1,7 +1,4 @@
-"""Text as token windows: named, cut the same way every time, and carrying its own recipe.
-
-Axes: B sequences of a batch, T tokens of a sequence, N tokens of the whole text.
-"""
+"""Text as token windows. Axes: B sequences of a batch, T tokens of each, N tokens of the text."""
 
 from __future__ import annotations
 
@@ -30,10 +27,9 @@ _SANE_LENGTH = 1_000_000
 
 @dataclass(frozen=True, eq=False)
 class TokenizedText:
-    """A whole text as token ids (N,), without special tokens.
+    """A whole text as token ids (N,), without special tokens, and what a recipe says of it.
 
-    ``ends`` (N,) holds the offset of the character after each token, where the tokenizer tells it;
-    ``facts`` is the part of a recipe that says what text this is.
+    ``ends`` (N,) holds the offset of the character after each token, where the tokenizer tells it.
     """
 
     text: str
@@ -49,8 +45,7 @@ class TokenizedText:
         self, starts: Sequence[int], length: int, special: SpecialTokens
     ) -> tuple[Tensor, dict[str, Any]]:
         """Windows (len(starts), T) of ``length`` text tokens each with ``special``, and facts."""
-        rows = torch.stack([self.ids[start : start + length] for start in starts])
-        rows = special.around(rows)
+        rows = special.around(torch.stack([self.ids[at : at + length] for at in starts]))
         return rows, {**self.facts, "sha256": sha256_of(rows.long())}
 
     def require(self, windows: int, length: int, stride: int) -> None:
@@ -67,11 +62,7 @@ class TokenizedText:
 
 
 def tokenizer_of(given: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer that is given, or that an opened checkpoint has.
-
-    Raises:
-        InvalidInputError: it is none, or the checkpoint has none.
-    """
+    """The tokenizer that is given, or that an opened checkpoint has; refuses anything else."""
     found = given if callable(given) else getattr(given, "tokenizer", None)
     if callable(found) and hasattr(found, "model_max_length"):
         return cast("PreTrainedTokenizerBase", found)
@@ -84,11 +75,7 @@ def tokenizer_of(given: Any) -> PreTrainedTokenizerBase:
 def tokenize_text(
     tokenizer: PreTrainedTokenizerBase, data: TextData | str, *, offsets: bool = False
 ) -> TokenizedText:
-    """Tokenize a whole text once, without special tokens and without cutting it.
-
-    ``offsets`` asks for the place of each token in the text; a tokenizer that cannot tell leaves
-    ``ends`` None.
-    """
+    """Tokenize a whole text once, uncut; ``offsets`` asks for ``ends``, which not all can tell."""
     text, facts = read_text(data)
     offsets = offsets and tokenizer.is_fast
     # verbose: the text is cut afterwards, so the warning about its length would be wrong.
@@ -119,8 +106,7 @@ class Batch:
 class TokenWindows:
     """Batches of token ids and the recipe that gives them again; iterates over the batches.
 
-    The recipe is JSON-able: where the text comes from, how many windows of what length, drawn how,
-    the size of the tokenizer's vocabulary and the sha256 of the ids (as little-endian int64).
+    The recipe is JSON-able; it ends in the sha256 of the ids (as little-endian int64).
     """
 
     batches: tuple[Batch, ...]
@@ -145,11 +131,12 @@ class TokenWindows:
         split = f" ({said['split']})" if said["split"] else ""
         times = "x" if said["windows"] * said["length"] == said["tokens"] else "of up to"
         special = said["special_tokens"] or {}
-        begins, ends = (" ".join(special.get(side, ())) for side in ("before", "after"))
-        around = [f"{begins} first" if begins else "", f"{ends} last" if ends else ""]
-        bos = "".join(
-            f", {words} in each" for words in (" and ".join(filter(None, around)),) if words
+        around = " and ".join(
+            f"{' '.join(special[side])} {where}"
+            for side, where in (("before", "first"), ("after", "last"))
+            if special.get(side)
         )
+        bos = f", {around} in each" if around else ""
         return (
             f"{said['data']}{split}: {said['windows']} windows {times} {said['length']} tokens = "
             f"{said['tokens']:,} tokens, {said['order']}{bos}, batch {said['batch_size']}"
@@ -173,8 +160,7 @@ def token_windows(
         data: where the text comes from; a string is a packaged name or a path.
         windows: how many windows to take.
         length: tokens of a window, special tokens included.
-        seed: None takes the first windows of the text; an integer draws them at random from all
-            windows of the text. Both keep the order of the text.
+        seed: None takes the first windows; an integer draws them at random. Both keep their order.
         batch_size: windows of a batch; the last batch may be smaller.
         bos: special tokens of each window: "auto" for those that the tokenizer adds by itself,
             True for its BOS token, False for none.
@@ -187,9 +173,9 @@ def token_windows(
     require_count("batch_size", batch_size)
     tokenizer = tokenizer_of(tokenizer)
     limit = tokenizer.model_max_length
-    most = limit if limit < _SANE_LENGTH else None
     tokenized = tokenize_text(tokenizer, data)
     special = special_tokens(tokenizer, tokenized.text, bos)
+    most = limit if limit < _SANE_LENGTH else None
     require_count("length", length, least=1 + len(special), most=most)
     content = length - len(special)
     tokenized.require(windows, content, content)
@@ -236,8 +222,8 @@ def from_sequences(
         Batch(pad(part, pad_id), pad([torch.ones_like(ids) for ids in part], 0)) for part in parts
     )
     lengths = [len(ids) for ids in sequences]
-    recipe: dict[str, Any] = {"data": "sequences", "bos": False, "order": f"padded {side}"}
     unknown = ("split", "column", "encoding", "documents", "vocabulary", "seed", "special_tokens")
+    recipe: dict[str, Any] = {"data": "sequences", "bos": False, "order": f"padded {side}"}
     recipe |= dict.fromkeys(unknown)
     recipe |= {"windows": len(lengths), "length": max(lengths), "tokens": sum(lengths)}
     recipe |= {"batch_size": batch_size, "sha256": sha256_of(torch.cat(list(sequences)).long())}

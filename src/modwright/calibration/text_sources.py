@@ -27,7 +27,6 @@ _ROWS: dict[str, tuple[str, dict[str, str]]] = {
     ".parquet": ("parquet", {}),
 }
 _BUILDERS = {**_ROWS, ".txt": ("text", {})}
-_JOIN = "\n\n"
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,11 @@ class TextData:
     """Where text comes from.
 
     Attributes:
-        data: a packaged name (see `text_names`), the path of a text file, the path of a directory
-            whose ``*.txt`` files and files without suffix are one document each, the path of a file
-            of rows (json, jsonl, ndjson, csv, tsv, parquet), or ``datasets:NAME[#CONFIG]`` for what
-            the `datasets` library reads: a directory written by ``save_to_disk``, a file of rows,
-            a txt file whose lines are rows, or a name it knows.
+        data: a packaged name (see `text_names`), a text file, a directory whose ``*.txt`` files
+            and files without suffix are one document each, a file of rows (json, jsonl, ndjson,
+            csv, tsv, parquet), or ``datasets:NAME[#CONFIG]`` for what the `datasets` library
+            reads: a directory written by ``save_to_disk``, a file of rows, a txt file whose lines
+            are rows, or a name it knows.
         split: the split of a dataset; plain text has none.
         column: the column of a dataset or of a file of rows that holds the text.
         encoding: of the files; packaged texts bring their own.
@@ -64,8 +63,7 @@ def load_text(data: TextData | str) -> str:
     """The whole text; a single file as it is, documents joined by a blank line.
 
     Raises:
-        InvalidInputError: unknown name, missing package, unreadable file, unknown split or column,
-            no text.
+        InvalidInputError: unknown name, missing package, unreadable file, unknown column, no text.
     """
     return read_text(data)[0]
 
@@ -76,16 +74,16 @@ def read_text(data: TextData | str) -> tuple[str, dict[str, Any]]:
         data = TextData(data)
     path = Path(data.data).expanduser()
     if data.data.startswith(_DATASETS) or (path.suffix.lower() in _ROWS and path.is_file()):
-        rows = _dataset_rows(data)
-        text, documents = _JOIN.join(rows), f"{len(rows)} rows joined by a blank line"
+        parts = _dataset_rows(data)
+        documents = f"{len(parts)} rows joined by a blank line"
         facts: dict[str, Any] = {"split": data.split, "column": data.column, "encoding": None}
     else:
         path, encoding = _locate(data)
-        files = _documents(path) if path.is_dir() else [path]
-        text = _JOIN.join(_decode(file, encoding) for file in files)
-        joined = f"{len(files)} files joined by a blank line"
+        parts = [_decode(file, encoding) for file in _documents(path)]
+        joined = f"{len(parts)} files joined by a blank line"
         documents = joined if path.is_dir() else "one file as it is"
         facts = {"split": None, "column": None, "encoding": encoding}
+    text = "\n\n".join(parts)
     if not text.strip():
         raise InvalidInputError(f"text {data.data!r} is empty; give one that holds words")
     return text, {"data": data.data, **facts, "documents": documents}
@@ -121,12 +119,15 @@ def _locate(data: TextData) -> tuple[Path, str]:
     return path, data.encoding
 
 
-def _documents(folder: Path) -> list[Path]:
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    files = [path for path in files if path.suffix in ("", ".txt") and path.name[0] != "."]
+def _documents(path: Path) -> list[Path]:
+    """The text files of a directory, or the file itself."""
+    if not path.is_dir():
+        return [path]
+    files = [file for file in sorted(path.iterdir()) if file.is_file()]
+    files = [file for file in files if file.suffix in ("", ".txt") and file.name[0] != "."]
     if not files:
         raise InvalidInputError(
-            f"{folder} holds no text: expected *.txt files or files without a suffix"
+            f"{path} holds no text: expected *.txt files or files without a suffix"
         )
     return files
 
@@ -155,10 +156,9 @@ def _dataset_rows(data: TextData) -> list[str]:
     path = Path(name).expanduser()
     try:
         if path.is_file():
-            suffix = path.suffix.lower()
-            if suffix not in _BUILDERS:
+            if path.suffix.lower() not in _BUILDERS:
                 raise unknown_name("dataset file suffix", path.suffix, _BUILDERS)
-            builder, options = _BUILDERS[suffix]
+            builder, options = _BUILDERS[path.suffix.lower()]
             if data.encoding != TextData.encoding and builder != "parquet":
                 options = {**options, "encoding": data.encoding}
             # Streaming reads the file itself; the other way would leave a second copy in a cache.
@@ -167,8 +167,7 @@ def _dataset_rows(data: TextData) -> list[str]:
             saved = datasets.load_from_disk(str(path))
             tables = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
         else:
-            split = datasets.load_dataset(name, config or None, split=data.split)
-            tables = {data.split: split}
+            tables = {data.split: datasets.load_dataset(name, config or None, split=data.split)}
         if data.split not in tables:
             raise unknown_name(f"split of {data.data}", data.split, tables)
         return [_row_text(row, number, data) for number, row in enumerate(tables[data.split])]

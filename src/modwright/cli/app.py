@@ -279,7 +279,7 @@ def schema(
 
         emit_json(training_schema())
     else:
-        from modwright.recipes.json_schema import recipe_schema
+        from modwright.recipes.load import recipe_schema
 
         emit_json(recipe_schema())
 

@@ -66,7 +66,7 @@ def evaluate(
     from modwright.calibration import TextData
     from modwright.cli.show import evaluation_lines
     from modwright.core.errors import InvalidInputError
-    from modwright.recipes.evaluation import evaluate as measure
+    from modwright.recipes.quality import evaluate as measure
     from modwright.tasks.generation import generate_sample
     from modwright.tasks.harness_tasks import HarnessRecipe, load_harness_tasks
     from modwright.tasks.perplexity import PerplexityRecipe

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from modwright.checkpoint.export import Exported
     from modwright.edits import Plan
     from modwright.papers import Paper
-    from modwright.recipes.evaluation import Evaluation
     from modwright.recipes.forecast import Forecast
+    from modwright.recipes.quality import Evaluation
     from modwright.recipes.rehearsal import Rehearsal
     from modwright.recipes.run import RunResult
     from modwright.recipes.training import TrainingRunResult

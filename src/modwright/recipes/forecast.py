@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from modwright.anatomy import Anatomy
-from modwright.calibration import forecast_bytes
+from modwright.anatomy import Anatomy, Block
+from modwright.calibration import Collector
 from modwright.checkpoint import available_bytes, require_memory, weights_bytes
+from modwright.core.compat.transformers import attention_implementation
 from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.core.files import require_space
 from modwright.cost import activation_bytes, kv_cache_bytes
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Evaluate, Recipe
 
-__all__ = ["Forecast", "StepForecast", "forecast", "require_room"]
+__all__ = ["Forecast", "StepForecast", "forecast", "forecast_bytes", "require_room"]
 
 # A forward pass holds about this many times what it cannot do without.
 _TEMPORARIES = 2
@@ -25,33 +27,27 @@ _SLICE = 1 << 25
 
 @dataclass(frozen=True)
 class StepForecast:
-    """One step: what it is, the parameters that will be left, and what it needs.
+    """One step: what it is, the parameters that will be left, and what it needs; sizes are bytes.
 
-    Attributes:
-        parameters: between how many will be left.
-        calibration_tokens: how many tokens it looks at.
-        phases: bytes beside the source's weights: "calibrate", "plan", "apply", "measure", and
-            "reopen" for the new process that opens the result.
-        memory: bytes of the weights and of the phase that needs most.
-        disk: bytes of statistics and streams, and of the states before and after it.
+    ``phases`` are "calibrate", "plan", "apply", "measure", and "reopen" for the new process that
+    opens the result, each beside the source's weights.
     """
 
     title: str
     method: str
-    parameters: tuple[int, int]
+    parameters: tuple[int, int]  # between how many will be left
     calibration_tokens: int
     phases: dict[str, int]
-    memory: int
-    disk: int
+    memory: int  # of the weights and of the phase that needs most
+    disk: int  # of statistics and streams, and of the states before and after it
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """All steps of a recipe.
+    """All steps of a recipe; sizes are bytes.
 
-    Sizes are bytes. ``memory`` of a step counts the weights and what stands beside them in the
-    phase that needs most; ``available`` is what the machine has free beside the weights. Python
-    and its libraries are not counted: they are there already.
+    ``available`` is what the machine has free beside the weights. Python and its libraries are not
+    counted: they are there already.
     """
 
     model: str
@@ -65,7 +61,7 @@ class Forecast:
     @property
     def peak(self) -> int:
         """Most memory that any step needs."""
-        return max((step.memory for step in self.steps), default=self.weights)
+        return max(step.memory for step in self.steps)
 
     @property
     def disk(self) -> int:
@@ -76,11 +72,6 @@ class Forecast:
     def fits(self) -> bool:
         """Whether what is needed beside the weights is there."""
         return self.peak - self.weights <= self.available
-
-    def hungriest(self) -> tuple[str, str]:
-        """The step and the phase that need most."""
-        step = max(self.steps, key=lambda one: one.memory)
-        return step.title, max(step.phases, key=step.phases.__getitem__)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -101,20 +92,15 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
     """What each step will leave and need.
 
     Later steps are reckoned on the model as it is now, less what earlier ones may have taken.
-
-    Args:
-        recipe: what to do.
-        model: it begins with this one.
-        name: what to call the model.
-        processes: how many run side by side on this machine, each with a model of its own.
+    ``processes`` run side by side on this machine, each with a model of its own.
 
     Raises:
         InvalidInputError: a step that cannot be done on this model.
     """
     anatomy = Anatomy.of(model)
-    weights = weights_bytes(model)
-    item = weights / max(anatomy.num_parameters, 1)
-    low = high = anatomy.num_parameters
+    weights, before = weights_bytes(model), anatomy.num_parameters
+    item = weights / max(before, 1)
+    low = high = before
     measuring = _measuring(anatomy, recipe.evaluate)
     carried = kept = 0  # new values of earlier steps, and the state on disk
     steps = []
@@ -125,29 +111,27 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
         except ModwrightError as error:
             raise InvalidInputError(f"steps.{index}: {error}") from error
         # Of what earlier steps have taken nothing more can go.
-        fewest = max(0, fewest - (anatomy.num_parameters - low))
-        low, high = max(0, low - most), high - fewest
+        low, high = max(0, low - most), high - max(0, fewest - (before - low))
+        new_weights = int(high * item)
         data = step.calibration or recipe.calibration
         tokens = data.windows * data.length if method.wants_data() else 0
-        walk = (
-            forecast_bytes(
-                anatomy, tokens, method.collectors(), batch=data.batch_size, length=data.length
-            )
-            if tokens
-            else {}
-        )
-        new_weights = int(high * item)
-        solve, values = _planning(method, anatomy, new_weights)
+        walk = dict.fromkeys(("statistics", "streams", "activations", "entry", "disk"), 0)
+        if tokens:
+            batch = {"batch": data.batch_size, "length": data.length}
+            walk = forecast_bytes(anatomy, tokens, method.collectors(), **batch)
+        # A method may know the work of planning and its new values better.
+        info = getattr(method, "memory_estimate", None)
+        solve, values = (0, new_weights) if info is None else info(anatomy)
         written = min(values, new_weights)
+        changed = processes * (carried + values + written)
         phases = {
-            "calibrate": processes
-            * (carried + walk.get("statistics", 0) + walk.get("activations", 0))
-            + walk.get("streams", 0)
-            + walk.get("entry", 0),
+            "calibrate": processes * (carried + walk["statistics"] + walk["activations"])
+            + walk["streams"]
+            + walk["entry"],
             "plan": processes * (carried + solve + values),
-            "apply": processes * (carried + values + written),
-            "measure": processes * (carried + values + written) + measuring,
-            "reopen": processes * (carried + values + written) + new_weights,
+            "apply": changed,
+            "measure": changed + measuring,
+            "reopen": changed + new_weights,
         }
         steps.append(
             StepForecast(
@@ -157,36 +141,21 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
                 calibration_tokens=tokens,
                 phases=phases,
                 memory=weights + max(phases.values()),
-                disk=kept + walk.get("disk", 0) + new_weights,
+                disk=kept + walk["disk"] + new_weights,
             )
         )
         carried += written
         kept = new_weights
-    return Forecast(
-        model=name,
-        parameters=anatomy.num_parameters,
-        weights=weights,
-        available=available_bytes(),
-        output=kept,
-        steps=tuple(steps),
-        recipe=resolved(recipe),
-    )
+    return Forecast(name, before, weights, available_bytes(), kept, tuple(steps), resolved(recipe))
 
 
 def require_room(expected: Forecast, place: Path) -> int:
-    """Refuses a recipe that the machine has no memory or the disk no room for.
-
-    Returns:
-        Bytes that are free on the disk of ``place``.
-
-    Raises:
-        InvalidInputError: too little memory.
-        CheckpointError: too little room on the disk of ``place``.
-    """
-    step, phase = expected.hungriest()
+    """Bytes that are free on the disk of ``place``; too few, or too little memory, are refused."""
+    step = max(expected.steps, key=lambda one: one.memory)
+    phase = max(step.phases, key=step.phases.__getitem__)
     require_memory(
         expected.peak - expected.weights,
-        f"this recipe, beside the weights, in {step!r} ({phase}),",
+        f"this recipe, beside the weights, in {step.title!r} ({phase}),",
     )
     there = place.resolve()
     while not there.exists():
@@ -194,26 +163,69 @@ def require_room(expected: Forecast, place: Path) -> int:
     return require_space(there, expected.disk, f"this recipe, into {str(place)!r},")
 
 
-def _planning(method: Any, anatomy: Anatomy, new_weights: int) -> tuple[int, int]:
-    """Bytes of the work of planning, and of the new values; a method may know them better."""
-    info = getattr(method, "memory_estimate", None)
-    found: tuple[int, int] = (0, new_weights) if info is None else info(anatomy)
-    return found
-
-
 def _measuring(anatomy: Anatomy, evaluate: Evaluate) -> int:
     """Bytes of the activations of the longest forward pass that is measured."""
     sizes = [0]
     quality, speed, sample = evaluate.perplexity, evaluate.speed, evaluate.generate
     if quality is not None:
-        rows, length = quality.batch_size, quality.length
-        logits = 4 * length * int(getattr(anatomy.config, "vocab_size", None) or 0)
-        forward = _TEMPORARIES * activation_bytes(anatomy, length, rows)
+        logits = 4 * quality.length * int(getattr(anatomy.config, "vocab_size", None) or 0)
+        forward = _TEMPORARIES * activation_bytes(anatomy, quality.length, quality.batch_size)
         sizes.append(forward + 3 * min(_SLICE, logits))
     if speed is not None:
-        length = speed.prompt + speed.new_tokens
-        cache = kv_cache_bytes(anatomy, length, speed.batch)
+        cache = kv_cache_bytes(anatomy, speed.prompt + speed.new_tokens, speed.batch)
         sizes.append(_TEMPORARIES * activation_bytes(anatomy, speed.prompt, speed.batch) + cache)
     if sample is not None:
         sizes.append(kv_cache_bytes(anatomy, sample.max_new_tokens + 64))
     return max(sizes)
+
+
+def forecast_bytes(
+    anatomy: Anatomy,
+    tokens: int,
+    collectors: Sequence[Collector],
+    *,
+    batch: int = 0,
+    length: int = 0,
+) -> dict[str, int]:
+    """What a calibration on ``tokens`` needs beside the weights: memory for one block, and disk.
+
+    A batch has ``batch`` rows of ``length`` tokens; 0 leaves the activations out.
+
+    Returns:
+        "statistics" (memory, largest block), "streams" (mapped from disk), "activations" (memory,
+        one batch in one block), "entry" (memory, the streams that enter block 0 before they are
+        written), "disk" (all files).
+    """
+    stored = [sum(c.bytes(block) for c in collectors) for block in anatomy.blocks]
+    history = max((c.history for c in collectors), default=1)
+    stream = tokens * anatomy.hidden_size * next(anatomy.model.parameters()).element_size()
+    return {
+        # Beside the sums stand pieces of one batch's products, and what the block passes on.
+        "statistics": max(stored, default=0) * 3 // 2,
+        "streams": stream * (history + 1),
+        "activations": batch
+        * length
+        * max(_activations(anatomy, block, length) for block in anatomy.blocks),
+        "entry": stream,
+        "disk": sum(stored) + stream * (history + 1),
+    }
+
+
+def _activations(anatomy: Anatomy, block: Block, length: int) -> int:
+    """Bytes per token while a block runs on rows of ``length`` and its hook points are read.
+
+    The stream before and after, its copies for the norm, the sublayers and the cosines (8 d, in
+    float32 where they are compared), queries, keys, values and the mix, three times I in the MLP
+    and once more in float32; with eager attention H t scores, twice.
+    """
+    numbers, singles = 8 * anatomy.hidden_size, 4 * anatomy.hidden_size
+    if block.attention is not None:
+        shape = block.attention.shape
+        heads = shape.num_heads + shape.num_kv_heads
+        numbers += heads * (shape.qk_head_dim + shape.v_head_dim)
+        if attention_implementation(anatomy.config) == "eager":
+            singles += 2 * shape.num_heads * length
+    if block.mlp is not None:
+        numbers += 3 * block.mlp.intermediate_size
+        singles += block.mlp.intermediate_size
+    return numbers * next(anatomy.model.parameters()).element_size() + singles * 4

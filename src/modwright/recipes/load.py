@@ -1,27 +1,28 @@
-"""Reads a recipe file. What is wrong is said with its line, its value and what would be valid."""
+"""Recipe files: reading one, with what is wrong said by its line; and their JSON Schema."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from modwright.core.errors import InvalidInputError, ModwrightError
-from modwright.recipes.reading import Location, read_changed
-from modwright.recipes.schema import Recipe
-from modwright.recipes.validation_errors import position_of, validated
-from modwright.surgery import plain_options
+from pydantic import TypeAdapter
 
-__all__ = ["load_recipe", "parse_recipe", "resolved"]
+from modwright.core.errors import InvalidInputError, ModwrightError
+from modwright.recipes.options import option_help, summary, validated
+from modwright.recipes.reading import Places, Positions, read_changed
+from modwright.recipes.schema import Recipe
+from modwright.surgery import method_names, method_type, plain_options
+
+__all__ = ["load_recipe", "of_file", "parse_recipe", "recipe_schema", "resolved"]
 
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """A recipe from a YAML file, fully checked: methods and their options too.
 
-    Args:
-        path: the file. A key ``extends`` names another one, relative to it, that this one changes.
-        overrides: ``steps.0.n=6`` and the like, applied last.
+    A key ``extends`` names another file, relative to this one, that this one changes;
+    ``overrides``, such as ``steps.0.n=6``, are applied last.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -30,15 +31,8 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     return parse_recipe(*read_changed(path, overrides))
 
 
-def parse_recipe(
-    tree: Any, positions: Mapping[Location, str] | None = None, name: str = "recipe"
-) -> Recipe:
-    """A recipe from plain values.
-
-    Args:
-        tree: what the YAML file would hold.
-        positions: where each value was written, for messages.
-        name: what messages call the recipe where no place is known.
+def parse_recipe(tree: Any, positions: Positions | None = None, name: str = "recipe") -> Recipe:
+    """A recipe from plain values; messages say where each was written, or the recipe's ``name``.
 
     Raises:
         InvalidInputError: names the place, the value and what is valid.
@@ -48,31 +42,87 @@ def parse_recipe(
         >>> parse_recipe({"model": "smollm2-135m", "steps": steps}).steps[0].options
         {'n': 1}
     """
-    where = positions or {}
-    recipe = validated(Recipe, tree, where, name, "model and steps")
+    places = Places(positions or {}, name)
+    recipe = validated(Recipe, tree, places, keys="model and steps")
     for index, step in enumerate(recipe.steps):
         try:
             _ = step.built
         except ModwrightError as error:
-            at: Location = ("steps", index, _option_at_fault(str(error), step.options))
-            raise InvalidInputError(
-                f"{position_of(at, where, name)}, steps.{index}: {error}"
-            ) from None
+            # The option that the message speaks of first.
+            said = {
+                key: re.search(rf"\b{re.escape(str(key))}\b", str(error)) for key in step.options
+            }
+            found = {key: match.start() for key, match in said.items() if match}
+            option = min(found, key=found.__getitem__, default="method")
+            place = places.of(("steps", index, option))
+            raise InvalidInputError(f"{place}, steps.{index}: {error}") from None
     return recipe
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe with every default written out; running it again gives the same result."""
     tree = recipe.model_dump(mode="json")
-    for step, stored in zip(recipe.steps, tree["steps"]):
-        stored.clear()
-        stored.update({"method": step.method, **plain_options(step.built)})
-        stored["calibration"] = (step.calibration or recipe.calibration).model_dump(mode="json")
+    tree["steps"] = [
+        {
+            "method": step.method,
+            **plain_options(step.built),
+            "calibration": (step.calibration or recipe.calibration).model_dump(mode="json"),
+        }
+        for step in recipe.steps
+    ]
     return tree
 
 
-def _option_at_fault(message: str, options: Mapping[str, Any]) -> str:
-    """The option that a message speaks of first; ``method`` where it speaks of none."""
-    found = {key: re.search(rf"\b{re.escape(str(key))}\b", message) for key in options}
-    first = {key: match.start() for key, match in found.items() if match is not None}
-    return min(first, key=first.__getitem__, default="method")
+def recipe_schema() -> dict[str, Any]:
+    """The schema of a recipe file, with the options of every method beside ``method``.
+
+    Example:
+        >>> recipe_schema()["$defs"]["modegpt"]["anyOf"][0]["properties"]["sparsity"]["default"]
+        0.2
+    """
+    schema = Recipe.model_json_schema()
+    definitions = schema["$defs"]
+    calibration = definitions["Step"]["properties"]["calibration"]
+    names = method_names()
+    for name in names:
+        definitions[name] = _step(name, calibration, definitions)
+    definitions["Step"] = {
+        "title": "Step",
+        "type": "object",
+        "properties": {"method": {"enum": names}},
+        "required": ["method"],
+        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in names],
+    }
+    return of_file(schema)
+
+
+def of_file(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a file, which may leave out what stands in another that it extends."""
+    schema["properties"]["extends"] = {
+        "type": "string",
+        "description": "another recipe file, relative to this one, that this one changes",
+    }
+    schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _step(name: str, calibration: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """One step of a method: its options stand beside ``method``, or together in ``options``."""
+    method = method_type(name)
+    options = TypeAdapter(method).json_schema(ref_template="#/$defs/{model}")
+    definitions.update(options.pop("$defs", {}))
+    properties = options.get("properties", {})
+    for key, words in option_help(method).items():
+        if key in properties:
+            properties[key]["description"] = words
+    required = options.get("required", [])
+    frame = {"method": {"const": name}, "calibration": calibration}
+    beside = _closed({**frame, **properties}, ["method", *required])
+    together = {**frame, "options": _closed(properties, required)}
+    inside = _closed(together, ["method", "options"])
+    return {"title": name, "description": summary(method), "anyOf": [beside, inside]}
+
+
+def _closed(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    found = {"type": "object", "properties": properties, "required": required}
+    return {**found, "additionalProperties": False}

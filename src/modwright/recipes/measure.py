@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from modwright.anatomy import Anatomy
+from modwright.anatomy import Anatomy, Block
 from modwright.checkpoint.export import runtime_support
 from modwright.core.progress import Progress
 from modwright.cost import compare_speed, count, measure_speed
 from modwright.edits.remodeled import edits_of
-from modwright.recipes.quality import measure_quality
+from modwright.recipes.quality import measure_quality, timed, writes_text
 from modwright.recipes.schema import Evaluate, Speed
-from modwright.recipes.texts import writes_text
 from modwright.report import Stage
 from modwright.tasks.generation import generate_sample, repetition
 
-__all__ = ["Baseline", "is_same_model", "measure_stage", "servable", "shape_of"]
+__all__ = ["Baseline", "is_same_model", "measure_stage"]
 
 
 def measure_stage(
@@ -35,35 +33,17 @@ def measure_stage(
     """A stage of the report: everything that the recipe asks to measure, plus what is ``info``.
 
     With a ``baseline`` speed is measured against it, in pairs of neighboring runs.
-    ``log`` hears of perplexity and agreement as soon as they are known.
     """
     anatomy = Anatomy.of(model)
-    seconds: dict[str, float] = dict(info.pop("seconds", {}))
-    writes = writes_text(model, tokenizer)
     counted = count(anatomy, length=evaluate.length)
-    cost = {
-        name: getattr(counted, name)
-        for name in (
-            "parameters",
-            "stored_bytes",
-            "prefill_macs",
-            "decode_macs",
-            "kv_bytes",
-            "activation_bytes",
-            "recipe",
-        )
-    }
-    speed = sample = None
     teacher = baseline.model if baseline is not None else None
-    quality, spent = measure_quality(model, tokenizer, evaluate, progress, teacher, log)
-    seconds.update(spent)
+    quality, seconds = measure_quality(model, tokenizer, evaluate, progress, teacher, log)
+    speed = sample = None
     if evaluate.speed is not None:
-        start = time.monotonic()
-        speed = _speed(model, evaluate.speed, baseline, progress)
-        seconds["speed"] = time.monotonic() - start
-    if writes and evaluate.generate is not None:
-        start = time.monotonic()
-        with progress.phase("sample", 1) as task:
+        with timed("speed", seconds):
+            speed = _speed(model, evaluate.speed, baseline, progress)
+    if evaluate.generate is not None and writes_text(model, tokenizer):
+        with timed("sample", seconds), progress.phase("sample", 1) as task:
             written = generate_sample(model, tokenizer, **evaluate.generate.model_dump())
             task.advance()
         sample = {
@@ -72,15 +52,14 @@ def measure_stage(
             "repetition": repetition(written.text),
             "settings": written.settings,
         }
-        seconds["sample"] = time.monotonic() - start
     return Stage(
-        cost=cost,
+        cost={name: getattr(counted, name) for name in _COSTS},
         **quality,
         speed=speed,
         sample=sample,
-        shape=shape_of(anatomy),
-        servable=servable(model),
-        seconds=seconds,
+        shape=[_shape(block) for block in anatomy.blocks],
+        servable={entry.runtime: entry.to_dict() for entry in runtime_support(model)},
+        seconds={**info.pop("seconds", {}), **seconds},
         **info,
     )
 
@@ -99,6 +78,8 @@ _TIMED = (
     "that they can be compared although the machine's speed drifts; the interval of a ratio "
     "encloses its median with 95 % confidence"
 )
+_COSTS: tuple[str, ...] = ("parameters", "stored_bytes", "prefill_macs", "decode_macs", "kv_bytes")
+_COSTS += ("activation_bytes", "recipe")
 _RATES = {"prefill": "prefill_tokens_per_second", "decode": "decode_tokens_per_second"}
 
 
@@ -115,11 +96,10 @@ def _speed(
         rates = {name: baseline.speed.get(name) for name in _RATES.values()}
         return {**rates, "unchanged": True, "recipe": recipe}
     ratios = compare_speed(baseline.model, model, **conditions, progress=progress).ratios
-    rates = {}
-    for phase, name in _RATES.items():
-        before = baseline.speed.get(name)
-        found = ratios.get(phase)
-        rates[name] = None if before is None or found is None else before * found.median
+    rates = dict.fromkeys(_RATES.values())
+    for phase, ratio in ratios.items():
+        if (before := baseline.speed.get(_RATES[phase])) is not None:
+            rates[_RATES[phase]] = before * ratio.median
     info = {phase: asdict(ratio) for phase, ratio in ratios.items()}
     return {**rates, "ratios": info, "recipe": recipe}
 
@@ -135,27 +115,15 @@ def is_same_model(one: Any, other: Any) -> bool:
     )
 
 
-def shape_of(anatomy: Anatomy) -> list[dict[str, Any]]:
-    """Widths of every block, as the report draws them."""
-    shapes: list[dict[str, Any]] = []
-    for block in anatomy.blocks:
-        attention, mlp = block.attention, block.mlp
-        shapes.append(
-            {
-                "attention": None
-                if attention is None
-                else {
-                    "heads": attention.num_heads,
-                    "kv_heads": attention.num_kv_heads,
-                    "qk": attention.shape.qk_head_dim,
-                    "v": attention.shape.v_head_dim,
-                },
-                "mlp": None if mlp is None else mlp.intermediate_size,
-            }
-        )
-    return shapes
-
-
-def servable(model: Any) -> dict[str, dict[str, str]]:
-    """Which runtimes take a model's checkpoint, and why not, as a report has it."""
-    return {entry.runtime: entry.to_dict() for entry in runtime_support(model)}
+def _shape(block: Block) -> dict[str, Any]:
+    """Widths of a block, as the report draws them."""
+    attention, mlp = block.attention, block.mlp
+    heads = None
+    if attention is not None:
+        heads = {
+            "heads": attention.num_heads,
+            "kv_heads": attention.num_kv_heads,
+            "qk": attention.shape.qk_head_dim,
+            "v": attention.shape.v_head_dim,
+        }
+    return {"attention": heads, "mlp": None if mlp is None else mlp.intermediate_size}

@@ -1,12 +1,26 @@
-"""What the docstring of a method, or of a function, says of each of its options."""
+"""Options of methods and functions: what their docstrings say, and as mappings of a recipe."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
-__all__ = ["option_help", "summary"]
+from pydantic import BaseModel, Field, ValidationError, create_model
+
+from modwright.core.errors import InvalidInputError, did_you_mean, unknown_name
+from modwright.core.options import problem
+from modwright.recipes.reading import Location, Places
+from modwright.recipes.schema import Strict
+from modwright.surgery import method_names
+
+__all__ = ["RegistryOption", "option_help", "options_of", "summary", "validated"]
+
+_M = TypeVar("_M", bound=Strict)
 
 
 def option_help(method: Any) -> dict[str, str]:
@@ -28,3 +42,127 @@ def option_help(method: Any) -> dict[str, str]:
 def summary(method: Any) -> str:
     """The first sentence of a docstring."""
     return inspect.cleandoc(method.__doc__ or "").split("\n\n")[0].replace("\n", " ")
+
+
+@cache
+def options_of(made: Callable[..., Any]) -> type[Strict]:
+    """What a function, or a dataclass, can be called with, as a mapping of a recipe.
+
+    Types and defaults are those of its signature, descriptions those of its docstring.
+
+    Example:
+        >>> from modwright.tasks.pictures import digits
+        >>> options_of(digits).model_fields["side"].description
+        'Of the images, in pixels.'
+    """
+    hints, info = get_type_hints(made), option_help(made)
+    fields: dict[str, Any] = {}
+    for name, parameter in inspect.signature(made).parameters.items():
+        kind = str if hints[name] == str | Path else hints[name]
+        default: Any = ... if parameter.default is inspect.Parameter.empty else parameter.default
+        if getattr(kind, "__origin__", None) is dict:
+            default = {}
+        fields[name] = (kind, Field(default=default, description=info.get(name)))
+    found: type[Strict] = create_model(
+        made.__name__, __base__=Strict, __doc__=summary(made), **fields
+    )
+    return found
+
+
+@dataclass(frozen=True)
+class RegistryOption:
+    """One of several things by name, with the options of that one beside the name."""
+
+    at: str  # where the mapping stands in the recipe
+    key: str  # whose value is the name
+    makers: Mapping[str, Callable[..., Any]]  # name -> what makes the thing of its options
+
+    def resolved(self, given: Mapping[str, Any], places: Places) -> dict[str, Any]:
+        """The mapping with every default written out; refuses what is not valid, with its place."""
+        if self.key not in given:
+            valid = ", ".join(self.makers)
+            raise InvalidInputError(
+                f"{places.of((self.at,))}, {self.at}.{self.key}: is missing; valid values: {valid}"
+            )
+        chosen = given[self.key]
+        if chosen not in self.makers:
+            said = unknown_name(self.key, chosen, self.makers)
+            where = places.of((self.at, self.key))
+            raise InvalidInputError(f"{where}, {self.at}.{self.key}: {said}")
+        rest = {k: v for k, v in given.items() if k != self.key}
+        found = validated(options_of(self.makers[chosen]), rest, places, under=(self.at,))
+        return {self.key: chosen, **found.model_dump(mode="json")}
+
+    def make(self, resolved: Mapping[str, Any]) -> Any:
+        """The thing that a resolved mapping asks for."""
+        options = {key: value for key, value in resolved.items() if key != self.key}
+        return self.makers[resolved[self.key]](**options)
+
+    def schema(self) -> dict[str, Any]:
+        """As JSON Schema."""
+        schemas = []
+        for name, made in self.makers.items():
+            found = options_of(made).model_json_schema()
+            found["properties"] = {self.key: {"const": name}, **found.get("properties", {})}
+            required = [self.key, *found.get("required", [])]
+            schemas.append({**found, "title": name, "required": required})
+        return {"oneOf": schemas}
+
+
+def validated(
+    kind: type[_M], tree: Any, places: Places, *, keys: str = "", under: Location = ()
+) -> _M:
+    """A recipe of a kind, or the mapping ``under`` a place in one, from plain values.
+
+    What is wrong is refused in one line; ``keys`` are those that a recipe cannot do without.
+    """
+    if not isinstance(tree, dict):
+        given = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise InvalidInputError(
+            f"{places.name} is {given}; a recipe is a mapping with the keys {keys}"
+        )
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        found = error.errors()
+    # A misspelt key is the likely cause of the one that is missing, so it goes first.
+    first = min(found, key=lambda item: item["type"] != "extra_forbidden")
+    at: Location = tuple(piece for piece in first["loc"] if piece != "[key]")
+    if first["type"] == "invalid_key":  # a number as a key; places know keys as they are written
+        at = (*at[:-1], str(at[-1]))
+    kinds = ("extra_forbidden", "missing", "model_type", "string_pattern_mismatch")
+    said = dict.fromkeys(kinds, partial(_of_a_mapping, at=at, root=kind))
+    whole = (*under, *at)
+    path = ".".join(str(piece) if str(piece).isprintable() else repr(piece) for piece in whole)
+    raise InvalidInputError(f"{places.of(whole)}, {path}: {problem(first, said)}")
+
+
+def _of_a_mapping(item: Mapping[str, Any], at: Location, root: Any) -> str:
+    """What a mapping, or one of its keys, is or lacks."""
+    kind = item["type"]
+    if kind == "model_type":
+        model, optional = _model_at(root, at)
+        info = f"must be a mapping with the keys {', '.join(model.valid_keys())}"
+        return info + (", or null to leave it out" if optional else "")
+    if kind == "missing" and at[-1] == "method":
+        return f"is missing; valid values: {', '.join(method_names())}"
+    model, _ = _model_at(root, at[:-1])
+    if kind == "extra_forbidden":
+        names = model.valid_keys()
+        near = did_you_mean(at[-1], names, cutoff=0.6)
+        return f"unknown key; valid keys: {', '.join(names)}{near}"
+    description = model.model_fields[str(at[-1])].description
+    return f"is missing: {description}" if kind == "missing" else f"must be the {description}"
+
+
+def _model_at(root: Any, at: Location) -> tuple[Any, bool]:
+    """What a place in the recipe holds: the model of its mapping, and whether null is valid."""
+    optional = False
+    for piece in at:
+        if isinstance(piece, int):
+            continue
+        annotation = root.model_fields[piece].annotation
+        kinds = getattr(annotation, "__args__", (annotation,))
+        optional = type(None) in kinds
+        root = next(kind for kind in kinds if issubclass(kind, BaseModel))
+    return root, optional

@@ -1,32 +1,72 @@
-"""Plans of a whole recipe, saved, and applied later."""
+"""The texts that the steps of a recipe read, all before any long work, and its plans."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from modwright.anatomy import Anatomy
+from modwright.calibration import TokenWindows, token_windows
 from modwright.checkpoint import Checkpoint
-from modwright.core.errors import CheckpointError
+from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
 from modwright.core.progress import SILENT, Progress
 from modwright.core.reading import read_yaml
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.recipes.load import resolved
-from modwright.recipes.schema import Recipe
-from modwright.recipes.settings import torch_settings
-from modwright.recipes.texts import step_windows
+from modwright.recipes.quality import text_of
+from modwright.recipes.runner import torch_settings
+from modwright.recipes.schema import Data, Recipe
+from modwright.tasks.perplexity import position_limit
 
-__all__ = ["apply_plans", "load_plans", "make_plans", "save_plans"]
+__all__ = ["apply_plans", "load_plans", "make_plans", "save_plans", "step_windows"]
+
+
+def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None]:
+    """For each step the tokens that it calibrates on, or None where it needs none."""
+    made: dict[Data, TokenWindows] = {}
+    found: list[TokenWindows | None] = []
+    for index, step in enumerate(recipe.steps):
+        data = step.calibration or recipe.calibration
+        needed = step.built.requires.calibration and step.built.wants_data()
+        if needed and data not in made:
+            try:
+                made[data] = _windows(opened, step.method, data)
+            except InvalidInputError as error:
+                where = f"steps.{index}.calibration" if step.calibration else "calibration"
+                raise InvalidInputError(f"{where}: {error}") from error
+        found.append(made[data] if needed else None)
+    return found
+
+
+def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
+    if not opened.anatomy.family.inputs().is_text:
+        raise InvalidInputError(
+            f"{method} calibrates on text here, and {opened.source.name} reads images; give it "
+            "images in Python: modwright.apply(model, method, calibration.from_tensors(batches))"
+        )
+    if opened.tokenizer is None:
+        raise InvalidInputError(
+            f"{method} calibrates on text, and {opened.source.name} brings no tokenizer; give a "
+            "model that has one"
+        )
+    limit = position_limit(opened.model)
+    if limit is not None and data.length > limit:
+        raise InvalidInputError(
+            f"length is {data.length}; the model has positions for 2..{limit} tokens"
+        )
+    text, fields = text_of(data)
+    return token_windows(opened.tokenizer, text, **fields)
 
 
 def make_plans(
     recipe: Recipe, opened: Checkpoint, progress: Progress = SILENT
 ) -> tuple[list[Plan], Any]:
-    """Plans every step, each on the model that the earlier ones lead to; returns that model too."""
+    """Plans of all steps, each on the model that the earlier ones lead to, and the last model."""
     model = opened.model
     plans: list[Plan] = []
     for step, windows in zip(recipe.steps, step_windows(recipe, opened)):
@@ -38,11 +78,7 @@ def make_plans(
 
 
 def save_plans(plans: list[Plan], recipe: Recipe, directory: Path, *, force: bool = False) -> Path:
-    """Writes one directory per step, and the recipe that they come from.
-
-    Raises:
-        CheckpointError: something stands there already.
-    """
+    """Writes one directory per step, and the recipe that they come from."""
     stored = yaml.safe_dump(resolved(recipe), sort_keys=False, allow_unicode=True)
     with whole_directory(directory, force=force) as folder:
         for index, plan in enumerate(plans, start=1):
@@ -52,18 +88,13 @@ def save_plans(plans: list[Plan], recipe: Recipe, directory: Path, *, force: boo
 
 
 def load_plans(directory: Path) -> tuple[list[Plan], dict[str, Any]]:
-    """Reads what :func:`save_plans` wrote, or one plan alone.
-
-    Raises:
-        CheckpointError: no plan stands there.
-    """
+    """Reads what :func:`save_plans` wrote, or one plan alone; and the recipe."""
     if (directory / "plan.json").exists():
         return [Plan.load(directory)], {}
     steps = sorted(directory.glob("step-*"), key=lambda place: (len(place.name), place.name))
-    try:
+    recipe = None
+    with suppress(CheckpointError):
         recipe = read_yaml(directory / "recipe.yaml")
-    except CheckpointError:
-        recipe = None
     if not steps or not isinstance(recipe, dict):
         raise CheckpointError(
             f"{str(directory)!r} holds no plan; `modwright plan RECIPE --save DIR` makes one"
@@ -73,10 +104,9 @@ def load_plans(directory: Path) -> tuple[list[Plan], dict[str, Any]]:
 
 def apply_plans(model: Any, plans: list[Plan]) -> Applied:
     """Applies plans one after the other."""
-    applied = None
+    if not plans:
+        raise CheckpointError("there is no plan to apply")
     for plan in plans:
         applied = apply_plan(model, plan)
         model = applied.model
-    if applied is None:
-        raise CheckpointError("there is no plan to apply")
     return applied

@@ -4,35 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
 from modwright.core.errors import CheckpointError, InvalidInputError, nearest
 from modwright.core.reading import parse_yaml, require_regular
 
-__all__ = ["EvalPositions", "Location", "override", "read_changed", "read_tree"]
+__all__ = ["Location", "Places", "Positions", "read_changed"]
 
 Location = tuple[str | int, ...]
-EvalPositions = dict[Location, str]
-
-_ENDINGS = (".yaml", ".yml")
+Positions = dict[Location, str]
 
 
-def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, EvalPositions]:
-    """The values of a YAML file, and the place of each: ``"recipe.yaml line 3"``.
+class Places(NamedTuple):
+    """Where the values of a recipe were written, and what it is called where that is unknown."""
 
-    A key ``extends`` names another file, relative to this one, that this one changes.
+    positions: Positions
+    name: str
 
-    Raises:
-        CheckpointError: a file cannot be read.
-        InvalidInputError: it is not YAML, gives a key twice, or extends itself.
-    """
+    def of(self, at: Location) -> str:
+        """Of a value, or else of the nearest mapping or list around it."""
+        around = (at[:n] for n in range(len(at), -1, -1))
+        return next((self.positions[one] for one in around if one in self.positions), self.name)
+
+
+def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, Positions, str]:
+    """What a recipe file holds once the overrides are applied, where it stands, and its name."""
+    file = Path(path)
+    tree, positions = _read_tree(file)
+    for text in overrides:
+        _override(tree, positions, text)
+    return tree, positions, file.name
+
+
+def _read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Positions]:
+    """The values of a YAML file, over those of the file that it extends, and their places."""
     try:
-        file.resolve()
+        place = file.resolve()
     except (OSError, RuntimeError):
         raise CheckpointError(f"cannot read {str(file)!r}: its links lead in a circle") from None
-    if file.resolve() in extended_by:
+    if place in extended_by:
         raise InvalidInputError(
             f"{file.name}: extends goes in a circle; a file cannot extend itself"
         )
@@ -42,7 +54,7 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Eval
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except (yaml.YAMLError, ValueError) as error:
         raise InvalidInputError(f"{file.name}{_yaml_problem(error)}") from None
-    positions: EvalPositions = {}
+    positions: Positions = {}
     if node is not None:
         _note_positions(node, (), positions, file.name, set())
     if not isinstance(tree, dict) or "extends" not in tree:
@@ -52,34 +64,16 @@ def read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Eval
         raise InvalidInputError(
             f"{positions[('extends',)]}, extends: must name one recipe file, not {parent!r}"
         )
-    base, base_positions = read_tree(file.parent / parent, (*extended_by, file.resolve()))
+    base, base_positions = _read_tree(file.parent / parent, (*extended_by, place))
     return _merged(base, tree, (), base_positions, positions), positions
 
 
-def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, EvalPositions, str]:
-    """What a recipe file holds once the overrides are applied, where it stands, and its name.
-
-    Raises:
-        CheckpointError: the file cannot be read.
-        InvalidInputError: an override does not fit.
-    """
-    file = Path(path)
-    tree, positions = read_tree(file)
-    for text in overrides:
-        override(tree, positions, text)
-    return tree, positions, file.name
-
-
-def override(tree: Any, positions: EvalPositions, text: str) -> None:
-    """Changes one value: ``steps.0.n=6``; the value is read as YAML.
-
-    Raises:
-        InvalidInputError: no ``=``, a place that is not there, or a value that is not YAML.
-    """
+def _override(tree: Any, positions: Positions, text: str) -> None:
+    """Changes one value: ``steps.0.n=6``; the value is read as YAML."""
     path, equals, value = text.partition("=")
-    keys = path.split(".")
+    pieces = path.split(".")
     said = f"--set {text!r}"
-    if not equals or not all(keys):
+    if not equals or not all(pieces):
         raise InvalidInputError(f"{said}: write KEY=VALUE, for example steps.0.n=6")
     try:
         parsed = parse_yaml(value, said)
@@ -87,39 +81,31 @@ def override(tree: Any, positions: EvalPositions, text: str) -> None:
         raise InvalidInputError(
             f"{said}: {value!r} is not a YAML value; put text into quotes"
         ) from None
-    here, at = tree, _Walk(said)
-    for piece in keys[:-1]:
-        key = at.enter(here, piece)
-        if isinstance(here, dict) and here.get(key) is None:
-            here[key] = {}
-        here = here[key]
-    here[at.enter(here, keys[-1])] = parsed
-    where = tuple(at.path)
-    for place in [place for place in positions if place[: len(where)] == where]:
+    here = tree
+    at: Location = ()
+    for piece in pieces:
+        if at:
+            if isinstance(here, dict) and here.get(at[-1]) is None:
+                here[at[-1]] = {}
+            here = here[at[-1]]
+        at = (*at, _key(here, piece, at, said))
+    here[at[-1]] = parsed
+    for place in [place for place in positions if place[: len(at)] == at]:
         del positions[place]
-    positions[where] = said
+    positions[at] = said
 
 
-class _Walk:
-    """Goes down a tree along the pieces of a dotted path."""
-
-    def __init__(self, said: str) -> None:
-        self.said = said
-        self.path: list[str | int] = []
-
-    def enter(self, here: Any, piece: str) -> Any:
-        """The key of ``here`` that ``piece`` means."""
-        name = ".".join(map(str, self.path)) or "the recipe"
-        key: str | int = piece
-        if isinstance(here, list):
-            if not piece.isdecimal() or int(piece) >= len(here):
-                entries = f"the entries 0 to {len(here) - 1}" if here else "no entries"
-                raise InvalidInputError(f"{self.said}: {name} has {entries}, not {piece!r}")
-            key = int(piece)
-        elif not isinstance(here, dict):
-            raise InvalidInputError(f"{self.said}: {name} is {here!r} and has nothing below it")
-        self.path.append(key)
-        return key
+def _key(here: Any, piece: str, at: Location, said: str) -> str | int:
+    """The key of ``here`` that a piece of a dotted path means."""
+    name = ".".join(map(str, at)) or "the recipe"
+    if isinstance(here, list):
+        if not piece.isdecimal() or int(piece) >= len(here):
+            entries = f"the entries 0 to {len(here) - 1}" if here else "no entries"
+            raise InvalidInputError(f"{said}: {name} has {entries}, not {piece!r}")
+        return int(piece)
+    if not isinstance(here, dict):
+        raise InvalidInputError(f"{said}: {name} is {here!r} and has nothing below it")
+    return piece
 
 
 def _text(file: Path, extended_by: tuple[Path, ...]) -> str:
@@ -143,10 +129,10 @@ def _text(file: Path, extended_by: tuple[Path, ...]) -> str:
 def _nearest_file(file: Path) -> str:
     """The YAML file whose name is most like this one's, apart from the ending."""
     try:
-        found = [entry for entry in sorted(file.parent.iterdir()) if entry.suffix in _ENDINGS]
+        found = sorted(file.parent.iterdir())
     except OSError:
         return ""
-    stems = {entry.stem: entry for entry in found}
+    stems = {entry.stem: entry for entry in found if entry.suffix in (".yaml", ".yml")}
     near = nearest(file.stem, stems, cutoff=0.6)
     return f" (did you mean {str(stems[near[0]])!r}?)" if near else ""
 
@@ -161,7 +147,7 @@ def _yaml_problem(error: Exception) -> str:
 
 
 def _note_positions(
-    node: yaml.Node, at: Location, positions: EvalPositions, name: str, seen: set[int]
+    node: yaml.Node, at: Location, positions: Positions, name: str, seen: set[int]
 ) -> None:
     positions.setdefault(at, f"{name} line {node.start_mark.line + 1}")
     if id(node) in seen:
@@ -184,7 +170,7 @@ def _note_positions(
 
 
 def _merged(
-    base: Any, change: Any, at: Location, base_positions: EvalPositions, positions: EvalPositions
+    base: Any, change: Any, at: Location, base_positions: Positions, positions: Positions
 ) -> Any:
     """``change`` over ``base``: mappings key by key, all else as a whole."""
     if not isinstance(base, dict) or not isinstance(change, dict):
@@ -198,6 +184,5 @@ def _merged(
             whole[key] = change[key]
         else:
             whole[key] = base[key]
-            kept = {p: said for p, said in base_positions.items() if p[: len(here)] == here}
-            positions.update(kept)
+            positions |= {p: said for p, said in base_positions.items() if p[: len(here)] == here}
     return whole

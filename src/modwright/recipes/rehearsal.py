@@ -2,63 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from modwright.anatomy import Anatomy
-from modwright.calibration.rehearsal import BlockRehearsal, rehearse_block
-from modwright.checkpoint import Checkpoint, check_finite, peak_rss_bytes
+from modwright.anatomy import Anatomy, Block
+from modwright.calibration import CalibrationData, Collector, TokenWindows
+from modwright.calibration.layerwise import compute_device, measure_block
+from modwright.calibration.recording import ModelInput, on_device, record
+from modwright.checkpoint import check_finite, peak_rss_bytes
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core import distributed
+from modwright.core.errors import InvalidInputError
+from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.recipes.forecast import Forecast, forecast, require_room
 from modwright.recipes.load import resolved
+from modwright.recipes.plans import step_windows
 from modwright.recipes.quality import evaluation_digest
 from modwright.recipes.run_directory import RunDirectory
-from modwright.recipes.run_result import is_complete, output_path, require_output
+from modwright.recipes.runner import is_complete, output_path, require_output, torch_settings
 from modwright.recipes.schema import Recipe
-from modwright.recipes.settings import torch_settings
-from modwright.recipes.texts import step_windows
 
-__all__ = ["Rehearsal", "StepRehearsal", "dry_run"]
+__all__ = ["BlockRehearsal", "Rehearsal", "StepRehearsal", "dry_run", "rehearse_block"]
+
+
+@dataclass(frozen=True)
+class BlockRehearsal:
+    """What was allocated and run; sizes are bytes."""
+
+    block: int  # index of the largest block
+    weights: int  # its parameters
+    statistics: int  # what was added up in it
+    batch: tuple[int, ...]  # shape of the largest batch, rows and tokens
+    device: str  # where it ran
+    seconds: float  # for that batch in that block
+    layer_seconds: float  # for all batches in all blocks, reckoned from it
 
 
 @dataclass(frozen=True)
 class StepRehearsal:
-    """One step.
+    """What was tried of one step."""
 
-    Attributes:
-        title: the method with its options.
-        calibration: what was run of it; None where it looks at no data.
-        memory_estimate: what was allocated in place of the plan's work and values.
-    """
-
-    title: str
-    calibration: BlockRehearsal | None
-    memory_estimate: int
+    title: str  # the method with its options
+    calibration: BlockRehearsal | None  # None where it looks at no data
+    memory_estimate: int  # bytes that were allocated in place of the plan's work and values
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What a dry run did and foresees.
+    """What a dry run did and foresees; sizes are bytes."""
 
-    Attributes:
-        output: where the result would go.
-        forecast: parameters, memory and disk of every step.
-        steps: what was tried of every step, all on the model as it came.
-        free_disk: bytes that are free where the output goes.
-        peak: the most memory that the process held, Python included.
-    """
-
-    output: Path
+    output: Path  # where the result would go
     forecast: Forecast
-    steps: tuple[StepRehearsal, ...]
-    free_disk: int
-    peak: int
+    steps: tuple[StepRehearsal, ...]  # all on the model as it came
+    free_disk: int  # where the output goes
+    peak: int  # the most memory that the process held, Python included
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -81,12 +84,8 @@ def dry_run(
 ) -> Rehearsal | None:
     """Tries what a run would need, before the hours that it takes. Nothing is written.
 
-    Every refusal of a run before its work comes here, too. For every step that calibrates, the
-    largest block runs on one batch with its statistics, and what planning needs is allocated.
-
-    Returns:
-        What was done; None where the result stands already, and in a process that is not the main
-        one.
+    For every step that calibrates, the largest block runs on one batch with its statistics, and
+    what planning needs is allocated. None where the result stands, and outside the main process.
 
     Raises:
         ModwrightError: what a run would refuse.
@@ -94,48 +93,107 @@ def dry_run(
     place = output_path(recipe, output)
 
     def rehearse() -> Rehearsal:
+        log(f"opening {recipe.model}")
+        opened = open_checkpoint(recipe.model, dtype=recipe.dtype, progress=progress)
+        check_finite(opened.model)
+        log(f"rehearsing the save to {place}")
+        require_output(opened, place, force)
+        windows = step_windows(recipe, opened)
+        evaluation_digest(opened, recipe.evaluate)
+        together = distributed.local_size()
+        expected = forecast(recipe, opened.model, opened.name, processes=together)
+        free_disk = require_room(expected, place)
+        steps = []
+        with progress.phase("rehearse", len(windows)) as task:
+            for step, data in zip(recipe.steps, windows):
+                steps.append(_step(step.built, opened.anatomy, data))
+                task.advance()
+        return Rehearsal(place, expected, tuple(steps), free_disk, peak_rss_bytes())
+
+    def alone() -> Rehearsal:
         with RunDirectory(place).alone(), torch_settings(recipe):
-            return _rehearse(recipe, place, force, progress, log)
+            return rehearse()
 
     with distributed.init_distributed():
         if not is_complete(place, {**resolved(recipe), "output": ""}, force):
-            return distributed.main_process_only(rehearse)
+            return distributed.main_process_only(alone)
         if distributed.is_main():
             log(f"{place} holds the result of this recipe already; there is nothing to do")
         return None
 
 
-def _rehearse(
-    recipe: Recipe,
-    place: Path,
-    force: bool,
-    progress: Progress,
-    log: Callable[[str], None],
-) -> Rehearsal:
-    log(f"opening {recipe.model}")
-    opened = open_checkpoint(recipe.model, dtype=recipe.dtype, progress=progress)
-    check_finite(opened.model)
-    log(f"rehearsing the save to {place}")
-    require_output(opened, place, force)
-    windows = step_windows(recipe, opened)
-    evaluation_digest(opened, recipe.evaluate)
-    together = distributed.local_size()
-    expected = forecast(recipe, opened.model, opened.name, processes=together)
-    free_disk = require_room(expected, place)
-    steps = []
-    with progress.phase("rehearse", len(recipe.steps)) as task:
-        for index, data in enumerate(windows):
-            steps.append(_step(recipe, index, opened, data))
-            task.advance()
-    return Rehearsal(place, expected, tuple(steps), free_disk, peak_rss_bytes())
-
-
-def _step(recipe: Recipe, index: int, opened: Checkpoint, data: Any) -> StepRehearsal:
-    method = recipe.steps[index].built
-    anatomy = Anatomy.of(opened.model)
+def _step(method: Any, anatomy: Anatomy, data: TokenWindows | None) -> StepRehearsal:
     tried = None if data is None else rehearse_block(anatomy, data, method.collectors())
-    info = getattr(method, "memory_estimate", None)
-    needed = 0 if info is None else sum(info(anatomy))
+    needed = sum(method.memory_estimate(anatomy)) if hasattr(method, "memory_estimate") else 0
     # Ones, not zeros: memory that nobody has written to is not taken.
     room = torch.ones(needed, dtype=torch.uint8)
     return StepRehearsal(method.title(), tried, room.nbytes)
+
+
+@torch.no_grad()
+def rehearse_block(
+    anatomy: Anatomy, windows: CalibrationData, collectors: Sequence[Collector]
+) -> BlockRehearsal:
+    """Runs the largest block on the largest batch with its statistics, as a walk would; no files.
+
+    Raises:
+        InvalidInputError: no data, activations that are not finite, or memory that cannot be had.
+
+    Example:
+        >>> import modwright
+        >>> from modwright.calibration import SecondMoments, calibration_of
+        >>> anatomy = modwright.open("preset:tiny-llama").anatomy
+        >>> rehearse_block(anatomy, calibration_of([[5, 6, 7]]), [SecondMoments()]).batch
+        (1, 3)
+    """
+    batches: list[ModelInput] = list(windows)
+    if not batches:
+        raise InvalidInputError("there is no calibration data")
+    batch = max(batches, key=lambda one: sum(t.numel() for t in one.tensors().values()))
+    try:
+        with eval_mode(anatomy.model):
+            return _rehearse(anatomy, batch, len(batches), collectors)
+    except (MemoryError, RuntimeError) as error:
+        if "memory" not in str(error).lower() and not isinstance(error, MemoryError):
+            raise
+        raise InvalidInputError(
+            f"the largest block does not fit into memory: {str(error).splitlines()[0]}; use a "
+            "smaller calibration.batch_size or a smaller dtype"
+        ) from error
+
+
+def _rehearse(
+    anatomy: Anatomy, batch: ModelInput, batches: int, collectors: Sequence[Collector]
+) -> BlockRehearsal:
+    def needs(block: Block) -> tuple[int, int]:
+        return sum(c.bytes(block) for c in collectors), block.num_parameters
+
+    device = compute_device(anatomy)
+    block = max(anatomy.blocks, key=needs)
+    (entry,), calls = record(anatomy, [batch])
+    history = max((collector.history for collector in collectors), default=1)
+    with on_device(block.module, device):
+        for _ in range(2):  # the second time nothing is new to the machine
+            accumulators: list[Any] = []
+            start = time.monotonic()
+            accumulators = measure_block(
+                block,
+                [batch],
+                calls[block.index],
+                [[entry]] * history,
+                [entry],
+                collectors,
+                device,
+                SILENT,
+            )
+            seconds = time.monotonic() - start
+    share = -(-batches // distributed.size())
+    return BlockRehearsal(
+        block=block.index,
+        weights=sum(p.nbytes for p in block.module.parameters()),
+        statistics=sum(t.nbytes for each in accumulators for t in each.sums.values()),
+        batch=tuple(next(iter(batch.tensors().values())).shape),
+        device=str(device),
+        seconds=seconds,
+        layer_seconds=seconds * share * len(anatomy.blocks),
+    )

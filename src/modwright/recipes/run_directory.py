@@ -4,48 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
-from modwright.core import distributed
 from modwright.core.digest import sha256_of
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import alone_at, read_json, tidy_after_killed, write_file, writing
-from modwright.recipes.run_log import RunLog
 from modwright.report import Stage
 
-__all__ = ["Inputs", "RunDirectory", "alone", "file_stamps", "step_key"]
+__all__ = ["Inputs", "RunDirectory", "file_stamps", "step_key"]
 
 _REPLACES = "replaces.json"
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a recipe reads, beyond the names that it gives: files change under the same name.
+    """What a recipe reads, beyond the names that it gives: files change under the same name."""
 
-    Attributes:
-        model: name, size and time of change of the model's files.
-        calibration: digest of the calibration tokens of each step.
-        evaluation: digest of the text that perplexity is measured on.
-    """
-
-    model: Sequence[Sequence[Any]] = ()
-    calibration: Sequence[str | None] = ()
-    evaluation: str | None = None
+    model: Sequence[Sequence[Any]]  # stamps of its files
+    calibration: Sequence[str | None]  # digest of the tokens of each step
+    evaluation: str | None  # digest of what is measured on
 
 
 def file_stamps(place: Path | None) -> list[list[Any]]:
-    """Name, size and time of change of a file, or of every file right in a directory.
-
-    Example:
-        >>> file_stamps(None)
-        []
-    """
+    """Name, size and time of change of a file, or of every file right in a directory."""
     if place is None:
         return []
     files = [place] if place.is_file() else sorted(p for p in place.iterdir() if p.is_file())
@@ -53,19 +40,12 @@ def file_stamps(place: Path | None) -> list[list[Any]]:
     return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
 
 
-def step_key(
-    recipe: dict[str, Any], steps: int, versions: dict[str, str], inputs: Inputs | None = None
-) -> str:
+def step_key(recipe: dict[str, Any], steps: int, versions: dict[str, str], inputs: Inputs) -> str:
     """Names the state after ``steps`` steps: the same key means the same result."""
-    given = inputs or Inputs()
     info = {
-        "inputs": asdict(replace(given, calibration=list(given.calibration[:steps]))),
-        "model": recipe["model"],
-        "dtype": recipe["dtype"],
-        "seed": recipe["seed"],
-        "threads": recipe["threads"],
+        **{name: recipe[name] for name in ("model", "dtype", "seed", "threads", "evaluate")},
+        "inputs": asdict(replace(inputs, calibration=list(inputs.calibration[:steps]))),
         "steps": recipe["steps"][:steps],
-        "evaluate": recipe["evaluate"],
         "versions": versions,
     }
     return sha256_of(info)
@@ -80,21 +60,6 @@ def _stamp(place: Path) -> list[int] | None:
     return [found.st_dev, found.st_ino, found.st_mtime_ns]
 
 
-@contextmanager
-def alone(work: RunDirectory, run_log: RunLog) -> Iterator[None]:
-    """The main process keeps other runs out, and its log listens, for as long as the block runs.
-
-    Raises:
-        CheckpointError: another run is at work on this output.
-    """
-    with ExitStack() as stack:
-        with distributed.fail_together():
-            if distributed.is_main():
-                stack.enter_context(work.alone())
-                stack.enter_context(run_log.open())
-        yield
-
-
 class RunDirectory:
     """``<output>.work``: one directory per finished step, with its model and its measurements."""
 
@@ -103,22 +68,12 @@ class RunDirectory:
         place = output.resolve()
         self.root = place.with_name(place.name + ".work")
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keeps other runs out for as long as the block runs.
-
-        Raises:
-            CheckpointError: another run is at work on this output.
-        """
-        with alone_at(self.root, str(self.output)):
-            yield
+    def alone(self) -> AbstractContextManager[None]:
+        """Keeps other runs out for as long as the block runs; refused where one is at work."""
+        return alone_at(self.root, str(self.output))
 
     def acquire(self, recipe: dict[str, Any], *, force: bool = False) -> None:
-        """Notes which recipe the work is for, and with ``force`` which output it may replace.
-
-        Raises:
-            WriteFailed: the disk is full, or the place cannot be written.
-        """
+        """Notes which recipe the work is for, and with ``force`` which output it may replace."""
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
         write_file(self.root / "recipe.json", json.dumps(recipe), kept_in=self.root)
@@ -130,16 +85,10 @@ class RunDirectory:
         return bool(read_json(self.root / "recipe.json") == json.loads(json.dumps(recipe)))
 
     def may_replace(self, recipe: dict[str, Any]) -> bool:
-        """Whether a run of this recipe was killed that was told to replace what stands there.
-
-        It is still the same output, untouched since.
-        """
+        """Whether a killed run of this recipe was told to replace just what stands there."""
         stamp = _stamp(self.output)
-        return (
-            stamp is not None
-            and stamp == read_json(self.root / _REPLACES)
-            and (self.belongs_to(recipe))
-        )
+        known = stamp is not None and stamp == read_json(self.root / _REPLACES)
+        return known and self.belongs_to(recipe)
 
     def clean_up(self, recipe: dict[str, Any]) -> None:
         """Removes what a run left that was killed when its output stood already."""
@@ -183,11 +132,10 @@ class RunDirectory:
 
     def forget_before(self, index: int) -> None:
         """Models of earlier states and statistics of finished steps are not needed any more."""
-        for i in range(index + 1):
-            if i < index:
-                shutil.rmtree(self.step(i) / "model", ignore_errors=True)
-            for leftover in self.step(i).glob("statistics-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+        models = [self.step(i) / "model" for i in range(index)]
+        statistics = [p for i in range(index + 1) for p in self.step(i).glob("statistics-*")]
+        for leftover in models + statistics:
+            shutil.rmtree(leftover, ignore_errors=True)
 
     def remove(self) -> None:
         shutil.rmtree(self.root, ignore_errors=True)

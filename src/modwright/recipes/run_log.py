@@ -1,35 +1,35 @@
-"""The log of a run: one file beside the output, which stays whatever becomes of the run.
-
-It is kept in memory until work begins, so that a run that is refused before leaves no trace. Then
-it holds, with times: what the machine is, the resolved recipe, what was said, every phase, every
-refusal, and the traceback of whatever went wrong.
-"""
+"""The log of a run, a file beside the output that always stays; the facts that it begins with."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
+import platform
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
-from modwright.core.errors import ProcessFailed
+import torch
+
+from modwright.checkpoint import peak_rss_bytes
+from modwright.checkpoint.auxiliary_files import weight_files
+from modwright.checkpoint.classes import HEADS, model_class
+from modwright.checkpoint.source import Source
+from modwright.core.errors import InvalidInputError, ProcessFailed
 from modwright.core.progress import Progress, Task
 
-__all__ = ["RunLog", "log_path"]
+__all__ = ["RunLog", "auto_class", "environment", "listed", "log_path", "opened_files", "versions"]
 
 # A phase that takes long says how far it is, this often (seconds).
 _EVERY = 30.0
 
 
 def log_path(output: Path) -> Path:
-    """``out/demo`` is logged in ``out/demo.log``.
-
-    Example:
-        >>> log_path(Path("/models/demo")).name
-        'demo.log'
-    """
+    """``out/demo`` is logged in ``out/demo.log``."""
     place = output.resolve()
     return place.with_name(place.name + ".log")
 
@@ -39,25 +39,16 @@ class _File(logging.FileHandler):
         """A log that cannot be written, on a full disk, is no reason to stop."""
 
 
-class _Waiting(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__()
-        self.records: list[logging.LogRecord] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.records.append(record)
-
-
 class RunLog:
-    """What happens in a run, written down with times.
+    """What happens in a run, written down with times, and everything else that modwright logs.
 
-    Everything that modwright logs while it is open goes in, too.
+    It is kept in memory until work begins, so that a run that is refused before leaves no trace.
     """
 
     def __init__(self, output: Path) -> None:
         self.path = log_path(output)
         self._logger = logging.getLogger("modwright")
-        self._handler: logging.Handler = _Waiting()
+        self._handler: logging.Handler = MemoryHandler(1 << 30, logging.CRITICAL + 1)
 
     @contextmanager
     def open(self) -> Iterator[RunLog]:
@@ -80,16 +71,13 @@ class RunLog:
         self._logger.info(message)
 
     def begin(self, goes_on: bool) -> None:
-        """Work begins: from here on all is on disk.
-
-        ``goes_on`` adds to the log of the run that was stopped; else it begins anew.
-        """
+        """From here on all is on disk; ``goes_on`` adds to the log of the run that was stopped."""
         self._keep("a" if goes_on else "w")
 
     def _keep(self, mode: str) -> None:
-        if not isinstance(self._handler, _Waiting):
-            return
         waiting = self._handler
+        if not isinstance(waiting, MemoryHandler):
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             kept: logging.Handler = _File(self.path, mode, encoding="utf-8")
@@ -99,7 +87,7 @@ class RunLog:
         self._logger.removeHandler(waiting)
         self._logger.addHandler(kept)
         self._handler = kept
-        for record in waiting.records:
+        for record in waiting.buffer:
             kept.handle(record)
 
     def _failed(self, error: BaseException) -> None:
@@ -124,30 +112,29 @@ class RunLog:
 
     def progress(self, shown: Progress) -> Progress:
         """``shown``, with the begin and the end of every phase written down."""
-        return _Logged(shown, self)
+        return _Logged(shown, self.write)
 
 
 class _Logged:
-    def __init__(self, shown: Progress, run_log: RunLog) -> None:
-        self.shown, self.run_log = shown, run_log
+    def __init__(self, shown: Progress, write: Callable[[str], None]) -> None:
+        self.shown, self.write = shown, write
 
     @contextmanager
     def phase(self, name: str, total: int) -> Iterator[Task]:
-        self.run_log.write(f"{name}: begins, {total} steps")
+        self.write(f"{name}: begins, {total} steps")
         with self.shown.phase(name, total) as task:
-            logged = _LoggedTask(name, total, task, self.run_log)
+            logged = _LoggedTask(name, total, task, self.write)
             try:
                 yield logged
             except BaseException:
-                self.run_log.write(f"{name}: stopped at {logged.done}/{total}")
+                self.write(f"{name}: stopped at {logged.done}/{total}")
                 raise
-        seconds = time.monotonic() - logged.start
-        self.run_log.write(f"{name}: {logged.done}/{total} in {seconds:.1f} s")
+        self.write(f"{name}: {logged.done}/{total} in {time.monotonic() - logged.start:.1f} s")
 
 
 class _LoggedTask:
-    def __init__(self, name: str, total: int, task: Task, run_log: RunLog) -> None:
-        self.name, self.total, self.task, self.run_log = name, total, task, run_log
+    def __init__(self, name: str, total: int, task: Task, write: Callable[[str], None]) -> None:
+        self.name, self.total, self.task, self.write = name, total, task, write
         self.done = 0
         self.start = self.last = time.monotonic()
 
@@ -157,4 +144,45 @@ class _LoggedTask:
         now = time.monotonic()
         if now - self.last >= _EVERY and self.done < self.total:
             self.last = now
-            self.run_log.write(f"{self.name}: {self.done}/{self.total}")
+            self.write(f"{self.name}: {self.done}/{self.total}")
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide about results."""
+    names = ("modwright", "torch", "transformers", "safetensors", "numpy", "scipy")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {"python": platform.python_version(), **found}
+
+
+def environment(model: Any) -> dict[str, Any]:
+    """What the numbers of a report were measured on."""
+    return {
+        "threads": torch.get_num_threads(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "memory": f"{peak_rss_bytes() / 1e9:.2f} GB at most",
+    }
+
+
+def opened_files(source: Source) -> dict[str, Any]:
+    """Name and bytes of the files that were opened, as stored; nothing of random weights."""
+    files = () if source.path is None else weight_files(source.path)
+    if not files:
+        return {}
+    name = files[0].name if len(files) == 1 else f"{len(files)} weight files"
+    return {"opened_file": name, "opened_bytes": sum(file.stat().st_size for file in files)}
+
+
+def auto_class(model: Any) -> str:
+    """The Auto class that opens a checkpoint of this model, head and all."""
+    # What opens anything is named where nothing says more.
+    for head, auto in sorted(HEADS.items(), key=lambda item: item[0] == "base"):
+        with suppress(InvalidInputError):
+            if model_class(model.config, head) is type(model):
+                return auto
+    return "AutoModel"
+
+
+def listed(facts: Mapping[str, Any]) -> str:
+    """Facts on one line: ``threads 2, dtype float32``."""
+    return ", ".join(f"{name} {value}" for name, value in facts.items())

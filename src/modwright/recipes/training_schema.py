@@ -1,10 +1,8 @@
-"""What a recipe of training says: a model, images, an objective, settings.
-
-Valid names and options are those of the functions and classes that do the work.
-"""
+"""What a recipe of training says: a model, images, an objective, settings."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -13,16 +11,49 @@ from typing import Any
 from pydantic import Field
 from transformers import TrainingArguments
 
-from modwright.core.errors import InvalidInputError, ModwrightError, unknown_name
-from modwright.recipes.reading import Location, read_changed
-from modwright.recipes.registry_options import RegistryOption, options_of
+from modwright.checkpoint import open as open_checkpoint
+from modwright.core.errors import (
+    InvalidInputError,
+    ModwrightError,
+    did_you_mean,
+    first_line,
+    unknown_name,
+)
+from modwright.models import create_model, list_models
+from modwright.models.registry import variant_config
+from modwright.recipes.load import of_file
+from modwright.recipes.options import RegistryOption, options_of, validated
+from modwright.recipes.reading import Places, Positions, read_changed
 from modwright.recipes.schema import Strict
-from modwright.recipes.training_parts import MODEL, OBJECTIVES, PICTURES
-from modwright.recipes.validation_errors import position_of, validated
-from modwright.training import Settings
+from modwright.tasks.pictures import Pictures, digits, folder_pictures, idx_pictures
+from modwright.training import CrossEntropy, Distillation, Settings
 
-__all__ = ["CHOICES", "TrainingRecipe", "load_training", "parse_training", "training_schema"]
+__all__ = ["CHOICES", "TrainingRecipe", "load_training", "make_model", "parse_training"]
+__all__ += ["training_schema"]
 
+
+def distillation(
+    teacher: str, weight: float = 0.5, temperature: float = 1.0, hard: bool = False
+) -> Distillation:
+    """A teacher's answers as targets, beside the classes.
+
+    Args:
+        teacher: directory of a checkpoint that classifies the same images.
+        weight: of the teacher's part; the rest is cross-entropy with the classes.
+        temperature: of soft targets.
+        hard: the teacher's best class is the target, instead of its probabilities.
+    """
+    return Distillation(open_checkpoint(teacher).model, weight, temperature, hard)
+
+
+CHOICES = {
+    "data": RegistryOption(
+        "data", "pictures", {"digits": digits, "idx": idx_pictures, "folder": folder_pictures}
+    ),
+    "objective": RegistryOption(
+        "objective", "loss", {"cross_entropy": CrossEntropy, "distillation": distillation}
+    ),
+}
 _SettingsOf: Any = options_of(Settings)
 
 # Arguments of transformers' Trainer that have a key of their own in a recipe.
@@ -50,12 +81,13 @@ class TrainingRecipe(Strict):
         "config; or {checkpoint: DIR}"
     )
     data: dict[str, Any] = Field(
-        description=f"{{pictures: digits, side: 32}}; `pictures` is one of {', '.join(PICTURES)}"
+        description="{pictures: digits, side: 32}; `pictures` is one of "
+        f"{', '.join(CHOICES['data'].makers)}"
     )
     objective: dict[str, Any] = Field(
         default={"loss": "cross_entropy"},
         description="{loss: cross_entropy, label_smoothing: 0.1}; loss is one of "
-        f"{', '.join(OBJECTIVES)}",
+        f"{', '.join(CHOICES['objective'].makers)}",
     )
     settings: _SettingsOf = Field(default=_SettingsOf(), description="how long and how fast")
     output: str = Field(default="", description="directory to write; the command line may give it")
@@ -76,18 +108,8 @@ class TrainingRecipe(Strict):
         return seed
 
 
-CHOICES = (
-    RegistryOption("data", "pictures", PICTURES),
-    RegistryOption("objective", "loss", OBJECTIVES),
-)
-
-
 def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe:
-    """A recipe of training from a YAML file, fully checked.
-
-    Args:
-        path: the file; it may extend another one.
-        overrides: ``settings.epochs=3`` and the like, applied last.
+    """A recipe of training from a YAML file, as ``load_recipe`` reads others.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -97,14 +119,9 @@ def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRe
 
 
 def parse_training(
-    tree: Any, positions: Mapping[Location, str] | None = None, name: str = "recipe"
+    tree: Any, positions: Positions | None = None, name: str = "recipe"
 ) -> TrainingRecipe:
     """A recipe of training from plain values, with every default written out.
-
-    Args:
-        tree: what the YAML file would hold.
-        positions: where each value was written, for messages.
-        name: what messages call the recipe where no place is known.
 
     Raises:
         InvalidInputError: names the place, the value and what is valid.
@@ -114,63 +131,101 @@ def parse_training(
         >>> parse_training(given).data["side"]
         32
     """
-    where = positions or {}
-    recipe = validated(TrainingRecipe, tree, where, name, "model and data")
-    MODEL.check(recipe.model, where, name)
-    found = {c.at: c.resolved(getattr(recipe, c.at), where, name) for c in CHOICES}
+    places = Places(positions or {}, name)
+    recipe = validated(TrainingRecipe, tree, places, keys="model and data")
+    _check_model(recipe.model, places)
+    found = {at: one.resolved(getattr(recipe, at), places) for at, one in CHOICES.items()}
+    arguments = [field.name for field in fields(TrainingArguments)]
     for key in recipe.settings.more:
-        _check_argument(key, position_of(("settings", "more", key), where, name))
+        where = f"{places.of(('settings', 'more', key))}, settings.more.{key}"
+        if key in _OWN_KEYS:
+            raise InvalidInputError(f"{where}: say it with the key {_OWN_KEYS[key]}")
+        if key not in arguments:
+            raise InvalidInputError(
+                f"{where}: is no argument of transformers.TrainingArguments"
+                f"{did_you_mean(key, arguments)}"
+            )
     try:
-        settings_of(recipe)
+        Settings(**recipe.settings.model_dump())
     except ModwrightError as error:
-        at: Location = ("settings", str(error).split()[0])
-        raise InvalidInputError(f"{position_of(at, where, name)}, settings: {error}") from None
+        where = places.of(("settings", str(error).split()[0]))
+        raise InvalidInputError(f"{where}, settings: {error}") from None
     return recipe.model_copy(update=found)
 
 
-def settings_of(recipe: TrainingRecipe) -> Settings:
-    """The settings as the training takes them."""
-    return Settings(**recipe.settings.model_dump())
+def _check_model(given: Mapping[str, Any], places: Places) -> None:
+    """Refuses what names no model, or a field that it has not."""
+
+    def refuse(problem: object, *key: str) -> InvalidInputError:
+        at = ("model", *key)
+        return InvalidInputError(f"{places.of(at)}, {'.'.join(at)}: {problem}")
+
+    aliases: Mapping[str, str] = {}  # a paper's words for fields
+    valid = ["checkpoint", "num_classes"]
+    if ("name" in given) == ("checkpoint" in given):
+        raise refuse("has one of the keys name and checkpoint; see list_models()")
+    if "name" in given:
+        name = given["name"]
+        if name not in list_models():
+            raise refuse(unknown_name("model", name, list_models()), "name")
+        config = type(variant_config(name))
+        if "id2label" not in config.field_names():
+            raise refuse(f"{name} is no classifier of images", "name")
+        # Arguments that make no model to train, and names of the config for other arguments.
+        own = set(inspect.signature(create_model).parameters)
+        own -= {"name", "pretrained", "features_only", "out_indices", "fields"}
+        of_config = set(config.field_names()) - {"num_labels", "num_channels"}
+        valid = ["name", *sorted(own | of_config)]
+        aliases = config.attribute_map
+    for key in given:
+        if aliases.get(key, key) not in valid:
+            raise refuse(unknown_name("key", key, valid), key)
 
 
-def pictures_of(recipe: TrainingRecipe) -> Any:
-    """The images to learn from and to measure on."""
-    return CHOICES[0].make(recipe.data)
-
-
-def objective_of(recipe: TrainingRecipe) -> Any:
-    """What is made small."""
-    return CHOICES[1].make(recipe.objective)
-
-
-def _check_argument(key: str, where: str) -> None:
-    if key in _OWN_KEYS:
-        raise InvalidInputError(
-            f"{where}, settings.more.{key}: say it with the key {_OWN_KEYS[key]}"
-        )
-    valid = [field.name for field in fields(TrainingArguments)]
-    if key not in valid:
-        near = str(unknown_name("argument", key, valid)).partition(" (did you mean")[2]
-        more = f" (did you mean{near}" if near else ""
-        raise InvalidInputError(
-            f"{where}, settings.more.{key}: is no argument of transformers.TrainingArguments{more}"
-        )
+def make_model(given: Mapping[str, Any], images: Pictures) -> Any:
+    """The model of a recipe, made for these images: their classes, their size unless it is said."""
+    if "checkpoint" in given:
+        model: Any = open_checkpoint(given["checkpoint"]).model
+        num_classes = given.get("num_classes")
+        if num_classes is not None and num_classes != model.config.num_labels:
+            if not hasattr(model, "reset_classifier"):
+                raise InvalidInputError(
+                    f"model: {type(model).__name__} cannot be given other classes"
+                )
+            model.reset_classifier(num_classes)
+        return model
+    options = {"num_classes": len(images.classes), "image_size": images.pixels.shape[-1], **given}
+    for named in ("id2label", "label2id"):  # training names the classes
+        options.pop(named, None)
+    try:
+        return create_model(**options)
+    except ModwrightError as error:
+        raise InvalidInputError(f"model: {error}") from None
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        name, info = given["name"], first_line(error)
+        raise InvalidInputError(f"model: {name} cannot be built so: {info}") from None
 
 
 def training_schema() -> dict[str, Any]:
-    """The JSON Schema of recipes of training.
+    """The JSON Schema of recipes of training; a model's own fields are not listed.
 
     Example:
         >>> training_schema()["properties"]["data"]["oneOf"][0]["properties"]["side"]["default"]
         32
     """
     schema = TrainingRecipe.model_json_schema()
-    for choice in CHOICES:
-        schema["properties"][choice.at].update(choice.schema())
-    schema["properties"]["model"].update(MODEL.schema())
-    schema["properties"]["extends"] = {
-        "type": "string",
-        "description": "another recipe file, relative to this one, that this one changes",
+    for at, choice in CHOICES.items():
+        schema["properties"][at].update(choice.schema())
+    named = {
+        "type": "object",
+        "properties": {"name": {"enum": list_models()}},
+        "required": ["name"],
     }
-    schema["anyOf"] = [{"required": ["extends"]}, {"required": schema.pop("required")}]
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+    stored = {
+        "type": "object",
+        "properties": {"checkpoint": {"type": "string"}, "num_classes": {"type": "integer"}},
+        "required": ["checkpoint"],
+        "additionalProperties": False,
+    }
+    schema["properties"]["model"]["oneOf"] = [named, stored]
+    return of_file(schema)
