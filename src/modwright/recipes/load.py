@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.recipes.options import option_help, summary, validated
-from modwright.recipes.reading import Places, Positions, read_changed
+from modwright.recipes.reading import Lines, Positions, read_changed
 from modwright.recipes.schema import Recipe
 from modwright.surgery import method_names, method_type, plain_options
 
@@ -42,8 +42,8 @@ def parse_recipe(tree: Any, positions: Positions | None = None, name: str = "rec
         >>> parse_recipe({"model": "smollm2-135m", "steps": steps}).steps[0].options
         {'n': 1}
     """
-    places = Places(positions or {}, name)
-    recipe = validated(Recipe, tree, places, keys="model and steps")
+    lines = Lines(positions or {}, name)
+    recipe = validated(Recipe, tree, lines, keys="model and steps")
     for index, step in enumerate(recipe.steps):
         try:
             _ = step.built
@@ -54,7 +54,7 @@ def parse_recipe(tree: Any, positions: Positions | None = None, name: str = "rec
             }
             found = {key: match.start() for key, match in said.items() if match}
             option = min(found, key=found.__getitem__, default="method")
-            place = places.of(("steps", index, option))
+            place = lines.of(("steps", index, option))
             raise InvalidInputError(f"{place}, steps.{index}: {error}") from None
     return recipe
 

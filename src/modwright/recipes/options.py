@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, create_model
 
 from modwright.core.errors import InvalidInputError, did_you_mean, unknown_name
 from modwright.core.options import problem
-from modwright.recipes.reading import Location, Places
+from modwright.recipes.reading import Lines, Location
 from modwright.recipes.schema import Strict
 from modwright.surgery import method_names
 
@@ -77,20 +77,20 @@ class RegistryOption:
     key: str  # whose value is the name
     makers: Mapping[str, Callable[..., Any]]  # name -> what makes the thing of its options
 
-    def resolved(self, given: Mapping[str, Any], places: Places) -> dict[str, Any]:
+    def resolved(self, given: Mapping[str, Any], lines: Lines) -> dict[str, Any]:
         """The mapping with every default written out; refuses what is not valid, with its place."""
         if self.key not in given:
             valid = ", ".join(self.makers)
             raise InvalidInputError(
-                f"{places.of((self.at,))}, {self.at}.{self.key}: is missing; valid values: {valid}"
+                f"{lines.of((self.at,))}, {self.at}.{self.key}: is missing; valid values: {valid}"
             )
         chosen = given[self.key]
         if chosen not in self.makers:
             said = unknown_name(self.key, chosen, self.makers)
-            where = places.of((self.at, self.key))
+            where = lines.of((self.at, self.key))
             raise InvalidInputError(f"{where}, {self.at}.{self.key}: {said}")
         rest = {k: v for k, v in given.items() if k != self.key}
-        found = validated(options_of(self.makers[chosen]), rest, places, under=(self.at,))
+        found = validated(options_of(self.makers[chosen]), rest, lines, under=(self.at,))
         return {self.key: chosen, **found.model_dump(mode="json")}
 
     def make(self, resolved: Mapping[str, Any]) -> Any:
@@ -110,7 +110,7 @@ class RegistryOption:
 
 
 def validated(
-    kind: type[_M], tree: Any, places: Places, *, keys: str = "", under: Location = ()
+    kind: type[_M], tree: Any, lines: Lines, *, keys: str = "", under: Location = ()
 ) -> _M:
     """A recipe of a kind, or the mapping ``under`` a place in one, from plain values.
 
@@ -119,7 +119,7 @@ def validated(
     if not isinstance(tree, dict):
         given = "empty" if tree is None else f"a {type(tree).__name__}"
         raise InvalidInputError(
-            f"{places.name} is {given}; a recipe is a mapping with the keys {keys}"
+            f"{lines.name} is {given}; a recipe is a mapping with the keys {keys}"
         )
     try:
         return kind.model_validate(tree)
@@ -128,13 +128,13 @@ def validated(
     # A misspelt key is the likely cause of the one that is missing, so it goes first.
     first = min(found, key=lambda item: item["type"] != "extra_forbidden")
     at: Location = tuple(piece for piece in first["loc"] if piece != "[key]")
-    if first["type"] == "invalid_key":  # a number as a key; places know keys as they are written
+    if first["type"] == "invalid_key":  # a number as a key; keys are known as they are written
         at = (*at[:-1], str(at[-1]))
     kinds = ("extra_forbidden", "missing", "model_type", "string_pattern_mismatch")
     said = dict.fromkeys(kinds, partial(_of_a_mapping, at=at, root=kind))
     whole = (*under, *at)
     path = ".".join(str(piece) if str(piece).isprintable() else repr(piece) for piece in whole)
-    raise InvalidInputError(f"{places.of(whole)}, {path}: {problem(first, said)}")
+    raise InvalidInputError(f"{lines.of(whole)}, {path}: {problem(first, said)}")
 
 
 def _of_a_mapping(item: Mapping[str, Any], at: Location, root: Any) -> str:

@@ -11,13 +11,13 @@ import yaml
 from modwright.core.errors import CheckpointError, InvalidInputError, nearest
 from modwright.core.reading import parse_yaml, require_regular
 
-__all__ = ["Location", "Places", "Positions", "read_changed"]
+__all__ = ["Lines", "Location", "Positions", "read_changed"]
 
 Location = tuple[str | int, ...]
 Positions = dict[Location, str]
 
 
-class Places(NamedTuple):
+class Lines(NamedTuple):
     """Where the values of a recipe were written, and what it is called where that is unknown."""
 
     positions: Positions

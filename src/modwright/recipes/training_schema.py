@@ -23,7 +23,7 @@ from modwright.models import create_model, list_models
 from modwright.models.registry import variant_config
 from modwright.recipes.load import of_file
 from modwright.recipes.options import RegistryOption, options_of, validated
-from modwright.recipes.reading import Places, Positions, read_changed
+from modwright.recipes.reading import Lines, Positions, read_changed
 from modwright.recipes.schema import Strict
 from modwright.tasks.pictures import Pictures, digits, folder_pictures, idx_pictures
 from modwright.training import CrossEntropy, Distillation, Settings
@@ -131,13 +131,13 @@ def parse_training(
         >>> parse_training(given).data["side"]
         32
     """
-    places = Places(positions or {}, name)
-    recipe = validated(TrainingRecipe, tree, places, keys="model and data")
-    _check_model(recipe.model, places)
-    found = {at: one.resolved(getattr(recipe, at), places) for at, one in CHOICES.items()}
+    lines = Lines(positions or {}, name)
+    recipe = validated(TrainingRecipe, tree, lines, keys="model and data")
+    _check_model(recipe.model, lines)
+    found = {at: one.resolved(getattr(recipe, at), lines) for at, one in CHOICES.items()}
     arguments = [field.name for field in fields(TrainingArguments)]
     for key in recipe.settings.more:
-        where = f"{places.of(('settings', 'more', key))}, settings.more.{key}"
+        where = f"{lines.of(('settings', 'more', key))}, settings.more.{key}"
         if key in _OWN_KEYS:
             raise InvalidInputError(f"{where}: say it with the key {_OWN_KEYS[key]}")
         if key not in arguments:
@@ -148,17 +148,17 @@ def parse_training(
     try:
         Settings(**recipe.settings.model_dump())
     except ModwrightError as error:
-        where = places.of(("settings", str(error).split()[0]))
+        where = lines.of(("settings", str(error).split()[0]))
         raise InvalidInputError(f"{where}, settings: {error}") from None
     return recipe.model_copy(update=found)
 
 
-def _check_model(given: Mapping[str, Any], places: Places) -> None:
+def _check_model(given: Mapping[str, Any], lines: Lines) -> None:
     """Refuses what names no model, or a field that it has not."""
 
     def refuse(problem: object, *key: str) -> InvalidInputError:
         at = ("model", *key)
-        return InvalidInputError(f"{places.of(at)}, {'.'.join(at)}: {problem}")
+        return InvalidInputError(f"{lines.of(at)}, {'.'.join(at)}: {problem}")
 
     aliases: Mapping[str, str] = {}  # a paper's words for fields
     valid = ["checkpoint", "num_classes"]
