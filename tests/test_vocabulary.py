@@ -103,3 +103,16 @@ def test_the_search_sees_parts_of_names(tmp_path: Path) -> None:
     module = tmp_path / "m.py"
     module.write_text("class A:\n    past: int\n    def f(self, keep): ...\ndef _g(): ...\n")
     assert {name for name, _ in exported(module)} == {"A", "past", "f", "keep"}
+
+
+def test_renamed_modules_are_where_the_page_says() -> None:
+    page = (ROOT / "docs" / "reference" / "renamed.md").read_text()
+    rows = re.findall(r"^\| `modwright\.([\w.]+)` \| `modwright\.([\w.]+)`", page, re.MULTILINE)
+
+    def there(name: str) -> bool:
+        path = ROOT / "src" / "modwright" / Path(*name.split("."))
+        return path.is_dir() or path.with_suffix(".py").is_file()
+
+    assert len(rows) > 80
+    assert not [old for old, _ in rows if there(old)]
+    assert not [new for _, new in rows if not there(new)]
