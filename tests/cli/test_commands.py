@@ -188,7 +188,7 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_run_for_people(command: Command, recipe_file: Path, unchecked: None) -> None:
     done = command("run recipe.yaml -o out")
     assert done.code == 0, done.err
-    for words in ("as it came", "drop 1 attention", "MoDeGPT 20%", "perplexity", "writes:"):
+    for words in ("baseline", "drop 1 attention", "MoDeGPT 20%", "perplexity", "writes:"):
         assert words in done.out
     load = next(line for line in done.out.splitlines() if line.startswith("load: "))
     code = load.removeprefix("load: ")

@@ -59,8 +59,7 @@ def test_fault_A18_an_unchanged_model_is_not_timed_and_not_faster(tiny: Any, nam
         line for line in summary_sentences(Report("r", stages=[first, after])) if "peed" in line
     ]
     assert said == [
-        "Speed: structure and weights are those of the model as it came, so nothing was timed "
-        "again."
+        "Speed: structure and weights are those of the baseline, so nothing was timed again."
     ]
 
 

@@ -51,10 +51,10 @@ def test_agreement_and_scores_stand_in_the_report_before_and_after(
     out = run(asked, tmp_path / "out", check=False).output
     report = read_report(out)
     before, after = report.stages
-    assert before.agreement is None, "the model as it came is what all is compared with"
+    assert before.agreement is None, "the baseline is what all is compared with"
     assert after.agreement is not None
     assert after.agreement["kl"] > 0 and 0 < after.agreement["top1"] <= 1
-    assert after.agreement["recipe"]["teacher"] == "the model as it came"
+    assert after.agreement["recipe"]["teacher"] == "the baseline"
     assert after.agreement["recipe"]["sha256"] == after.quality["recipe"]["sha256"]
     for stage in report.stages:
         assert stage.harness is not None

@@ -194,7 +194,7 @@ def test_a_changed_text_is_begun_anew(
     watch.start_again()
     write_text(text, seed=2)
     run(recipe(calibration=data), tmp_path / "out", check=False)
-    assert watch.measured == ["1 llm_drop", "2 modegpt"]  # the model as it came did not change
+    assert watch.measured == ["1 llm_drop", "2 modegpt"]  # the baseline did not change
 
 
 def test_other_versions_begin_anew(

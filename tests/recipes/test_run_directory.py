@@ -96,7 +96,7 @@ def test_file_stamps_see_a_changed_file(tmp_path: Path) -> None:
 
 def test_a_stage_is_taken_over_only_by_its_key(tmp_path: Path) -> None:
     work = RunDirectory(tmp_path / "out")
-    stage = Stage("before", title="as it came")
+    stage = Stage("before", title="baseline")
     work.keep(0, "key", stage, None)
     assert work.stage(0, "key") == stage
     assert work.stage(0, "other") is None

@@ -41,7 +41,7 @@ def stage(
     """A stage with unit costs, changed by ``cost``; a perplexity of None is not measured.
 
     ``recipe``, ``timing`` and ``asked`` are how perplexity, speed and scores were taken; ``ratios``
-    are median, low, high and number of pairs of a phase against the model as it came.
+    are median, low, high and number of pairs of a phase against the baseline.
     """
     speed: dict[str, Any] = {
         "decode_tokens_per_second": decode,
@@ -93,7 +93,7 @@ def score(value: float | None, stderr: float | None = None, **changed: Any) -> d
 
 
 def near(kl: float, top1: float, **changed: Any) -> dict[str, Any]:
-    """An agreement with the model as it came."""
+    """An agreement with the baseline."""
     return {"kl": kl, "top1": top1, "tokens": 3066, "recipe": {"data": "lee.cor"}, **changed}
 
 

@@ -75,7 +75,7 @@ CASES: dict[str, tuple[Stage, str, str]] = {
     ),
     "nothing changed": (
         stage("1 x", decode=20.0, unchanged=True),
-        r"Speed: structure and weights are those of the model as it came, so nothing was timed "
+        r"Speed: structure and weights are those of the baseline, so nothing was timed "
         r"again\.",
         SENTENCE + "|tokens/s",
     ),

@@ -163,9 +163,9 @@ CASES: list[tuple[str, list[Stage], str, str]] = [
         "stock transformers loads",
     ),
     (
-        "agreement with the model as it came",
+        "agreement with the baseline",
         [stage(), stage("1 x", agreement=near(0.31214, 0.7834))],
-        r"The result's predictions are 0\.3121 nats from those of the model as it came "
+        r"The result's predictions are 0\.3121 nats from those of the baseline "
         r"\(mean KL at 3,066 tokens of text\), and both put the same token first at 78\.3 % of "
         r"them\.",
         "cannot be said",
@@ -173,7 +173,7 @@ CASES: list[tuple[str, list[Stage], str, str]] = [
     (
         "agreement that is not finite",
         [stage(), stage("1 x", agreement=near(float("nan"), 0.0))],
-        r"How far the result is from the model as it came cannot be said: at 3,066 tokens",
+        r"How far the result is from the baseline cannot be said: at 3,066 tokens",
         "nats",
     ),
     (

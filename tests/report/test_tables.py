@@ -62,7 +62,7 @@ def test_a_recipe_that_holds_for_all_stages_stands_once(example: Report) -> None
     found = [(entry.title, entry.stages) for entry in measured(example)]
     assert found == [
         ("Perplexity", ()),
-        ("Agreement with the model as it came", ("1 llm_drop", "2 modegpt")),
+        ("Agreement with the baseline", ("1 llm_drop", "2 modegpt")),
         ("Harness scores", ()),
         ("Cost (counted, not timed)", ()),
         ("Speed (timed)", ()),

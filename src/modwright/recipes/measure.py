@@ -66,14 +66,14 @@ def measure_stage(
 
 @dataclass(frozen=True)
 class Baseline:
-    """The model as it came and the speed that was measured on it."""
+    """The baseline and the speed that was measured on it."""
 
     model: Any
     speed: Mapping[str, Any] | None
 
 
 _TIMED = (
-    "tokens per second of the model as it came, by the median of several runs of random tokens; "
+    "tokens per second of the baseline, by the median of several runs of random tokens; "
     "an edited model's are these times the median ratio of pairs of neighboring runs of both, so "
     "that they can be compared although the machine's speed drifts; the interval of a ratio "
     "encloses its median with 95 % confidence"

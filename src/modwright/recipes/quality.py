@@ -28,7 +28,7 @@ from modwright.tasks.vocabulary import require_same_tokenizer
 __all__ = ["TEACHER", "Evaluation", "evaluate", "evaluation_digest", "measure_quality"]
 __all__ += ["text_of", "timed", "writes_text"]
 
-TEACHER = "the model as it came"
+TEACHER = "the baseline"
 
 
 def text_of(asked: Data | PerplexityOf) -> tuple[TextData, dict[str, Any]]:
@@ -100,7 +100,7 @@ def measure_quality(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """What a stage of the report holds of a model's quality, and the seconds of each measurement.
 
-    Agreement is measured where there is a ``teacher``; all else also on the model as it came, in
+    Agreement is measured where there is a ``teacher``; all else also on the baseline, in
     the same run. ``log`` hears of each number as soon as it is known.
     """
     log = log or (lambda message: None)

@@ -59,7 +59,7 @@ class Rehearsal:
 
     output: Path  # where the result would go
     forecast: Forecast
-    steps: tuple[StepRehearsal, ...]  # all on the model as it came
+    steps: tuple[StepRehearsal, ...]  # all on the baseline
     free_disk: int  # where the output goes
     peak: int  # the most memory that the process held, Python included
 

@@ -156,10 +156,10 @@ class _Run(Runner):
     def _step(self, index: int, opened: Checkpoint, model: Any) -> Any:
         """One step in every process; the main one measures what came of it and keeps it."""
         if index == 0:
-            self.log("measuring the model as it came")
+            self.log("measuring the baseline")
             info = {
                 "name": "before",
-                "title": "as it came",
+                "title": "baseline",
                 "plain": is_plain(model),
                 "source_blocks": list(range(len(Anatomy.of(model).blocks))),
                 "notes": list(opened.notes),

@@ -110,7 +110,7 @@ class Evaluate(Strict):
     perplexity: PerplexityOf | None = PerplexityOf()
     agreement: bool = Field(
         default=False,
-        description="after each step also how far it is from the model as it came, on the windows "
+        description="after each step also how far it is from the baseline, on the windows "
         "of perplexity",
     )
     harness: HarnessTasksOf | None = None

@@ -57,8 +57,7 @@ MEANINGS = {
     "of a text. Lower is better; only numbers measured the same way can be compared.",
     "kl": "Mean KL divergence of the result's distribution over a token from that of the model as "
     "it came, which is KL(original || result); 0 is the same distribution.",
-    "top1": "Share of the tokens at which the result puts first what the model as it came puts "
-    "first.",
+    "top1": "Share of the tokens at which the result puts first what the baseline puts first.",
     "cosine": "Mean cosine between the last hidden state of a token and that of the model as it "
     "came; 1 is the same direction.",
     "prefill_macs": "Multiplications with addition needed to read the prompt.",

@@ -39,14 +39,14 @@ class Stage:
 
     Args:
         name: short and unique: ``"before"``, ``"1 llm_drop"``, ``"2 modegpt"``.
-        method: name of the method of the step; None for the model as it came.
+        method: name of the method of the step; None for the baseline.
         title: what was done, for people: ``"drop 4 attentions"``.
         options: resolved options of the method.
         seconds: phase of the step -> seconds.
         cost: ``parameters``, ``stored_bytes``, ``prefill_macs``, ``decode_macs`` (per token),
             ``kv_bytes``, ``activation_bytes``, and ``recipe``.
         quality: ``perplexity``, ``finite`` and ``recipe``.
-        agreement: with the model as it came: ``kl`` (nats per token) and ``top1`` (a share), or
+        agreement: with the baseline: ``kl`` (nats per token) and ``top1`` (a share), or
             ``cosine`` for a model without a head; ``tokens``, ``finite`` and ``recipe``.
         harness: ``scores``, ``finite`` and ``recipe``. A score has ``name``, ``task``, ``metric``,
             ``filter``, ``value``, ``stderr``, ``higher_is_better``, ``documents``, ``num_fewshot``,
@@ -55,7 +55,7 @@ class Stage:
         sample: ``prompt``, ``text``, ``repetition`` (0 to 1) and ``settings``.
         shape: per block ``{"attention": {"heads", "kv_heads", "qk", "v"} or None, "mlp": width or
             None}``, with ``qk`` and ``v`` per head.
-        source_blocks: which block of the model as it came each block is; None for a new one.
+        source_blocks: which block of the baseline each block is; None for a new one.
         reasons: why the method decided so. Drawn where present: ``scores`` (``attention``, ``mlp``,
             ``block`` -> one number or None per layer) or ``influence`` (one number per block),
             ``removed`` (the same names -> layer numbers), ``sparsity`` (one share per layer) and
@@ -143,7 +143,7 @@ class Report:
         versions: package -> version.
         environment: ``threads``, ``dtype``, ``device``, ``memory``.
         recipe: the resolved recipe.
-        stages: the model as it came, then one stage per step.
+        stages: the baseline, then one stage per step.
         files: output file -> bytes.
         reproduce: the command that makes this result again.
 
@@ -170,10 +170,10 @@ class Report:
     def __post_init__(self) -> None:
         _plain_record(self, "report")
         if not self.stages:
-            raise InvalidInputError("a report needs at least one stage, the model as it came")
+            raise InvalidInputError("a report needs at least one stage, the baseline")
         if (method := self.before.method) is not None:
             raise InvalidInputError(
-                f"the first stage is the model as it came and has no method, got {method!r}"
+                f"the first stage is the baseline and has no method, got {method!r}"
             )
         names = [stage.name for stage in self.stages]
         for at, (name, stage) in enumerate(zip(names, self.stages)):
@@ -184,7 +184,7 @@ class Report:
 
     @property
     def before(self) -> Stage:
-        """The model as it came."""
+        """The baseline."""
         return self.stages[0]
 
     @property

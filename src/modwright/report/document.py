@@ -29,7 +29,7 @@ __all__ += ["subtitle"]
 
 # Metrics that stand at the top of the page, with "not measured" where they are missing.
 _HEADLINE = ("parameters", "stored_bytes", "perplexity", "decode_tokens_per_second")
-# These stand there where they were measured. The model as it came is what they compare with.
+# These stand there where they were measured. The baseline is what they compare with.
 _AGAINST = ("top1", "cosine")
 
 
@@ -136,7 +136,7 @@ def _headline(report: Report) -> list[Block]:
             cards.append((metric, before, after, hint))
     for metric in (by_name[name] for name in _AGAINST):
         if metric in shown_metrics(report):
-            cards.append((metric, after, after, "with the model as it came"))
+            cards.append((metric, after, after, "with the baseline"))
     return [
         Block("cards", cards),
         Block("bullets", summary_sentences(report)),

@@ -74,7 +74,7 @@ def _written(block: Block, level: int) -> Iterator[str]:
     elif block.kind == "table":
         yield _table(body)
         if body.sortable:
-            yield "In brackets: the change against the model as it came."
+            yield "In brackets: the change against the baseline."
     elif block.kind in ("code", "sample"):
         yield fenced(body, title or "text")
 

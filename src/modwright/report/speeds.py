@@ -38,7 +38,7 @@ _PHASES = (
 def paired_ratio(before: Stage, after: Stage, phase: str) -> PairedRatio | None:
     """How many times as fast the second stage is; None where pairs of runs were not timed.
 
-    Two stages after steps were both timed against the model as it came: their intervals are divided
+    Two stages after steps were both timed against the baseline: their intervals are divided
     one by the other, which makes the result wider than it has to be, and never too narrow.
     """
     one, two = _against_first(before, phase), _against_first(after, phase)
@@ -101,8 +101,7 @@ def speed_sentences(before: Stage, after: Stage) -> Iterator[str]:
         )
     elif before.method is None and after.speed.get("unchanged"):
         yield (
-            "Speed: structure and weights are those of the model as it came, so nothing was timed "
-            "again."
+            "Speed: structure and weights are those of the baseline, so nothing was timed again."
         )
     else:
         for phase in _PHASES:

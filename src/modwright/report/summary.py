@@ -85,7 +85,7 @@ def summary_sentences(report: Report) -> list[str]:
     Example:
         >>> for line in summary_sentences(Report("example", stages=[Stage("before")])):
         ...     print(line)
-        Nothing was changed: these are the measurements of the model as it came.
+        Nothing was changed: these are the measurements of the baseline.
         Perplexity was not measured, so nothing is said about quality.
     """
     whole = _Pair(report.before, report.after)
@@ -102,7 +102,7 @@ def summary_sentences(report: Report) -> list[str]:
     said += map(_sample, report.stages)
     lines = [*chain.from_iterable(said), *report.before.notes]
     if not is_changed:
-        start = "Nothing was changed: these are the measurements of the model as it came."
+        start = "Nothing was changed: these are the measurements of the baseline."
         return [start, *lines]
     loading = (
         "plain: stock transformers loads it."
@@ -199,19 +199,19 @@ def _agreement(after: Stage) -> Iterator[str]:
     said = f"at {count_text(near.get('tokens') or 0)} tokens of text"
     if not near["finite"]:
         yield (
-            f"How far the result is from the model as it came cannot be said: {said} an output "
+            f"How far the result is from the baseline cannot be said: {said} an output "
             "is not finite, or gives no probability where the other gives some."
         )
         return
     if near.get("cosine") is not None:
         yield (
-            f"The result's last hidden states and those of the model as it came have a mean cosine "
+            f"The result's last hidden states and those of the baseline have a mean cosine "
             f"of {score_text(near['cosine'])} {said}."
         )
     if near.get("kl") is not None:
         line = (
-            f"The result's predictions are {nats_text(near['kl'])} nats from those of the model as "
-            f"it came (mean KL {said})"
+            f"The result's predictions are {nats_text(near['kl'])} nats from those of the baseline "
+            f"(mean KL {said})"
         )
         if near.get("top1") is not None:
             line += f", and both put the same token first at {share_text(near['top1'])} of them"

@@ -15,7 +15,7 @@ SERVING_HEADS = ("Runtime", "Takes it", "Why, or how")
 _MOST_CHARACTERS = 2_000
 _MEASURED = (
     ("Perplexity", "quality", "recipe"),
-    ("Agreement with the model as it came", "agreement", "recipe"),
+    ("Agreement with the baseline", "agreement", "recipe"),
     ("Harness scores", "harness", "recipe"),
     ("Cost (counted, not timed)", "cost", "recipe"),
     ("Speed (timed)", "speed", "recipe"),

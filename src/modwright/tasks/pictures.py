@@ -85,8 +85,11 @@ def digits(
 ) -> tuple[Pictures, Pictures]:
     """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn brings, made larger.
 
-    ``train`` of a permutation are for training, the others for testing; ``channels`` are copies of
-    the one that there is.
+    Args:
+        side: of the images, in pixels.
+        channels: copies of the one channel.
+        train: how many of a permutation are for training; the others are for testing.
+        seed: of the permutation.
 
     Raises:
         InvalidInputError: scikit-learn is not installed, or nothing is left for one of the splits.
@@ -148,9 +151,13 @@ def idx_pictures(
 
     Debian's package ``dataset-fashion-mnist`` puts them into /usr/share/datasets/fashion-mnist.
 
-    They are ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same beginning with
-    ``t10k``; each may end in ``.gz``. ``classes`` are names of the labels; those of MNIST and of
-    Fashion-MNIST are known.
+    Args:
+        folder: with ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same beginning
+            with ``t10k``; each may end in ``.gz``.
+        side: of the images, in pixels.
+        channels: copies of the one channel.
+        classes: names of the labels. Those of MNIST and of Fashion-MNIST are known; other sets need
+            them.
 
     Raises:
         CheckpointError: a file is missing or damaged.
@@ -200,8 +207,13 @@ def folder_pictures(
 ) -> tuple[Pictures, Pictures]:
     """Images of a folder with one folder per class, split as ``find_images`` says.
 
-    Each is resized so that its shorter side fits, and the middle is taken. ``test`` is the share of
-    each class that is for testing where the folder has no splits.
+    Each is resized so that its shorter side fits, and the middle is taken.
+
+    Args:
+        folder: its folders are the classes, by name; files in them are the images.
+        side: of the images, in pixels.
+        test: share of each class that is for testing where the folder has no splits.
+        seed: of the order, and of what is for testing.
 
     Warns:
         UserWarning: of what was left out, and how the splits were made; ``notes`` hold it, too.
