@@ -247,6 +247,8 @@ def test_a_file_comes_in_and_goes_back_with_its_bits(
         ("import poolformer_s12 words.pth -o out", ("words.pth cannot be read",)),
         ("import poolformer_s12 a.pth -o out --set num_clases=3", ("num_clases",)),
         ("import poolformer_s12 a.pth -o out --set x", ("KEY=VALUE", "num_classes=10")),
+        ("import poolformer_s12 a.pth -o out --set name=x", ("--set name: the config has no",)),
+        ("import poolformer_s12 a.pth -o out --set pretrained=1", ("--set pretrained: the",)),
         (
             "import poolformer_s12 a.pth -o out --layout tim",
             ("unknown format", "auto, official, transformers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,9 @@ from modwright.cli.console import emit_json, log, make_progress, open_checkpoint
 from modwright.core.files import require_new, write_file
 
 __all__ = ["export", "import_model", "rename"]
+
+_NOT_FIELDS = {"pretrained", "features_only", "out_indices", "checkpoint_path"}
+"""Arguments of ``create_model`` that no config has."""
 
 
 def import_model(
@@ -75,7 +79,10 @@ def import_model(
     from modwright.models.source_configs import config_beside
 
     fields: dict[str, Any] = {}
+    taken = {*inspect.signature(import_named).parameters, *_NOT_FIELDS}
     for field, value in arg.key_values(changes, "num_classes=10").items():
+        if field in taken:
+            raise InvalidInputError(f"--set {field}: the config has no such field")
         try:
             fields[field] = yaml.safe_load(value)
         except yaml.YAMLError:
