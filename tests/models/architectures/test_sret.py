@@ -37,7 +37,7 @@ COUNTS: dict[str, tuple[int | None, float | None]] = {
     "sret_t_wo_slice_384": (4_853_259, 6.408),
     "sret_s_wo_slice_384": (21_091_212, 18.443),
 }
-GOLDEN = sorted((Path(__file__).parents[1] / "golden" / "sret").glob("*.safetensors"))
+GOLDEN = sorted((Path(__file__).parents[2] / "golden" / "sret").glob("*.safetensors"))
 
 
 def small(**fields: Any) -> SReTForImageClassification:
