@@ -159,6 +159,7 @@ def _kind_of(model: PreTrainedModel) -> str | None:
         if hidden is None or hidden.shape[:2] != ids.shape:
             raise InvalidInputError(f"{_NEEDS}; {type(model).__name__} gives neither")
         return _HIDDEN
+    del output
     ahead = looks_ahead(model, ids, _NEEDS)
     return None if ahead is None else _MASKED if ahead else _NEXT
 
