@@ -74,7 +74,7 @@ MODELS: dict[str, tuple[Callable[[Path], Any], tuple[str, ...]]] = {
     "config of nobody": (lambda m: configure(m, model_type="nobody"), ("'nobody'", "not known")),
     "no tokenizer": (
         lambda m: [file.unlink() for file in m.glob("token*")],
-        ("calibration", "brings no tokenizer"),
+        ("calibration", "has no tokenizer"),
     ),
     "a broken tokenizer": (lambda m: cut(m / "tokenizer.json", 99), ("tokenizer", "cannot be")),
     "a tensor missing": (lambda m: change(m, lambda t: t.pop(UP)), (UP, "not in the weights")),

@@ -109,7 +109,7 @@ def test_an_encoder_against_its_original_has_a_cosine(
         ("--tasks words --include-path tasks --limit 0", "limit is 0; valid values: 1 and more"),
         ("--limit 3", "--limit is about harness tasks; name them with --tasks"),
         ("--include-path tasks", "--include-path is about harness tasks"),
-        ("--against preset:tiny-llama", "preset:tiny-llama brings no tokenizer"),
+        ("--against preset:tiny-llama", "preset:tiny-llama has no tokenizer"),
         ("--against nosuch", "nosuch"),
     ],
 )

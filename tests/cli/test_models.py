@@ -316,4 +316,4 @@ def test_an_image_is_made_larger(command: Command, place: Path) -> None:
     poolformer = create_model("poolformer_s12", num_classes=2, depths=[1, 1], hidden_sizes=[8, 16])
     poolformer.save_pretrained(place / "poolformer")
     wrong = command("upscale poolformer small.png -o x.png")
-    assert wrong.code == 2 and "makes no images larger" in wrong.err
+    assert wrong.code == 2 and "is not a super-resolution model" in wrong.err

@@ -114,7 +114,7 @@ def test_what_cannot_be_measured_is_refused_before_any_work(
 
 def test_a_model_without_a_tokenizer_has_no_agreement(tiny: Any, tmp_path: Path) -> None:
     bare = write_checkpoint(tiny("tiny-llama"), tmp_path / "bare", tokenizer=False)
-    with pytest.raises(InvalidInputError, match=r"evaluate\.agreement: .*bare brings no tokenizer"):
+    with pytest.raises(InvalidInputError, match=r"evaluate\.agreement: .*bare has no tokenizer"):
         evaluation_digest(open_checkpoint(bare), Evaluate(agreement=True))
 
 

@@ -135,7 +135,7 @@ CASES: list[tuple[str, list[Stage], str, str]] = [
     (
         "repeats at the threshold",
         [stage(repetition=0.0), stage("1 x", repetition=REPEATS)],
-        r"The sample repeats itself: 50\.0 % of the four-word runs written after step 1 x",
+        r"The sample repeats itself: 50\.0 % of the 4-grams written after step 1 x",
         "written before",
     ),
     (

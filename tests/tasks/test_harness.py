@@ -375,7 +375,7 @@ def test_an_old_harness_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: tiny_bert(BertForMaskedLM), encoder_tokenizer, "neither"),
         (lambda: tiny_bert(BertForMaskedLM), word_tokenizer, "depend on the tokens after it"),
         (tiny_t5, word_tokenizer, "encoder with a decoder"),
-        (gpt2, lambda: None, "brings no tokenizer"),
+        (gpt2, lambda: None, "has no tokenizer"),
     ],
 )
 def test_only_causal_models_are_scored(model: Any, tokenizer: Any, said: str, folder: Path) -> None:

@@ -44,8 +44,8 @@ def test_equal_tokenizers_pass(text: str) -> None:
         (renamed(9, "w9"), word_tokenizer(), "10 and 52 tokens, of which id 10 is the first"),
         (renamed(9, "w9"), word_tokenizer(), "no token in small and 'w10' in large"),
         (word_tokenizer(), encoder_tokenizer(), r"id 45 .*'w45' in small and '\[PAD\]' in large"),
-        (None, word_tokenizer(), "small brings no tokenizer"),
-        (word_tokenizer(), None, "large brings no tokenizer"),
+        (None, word_tokenizer(), "small has no tokenizer"),
+        (word_tokenizer(), None, "large has no tokenizer"),
     ],
 )
 def test_the_first_difference_is_named(one: Any, other: Any, said: str) -> None:

@@ -202,7 +202,7 @@ def _read_config_json(directory: Path) -> dict[str, Any]:
     """The fields of a config; refuses what they alone tell is no plain checkpoint."""
     file = directory / "config.json"
     if not os.path.lexists(file):
-        raise CheckpointError(f"{directory} is no checkpoint: {_without_config(directory)}")
+        raise CheckpointError(f"{directory} is not a checkpoint: {_without_config(directory)}")
     config = read_json(file)
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise CheckpointError(f"{file} names no model_type, so it is no transformers config")

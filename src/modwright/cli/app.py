@@ -223,7 +223,7 @@ def upscale(
     overlap: Annotated[int, Option(help="Pixels that neighboring tiles share.")] = 32,
     force: arg.ReplaceFile = False,
 ) -> None:
-    """Make an image larger with a model of super-resolution.
+    """Upscale an image with a super-resolution model.
 
     A model such as CRAFT looks at the whole image, so tiles, which need less memory, are an
     approximation. Images of any size are taken; gray ones are read as color.
@@ -241,7 +241,7 @@ def upscale(
     small = torch.from_numpy(np.asarray(read_image(image, single=True)).copy()).permute(2, 0, 1)
     opened: Any = open_checkpoint(str(model)).model
     if not hasattr(opened.config, "upscale"):
-        raise InvalidInputError(f"{model}: {type(opened).__name__} makes no images larger")
+        raise InvalidInputError(f"{model}: {type(opened).__name__} is not a super-resolution model")
     large = upscale_image(set_eval(opened), small, tile, overlap)
     try:
         write_file(out, Image.fromarray(large.permute(1, 2, 0).numpy()).save)

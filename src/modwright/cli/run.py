@@ -80,7 +80,7 @@ def train(
     force: arg.Force = False,
     json: arg.Json = False,
 ) -> None:
-    """Train a model of images from a recipe, and save it.
+    """Train a vision model from a recipe, and save it.
 
     The least recipe is two lines: `model: {name: poolformer_s12}` and `data: {pictures: digits}`.
 

@@ -113,8 +113,8 @@ def forecast_table(expected: Forecast) -> Group:
         tokens = f"{step.calibration_tokens:,}"
         table.add_row(step.title, left, tokens, _bytes(step.memory), _bytes(step.disk))
     words = (
-        f"Most memory: {_bytes(expected.peak)} with the weights, beside Python itself; "
-        f"{_bytes(expected.available)} are free beside the weights. Nothing was written."
+        f"Peak memory {_bytes(expected.peak)} including weights, without Python itself; "
+        f"{_bytes(expected.available)} free beside the weights. Nothing was written."
     )
     return Group(table, words if expected.fits else f"{words} That does not fit.")
 

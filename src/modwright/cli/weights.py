@@ -61,7 +61,7 @@ def import_model(
     force: arg.Force = False,
     json: arg.Json = False,
 ) -> None:
-    """Make a checkpoint of a file of a paper's authors.
+    """Convert a published checkpoint.
 
     Names are translated, never guessed: what is missing, what nothing knows and what has another
     shape is named, and nothing is written. The fields of a config.json beside the weights are
@@ -137,7 +137,7 @@ def rename(
     ] = "official",
     force: arg.ReplaceFile = False,
 ) -> None:
-    """Write a model's tensors under the names of its authors.
+    """Convert back to the published format.
 
     The way back from `modwright import`: the file loads in the authors' code, or in transformers or
     timm, and every tensor has the same bits.

@@ -312,7 +312,7 @@ def _recipe(anatomy: Anatomy, length: int, batch: int, context: int) -> dict[str
         "decode": f"one token more for each sequence, after {context} in the cache",
         "bytes": "tensors of the checkpoint, tied ones once; powers of 1000 when abbreviated",
         "kv_bytes": f"one sequence of {length} tokens, all layers, dtype of the weights",
-        "activation_bytes": "floor for the batch without gradient: largest working set of one part",
+        "activation_bytes": "lower bound of inference: the largest working set of one part",
     }
     if not anatomy.family.is_causal():
         del recipe["decode"], recipe["context"]

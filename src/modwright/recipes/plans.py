@@ -51,7 +51,7 @@ def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
         )
     if opened.tokenizer is None:
         raise InvalidInputError(
-            f"{method} calibrates on text, and {opened.source.name} brings no tokenizer; give a "
+            f"{method} calibrates on text, and {opened.source.name} has no tokenizer; give a "
             "model that has one"
         )
     limit = position_limit(opened.model)

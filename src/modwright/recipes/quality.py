@@ -77,7 +77,7 @@ def evaluation_digest(opened: Checkpoint, asked: Evaluate) -> str | None:
                 )
             if tokenizer is None:
                 raise InvalidInputError(
-                    f"it is measured on text, and {opened.source.name} brings no tokenizer; give a "
+                    f"it is measured on text, and {opened.source.name} has no tokenizer; give a "
                     "model that has one, or set agreement to false"
                 )
             kind = require_comparable(model, model)
@@ -191,11 +191,11 @@ def evaluate(
     for one in [opened] if against is None else [opened, against]:
         if getattr(one.model, "main_input_name", "") == "pixel_values":
             raise InvalidInputError(
-                f"{one.source.name} reads images: it can be measured on no text"
+                f"{one.source.name} is a vision model and has no perplexity"
             )
         if one.tokenizer is None:
             raise InvalidInputError(
-                f"{one.source.name} brings no tokenizer, so it cannot be measured on text"
+                f"{one.source.name} has no tokenizer, so it cannot be measured on text"
             )
         if tasks is not None:
             require_scorable(one.model, one.tokenizer)

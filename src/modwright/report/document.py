@@ -94,12 +94,12 @@ def sections(report: Report, figures: Sequence[Any] = ()) -> list[Block]:
     table = [stage_table(report, report.stages), meaning]
     found = (
         ("headline", "In short", _headline(report)),
-        ("table", "Before, after, and every step between", table),
+        ("table", "Results by step", table),
         ("scores", "Harness scores", _scores(report)),
         ("plots", "Figures", [Block("figures", figures)] if figures else []),
-        ("samples", "What it writes", _samples(report)),
+        ("samples", "Sample output", _samples(report)),
         ("steps", "Step by step", _steps(report)),
-        ("servable", "Where the result runs", serving_blocks(report.after)),
+        ("servable", "Supported runtimes", serving_blocks(report.after)),
         ("measured", "How it was measured", _measured(report)),
         ("again", "How to make it again", again),
     )
@@ -140,7 +140,7 @@ def _headline(report: Report) -> list[Block]:
     return [
         Block("cards", cards),
         Block("bullets", summary_sentences(report)),
-        Block("fold", [Block("terms", RULES)], "When these words are used"),
+        Block("fold", [Block("terms", RULES)], "How these statements are chosen"),
     ]
 
 
@@ -174,8 +174,7 @@ def _samples(report: Report) -> list[Block]:
             Block("sample", sample.get("text", "")),
         ]
         if (share := sample.get("repetition")) is not None:
-            told = f"{share_text(share)} of its four-word runs occur earlier in the same text."
-            blocks.append(Block("note", f"Repetition: {told}"))
+            blocks.append(Block("note", f"Repeated 4-grams: {share_text(share)}."))
         parts.append(Block("part", blocks, when[0].upper() + when[1:]))
     return parts
 

@@ -50,7 +50,7 @@ RULES = (
     ("did not pay on disk", "parameters fell and bytes on disk did not"),
     (
         "repeats itself",
-        f"at least {share_text(REPEATS)} of the sample's four-word runs occur earlier in it",
+        f"at least {share_text(REPEATS)} of the sample's 4-grams are repeated",
     ),
     (
         "within the standard error of the difference",
@@ -257,7 +257,7 @@ def _sample(stage: Stage) -> Iterator[str]:
         yield f"The sample written {where} is empty: 0 words followed the prompt."
     elif share is not None and share >= REPEATS:
         yield (
-            f"The sample repeats itself: {share_text(share)} of the four-word runs written "
+            f"The sample repeats itself: {share_text(share)} of the 4-grams written "
             f"{where} occur earlier in the same text."
         )
 

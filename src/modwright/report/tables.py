@@ -11,7 +11,7 @@ from modwright.report.data import Report, Stage
 __all__ = ["SERVING_HEADS", "Measured", "by_layer", "flat", "format_value", "measured"]
 __all__ += ["samples", "serving_rows"]
 
-SERVING_HEADS = ("Runtime", "Takes it", "Why, or how")
+SERVING_HEADS = ("Runtime", "Supported", "Notes")
 _MOST_CHARACTERS = 2_000
 _MEASURED = (
     ("Perplexity", "quality", "recipe"),

@@ -62,7 +62,7 @@ class Drop(WithoutData):
 )
 @dataclass(frozen=True)
 class ArrangeBlocks(WithoutData):
-    """Lets the blocks stand in an order of the user's choice, as frankenmerges do; none is trained.
+    """Reorders or repeats blocks, as frankenmerges do; nothing is trained.
 
     Attributes:
         blocks: the new order, as in "0:20, 10:30": single layers, slices as in Python and *,

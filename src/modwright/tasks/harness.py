@@ -154,7 +154,7 @@ def require_scorable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase 
     """Refuse what the harness cannot score, seen from a few tokens."""
     require_vocabulary(model, _NO_LM)
     if tokenizer is None:
-        raise InvalidInputError(f"{_NO_LM} on text, and this model brings no tokenizer")
+        raise InvalidInputError(f"{_NO_LM} on text, and this model has no tokenizer")
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise InvalidInputError(
             "the harness puts the BOS or EOS token before a text, and this tokenizer has neither"

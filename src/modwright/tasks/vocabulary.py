@@ -36,7 +36,7 @@ def require_same_tokenizer(
     for tokenizer, name in zip((one, other), names):
         if tokenizer is None:
             raise InvalidInputError(
-                f"{name} brings no tokenizer, so it cannot be told whether both models read the "
+                f"{name} has no tokenizer, so it cannot be told whether both models read the "
                 "same tokens; give a checkpoint that has one"
             )
     assert one is not None and other is not None

@@ -1,8 +1,8 @@
 """Models of images that are made of ``modwright.nn.Block``: plain stacks and pyramids.
 
 Blocks are found by their class, in the order of the forward pass. What mixes tokens stands at a
-block's place "attention", whatever it is. Blocks of a pyramid are no chain: maps are made coarser
-between them, so widths and numbers of positions differ from block to block.
+block's "attention", whatever it is. Blocks of a pyramid have other modules between them, which make
+maps coarser, so widths and numbers of positions differ from block to block.
 """
 
 from __future__ import annotations
