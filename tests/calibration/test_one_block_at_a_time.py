@@ -1,4 +1,4 @@
-"""Only one block's statistics are in memory, blocks may come from elsewhere, and the forecast."""
+"""Only one block's statistics are in memory, blocks may come from elsewhere, and the estimate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from layerwise_cases import Everything, Interrupted, StopsAfter, equal_statistic
 from modwright.anatomy import Anatomy, Block
 from modwright.calibration import BlockDistance, LiveBlocks, SecondMoments, Similarity
 from modwright.calibration.collectors import Collector
-from modwright.recipes.forecast import forecast_bytes
+from modwright.recipes.estimate import estimate_bytes
 
 
 class Alone:
@@ -113,7 +113,7 @@ def test_a_block_is_given_back_when_the_walk_stops(tiny: Any, tmp_path: Path) ->
     assert shelf.events == in_turn(0, 1, 1, 2, 3)
 
 
-# The forecast
+# The estimate
 
 
 class StreamSizes(StopsAfter):
@@ -146,14 +146,14 @@ def test_the_forecast_is_what_is_written(
     anatomy = Anatomy.of(tiny(preset, dtype=dtype))
     data = three_rows(anatomy.model)
     tokens = 3 * anatomy.family.inputs().positions(10)
-    forecast = forecast_bytes(anatomy, tokens, [collector])
+    estimate = estimate_bytes(anatomy, tokens, [collector])
     sizes = StreamSizes(tmp_path)
     statistics = walk(anatomy, collector, data=data, directory=tmp_path, progress=sizes)
     stored = [sum(v.numel() * v.element_size() for v in values.values()) for values in statistics]
     assert [collector.bytes(block) for block in anatomy.blocks] == stored
-    assert forecast["statistics"] == max(stored) * 3 // 2
-    assert forecast["streams"] == sizes.most
-    assert forecast["disk"] == sum(stored) + sizes.most
+    assert estimate["statistics"] == max(stored) * 3 // 2
+    assert estimate["streams"] == sizes.most
+    assert estimate["disk"] == sum(stored) + sizes.most
 
 
 MEASURE = """
@@ -165,7 +165,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from modwright.anatomy import Anatomy
 from modwright.calibration import SecondMoments, calibrate
 from modwright.calibration.text import from_sequences
-from modwright.recipes.forecast import forecast_bytes
+from modwright.recipes.estimate import estimate_bytes
 
 torch.set_num_threads(1)
 WIDE = 1280
@@ -214,7 +214,7 @@ thread.start()
 calibrate(anatomy, data, [collector])
 running = False
 thread.join()
-print(peak[0] - start, forecast_bytes(anatomy, data.num_tokens, [collector])["statistics"])
+print(peak[0] - start, estimate_bytes(anatomy, data.num_tokens, [collector])["statistics"])
 """
 
 
@@ -233,12 +233,12 @@ def test_peak_memory_is_one_blocks_and_as_forecast() -> None:
             # Large tensors then go back to the system as soon as they are freed.
             env={"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         )
-        most, forecast = map(int, done.stdout.split())
-        return most, forecast
+        most, estimate = map(int, done.stdout.split())
+        return most, estimate
 
-    one, forecast = peak("one")
+    one, estimate = peak("one")
     everything, _ = peak("all")
     gram = 8 * 1280**2
     assert everything > 8 * gram
     assert one < everything / 3
-    assert one < forecast
+    assert one < estimate

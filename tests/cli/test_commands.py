@@ -232,7 +232,7 @@ def test_a_dry_run_says_what_it_tried_and_writes_nothing(
     assert done.err.splitlines() == [done.err.splitlines()[0], "rehearsing the save to out"]
     found = value(command("run recipe.yaml -o out --dry-run --json"))
     assert found["steps"][1]["calibration"]["block"] == 0
-    assert found["forecast"]["steps"][1]["phases"]["plan"] == found["steps"][1]["memory_estimate"]
+    assert found["estimate"]["steps"][1]["phases"]["plan"] == found["steps"][1]["memory_estimate"]
     assert [path.name for path in recipe_file.parent.iterdir()] == ["recipe.yaml"]
 
 

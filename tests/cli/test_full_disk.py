@@ -69,7 +69,7 @@ def test_wherever_the_disk_becomes_full(
     assert unbroken.code == 0, unbroken.err
     line = f"run recipe.yaml -o {small_disk / 'out'}{QUIET}"
     with monkeypatch.context() as patch:
-        patch.setattr("modwright.recipes.forecast.require_space", lambda *given: 0)
+        patch.setattr("modwright.recipes.estimate.require_space", lambda *given: 0)
         patch.setattr("modwright.checkpoint.saving.require_space", lambda *given: 0)
         failed = []
         for kilobytes in (60, 100, 200, 300, 400, 500, 700, 900):

@@ -15,7 +15,7 @@ from modwright.cost import measure_speed
 from modwright.edits import Plan, apply, remove, verify
 from modwright.edits.verify import check_reopens
 from modwright.models import create_model
-from modwright.recipes.rehearsal import rehearse_block
+from modwright.recipes.dry_run import dry_run_block
 from modwright.surgery import make_method
 from modwright.surgery.routing import expert_usage
 
@@ -46,7 +46,7 @@ def _split(model: Any) -> Any:
 _LOOKS: dict[str, Callable[[Any], object]] = {
     "verify": verify,
     "calibrate": lambda m: calibrate(Anatomy.of(m), _windows(), [Similarity()]),
-    "rehearse_block": lambda m: rehearse_block(Anatomy.of(m), _windows(), [Similarity()]),
+    "dry_run_block": lambda m: dry_run_block(Anatomy.of(m), _windows(), [Similarity()]),
     "expert_usage": lambda m: expert_usage(m, [{"input_ids": torch.arange(12).view(2, 6)}]),
     "stream_mean": lambda m: stream_mean(Anatomy.of(m), _windows()),
     "measure_speed": lambda m: measure_speed(m, batch=1, prompt=4, new_tokens=2, repeats=1),

@@ -11,7 +11,7 @@ import torch
 
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import peak_rss_bytes
-from modwright.recipes.forecast import forecast
+from modwright.recipes.estimate import estimate_resources
 from modwright.recipes.load import parse_recipe
 from modwright.recipes.run import run
 
@@ -34,8 +34,8 @@ def main() -> None:
     run(recipe, asked["out"], check=False)
     most = peak_rss_bytes() - before
     opened = open_checkpoint(recipe.model, dtype=recipe.dtype)
-    expected = forecast(recipe, opened.model, opened.name).to_dict()
-    print(json.dumps({"most": most, "forecast": expected}))
+    expected = estimate_resources(recipe, opened.model, opened.name).to_dict()
+    print(json.dumps({"most": most, "estimate": expected}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The forecast of memory is held by a real run, and it is not silly; without room there is none."""
+"""The estimate of memory is held by a real run, and it is not silly; without room there is none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from modwright.calibration import BlockDistance, SecondMoments, Similarity
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.recipes import Recipe
-from modwright.recipes.forecast import forecast, forecast_bytes
+from modwright.recipes.estimate import estimate_bytes, estimate_resources
 from modwright.recipes.run import run
 from modwright.surgery import make_method
 from modwright.surgery.decompositions import moment_roots, nystrom_mlp
@@ -28,9 +28,9 @@ from .shared import DROP, no_work
 
 MakeRecipe = Callable[..., Recipe]
 WORKER = Path(__file__).with_name("memory_worker.py")
-# What a run may take beyond its forecast: a twentieth, and what allocators keep for themselves.
+# What a run may take beyond its estimate: a twentieth, and what allocators keep for themselves.
 MARGIN, ALLOCATORS = 0.05, 12e6
-# And how much of the forecast it takes at least.
+# And how much of the estimate it takes at least.
 TAKEN = 0.6
 
 WIDE = {"hidden_size": 240, "intermediate_size": 2560, "num_hidden_layers": 6}
@@ -94,7 +94,7 @@ def test_a_real_run_keeps_its_forecast(
     )
     assert done.returncode == 0, done.stderr
     info = json.loads(done.stdout.splitlines()[-1])
-    expected = info["forecast"]
+    expected = info["estimate"]
     # The result was not reopened in another process here.
     phases = [
         {name: size for name, size in step["phases"].items() if name != "reopen"}
@@ -137,7 +137,7 @@ def test_what_planning_takes_is_in_the_forecast(recipe: MakeRecipe, wordy_model:
     anatomy = opened.anatomy
     widest = max(b.mlp.intermediate_size for b in anatomy.blocks)
     solve, values = make_method("modegpt", {"sparsity": 0.3}).memory_estimate(anatomy)
-    (step,) = forecast(recipe(steps=[ALL]), opened.model, "x").steps
+    (step,) = estimate_resources(recipe(steps=[ALL]), opened.model, "x").steps
     assert solve > 5 * 8 * widest**2  # the moments, and four times their size
     assert step.phases["plan"] == solve + values
     assert make_method("llm_drop", {"n": 1}).memory_estimate(anatomy) == (0, 0)
@@ -147,7 +147,7 @@ def test_longer_rows_and_more_streams_need_more(recipe: MakeRecipe, wordy_model:
     anatomy = open_checkpoint(wordy_model).anatomy
 
     def requires(collector: Any, **batch: int) -> dict[str, int]:
-        return forecast_bytes(anatomy, 1000, [collector], **batch)
+        return estimate_bytes(anatomy, 1000, [collector], **batch)
 
     one, three = requires(BlockDistance(1)), requires(BlockDistance(3))
     assert three["streams"] == 2 * one["streams"] and three["entry"] == one["entry"]
@@ -164,7 +164,7 @@ def test_processes_side_by_side_need_more(recipe: MakeRecipe, wordy_model: Path)
     opened = open_checkpoint(wordy_model)
 
     def phases(processes: int) -> dict[str, int]:
-        found = forecast(recipe(steps=[ALL]), opened.model, "x", processes=processes)
+        found = estimate_resources(recipe(steps=[ALL]), opened.model, "x", processes=processes)
         return found.steps[0].phases
 
     for name in ("calibrate", "plan", "apply", "measure"):
@@ -177,7 +177,7 @@ def test_too_little_memory_names_the_step_and_the_phase(
 ) -> None:
     no_work(monkeypatch)
     opened = open_checkpoint(recipe().model)
-    needed = forecast(recipe(steps=[ALL]), opened.model, "x")
+    needed = estimate_resources(recipe(steps=[ALL]), opened.model, "x")
 
     def memory_runs_short(model: Any) -> None:
         free = needed.peak - needed.weights - 1
@@ -198,7 +198,7 @@ def test_too_little_disk_is_found_before_work(
     """The output alone would fit; the statistics and the states on the way do not."""
     no_work(monkeypatch)
     opened = open_checkpoint(recipe().model)
-    expected = forecast(recipe(), opened.model, "x")
+    expected = estimate_resources(recipe(), opened.model, "x")
     assert expected.disk > expected.weights + expected.output
 
     class Usage:

@@ -38,7 +38,7 @@ def test_a_finished_run_is_told_whole(recipe: MakeRecipe, tmp_path: Path) -> Non
     assert info[0].startswith(f"modwright run into {tmp_path / 'out'}, process ")
     assert info[-1] == "done"
     assert [line for line in info if line in said] == said
-    for begin in ("forecast: ", "versions: python ", "machine: threads 1", "recipe, resolved:"):
+    for begin in ("estimate: ", "versions: python ", "machine: threads 1", "recipe, resolved:"):
         assert sum(line.startswith(begin) for line in info) == 1, begin
     for phase in ("second moments", "decompose", "apply and verify", "perplexity", "write"):
         assert any(line.startswith(phase) and "begins" in line for line in info), phase

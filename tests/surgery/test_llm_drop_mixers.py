@@ -81,7 +81,7 @@ def test_fault_B3_so_is_a_post_norm_that_goes_along(tiny: Any, name: str, place:
 
 
 def test_fault_B3_a_list_that_names_nothing_is_refused_alike(tmp_path: Path) -> None:
-    """By the forecast as by the plan."""
+    """By the estimate as by the plan."""
     model = classifier("metaformer")
     method = make_method("llm_drop", {"n": 1, "target": "attention"})
     less = apply(model, plan(model, method, random_data(model, count=2)), check=False).model

@@ -21,7 +21,7 @@ GPT2 = "tiny-gpt2"
 
 
 def refusal(model: Any, **options: Any) -> str:
-    """What the plan says; the forecast says the same, and the model stays as it is."""
+    """What the plan says; the estimate says the same, and the model stays as it is."""
     before = snapshot(model)
     method = make_method("pre_rmsnorm", options)
     with pytest.raises(ModwrightError) as caught:

@@ -150,11 +150,11 @@ def plan(
 ) -> None:
     """Say what a recipe would do and need, and write nothing.
 
-    The forecast is made before any data is read. With --save the plan itself is computed and kept.
+    The estimate is made before any data is read. With --save the plan itself is computed and kept.
     """
-    from modwright.cli.show import forecast_table, plan_lines
+    from modwright.cli.show import estimate_table, plan_lines
     from modwright.recipes import load_recipe
-    from modwright.recipes.forecast import forecast
+    from modwright.recipes.estimate import estimate_resources
     from modwright.recipes.plans import make_plans, save_plans
 
     if save is not None:
@@ -162,7 +162,7 @@ def plan(
     asked = load_recipe(recipe, changes or ())
     progress = make_progress()
     opened = open_checkpoint(asked.model, dtype=asked.dtype, progress=progress)
-    expected = forecast(asked, opened.model, opened.name)
+    expected = estimate_resources(asked, opened.model, opened.name)
     if save is not None:
         plans, _ = make_plans(asked, opened, progress)
         save_plans(plans, asked, save, force=force)
@@ -173,7 +173,7 @@ def plan(
     if json:
         emit_json(expected.to_dict())
     elif save is None:
-        output().print(forecast_table(expected))
+        output().print(estimate_table(expected))
 
 
 def apply(

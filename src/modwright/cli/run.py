@@ -35,9 +35,9 @@ def run(
     A run that was stopped goes on where it was when the same command is given again. Started by
     torchrun or accelerate launch, several processes share the calibration.
     """
-    import modwright.recipes.rehearsal as rehearsing
+    import modwright.recipes.dry_run as rehearsing
     import modwright.recipes.run as running
-    from modwright.cli.show import rehearsal_lines, show_result
+    from modwright.cli.show import dry_run_lines, show_result
     from modwright.core import distributed
     from modwright.recipes import load_recipe
 
@@ -50,7 +50,7 @@ def run(
             if tried is not None and json:
                 emit_json(tried.to_dict())
             elif tried is not None:
-                output().print(rehearsal_lines(tried))
+                output().print(dry_run_lines(tried))
             return
         result = running.run(
             asked, out, force=force, check=not no_check, progress=progress, log=log

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from modwright.checkpoint.export import Exported
     from modwright.edits import Plan
     from modwright.papers import Paper
-    from modwright.recipes.forecast import Forecast
+    from modwright.recipes.dry_run import DryRun
+    from modwright.recipes.estimate import ResourceEstimate
     from modwright.recipes.quality import Evaluation
-    from modwright.recipes.rehearsal import Rehearsal
     from modwright.recipes.run import RunResult
     from modwright.recipes.training import TrainingRunResult
     from modwright.tasks.harness import Score
 
-__all__ = ["evaluation_lines", "forecast_table", "paper_lines", "papers_table", "plan_lines"]
-__all__ += ["rehearsal_lines", "serving_table", "show_export", "show_result", "show_training"]
+__all__ = ["estimate_table", "evaluation_lines", "paper_lines", "papers_table", "plan_lines"]
+__all__ += ["dry_run_lines", "serving_table", "show_export", "show_result", "show_training"]
 
 _bytes = partial(format_number, unit="B")
 
@@ -102,7 +102,7 @@ def _before_after(report: Any) -> Table:
     return table
 
 
-def forecast_table(expected: Forecast) -> Group:
+def estimate_table(expected: ResourceEstimate) -> Group:
     """What a recipe would do, step by step."""
     title = f"{expected.model}: {expected.parameters:,} parameters"
     numbers = ("parameters left", "calibration tokens", "memory", "disk")
@@ -119,7 +119,7 @@ def forecast_table(expected: Forecast) -> Group:
     return Group(table, words if expected.fits else f"{words} That does not fit.")
 
 
-def rehearsal_lines(tried: Rehearsal) -> Group:
+def dry_run_lines(tried: DryRun) -> Group:
     """What a dry run foresees, and what it really did."""
     lines = []
     for step in tried.steps:
@@ -137,11 +137,11 @@ def rehearsal_lines(tried: Rehearsal) -> Group:
         lines.append(f"- {said}")
     lines += [
         f"- saving to {tried.output}: rehearsed without weights, about "
-        f"{_bytes(tried.forecast.output)}; the run takes up to {_bytes(tried.forecast.disk)} of "
+        f"{_bytes(tried.estimate.output)}; the run takes up to {_bytes(tried.estimate.disk)} of "
         f"disk on the way, {_bytes(tried.free_disk)} are free",
         f"- this process held {_bytes(tried.peak)} at most, Python included",
     ]
-    return Group(forecast_table(tried.forecast), *lines)
+    return Group(estimate_table(tried.estimate), *lines)
 
 
 def _duration(seconds: float) -> str:

@@ -190,9 +190,7 @@ def evaluate(
     """
     for one in [opened] if against is None else [opened, against]:
         if getattr(one.model, "main_input_name", "") == "pixel_values":
-            raise InvalidInputError(
-                f"{one.source.name} is a vision model and has no perplexity"
-            )
+            raise InvalidInputError(f"{one.source.name} is a vision model and has no perplexity")
         if one.tokenizer is None:
             raise InvalidInputError(
                 f"{one.source.name} has no tokenizer, so it cannot be measured on text"

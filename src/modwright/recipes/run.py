@@ -23,7 +23,7 @@ from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
 from modwright.edits.remodeled import is_plain
 from modwright.edits.verify import Reopened, check_reopens
-from modwright.recipes.forecast import forecast, require_room
+from modwright.recipes.estimate import estimate_resources, require_room
 from modwright.recipes.load import resolved
 from modwright.recipes.measure import Baseline, measure_stage
 from modwright.recipes.plans import step_windows
@@ -119,10 +119,10 @@ class _Run(Runner):
             evaluation=evaluation_digest(opened, self.recipe.evaluate),
         )
         together = distributed.local_size()
-        expected = forecast(self.recipe, opened.model, opened.name, processes=together)
+        expected = estimate_resources(self.recipe, opened.model, opened.name, processes=together)
         require_room(expected, self.place)
         self.run_log.write(
-            f"forecast: {format_bytes(expected.peak)} of memory with the weights, "
+            f"estimate: {format_bytes(expected.peak)} of memory with the weights, "
             f"{format_bytes(expected.disk)} of disk"
         )
         info = [

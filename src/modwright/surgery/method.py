@@ -87,7 +87,7 @@ class Method(Protocol):
         """Whether these options need calibration data."""
 
     def collectors(self) -> Sequence[Collector]:
-        """What it collects from the data, for forecasts of memory and disk."""
+        """What it collects from the data, for estimates of memory and disk."""
 
     def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """Between how many and how many parameters go, before any data is seen.

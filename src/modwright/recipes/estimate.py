@@ -17,7 +17,13 @@ from modwright.cost import activation_bytes, kv_cache_bytes
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Evaluate, Recipe
 
-__all__ = ["Forecast", "StepForecast", "forecast", "forecast_bytes", "require_room"]
+__all__ = [
+    "ResourceEstimate",
+    "StepEstimate",
+    "estimate_bytes",
+    "estimate_resources",
+    "require_room",
+]
 
 # A forward pass holds about this many times what it cannot do without.
 _TEMPORARIES = 2
@@ -26,7 +32,7 @@ _SLICE = 1 << 25
 
 
 @dataclass(frozen=True)
-class StepForecast:
+class StepEstimate:
     """One step: what it is, the parameters that will be left, and what it needs; sizes are bytes.
 
     ``phases`` are "calibrate", "plan", "apply", "measure", and "reopen" for the new process that
@@ -43,7 +49,7 @@ class StepForecast:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class ResourceEstimate:
     """All steps of a recipe; sizes are bytes.
 
     ``available`` is what the machine has free beside the weights. Python and its libraries are not
@@ -55,7 +61,7 @@ class Forecast:
     weights: int
     available: int
     output: int
-    steps: tuple[StepForecast, ...]
+    steps: tuple[StepEstimate, ...]
     recipe: dict[str, Any] = field(repr=False, default_factory=dict)
 
     @property
@@ -88,7 +94,9 @@ class Forecast:
         }
 
 
-def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Forecast:
+def estimate_resources(
+    recipe: Recipe, model: Any, name: str, *, processes: int = 1
+) -> ResourceEstimate:
     """What each step will leave and need.
 
     Later steps are reckoned on the model as it is now, less what earlier ones may have taken.
@@ -118,7 +126,7 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
         walk = dict.fromkeys(("statistics", "streams", "activations", "entry", "disk"), 0)
         if tokens:
             batch = {"batch": data.batch_size, "length": data.length}
-            walk = forecast_bytes(anatomy, tokens, method.collectors(), **batch)
+            walk = estimate_bytes(anatomy, tokens, method.collectors(), **batch)
         # A method may know the work of planning and its new values better.
         info = getattr(method, "memory_estimate", None)
         solve, values = (0, new_weights) if info is None else info(anatomy)
@@ -134,7 +142,7 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
             "reopen": changed + new_weights,
         }
         steps.append(
-            StepForecast(
+            StepEstimate(
                 title=method.title(),
                 method=step.method,
                 parameters=(low, high),
@@ -146,10 +154,12 @@ def forecast(recipe: Recipe, model: Any, name: str, *, processes: int = 1) -> Fo
         )
         carried += written
         kept = new_weights
-    return Forecast(name, before, weights, available_bytes(), kept, tuple(steps), resolved(recipe))
+    return ResourceEstimate(
+        name, before, weights, available_bytes(), kept, tuple(steps), resolved(recipe)
+    )
 
 
-def require_room(expected: Forecast, place: Path) -> int:
+def require_room(expected: ResourceEstimate, place: Path) -> int:
     """Bytes that are free on the disk of ``place``; too few, or too little memory, are refused."""
     step = max(expected.steps, key=lambda one: one.memory)
     phase = max(step.phases, key=step.phases.__getitem__)
@@ -179,7 +189,7 @@ def _measuring(anatomy: Anatomy, evaluate: Evaluate) -> int:
     return max(sizes)
 
 
-def forecast_bytes(
+def estimate_bytes(
     anatomy: Anatomy,
     tokens: int,
     collectors: Sequence[Collector],

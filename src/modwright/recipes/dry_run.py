@@ -1,4 +1,4 @@
-"""A dry run: opens, reads, forecasts, allocates what is largest, rehearses the save. No files."""
+"""A dry run: opens, reads, estimates, allocates what is largest, rehearses the save. No files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
-from modwright.recipes.forecast import Forecast, forecast, require_room
+from modwright.recipes.estimate import ResourceEstimate, estimate_resources, require_room
 from modwright.recipes.load import resolved
 from modwright.recipes.plans import step_windows
 from modwright.recipes.quality import evaluation_digest
@@ -28,11 +28,11 @@ from modwright.recipes.run_directory import RunDirectory
 from modwright.recipes.runner import is_complete, output_path, require_output, torch_settings
 from modwright.recipes.schema import Recipe
 
-__all__ = ["BlockRehearsal", "Rehearsal", "StepRehearsal", "dry_run", "rehearse_block"]
+__all__ = ["BlockDryRun", "DryRun", "StepDryRun", "dry_run", "dry_run_block"]
 
 
 @dataclass(frozen=True)
-class BlockRehearsal:
+class BlockDryRun:
     """What was allocated and run; sizes are bytes."""
 
     block: int  # index of the largest block
@@ -45,21 +45,21 @@ class BlockRehearsal:
 
 
 @dataclass(frozen=True)
-class StepRehearsal:
+class StepDryRun:
     """What was tried of one step."""
 
     title: str  # the method with its options
-    calibration: BlockRehearsal | None  # None where it looks at no data
+    calibration: BlockDryRun | None  # None where it looks at no data
     memory_estimate: int  # bytes that were allocated in place of the plan's work and values
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """What a dry run did and foresees; sizes are bytes."""
 
     output: Path  # where the result would go
-    forecast: Forecast
-    steps: tuple[StepRehearsal, ...]  # all on the baseline
+    estimate: ResourceEstimate
+    steps: tuple[StepDryRun, ...]  # all on the baseline
     free_disk: int  # where the output goes
     peak: int  # the most memory that the process held, Python included
 
@@ -67,7 +67,7 @@ class Rehearsal:
         """Plain values."""
         return {
             "output": str(self.output),
-            "forecast": self.forecast.to_dict(),
+            "estimate": self.estimate.to_dict(),
             "steps": [asdict(step) for step in self.steps],
             "free_disk_bytes": self.free_disk,
             "peak_rss_bytes": self.peak,
@@ -81,7 +81,7 @@ def dry_run(
     force: bool = False,
     progress: Progress = SILENT,
     log: Callable[[str], None] = lambda message: None,
-) -> Rehearsal | None:
+) -> DryRun | None:
     """Tries what a run would need, before the hours that it takes. Nothing is written.
 
     For every step that calibrates, the largest block runs on one batch with its statistics, and
@@ -92,7 +92,7 @@ def dry_run(
     """
     place = output_path(recipe, output)
 
-    def rehearse() -> Rehearsal:
+    def rehearse() -> DryRun:
         log(f"opening {recipe.model}")
         opened = open_checkpoint(recipe.model, dtype=recipe.dtype, progress=progress)
         check_finite(opened.model)
@@ -101,16 +101,16 @@ def dry_run(
         windows = step_windows(recipe, opened)
         evaluation_digest(opened, recipe.evaluate)
         together = distributed.local_size()
-        expected = forecast(recipe, opened.model, opened.name, processes=together)
+        expected = estimate_resources(recipe, opened.model, opened.name, processes=together)
         free_disk = require_room(expected, place)
         steps = []
         with progress.phase("rehearse", len(windows)) as task:
             for step, data in zip(recipe.steps, windows):
                 steps.append(_step(step.built, opened.anatomy, data))
                 task.advance()
-        return Rehearsal(place, expected, tuple(steps), free_disk, peak_rss_bytes())
+        return DryRun(place, expected, tuple(steps), free_disk, peak_rss_bytes())
 
-    def alone() -> Rehearsal:
+    def alone() -> DryRun:
         with RunDirectory(place).alone(), torch_settings(recipe):
             return rehearse()
 
@@ -122,18 +122,18 @@ def dry_run(
         return None
 
 
-def _step(method: Any, anatomy: Anatomy, data: TokenWindows | None) -> StepRehearsal:
-    tried = None if data is None else rehearse_block(anatomy, data, method.collectors())
+def _step(method: Any, anatomy: Anatomy, data: TokenWindows | None) -> StepDryRun:
+    tried = None if data is None else dry_run_block(anatomy, data, method.collectors())
     needed = sum(method.memory_estimate(anatomy)) if hasattr(method, "memory_estimate") else 0
     # Ones, not zeros: memory that nobody has written to is not taken.
     room = torch.ones(needed, dtype=torch.uint8)
-    return StepRehearsal(method.title(), tried, room.nbytes)
+    return StepDryRun(method.title(), tried, room.nbytes)
 
 
 @torch.no_grad()
-def rehearse_block(
+def dry_run_block(
     anatomy: Anatomy, windows: CalibrationData, collectors: Sequence[Collector]
-) -> BlockRehearsal:
+) -> BlockDryRun:
     """Runs the largest block on the largest batch with its statistics, as a walk would; no files.
 
     Raises:
@@ -143,7 +143,7 @@ def rehearse_block(
         >>> import modwright
         >>> from modwright.calibration import SecondMoments, calibration_of
         >>> anatomy = modwright.open("preset:tiny-llama").anatomy
-        >>> rehearse_block(anatomy, calibration_of([[5, 6, 7]]), [SecondMoments()]).batch
+        >>> dry_run_block(anatomy, calibration_of([[5, 6, 7]]), [SecondMoments()]).batch
         (1, 3)
     """
     batches: list[ModelInput] = list(windows)
@@ -164,7 +164,7 @@ def rehearse_block(
 
 def _rehearse(
     anatomy: Anatomy, batch: ModelInput, batches: int, collectors: Sequence[Collector]
-) -> BlockRehearsal:
+) -> BlockDryRun:
     def needs(block: Block) -> tuple[int, int]:
         return sum(c.bytes(block) for c in collectors), block.num_parameters
 
@@ -188,7 +188,7 @@ def _rehearse(
             )
             seconds = time.monotonic() - start
     share = -(-batches // distributed.size())
-    return BlockRehearsal(
+    return BlockDryRun(
         block=block.index,
         weights=sum(p.nbytes for p in block.module.parameters()),
         statistics=sum(t.nbytes for each in accumulators for t in each.sums.values()),

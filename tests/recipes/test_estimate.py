@@ -1,4 +1,4 @@
-"""A forecast writes nothing, reads no text, and what comes of the run lies within it."""
+"""An estimate writes nothing, reads no text, and what comes of the run lies within it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-import modwright.recipes.forecast as forecasting
+import modwright.recipes.estimate as estimating
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import InvalidInputError
 from modwright.recipes import Recipe
-from modwright.recipes.forecast import forecast
+from modwright.recipes.estimate import estimate_resources
 from modwright.recipes.load import resolved
 from modwright.recipes.run import RunResult, run
 
@@ -26,7 +26,7 @@ def test_the_result_lies_within_the_forecast(
     recipe: MakeRecipe, finished: RunResult, wordy_model: Path
 ) -> None:
     opened = open_checkpoint(wordy_model)
-    expected = forecast(recipe(), opened.model, opened.name)
+    expected = estimate_resources(recipe(), opened.model, opened.name)
     found = [stage.cost["parameters"] for stage in finished.report.stages]
     assert expected.parameters == found[0]
     for step, parameters in zip(expected.steps, found[1:], strict=True):
@@ -57,7 +57,7 @@ def test_every_method_keeps_its_forecast(
 ) -> None:
     asked = recipe(steps=[step], evaluate=NOTHING)
     opened = open_checkpoint(wordy_model)
-    (expected,) = forecast(asked, opened.model, opened.name).steps
+    (expected,) = estimate_resources(asked, opened.model, opened.name).steps
     done = run(asked, tmp_path / "out", check=False)
     low, high = expected.parameters
     assert low <= done.report.after.cost["parameters"] <= high
@@ -72,7 +72,7 @@ def test_a_forecast_writes_nothing_and_changes_nothing(
     # No text is read: that it is missing is no matter here.
     asked = recipe(calibration={"data": "gone.txt", "windows": 3, "length": 10})
     weights = {name: tensor.clone() for name, tensor in opened.model.state_dict().items()}
-    forecast(asked, opened.model, opened.name)
+    estimate_resources(asked, opened.model, opened.name)
     assert all((opened.model.state_dict()[n] == t).all() for n, t in weights.items())
     assert snapshot(wordy_model.parent) == before
     assert list(tmp_path.iterdir()) == []
@@ -80,7 +80,7 @@ def test_a_forecast_writes_nothing_and_changes_nothing(
 
 def test_a_forecast_is_plain_values(recipe: MakeRecipe, wordy_model: Path) -> None:
     opened = open_checkpoint(wordy_model)
-    expected = forecast(recipe(), opened.model, opened.name)
+    expected = estimate_resources(recipe(), opened.model, opened.name)
     info = json.loads(json.dumps(expected.to_dict()))
     assert info["recipe"] == resolved(recipe())
     assert info["peak_bytes"] == max(step["memory"] for step in info["steps"])
@@ -92,12 +92,12 @@ def test_whether_it_fits_is_reckoned_beside_the_weights(
 ) -> None:
     """The weights are in memory already, and what is free is what is free beside them."""
     opened = open_checkpoint(wordy_model)
-    expected = forecast(recipe(), opened.model, opened.name)
+    expected = estimate_resources(recipe(), opened.model, opened.name)
     needed = expected.peak - expected.weights
     assert needed == max(max(step.phases.values()) for step in expected.steps) > 0
     for free, fits in ((needed, True), (needed - 1, False)):
-        monkeypatch.setattr(forecasting, "available_bytes", lambda free=free: free)
-        assert forecast(recipe(), opened.model, opened.name).fits is fits
+        monkeypatch.setattr(estimating, "available_bytes", lambda free=free: free)
+        assert estimate_resources(recipe(), opened.model, opened.name).fits is fits
 
 
 def test_more_text_needs_more_memory_and_disk(recipe: MakeRecipe, wordy_model: Path) -> None:
@@ -106,7 +106,9 @@ def test_more_text_needs_more_memory_and_disk(recipe: MakeRecipe, wordy_model: P
 
     def requires(windows: int) -> Any:
         data = {"windows": windows, "length": 256}
-        return forecast(recipe(steps=steps, calibration=data), opened.model, opened.name).steps[0]
+        return estimate_resources(
+            recipe(steps=steps, calibration=data), opened.model, opened.name
+        ).steps[0]
 
     assert requires(64).phases["calibrate"] > requires(8).phases["calibrate"]
     assert requires(64).disk > requires(8).disk
@@ -118,4 +120,4 @@ def test_a_step_that_cannot_be_done_is_named(recipe: MakeRecipe, wordy_model: Pa
     with pytest.raises(
         InvalidInputError, match=r"^steps\.1: llm_drop: n=4, but only 0 to 3 block parts"
     ):
-        forecast(asked, opened.model, opened.name)
+        estimate_resources(asked, opened.model, opened.name)

@@ -17,7 +17,7 @@ from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
 from modwright.edits import keep_neurons
 from modwright.recipes import Recipe
-from modwright.recipes.rehearsal import dry_run, rehearse_block
+from modwright.recipes.dry_run import dry_run, dry_run_block
 from modwright.recipes.run import RunResult, run
 from modwright.surgery import make_method
 
@@ -60,8 +60,8 @@ def test_it_tries_everything_and_leaves_nothing(
         assert found.layer_seconds == pytest.approx(12 * found.seconds) and found.seconds > 0
     assert narrow.calibration.statistics == SecondMoments().bytes(anatomy.blocks[0])
     assert narrow.memory_estimate == sum(make_method("modegpt").memory_estimate(anatomy))
-    assert tried.free_disk > tried.forecast.disk > 0
-    assert tried.peak > tried.forecast.peak
+    assert tried.free_disk > tried.estimate.disk > 0
+    assert tried.peak > tried.estimate.peak
     assert len(said) == 2
     info = json.loads(json.dumps(tried.to_dict()))
     assert info["steps"][1]["calibration"]["batch"] == [2, 32]
@@ -92,7 +92,7 @@ def test_only_the_largest_block_runs(tiny: Any) -> None:
         for block in Anatomy.of(model).blocks
     ]
     windows = from_sequences([tokens(8), tokens(12), tokens(4)], 0, batch_size=1)
-    tried = rehearse_block(Anatomy.of(model), windows, [SecondMoments(), BlockDistance(3)])
+    tried = dry_run_block(Anatomy.of(model), windows, [SecondMoments(), BlockDistance(3)])
     for handle in handles:
         handle.remove()
     assert tried.block == 2 and tried.batch == (1, 12)
@@ -109,17 +109,17 @@ def test_no_data_is_refused(tiny: Any) -> None:
     from modwright.calibration import TokenWindows
 
     with pytest.raises(InvalidInputError, match="no calibration data"):
-        rehearse_block(Anatomy.of(tiny("tiny-llama")), TokenWindows((), {}), [Similarity()])
+        dry_run_block(Anatomy.of(tiny("tiny-llama")), TokenWindows((), {}), [Similarity()])
 
 
 def test_memory_that_cannot_be_had_is_one_line(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory\nmore lines")
 
-    monkeypatch.setattr("modwright.recipes.rehearsal.measure_block", fail)
+    monkeypatch.setattr("modwright.recipes.dry_run.measure_block", fail)
     windows = from_sequences([tokens(8)], 0)
     with pytest.raises(InvalidInputError) as caught:
-        rehearse_block(Anatomy.of(tiny("tiny-llama")), windows, [SecondMoments()])
+        dry_run_block(Anatomy.of(tiny("tiny-llama")), windows, [SecondMoments()])
     line = str(caught.value)
     assert "largest block does not fit" in line and "smaller calibration.batch_size" in line
     assert "\n" not in line
