@@ -109,8 +109,8 @@ def take_screenshot(page: Path, image: Path, width: int = 1280, height: int = 15
             capture_output=True,
             timeout=120,
         )
-        with Image.open(file) as image:
-            few = image.convert("RGB").quantize(96, dither=Image.Dither.NONE)
+        with Image.open(file) as found:
+            few = found.convert("RGB").quantize(96, dither=Image.Dither.NONE)
             few.save(image, optimize=True)
 
 
