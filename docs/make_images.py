@@ -1,5 +1,7 @@
 """Makes the images of the tutorial again: `python docs/make_images.py [NAME ...]`.
 
+After `make demo`, `python docs/make_images.py --demo out/demo` makes that of its report.
+
 The commands are those of docs/tutorial.md: all its blocks run in order in an empty directory, and
 what a command printed becomes the image below it. The report is opened in a headless Chromium.
 """
@@ -137,4 +139,7 @@ def make(names: list[str], out: Path) -> None:
 
 if __name__ == "__main__":
     IMAGES.mkdir(exist_ok=True)
-    make(sys.argv[1:], IMAGES)
+    if sys.argv[1:2] == ["--demo"]:
+        take_screenshot(Path(sys.argv[2]) / Path(REPORT).name, IMAGES.parent / "report.png")
+    else:
+        make(sys.argv[1:], IMAGES)

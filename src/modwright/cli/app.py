@@ -212,7 +212,7 @@ def apply(
 
 def upscale(
     model: Annotated[
-        Path, Argument(metavar="MODEL", help="A directory with a model of super-resolution.")
+        Path, Argument(metavar="MODEL", help="A directory with a super-resolution model.")
     ],
     image: Annotated[Path, Argument(metavar="IMAGE", help="An image file.")],
     out: Annotated[Path, arg.to_output("FILE", "Image to write, as .png.")],

@@ -57,7 +57,7 @@ def evaluate(
     new_tokens: Annotated[int, Option(help="Tokens to write.")] = 40,
     json: arg.Json = False,
 ) -> None:
-    """Measure perplexity, agreement with the original and harness tasks.
+    """Measure perplexity, agreement with the baseline and lm-eval tasks.
 
     Each number comes with its recipe. With --against both models are measured, in one run.
     """

@@ -82,13 +82,14 @@ def train(
 ) -> None:
     """Train a vision model from a recipe, and save it.
 
-    The least recipe is two lines: `model: {name: poolformer_s12}` and `data: {pictures: digits}`.
+    The smallest recipe has two lines: `model: {name: poolformer_s12}` and
+    `data: {pictures: digits}`.
 
     model is a named model with fields of its config, or {checkpoint: DIR}. data.pictures is digits,
     idx (the four files of MNIST or Fashion-MNIST) or folder (one folder per class). objective.loss
     is cross_entropy (label_smoothing, mixup, cutmix) or distillation (teacher: DIR). settings has
-    epochs, batch_size, learning_rate and so on. A key that is not known is answered with those that
-    are; `modwright schema --train` prints all of them.
+    epochs, batch_size, learning_rate and so on. Unknown keys are refused with a list of the valid
+    ones; `modwright schema --train` prints all of them.
 
     DIR gets a checkpoint for transformers' Auto classes, training.json, curves.svg and the recipe
     with every default written out. A training that was stopped, or killed, goes on from its newest

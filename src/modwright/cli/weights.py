@@ -63,10 +63,10 @@ def import_model(
 ) -> None:
     """Convert a published checkpoint.
 
-    Names are translated, never guessed: what is missing, what nothing knows and what has another
-    shape is named, and nothing is written. The fields of a config.json beside the weights are
-    taken, class names too, or refused by name; other files beside them are carried over. No code
-    of the file runs. `modwright rename` goes back, bit for bit.
+    Names are translated, never guessed: missing, unexpected and mismatched tensors are listed, and
+    nothing is written then. The fields of a config.json beside the weights are taken, class names
+    too, or refused by name; other files beside them are copied. No code of the file
+    runs. `modwright rename` goes back, bit for bit.
     """
     import yaml
 

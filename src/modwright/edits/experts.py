@@ -95,7 +95,7 @@ def split_mlp(mlp: Mlp, labels: Tensor, shape: ExpertShape) -> Change:
 def merge_experts(mlp: Mlp, restore_order: bool = True) -> Change:
     """Makes an MLP of the family's own kind from experts, with every neuron at work again.
 
-    With ``restore_order`` neurons return to the places that they had before they were grouped, so
+    With ``restore_order`` neurons return to the order that they had before they were grouped, so
     an MLP that was not trained since is the old one, bit for bit. One that is not split is refused.
     """
     if mlp.experts is None:

@@ -177,7 +177,7 @@ def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None
 
 
 def layout_of(model: Any) -> Layout:
-    """Resolves the edits of a remodeled model to places.
+    """Resolves the edits of a remodeled model to module paths.
 
     The edits are replayed on a model without weights, and what was placed is noted. The result is
     compared with the live model, module by module.
