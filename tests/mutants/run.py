@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from mutants.matching import Mutant, load, mutated, probed  # noqa: E402
 
 RESULTS = Path(__file__).with_name("results.md")
+RECORD = ROOT / "out" / "mutants-record.json"
 PROBE = """
 import os
 _known = set()
@@ -236,6 +237,9 @@ def main() -> int:
     parser.add_argument(
         "--files", nargs="+", metavar="FILE", help="run these: no recording, no table"
     )
+    parser.add_argument(
+        "--recorded", action="store_true", help=f"use what the last run recorded: {RECORD.name}"
+    )
     parser.add_argument("--limit", type=float, default=600, help="seconds for a fault")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
@@ -243,11 +247,17 @@ def main() -> int:
     if options.files:
         everything = {file: [mutant.id for mutant in mutants] for file in options.files}
         known = Record(everything, {file: i for i, file in enumerate(options.files)})
+    elif options.recorded:
+        known = Record(**json.loads(RECORD.read_text(encoding="utf-8")))
     else:
         known = record(mutants, test_files(acceptance=False), options.workers, [])
+        RECORD.parent.mkdir(exist_ok=True)
+        RECORD.write_text(json.dumps(asdict(known)), encoding="utf-8")
     start = time.monotonic()
     rows = try_all(mutants, known, options.limit, False, options.workers)
     living = [row.mutant for row in rows if SURVIVED in row.killed_by]
+    if not options.files:
+        write_table(rows)
     if living and not options.files:
         # Files that only the full selection runs, and the measurements of papers.
         more = {*known.idle, *set(test_files(True)) - set(test_files(False))}
@@ -255,9 +265,7 @@ def main() -> int:
         known.reached.update(extra.reached)
         known.seconds.update(extra.seconds)
         known.broken += extra.broken
-        rows += try_all(living, known, 2 * options.limit, True, options.workers)
-    if not options.files:
-        write_table(rows)
+        write_table(try_all(living, known, 2 * options.limit, True, options.workers))
     say(f"{len(mutants)} faults in {(time.monotonic() - start) / 60:.0f} minutes")
     for mutant in living:
         say(f"CI lets it live: {mutant.id}: {mutant.breaks}")
