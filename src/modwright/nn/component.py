@@ -1,0 +1,141 @@
+"""The registry of components: what mixes tokens or channels, and norms, activations, projections.
+
+A component is a module in plain torch that registers itself where it is defined. Edits, recipes,
+composed models, cost and the tables of the docs know it by the name that it registers under.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
+
+from torch import nn
+
+from modwright.core.registry import Registry
+
+__all__ = ["COMPONENTS", "HANDED", "Component", "Kind", "component", "component_of", "components"]
+
+Kind = Literal[
+    "token_mixer", "channel_mixer", "norm", "projection", "activation", "embedding", "stem", "head"
+]
+
+HANDED = ("state", "padding_mask", "position_embeddings", "spatial_shape")
+"""What a host hands over to a component whose ``forward`` has a parameter of that name:
+
+- ``state``: what the component returned for the tokens before, None at the beginning; only to
+  components that are registered with ``state="recurrent"``, which return ``(y, state)``.
+- ``padding_mask``: (B, L) booleans, True where a token is real; None where all are.
+- ``position_embeddings``: cos and sin of the rotary embedding, (B, L, head_dim) each.
+- ``spatial_shape``: (H, W) of the grid that the tokens are the positions of.
+"""
+
+C = TypeVar("C", bound=Callable[..., nn.Module])
+
+
+@dataclass(frozen=True)
+class Component:
+    """What a name in the registry stands for, and what a host must know of it.
+
+    Args:
+        name: what edits and recipes call it.
+        kind: where it can stand.
+        make: the class, or a function, that makes the module from keyword arguments.
+        reads: "tokens" (B, L, C), "map" (B, C, H, W), or "either" where the layout does not matter.
+        state: what it keeps of the tokens before: "none", "keys" (keys and values that grow with
+            the length), or "recurrent" (a tree of tensors whose size does not depend on it).
+        causal: no output depends on a later token. None where there is no order.
+        any_length: weights do not depend on the number of tokens.
+        needs: the names in :data:`HANDED` that its ``forward`` takes.
+    """
+
+    name: str
+    kind: Kind
+    make: Callable[..., nn.Module]
+    reads: Literal["tokens", "map", "either"] = "tokens"
+    state: Literal["none", "keys", "recurrent"] = "none"
+    causal: bool | None = None
+    any_length: bool = True
+    needs: tuple[str, ...] = ()
+
+
+COMPONENTS: Registry[Component] = Registry("component", "modwright.nn")
+
+
+def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
+    """Decorator that registers a component: a class of modules, or a function that makes one.
+
+    Its keyword arguments are what a config stores, so they are numbers, strings, booleans, None and
+    lists of them. The module itself may answer, as methods or attributes:
+
+    - ``macs(batch, length, cached=0) -> int``: multiply-accumulates of one call.
+    - ``state_bytes(dtype) -> int``: what it keeps of one sequence, whatever its length.
+    - ``reset_parameters()``: start values; hosts never initialize what is inside a component.
+    - ``no_weight_decay`` and ``keep_in_fp32``: names of parameters.
+    - ``projections() -> dict[str, nn.Module]``: linear layers that may be factored or scored.
+    - ``separable``: False where an activation or a channel mixer mixes its neurons.
+    - ``mixing_matrix(x)``: the (B, L, L) or (B, H, L, L) matrix that it applies to its values.
+    - ``describe() -> str``: a few words for reports.
+
+    Args:
+        name: what edits and recipes call it.
+        kind: where it can stand: "token_mixer", "channel_mixer", "activation", ...
+        facts: ``reads``, ``state``, ``causal``, ``any_length`` of :class:`Component`.
+
+    Raises:
+        ValueError: the kind or a fact is not known; a recurrent component takes no ``state``.
+        InvalidInputError: the name is taken.
+
+    Example:
+        >>> from modwright.core.registry import registries_restored
+        >>> with registries_restored():
+        ...     @component("mean", kind="token_mixer", causal=False)
+        ...     class Mean(nn.Module):
+        ...         def forward(self, x):
+        ...             return x.mean(1, keepdim=True).expand_as(x)
+        ...     COMPONENTS["mean"].kind, COMPONENTS["mean"].needs
+        ('token_mixer', ())
+    """
+    if kind not in get_args(Kind):
+        raise ValueError(f"unknown kind {kind!r}; valid values: {', '.join(get_args(Kind))}")
+    unknown = [word for word in facts if word not in ("reads", "state", "causal", "any_length")]
+    if unknown:
+        raise ValueError(f"unknown fact {unknown[0]!r} of component {name!r}")
+
+    def register(make: C) -> C:
+        taken = inspect.signature(getattr(make, "forward", make)).parameters
+        needs = tuple(word for word in HANDED if word in taken)
+        if facts.get("state") == "recurrent" and isinstance(make, type) and "state" not in needs:
+            raise ValueError(f"component {name!r} is recurrent, so its forward takes a state")
+        COMPONENTS.add(name, Component(name, kind, make, needs=needs, **facts), again=_same(make))
+        if isinstance(make, type):
+            _NAMES[make] = name
+        return make
+
+    return register
+
+
+def components(kind: Kind | None = None) -> dict[str, Component]:
+    """All components by name, or those of one kind."""
+    found = COMPONENTS.all()
+    return {name: one for name, one in found.items() if kind in (None, one.kind)}
+
+
+def component_of(module: nn.Module) -> Component | None:
+    """The component that a module is, by its class; None for modules of others."""
+    name = _NAMES.get(type(module))
+    return COMPONENTS[name] if name is not None and name in COMPONENTS else None
+
+
+_NAMES: dict[type, str] = {}
+
+
+def _same(make: Callable[..., nn.Module]) -> Callable[[Component], bool]:
+    """Whether a component that is registered is this one, its file being run again."""
+
+    def again(taken: Component) -> bool:
+        names = [(f.__module__, f.__qualname__) for f in (taken.make, make)]
+        return names[0] == names[1]
+
+    return again
