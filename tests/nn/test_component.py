@@ -46,6 +46,19 @@ def test_a_class_says_what_it_needs_by_the_parameters_of_its_forward() -> None:
     assert "running_sum" in components("token_mixer") and "running_sum" not in components("norm")
 
 
+def test_a_class_that_derives_from_a_component_is_the_same_component() -> None:
+    made: Any = _running_sum()
+
+    class Marked(nn.Dropout, made):
+        pass
+
+    class Unknown(nn.Dropout):
+        pass
+
+    assert component_of(Marked()) is COMPONENTS["running_sum"]
+    assert component_of(Unknown()) is None
+
+
 def test_a_file_that_runs_again_replaces_its_own_and_nothing_else() -> None:
     first, second = _running_sum(), _running_sum()
     assert first is not second and COMPONENTS["running_sum"].make is second

@@ -20,16 +20,24 @@ from modwright.core import distributed
 from modwright.models import create_model
 from modwright.tasks.pictures import digits
 from modwright.training import Settings, fit
+from modwright.training.parametrization import Standard
 from modwright.training.sharding import shard_blocks
 
 torch.set_num_threads(1)
 
 
+QUARTER = Standard({"mlp[*]": 0.25})
+
+
 class FirstGradients(TrainerCallback):
-    """Keeps what the optimizer sees in the first step."""
+    """Keeps what the optimizer sees in the first step, and the learning rates of all steps."""
 
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
+        self.rates: list[list[float]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        self.rates.append([group["lr"] for group in given["optimizer"].param_groups])
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if not self.found:
@@ -44,11 +52,13 @@ def trained(**more: Any) -> dict[str, Tensor]:
     model = create_model("poolformer_s12", num_classes=10, **fields)
     first = FirstGradients()
     settings = Settings(epochs=2, batch_size=16, average=0.9, more=more)
-    found = fit(model, digits()[0].take(64), None, settings, callbacks=[first])
+    train = digits()[0].take(64)
+    found = fit(model, train, None, settings, callbacks=[first], parametrization=QUARTER)
     return {
         **{f"grad {name}": gradient for name, gradient in first.found.items()},
         **{f"weight {name}": tensor for name, tensor in model.state_dict().items()},
         "steps": torch.tensor(found.steps),
+        "rates": torch.tensor(first.rates, dtype=torch.float64),
     }
 
 
@@ -60,7 +70,10 @@ def batch_of(model: Any, count: int) -> tuple[Tensor, Tensor]:
 
 
 def gradients(model_type: str, index: int = 0, size: int = 1) -> dict[str, Tensor]:
-    """Of the loss on this process's half of a batch, put together over all of them."""
+    """Of the loss on this process's half of a batch, put together over all of them.
+
+    And the weights after a step in which some groups of parameters have a quarter of the rate.
+    """
     torch.manual_seed(0)
     model = tiny(model_type)
     pixels, labels = batch_of(model, 4)
@@ -71,9 +84,15 @@ def gradients(model_type: str, index: int = 0, size: int = 1) -> dict[str, Tenso
     found = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            whole = getattr(parameter.grad, "full_tensor", lambda p=parameter: p.grad)
-            found[name] = whole()
-    return found
+            found[name] = whole(parameter.grad)
+    groups = Standard({"*weight": 0.25}).groups(model, 0.1, 0.05)
+    torch.optim.SGD(groups).step()
+    return found | {f"after {name}": whole(p.detach()) for name, p in model.named_parameters()}
+
+
+def whole(tensor: Any) -> Tensor:
+    """A tensor, or what the processes share of it put together."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
 def main() -> None:

@@ -36,6 +36,9 @@ def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path: Path
     first, second = (torch.load(tmp_path / f"{index}.pt") for index in (0, 1))
     alone = processes_worker.trained()
     assert int(first["steps"]) == int(alone["steps"]) == 8
+    rates = first["rates"]
+    assert rates.shape == (8, 4) and rates.equal(alone["rates"])  # one_cycle, with groups
+    assert rates[:, 2:].equal(rates[:, :2] / 4) and len(rates[:, 0].unique()) == 8
     for name, value in alone.items():
         assert first[name].equal(second[name]), name
         assert torch.allclose(first[name], value, atol=1e-5, rtol=1e-4), name

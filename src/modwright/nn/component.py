@@ -123,9 +123,9 @@ def components(kind: Kind | None = None) -> dict[str, Component]:
 
 
 def component_of(module: nn.Module) -> Component | None:
-    """The component that a module is, by its class; None for modules of others."""
-    name = _NAMES.get(type(module))
-    return COMPONENTS[name] if name is not None and name in COMPONENTS else None
+    """The component that a module is, by its class or one that this derives from; else None."""
+    names = (_NAMES.get(kind, "") for kind in type(module).__mro__)
+    return next((COMPONENTS[name] for name in names if name in COMPONENTS), None)
 
 
 _NAMES: dict[type, str] = {}

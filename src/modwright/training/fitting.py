@@ -29,6 +29,7 @@ from modwright.training.checkpoints import (
     remove_incomplete,
 )
 from modwright.training.objectives import CrossEntropy, Objective
+from modwright.training.parametrization import Parametrization
 from modwright.training.trainer import EMACallback, ObjectiveTrainer
 
 __all__ = ["EvalCallback", "Settings", "StepProgressCallback", "TrainResult", "accuracy", "fit"]
@@ -147,6 +148,7 @@ def fit(
     resume: bool = False,
     *,
     measure_epochs: bool = False,
+    parametrization: Parametrization | str | None = None,
     progress: Progress | None = None,
     log: Callable[[str], None] = _warn,
     callbacks: Sequence[TrainerCallback] = (),
@@ -164,6 +166,8 @@ def fit(
         resume: goes on from the newest whole checkpoint in ``output``, to the losses and weights of
             a training that was not stopped.
         measure_epochs: measures the accuracy after every epoch, too.
+        parametrization: learning rates and decay by groups of parameters, as itself or by name; the
+            objective's own, or :class:`~modwright.training.parametrization.Standard`, without one.
         progress: told of every step; without one transformers shows a bar where there is an
             ``output``.
         log: is told, and warnings say without it, that a damaged checkpoint is passed over, or that
@@ -224,6 +228,7 @@ def fit(
             train_dataset=train,
             objective=objective or CrossEntropy(),
             one_cycle=settings.schedule == _OWN_SCHEDULE,
+            parametrization=parametrization,
             callbacks=[*watchers, CheckpointCompleteCallback()],
         )
         if output is None or progress is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,13 @@ from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.apply import own_tensors
 from modwright.nn import FactorPair
 from modwright.training.objectives import Objective
+from modwright.training.parametrization import (
+    Parametrization,
+    Standard,
+    check_groups,
+    decayed_names,
+    parametrization_of,
+)
 
 __all__ = ["EMACallback", "ObjectiveTrainer", "learn"]
 
@@ -90,22 +97,35 @@ class ObjectiveTrainer(Trainer):
     """Minimizes an objective. Resuming, mixed precision, logging and processes are transformers'.
 
     What the model shares with others becomes its own before the first step: see :func:`learn`.
-    Weights of one axis (biases, gains, scales) do not decay, nor what the model names in
-    ``no_weight_decay()``. All arguments but these two are those of ``transformers.Trainer``.
+    Schedules multiply the learning rate of each group, so groups keep their ratios. All arguments
+    but these are those of ``transformers.Trainer``.
 
     Args:
         objective: called with the model and a batch.
-        one_cycle: the learning rate rises to its height over the first part of the steps and falls
+        one_cycle: learning rates rise to their heights over the first part of the steps and fall
             to nothing (torch's OneCycleLR) instead of following the schedule of the arguments.
+        parametrization: makes the optimizer's groups, or the name of one that does; None takes the
+            objective's own ``parametrization``, else
+            :class:`~modwright.training.parametrization.Standard`.
     """
 
+    optimizer_cls_and_kwargs: Any
+
     def __init__(
-        self, model: Any, *args: Any, objective: Objective, one_cycle: bool = False, **kwargs: Any
+        self,
+        model: Any,
+        *args: Any,
+        objective: Objective,
+        one_cycle: bool = False,
+        parametrization: Parametrization | str | None = None,
+        **kwargs: Any,
     ) -> None:
+        self.parametrization = parametrization_of(parametrization, objective)
         teacher = getattr(objective, "teacher", None)
         learn(model, () if teacher is None else (teacher,))
         super().__init__(model, *args, **kwargs)
         self.objective, self.one_cycle = objective, one_cycle
+        self.learning_rates: list[float] = []  # of the groups, before any schedule
         self.named: dict[str, list[Tensor]] = {}
         # An objective's loss is a mean, whatever the model would do with counts of items.
         self.model_accepts_loss_kwargs = False
@@ -137,21 +157,78 @@ class ObjectiveTrainer(Trainer):
         return 0
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        named: Any = getattr(model, "no_weight_decay", set)
-        spared = named()
-        return [n for n, p in model.named_parameters() if p.dim() > 1 and n not in spared]
+        return decayed_names(model)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        before = self.optimizer_cls_and_kwargs
+        made: Any = self.optimizer
+        if made is None:
+            target = self.model if model is None else model
+            kind, options = before or self.get_optimizer_cls_and_kwargs(self.args, target)
+            if _takes_groups(kind, options):
+                given = (self.args.learning_rate, self.args.weight_decay)
+                groups = self.parametrization.groups(target, *given)
+                check_groups(target, groups)
+                options = {**options, "params": _split_by_mesh(groups)}
+                self.optimizer_cls_and_kwargs = kind, options
+            elif self.parametrization != Standard():
+                raise InvalidInputError(
+                    f"{getattr(kind, '__name__', kind)} makes groups of its own, so it takes no "
+                    "parametrization"
+                )
+        try:
+            optimizer = super().create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = before
+        if made is None or not self.learning_rates:
+            self.learning_rates = [float(group["lr"]) for group in optimizer.param_groups]
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         made: Any = getattr(self, "lr_scheduler", None)
-        if not self.one_cycle or made is not None:
+        optimizer = self.optimizer if optimizer is None else optimizer
+        rates = self.learning_rates or [float(group["lr"]) for group in optimizer.param_groups]
+        if made is not None:
             return super().create_scheduler(num_training_steps, optimizer)
+        if not self.one_cycle:
+            scheduler = super().create_scheduler(num_training_steps, optimizer)
+            _scale_bounds(scheduler, rates, self.args)
+            return scheduler
         self.lr_scheduler: Any = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer if optimizer is None else optimizer,
-            self.args.learning_rate,
-            total_steps=num_training_steps,
+            optimizer, rates, total_steps=num_training_steps
         )
         self._created_lr_scheduler = True
         return self.lr_scheduler
+
+
+def _takes_groups(kind: Any, options: Mapping[str, Any]) -> bool:
+    """Whether an optimizer takes groups; GaLore, LOMO, Muon and the like make their own."""
+    of_torch = isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
+    return of_torch and not options.keys() & {"params", "model", "optimizer_dict"}
+
+
+def _split_by_mesh(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups whose parameters lie on one mesh of devices each: a fused step takes no others."""
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        by_mesh: dict[Any, list[Tensor]] = {}
+        for parameter in group["params"]:
+            by_mesh.setdefault(getattr(parameter, "device_mesh", None), []).append(parameter)
+        split += [{**group, "params": parameters} for parameters in by_mesh.values() or [[]]]
+    return split
+
+
+def _scale_bounds(scheduler: Any, rates: list[float], arguments: Any) -> None:
+    """Gives the bounds of schedules that follow a metric the ratios of the groups, too."""
+    factors = [rate / arguments.learning_rate if arguments.learning_rate else 1.0 for rate in rates]
+    if set(factors) == {1.0}:
+        return
+    asked = arguments.lr_scheduler_kwargs or {}
+    for name in ("min_lr", "max_lr"):
+        bounds = getattr(scheduler, f"{name}s", None)
+        if bounds is not None and not isinstance(asked.get(name), list | tuple):
+            setattr(scheduler, f"{name}s", [b * f for b, f in zip(bounds, factors, strict=True)])
+            scheduler.eps = 0.0  # a step that is small for one group is small for none
 
 
 class EMACallback(TrainerCallback):

@@ -1,0 +1,260 @@
+"""Which parameters an optimizer takes together, and what multiplies their learning rate and decay.
+
+Schedules multiply the learning rate of every group, so the ratios between groups last as long as
+the training. A parametrization of a paper is a file of this package whose name begins with
+``parametrization`` and which registers a class.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple, Protocol
+
+from torch import nn
+
+from modwright.anatomy import Anatomy
+from modwright.anatomy.selectors import KINDS, select
+from modwright.anatomy.views import Sublayer
+from modwright.core.errors import InvalidInputError, did_you_mean
+from modwright.core.registry import Registry
+from modwright.nn.component import component_of
+
+__all__ = ["PARAMETRIZATIONS", "Parametrization", "Rates", "Standard", "check_groups"]
+__all__ += ["decayed_names", "grouped", "parametrization_of", "register_parametrization"]
+
+_SELECTOR = re.compile(rf"\s*(?:{'|'.join(KINDS)})\s*\[")
+
+
+class Parametrization(Protocol):
+    """Makes the groups of an optimizer."""
+
+    def groups(
+        self, model: nn.Module, learning_rate: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Groups of the parameters that learn, each with its ``lr`` and ``weight_decay``."""
+
+
+PARAMETRIZATIONS: Registry[Callable[..., Parametrization]] = Registry(
+    "parametrization", "modwright.training", prefix="parametrization"
+)
+
+register_parametrization = PARAMETRIZATIONS.register
+"""Decorator that makes a parametrization known by name."""
+
+
+class Rates(NamedTuple):
+    """What multiplies the learning rate and the weight decay of a parameter."""
+
+    learning_rate: float = 1.0
+    weight_decay: float = 1.0
+
+
+def grouped(
+    model: nn.Module,
+    rates: Callable[[str, nn.Parameter], Rates],
+    learning_rate: float,
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """One group for each pair of rates that the parameters of a model have.
+
+    Those of the plain learning rate come first, with decay and without, even if they are empty; the
+    others follow in the order of the model. What does not learn is in no group.
+
+    Args:
+        model: whose parameters.
+        rates: called with a name and a parameter.
+        learning_rate: of rate 1.
+        weight_decay: of rate 1.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> halved = grouped(layer, lambda name, p: Rates(0.5 if name == "bias" else 1.0), 0.1, 0.0)
+        >>> [(len(group["params"]), group["lr"]) for group in halved]
+        [(1, 0.1), (0, 0.1), (1, 0.05)]
+    """
+    found: dict[Rates, list[nn.Parameter]] = {Rates(): [], Rates(weight_decay=0.0): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault(rates(name, parameter), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * own.learning_rate,
+            "weight_decay": weight_decay * own.weight_decay,
+        }
+        for own, parameters in found.items()
+    ]
+
+
+@register_parametrization("standard")
+@dataclass(frozen=True)
+class Standard:
+    """Weights of more than one axis decay, and parts of the model may learn at another rate.
+
+    What the model, or a component in it, names in ``no_weight_decay`` does not decay. A component
+    may have ``learning_rate_multipliers``, by names of its own parameters.
+
+    Attributes:
+        multipliers: pattern -> what multiplies the learning rate of the parameters that it matches.
+            A pattern is a selector (``mlp[*]``, ``block[0:2]``), or one of names of parameters
+            (``*.bias``, ``model.layers.*.up_proj.weight``). The first that matches counts, and
+            each of them before what components say.
+
+    Raises:
+        InvalidInputError: a multiplier that is not above 0; later, a pattern that matches nothing,
+            or a name that a component does not have.
+
+    Example:
+        >>> import modwright
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> made = Standard({"mlp[*]": 0.25}).groups(model, 0.1, 0.01)
+        >>> [(len(group["params"]), group["lr"], group["weight_decay"]) for group in made]
+        [(17, 0.1, 0.01), (9, 0.1, 0.0), (12, 0.025, 0.01)]
+    """
+
+    multipliers: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for pattern, value in self.multipliers.items():
+            _check_multiplier(value, f"multiplier of {pattern!r}")
+
+    def groups(
+        self, model: nn.Module, learning_rate: float, weight_decay: float
+    ) -> list[dict[str, Any]]:
+        """Two groups of the plain learning rate, and one more for each other rate and decay."""
+        decayed = set(decayed_names(model))
+        factors = _multipliers(model, self.multipliers)
+
+        def rates(name: str, parameter: nn.Parameter) -> Rates:
+            return Rates(factors.get(id(parameter), 1.0), float(name in decayed))
+
+        return grouped(model, rates, learning_rate, weight_decay)
+
+
+def decayed_names(model: nn.Module) -> list[str]:
+    """Names of the parameters that decay: of more than one axis, and spared by nobody.
+
+    Raises:
+        InvalidInputError: a component spares a parameter that it does not have.
+
+    Example:
+        >>> decayed_names(nn.Linear(2, 2))
+        ['weight']
+    """
+    of_model = _said(model, "no_weight_decay")
+    spared = {id(parameter) for parameter, _ in _named_by_components(model, "no_weight_decay")}
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.dim() > 1 and name not in of_model and id(parameter) not in spared
+    ]
+
+
+def parametrization_of(given: Parametrization | str | None, objective: Any = None) -> Any:
+    """A parametrization given as itself or by its name, else the objective's, else the standard.
+
+    Example:
+        >>> parametrization_of("standard")
+        Standard(multipliers={})
+        >>> parametrization_of("sandard")
+        Traceback (most recent call last):
+        ...
+        modwright.core.errors.InvalidInputError: unknown parametrization 'sandard'; valid values: \
+standard (did you mean 'standard'?)
+    """
+    chosen = getattr(objective, "parametrization", None) if given is None else given
+    if isinstance(chosen, str):
+        return PARAMETRIZATIONS[chosen]()
+    return Standard() if chosen is None else chosen
+
+
+def check_groups(model: nn.Module, groups: list[dict[str, Any]]) -> None:
+    """Refuses groups that leave out a parameter that learns, or have one twice.
+
+    Raises:
+        InvalidInputError: names the parameter.
+    """
+    counts: dict[int, int] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    for name, parameter in model.named_parameters():
+        count = counts.get(id(parameter), 0)
+        if parameter.requires_grad and count != 1:
+            raise InvalidInputError(
+                f"the parametrization has {name} in {count} groups; a parameter that learns is in "
+                "one"
+            )
+
+
+def _multipliers(model: nn.Module, patterns: Mapping[str, float]) -> dict[int, float]:
+    """Id of a parameter -> what multiplies its learning rate, where something does."""
+    found: dict[int, float] = {}
+    for pattern, value in patterns.items():
+        matched = _matched(model, pattern)
+        if not matched:
+            raise InvalidInputError(
+                f"{pattern!r} matches no parameter; write a selector, as mlp[*] or block[0:2], or "
+                "a pattern of names, as *.bias"
+            )
+        for parameter in matched:
+            found.setdefault(id(parameter), float(value))
+    for parameter, value in _named_by_components(model, "learning_rate_multipliers"):
+        found.setdefault(id(parameter), float(value))
+    return found
+
+
+def _matched(model: nn.Module, pattern: str) -> list[nn.Parameter]:
+    if not _SELECTOR.match(pattern):
+        return [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
+    chosen: list[nn.Parameter] = []
+    for part in select(Anatomy.of(model), pattern):
+        chosen += part.module.parameters()
+        if isinstance(part, Sublayer):  # what it has outside its own module
+            stored = [part.stored_at(name) for name in part.parameters()]
+            tensors = [getattr(module, leaf) for module, leaf in stored]
+            chosen += [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+    return chosen
+
+
+def _named_by_components(model: nn.Module, what: str) -> Iterator[tuple[nn.Parameter, Any]]:
+    """The parameters that components name in an attribute, and what they say of each."""
+    for path, module in model.named_modules():
+        component = component_of(module)
+        if component is None:
+            continue
+        said = _said(module, what)
+        for name in said:
+            parameter = _own(module, name, f"{path or component.name}: {what}")
+            value = said[name] if isinstance(said, Mapping) else None
+            if value is not None:
+                _check_multiplier(value, f"{path or component.name}: {what} of {name!r}")
+            if parameter is not None:
+                yield parameter, value
+
+
+def _said(module: nn.Module, what: str) -> Any:
+    """An attribute of a module, or what it gives as a method; empty where it has none."""
+    said: Any = getattr(module, what, ())
+    return said() if callable(said) else said
+
+
+def _own(module: nn.Module, name: str, where: str) -> nn.Parameter | None:
+    """A component's parameter; None for one that is there in other variants only."""
+    path, _, leaf = name.rpartition(".")
+    try:
+        found = getattr(module.get_submodule(path), leaf)
+    except AttributeError:
+        near = did_you_mean(name, [own for own, _ in module.named_parameters()])
+        raise InvalidInputError(f"{where} names {name!r}, which is not there{near}") from None
+    return found if isinstance(found, nn.Parameter) else None
+
+
+def _check_multiplier(value: Any, what: str) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < math.inf:
+        raise InvalidInputError(f"{what}: must be a number above 0, not {value!r}")
