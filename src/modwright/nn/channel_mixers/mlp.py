@@ -76,7 +76,7 @@ class Mlp(nn.Module):
         self.layout = layout
         linear = LINEAR[layout] if linear is None else linear
         self.fc1: Any = linear(dim, hidden, True)
-        self.inside, self.act = inside, make_activation(act)
+        self.inside, self.act = inside, make_activation(act, layout=layout)
         self.fc2 = linear(hidden, dim, True)
         self.gate = gate
 

@@ -48,7 +48,7 @@ class ConvStem(nn.Sequential):
             if row.norm != "none":
                 self.add_module(f"norm{index}", make_norm(row.norm, row.out, row.eps, "map"))
             if row.act != "identity":
-                act = make_activation(row.act)
+                act = make_activation(row.act, layout="map")
                 if isinstance(act, nn.ReLU):
                     act.inplace = True  # nothing else reads what comes in, gradients neither
                 self.add_module(f"act{index}", act)
