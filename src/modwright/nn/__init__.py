@@ -1,5 +1,8 @@
 """Parts in plain torch: they take explicit numbers and other parts, never a config."""
 
+from modwright.nn.activations.fit import fit_coefficients
+from modwright.nn.activations.polynomial import PolyNorm, PolyReLU
+from modwright.nn.activations.width import equal_parameter_width
 from modwright.nn.channel_mixers.expert_feed_forward import ExpertFeedForward
 from modwright.nn.channel_mixers.feed_forward import FeedForward, FeedForwardShape
 from modwright.nn.channel_mixers.mixture import Mixture, MixtureShape, route
@@ -32,6 +35,8 @@ __all__ = [
     "MixtureShape",
     "Opaque",
     "PlacedMixer",
+    "PolyNorm",
+    "PolyReLU",
     "RMSNorm",
     "RestoringCRMSNorm",
     "SkippedAttention",
@@ -39,6 +44,8 @@ __all__ = [
     "ZeroMeanEmbedding",
     "ZeroMeanLinear",
     "ZeroModule",
+    "equal_parameter_width",
+    "fit_coefficients",
     "narrow_",
     "route",
     "zero_mean_",
