@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from modwright.core.compat.transformers import extend_registered_configs
+from modwright.core.plugins import load_plugins
 
 __all__ = ["PREFIX", "watch"]
 
@@ -38,8 +39,11 @@ class _Entries(dict[str, Any]):
         if not isinstance(key, str):
             return False
         if not key.startswith(PREFIX):  # an architecture of modwright's own has a file of its name
-            own = Path(__file__).parent / "models" / "architectures" / f"{key}.py"
-            return key.isidentifier() and own.is_file()
+            if _is_architecture(key):
+                return True
+            if key not in getattr(sys.modules.get(_AWAITED), "CONFIG_MAPPING_NAMES", ()):
+                load_plugins()  # one of them may bring it
+            return super().__contains__(key)
         name = key.removeprefix(PREFIX)
         return not name.startswith(PREFIX) and name in self.stock
 
@@ -47,12 +51,19 @@ class _Entries(dict[str, Any]):
         if key not in self:
             raise KeyError(key)
         if not key.startswith(PREFIX):
-            importlib.import_module(f"modwright.models.architectures.{key}")  # it registers itself
+            if _is_architecture(key):  # it registers itself
+                importlib.import_module(f"modwright.models.architectures.{key}")
             return self.get(key)
         from modwright.edits.remodeled import remodeled_config
 
         self[key] = remodeled_config(self.stock[key.removeprefix(PREFIX)])
         return self[key]
+
+
+def _is_architecture(model_type: str) -> bool:
+    """Whether there is a file for it among the package's own architectures."""
+    own = Path(__file__).parent / "models" / "architectures" / f"{model_type}.py"
+    return model_type.isidentifier() and own.is_file()
 
 
 def _extend(module: Any) -> None:

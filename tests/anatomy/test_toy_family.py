@@ -26,6 +26,7 @@ from modwright.edits import (
     replace_attention,
     verify,
 )
+from modwright.edits.verify import check_reopens
 
 HERE = Path(__file__).parent
 
@@ -146,6 +147,17 @@ def test_a_new_process_that_knows_the_toy_loads_it(
     with torch.no_grad():
         expected = applied.model(**batch_of(model)).logits
     assert torch.equal(load_file(tmp_path / "out.safetensors")["out"], expected)
+
+
+@pytest.mark.parametrize("name", ["mixed", "block"])
+def test_the_new_process_that_checks_what_is_saved_knows_the_toy(
+    model: Any, name: str, tmp_path: Path
+) -> None:
+    """Also where it has no edits: stock transformers does not know the architecture."""
+    applied = edit(model, changes(Anatomy.of(model))[name])
+    modwright.save(applied.model, tmp_path / "model")
+    seen = check_reopens(applied.model, tmp_path / "model")
+    assert seen.model_class == type(applied.model).__name__ and not seen.plain
 
 
 def test_a_copy_of_an_edited_toy_is_edited_too(model: Any) -> None:

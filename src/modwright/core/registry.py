@@ -3,24 +3,77 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from modwright.core.errors import InvalidInputError, unknown_name
 
-__all__ = ["Registry", "registries_restored"]
+__all__ = ["PLUGIN_MODULE", "Origin", "Registry", "registries_restored"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Any)
+
+PLUGIN_MODULE = "modwright_plugin_"
+"""How the module of a plugin that is given as a file is called, in every process: so it begins."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The code that registered an entry: the nearest outside of the package, or a file of it.
+
+    Attributes:
+        module: its name.
+        file: where its source lies; None for a notebook, a console and the like.
+        on_import: whether its file was being run then; else a function did it later.
+    """
+
+    module: str
+    file: Path | None
+    on_import: bool
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is code of this package."""
+        return _is_own(self.module)
+
+    @classmethod
+    def of_caller(cls) -> Origin:
+        """The code that is registering something now."""
+        frame: Any = inspect.currentframe()
+        while frame.f_back is not None and _is_own(_name(frame)) and not _runs_file(frame):
+            frame = frame.f_back
+        within, file = frame, Path(frame.f_code.co_filename)
+        while within is not None and not (
+            _runs_file(within) and within.f_globals is frame.f_globals
+        ):
+            within = within.f_back
+        there = file.suffix == ".py" and file.is_file()
+        return cls(_name(frame), file.resolve() if there else None, within is not None)
+
+
+def _name(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_own(module: str) -> bool:
+    return module.partition(".")[0] == "modwright"
+
+
+def _runs_file(frame: Any) -> bool:
+    return bool(frame.f_code.co_name == "<module>")
 
 
 class Registry(Generic[T]):
     """Names of one kind of thing, in one table.
 
     A registry of a package imports the package's files when it is first asked, so that a new file
-    that registers something is all that a new thing needs.
+    that registers something is all that a new thing needs. Plugins are loaded then, too
+    (:mod:`modwright.core.plugins`).
 
     Args:
         what: one entry in a word or two, for messages: "method", "export target".
@@ -41,26 +94,34 @@ class Registry(Generic[T]):
     """
 
     _all: ClassVar[list[Registry[Any]]] = []
+    when_asked: ClassVar[list[Callable[[], None]]] = []
+    """What is called whenever any registry is asked: what loads plugins."""
 
     def __init__(self, what: str, package: str | None = None, prefix: str = "") -> None:
         self.what, self.package, self.prefix = what, package, prefix
         self._entries: dict[str, T] = {}
+        self._origins: dict[str, Origin] = {}
         self._looked = package is None
         Registry._all.append(self)
 
     def add(self, name: str, entry: T, *, again: Callable[[T], bool] | None = None) -> T:
         """Makes an entry known, or refuses a name that is taken.
 
-        ``again`` says whether what has the name now is the same thing, defined once more.
+        ``again`` says whether what has the name now is the same thing, defined once more. So it is,
+        too, where the file that registered it is run under another name, as a plugin or a script.
         """
-        taken = self._entries.get(name, entry)
-        if taken is not entry and not (again is not None and again(taken)):
-            source = getattr(taken, "source", None) or getattr(taken, "__module__", "")
+        origin = Origin.of_caller()
+        if not origin.is_own:
+            self._import_files()  # a name of the package's own is not taken before it is used
+        taken, before = self._entries.get(name, entry), self._origins.get(name, origin)
+        same = taken is entry or (again is not None and again(taken))
+        run_again = before.module != origin.module and before.file == origin.file is not None
+        if not (same or run_again):
             raise InvalidInputError(
-                f"a {self.what} called {name!r} is registered already"
-                f"{f', by {source}' if source else ''}; choose another name"
+                f"a {self.what} called {name!r} is registered already{_by(taken, before)}; "
+                "choose another name"
             )
-        self._entries[name] = entry
+        self._entries[name], self._origins[name] = entry, origin
         return entry
 
     def register(self, name: str) -> Callable[[R], R]:
@@ -97,14 +158,34 @@ class Registry(Generic[T]):
 
         Where it is ``empty``, nothing is known at the beginning of the block.
         """
-        before = self.all()
+        before, origins = self.all(), dict(self._origins)
         self._entries = {} if empty else self.all()
         try:
             yield self
         finally:
-            self._entries = before
+            self._entries, self._origins = before, origins
+
+    @classmethod
+    def every(cls) -> list[Registry[Any]]:
+        """All registries that there are."""
+        return list(cls._all)
+
+    def outside(self) -> dict[str, Origin]:
+        """What code outside of the package registered, and where; nothing is imported to answer."""
+        found = {name: self._origins[name] for name in self._entries if name in self._origins}
+        return {name: origin for name, origin in found.items() if not origin.is_own}
+
+    def forget(self, name: str) -> None:
+        """Takes an entry out."""
+        self._entries.pop(name, None)
+        self._origins.pop(name, None)
 
     def _look(self) -> None:
+        self._import_files()
+        for call in Registry.when_asked:
+            call()
+
+    def _import_files(self) -> None:
         if self._looked:
             return
         self._looked = True  # files that are imported may ask what there is
@@ -116,6 +197,14 @@ class Registry(Generic[T]):
         except BaseException:
             self._looked = False
             raise
+
+
+def _by(entry: Any, origin: Origin) -> str:
+    """Who registered an entry, for messages."""
+    source = getattr(entry, "source", None) or getattr(entry, "__module__", "")
+    if str(source).startswith(PLUGIN_MODULE) and origin.file is not None:
+        source = origin.file
+    return f", by {source}" if source else ""
 
 
 @contextmanager

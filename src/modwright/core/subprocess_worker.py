@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 __all__ = ["write_greedily"]
@@ -51,9 +52,12 @@ def main(
     write: int | None,
     asked: str,
     answered: str,
+    search: Sequence[str] = (),
 ) -> None:
+    sys.path += [place for place in search if place not in sys.path]
     if library == "imported":
         importlib.import_module("modwright")  # makes its architectures known
+        importlib.import_module("modwright.core.plugins").load_plugins()
     elif library == "forbidden":
         sys.modules["modwright"] = None  # type: ignore[assignment]
     import torch

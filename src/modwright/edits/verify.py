@@ -253,18 +253,33 @@ class Reopened:
         return f"a new process with {who} opened it as {self.model_class}; outputs are bit-equal"
 
 
+def _names_in(tree: Any) -> set[str]:
+    """All words in plain values: whatever an edit names is among them."""
+    if isinstance(tree, dict):
+        return _names_in([*tree, *tree.values()])
+    if isinstance(tree, list | tuple):
+        return {name for one in tree for name in _names_in(one)}
+    return {tree} if isinstance(tree, str) else set()
+
+
 @torch.no_grad()
 def check_reopens(model: Any, directory: Path) -> Reopened:
     """Opens ``directory`` with Auto classes in a new process and compares outputs and names.
 
-    Threads are the same there, so that sums are taken in the same order.
+    Threads are the same there, so that sums are taken in the same order. What code outside of the
+    package registered, a family or a part, is known there.
     """
-    plain = is_plain(model)
+    plain = is_plain(model) and type(model).__module__.startswith("transformers.")
+    edits = getattr(model.config, "edits", None)
     probe = {name: t.cpu() for name, t in probe_batch(model).items()}
     with eval_mode(model):
         live = model(**{name: t.to(model.device) for name, t in probe.items()})[0].cpu()
     opened = open_in_new_process(
-        directory, [probe], library="left out" if plain else "imported", what="the saved checkpoint"
+        directory,
+        [probe],
+        library="left out" if plain else "imported",
+        what="the saved checkpoint",
+        used=_names_in([model.config.model_type.removeprefix("modwright_"), edits]),
     )
     (output,) = opened.outputs
     if opened.names != tuple(sorted(name for name, _ in model.named_parameters())):
