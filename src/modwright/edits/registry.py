@@ -42,7 +42,7 @@ from modwright.nn import (
 from modwright.nn.token_mixers.attention import naive_attention
 
 __all__ = ["PARTS", "activation", "attend_as_configured", "build_attention", "build_part"]
-__all__ += ["check_router_scores", "part_names", "register_part"]
+__all__ += ["call_builder", "check_router_scores", "part_names", "register_part"]
 
 Builder = Callable[..., nn.Module]
 """Called as ``builder(config, **kwargs)`` with the model's own config object.
@@ -67,10 +67,16 @@ def build_part(
     Args:
         current: what stands where the part will.
     """
-    builder = PARTS[name]
-    given = {"current": current} if "current" in inspect.signature(builder).parameters else {}
     with refusing(f"part {name!r}", (TypeError, ValueError)):
-        return builder(config, **given, **kwargs)
+        return call_builder(PARTS[name], config, kwargs, current)
+
+
+def call_builder(
+    builder: Builder, config: Any, kwargs: dict[str, Any], current: nn.Module | None
+) -> nn.Module:
+    """A new module, made with what stands at its place where the builder asks for that."""
+    given = {"current": current} if "current" in inspect.signature(builder).parameters else {}
+    return builder(config, **given, **kwargs)
 
 
 def activation(name: str) -> Any:

@@ -23,11 +23,12 @@ from transformers.integrations.heterogeneity.configuration_utils import (
 
 import modwright
 from helpers import batch_of, outputs
-from modwright.anatomy import Anatomy
+from modwright.anatomy import Anatomy, Mlp
 from modwright.checkpoint.export import make_target
 from modwright.checkpoint.export.to_standalone import layout_of, standalone_code
 from modwright.core.errors import VerificationError
 from modwright.core.progress import SILENT
+from modwright.edits import Change, Replace, keep_experts
 from modwright.edits.registry import PARTS
 from modwright.edits.remodeled import base_class, edits_of
 from modwright.nn import GroupedAttention
@@ -35,6 +36,9 @@ from modwright.nn import GroupedAttention
 from .edited import by_method, short, with_change
 
 WORKER = Path(__file__).with_name("standalone_worker.py")
+# Standalone checkpoints are of stock architectures, which call their sublayers in one way.
+OF_IMAGE_MODELS = {"bare_attention", "bare_token_mixer", "grid_attention", "pass_through"}
+OF_IMAGE_MODELS |= {"pointwise"}
 STOCK_REFUSES = (AmbiguousGlobalPerLayerAttributeError, RuntimeError, ValueError, TypeError)
 
 
@@ -79,6 +83,28 @@ def code_files(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*.py"))
 
 
+def every_other_part(tiny: Any) -> dict[str, Any]:
+    """Models that hold the parts that the edits of `edited_model` do not place."""
+    gpt2, llama, mixtral = (short(tiny, f"tiny-{name}") for name in ("gpt2", "llama", "mixtral"))
+    mlp = Anatomy.of(llama).blocks[0].mlp
+    assert isinstance(mlp, Mlp)
+    rows = {f"{mlp.address}.{role}.weight": p.weight[:40] for role, p in mlp.projections().items()}
+    rows[f"{mlp.down.address}.weight"] = mlp.down.weight[:, :40]
+    own = {**mlp.shape.to_dict(), "intermediate_size": 40}
+    narrow = Change((Replace(mlp.address, "feed_forward", own),), rows)
+    fewer = keep_experts(Anatomy.of(mixtral).blocks[0].mlp, range(2))
+    forms = {"rms": {"form": "rms"}, "crms": {"form": "crms"}}
+    forms["training"] = {"form": "rms", "training": True}
+    return {
+        "narrow": with_change(llama, narrow),
+        "fewer experts": with_change(mixtral, fewer),
+        "emoe": by_method(llama, "emoe", num_experts=4, top_k=2),
+        "identity mixer": by_method(llama, "replace_token_mixer", mixer="identity", blocks="1"),
+        "bare": by_method(short(tiny, "tiny-gpt-neox").gpt_neox, "pre_rmsnorm", form="crms"),
+        **{name: by_method(gpt2, "pre_rmsnorm", **options) for name, options in forms.items()},
+    }
+
+
 @pytest.mark.contract("A14")
 def test_every_family_in_one_process_without_modwright_and_saved_again(
     tiny: Any, edited_model: Callable[[str], Any], family_presets: dict[str, str], tmp_path: Path
@@ -89,6 +115,9 @@ def test_every_family_in_one_process_without_modwright_and_saved_again(
         short(tiny, "tiny-llama"), "modegpt", sparsity=0.3, round_to=1, allocation="uniform"
     )
     models["llm_drop"] = by_method(short(tiny, "tiny-llama"), "llm_drop", n=2)
+    models |= every_other_part(tiny)
+    placed = {name for model in models.values() for _, name, _ in layout_of(model).parts}
+    assert placed >= PARTS.all().keys() - OF_IMAGE_MODELS
     jobs = []
     for name, model in models.items():
         batch = tmp_path / f"{name}.safetensors"

@@ -6,7 +6,6 @@ So it uses torch, transformers and what needs no more than these, and reads the 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -14,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.modes import set_mode
+from modwright.edits.registry import call_builder
 from modwright.edits.remodeled import forward_with_all_maps
 from modwright.edits.stock_class_guard import (
     add_stock_class_guard,
@@ -82,7 +82,7 @@ class StandaloneModel(PreTrainedModel):
 
     parts: ClassVar[dict[str, Callable[..., nn.Module]]] = {}
     """Name -> builder, called as ``builder(config, **arguments)`` with the model's own config; one
-    with an argument ``standing`` is given what stood there."""
+    with an argument ``current`` is given what stood there."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -103,9 +103,7 @@ class StandaloneModel(PreTrainedModel):
 
     def _place(self, path: str, builder: Any, arguments: dict[str, Any]) -> None:
         standing = self.get_submodule(path)
-        takes = inspect.signature(builder).parameters
-        given = {"standing": standing} if "standing" in takes else {}
-        part = builder(self.config, **given, **arguments)
+        part = call_builder(builder, self.config, arguments, standing)
         parent, _, leaf = path.rpartition(".")
         setattr(self.get_submodule(parent), leaf, set_mode(part, standing.training))
 
