@@ -57,6 +57,15 @@ def test_hooks_are_seen() -> None:
     assert not any(of_torch.hooks_of(step).values())
 
 
+def test_tensors_in_a_tree_are_found_and_changed() -> None:
+    tree = {"a": (torch.ones(2), [torch.zeros(3)]), "b": "word", "c": None}
+    assert [t.shape[0] for t in of_torch.tensors_of(tree)] == [2, 3]
+    doubled = of_torch.on_tensors_of(tree, lambda tensor: tensor + 1)
+    assert [t.sum() for t in of_torch.tensors_of(doubled)] == [4, 3]
+    assert doubled["b"] == "word" and doubled["c"] is None and isinstance(doubled["a"], tuple)
+    assert of_torch.tensors_of(None) == [] and of_torch.on_tensors_of(None, torch.neg) is None
+
+
 def test_every_dropout_and_batch_norm_is_one() -> None:
     """``_DropoutNd``, ``_BatchNorm``"""
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -169,6 +178,20 @@ def test_parents_of_new_parts_start_again() -> None:
     assert of_transformers.renew_parents(tree)
     assert not tree._is_hf_initialized and not tree[0]._is_hf_initialized
     assert tree[1]._is_hf_initialized and tree[1][0]._is_hf_initialized
+
+
+def test_a_parameter_is_kept_in_float32(llama: Any, tmp_path: Path) -> None:
+    kept = "model.layers.0.mlp.up_proj.weight"
+
+    class Kept(type(llama)):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            of_transformers.keep_in_float32(self, {kept})
+            self.post_init()
+
+    llama.save_pretrained(tmp_path)
+    model = Kept.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert [n for n, p in model.named_parameters() if p.dtype == torch.float32] == [kept]
 
 
 def test_blocks_are_named(llama: Any) -> None:

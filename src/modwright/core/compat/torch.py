@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["BATCH_NORMS", "DROPOUTS", "child_modules", "has_forward_hooks", "hooks_of"]
-__all__ += ["tensor_tables"]
+__all__ += ["on_tensors_of", "tensor_tables", "tensors_of"]
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._BatchNorm,)
 """What all kinds of batch norm derive from; no public class has them all below it."""
@@ -43,3 +45,13 @@ def hooks_of(module: nn.Module) -> dict[str, list[Any]]:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Someone looks at what the module reads or gives, so it must really be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors in a tree of tuples, lists and dictionaries, in its order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def on_tensors_of(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """The same tree with a function applied to each of its tensors; what else it holds stays."""
+    return tree_map_only(Tensor, function, tree)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 __all__ = ["attention_implementation", "auto_classes", "blocks_in_one_piece", "build"]
 __all__ += ["can_set_experts", "drops_final_norm", "extend_registered_configs"]
 __all__ += ["forget_quantization", "has_adapters", "is_loaded", "is_wholly_loaded"]
 __all__ += ["keys_not_saved", "keys_without_a_type", "model_classes", "names_in_files"]
-__all__ += ["renew_parents"]
+__all__ += ["keep_in_float32", "renew_parents"]
 
 
 def model_classes(auto: Any, config_class: type[Any]) -> tuple[Any, ...]:
@@ -67,6 +67,12 @@ def renew_parents(module: Any) -> bool:
     if any(renewed):
         new, module._is_hf_initialized = True, False
     return new
+
+
+def keep_in_float32(model: Any, names: Iterable[str]) -> None:
+    """Parameters that are opened in float32, whatever is stored and asked for; said before
+    ``post_init``, which takes it over."""
+    model._keep_in_fp32_modules_strict = {*(model._keep_in_fp32_modules_strict or ()), *names}
 
 
 def blocks_in_one_piece(model: Any) -> set[str]:
