@@ -25,6 +25,7 @@ from modwright.edits.canonical import Target, target_of
 from modwright.edits.change import Change
 from modwright.edits.configured import check_as_configured
 from modwright.edits.edit import split_address
+from modwright.edits.hf_adapters import names_in_float32
 from modwright.edits.plan import Plan
 from modwright.edits.remodeled import is_plain
 from modwright.edits.verify import Verification, verify
@@ -167,6 +168,7 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> tupl
     empty: set[int] = set()
     placed: set[str] = set()
     fallback = next(source.parameters())
+    in_float32 = names_in_float32(built)
     for path, module in built.named_modules():
         before = modules.get(paths[path])
         near = fallback if before is None else next(before.parameters(), fallback)
@@ -182,7 +184,8 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> tupl
             for name, slot in [(n, s) for n, s in slots.items() if s is not None]:
                 old = there.get(name)
                 if old is None or old.shape != slot.shape:
-                    slots[name] = _room(slot, near)
+                    wide = f"{path}.{name}" in in_float32
+                    slots[name] = _room(slot, near, torch.float32 if wide else near.dtype)
                     empty.add(id(slots[name]))
                 elif copied:
                     slots[name] = copy.deepcopy(old)
@@ -193,10 +196,10 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> tupl
     return shared, copies, empty
 
 
-def _room(slot: Tensor, near: Tensor) -> Tensor:
+def _room(slot: Tensor, near: Tensor, dtype: torch.dtype) -> Tensor:
     """A tensor of the shape of ``slot`` on the device of ``near``; NaN where floats go."""
     floats = slot.is_floating_point()
-    dtype, blank = (near.dtype, torch.nan) if floats else (slot.dtype, 0)
+    dtype, blank = (dtype, torch.nan) if floats else (slot.dtype, 0)
     room = torch.full(slot.shape, blank, dtype=dtype, device=near.device)
     return nn.Parameter(room, near.requires_grad) if isinstance(slot, nn.Parameter) else room
 

@@ -39,10 +39,12 @@ from modwright.nn import (
     narrow_,
     zero_mean_,
 )
+from modwright.nn.component import COMPONENTS, Component
 from modwright.nn.token_mixers.attention import naive_attention
 
 __all__ = ["PARTS", "activation", "attend_as_configured", "build_attention", "build_part"]
-__all__ += ["call_builder", "check_router_scores", "part_names", "register_part"]
+__all__ += ["call_builder", "check_router_scores", "component_named", "part_names"]
+__all__ += ["register_part"]
 
 Builder = Callable[..., nn.Module]
 """Called as ``builder(config, **kwargs)`` with the model's own config object.
@@ -55,8 +57,15 @@ PARTS: Registry[Builder] = Registry("part")
 register_part = PARTS.register
 """Decorator that makes a part placeable. Registering is code; a config can only name."""
 
-part_names = PARTS.names
-"""The names that an edit may use."""
+
+def part_names() -> list[str]:
+    """The names that an edit may use: of parts, and of components."""
+    return sorted({*PARTS.names(), *COMPONENTS.names()})
+
+
+def component_named(name: str) -> Component | None:
+    """The component that an edit means by a name; None where it is a part."""
+    return None if name in PARTS or name not in COMPONENTS else COMPONENTS[name]
 
 
 def build_part(
@@ -67,6 +76,11 @@ def build_part(
     Args:
         current: what stands where the part will.
     """
+    if (component := component_named(name)) is not None:
+        with refusing(f"component {name!r}", (TypeError, ValueError)):
+            return component.make(**kwargs)
+    if name not in PARTS:
+        raise unknown_name("part", name, part_names())
     with refusing(f"part {name!r}", (TypeError, ValueError)):
         return call_builder(PARTS[name], config, kwargs, current)
 

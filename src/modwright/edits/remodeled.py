@@ -25,11 +25,14 @@ from modwright.core.compat.transformers import (
     auto_classes,
     can_set_experts,
     is_wholly_loaded,
+    keep_in_float32,
     model_classes,
     renew_parents,
 )
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.edit import FORMAT, State, split_address, state_from_list
+from modwright.edits.generating import check_cache, generate_with_states
+from modwright.edits.hf_adapters import names_in_float32
 from modwright.edits.registry import check_router_scores
 from modwright.edits.replay import replay, unfilled_cache_layers
 from modwright.edits.stock_class_guard import (
@@ -178,6 +181,7 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         super(cls, self).__init__(config, *args, **kwargs)
         replay(self, family_of(config, self), state_from_list(config.edits))
+        keep_in_float32(self, names_in_float32(self))
         renew_parents(self)
         self.post_init()
 
@@ -203,6 +207,7 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
             # Of custom code transformers first initializes no module without tensors of its own.
             "is_custom_code": classmethod(lambda kind: False),
             "forward": _forward(base),
+            **({"generate": generate_with_states(base)} if hasattr(base, "generate") else {}),
             "initialize_weights": initialize_weights,
             "__module__": __name__,
             "__doc__": f"{base.__name__} with the edits of its config.",
@@ -269,6 +274,7 @@ def _forward(base: Any) -> Any:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if kwargs.get("output_router_logits", getattr(self.config, "output_router_logits", False)):
             check_router_scores(self)
+        check_cache(args, kwargs)
         return with_all_maps(self, *args, **kwargs)
 
     return forward

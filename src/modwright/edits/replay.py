@@ -3,13 +3,16 @@
 Survivors take new key/value cache slots when attentions go: the mask builder and
 ``cache.get_seq_length()`` read the first slot of each kind. A slot that no attention fills is read
 as "nothing seen yet", and decoding goes wrong without an error. So the survivors take the first
-slots of their kind, and the cache is told which slots stay empty.
+slots of their kind, and the cache is told which slots stay empty. States of recurrent components
+take the slots that are left: one in the first slot would give masks the length of a cache that
+grows, where beside it a static cache of keys has its full length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from operator import attrgetter
 from typing import Any
 
 import transformers.cache_utils
@@ -21,7 +24,8 @@ from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_mode
 from modwright.edits.edit import Edit, Remove, State, split_address
-from modwright.edits.registry import build_part
+from modwright.edits.hf_adapters import host, keeps_state
+from modwright.edits.registry import build_part, component_named
 from modwright.nn import (
     FeedForward,
     GroupedAttention,
@@ -33,8 +37,8 @@ from modwright.nn import (
 )
 from modwright.nn.placeholders import as_opaque
 
-__all__ = ["cache_layers_of", "num_removed", "number_cache_layers", "placements", "preview"]
-__all__ += ["replay", "unfilled_cache_layers"]
+__all__ = ["cache_layers_of", "num_removed", "number_cache_layers", "number_states", "placements"]
+__all__ += ["preview", "replay", "unfilled_cache_layers"]
 
 _KNOWS_EMPTY_LAYERS = hasattr(transformers.cache_utils, "DummyLayer")
 """This transformers can be told of empty slots; then even the first slot may be one."""
@@ -61,11 +65,21 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
             built = build_part(part, model.config, kwargs, current)
             whole = role in ("attention", "mlp") and part == getattr(edit, "part", None)
             if whole and built is not current and not isinstance(built, _KNOWN):
-                # a kind that nobody here knows stands as a whole, as its host calls it
-                built = as_opaque(built, family.pairs and role == "attention")
+                built = _adapted(built, part, role, family.pairs)
             _set(holder, path, built)
     owners = [(i, family.cache_layer_owner(block)) for i, block in enumerate(layers)]
-    number_cache_layers([(i, owner) for i, owner in owners if owner is not None], model.config)
+    attentions = [(i, owner) for i, owner in owners if owner is not None]
+    number_cache_layers(attentions, model.config)
+    mixers = map(attrgetter(family.block["attention"]), layers)
+    number_states(mixers, len(layers), {owner.layer_idx for _, owner in attentions})
+
+
+def _adapted(built: nn.Module, part: str, role: str, pairs: bool) -> nn.Module:
+    """What stands as a whole, as its host calls it: a component, or what nobody here knows."""
+    component = component_named(part)
+    if component is None:
+        return as_opaque(built, pairs and role == "attention")
+    return host(built, component, role, pairs)
 
 
 def placements(family: Family, holder: nn.Module, edit: State) -> list[Placement]:
@@ -171,3 +185,11 @@ def number_cache_layers(layers: list[tuple[int, Any]], config: Any) -> None:
     slots = cache_layers_of([index for index, _ in layers], getattr(config, "layer_types", None))
     for (_, module), slot in zip(layers, slots):
         module.layer_idx = slot
+
+
+def number_states(mixers: Iterable[Any], count: int, taken: Container[Any]) -> None:
+    """Gives each recurrent component among ``mixers`` a slot, in place: the next of ``count`` that
+    no attention has taken."""
+    free = iter([slot for slot in range(count) if slot not in taken])
+    for mixer in filter(keeps_state, mixers):
+        mixer.layer_idx = next(free)

@@ -123,8 +123,10 @@ def components(kind: Kind | None = None) -> dict[str, Component]:
 
 
 def component_of(module: nn.Module) -> Component | None:
-    """The component that a module is, by its class or one that this derives from; else None."""
-    names = (_NAMES.get(kind, "") for kind in type(module).__mro__)
+    """The component that a module is: by what its host says that it hosts, by its class or one that
+    this derives from; else None."""
+    told = getattr(getattr(module, "handover", None), "name", "")
+    names = (told, *(_NAMES.get(kind, "") for kind in type(module).__mro__))
     return next((COMPONENTS[name] for name in names if name in COMPONENTS), None)
 
 

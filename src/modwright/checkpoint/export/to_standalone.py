@@ -25,9 +25,11 @@ from modwright.core.errors import ModwrightError
 from modwright.core.files import write_file
 from modwright.core.progress import Progress
 from modwright.edits.edit import split_address
+from modwright.edits.hf_adapters import Adapted, Handover, component_builder, states_in
 from modwright.edits.registry import PARTS
 from modwright.edits.remodeled import base_class, edits_of, is_plain
 from modwright.edits.replay import placements, replay
+from modwright.nn.component import COMPONENTS
 
 __all__ = ["Layout", "Plain", "Standalone", "layout_of", "standalone_code"]
 
@@ -134,13 +136,23 @@ def standalone_code(model: Any, layout: Layout) -> str:
     """
     import modwright
 
-    builders = {name: PARTS[name] for name in sorted({name for _, name, _ in layout.parts})}
+    adapted = {m.handover.name: m.handover for m in model.modules() if isinstance(m, Adapted)}
+    builders = {
+        name: COMPONENTS[name].make if name in adapted else PARTS[name]
+        for name in sorted({name for _, name, _ in layout.parts})
+    }
     homes = {builder.__module__.partition(".")[0] for builder in builders.values()}
+    builder = [component_builder, Handover] if adapted else []
     text, (own_config, own_model, *spoken) = inline_sources(
-        [StandaloneConfig, StandaloneModel, *builders.values()],
+        [StandaloneConfig, StandaloneModel, *builder, *builders.values()],
         packages=sorted({"modwright", *homes}),
-        without=("register_part",),
+        without=("register_part", "component"),
     )
+    for at, name in enumerate(builders, len(builder)):
+        if name in adapted:
+            told = ", ".join(f"{key}={value!r}" for key, value in vars(adapted[name]).items())
+            spoken[at] = f"{spoken[0]}({spoken[at]}, {spoken[1]}({told}))"
+    spoken = spoken[len(builder) :]
     config_class = base_class(type(model.config))
     stock = {kind.__name__: kind for kind in auto_classes(model).values()}
     config = config_class.__name__
@@ -217,6 +229,7 @@ def layout_of(model: Any) -> Layout:
             replay(stock, family, [edit])
     _check_same(model, stock)
     owners = [family.cache_layer_owner(block) for block in layers]
+    owners += [module for _, module in states_in(stock)]
     slots = {
         bare + path: int(module.layer_idx)
         for path, module in stock.named_modules()
