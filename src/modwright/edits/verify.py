@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from modwright.anatomy.coerce import model_of
+from modwright.anatomy.coerce import cache_keyword, model_of
 from modwright.anatomy.families import family_of
 from modwright.anatomy.inputs import Images, Inputs, Tokens
 from modwright.core.errors import UnsupportedArchitecture, VerificationError
 from modwright.core.modes import eval_mode
 from modwright.core.subprocesses import open_in_new_process
+from modwright.edits.hf_adapters import states_in
 from modwright.edits.remodeled import is_plain
+from modwright.edits.state_checks import chunks_are_the_whole, padding_leaves_states_alone
 from modwright.nn import ExpertFeedForward
 
 __all__ = ["Check", "Reopened", "Verification", "check_reopens", "probe_batch", "verify"]
@@ -110,8 +113,10 @@ def verify(model: Any, new_tokens: int = 8) -> Verification:
     """Checks a model without changing it.
 
     All outputs are finite. Where attention is causal, no position sees a later one, and decoding a
-    batch with a left-padded row with a cache gives the logits of decoding without. In encoders,
-    padding has no influence. In models of images, no image depends on others in its batch.
+    batch with a left-padded row with a cache gives the logits of decoding without. Recurrent
+    components compute the same whether their tokens come at once or in chunks, with padding before
+    them or without. In encoders, padding has no influence. In models of images, no image depends on
+    others in its batch.
 
     Example:
         >>> import modwright
@@ -129,6 +134,8 @@ def verify(model: Any, new_tokens: int = 8) -> Verification:
             checks.append(_padding_is_ignored)
         else:
             checks += [_causal, lambda m: _cached_is_uncached(m, new_tokens)]
+        if _reads_in_chunks(model, family.is_causal()):
+            checks += [_chunks_are_the_whole, _padding_leaves_states_alone]
         return Verification(tuple(check(model) for check in checks))
 
 
@@ -210,6 +217,25 @@ def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
         off <= _tolerance(uncached, model),
         f"largest difference {off:.1e} over {new_tokens} tokens, one row left-padded{how}",
     )
+
+
+def _reads_in_chunks(model: Any, causal: bool) -> bool:
+    """There are recurrent components, and a cache to keep their states in."""
+    takes = inspect.signature(model.forward).parameters
+    return causal and cache_keyword(model) in takes and any(True for _ in states_in(model))
+
+
+def _chunks_are_the_whole(model: nn.Module) -> Check:
+    return _check_of_states(model, "any chunking = the whole", chunks_are_the_whole)
+
+
+def _padding_leaves_states_alone(model: nn.Module) -> Check:
+    return _check_of_states(model, "states ignore left padding", padding_leaves_states_alone)
+
+
+def _check_of_states(model: nn.Module, name: str, check: Callable[..., tuple[bool, str]]) -> Check:
+    with _every_expert(model):
+        return Check(name, *check(model, _short_batch(model), lambda x: _tolerance(x, model)))
 
 
 def _rows_are_apart(model: nn.Module) -> Check:
