@@ -110,7 +110,7 @@ def test_qwen3_normalizes_queries_and_keys_with_one_weight_for_all_heads(tiny: A
 def test_gemma_norms_multiply_by_one_more_than_they_store(tiny: Any) -> None:
     norms = [p for _, p in Anatomy.of(tiny("tiny-gemma")).parts() if isinstance(p, Norm)]
     assert len(norms) == 2 * 4 + 1
-    assert all(norm.offset == 1.0 and norm.kind == "rms" for norm in norms)
+    assert all(norm.offset == 1.0 and norm.keeps_mean for norm in norms)
     assert all(
         norm.offset == 0.0
         for name in ("tiny-llama", "tiny-qwen3", "tiny-opt", "tiny-vit")

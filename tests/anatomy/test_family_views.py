@@ -230,7 +230,7 @@ def test_norms_know_their_kind_and_epsilon(tiny: Any, preset: str) -> None:
     for norm in norms:
         weight = norm.parameters()["weight"]
         x = torch.randn(3, len(weight), generator=torch.Generator().manual_seed(0)) + 1
-        centred = x - x.mean(-1, keepdim=True) if norm.kind == "layer" else x
+        centred = x - x.mean(-1, keepdim=True) if norm.centers else x
         scaled = centred / (centred.square().mean(-1, keepdim=True) + norm.eps).sqrt()
         expected = scaled * (weight + norm.offset) + norm.parameters().get("bias", 0)
         torch.testing.assert_close(norm.module(x).detach(), expected, atol=1e-5, rtol=1e-5)

@@ -79,7 +79,7 @@ def stream_mean(
         True
     """
     anatomy = Anatomy.of(model)
-    without_one = any(norm.kind == "crms" for norm in anatomy.stream.norms)
+    without_one = any(norm.restores_coordinate for norm in anatomy.stream.norms)
     hook_points = dict(enumerate([block.resid_pre for block in anatomy.blocks]))
     hook_points[len(hook_points)] = anatomy.blocks[-1].resid_post
     sums, counts, widths = [0.0] * len(hook_points), [0] * len(hook_points), [0] * len(hook_points)

@@ -86,8 +86,8 @@ class Anatomy:
 
     def _found_widths(self) -> Iterator[int]:
         for block in self.blocks:
-            for sublayer in (block.attention, block.mlp):
-                if sublayer is not None:
+            for _, sublayer in block.sublayers():
+                if sublayer.hidden_size is not None:
                     yield sublayer.hidden_size
 
     @property

@@ -6,15 +6,33 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from modwright.core.errors import InvalidInputError
 from modwright.nn import FactorPair, ZeroMean
 from modwright.nn.zero_mean import recentered
 
-__all__ = ["FactoredProjection", "PointwiseProjection", "Projection", "as_projection"]
+__all__ = ["FactoredProjection", "PointwiseProjection", "Projection", "Stored", "as_projection"]
+__all__ += ["linear_layer"]
 
 
-class Projection:
+class Stored:
+    """What is stored in a module."""
+
+    module: nn.Module
+
+    @property
+    def is_zero_mean(self) -> bool:
+        """What it returns is recentered when the model runs."""
+        return isinstance(self.module, ZeroMean)
+
+    @property
+    def is_factored(self) -> bool:
+        """Two thin factors stand for its weight."""
+        return isinstance(self.module, FactorPair)
+
+
+class Projection(Stored):
     """One linear layer of a model: a whole module, or some output rows of a fused one.
 
     Args:
@@ -83,6 +101,16 @@ class Projection:
         return len(range(full)[self.rows]) if isinstance(self.rows, slice) else len(self.rows)
 
     @property
+    def macs(self) -> int:
+        """Multiply-accumulates for one position: in x out."""
+        return self.in_features * self.out_features
+
+    def describe(self) -> str:
+        """Its widths in words: "48 -> 96, bias"."""
+        bias = ", bias" if self.bias is not None else ""
+        return f"{self.in_features} -> {self.out_features}{bias}"
+
+    @property
     def num_parameters(self) -> int:
         """Numbers that this map owns: its share of a fused module."""
         return self.out_features * (self.in_features + (self.bias is not None))
@@ -113,9 +141,7 @@ class Projection:
             stored[rows] = value.to(stored)
 
     def __repr__(self) -> str:
-        bias = ", bias" if self.bias is not None else ""
-        size = f"{self.in_features} -> {self.out_features}{bias}"
-        return f"{type(self).__name__}({self.address}: {size})"
+        return f"{type(self).__name__}({self.address}: {Projection.describe(self)})"
 
 
 class FactoredProjection(Projection):
@@ -140,6 +166,16 @@ class FactoredProjection(Projection):
     @property
     def rank(self) -> int:
         return self.module.rank
+
+    @property
+    def macs(self) -> int:
+        """Of both factors."""
+        return self.rank * (self.in_features + self.out_features)
+
+    def describe(self) -> str:
+        """With the rank in between: "48 -> 5 -> 96"."""
+        inside, arrow, outside = super().describe().partition(" -> ")
+        return f"{inside}{arrow}{self.rank}{arrow}{outside}"
 
     @property
     def num_parameters(self) -> int:
@@ -184,3 +220,18 @@ def as_projection(module: nn.Module, address: str, transposed: bool = False) -> 
     if isinstance(module, FactorPair):
         return FactoredProjection(module, address)
     return Projection(module, address, transposed=transposed)
+
+
+def linear_layer(module: nn.Module, address: str, rows: slice | None = None) -> Projection | None:
+    """The view of a linear layer, a 1 x 1 convolution or a factor pair; None of other modules.
+
+    ``rows`` are output rows of a layer that gives more.
+    """
+    if isinstance(module, nn.Conv2d):
+        one = module.kernel_size == (1, 1) and module.stride == (1, 1) and module.groups == 1
+        return PointwiseProjection(module, address, rows) if one else None
+    if isinstance(module, Conv1D):
+        return Projection(module, address, rows, transposed=True)
+    if isinstance(module, nn.Linear | FactorPair):
+        return as_projection(module, address) if rows is None else Projection(module, address, rows)
+    return None

@@ -12,7 +12,7 @@ from modwright.anatomy.anatomy import Anatomy
 from modwright.anatomy.views import Block, Sublayer
 from modwright.core.errors import InvalidInputError, unknown_name
 
-__all__ = ["KINDS", "pick_layers", "select"]
+__all__ = ["KINDS", "part_of", "pick_layers", "select"]
 
 KINDS = ("attention", "mlp", "block")
 _CLAUSE = re.compile(r"^([a-z_]+)\s*\[([^\[\]]*)\]$")
@@ -49,8 +49,7 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
         if kind not in KINDS:
             raise unknown_name("kind of part", kind, KINDS)
         for index in pick_layers(inside, len(anatomy.blocks), clause):
-            block = anatomy.blocks[index]
-            part = block if kind == "block" else block.at(kind)
+            part = part_of(anatomy.blocks[index], kind)
             if part is None:
                 raise InvalidInputError(
                     f"{clause!r}: block {index} has no {kind}, it was removed before"
@@ -61,6 +60,11 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
     if twice is not None:
         raise InvalidInputError(f"{text!r} names {twice} twice")
     return chosen
+
+
+def part_of(block: Block, kind: str) -> Block | Sublayer | None:
+    """What one of :data:`KINDS` means in a block: itself, or what stands at a place of it."""
+    return block if kind == "block" else block.at(kind)
 
 
 def pick_layers(text: str, layers: int, clause: str | None = None) -> list[int]:

@@ -4,7 +4,7 @@ from modwright.core.formatting import format_number
 from modwright.core.paired import PairedRatio
 from modwright.cost.counting import Cost, PartCost, cost, count
 from modwright.cost.macs import Pass, forward_macs, part_macs
-from modwright.cost.memory import activation_bytes, kv_cache_bytes
+from modwright.cost.memory import activation_bytes, kv_cache_bytes, state_bytes
 from modwright.cost.speed import Comparison, Speed, TimingStats, compare_speed, measure_speed
 from modwright.cost.tree import Node, Tree, describe, inspect
 
@@ -29,4 +29,5 @@ __all__ = [
     "kv_cache_bytes",
     "measure_speed",
     "part_macs",
+    "state_bytes",
 ]

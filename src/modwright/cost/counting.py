@@ -8,19 +8,17 @@ from html import escape
 from typing import Any
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from modwright.anatomy import Anatomy, Part
+from modwright.anatomy import Anatomy
 from modwright.anatomy.inputs import Images
-from modwright.anatomy.views import Sublayer
+from modwright.anatomy.projection import linear_layer
 from modwright.core.compat.torch import tensor_tables
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.core.formatting import format_number, percent
 from modwright.cost.macs import Pass, at_least, part_macs
-from modwright.cost.memory import activation_bytes, cached_positions, kv_cache_bytes
+from modwright.cost.memory import activation_bytes, cached_positions, kv_cache_bytes, state_bytes
 from modwright.cost.meta_trace import MetaTrace, trace_on_meta
 from modwright.cost.render import CostTable, Shown, fold, page
-from modwright.nn import FactorPair
 
 __all__ = ["Cost", "PartCost", "cost", "count"]
 
@@ -42,6 +40,7 @@ _GROWTH = {
     "embedding": "parameters: linear in width and vocabulary; no MACs",
     "kv_bytes": "linear in length (constant beyond a sliding window), width of the key/value heads "
     "and depth",
+    "state_bytes": "independent of length, linear in depth",
     "activation_bytes": "linear in length (quadratic with eager attention) and width, independent "
     "of depth",
 }
@@ -83,12 +82,14 @@ class Cost(Shown):
         kv_bytes: key/value cache of one sequence of ``length`` tokens; 0 for encoders.
         activation_bytes: of the whole batch, see :func:`modwright.cost.activation_bytes`.
         recipe: under which conditions and by which rules was counted.
+        state_bytes: what recurrent mixers keep of one sequence, constant in its length.
     """
 
     rows: tuple[PartCost, ...]
     kv_bytes: int
     activation_bytes: int
     recipe: Mapping[str, Any]
+    state_bytes: int = 0
 
     @property
     def parameters(self) -> int:
@@ -121,13 +122,15 @@ class Cost(Shown):
         """How each cost grows with length, width and depth; only those that the model has."""
         found = {row.kind for row in self.rows}
         found |= {"activation_bytes", "kv_bytes" if self.kv_bytes else ""}
+        found |= {"state_bytes" if self.state_bytes else ""}
         return {name: text for name, text in _GROWTH.items() if name in found}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: totals, recipe, rows."""
-        names = ("parameters", "stored_bytes", "prefill_macs", "decode_macs")
+        names = ["parameters", "stored_bytes", "prefill_macs", "decode_macs", "kv_bytes"]
+        names += ["state_bytes"] * (self.state_bytes > 0)
         return {
-            **{name: getattr(self, name) for name in (*names, "kv_bytes", "activation_bytes")},
+            **{name: getattr(self, name) for name in (*names, "activation_bytes")},
             "recipe": dict(self.recipe),
             "growth": self.growth(),
             "rows": [asdict(row) for row in self.rows],
@@ -143,14 +146,19 @@ class Cost(Shown):
         recipe = self.recipe
         caption = (
             f"batch {recipe['batch']}, {recipe['length']} tokens, {recipe['dtype']}; key/value "
-            f"cache {format_number(self.kv_bytes, 'B')} per sequence; activations at least "
-            f"{format_number(self.activation_bytes, 'B')}; bytes in powers of 1000"
+            f"cache {format_number(self.kv_bytes, 'B')} per sequence; {self._states}activations "
+            f"at least {format_number(self.activation_bytes, 'B')}; bytes in powers of 1000"
         )
         if "positions" in recipe:
             caption += f"; {recipe['positions']}"
         whole = (self.parameters, self.stored_bytes, self.prefill_macs, self.decode_macs)
         lines = self._lines([*self.by_kind().values(), PartCost("total", "total", *whole)])
         return lines._replace(caption=caption, rows=lines.rows[:-1], total=lines.rows[-1])
+
+    @property
+    def _states(self) -> str:
+        size = format_number(self.state_bytes, "B")
+        return f"states {size} per sequence of any length; " if self.state_bytes else ""
 
     def _lines(self, rows: Iterable[PartCost]) -> CostTable:
         heads = ["kind", "parameters", "share", "bytes", "prefill\nMACs", "share", "decode\nMACs"]
@@ -227,25 +235,25 @@ def counted(
         kv_bytes=kv_cache_bytes(anatomy, length),
         activation_bytes=activation_bytes(anatomy, length, batch, trace),
         recipe=_recipe(anatomy, length, batch, context),
+        state_bytes=state_bytes(anatomy),
     )
 
 
 def _rows(anatomy: Anatomy, runs: list[Pass], trace: MetaTrace | None) -> tuple[PartCost, ...]:
     parts = list(anatomy.parts())
-    modules = {address: _modules_of(part) for address, part in parts}
+    modules = {address: part.modules() for address, part in parts}
     left = {id(t): t for t in anatomy.model.state_dict(keep_vars=True).values() if t is not None}
     # Each tensor counts for the first part that stores it. Norms and tables go first: the module
     # of an attention may enclose a norm that is its own part.
-    leaves_first = sorted(parts, key=lambda named: isinstance(named[1], Sublayer))
+    leaves_first = sorted(parts, key=lambda named: named[1].encloses_parts)
     owned = {address: _take(left, modules[address]) for address, _ in leaves_first}
     rows = []
     for address, part in parts:
-        kind = "head" if address == "head" else type(part).__name__.lower()
         macs = [
             part_macs(part, run) if trace is None else trace.part_macs(address, part, run)
             for run in runs
         ]
-        rows.append(PartCost(address, kind, *owned[address], *macs))
+        rows.append(PartCost(address, part.kind, *owned[address], *macs))
     known = {id(module) for found in modules.values() for module in found}
     rest = {p: m for p, m in anatomy.model.named_modules() if id(m) not in known}
     stored = _take(left, rest.values())
@@ -256,13 +264,6 @@ def _rows(anatomy: Anatomy, runs: list[Pass], trace: MetaTrace | None) -> tuple[
     if any((*stored, *macs)):
         rows.append(PartCost("other", "other", *stored, *macs))
     return tuple(rows)
-
-
-def _modules_of(part: Part) -> list[nn.Module]:
-    own: list[Any] = [getattr(part, "module", None)]
-    if isinstance(part, Sublayer):
-        own += [projection.module for projection in part.projections().values()]
-    return [module for root in own if root is not None for module in root.modules()]
 
 
 def _take(left: dict[int, Any], modules: Iterable[nn.Module]) -> tuple[int, int]:
@@ -289,12 +290,11 @@ def _other_macs(anatomy: Anatomy, modules: Mapping[str, nn.Module], run: Pass) -
             if not isinstance(inputs, Images) or {*module.kernel_size, *module.stride} != {1}:
                 raise UnsupportedArchitecture(f"{path}: a convolution outside the parts, {module}")
             total += module.weight.numel() * run.sequences * inputs.patches
-        elif isinstance(module, nn.Linear | Conv1D | FactorPair):
+        elif (layer := linear_layer(module, path)) is not None:
             names = path.split(".")
             behind = pooled and bool(inside) and not path.startswith(inside)
             once = "pooler" in names or (behind and "predictions" not in names)
-            weights = sum(p.numel() for p in module.parameters(recurse=False) if p.dim() == 2)
-            total += weights * (run.sequences if once else run.positions)
+            total += layer.macs * (run.sequences if once else run.positions)
     return total
 
 

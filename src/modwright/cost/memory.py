@@ -6,15 +6,18 @@ V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
-from modwright.anatomy import Anatomy, Block, Embedding, MixtureOfExperts, Mlp
+from modwright.anatomy import Anatomy, Block
+from modwright.anatomy.views import Sublayer
 from modwright.core.compat.transformers import attention_implementation
 from modwright.core.errors import unknown_name
 from modwright.cost.macs import at_least
 from modwright.cost.meta_trace import MetaTrace, trace_on_meta
 
-__all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes"]
+__all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes", "state_bytes"]
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -22,21 +25,20 @@ _DTYPES = ("float32", "bfloat16", "float16", "float64")
 def cached_positions(anatomy: Anatomy, length: int) -> dict[str, int]:
     """How many of ``length`` positions each attention keeps in its cache, by its address.
 
-    An attention with a window of w positions keeps the last w - 1. Encoders and removed attentions
-    keep nothing and are not listed.
+    An attention with a window of w positions keeps the last w - 1. What keeps no keys (encoders,
+    removed attentions) is not listed.
     """
-    holders = [(b, b.attention) for b in anatomy.blocks if b.attention is not None]
-    holders = [(block, attention) for block, attention in holders if attention.shape.causal]
+    holders = [(block, part) for block, part in _sublayers(anatomy) if part.kv_bytes(1)]
     if not holders:
         return {}
     from transformers import DynamicCache
 
     slots = DynamicCache(config=anatomy.config).layers
     kept = {}
-    for block, attention in holders:
+    for block, part in holders:
         slot = getattr(anatomy.family.cache_layer_owner(block.module), "layer_idx", None)
         window = None if slot is None else getattr(slots[slot], "sliding_window", None)
-        kept[attention.address] = length if window is None else min(length, window - 1)
+        kept[part.address] = length if window is None else min(length, window - 1)
     return kept
 
 
@@ -60,18 +62,39 @@ def kv_cache_bytes(
         76800
     """
     at_least(1, length=length, batch=batch)
+    wanted, kept = _named_dtype(dtype), cached_positions(anatomy, length)
+    parts = {part.address: part for _, part in _sublayers(anatomy)}
+    return batch * sum(parts[address].kv_bytes(kept[address], wanted) for address in kept)
+
+
+def state_bytes(anatomy: Anatomy, batch: int = 1, dtype: torch.dtype | str | None = None) -> int:
+    """Bytes of what recurrent mixers keep of ``batch`` sequences, however long these are.
+
+    Args:
+        dtype: of the kept numbers; None for that of the weights.
+
+    Raises:
+        InvalidInputError: ``batch`` below 1, or an unknown dtype.
+
+    Example:
+        >>> import modwright
+        >>> state_bytes(modwright.open("preset:tiny-llama").anatomy)  # keys and values are no state
+        0
+    """
+    at_least(1, batch=batch)
+    wanted = _named_dtype(dtype)
+    return batch * sum(part.state_bytes(wanted) for _, part in _sublayers(anatomy))
+
+
+def _named_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if isinstance(dtype, str) and dtype not in _DTYPES:
         raise unknown_name("dtype", dtype, _DTYPES)
-    wanted: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    kept = cached_positions(anatomy, length)
-    size = 0
-    for attention in (block.attention for block in anatomy.blocks):
-        if attention is not None and attention.address in kept:
-            shape = attention.shape
-            per_position = shape.num_kv_heads * (shape.qk_head_dim + shape.v_head_dim)
-            stored = wanted or next(attention.k.module.parameters()).dtype
-            size += batch * kept[attention.address] * per_position * stored.itemsize
-    return size
+    found: torch.dtype | None = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return found
+
+
+def _sublayers(anatomy: Anatomy) -> Iterator[tuple[Block, Sublayer]]:
+    return ((block, part) for block in anatomy.blocks for _, part in block.sublayers())
 
 
 def activation_bytes(
@@ -106,26 +129,17 @@ def activation_bytes(
     width = anatomy.hidden_size
     scores = length if attention_implementation(anatomy.config) == "eager" else 0
     sets = [width]
-    for block in anatomy.blocks:
-        reads = width * (1 if block.layout == "post" else 2)
-        if block.attention is not None:
-            shape = block.attention.shape
-            both = shape.qk_head_dim + shape.v_head_dim
-            mixed = shape.num_kv_heads * both + shape.num_heads * (both + 2 * scores)
-            sets.append(reads + mixed)
-        if block.mlp is not None:
-            sets.append(reads + _mlp_set(block, block.mlp, width))
-    head = anatomy.outer.get("head")
-    if isinstance(head, Embedding):
-        sets.append(width + len(head.parameters()["weight"]))
+    for block, part in _sublayers(anatomy):
+        if own := part.activation_width(scores):
+            reads = width * (1 if block.layout == "post" else 2)
+            sets.append(reads + own + _beside(block, part, width))
+    if "head" in anatomy.outer and (logits := anatomy.outer["head"].activation_width()):
+        sets.append(width + logits)
     return batch * length * max(sets) * item
 
 
-def _mlp_set(block: Block, mlp: Mlp | MixtureOfExperts, width: int) -> int:
-    if isinstance(mlp, MixtureOfExperts):  # one expert after the other, on its share of positions
-        return mlp.intermediate_size * 3 * mlp.top_k // mlp.num_experts + mlp.num_experts
-    inner = mlp.intermediate_size * (2 if mlp.gate is None else 3)
-    if mlp.experts is not None and mlp.experts.mode == "dispatch":
-        inner = inner * mlp.experts.experts_per_token // mlp.experts.num_experts**2
-    has_other = block.layout == "parallel" and block.attention is not None
-    return inner + (width if has_other else 0)
+def _beside(block: Block, part: Sublayer, width: int) -> int:
+    """What the attention of a parallel block returned, while the MLP runs."""
+    first = block.at("attention")
+    waits = first is not None and first is not part and first.activation_width() > 0
+    return width if waits and block.layout == "parallel" else 0

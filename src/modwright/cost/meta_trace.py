@@ -12,8 +12,9 @@ from torch import Tensor
 
 from modwright.anatomy import Anatomy, Part
 from modwright.core.capture import Call, channels_last, on_forward
+from modwright.core.macs import counted_products, to_meta
 from modwright.core.modes import set_eval
-from modwright.cost.macs import Pass, counted_products, part_macs, to_meta
+from modwright.cost.macs import Pass, part_macs
 
 __all__ = ["MetaTrace", "run_on_meta", "trace_on_meta"]
 
@@ -24,7 +25,8 @@ class MetaTrace:
 
     Attributes:
         macs: multiply-accumulates of the whole model.
-        counted: those of every part that is one module, by address.
+        counted: those of every part that is one module, by address; as its component says, if that
+            says what it costs.
         passes: what each block is called with: sequences, and tokens of each.
         widths: channels of the stream that each block reads.
         grids: the grid that each block is told, or None.
@@ -101,15 +103,21 @@ def run_on_meta(anatomy: Anatomy) -> MetaTrace:
     counts = counter.get_flop_counts()
     macs = {path: sum(by_step.values()) // 2 for path, by_step in counts.items()}
     paths = {id(m): f"{type(model).__name__}.{path}" for path, m in model.named_modules()}
-    parts = {
-        address: paths.get(id(getattr(part, "module", None))) for address, part in there.parts()
-    }
     calls = [seen[block.index] or [(0, 1, 0, None)] for block in there.blocks]
+    # A block that runs several times sees as many sequences more.
+    passes = [(sum(call[0] for call in row), row[0][1]) for row in calls]
+    total, counted = macs.get("Global", 0), {}
+    for address, part in there.parts():
+        if (path := paths.get(id(part.module))) is None:
+            continue
+        ran = counted[address] = macs.get(path, 0)
+        shape = passes[int(address.split(".")[1])] if address.startswith("blocks.") else None
+        if shape is not None and (own := part.own_macs(*shape)) is not None:
+            counted[address], total = own, total + own - ran
     return MetaTrace(
-        macs.get("Global", 0),
-        {address: macs.get(path, 0) for address, path in parts.items() if path is not None},
-        # A block that runs several times sees as many sequences more.
-        passes=tuple((sum(call[0] for call in row), row[0][1]) for row in calls),
+        total,
+        counted,
+        passes=tuple(passes),
         widths=tuple(row[0][2] for row in calls),
         grids=tuple(row[0][3] for row in calls),
         largest=max(sizes),

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import singledispatch
 from html import escape
 from typing import Any
 
 from torch import nn
 
-from modwright.anatomy import Anatomy, FactoredProjection, Part, views
+from modwright.anatomy import Anatomy, Part, views
 from modwright.core.errors import InvalidInputError
 from modwright.core.formatting import format_number, percent
 from modwright.cost.counting import PartCost, counted
-from modwright.cost.macs import Pass, projection_macs, score_macs
+from modwright.cost.macs import Pass
 from modwright.cost.meta_trace import trace_on_meta
 from modwright.cost.render import CostTable, Shown, fold, page
 
@@ -222,42 +221,9 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
     return Tree(_sum("", "model", told, children), length, anatomy.family.inputs().describe())
 
 
-@singledispatch
 def describe(part: Part) -> str:
-    """What a part is, in words and sizes; another kind of part registers its own."""
-    match part:
-        case views.Attention(shape=s):
-            told = f"{s.num_heads} heads, {s.num_kv_heads} kv, qk {s.qk_head_dim}, v {s.v_head_dim}"
-            if s.sliding_window is not None:
-                told += f", window {s.sliding_window}"
-            return f"{told}, groups of unequal size" if s.kv_map else told
-        case views.Mlp():
-            gated = "" if part.gate is None else "gated, "
-            split = "" if part.experts is None else f", {part.experts.describe()}"
-            return f"{gated}{part.intermediate_size} wide, {part.activation}{split}"
-        case views.Norm():
-            try:
-                return f"{part.kind}, eps {part.eps:g}"
-            except InvalidInputError:
-                return part.kind
-        case views.Linear(module=module) | views.Embedding(module=nn.Linear() as module):
-            return f"{module.in_features} -> {module.out_features}"
-        case views.Embedding():
-            stored = part.parameters()
-            if "weight" in stored:
-                return _times(stored["weight"].shape)
-            return ", ".join(f"{_times(t.shape[1:])} {name}" for name, t in stored.items())
-        case views.PatchEmbedding():
-            width, *patch = part.parameters()["weight"].shape
-            count = "" if part.count is None else f"{part.count} "
-            return f"{count}patches, {_times(patch)} -> {width}"
-        case views.OpaqueMixer() | views.OpaqueModule():
-            return type(part.module).__name__
-    return type(part).__name__.lower()
-
-
-def _times(sizes: Iterable[int]) -> str:
-    return " x ".join(map(str, sizes))
+    """What a part is, in words and sizes: :meth:`Part.describe`."""
+    return part.describe()
 
 
 def _leaf(row: PartCost, description: str, children: Sequence[Node] = ()) -> Node:
@@ -292,23 +258,16 @@ def _lines(part: views.Sublayer, row: PartCost, run: Pass) -> list[Node]:
     """
     if not part.projections():
         return []
-    macs = projection_macs(part)
+    macs = part.projection_macs()
     lines = []
     for role, projection in part.projections().items():
-        rank = f"{projection.rank} -> " if isinstance(projection, FactoredProjection) else ""
-        bias = "" if projection.bias is None else ", bias"
-        told = f"{projection.in_features} -> {rank}{projection.out_features}{bias}"
         owned = projection.num_parameters
         size = owned * next(projection.module.parameters()).element_size()
-        products = run.positions * macs[role]
-        lines.append(Node(projection.address, "projection", told, owned, size, products))
-    scores = f"{part.address}.scores"
-    if isinstance(part, views.Attention):
-        seen = f"{part.num_heads} heads x {run.tokens} x {run.attended(part.address)}"
-        lines.append(Node(scores, "scores", seen, macs=score_macs(part, run)))
-    elif isinstance(part, views.Mlp) and part.experts is not None:
-        seen = f"{run.positions} x {part.num_experts} experts"
-        lines.append(Node(scores, "scores", seen, macs=run.positions * macs["scores"]))
+        costs = (owned, size, run.positions * macs[role])
+        lines.append(Node(projection.address, "projection", projection.describe(), *costs))
+    if (scores := part.scores(run)) is not None:
+        told, products = scores
+        lines.append(Node(f"{part.address}.scores", "scores", told, macs=products))
     known = _sum("", "", "", lines)
     rest = Node(
         f"{part.address}.rest",

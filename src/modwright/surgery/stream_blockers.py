@@ -8,11 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from modwright.anatomy import Anatomy, OpaqueModule, ResidualStream
+from modwright.anatomy import Anatomy, ResidualStream
 from modwright.anatomy.stream import WriteProjection
 from modwright.core.compat.torch import tensor_tables
 from modwright.core.errors import InvalidInputError
-from modwright.nn import FactorPair, ZeroMean
 
 __all__ = ["Form", "blockers", "covering", "mean_share", "runs_centered"]
 
@@ -58,7 +57,7 @@ def blockers(
         found += [*_untrainable(anatomy, stream), *_unplaceable(anatomy, stream, "zero_mean")]
     if training or fold or form == "crms":
         found += _experts(anatomy)
-    if not found and not absent and any(norm.kind == "rms" for norm in stream.norms):
+    if not found and not absent and any(norm.keeps_mean for norm in stream.norms):
         found += _means(stream)
     return found
 
@@ -70,7 +69,7 @@ def _unread(anatomy: Anatomy) -> Iterator[str]:
     elif not anatomy.family.chained:
         yield "between its blocks other modules write to the stream"
     for part in anatomy.outer.values():
-        if isinstance(part, OpaqueModule) and part.address not in anatomy.after_blocks:
+        if part.is_opaque and part.address not in anatomy.after_blocks:
             name = type(part.module).__name__
             yield f"{part.address} is a {name}, and what writes to the stream in it is not known"
     for block in anatomy.blocks:
@@ -96,17 +95,17 @@ def _writing_norms(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
 
 
 def _reads(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
-    kinds = {norm.kind for norm in stream.norms}
+    alike = len({norm.form for norm in stream.norms}) < 2
     for norm in stream.norms:
         name = type(norm.module).__name__
         shape = getattr(norm.module, "normalized_shape", ())
-        if norm.kind == "crms":
+        if norm.restores_coordinate:
             yield f"{norm.address} is a {name}: the model is Pre-CRMSNorm already"
-        elif norm.kind == "other":
+        elif not norm.is_known:
             yield f"{norm.address} is a {name}; only LayerNorm can become an RMSNorm exactly"
         elif len(shape) > 1:
             yield f"{norm.address} normalizes over the axes {tuple(shape)}, not over the last alone"
-        elif norm.kind == "rms" and len(kinds) > 1:
+        elif norm.keeps_mean and not alike:
             yield f"{norm.address} is a {name} beside norms of another kind: the stream has a mean"
     for reader in stream.readers:
         if reader.norm is None:
@@ -159,7 +158,7 @@ def covering(stream: ResidualStream, writer: WriteProjection) -> WriteProjection
 
 def runs_centered(stream: ResidualStream, writer: WriteProjection) -> bool:
     """What it writes is recentered when the model runs."""
-    return isinstance(covering(stream, writer).module, ZeroMean)
+    return covering(stream, writer).is_zero_mean
 
 
 def _unplaceable(anatomy: Anatomy, stream: ResidualStream, part: str) -> Iterator[str]:
@@ -175,7 +174,7 @@ def _unplaceable(anatomy: Anatomy, stream: ResidualStream, part: str) -> Iterato
 
 def _untrainable(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
     for writer in stream.writers:
-        if isinstance(writer.module, FactorPair):
+        if writer.is_factored:
             yield (
                 f"{writer.address} is a factor pair; the training form keeps all parameters, and "
                 "has no form for pairs: convert first, factorize after"

@@ -17,7 +17,6 @@ from modwright.anatomy.stream import WriteProjection
 from modwright.anatomy.views import Embedding, Linear, Sublayer
 from modwright.edits import Change, Edit, Replace, RevertEdit, untie
 from modwright.edits.change import place_map, resize
-from modwright.nn import ZeroMean
 from modwright.nn.zero_mean import recentered
 from modwright.surgery.stream_blockers import Form, covering, runs_centered
 
@@ -40,7 +39,7 @@ class Conversion:
         self.last_norm: Norm = self.stream.last_norm
         self.training, self.narrows = training, form == "crms"
         self.width, self.index = anatomy.hidden_size, drop_index % anatomy.hidden_size
-        self.is_new = any(norm.kind == "layer" for norm in self.stream.norms)
+        self.is_new = any(norm.centers for norm in self.stream.norms)
         self.wants_fold = fold or self.narrows
 
     def folds(self, norm: Norm | None) -> bool:
@@ -88,7 +87,7 @@ class Conversion:
                     values[role] = self._read(projection, sublayer.norm)
                 elif not self.runs(projection):
                     values[role] = self._written(projection)
-                elif not isinstance(projection.module, ZeroMean):  # it keeps what it stores
+                elif not projection.is_zero_mean:  # it keeps what it stores
                     kept = place_map(
                         projection.address, projection.parameters(), "zero_mean_linear"
                     )
@@ -102,12 +101,11 @@ class Conversion:
         for writer in self.stream.writers:
             if writer.address.startswith("blocks."):
                 continue
-            centred = isinstance(writer.module, ZeroMean)
             if self.runs(writer):
-                if covering(self.stream, writer) is writer and not centred:
+                if covering(self.stream, writer) is writer and not writer.is_zero_mean:
                     change += Change((Replace(writer.address, "zero_mean", {}),))
                 continue
-            edits: tuple[Edit, ...] = (RevertEdit(writer.address),) if centred else ()
+            edits: tuple[Edit, ...] = (RevertEdit(writer.address),) if writer.is_zero_mean else ()
             if self.narrows:
                 axes = {n: a for n, a in writer.output_axes.items() if n in writer.parameters()}
                 sizes = {"axes": axes, "size": self.width - 1}
@@ -137,7 +135,7 @@ class Conversion:
         elif self.narrows:
             kwargs = {**sizes, "index": self.index, **affine}
             edit = Replace(norm.address, "restoring_crms_norm", kwargs)
-        elif norm.kind == "layer" or (plain and _affects(norm)):
+        elif norm.centers or (plain and _affects(norm)):
             edit = Replace(norm.address, "rms_norm", {**sizes, **affine, "cast_first": False})
         else:
             return Change()
@@ -175,7 +173,7 @@ class Conversion:
             return resize(sublayer, values)
         change = Change()
         for role, new in values.items():
-            if isinstance(old[role].module, ZeroMean) and new:
+            if old[role].is_zero_mean and new:
                 change += place_map(old[role].address, new)
             else:
                 change += Change((), _named(old[role], new))
@@ -185,7 +183,7 @@ class Conversion:
         """Parameters that the result has less than the model."""
         norms = [norm for norm in self.stream.norms if self.folds(norm)]
         readers = [reader for reader in self.stream.readers if self.folds(reader.norm)]
-        replaced = [n for n in norms if self.narrows or n.kind == "layer" or _affects(n)]
+        replaced = [n for n in norms if self.narrows or n.centers or _affects(n)]
         gone = sum(norm.num_parameters for norm in replaced)
         for reader in readers:
             stored = reader.part.parameters()

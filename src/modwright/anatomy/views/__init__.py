@@ -9,6 +9,7 @@ from modwright.anatomy.views.attention import Attention
 from modwright.anatomy.views.block import Block, Layout
 from modwright.anatomy.views.experts import Expert, MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
+from modwright.anatomy.views.neurons import Neurons
 from modwright.anatomy.views.part import (
     Embedding,
     LayerScale,
@@ -19,8 +20,16 @@ from modwright.anatomy.views.part import (
     Part,
     PatchEmbedding,
 )
-from modwright.anatomy.views.sublayer import OpaqueMixer, Sublayer
+from modwright.anatomy.views.sublayer import OpaqueMixer, Scores, Sublayer, component_module
 
 __all__ = ["Attention", "Block", "Embedding", "Expert", "LayerScale", "Layout", "Linear"]
-__all__ += ["MixtureOfExperts", "Mlp", "ModulePart", "Norm", "OpaqueMixer", "OpaqueModule", "Part"]
-__all__ += ["PatchEmbedding", "Sublayer"]
+__all__ += [
+    "MixtureOfExperts",
+    "Mlp",
+    "ModulePart",
+    "Neurons",
+    "Norm",
+    "OpaqueMixer",
+    "OpaqueModule",
+]
+__all__ += ["Part", "PatchEmbedding", "Scores", "Sublayer", "component_module"]

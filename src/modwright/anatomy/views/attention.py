@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from modwright.anatomy.forward_pass import Pass
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.part import Norm
-from modwright.anatomy.views.sublayer import Sublayer
+from modwright.anatomy.views.sublayer import Scores, Sublayer
 from modwright.nn import AttentionShape, GroupedAttention
 
 __all__ = ["Attention"]
@@ -83,9 +84,37 @@ class Attention(Sublayer):
         own = torch.arange(shape.qk_head_dim).clamp(max=shape.rotary_dim)
         return own.repeat(shape.num_kv_heads, 1)
 
-    def __repr__(self) -> str:
+    def scores(self, run: Pass) -> Scores:
+        """Scores and the weighted sum, H T S (Dqk + Dv), masked positions included."""
+        shape, seen = self.shape, run.attended(self.address)
+        per_position = shape.num_heads * (shape.qk_head_dim + shape.v_head_dim)
+        told = f"{shape.num_heads} heads x {run.tokens} x {seen}"
+        return Scores(told, run.positions * seen * per_position)
+
+    def kv_bytes(self, positions: int, dtype: torch.dtype | None = None) -> int:
+        """K (Dqk + Dv) numbers per position; an encoder's keeps none."""
+        shape = self.shape
+        if not shape.causal:
+            return 0
+        stored = dtype or next(self.k.module.parameters()).dtype
+        per_position = shape.num_kv_heads * (shape.qk_head_dim + shape.v_head_dim)
+        return positions * per_position * stored.itemsize
+
+    def activation_width(self, scored: int = 0) -> int:
+        """Queries, keys, values and the mix; scores and weights of ``scored`` positions."""
+        shape = self.shape
+        both = shape.qk_head_dim + shape.v_head_dim
+        return shape.num_kv_heads * both + shape.num_heads * (both + 2 * scored)
+
+    def describe(self) -> str:
+        told, shape = self._sizes(), self.shape
+        if shape.sliding_window is not None:
+            told += f", window {shape.sliding_window}"
+        return f"{told}, groups of unequal size" if shape.kv_map else told
+
+    def _sizes(self) -> str:
         s = self.shape
-        return (
-            f"Attention({self.address}: {s.num_heads} heads, {s.num_kv_heads} kv, "
-            f"qk {s.qk_head_dim}, v {s.v_head_dim})"
-        )
+        return f"{s.num_heads} heads, {s.num_kv_heads} kv, qk {s.qk_head_dim}, v {s.v_head_dim}"
+
+    def __repr__(self) -> str:
+        return f"Attention({self.address}: {self._sizes()})"

@@ -9,8 +9,10 @@ from functools import cached_property
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modwright.anatomy.forward_pass import Pass
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.separable import is_separable
+from modwright.anatomy.views.neurons import Neurons
 from modwright.anatomy.views.sublayer import Sublayer
 from modwright.nn import Mixture, MixtureShape, route
 
@@ -115,6 +117,20 @@ class MixtureOfExperts(Sublayer):
         for index, expert in enumerate(self.experts):
             maps |= {f"experts.{index}.{role}": p for role, p in expert.projections().items()}
         return maps
+
+    @property
+    def neurons(self) -> Neurons:
+        sizes = (self.intermediate_size, self.sublayer_input, self.num_experts)
+        return Neurons(*sizes, self.choose, self.inner_of)
+
+    def macs(self, run: Pass) -> int:
+        """Each position goes through the router and through top_k experts, all of one size."""
+        expert = sum(p.macs for p in self.experts[0].projections().values())
+        return run.positions * (self.router.macs + self.top_k * expert)
+
+    def activation_width(self, scored: int = 0) -> int:
+        """One expert after the other, on its share of the positions; and the router's scores."""
+        return self.intermediate_size * 3 * self.top_k // self.num_experts + self.num_experts
 
     def choose(self, x: Tensor) -> Tensor:
         """The experts that work on each position: x (n, d) -> (n, top_k)."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from modwright.anatomy.forward_pass import Pass
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.separable import activations_of, is_separable
-from modwright.anatomy.views.sublayer import Sublayer
+from modwright.anatomy.views.neurons import Neurons
+from modwright.anatomy.views.sublayer import Scores, Sublayer
 from modwright.core.capture import HookPoint
 from modwright.nn import ExpertFeedForward, ExpertShape, FeedForward, FeedForwardShape
 
@@ -50,7 +52,11 @@ class Mlp(Sublayer):
     @property
     def experts(self) -> ExpertShape | None:
         """How its neurons are split into experts; None where they are not."""
-        return self.module.shape if isinstance(self.module, ExpertFeedForward) else None
+        return None if self.routed is None else self.routed.shape
+
+    @property
+    def routed(self) -> ExpertFeedForward | None:
+        return self.module if isinstance(self.module, ExpertFeedForward) else None
 
     @property
     def num_experts(self) -> int:
@@ -74,12 +80,50 @@ class Mlp(Sublayer):
         """What the down projection reads: (b, t, I)."""
         return HookPoint(self.down.module, "input", self.down.axis)
 
+    @property
+    def neurons(self) -> Neurons:
+        return Neurons(self.intermediate_size, self.inner)
+
     def projections(self) -> dict[str, Projection]:
         gate = {} if self.gate is None else {"gate": self.gate}
         return {**gate, "up": self.up, "down": self.down}
 
-    def __repr__(self) -> str:
+    def projection_macs(self) -> dict[str, int]:
+        """Where experts are dispatched, those of the chosen ones; masked, all neurons run."""
+        every, shape = super().projection_macs(), self.experts
+        if shape is None or shape.mode != "dispatch":
+            return every
+        chosen, among = shape.experts_per_token, shape.num_experts
+        return {role: macs * chosen // among for role, macs in every.items()}
+
+    def scores(self, run: Pass) -> Scores | None:
+        """What chooses experts: their mean keys, neurons that are there anyway, or neurons that are
+        computed for it."""
+        shape = self.experts
+        if shape is None:
+            return None
+        keys = shape.num_experts * shape.hidden_size
+        if shape.mode == "mask":
+            own = keys if shape.score == "avg_key" else 0
+        elif shape.score in ("avg_key", "gate", "up"):
+            own = keys
+        else:
+            every = super().projection_macs()
+            own = sum(macs for role, macs in every.items() if role != "down")
+        return Scores(f"{run.positions} x {self.num_experts} experts", run.positions * own)
+
+    def activation_width(self, scored: int = 0) -> int:
+        """What its linear layers give and the product before the last; where only chosen experts
+        are computed, one after the other, the mean part of that."""
+        inner, shape = self.intermediate_size * (2 if self.gate is None else 3), self.experts
+        if shape is None or shape.mode != "dispatch":
+            return inner
+        return inner * shape.experts_per_token // shape.num_experts**2
+
+    def describe(self) -> str:
         gated = "gated, " if self.gate is not None else ""
         split = "" if self.experts is None else f", {self.experts.describe()}"
-        wide = f"{self.intermediate_size} wide, {self.activation}"
-        return f"Mlp({self.address}: {gated}{wide}{split})"
+        return f"{gated}{self.intermediate_size} wide, {self.activation}{split}"
+
+    def __repr__(self) -> str:
+        return f"Mlp({self.address}: {self.describe()})"

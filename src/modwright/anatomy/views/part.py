@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
 
-from modwright.anatomy.projection import Projection
-from modwright.core.errors import InvalidInputError
+from modwright.anatomy.forward_pass import Pass
+from modwright.anatomy.projection import Projection, Stored
+from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import CRMSNorm, RestoringCRMSNorm
 
 __all__ = ["Embedding", "LayerScale", "Linear", "ModulePart", "Norm", "OpaqueModule", "Part"]
@@ -17,7 +18,15 @@ __all__ += ["PatchEmbedding"]
 
 
 class Part(ABC):
-    """Anything with an address and parameters of its own."""
+    """Anything with an address and parameters of its own.
+
+    Attributes:
+        encloses_parts: its module may hold modules that are parts of their own.
+        is_opaque: what in it reads and writes the residual stream is not known.
+    """
+
+    encloses_parts: ClassVar[bool] = False
+    is_opaque: ClassVar[bool] = False
 
     address: str
     module: nn.Module
@@ -42,12 +51,49 @@ class Part(ABC):
             )
         known[name].copy_(value)
 
+    def modules(self) -> list[nn.Module]:
+        """Every module that holds tensors of it, some perhaps twice."""
+        return list(self.module.modules())
+
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters().values() if p.is_floating_point())
 
+    @property
+    def kind(self) -> str:
+        """Its word in tables of costs: of its class, and "head" for what makes logits."""
+        return "head" if self.address == "head" else type(self).__name__.lower()
 
-class ModulePart(Part):
+    def describe(self) -> str:
+        """What it is, in words and sizes."""
+        return type(self).__name__.lower()
+
+    def macs(self, run: Pass) -> int:
+        """Multiply-accumulates in one pass; matrix products only.
+
+        Raises:
+            UnsupportedArchitecture: there is no formula, or what it depends on is not known.
+        """
+        raise UnsupportedArchitecture(
+            f"{self.address}: no formula for the cost of a {type(self).__name__}; a view of "
+            "another kind overrides `macs`"
+        )
+
+    def own_macs(self, batch: int, length: int, cached: int = 0) -> int | None:
+        """What its module itself says that one call costs; None where it says nothing."""
+        return None
+
+    def activation_width(self, scored: int = 0) -> int:
+        """Numbers per position that a pass cannot do without while the part runs, apart from the
+        stream that it reads; 0 where that is not known.
+
+        Args:
+            scored: positions of which an attention keeps scores and weights.
+        """
+        return 0
+
+
+class ModulePart(Stored, Part):
     """A part that is one module with its own ``weight`` and perhaps ``bias``."""
 
     def __init__(self, module: nn.Module, address: str) -> None:
@@ -62,6 +108,17 @@ class ModulePart(Part):
 
 class OpaqueModule(ModulePart):
     """A module whose inside is not read: it is counted as a whole."""
+
+    is_opaque = True
+
+    def describe(self) -> str:
+        return type(self.module).__name__
+
+    def macs(self, run: Pass) -> int:
+        """As it was counted while the model ran."""
+        if self.address in run.counted:
+            return run.sequences * run.counted[self.address]
+        raise UnsupportedArchitecture(f"{self.address}: its cost is known of a running model only")
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters()}
@@ -80,11 +137,35 @@ class Embedding(ModulePart):
         """As those of a :class:`Projection`."""
         return dict.fromkeys(self.parameters(), -1)
 
+    def describe(self) -> str:
+        if isinstance(self.module, nn.Linear):
+            return f"{self.module.in_features} -> {self.module.out_features}"
+        stored = self.parameters()
+        if "weight" in stored:
+            return _times(stored["weight"].shape)
+        return ", ".join(f"{_times(t.shape[1:])} {name}" for name, t in stored.items())
+
+    def macs(self, run: Pass) -> int:
+        """A table is looked up; a head holds the same kind of table and multiplies by it."""
+        module = self.module
+        return run.positions * module.weight.numel() if isinstance(module, nn.Linear) else 0
+
+    def activation_width(self, scored: int = 0) -> int:
+        """Of a head its logits."""
+        return len(self.parameters()["weight"]) if self.address == "head" else 0
+
 
 class Linear(ModulePart):
     """A linear layer of the stream outside the blocks: weight [out, in], perhaps a bias."""
 
+    module: nn.Linear
     input_axes, output_axes = Projection.input_axes, Projection.output_axes
+
+    def describe(self) -> str:
+        return f"{self.module.in_features} -> {self.module.out_features}"
+
+    def macs(self, run: Pass) -> int:
+        return run.positions * self.parameters()["weight"].numel()
 
 
 class PatchEmbedding(ModulePart):
@@ -99,23 +180,56 @@ class PatchEmbedding(ModulePart):
         super().__init__(module, address)
         self.count = count
 
+    def describe(self) -> str:
+        width, *patch = self.parameters()["weight"].shape
+        count = "" if self.count is None else f"{self.count} "
+        return f"{count}patches, {_times(patch)} -> {width}"
+
+    def macs(self, run: Pass) -> int:
+        """An image is cut once; the tokens beside the patches cost nothing."""
+        if self.count is None:
+            raise UnsupportedArchitecture(
+                f"{self.address}: it has as many patches as an image gives"
+            )
+        return run.sequences * self.count * self.parameters()["weight"].numel()
+
 
 class Norm(ModulePart):
     """A normalization.
 
     Attributes:
-        kind: "layer" (centering), "rms", "crms" (of a zero-mean stream that is stored without one
-            coordinate), or "other".
+        form: "layer", "rms", "crms" or "other"; :attr:`centers`, :attr:`keeps_mean` and
+            :attr:`restores_coordinate` say what each does.
         offset: 1 for norms that multiply by (1 + w).
     """
 
     def __init__(self, module: nn.Module, address: str) -> None:
         super().__init__(module, address)
         name = type(module).__name__
-        self.kind = "rms" if "RMSNorm" in name else "layer" if "LayerNorm" in name else "other"
+        self.form = "rms" if "RMSNorm" in name else "layer" if "LayerNorm" in name else "other"
         if isinstance(module, CRMSNorm | RestoringCRMSNorm):
-            self.kind = "crms"
+            self.form = "crms"
         self.offset = 1.0 if name.startswith(("Gemma", "NemotronLayerNorm1P")) else 0.0
+
+    @property
+    def centers(self) -> bool:
+        """It takes the mean out of what it reads."""
+        return self.form == "layer"
+
+    @property
+    def keeps_mean(self) -> bool:
+        """It divides by the root mean square alone, so the mean of what it reads counts."""
+        return self.form == "rms"
+
+    @property
+    def restores_coordinate(self) -> bool:
+        """It reads a zero-mean stream that is stored without one coordinate."""
+        return self.form == "crms"
+
+    @property
+    def is_known(self) -> bool:
+        """What it does with the mean of what it reads is known: it is one of the above."""
+        return self.centers or self.keeps_mean or self.restores_coordinate
 
     @property
     def scale(self) -> Tensor | None:
@@ -135,6 +249,16 @@ class Norm(ModulePart):
                 return value
         raise InvalidInputError(f"{self.address}: {type(self.module).__name__} shows no epsilon")
 
+    def describe(self) -> str:
+        try:
+            return f"{self.form}, eps {self.eps:g}"
+        except InvalidInputError:
+            return self.form
+
+    def macs(self, run: Pass) -> int:
+        """Norms multiply no matrices."""
+        return 0
+
 
 class LayerScale(Norm):
     """What a branch is multiplied by, channel by channel; nothing is normalized."""
@@ -142,3 +266,7 @@ class LayerScale(Norm):
     @property
     def scale(self) -> Tensor | None:
         return self.parameters().get("gamma")
+
+
+def _times(sizes: Iterable[int]) -> str:
+    return " x ".join(map(str, sizes))

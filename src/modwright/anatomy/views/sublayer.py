@@ -5,15 +5,33 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
+from modwright.anatomy.forward_pass import Pass
 from modwright.anatomy.projection import Projection
+from modwright.anatomy.views.neurons import Neurons
 from modwright.anatomy.views.part import Norm, Part
 from modwright.core.capture import HookPoint
+from modwright.core.errors import UnsupportedArchitecture
+from modwright.core.macs import forward_macs
+from modwright.nn import ExpertFeedForward, Opaque, PlacedMixer
 
-__all__ = ["OpaqueMixer", "Sublayer"]
+__all__ = ["OpaqueMixer", "Scores", "Sublayer", "component_module"]
+
+
+class Scores(NamedTuple):
+    """What a sublayer computes beside its linear layers: between positions, or to choose experts.
+
+    Attributes:
+        description: of what there are scores, in words.
+        macs: multiply-accumulates in the pass that was asked about.
+    """
+
+    description: str
+    macs: int
 
 
 @dataclass(kw_only=True)
@@ -30,6 +48,7 @@ class Sublayer(Part):
         generic: modwright's modules that may stand in place of the family's.
     """
 
+    encloses_parts = True
     writes_residual: ClassVar[tuple[str, ...]]
     generic: ClassVar[tuple[type[nn.Module], ...]] = ()
 
@@ -45,6 +64,23 @@ class Sublayer(Part):
     def is_generic(self) -> bool:
         """The family's own module was replaced by one of modwright's."""
         return isinstance(self.module, self.generic)
+
+    @property
+    def hidden_size(self) -> int | None:
+        """Channels of the stream that it reads; None where no linear layer tells."""
+        return None
+
+    @property
+    def neurons(self) -> Neurons | None:
+        """Its neurons, which statistics are made of and which may be narrowed or split into
+        experts; None of what has none that are known."""
+        return None
+
+    @property
+    def routed(self) -> ExpertFeedForward | None:
+        """Its module, where that groups its neurons into experts and chooses from them without a
+        router; how it does so can be changed in place, and the experts merged."""
+        return None
 
     @abstractmethod
     def projections(self) -> dict[str, Projection]:
@@ -85,6 +121,36 @@ class Sublayer(Part):
         own = sum(member.num_parameters for member in self.members().values())
         return own + (self.norm.num_parameters if self.norm is not None else 0)
 
+    def modules(self) -> list[nn.Module]:
+        """Also those of its linear layers that lie beside its own module."""
+        roots = [self.module, *(projection.module for projection in self.projections().values())]
+        return [module for root in roots for module in root.modules()]
+
+    def projection_macs(self) -> dict[str, int]:
+        """Multiply-accumulates of each linear layer for one position, by role."""
+        return {role: projection.macs for role, projection in self.projections().items()}
+
+    def scores(self, run: Pass) -> Scores | None:
+        """What it computes between positions, or to choose experts; None where there is nothing."""
+        return None
+
+    def macs(self, run: Pass) -> int:
+        """Its linear layers at every position, and its scores."""
+        scores = self.scores(run)
+        beside = 0 if scores is None else scores.macs
+        return run.positions * sum(self.projection_macs().values()) + beside
+
+    def kv_bytes(self, positions: int, dtype: torch.dtype | None = None) -> int:
+        """Keys and values that it keeps of so many positions of one sequence.
+
+        ``dtype`` is that of the kept numbers; None for that of the weights.
+        """
+        return 0
+
+    def state_bytes(self, dtype: torch.dtype | None = None) -> int:
+        """What it keeps of one sequence whatever its length, of numbers of ``dtype``."""
+        return 0
+
 
 @dataclass
 class OpaqueMixer(Sublayer):
@@ -93,6 +159,7 @@ class OpaqueMixer(Sublayer):
     It is counted as a whole, and can be removed and replaced.
     """
 
+    is_opaque = True
     writes_residual = ()
 
     def projections(self) -> dict[str, Projection]:
@@ -107,5 +174,75 @@ class OpaqueMixer(Sublayer):
     def num_parameters(self) -> int:
         return super().num_parameters + sum(p.numel() for p in self.module.parameters())
 
+    def describe(self) -> str:
+        """As its module describes itself, else the name of its class."""
+        told = self._answer("describe")
+        return type(self.module).__name__ if told is None else str(told)
+
+    def own_macs(self, batch: int, length: int, cached: int = 0) -> int | None:
+        found = self._answer("macs", batch, length, cached)
+        return None if found is None else int(found)
+
+    def macs(self, run: Pass) -> int:
+        """As it was counted while the model ran, or as its module says, else by running it."""
+        if self.address in run.counted:
+            return run.sequences * run.counted[self.address]
+        own = self.own_macs(run.sequences, run.tokens, run.cached.get(self.address, 0))
+        return run.sequences * self._macs_alone(run.tokens) if own is None else own
+
+    def kv_bytes(self, positions: int, dtype: torch.dtype | None = None) -> int:
+        return int(self._answer("kv_bytes", positions, dtype or self._dtype) or 0)
+
+    def state_bytes(self, dtype: torch.dtype | None = None) -> int:
+        return int(self._answer("state_bytes", dtype or self._dtype) or 0)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of its weights, else of its norm's, else torch's own."""
+        modules = [self.module] if self.norm is None else [self.module, self.norm.module]
+        found = (p.dtype for module in modules for p in module.parameters())
+        return next(
+            (dtype for dtype in found if dtype.is_floating_point), torch.get_default_dtype()
+        )
+
+    def _answer(self, question: str, *given: Any) -> Any:
+        """What its module answers; None where it has no such method."""
+        method = getattr(component_module(self.module), question, None)
+        return None if isinstance(method, nn.Module) or not callable(method) else method(*given)
+
+    def _macs_alone(self, tokens: int) -> int:
+        """Of one sequence of so many tokens, counted while the module runs by itself."""
+        width = None
+        if isinstance(self.module, PlacedMixer | Opaque):
+            # Channels of the stream that it reads: its own word for it, or its norm's.
+            width = getattr(self.module, "hidden_size", None)
+            if not isinstance(width, int) and self.norm is not None:
+                width = len(self.norm.parameters().get("weight", ())) or None
+        if not isinstance(width, int):
+            raise UnsupportedArchitecture(
+                f"{self.address}: its cost is known of a running model only"
+            )
+        try:
+            return forward_macs(self.module, 1, tokens, width)
+        except Exception as error:  # whatever a module of someone else raises when called alone
+            told = str(error).partition("\n")[0] or type(error).__name__
+            raise UnsupportedArchitecture(
+                f"{self.address}: a {type(self.module).__name__} does not run by itself, so its "
+                f"cost is not known ({told}); give it a method `macs(batch, length, cached)`"
+            ) from None
+
     def __repr__(self) -> str:
         return f"OpaqueMixer({self.address}: {type(self.module).__name__})"
+
+
+def component_module(module: nn.Module) -> nn.Module:
+    """The module that answers for what stands at a place: itself, or what its host wraps.
+
+    A host that wraps a component has it as ``component``; one that is mixed into its class is it.
+
+    Example:
+        >>> component_module(nn.Linear(2, 2))
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    inner = getattr(module, "component", None)
+    return inner if isinstance(inner, nn.Module) else module
