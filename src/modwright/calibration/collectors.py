@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from modwright.anatomy import Block, HookPoint, MixtureOfExperts, Mlp
+from modwright.anatomy import Block, HookPoint
+from modwright.anatomy.views import Neurons
 
 __all__ = ["Accumulator", "BlockDistance", "Collector", "SecondMoments", "Similarity"]
 
@@ -187,57 +189,49 @@ class SecondMoments:
         return {**told, "all_tokens": True} if self.all_tokens else told
 
     def bytes(self, block: Block) -> int:
-        width = 0 if block.attention is None else block.attention.shape.hidden_size
-        inner = 0 if block.mlp is None else block.mlp.intermediate_size
-        square = inner**2
-        if isinstance(block.mlp, MixtureOfExperts):
-            square = block.mlp.num_experts * (square + 1)
-        return 8 * (self.attention * (width + 1) * width + self.mlp * square + 2)
+        width, neurons = _attention_width(block), _neurons(block)
+        square = 0 if neurons is None else math.prod(neurons.moments_shape)
+        experts = 0 if neurons is None else neurons.num_experts or 0
+        return 8 * (self.attention * (width + 1) * width + self.mlp * (square + experts) + 2)
 
 
 class _MomentAccumulator:
     def __init__(self, block: Block, attention: bool, mlp: bool, all_tokens: bool) -> None:
-        self.mixture, self.all_tokens = None, all_tokens
+        self.neurons, self.all_tokens = _neurons(block) if mlp else None, all_tokens
         self.hook_points: dict[str, HookPoint] = {}
         self.sums: dict[str, Tensor] = {
             "cosines": _zeros(block),
             "tokens": _zeros(block, dtype=torch.int64),
         }
-        if attention and block.attention is not None:
-            width = block.attention.shape.hidden_size
-            self.hook_points["attention"] = block.attention.sublayer_input
+        mixer, width = block.at("attention"), _attention_width(block)
+        if attention and mixer is not None and width:
+            self.hook_points["attention"] = mixer.sublayer_input
             self.sums["attention"] = _zeros(block, width, width)
             self.sums["attention_mean"] = _zeros(block, width)
-        if mlp and isinstance(block.mlp, Mlp):
-            inner = block.mlp.intermediate_size
-            self.hook_points["mlp"] = block.mlp.inner
-            self.sums["mlp"] = _zeros(block, inner, inner)
-        if mlp and isinstance(block.mlp, MixtureOfExperts):
-            self.mixture = block.mlp
-            inner, experts = block.mlp.intermediate_size, block.mlp.num_experts
-            self.hook_points["mixture"] = block.mlp.sublayer_input
-            self.sums["mlp"] = _zeros(block, experts, inner, inner)
-            self.sums["expert_tokens"] = _zeros(block, experts, dtype=torch.int64)
+        if self.neurons is not None:
+            self.hook_points["mlp"] = self.neurons.point
+            self.sums["mlp"] = _zeros(block, *self.neurons.moments_shape)
+            if (experts := self.neurons.num_experts) is not None:
+                self.sums["expert_tokens"] = _zeros(block, experts, dtype=torch.int64)
 
-    def _route(self, mixture: MixtureOfExperts, x: Tensor) -> None:
-        """Adds up each expert's moments over the tokens that it works on."""
-        chosen = mixture.choose(x)
-        for expert in range(mixture.num_experts):
-            here = x if self.all_tokens else x[(chosen == expert).any(-1)]
-            if len(here):
-                _add_product(self.sums["mlp"][expert], _wide(mixture.inner_of(expert, here)))
-                self.sums["expert_tokens"][expert] += len(here)
+    def _add_neurons(self, neurons: Neurons, x: Tensor) -> None:
+        """Adds their moments, each expert's over the tokens that it works on."""
+        if neurons.num_experts is None:
+            _add_product(self.sums["mlp"], _wide(x))
+            return
+        for expert, inner in neurons.of_experts(x, self.all_tokens):
+            _add_product(self.sums["mlp"][expert], _wide(inner))
+            self.sums["expert_tokens"][expert] += len(inner)
 
     def update(self, activations: Mapping[str, Tensor], previous: Sequence[Tensor]) -> None:
         self.sums["tokens"] += activations["resid_pre"].shape[0]
         self.sums["cosines"] += _cosines(activations["resid_pre"], activations["resid_post"])
-        if self.mixture is not None:
-            self._route(self.mixture, activations["mixture"])
-        for name in self.hook_points.keys() & {"attention", "mlp"}:
-            x = _wide(activations[name])
-            _add_product(self.sums[name], x)
-            if name == "attention":
-                self.sums["attention_mean"] += x.sum(0).double()
+        if self.neurons is not None:
+            self._add_neurons(self.neurons, activations["mlp"])
+        if "attention" in self.hook_points:
+            x = _wide(activations["attention"])
+            _add_product(self.sums["attention"], x)
+            self.sums["attention_mean"] += x.sum(0).double()
 
     def result(self) -> dict[str, Tensor]:
         tokens, cosines = self.sums.pop("tokens"), self.sums.pop("cosines")
@@ -247,6 +241,17 @@ class _MomentAccumulator:
             own = found["expert_tokens"] = self.sums.pop("expert_tokens")
             found["mlp"] = self.sums.pop("mlp").div_(own.clamp(min=1)[:, None, None])
         return {**{name: total.div_(tokens) for name, total in self.sums.items()}, **found}
+
+
+def _attention_width(block: Block) -> int:
+    """Channels that the linear layers of an attention read; 0 where no layer is known."""
+    mixer = block.at("attention")
+    return 0 if mixer is None else mixer.hidden_size or 0
+
+
+def _neurons(block: Block) -> Neurons | None:
+    mixer = block.at("mlp")
+    return None if mixer is None else mixer.neurons
 
 
 def _wide(x: Tensor) -> Tensor:

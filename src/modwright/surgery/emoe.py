@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn import functional as F
@@ -145,10 +145,10 @@ class Emoe(WithoutData):
         routing = {name: getattr(self, name) for name in names}
         found = []
         for index in self._layers(anatomy):
-            mlp = anatomy.block(index).mlp
+            mlp: Any = anatomy.block(index).mlp
             if mlp is None:
                 raise InvalidInputError(f"emoe: block {index} has no MLP, it was removed before")
-            if not isinstance(mlp, Mlp):
+            if mlp.neurons.num_experts is not None:
                 raise _has_experts(mlp)
             activation(mlp.activation)
             found.append((mlp, expert_shape(mlp, self.num_experts, self.top_k, **routing)))
@@ -162,7 +162,8 @@ class Emoe(WithoutData):
         return found
 
     def _layers(self, anatomy: Anatomy) -> list[int]:
-        there = [b.index for b in anatomy.blocks if isinstance(b.mlp, Mlp)]
+        mlps = {b.index: b.mlp.neurons for b in anatomy.blocks if b.mlp is not None}
+        there = [index for index, neurons in mlps.items() if neurons.num_experts is None]
         named = {"last_even": [i for i in there if i % 2 == 0][-2:], "all": there}
         if self.layers is None or self.layers in named:
             layers = named[str(self.layers or "last_even")]
@@ -218,8 +219,8 @@ class EmoeMerge(WithoutData):
 
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Puts the family's own MLP back, with the weights as they are."""
-        mlps = (block.mlp for block in anatomy.blocks)
-        split = [mlp for mlp in mlps if isinstance(mlp, Mlp) and mlp.experts is not None]
+        mlps: list[Any] = [block.mlp for block in anatomy.blocks if block.mlp is not None]
+        split = [mlp for mlp in mlps if mlp.routed is not None]
         if not split:
             raise InvalidInputError(
                 "emoe_merge: no MLP is split into experts; split some with emoe first"

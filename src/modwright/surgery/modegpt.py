@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor
 
-from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
+from modwright.anatomy import Anatomy, Attention, Block, Projection
 from modwright.calibration import Collector, SecondMoments, Statistics
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
@@ -233,7 +233,7 @@ class MoDeGpt(Method):
             )
         for block in anatomy.blocks:
             attention, mlp = block.attention, block.mlp
-            if "mlp" in self.pairs and isinstance(mlp, Mlp) and mlp.experts is not None:
+            if "mlp" in self.pairs and mlp is not None and mlp.routed is not None:
                 raise InvalidInputError(
                     f"modegpt: {mlp.address} is split into {mlp.num_experts} experts; merge them "
                     "first, or leave mlp out of pairs"
@@ -266,7 +266,7 @@ class MoDeGpt(Method):
         told = [
             f"{block.mlp.address} expert {i} ({count})"
             for block in anatomy.blocks
-            if isinstance(block.mlp, MixtureOfExperts)
+            if block.mlp is not None and block.mlp.neurons.num_experts is not None
             for i, count in enumerate(statistics[block.index]["grams/expert_tokens"].tolist())
             if count < block.mlp.intermediate_size
         ]
@@ -294,14 +294,14 @@ class MoDeGpt(Method):
         return change, reasons
 
     def _inner(
-        self, part: Mlp | MixtureOfExperts, moments: Mapping[str, Tensor], share: float
+        self, part: Any, moments: Mapping[str, Tensor], share: float
     ) -> tuple[Change, dict[str, Any]]:
-        size = part.intermediate_size
+        size = part.neurons.size
         keep = int(size * (1 - share))
         keep = min(size, max(self.round_to, round(keep / self.round_to) * self.round_to))
         if keep == size:
             return Change(), {"intermediate_size": size}
-        if isinstance(part, Mlp):
+        if part.neurons.num_experts is None:
             return narrow_mlp(part, moments["grams/mlp"], keep, self.ridge_mlp)
         tokens = moments["grams/expert_tokens"]
         return narrow_experts(part, moments["grams/mlp"], tokens, keep, self.ridge_mlp)

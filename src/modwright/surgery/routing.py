@@ -16,12 +16,14 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from modwright.anatomy import Anatomy, Mlp
+from modwright.anatomy import Anatomy
+from modwright.anatomy.views import Sublayer
 from modwright.calibration.text import Batch
 from modwright.core.capture import HookPoint, capture
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
+from modwright.nn.channel_mixers.expert_feed_forward import expert_parts
 
 __all__ = ["ExpertUsage", "TieKeys", "expert_usage", "set_routing", "set_top_k", "tie_keys"]
 
@@ -29,9 +31,9 @@ __all__ = ["ExpertUsage", "TieKeys", "expert_usage", "set_routing", "set_top_k",
 NONE_SPLIT = "no MLP of this model is split into experts; split some with emoe first"
 
 
-def _experts(model: nn.Module) -> list[tuple[Mlp, ExpertFeedForward]]:
-    mlps = (block.mlp for block in Anatomy.of(model).blocks if isinstance(block.mlp, Mlp))
-    found = [(mlp, mlp.module) for mlp in mlps if isinstance(mlp.module, ExpertFeedForward)]
+def _experts(model: nn.Module) -> list[tuple[Sublayer, ExpertFeedForward]]:
+    parts = (part for block in Anatomy.of(model).blocks for _, part in block.sublayers())
+    found = [(part, part.routed) for part in parts if part.routed is not None]
     if not found:
         raise InvalidInputError(NONE_SPLIT)
     return found
@@ -85,7 +87,7 @@ def tie_keys(model: nn.Module, momentum: float = 0.0) -> None:
     """
     if not 0 <= momentum < 1:
         raise InvalidInputError(f"momentum {momentum} must lie in [0, 1)")
-    parts = _parts_in(model)
+    parts = expert_parts(model)
     if not parts:
         raise InvalidInputError(NONE_SPLIT)
     for part in parts:
@@ -99,13 +101,8 @@ class TieKeys(TrainerCallback):
         self.momentum = momentum
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for part in _parts_in(kwargs["model"]):
+        for part in expert_parts(kwargs["model"]):  # perhaps in wrappers of trainers and adapters
             part.tie_keys(self.momentum)
-
-
-def _parts_in(model: nn.Module) -> list[ExpertFeedForward]:
-    """Also inside the wrappers that trainers and adapters put around a model."""
-    return [module for module in model.modules() if isinstance(module, ExpertFeedForward)]
 
 
 @dataclass(frozen=True)
@@ -146,7 +143,9 @@ def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batc
         (12, 12)
     """
     parts = _experts(model)
-    counts = {mlp.address: torch.zeros(mlp.num_experts, dtype=torch.long) for mlp, _ in parts}
+    counts = {
+        mlp.address: torch.zeros(part.shape.num_experts, dtype=torch.long) for mlp, part in parts
+    }
     tokens = 0
     with eval_mode(model):
         for batch in batches:

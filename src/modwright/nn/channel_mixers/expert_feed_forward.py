@@ -20,7 +20,7 @@ from modwright.core.compat.torch import has_forward_hooks
 from modwright.nn.channel_mixers.feed_forward import FeedForward
 from modwright.nn.routing import STORED, ExpertShape, choose_experts
 
-__all__ = ["ExpertFeedForward", "mean_keys"]
+__all__ = ["ExpertFeedForward", "expert_parts", "mean_keys"]
 
 
 @torch.no_grad()
@@ -167,6 +167,17 @@ class ExpertFeedForward(FeedForward):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.shape.describe()}"
+
+
+def expert_parts(model: nn.Module) -> list[ExpertFeedForward]:
+    """The parts of a model that are split into experts, inside of any wrapper too.
+
+    Example:
+        >>> part = ExpertFeedForward(ExpertShape(8, 32, "relu", num_experts=4), torch.relu)
+        >>> expert_parts(nn.Sequential(nn.Linear(8, 8), nn.Sequential(part))) == [part]
+        True
+    """
+    return [module for module in model.modules() if isinstance(module, ExpertFeedForward)]
 
 
 def _pieces(tensor: Tensor, size: int, dim: int = 0) -> Callable[[int], Tensor]:
