@@ -17,7 +17,7 @@ from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, 
 from modwright.anatomy.coerce import address_of
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError, refusing
-from modwright.edits.edit import Edit, Remove, ReorderBlocks, Replace
+from modwright.edits.edit import Edit, Remove, ReorderBlocks, Replace, split_address
 from modwright.nn import AttentionShape
 
 __all__ = ["Change", "arrange", "checked_index", "factorize", "keep_heads", "keep_neurons"]
@@ -44,8 +44,12 @@ class Change:
 
 
 def remove(part: Block | Sublayer | str, drop_norm: bool = False) -> Change:
-    """Takes a block, an attention or an MLP out of the model, given as a part or by its address."""
-    return Change((Remove(address_of(part), drop_norm),))
+    """Takes a block, an attention or an MLP out of the model, given as a part or by its address.
+
+    ``drop_norm``: in a post-norm block, the norm goes with an attention or MLP.
+    """
+    address = address_of(part)
+    return Change((Remove(address, drop_norm and bool(split_address(address)[1])),))
 
 
 def arrange(order: Sequence[int]) -> Change:

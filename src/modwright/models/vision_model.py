@@ -16,12 +16,10 @@ from modwright.core.errors import CheckpointError, InvalidInputError, refusing, 
 from modwright.core.modes import eval_mode
 from modwright.models.source_configs import ConfigMap, same_value
 from modwright.models.state_dict_converter import StateDictConverter
-from modwright.nn.block import Block, ScaledResidual
+from modwright.nn.block import Block
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.grid_positions import LearnedGrid, LearnedTable
 from modwright.nn.layouts import SpatialShape
 from modwright.nn.reparameterize import reparameterize_
-from modwright.nn.windows import RelativePositionBias
 
 __all__ = ["VisionConfig", "VisionModel", "check_count", "start_normal", "token_block"]
 
@@ -269,19 +267,16 @@ class VisionModel(PreTrainedModel):
         unless it is said.
         """
         path = name.rpartition(".")[0]
-        module = self.get_submodule(path)
-        tables = LearnedGrid | LearnedTable | RelativePositionBias
-        fits = isinstance(module, tables) and path not in self.image_free
-        return module.fit(table, old) if fits else table
+        fit: Any = getattr(self.get_submodule(path), "fit", None)
+        return table if fit is None or path in self.image_free else fit(table, old)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that decay would only pull towards nothing: positions, tokens, scalars."""
-        places = (LearnedGrid, LearnedTable, RelativePositionBias, ScaledResidual)
         names = {
             f"{path}.{name}"
             for path, module in self.named_modules()
-            if isinstance(module, places)
-            for name, _ in module.named_parameters(recurse=False)
+            if module is not self
+            for name in getattr(module, "no_weight_decay", ())
         }
         return names | {name for name, _ in self.named_parameters() if name.endswith("_token")}
 

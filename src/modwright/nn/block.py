@@ -22,6 +22,7 @@ __all__ = [
     "LayerScale",
     "ScaledResidual",
     "Stage",
+    "blocks_in",
     "drop_path_rates",
 ]
 
@@ -111,6 +112,11 @@ class BlockSequence(nn.ModuleList):
         return block(x, spatial_shape, **mixing)
 
 
+def blocks_in(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a sequence of blocks; none of another module."""
+    return list(module) if isinstance(module, BlockSequence) else []
+
+
 class DropPath(nn.Module):
     """Stochastic depth: in training each sample loses the branch with probability ``rate``.
 
@@ -171,6 +177,8 @@ class LayerScale(nn.Module):
 
 class ScaledResidual(nn.Module):
     """a x + b branch with two learned numbers, both 1 at first (arXiv 2111.05297)."""
+
+    no_weight_decay = ("alpha", "beta")
 
     def __init__(self) -> None:
         super().__init__()

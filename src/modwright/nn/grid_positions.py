@@ -62,6 +62,8 @@ def sinusoids(length: int, dim: int) -> Tensor:
 class LearnedGrid(nn.Module):
     """Adds a learned map for ``spatial_shape``, resized to the grid of (B, C, H, W)."""
 
+    no_weight_decay = ("table",)
+
     def __init__(self, dim: int, spatial_shape: SpatialShape) -> None:
         super().__init__()
         self.spatial_shape = spatial_shape
@@ -85,6 +87,8 @@ class LearnedTable(nn.Module):
     The rows of the positions are resized where the grid is not ``spatial_shape``. A ``fixed`` table
     holds :func:`sinusoids` and is not trained; a learned one starts with ``std``.
     """
+
+    no_weight_decay = ("table",)
 
     def __init__(
         self,

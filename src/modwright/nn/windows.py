@@ -95,6 +95,8 @@ class RelativePositionBias(nn.Module):
         torch.Size([2, 8, 8])
     """
 
+    no_weight_decay = ("position_table",)
+
     def __init__(self, num_heads: int, window: SpatialShape) -> None:
         super().__init__()
         self.window = window

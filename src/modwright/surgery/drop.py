@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from modwright.anatomy import Anatomy, Block, pick_layers, select
+from modwright.anatomy import Anatomy, pick_layers, select
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import Progress
 from modwright.edits import Change, arrange, remove
@@ -48,8 +48,8 @@ class Drop(WithoutData):
 
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Takes out what is named; what is not there is refused."""
-        chosen, alone = select(anatomy, self.parts), self.drop_post_norm
-        change = sum((remove(p, alone and not isinstance(p, Block)) for p in chosen), Change())
+        chosen = select(anatomy, self.parts)
+        change = sum((remove(part, self.drop_post_norm) for part in chosen), Change())
         target_of(anatomy, change.edits)  # what cannot be is refused here, not when it is applied
         reasons = {"removed": [part.address for part in chosen], "chosen by": "the user"}
         return change, reasons, ()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modwright.anatomy import Anatomy, Block
+from modwright.anatomy.selectors import part_of
 from modwright.anatomy.views import Sublayer
 from modwright.calibration import (
     BlockDistance,
@@ -252,11 +253,7 @@ class LlmDrop(Method):
 
     def _available(self, anatomy: Anatomy) -> list[Block | Sublayer]:
         """The parts of which some may go; one block must stay."""
-        found = [
-            block if kind == "block" else block.at(kind)
-            for kind in self._kinds()
-            for block in anatomy.blocks
-        ]
+        found = [part_of(block, kind) for kind in self._kinds() for block in anatomy.blocks]
         there = [part for part in found if part is not None]
         most = len(there) - (self.target == "block")
         if self.count > most:
@@ -336,13 +333,12 @@ def _scores_of(statistics: Statistics) -> dict[str, list[float]]:
 
 
 def _part(anatomy: Anatomy, kind: str, index: int) -> Block | Sublayer:
-    block = anatomy.block(index)
-    part = block if kind == "block" else block.at(kind)
+    part = part_of(anatomy.block(index), kind)
     if part is None:
         raise InvalidInputError(f"block {index} has no {kind} any more")
     return part
 
 
 def _changes(anatomy: Anatomy, picked: Iterable[tuple[str, int]], drop_post_norm: bool) -> Change:
-    parts = ((kind, _part(anatomy, kind, index)) for kind, index in picked)
-    return sum((remove(part, drop_post_norm and k != "block") for k, part in parts), Change())
+    parts = (_part(anatomy, kind, index) for kind, index in picked)
+    return sum((remove(part, drop_post_norm) for part in parts), Change())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -9,7 +10,7 @@ from torch import nn
 from modwright.core.compat.transformers import blocks_in_one_piece
 from modwright.core.distributed import shard_modules_
 from modwright.core.errors import InvalidInputError
-from modwright.nn.block import BlockSequence
+from modwright.nn.block import blocks_in
 
 __all__ = ["blocks_of", "shard_blocks"]
 
@@ -29,11 +30,15 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     found = {
         block: None
         for module in model.modules()
-        for block in (module if isinstance(module, BlockSequence) else module.children())
-        if isinstance(module, BlockSequence) or type(block).__name__ in names
+        for block in blocks_in(module) or _named(module, names)
     }
     inner = {part for block in found for part in block.modules() if part is not block}
     return [block for block in found if block not in inner]
+
+
+def _named(module: nn.Module, names: Collection[str]) -> list[nn.Module]:
+    """The children of a module whose classes have one of these names."""
+    return [child for child in module.children() if type(child).__name__ in names]
 
 
 def shard_blocks(model: Any, mesh: Any = None) -> Any:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from modwright.anatomy.projection import linear_layer
 from modwright.core.compat.transformers import has_adapters
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.edits.apply import own_tensors
-from modwright.nn import FactorPair
 from modwright.training.objectives import Objective
 from modwright.training.parametrization import (
     Parametrization,
@@ -88,7 +88,8 @@ def _frozen_beside_adapters(model: nn.Module) -> list[str]:
         own = list(module.parameters(recurse=False))
         stacked = any(p.dim() == 3 and len(p) > 1 for p in own)
         frozen = not any(p.requires_grad for p in own) and ".base_layer" not in name
-        if frozen and (stacked or isinstance(module, FactorPair)):
+        layer = linear_layer(module, name)
+        if frozen and (stacked or (layer is not None and layer.is_factored)):
             left.append(name)
     return left
 

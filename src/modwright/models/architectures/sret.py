@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -148,12 +149,9 @@ class SReTForImageClassification(PyramidClassifier):
 
         Projections of passes that are left out are left out, too.
         """
-        if num_loops is not None:
+        with ExitStack() as stack:
             with refusing():
-                for part in self.modules():
-                    if isinstance(part, RecursiveStage):
-                        part.check_loops(num_loops)
-        with looping(self, num_loops):
+                stack.enter_context(looping(self, num_loops))
             return super().forward(pixel_values, *args, **more)
 
     def initialize_linear(self, linear: nn.Linear) -> None:
