@@ -71,6 +71,7 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
 
     - ``macs(batch, length, cached=0) -> int``: multiply-accumulates of one call.
     - ``state_bytes(dtype) -> int``: what it keeps of one sequence, whatever its length.
+    - ``kv_bytes(positions, dtype) -> int``: keys and values of so many positions of one sequence.
     - ``reset_parameters()``: start values; hosts never initialize what is inside a component.
     - ``no_weight_decay`` and ``keep_in_fp32``: names of parameters.
     - ``projections() -> dict[str, nn.Module]``: linear layers that may be factored or scored.
