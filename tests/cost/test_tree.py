@@ -119,6 +119,16 @@ def test_descriptions(make: Any, edit: Any) -> None:
     assert uneven.find("blocks.1.attention.rest").bytes == 3 * 8
 
 
+def test_lines_of_experts_add_up_to_their_mixture(make: Any) -> None:
+    tree = inspect(make("tiny-mixtral"), length=20)
+    mixture = tree.find("blocks.0.mlp")
+    assert mixture.description == "2 of 4 experts, 64 wide, silu"
+    assert tree.find("blocks.0.mlp.router").macs == 20 * 4 * 48
+    assert tree.find("blocks.0.mlp.experts.3.down").macs == 20 * 48 * 64 * 2 // 4
+    assert [line.name for line in mixture.children if line.kind != "projection"] == []
+    assert all(node.macs >= 0 for node in tree.root.walk())
+
+
 def test_removed_parts_are_told(make: Any, edit: Any) -> None:
     tree = inspect(edit(make("tiny-llama"), "first attention removed"))
     gone = tree.find("blocks.0.attention")

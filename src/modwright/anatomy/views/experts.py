@@ -123,6 +123,14 @@ class MixtureOfExperts(Sublayer):
         sizes = (self.intermediate_size, self.sublayer_input, self.num_experts)
         return Neurons(*sizes, self.choose, self.inner_of)
 
+    def projection_macs(self) -> dict[str, int]:
+        """Of the router, and of every expert the mean: a position goes through top_k of them."""
+        every = super().projection_macs()
+        return {
+            role: macs if role == "router" else macs * self.top_k // self.num_experts
+            for role, macs in every.items()
+        }
+
     def macs(self, run: Pass) -> int:
         """Each position goes through the router and through top_k experts, all of one size."""
         expert = sum(p.macs for p in self.experts[0].projections().values())
@@ -141,8 +149,9 @@ class MixtureOfExperts(Sublayer):
         expert = self.experts[index]
         return self.act(F.linear(x, expert.gate.weight)) * F.linear(x, expert.up.weight)
 
+    def describe(self) -> str:
+        chosen = f"{self.top_k} of {self.num_experts} experts"
+        return f"{chosen}, {self.intermediate_size} wide, {self.activation}"
+
     def __repr__(self) -> str:
-        return (
-            f"MixtureOfExperts({self.address}: {self.top_k} of {self.num_experts} experts, "
-            f"{self.intermediate_size} wide, {self.activation})"
-        )
+        return f"MixtureOfExperts({self.address}: {self.describe()})"
