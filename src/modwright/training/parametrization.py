@@ -18,7 +18,6 @@ from torch import nn
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.selectors import KINDS, select
-from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError, did_you_mean
 from modwright.core.registry import Registry
 from modwright.nn.component import component_of
@@ -211,14 +210,8 @@ def _multipliers(model: nn.Module, patterns: Mapping[str, float]) -> dict[int, f
 def _matched(model: nn.Module, pattern: str) -> list[nn.Parameter]:
     if not _SELECTOR.match(pattern):
         return [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
-    chosen: list[nn.Parameter] = []
-    for part in select(Anatomy.of(model), pattern):
-        chosen += part.module.parameters()
-        if isinstance(part, Sublayer):  # what it has outside its own module
-            stored = [part.stored_at(name) for name in part.parameters()]
-            tensors = [getattr(module, leaf) for module, leaf in stored]
-            chosen += [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
-    return chosen
+    modules = (m for part in select(Anatomy.of(model), pattern) for m in part.modules())
+    return [parameter for module in modules for parameter in module.parameters(recurse=False)]
 
 
 def _named_by_components(model: nn.Module, what: str) -> Iterator[tuple[nn.Parameter, Any]]:

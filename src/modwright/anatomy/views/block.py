@@ -67,6 +67,10 @@ class Block:
             if (found := self.at(place)) is not None:
                 yield place, found
 
+    def modules(self) -> list[nn.Module]:
+        """Every module that holds tensors of it."""
+        return list(self.module.modules())
+
     @property
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.module.parameters())
