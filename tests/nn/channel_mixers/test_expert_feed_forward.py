@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from modwright.core.macs import forward_macs
 from modwright.nn import ExpertFeedForward, ExpertShape, FeedForward, FeedForwardShape
 from modwright.nn.routing import MODES, SCORES, SELECTIONS, choose_experts, nearest_divisors
 
@@ -97,6 +98,13 @@ def test_all_experts_are_the_dense_part(kind: str, mode: str) -> None:
     part = make(kind, torch.float32, top_k=N, mode=mode)
     x = torch.randn(3, 4, D)
     torch.testing.assert_close(part(x), dense_of(part)(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_part_without_numbers_runs_so_that_what_it_costs_is_counted(score: str) -> None:
+    part = make("gated", torch.float32, score=score)
+    products = forward_macs(part, 1, 5, D) - 5 * 3 * D * part.shape.intermediate_size
+    assert products == (5 * N * D if score == "avg_key" else 0), "what chooses is on top"
 
 
 @pytest.mark.parametrize("score", SCORES)

@@ -197,5 +197,6 @@ def _by_expert(linear: nn.Linear, size: int) -> Callable[[Tensor, int], Tensor]:
 
 def _towards(x: Tensor, vectors: Tensor) -> Tensor:
     wide = torch.promote_types(x.dtype, torch.float32)
-    with torch.autocast(x.device.type, enabled=False):
+    place = "cpu" if x.is_meta else x.device.type  # autocast does not know meta
+    with torch.autocast(place, enabled=False):
         return F.linear(x.to(wide), vectors.to(wide))
