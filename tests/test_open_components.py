@@ -36,7 +36,6 @@ LEFT = {
     "edits/remodeled.py": 1,
     "edits/replay.py": 2,
     "edits/verify.py": 1,
-    "surgery/replace_token_mixer.py": 4,
 }
 """Places that ask all the same, by file, until each is a question to the view: only fewer."""
 

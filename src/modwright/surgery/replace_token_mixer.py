@@ -19,6 +19,7 @@ from modwright.cost.meta_trace import run_on_meta
 from modwright.edits import Change
 from modwright.edits.edit import Replace
 from modwright.nn import AttentionShape, PlacedMixer
+from modwright.nn.token_mixers.placed import MIXERS
 from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
 
 __all__ = ["ReplaceTokenMixer"]
@@ -72,10 +73,10 @@ class ReplaceTokenMixer(WithoutData):
         """Puts the mixer into the blocks; a sublayer that is removed already is refused."""
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise _refusal(f"kernel_size is odd, not {self.kernel_size}")
-        if not isinstance(anatomy.family.inputs(), Images) and self.mixer != "identity":
+        if anatomy.family.inputs().is_text and self.mixer not in _without_grid():
             raise _refusal(
                 f"{self.mixer!r} mixes the positions of an image, and "
-                f"{anatomy.family.name} reads text; valid there: 'identity'"
+                f"{anatomy.family.name} reads text; valid there: {_listed(_without_grid())}"
             )
         chosen = pick_layers(self.blocks, len(anatomy.blocks))
         grids = _grids(anatomy)
@@ -86,12 +87,12 @@ class ReplaceTokenMixer(WithoutData):
                 block = anatomy.block(index)
                 if block.at("attention") is None:
                     raise _refusal(f"block {index} mixes no tokens any more")
-                if self.mixer == "attention" and block.attention is not None:
-                    raise _refusal(f"block {index} has an attention already")
-                if self.mixer == "attention":
-                    part, values, kwargs = self._attention(anatomy, grids[index])
-                else:
+                if self.mixer in MIXERS:
                     part, values, kwargs = self._mixer(index, grids[index])
+                elif block.attention is not None:
+                    raise _refusal(f"block {index} has an attention already")
+                else:
+                    part, values, kwargs = self._attention(anatomy, grids[index])
                 address = f"{block.address}.attention"
                 named = {f"{address}.{name}": tensor for name, tensor in values.items()}
                 change += Change((Replace(address, part, kwargs),), named)
@@ -99,8 +100,9 @@ class ReplaceTokenMixer(WithoutData):
         return change, reasons, ("New mixers have start values: train the model.",)
 
     def _mixer(self, index: int, spatial_shape: dict[str, Any]) -> _New:
-        if self.mixer != "identity" and not spatial_shape.get("places"):
-            raise _refusal(f"the tokens of block {index} lie on no grid; valid there: 'identity'")
+        if self.mixer not in _without_grid() and not spatial_shape.get("places"):
+            valid = _listed(_without_grid())
+            raise _refusal(f"the tokens of block {index} lie on no grid; valid there: {valid}")
         kwargs = {"mixer": self.mixer, **spatial_shape, "kernel_size": self.kernel_size}
         values = {name: t.detach() for name, t in PlacedMixer(**kwargs).named_parameters()}
         return "token_mixer", values, kwargs
@@ -130,6 +132,17 @@ class ReplaceTokenMixer(WithoutData):
 
 def _refusal(said: str) -> InvalidInputError:
     return InvalidInputError(f"replace_token_mixer: {said}")
+
+
+def _without_grid() -> list[str]:
+    """Mixers that work on tokens and maps alike, so that they stand in any model."""
+    with torch.device("meta"):
+        made = {name: make(1, 1, 1) for name, make in MIXERS.items()}
+    return [name for name, mixer in made.items() if not hasattr(mixer, "layout")]
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:

@@ -13,8 +13,11 @@ from modwright.anatomy import Anatomy, OpaqueMixer
 from modwright.anatomy.forward_pass import Pass
 from modwright.anatomy.views import Scores, Sublayer, component_module
 from modwright.core.errors import UnsupportedArchitecture
+from modwright.core.registry import registries_restored
 from modwright.cost import count, inspect, kv_cache_bytes, part_macs, state_bytes
+from modwright.edits import Change, Replace
 from modwright.models import create_model
+from modwright.nn.component import component
 from modwright.nn.placeholders import as_opaque
 
 
@@ -95,6 +98,29 @@ def test_states_are_counted_beside_keys_and_values() -> None:
     without = count(plain)
     assert "state_bytes" not in without.to_dict() and "state_bytes" not in without.growth()
     assert "states" not in without.table().caption
+
+
+def test_a_registered_component_answers_where_an_edit_puts_it() -> None:
+    with registries_restored():
+
+        @component("remembering", kind="token_mixer", state="recurrent", causal=True)
+        class Remembering(Decay):
+            def forward(self, x: Tensor, state: Any = None) -> Any:  # type: ignore[override]
+                state = x.new_zeros(len(x), self.width) if state is None else state
+                return x * self.rate, state
+
+        model = modwright.open("preset:tiny-llama").model
+        put = Replace("blocks.2.attention", "remembering", {})
+        change = Change((put,), {"blocks.2.attention.rate": torch.ones(48)})
+        edited = modwright.apply(model, change, check=False).model
+        counted = count(edited, length=10, batch=2)
+        row = {row.address: row for row in counted.rows}["blocks.2.attention"]
+        assert (row.kind, row.parameters) == ("opaquemixer", 48)
+        assert (row.prefill_macs, row.decode_macs) == (2 * 10 * 1000, 2 * 1000)
+        assert counted.state_bytes == state_bytes(Anatomy.of(edited)) == 48 * 4
+        assert counted.kv_bytes == count(model, length=10).kv_bytes * 3 // 4
+        description = inspect(edited).find("blocks.2.attention").description
+        assert description == "a decay, 48 wide"
 
 
 def test_keys_of_a_component_are_counted_with_those_of_attentions() -> None:
