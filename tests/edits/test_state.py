@@ -150,9 +150,15 @@ def test_a_cache_of_another_batch_or_model_is_refused(tiny: Any, stateful: Any) 
     cache = model(ids, use_cache=True)[name]
     with pytest.raises(InvalidInputError, match="cannot be rolled back"):
         cache.crop(-2)
-    whole = model(ids, use_cache=False).logits
+
+
+@torch.no_grad()
+def test_a_cache_of_states_can_be_used_again_after_a_reset(stateful: Any) -> None:
+    model, ids = stateful("tiny-llama", "all blocks"), torch.full((2, 5), 7)
+    cache = model(ids, use_cache=True)[cache_keyword(model)]
+    whole = model(ids[:1, 2:], use_cache=False).logits
     cache.reset()
-    torch.testing.assert_close(model(ids, **{name: cache}).logits, whole)
+    torch.testing.assert_close(model(ids[:1, 2:], **{cache_keyword(model): cache}).logits, whole)
 
 
 @torch.no_grad()
