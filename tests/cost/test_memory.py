@@ -7,12 +7,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from toy_recurrent import ToyRecurrent, toys
 from transformers import DynamicCache
 
+from helpers import edit
 from modwright.anatomy import Anatomy
 from modwright.anatomy.coerce import cache_keyword
-from modwright.core.errors import InvalidInputError
-from modwright.cost import activation_bytes, count, kv_cache_bytes
+from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
+from modwright.cost import activation_bytes, count, kv_cache_bytes, state_bytes
 
 LENGTH, BATCH = 10, 2
 
@@ -129,3 +131,19 @@ def test_activations_of_a_known_size(make: Any) -> None:
     eager = Anatomy.of(make("tiny-llama", attn_implementation="eager"))
     attention = 48 + 48 + 72 + 24 + 24 + 72 + 2 * 6 * 100
     assert activation_bytes(eager, 100) == 100 * 4 * attention
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_state_is_measured_where_its_component_does_not_say_its_size(
+    make: Any, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    source = make("tiny-llama").to(dtype)
+    anatomy = Anatomy.of(edit(source, toys(Anatomy.of(source), (0, 2)), check=False).model)
+    said = [state_bytes(anatomy, batch=3, dtype=given) for given in (None, "float64")]
+    assert said[0] == 2 * 3 * ToyRecurrent(48).state_bytes(dtype)
+    monkeypatch.delattr(ToyRecurrent, "state_bytes")
+    assert [state_bytes(anatomy, batch=3, dtype=given) for given in (None, "float64")] == said
+    assert {count(anatomy, length=n).state_bytes for n in (1, 9)} == {said[0] // 3}
+    monkeypatch.setattr(ToyRecurrent, "forward", lambda self, x, **given: x[5])
+    with pytest.raises(UnsupportedArchitecture, match=r"blocks.0.attention: .* `state_bytes"):
+        state_bytes(anatomy)

@@ -23,6 +23,7 @@ import modwright
 from helpers import batch_of, edit, outputs, random_data, snapshot, unchanged
 from modwright.anatomy import Anatomy, OpaqueMixer
 from modwright.anatomy.coerce import cache_keyword
+from modwright.checkpoint import save
 from modwright.checkpoint.export import export
 from modwright.core.compat.torch import tensors_of
 from modwright.core.errors import InvalidInputError, VerificationError
@@ -30,6 +31,7 @@ from modwright.core.modes import set_mode
 from modwright.cost import count, inspect
 from modwright.edits import Change, remove
 from modwright.edits.cache_state import StateLayer
+from modwright.edits.verify import check_reopens
 from modwright.surgery import plan
 from modwright.surgery.method import make_method
 
@@ -205,6 +207,13 @@ def test_a_saved_model_opens_in_another_process(
         transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.slow
+def test_a_new_process_is_told_of_what_registered_it(stateful: Any, tmp_path: Path) -> None:
+    model = stateful("tiny-llama", "block 1")
+    save(model, tmp_path / "saved")
+    assert "bit-equal" in str(check_reopens(model, tmp_path / "saved"))
+
+
 @pytest.mark.covering(lambda params: True)
 def test_it_is_read_counted_dropped_and_edited_again(tiny: Any, preset: str) -> None:
     source = tiny(preset)
@@ -218,12 +227,19 @@ def test_it_is_read_counted_dropped_and_edited_again(tiny: Any, preset: str) -> 
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(outputs(twin), outputs(model))
     counted = count(model, length=10)
+    row = next(row for row in counted.rows if row.address == "blocks.1.attention")
+    toy: Any = part.module
+    assert row.prefill_macs == toy.macs(1, anatomy.family.inputs().positions(10))
+    assert counted.state_bytes == toy.state_bytes(torch.float32) == count(model).state_bytes
+    told = inspect(model).find("blocks.1.attention").description
+    assert told.startswith("a toy with 4 rows, state of") and told.endswith("constant in length")
     assert counted.parameters == sum(p.numel() for p in model.parameters())
     assert inspect(model).find("blocks.1.attention").parameters == part.num_parameters - (
         part.norm.num_parameters if part.norm else 0
     )
     gone = edit(model, remove(part)).model
     assert Anatomy.of(gone).blocks[1].at("attention") is None
+    assert count(gone).state_bytes == 0
     fewer = Anatomy.of(edit(model, remove(anatomy.blocks[0])).model)
     assert isinstance(fewer.blocks[0].at("attention"), OpaqueMixer)
 

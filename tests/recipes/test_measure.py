@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from toy_recurrent import ToyRecurrent, toys
 
 from modwright.anatomy import Anatomy
 from modwright.core.progress import SILENT
+from modwright.edits import apply as apply_plan
 from modwright.edits import remove
 from modwright.edits.plan import Plan
 from modwright.recipes.measure import Baseline, is_same_model, measure_stage
@@ -88,3 +90,12 @@ def test_models_differ_by_one_number(tiny: Any) -> None:
     anatomy = Anatomy.of(one)
     edited = apply(one, Plan.of(anatomy, "drop", remove(anatomy.blocks[0].mlp))).model
     assert not is_same_model(one, edited)
+
+
+def test_a_stage_tells_the_states_that_a_model_keeps_and_only_then(tiny: Any) -> None:
+    source = tiny("tiny-llama")
+    model = apply_plan(source, toys(Anatomy.of(source), (1,)), check=False).model
+    plain = Evaluate(perplexity=None, generate=None, speed=None, length=8)
+    stages = [measure_stage(m, None, plain, SILENT, name="x") for m in (source, model)]
+    assert "state_bytes" not in stages[0].cost
+    assert stages[1].cost["state_bytes"] == ToyRecurrent(48).state_bytes(torch.float32)

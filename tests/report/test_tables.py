@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from modwright.core.formatting import MISSING, bytes_text
 from modwright.report import Report
 from modwright.report.columns import METRICS, shown_metrics
 from modwright.report.tables import by_layer, measured, samples
@@ -89,3 +90,11 @@ def test_samples_are_the_first_and_the_last() -> None:
     assert [when for when, _ in samples(report(*stages))] == ["before", "after step 2 y"]
     assert [when for when, _ in samples(report(stages[0]))] == ["before"]
     assert samples(report(stage())) == []
+
+
+def test_states_have_a_column_where_a_stage_keeps_one() -> None:
+    metric = BY_NAME["state_bytes"]
+    without, one = stage(), stage("1 x", state_bytes=2_000)
+    assert (metric.cell(without), metric.cell(one)) == (MISSING, bytes_text(2_000))
+    for stages, shown in (([without], False), ([without, one], True)):
+        assert (metric in shown_metrics(report(*stages))) == shown

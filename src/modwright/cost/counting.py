@@ -40,7 +40,7 @@ _GROWTH = {
     "embedding": "parameters: linear in width and vocabulary; no MACs",
     "kv_bytes": "linear in length (constant beyond a sliding window), width of the key/value heads "
     "and depth",
-    "state_bytes": "independent of length, linear in depth",
+    "state_bytes": "constant in length, linear in depth",
     "activation_bytes": "linear in length (quadratic with eager attention) and width, independent "
     "of depth",
 }
@@ -158,7 +158,7 @@ class Cost(Shown):
     @property
     def _states(self) -> str:
         size = format_number(self.state_bytes, "B")
-        return f"states {size} per sequence of any length; " if self.state_bytes else ""
+        return f"states {size} per sequence, constant in length; " if self.state_bytes else ""
 
     def _lines(self, rows: Iterable[PartCost]) -> CostTable:
         heads = ["kind", "parameters", "share", "bytes", "prefill\nMACs", "share", "decode\nMACs"]

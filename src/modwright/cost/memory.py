@@ -7,17 +7,24 @@ V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
+from transformers import DynamicCache
 
 from modwright.anatomy import Anatomy, Block
 from modwright.anatomy.views import Sublayer
+from modwright.core.compat.torch import tensors_of
 from modwright.core.compat.transformers import attention_implementation
-from modwright.core.errors import unknown_name
+from modwright.core.errors import UnsupportedArchitecture, first_line, unknown_name
+from modwright.core.macs import to_meta
+from modwright.core.modes import set_eval
 from modwright.cost.macs import at_least
 from modwright.cost.meta_trace import MetaTrace, trace_on_meta
+from modwright.edits.hf_adapters import keeps_state
 
-__all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes", "state_bytes"]
+__all__ = ["activation_bytes", "cached_positions", "kv_cache_bytes", "part_state_bytes"]
+__all__ += ["state_bytes"]
 
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -31,8 +38,6 @@ def cached_positions(anatomy: Anatomy, length: int) -> dict[str, int]:
     holders = [(block, part) for block, part in _sublayers(anatomy) if part.kv_bytes(1)]
     if not holders:
         return {}
-    from transformers import DynamicCache
-
     slots = DynamicCache(config=anatomy.config).layers
     kept = {}
     for block, part in holders:
@@ -70,11 +75,15 @@ def kv_cache_bytes(
 def state_bytes(anatomy: Anatomy, batch: int = 1, dtype: torch.dtype | str | None = None) -> int:
     """Bytes of what recurrent mixers keep of ``batch`` sequences, however long these are.
 
+    As a component says with ``state_bytes(dtype)``, else those of a state that it makes without
+    numbers.
+
     Args:
         dtype: of the kept numbers; None for that of the weights.
 
     Raises:
         InvalidInputError: ``batch`` below 1, or an unknown dtype.
+        UnsupportedArchitecture: a component neither says it nor runs by itself.
 
     Example:
         >>> import modwright
@@ -83,7 +92,37 @@ def state_bytes(anatomy: Anatomy, batch: int = 1, dtype: torch.dtype | str | Non
     """
     at_least(1, batch=batch)
     wanted = _named_dtype(dtype)
-    return batch * sum(part.state_bytes(wanted) for _, part in _sublayers(anatomy))
+    return batch * sum(part_state_bytes(part, wanted) for _, part in _sublayers(anatomy))
+
+
+def part_state_bytes(part: Sublayer, dtype: torch.dtype | None = None) -> int:
+    """Bytes of the state that a part keeps of one sequence; 0 where it keeps none.
+
+    Raises:
+        UnsupportedArchitecture: as :func:`state_bytes`.
+    """
+    own, module = part.state_bytes(dtype), part.module
+    if own or not keeps_state(module):
+        return own
+    alone: Any = set_eval(to_meta(module))
+    alone.layer_idx, cache = 0, DynamicCache()
+    try:
+        alone = alone if dtype is None else alone.to(dtype)
+        near = next(alone.parameters(), torch.empty(0, device="meta"))
+        alone(near.new_zeros(1, 1, _width_of(part)), cache=cache)
+    except Exception as error:  # whatever a component raises when it is called alone
+        raise UnsupportedArchitecture(
+            f"{part.address}: a {type(module).__name__} does not run by itself, so the size of its "
+            f"state is not known ({first_line(error)}); give it a method `state_bytes(dtype)`"
+        ) from None
+    return sum(tensor.nbytes for tensor in tensors_of(cache.layers[0].state))
+
+
+def _width_of(part: Sublayer) -> int:
+    """Channels of the stream: the part's own word for it, or its norm's."""
+    own = getattr(part.module, "hidden_size", None)
+    norm = {} if part.norm is None else part.norm.parameters()
+    return own if isinstance(own, int) else len(norm.get("weight", ()))
 
 
 def _named_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -14,6 +14,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.formatting import format_number, percent
 from modwright.cost.counting import PartCost, counted
 from modwright.cost.macs import Pass
+from modwright.cost.memory import part_state_bytes
 from modwright.cost.meta_trace import trace_on_meta
 from modwright.cost.render import CostTable, Shown, fold, page
 
@@ -246,7 +247,10 @@ def _block_node(block: views.Block, rows: dict[str, PartCost], run: Pass) -> Nod
             children.append(Node(f"{block.address}.{role}", role, "removed"))
         else:
             row = rows[part.address]
-            children.append(_leaf(row, describe(part), _lines(part, row, run)))
+            told = describe(part)
+            if state := part_state_bytes(part):
+                told += f", state of {format_number(state, 'B')}, constant in length"
+            children.append(_leaf(row, told, _lines(part, row, run)))
     children += [_leaf(rows[norm.address], describe(norm)) for norm in block.norms.values()]
     return _sum(block.address, "block", f"{block.layout}-norm", children)
 

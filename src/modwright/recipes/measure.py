@@ -53,7 +53,8 @@ def measure_stage(
             "settings": written.settings,
         }
     return Stage(
-        cost={name: getattr(counted, name) for name in _COSTS},
+        cost={name: getattr(counted, name) for name in _COSTS}
+        | ({"state_bytes": counted.state_bytes} if counted.state_bytes else {}),
         **quality,
         speed=speed,
         sample=sample,

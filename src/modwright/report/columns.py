@@ -43,6 +43,7 @@ _WORK = (
     Metric("cost", "prefill_macs", "Prefill MACs", scaled_text, *_FEWER),
     Metric("cost", "decode_macs", "Decode MACs/token", scaled_text, *_FEWER),
     Metric("cost", "kv_bytes", "KV cache", bytes_text, *_SMALLER),
+    Metric("cost", "state_bytes", "Recurrent state", bytes_text, *_SMALLER),
     Metric("cost", "activation_bytes", "Activations", bytes_text, *_SMALLER),
     SpeedMetric("speed", "prefill_tokens_per_second", "Prefill tokens/s", *_RATE),
     SpeedMetric("speed", "decode_tokens_per_second", "Decode tokens/s", *_RATE),
@@ -63,6 +64,7 @@ MEANINGS = {
     "prefill_macs": "Multiplications with addition needed to read the prompt.",
     "decode_macs": "Multiplications with addition needed to write one more token.",
     "kv_bytes": "Bytes that the attentions keep of the text read so far.",
+    "state_bytes": "Bytes that recurrent layers keep of the text read so far, however long it is.",
     "activation_bytes": "Bytes of the largest set of intermediate values alive at once while "
     "reading the prompt.",
     "prefill_tokens_per_second": f"Measured tokens of the prompt read per second {_SEEN}",

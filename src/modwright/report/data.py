@@ -44,7 +44,8 @@ class Stage:
         options: resolved options of the method.
         seconds: phase of the step -> seconds.
         cost: ``parameters``, ``stored_bytes``, ``prefill_macs``, ``decode_macs`` (per token),
-            ``kv_bytes``, ``activation_bytes``, and ``recipe``.
+            ``kv_bytes``, ``state_bytes`` where there are states, ``activation_bytes``, and
+            ``recipe``.
         quality: ``perplexity``, ``finite`` and ``recipe``.
         agreement: with the baseline: ``kl`` (nats per token) and ``top1`` (a share), or
             ``cosine`` for a model without a head; ``tokens``, ``finite`` and ``recipe``.
@@ -272,7 +273,7 @@ _COST = ("parameters", "stored_bytes", "prefill_macs", "decode_macs", "kv_bytes"
 _SAID = {"list_type": lambda item: "must be a list"}  # no recipe
 _READ: dict[str, Any] = {
     "seconds": dict[str, Any],
-    "cost": _numbers(*_COST, "activation_bytes"),
+    "cost": _numbers(*_COST, "state_bytes", "activation_bytes"),
     "quality": _numbers("perplexity") | None,
     "agreement": _numbers("kl", "top1", "cosine") | None,
     "harness": _values(scores=(list[_Score] | None, None)) | None,

@@ -223,6 +223,7 @@ def _pay(pair: _Pair) -> Iterator[str]:
     for key, what in (
         ("stored_bytes", "weights on disk"),
         ("kv_bytes", "KV cache"),
+        ("state_bytes", "recurrent state"),
         ("activation_bytes", "activations"),
     ):
         found = pair.change(key)
