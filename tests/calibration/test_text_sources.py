@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 
 import pytest
 
+from modwright.calibration import text_sources
 from modwright.calibration.text_sources import TextData, load_text, text_names
 from modwright.core.errors import InvalidInputError
 
 
 def test_packaged_texts_are_found_without_importing_their_package():
-    assert text_names() == ("lee", "lee-background")
+    assert text_names() == ("lee", "lee-background", "fortunes")
     assert load_text("lee").startswith("The national executive of the strife-torn Democrats")
     assert len(load_text("lee")) == 24_658
     assert len(load_text("lee-background").split("\n")) == 300
@@ -29,7 +31,7 @@ def test_a_missing_package_is_named_with_its_installation(monkeypatch):
 
 def test_an_unknown_name_lists_the_names_and_the_nearest():
     with pytest.raises(
-        InvalidInputError, match=r"lee, lee-background \(did you mean 'lee'\?\).*path"
+        InvalidInputError, match=r"lee, lee-background, fortunes \(did you mean 'lee'\?\).*path"
     ):
         load_text("leee")
     with pytest.raises(InvalidInputError, match="valid values: lee"):
@@ -172,3 +174,26 @@ def test_rows_in_another_encoding_are_read_by_its_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="cannot be read"):
         load_text(str(path))
     assert load_text(TextData(str(path), encoding="latin-1")) == "é"
+
+
+def test_fortunes_are_the_files_of_the_systems_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(text_sources._OF_THE_SYSTEM, "fortunes", (str(tmp_path), "fortunes"))
+    (tmp_path / "art").write_text("One.\n%\nTwo.\n%\n")
+    (tmp_path / "art.dat").write_bytes(b"\0\1")
+    (tmp_path / "art.u8").symlink_to("art")
+    (tmp_path / "wisdom").write_text("Three – with a dash.\n%\n", encoding="utf-8")
+    assert load_text("fortunes") == "One.\n%\nTwo.\n%\n\n\nThree – with a dash.\n%\n"
+    gone = (str(tmp_path / "gone"), "fortunes")
+    monkeypatch.setitem(text_sources._OF_THE_SYSTEM, "fortunes", gone)
+    with pytest.raises(InvalidInputError, match="not installed: apt install fortunes"):
+        load_text("fortunes")
+
+
+def test_fortunes_are_there_where_they_can_be_installed() -> None:
+    if not Path("/usr/share/games/fortunes").is_dir():
+        if os.environ.get("MODWRIGHT_REQUIRE_FORTUNES") == "1":
+            pytest.fail("MODWRIGHT_REQUIRE_FORTUNES=1, but Debian's fortunes are not installed")
+        pytest.skip("Debian's fortunes are not installed")
+    assert len(load_text("fortunes").encode()) > 1_000_000

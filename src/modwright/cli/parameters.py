@@ -12,8 +12,8 @@ __all__ = ["TEXTS", "Dtype", "Force", "Json", "Length", "Model", "Out", "OutOrRe
 __all__ += ["ReplaceFile", "Set", "key_values", "set_option", "to_output"]
 
 TEXTS = (
-    "lee, lee-background, a text file, a folder of them, a file of rows (jsonl, csv, parquet), or "
-    "datasets:NAME"
+    "lee, lee-background, fortunes, a text file, a folder of them, a file of rows "
+    "(jsonl, csv, parquet), or datasets:NAME"
 )
 
 

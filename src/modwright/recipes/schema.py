@@ -39,8 +39,8 @@ class Data(Strict):
 
     data: str = Field(
         default="lee-background",
-        description="lee, lee-background, a text file, a folder of text files, a file of rows "
-        "(jsonl, csv, parquet), or datasets:NAME",
+        description="lee, lee-background, fortunes, a text file, a folder of text files, a file of "
+        "rows (jsonl, csv, parquet), or datasets:NAME",
     )
     split: str = "train"
     column: str = "text"
