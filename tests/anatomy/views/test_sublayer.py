@@ -82,7 +82,9 @@ def test_a_component_answers_for_itself_wherever_it_stands(host: str) -> None:
     assert mixer.state_bytes() == mixer.state_bytes(torch.float32) == 48 * 4
     assert mixer.state_bytes(torch.bfloat16) == 48 * 2
     assert mixer.kv_bytes(100) == 0 and mixer.scores(Pass(1, 1)) is None
-    assert inspect(anatomy).find(mixer.address).description == "a decay, 48 wide"
+    assert mixer.describe() == "a decay, 48 wide"
+    told = inspect(anatomy).find(mixer.address).description
+    assert told == "a decay, 48 wide, state of 192 B, constant in length"
 
 
 def test_states_are_counted_beside_keys_and_values() -> None:
@@ -93,8 +95,8 @@ def test_states_are_counted_beside_keys_and_values() -> None:
     short, long = (count(anatomy, length=n) for n in (10, 500))
     assert short.state_bytes == long.state_bytes == 48 * 4
     assert short.to_dict()["state_bytes"] == 48 * 4
-    assert "states 192 B per sequence of any length" in short.table().caption
-    assert "independent of length" in short.growth()["state_bytes"]
+    assert "states 192 B per sequence, constant in length" in short.table().caption
+    assert "constant in length" in short.growth()["state_bytes"]
     without = count(plain)
     assert "state_bytes" not in without.to_dict() and "state_bytes" not in without.growth()
     assert "states" not in without.table().caption
@@ -120,7 +122,7 @@ def test_a_registered_component_answers_where_an_edit_puts_it() -> None:
         assert counted.state_bytes == state_bytes(Anatomy.of(edited)) == 48 * 4
         assert counted.kv_bytes == count(model, length=10).kv_bytes * 3 // 4
         description = inspect(edited).find("blocks.2.attention").description
-        assert description == "a decay, 48 wide"
+        assert description == "a decay, 48 wide, state of 192 B, constant in length"
 
 
 def test_keys_of_a_component_are_counted_with_those_of_attentions() -> None:
