@@ -132,6 +132,11 @@ def test_caches_of_other_models_are_refused() -> None:
         state_layer(static, 1)
 
 
+def test_a_cache_without_slots_is_refused() -> None:
+    with pytest.raises(InvalidInputError, match="a tuple has no slots for recurrent states"):
+        state_layer((), 0)
+
+
 def test_static_windows_are_refused() -> None:
     windows = config(sliding_window=3, layer_types=["sliding_attention"] * 3)
     with pytest.raises(InvalidInputError, match="static cache with sliding windows"):

@@ -14,6 +14,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
 from helpers import edit
+from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy, OpaqueMixer
 from modwright.core.errors import InvalidInputError
 from modwright.core.registry import registries_restored
@@ -279,6 +280,62 @@ def test_a_state_without_its_sequences_first_is_refused() -> None:
         adapted("wrong")(torch.zeros(1, 2, 4), cache=DynamicCache())
 
 
+class Turned(nn.Module):
+    """Needs what rotary hosts compute."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, position_embeddings: tuple[Tensor, Tensor]) -> Tensor:
+        cos, _ = position_embeddings
+        out: Tensor = self.inner(x) * cos.mean(-1, keepdim=True)
+        return out
+
+
+def placed(model: Any, address: str, name: str) -> Change:
+    width = Anatomy.of(model).hidden_size
+    part = COMPONENTS[name].make(width)
+    values = {f"{address}.{n}": t for n, t in part.state_dict().items()}
+    return Change((Replace(address, name, {"width": width}),), values)
+
+
+def test_angles_come_from_hosts_that_turn_queries_and_keys(tiny: Any) -> None:
+    component("turned", "token_mixer", causal=True)(Turned)
+    applied = edit(tiny("tiny-llama"), placed(tiny("tiny-llama"), "blocks.1.attention", "turned"))
+    assert applied.verification is not None and applied.verification.ok
+    with pytest.raises(InvalidInputError, match="turned asks for position_embeddings, and the mod"):
+        edit(tiny("tiny-gpt2"), placed(tiny("tiny-gpt2"), "blocks.1.attention", "turned"))
+
+
+@pytest.mark.covering(lambda params: True)
+def test_channel_mixers_stand_at_the_mlp_of_every_family(tiny: Any, preset: str) -> None:
+    source = tiny(preset)
+    applied = edit(source, placed(source, "blocks.1.mlp", "plain_channels"))
+    assert applied.verification is not None and applied.verification.ok
+    part = Anatomy.of(applied.model).blocks[1].at("mlp")
+    assert isinstance(part, OpaqueMixer) and component_of(part.module) is not None
+
+
+@pytest.mark.parametrize("architecture", ["vision_transformer", "t2t_vit"])
+def test_image_models_tell_the_shape_of_their_tokens(architecture: str) -> None:
+    class Shaped(Plain):
+        def forward(self, x: Tensor, spatial_shape: tuple[int, int]) -> Tensor:
+            assert 0 <= x.shape[1] - spatial_shape[0] * spatial_shape[1] <= 2  # class tokens first
+            return super().forward(x)
+
+    component("shaped", "token_mixer")(Shaped)
+    source = tiny_image_model(architecture)
+    block = Anatomy.of(source).blocks[-1]
+    assert block.attention is not None
+    width = block.attention.hidden_size
+    part = Shaped(width)
+    address = f"{block.address}.attention"
+    values = {f"{address}.{n}": t for n, t in part.state_dict().items()}
+    applied = edit(source, Change((Replace(address, "shaped", {"width": width}),), values))
+    assert applied.verification is not None and applied.verification.ok
+
+
 def test_edits_place_components_by_name(tiny: Any) -> None:
     assert {"plain", "plain_channels", "attention"} <= set(part_names())
     with pytest.raises(InvalidInputError, match=r"unknown part 'plane'.*did you mean 'plain'"):
@@ -286,16 +343,11 @@ def test_edits_place_components_by_name(tiny: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"component 'plain'.*unexpected keyword"):
         build_part("plain", None, {"wide": 3})
     source = tiny("tiny-llama")
-    width = Anatomy.of(source).hidden_size
-    change = Change()
-    for address, name in (("blocks.1.attention", "plain"), ("blocks.2.mlp", "plain_channels")):
-        part = COMPONENTS[name].make(width)
-        values = {f"{address}.{n}": t for n, t in part.state_dict().items()}
-        change += Change((Replace(address, name, {"width": width}),), values)
-    applied = edit(source, change)
+    change = placed(source, "blocks.1.attention", "plain")
+    applied = edit(source, change + placed(source, "blocks.2.mlp", "plain_channels"))
     assert applied.verification is not None and applied.verification.ok
     blocks = Anatomy.of(applied.model).blocks
     assert isinstance(blocks[1].at("attention"), OpaqueMixer) and blocks[1].attention is None
     assert isinstance(blocks[2].at("mlp"), OpaqueMixer) and blocks[2].mlp is None
     with pytest.raises(InvalidInputError, match="stands at attention, not at mlp"):
-        edit(source, Change((Replace("blocks.0.mlp", "plain", {"width": width}),)))
+        edit(source, placed(source, "blocks.0.mlp", "plain"))

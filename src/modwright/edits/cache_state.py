@@ -140,7 +140,7 @@ def state_layer(cache: Any, slot: int) -> StateLayer:
 
     Raises:
         InvalidInputError: the cache has no such slot, or holds keys and values there, so it is of
-            another model; or it is a static cache with sliding windows.
+            another model; it has no slots at all; or it is a static cache with sliding windows.
 
     Example:
         >>> from transformers import DynamicCache
@@ -149,7 +149,12 @@ def state_layer(cache: Any, slot: int) -> StateLayer:
         >>> cache.layers, state_layer(cache, 2).seen
         ([DynamicLayer, DynamicLayer, StateLayer], 4)
     """
-    layers = cache.layers
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        raise InvalidInputError(
+            f"a {type(cache).__name__} has no slots for recurrent states; leave it out, or give a "
+            "DynamicCache"
+        )
     while len(layers) <= slot:
         if cache.layer_class_to_replicate is None:
             raise InvalidInputError(

@@ -105,4 +105,4 @@ def _compare(
             return False, f"{path} gives outputs that differ by {off:.1e} {told}; see {look_at}"
         else:
             return False, f"what {path} reads differs by {off:.1e} {told}; see what is before it"
-    return True, f"largest difference {worst:.1e} {told}, one row left-padded"
+    return True, f"largest difference {worst:.1e} {told}"
