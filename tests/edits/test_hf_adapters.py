@@ -308,7 +308,7 @@ def test_angles_come_from_hosts_that_turn_queries_and_keys(tiny: Any) -> None:
         edit(tiny("tiny-gpt2"), placed(tiny("tiny-gpt2"), "blocks.1.attention", "turned"))
 
 
-@pytest.mark.covering(lambda params: True)
+@pytest.mark.families("tiny-llama", "tiny-gpt2", "tiny-bert", "tiny-mixtral", "tiny-vit")
 def test_channel_mixers_stand_at_the_mlp_of_every_family(tiny: Any, preset: str) -> None:
     source = tiny(preset)
     applied = edit(source, placed(source, "blocks.1.mlp", "plain_channels"))

@@ -216,7 +216,7 @@ def test_a_new_process_is_told_of_what_registered_it(stateful: Any, tmp_path: Pa
     assert "bit-equal" in str(check_reopens(model, tmp_path / "saved"))
 
 
-@pytest.mark.covering(lambda params: True)
+@pytest.mark.families("tiny-llama", "tiny-gpt-neox", "tiny-bert", "tiny-mixtral", "tiny-vit")
 def test_it_is_read_counted_dropped_and_edited_again(tiny: Any, preset: str) -> None:
     source = tiny(preset)
     model = edit(source, toys(Anatomy.of(source), (1,))).model
@@ -239,10 +239,10 @@ def test_it_is_read_counted_dropped_and_edited_again(tiny: Any, preset: str) -> 
     assert inspect(model).find("blocks.1.attention").parameters == part.num_parameters - (
         part.norm.num_parameters if part.norm else 0
     )
-    gone = edit(model, remove(part)).model
+    gone = edit(model, remove(part), check=False).model
     assert Anatomy.of(gone).blocks[1].at("attention") is None
     assert count(gone).state_bytes == 0
-    fewer = Anatomy.of(edit(model, remove(anatomy.blocks[0])).model)
+    fewer = Anatomy.of(edit(model, remove(anatomy.blocks[0]), check=False).model)
     assert isinstance(fewer.blocks[0].at("attention"), OpaqueMixer)
 
 

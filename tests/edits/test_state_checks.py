@@ -71,8 +71,9 @@ def test_only_models_with_states_are_asked(tiny: Any) -> None:
     assert "any chunking = the whole" not in [c.name for c in verify(tiny("tiny-llama")).checks]
 
 
-def test_bare_backbones_with_states_are_asked_too(tiny: Any) -> None:
-    source = tiny("tiny-llama", auto="AutoModel")
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForSequenceClassification"])
+def test_models_that_do_not_write_are_asked_too(tiny: Any, auto: str) -> None:
+    source = tiny("tiny-llama", auto=auto)
     model = edit(source, toys(Anatomy.of(source), (1,))).model
     names = [check.name for check in verify(model).checks]
     assert "any chunking = the whole" in names and "cached decoding = uncached" not in names

@@ -17,13 +17,15 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from toy_recurrent import toys
 from transformers.integrations.heterogeneity.configuration_utils import (
     AmbiguousGlobalPerLayerAttributeError,
 )
 
 import modwright
-from helpers import batch_of, outputs
+from helpers import batch_of, edit, outputs
 from modwright.anatomy import Anatomy, Mlp
+from modwright.anatomy.coerce import cache_keyword
 from modwright.checkpoint.export import make_target
 from modwright.checkpoint.export.to_standalone import layout_of, standalone_code
 from modwright.core.errors import VerificationError
@@ -338,3 +340,25 @@ def test_a_plain_model_needs_no_file(tiny: Any, tmp_path: Path) -> None:
     folder = write(short(tiny, "tiny-gpt2"), tmp_path / "out")
     assert code_files(folder) == []
     assert json.loads((folder / "config.json").read_text())["model_type"] == "gpt2"
+
+
+@pytest.mark.parametrize("auto", ["AutoModelForCausalLM", "AutoModel"])
+def test_a_component_travels_with_its_state_and_its_parameters_in_float32(
+    tiny: Any, tmp_path: Path, modules_cache: Path, auto: str
+) -> None:
+    """Its class comes from a module that is no package of modwright's."""
+    source = tiny("tiny-llama", auto=auto, dtype=torch.bfloat16)
+    model = edit(source, toys(Anatomy.of(source), (0, 2))).model
+    folder = write(model, tmp_path / "out")
+    opened = getattr(transformers, auto).from_pretrained(folder, trust_remote_code=True).eval()
+    assert type(opened).__module__.startswith("transformers_modules.")
+    found = {name: p.dtype for name, p in opened.named_parameters()}
+    assert found == {name: p.dtype for name, p in model.named_parameters()}
+    assert sorted(n[-5:] for n, d in found.items() if d == torch.float32) == ["decay", "decay"]
+    batch = batch_of(model)
+    assert torch.equal(outputs(opened, batch), outputs(model, batch))
+    name, ids = cache_keyword(model), batch["input_ids"][:1]
+    with torch.no_grad():
+        held = [m(ids[:, :5], use_cache=True)[name] for m in (opened, model)]
+        second, wanted = (m(ids[:, 5:], **{name: c})[0] for m, c in zip((opened, model), held))
+    assert torch.equal(second, wanted)

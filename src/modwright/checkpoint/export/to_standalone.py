@@ -25,7 +25,13 @@ from modwright.core.errors import ModwrightError
 from modwright.core.files import write_file
 from modwright.core.progress import Progress
 from modwright.edits.edit import split_address
-from modwright.edits.hf_adapters import Adapted, Handover, component_builder, states_in
+from modwright.edits.hf_adapters import (
+    Adapted,
+    Handover,
+    component_builder,
+    names_in_float32,
+    states_in,
+)
 from modwright.edits.registry import PARTS
 from modwright.edits.remodeled import base_class, edits_of, is_plain
 from modwright.edits.replay import placements, replay
@@ -59,6 +65,7 @@ class Layout:
     layers: dict[int, dict[str, Any]]
     resolved: dict[int, dict[str, Any]]
     kv_sharing_modes: list[str | None] | None
+    float32: tuple[str, ...] = ()
 
 
 @register_target("plain")
@@ -243,6 +250,7 @@ def layout_of(model: Any) -> Layout:
         dict(config.layer_overrides()),
         _resolved(config),
         None if modes is None else list(modes),
+        tuple(sorted(bare + name for name in names_in_float32(stock))),
     )
 
 
