@@ -79,4 +79,5 @@ def relative(found: Tensor, truth: Tensor) -> float:
     """The largest difference, as a share of the largest value."""
     if not truth.numel():
         return 0.0
+    found, truth = found.detach(), truth.detach()
     return float((found - truth).abs().max() / truth.abs().max().clamp(min=1e-30))
