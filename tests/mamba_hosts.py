@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
 from modwright.nn.token_mixers.mamba1 import Mamba1
+from modwright.nn.token_mixers.mamba2 import Mamba2
 
-__all__ = ["MODELS", "hosted", "mixer_like", "with_our_mixers"]
+__all__ = ["MODELS", "hosted", "mixer_like", "random_model", "with_our_mixers"]
 
 MODELS = {
     "mamba": (MambaConfig, MambaForCausalLM),
@@ -33,7 +34,16 @@ def mixer_like(config: Any) -> Any:
     if config.model_type == "mamba":
         more = {"dt_rank": config.time_step_rank, "expand": config.expand}
         return Mamba1(**options, **more)
-    raise NotImplementedError
+    low, high = config.time_step_limit
+    return Mamba2(
+        **options,
+        n_heads=config.num_heads,
+        head_dim=config.head_dim,
+        n_groups=config.n_groups,
+        chunk=config.chunk_size,
+        dt_limit=[low, None if high == float("inf") else high],
+        norm_eps=config.layer_norm_epsilon,
+    )
 
 
 def hosted(mixer: Any, layer: int) -> Any:
