@@ -11,7 +11,7 @@ from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForC
 from modwright.nn.token_mixers.mamba1 import Mamba1
 from modwright.nn.token_mixers.mamba2 import Mamba2
 
-__all__ = ["MODELS", "hosted", "mixer_like", "random_model", "with_our_mixers"]
+__all__ = ["MODELS", "called_as_theirs", "mixer_like", "random_model", "with_our_mixers"]
 
 MODELS = {
     "mamba": (MambaConfig, MambaForCausalLM),
@@ -46,7 +46,7 @@ def mixer_like(config: Any) -> Any:
     )
 
 
-def hosted(mixer: Any, layer: int) -> Any:
+def called_as_theirs(mixer: Any, layer: int) -> Any:
     """The mixer, called as transformers calls its own: it keeps its state in the model's cache."""
     plain = type(mixer).forward
 
@@ -82,7 +82,7 @@ def with_our_mixers(model: Any) -> Any:
     for index, block in enumerate(model.backbone.layers):
         mixer = mixer_like(model.config)
         mixer.load_state_dict(block.mixer.state_dict())
-        block.mixer = hosted(mixer.train(block.training), index)
+        block.mixer = called_as_theirs(mixer.train(block.training), index)
     return model
 
 

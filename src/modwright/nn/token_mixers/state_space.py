@@ -145,13 +145,13 @@ class StateSpaceMixer(nn.Module):
         if x.ndim != 3 or x.shape[2] != self.d_model:
             raise ValueError(f"the input must be (B, L, {self.d_model}), not {tuple(x.shape)}")
         if padding_mask is not None and padding_mask.shape != x.shape[:2]:
-            wanted, found = tuple(x.shape[:2]), tuple(padding_mask.shape)
-            raise ValueError(f"the padding mask must be {wanted}, not {found}")
+            found = tuple(padding_mask.shape)
+            raise ValueError(f"the padding mask must be {tuple(x.shape[:2])}, not {found}")
         if state is None:
             return
         if set(state) != {"conv", "ssm"}:
             raise ValueError(f"the state must have conv and ssm, not {', '.join(sorted(state))}")
-        wanted = {
+        wanted: dict[str, tuple[int, ...]] = {
             "conv": (x.shape[0], self.conv1d.in_channels, self.conv1d.kernel_size[0]),
             "ssm": (x.shape[0], *self.ssm_size()),
         }
