@@ -304,6 +304,8 @@ def test_a_parameter_in_float32_stays_so_in_a_model_of_half_the_bytes(
     source = tiny("tiny-llama", dtype=torch.bfloat16)
     applied = edit(source, toys(Anatomy.of(source), (1,)))
     assert applied.verification is not None and applied.verification.ok
+    told = inspect(applied.model).find("blocks.1.attention").description
+    assert told.endswith(", constant in length, decay in float32")
     applied.model.save_pretrained(tmp_path / "saved")
     half = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     whole = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)

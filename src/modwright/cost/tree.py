@@ -17,6 +17,7 @@ from modwright.cost.macs import Pass
 from modwright.cost.memory import part_state_bytes
 from modwright.cost.meta_trace import trace_on_meta
 from modwright.cost.render import CostTable, Shown, fold, page
+from modwright.edits.hf_adapters import names_in_float32
 
 __all__ = ["Group", "Node", "Tree", "describe", "inspect"]
 
@@ -250,9 +251,16 @@ def _block_node(block: views.Block, rows: dict[str, PartCost], run: Pass) -> Nod
             told = describe(part)
             if state := part_state_bytes(part):
                 told += f", state of {format_number(state, 'B')}, constant in length"
+            told += _said_of_float32(part.module)
             children.append(_leaf(row, told, _lines(part, row, run)))
     children += [_leaf(rows[norm.address], describe(norm)) for norm in block.norms.values()]
     return _sum(block.address, "block", f"{block.layout}-norm", children)
+
+
+def _said_of_float32(module: nn.Module) -> str:
+    """Which parameters are in float32 where others are not; empty where there are none."""
+    kept, dtypes = sorted(names_in_float32(module)), {p.dtype for p in module.parameters()}
+    return f", {', '.join(kept)} in float32" if kept and len(dtypes) > 1 else ""
 
 
 def _lines(part: views.Sublayer, row: PartCost, run: Pass) -> list[Node]:

@@ -210,11 +210,10 @@ def states_in(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
 
 
 def names_in_float32(model: nn.Module) -> set[str]:
-    """Parameters that components want in float32 whatever a checkpoint stores."""
+    """Parameters that components want in float32 whatever a checkpoint stores, by path."""
     return {
-        f"{path}.{name}"
+        f"{path}.{name}".lstrip(".")
         for path, module in model.named_modules()
-        if isinstance(module, Adapted)
         for name in getattr(module, "keep_in_fp32", ())
     }
 
