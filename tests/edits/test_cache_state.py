@@ -109,6 +109,8 @@ def test_it_takes_the_place_of_what_waits_in_the_slot() -> None:
         assert cache.layers[2] is placed is state_layer(cache, 2)
         assert len(cache.layers) == 3 and not isinstance(cache.layers[1], StateLayer)
         assert int(cache.get_seq_length()) == 4
+        static = isinstance(cache, StaticCache)
+        assert getattr(placed, "max_cache_len", None) == (8 if static else None)
 
 
 def test_later_attentions_fill_slots_before_it() -> None:

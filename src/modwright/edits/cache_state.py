@@ -26,6 +26,8 @@ class StateLayer(CacheLayerMixin):
     Attributes:
         state: tree of tensors (B, ...), sequences in the first axis; None before the first tokens.
         seen: tokens of each sequence that went into it, padding included.
+        max_cache_len: tokens for which a static cache was made; no attribute in other caches. Older
+            versions of transformers ask all layers of a static cache for it.
 
     Example:
         >>> layer = StateLayer()
@@ -35,6 +37,7 @@ class StateLayer(CacheLayerMixin):
         (5, [[1.0], [1.0]])
     """
 
+    max_cache_len: int
     is_sliding = False
     is_compileable = False
     is_croppable = False
@@ -176,6 +179,8 @@ def state_layer(cache: Any, slot: int) -> StateLayer:
             "state: it is the cache of another model"
         )
     placed = layers[slot] = StateLayer()
+    if hasattr(found, "max_cache_len"):
+        placed.max_cache_len = found.max_cache_len
     return placed
 
 
