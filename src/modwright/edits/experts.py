@@ -92,20 +92,30 @@ def split_mlp(mlp: Mlp, labels: Tensor, shape: ExpertShape) -> Change:
     return Change((edit,), {f"{here}.order": order, **tensors})
 
 
-def merge_experts(mlp: Mlp, restore_order: bool = True) -> Change:
-    """Makes an MLP of the family's own kind from experts, with every neuron at work again.
+def merge_experts(mlp: Mlp, restore_order: bool = True, activation: str | None = None) -> Change:
+    """Makes an ordinary MLP from experts, with every neuron at work again.
 
     With ``restore_order`` neurons return to the order that they had before they were grouped, so
-    an MLP that was not trained since is the old one, bit for bit. One that is not split is refused.
+    an MLP that was not trained since is the old one, bit for bit. One that is not split is refused,
+    and one whose activation normalizes within each expert.
+
+    Args:
+        activation: that of the family's own MLPs, if it may be another one than this MLP's: the
+            result is one of the family's own only where they agree.
     """
     if mlp.experts is None:
         raise InvalidInputError(
             f"{mlp.address} is not split into experts, so there is nothing to merge"
         )
-    order = mlp.buffers()["order"]
+    require_separable(mlp, "experts cannot be merged")
+    order, shape = mlp.buffers()["order"], mlp.shape
     place = order.argsort() if restore_order else torch.arange(len(order), device=order.device)
-    maps = (place_map(address, stored) for address, stored in _reordered(mlp, place).items())
-    return sum(maps, Change((RevertEdit(mlp.address),)))
+    maps = [place_map(address, stored) for address, stored in _reordered(mlp, place).items()]
+    if activation in (None, mlp.activation) and shape.activation_kwargs is None:
+        return sum(maps, Change((RevertEdit(mlp.address),)))
+    own = {field.name: getattr(shape, field.name) for field in fields(FeedForwardShape)}
+    edit = Replace(mlp.address, "feed_forward", FeedForwardShape(**own).to_dict())
+    return sum((Change((), one.tensors) for one in maps), Change((edit,)))
 
 
 def _reordered(mlp: Mlp, place: Tensor) -> dict[str, dict[str, Tensor]]:
@@ -150,7 +160,12 @@ def replace_mixture(
     used = mixture.top_k if top_k is None else top_k
     with refusing(here):
         shape = MixtureShape(
-            mixture.hidden_size, widths.pop(), len(scores), used, mixture.activation
+            mixture.hidden_size,
+            widths.pop(),
+            len(scores),
+            used,
+            mixture.activation,
+            mixture.shape.activation_kwargs,
         )
     tensors = {f"{here}.router.weight": scores}
     for role, maps in (("gate", gate), ("up", up), ("down", down)):

@@ -6,7 +6,7 @@ Parts are plain torch; here they are at home in a transformers model: its config
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -39,6 +39,7 @@ from modwright.nn import (
     narrow_,
     zero_mean_,
 )
+from modwright.nn.activations import ACTIVATIONS
 from modwright.nn.component import COMPONENTS, Component
 from modwright.nn.token_mixers.attention import naive_attention
 
@@ -93,11 +94,20 @@ def call_builder(
     return builder(config, **given, **kwargs)
 
 
-def activation(name: str) -> Any:
-    """The function that transformers has under a name; another name is refused."""
-    if name not in ACT2FN:
-        raise unknown_name("activation", name, sorted(ACT2FN))
-    return ACT2FN[name]
+def activation(name: str, kwargs: Mapping[str, Any] | None = None) -> Any:
+    """What transformers has under a name, else the registered component of that name.
+
+    Args:
+        name: another is refused.
+        kwargs: arguments of a component.
+    """
+    if name in ACT2FN and not kwargs:
+        return ACT2FN[name]
+    if name not in ACTIVATIONS and name in ACT2FN:
+        raise InvalidInputError(f"the activation {name!r} takes no arguments")
+    if name not in ACTIVATIONS:
+        raise unknown_name("activation", name, sorted({*ACT2FN, *ACTIVATIONS}))
+    return ACTIVATIONS[name](**(kwargs or {}))
 
 
 def attend_as_configured(
@@ -164,7 +174,7 @@ def _crms_norm(config: Any, hidden_size: int, eps: float) -> nn.Module:
 @register_part("expert_feed_forward")
 def _expert_feed_forward(config: Any, **kwargs: Any) -> nn.Module:
     shape = ExpertShape(**kwargs)
-    return ExpertFeedForward(shape, activation(shape.activation))
+    return ExpertFeedForward(shape, activation(shape.activation, shape.activation_kwargs))
 
 
 @register_part("factors")
@@ -177,7 +187,7 @@ def _factors(
 @register_part("feed_forward")
 def _feed_forward(config: Any, **kwargs: Any) -> nn.Module:
     shape = FeedForwardShape(**kwargs)
-    return FeedForward(shape, activation(shape.activation))
+    return FeedForward(shape, activation(shape.activation, shape.activation_kwargs))
 
 
 @register_part("grid_attention")
@@ -200,7 +210,7 @@ def _mixture(config: Any, **kwargs: Any) -> nn.Module:
     if getattr(config, "output_router_logits", False):
         raise _no_router_scores()  # its loss stacks the scores of all layers as equals
     shape = MixtureShape(**kwargs)
-    return Mixture(shape, activation(shape.activation))
+    return Mixture(shape, activation(shape.activation, shape.activation_kwargs))
 
 
 @register_part("narrowed")

@@ -225,7 +225,9 @@ class EmoeMerge(WithoutData):
             raise InvalidInputError(
                 "emoe_merge: no MLP is split into experts; split some with emoe first"
             )
-        change = sum((merge_experts(mlp, self.restore_order) for mlp in split), Change())
+        usual = anatomy.family.get("activation")
+        own = None if usual is None else str(usual)
+        change = sum((merge_experts(mlp, self.restore_order, own) for mlp in split), Change())
         return change, {"merged": [mlp.address for mlp in split]}, ()
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from modwright.core.macs import forward_macs
-from modwright.nn import ExpertFeedForward, ExpertShape, FeedForward, FeedForwardShape
+from modwright.nn import ExpertFeedForward, ExpertShape, FeedForward, FeedForwardShape, PolyNorm
 from modwright.nn.routing import MODES, SCORES, SELECTIONS, choose_experts, nearest_divisors
 
 D, INNER, N = 12, 48, 8
@@ -121,6 +121,25 @@ def test_both_forms_have_the_same_gradients(kind: str, score: str) -> None:
     assert all(one is not None and one.abs().max() > 0 for one in found[0])
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_activation_that_normalizes_does_so_within_each_expert(kind: str) -> None:
+    found = []
+    for mode in MODES:
+        part = make(kind, mode=mode)
+        part.act = PolyNorm().double()
+        assert {"act.weight", "act.bias"} < set(part.state_dict())
+        x = torch.linspace(-2, 2, 5 * D, dtype=torch.float64).view(5, D).requires_grad_()
+        out = part(x)
+        (out * torch.linspace(-1, 2, out.numel()).view_as(out)).sum().backward()
+        found.append([out.detach(), x.grad, *(p.grad for p in part.parameters())])
+    pre = (part.up_proj if part.gate_proj is None else part.gate_proj)(x)
+    inner = part.act(pre.view(5, N, 6)).flatten(1) * (part.up_proj(x) if part.shape.gated else 1)
+    by_hand = part.down_proj(inner * part.route(x).repeat_interleave(6, dim=-1))
+    torch.testing.assert_close(found[0][0], by_hand.detach(), rtol=0, atol=1e-11)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from modwright.nn import Mixture, MixtureShape, route
+from modwright.nn import Mixture, MixtureShape, PolyNorm, route
 from modwright.nn.channel_mixers.mixture import naive_mixture
 
 
@@ -36,6 +36,18 @@ def test_the_loop_over_experts_is_the_naive_sum(experts: int, top_k: int, tokens
     for (name, p), (_, q) in zip(routed.named_parameters(), naive.named_parameters()):
         found = torch.zeros_like(p) if p.grad is None else p.grad
         assert torch.allclose(found, q.grad, atol=1e-6), name
+
+
+def test_experts_share_an_activation_that_normalizes_within_each_of_them() -> None:
+    torch.manual_seed(0)
+    routed = Mixture(MixtureShape(6, 7, 4, 2, "poly_norm"), PolyNorm()).double()
+    assert {"act.weight", "act.bias"} < set(routed.state_dict())
+    naive, x = copy.deepcopy(routed), torch.randn(2, 5, 6, dtype=torch.float64)
+    for part, run in ((routed, routed), (naive, lambda x: naive_mixture(naive, x))):
+        (run(x) * torch.linspace(-1, 2, x.numel()).view_as(x)).sum().backward()
+        assert all(p.grad is not None for p in part.act.parameters())
+    for (name, p), q in zip(routed.named_parameters(), naive.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, msg=name, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.contract("H3")

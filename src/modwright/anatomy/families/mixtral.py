@@ -40,6 +40,10 @@ class Mixtral(Mistral):
             "router": as_projection(module.gate, f"{address}.router"),
             "stack": module.experts,
             "top_k": module.top_k,
-            "activation": str(self.get("activation")),
-            "act": module.act if isinstance(module, Mixture) else module.experts.act_fn,
+            **self._activation_of(module),
         }
+
+    def _activation_of(self, module: Any) -> dict[str, Any]:
+        if isinstance(module, Mixture):
+            return {"activation": module.shape.activation, "act": module.act}
+        return {"activation": str(self.get("activation")), "act": module.experts.act_fn}

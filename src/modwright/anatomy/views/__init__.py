@@ -11,6 +11,7 @@ from modwright.anatomy.views.experts import Expert, MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
 from modwright.anatomy.views.neurons import Neurons
 from modwright.anatomy.views.part import (
+    Activation,
     Embedding,
     LayerScale,
     Linear,
@@ -22,8 +23,9 @@ from modwright.anatomy.views.part import (
 )
 from modwright.anatomy.views.sublayer import OpaqueMixer, Scores, Sublayer, component_module
 
-__all__ = ["Attention", "Block", "Embedding", "Expert", "LayerScale", "Layout", "Linear"]
+__all__ = ["Activation", "Attention", "Block", "Embedding", "Expert", "LayerScale", "Layout"]
 __all__ += [
+    "Linear",
     "MixtureOfExperts",
     "Mlp",
     "ModulePart",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,9 @@ from modwright.anatomy.forward_pass import Pass
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.separable import is_separable
 from modwright.anatomy.views.neurons import Neurons
+from modwright.anatomy.views.part import Activation, ModulePart
 from modwright.anatomy.views.sublayer import Sublayer
+from modwright.core.capture import HookPoint
 from modwright.nn import Mixture, MixtureShape, route
 
 __all__ = ["Expert", "ExpertProjection", "MixtureOfExperts"]
@@ -93,7 +95,8 @@ class MixtureOfExperts(Sublayer):
     def shape(self) -> MixtureShape:
         """Every number that fixes its structure."""
         sizes = self.hidden_size, self.intermediate_size, self.num_experts, self.top_k
-        return MixtureShape(*sizes, self.activation)
+        own = self.module.shape.activation_kwargs if isinstance(self.module, Mixture) else None
+        return MixtureShape(*sizes, self.activation, own)
 
     @cached_property
     def experts(self) -> tuple[Expert, ...]:
@@ -111,6 +114,12 @@ class MixtureOfExperts(Sublayer):
             )
             for i in range(self.num_experts)
         )
+
+    def members(self) -> Mapping[str, Projection | ModulePart]:
+        maps, act = self.projections(), self.act
+        if not isinstance(act, nn.Module) or not (*act.parameters(), *act.buffers()):
+            return maps
+        return {**maps, "act": Activation(act, f"{self.address}.act")}
 
     def projections(self) -> dict[str, Projection]:
         maps = {"router": self.router}
@@ -139,6 +148,29 @@ class MixtureOfExperts(Sublayer):
     def activation_width(self, scored: int = 0) -> int:
         """One expert after the other, on its share of the positions; and the router's scores."""
         return self.intermediate_size * 3 * self.top_k // self.num_experts + self.num_experts
+
+    placed_as = "mixture"
+    """The registered part of this structure."""
+
+    @property
+    def act_function(self) -> Callable[[Tensor], Tensor]:
+        """The activation of all experts."""
+        return self.act
+
+    @property
+    def activation_point(self) -> HookPoint:
+        """What tells what the activation reads: see :meth:`activation_inputs`."""
+        return self.sublayer_input
+
+    def activation_inputs(self, seen: Tensor) -> Iterator[Tensor]:
+        """What the mixture reads, (n, d) -> what each expert's activation reads, (m, neurons), of
+        the positions that it works on.
+        """
+        chosen = self.choose(seen)
+        for index, expert in enumerate(self.experts):
+            here = seen[(chosen == index).any(-1)]
+            if len(here):
+                yield F.linear(here, expert.gate.weight)
 
     def choose(self, x: Tensor) -> Tensor:
         """The experts that work on each position: x (n, d) -> (n, top_k)."""

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
 
 from modwright.anatomy.forward_pass import Pass
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.separable import activations_of, is_separable
+from modwright.anatomy.separable import (
+    activations_of,
+    is_separable,
+    named_activation,
+    stored_activation,
+)
 from modwright.anatomy.views.neurons import Neurons
+from modwright.anatomy.views.part import Activation, ModulePart
 from modwright.anatomy.views.sublayer import Scores, Sublayer
 from modwright.core.capture import HookPoint
 from modwright.nn import ExpertFeedForward, ExpertShape, FeedForward, FeedForwardShape
@@ -38,16 +49,15 @@ class Mlp(Sublayer):
     @property
     def shape(self) -> FeedForwardShape:
         """Every number that fixes its structure."""
+        maps, sizes = self.projections(), (self.hidden_size, self.intermediate_size)
+        biases = "".join(role[0] for role, map_ in maps.items() if map_.bias is not None)
         if isinstance(self.module, FeedForward):
-            return self.module.shape
-        maps = self.projections()
-        return FeedForwardShape(
-            self.hidden_size,
-            self.intermediate_size,
-            self.activation,
-            self.gate is not None,
-            "".join(role[0] for role, projection in maps.items() if projection.bias is not None),
-        )
+            # What it was built with, but for maps that were replaced since.
+            width, inner = sizes
+            return replace(
+                self.module.shape, hidden_size=width, intermediate_size=inner, biases=biases
+            )
+        return FeedForwardShape(*sizes, self.activation, self.gate is not None, biases)
 
     @property
     def experts(self) -> ExpertShape | None:
@@ -69,6 +79,45 @@ class Mlp(Sublayer):
         return 1 if self.experts is None else self.experts.top_k
 
     @property
+    def act(self) -> Activation | None:
+        """Its activation, where that has parameters."""
+        maps = [projection.module for projection in self.projections().values()]
+        found = stored_activation(self.module, maps, self.activation)
+        return None if found is None else Activation(found, f"{self.address}.act")
+
+    @property
+    def placed_as(self) -> str:
+        """The registered part of this structure."""
+        return "feed_forward" if self.experts is None else "expert_feed_forward"
+
+    @property
+    def act_function(self) -> Callable[[Tensor], Tensor]:
+        """Its activation as it stands there."""
+        own: Any = self.module.act if isinstance(self.module, FeedForward) else self.act
+        if own is None:
+            own = named_activation(self.activation)
+        return own.module if isinstance(own, Activation) else own
+
+    @property
+    def activation_point(self) -> HookPoint:
+        """What tells what the activation reads: see :meth:`activation_inputs`."""
+        reads = self.up if self.gate is None else self.gate
+        if self.experts is not None:
+            return self.sublayer_input
+        return HookPoint(reads.module, "output", reads.axis)
+
+    def activation_inputs(self, seen: Tensor) -> Iterator[Tensor]:
+        """What passed :attr:`activation_point`, (n, c) -> what the activation reads, (m, neurons):
+        of experts, the neurons of each one that a token uses.
+        """
+        reads = self.up if self.gate is None else self.gate
+        if not isinstance(self.module, ExpertFeedForward):
+            yield seen if reads.rows is None else seen[:, reads.rows]
+            return
+        neurons = F.linear(seen, reads.weight, reads.bias)
+        yield neurons.unflatten(-1, (self.num_experts, -1))[self.module.route(seen)]
+
+    @property
     def separable(self) -> bool:
         """Its neurons do not depend on each other: some may go and the others stay as they are."""
         maps = [projection.module for projection in self.projections().values()]
@@ -83,6 +132,10 @@ class Mlp(Sublayer):
     @property
     def neurons(self) -> Neurons:
         return Neurons(self.intermediate_size, self.inner)
+
+    def members(self) -> Mapping[str, Projection | ModulePart]:
+        own = self.act
+        return self.projections() if own is None else {**self.projections(), "act": own}
 
     def projections(self) -> dict[str, Projection]:
         gate = {} if self.gate is None else {"gate": self.gate}

@@ -13,7 +13,16 @@ from modwright.anatomy.projection import Projection, Stored
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import CRMSNorm, RestoringCRMSNorm
 
-__all__ = ["Embedding", "LayerScale", "Linear", "ModulePart", "Norm", "OpaqueModule", "Part"]
+__all__ = [
+    "Activation",
+    "Embedding",
+    "LayerScale",
+    "Linear",
+    "ModulePart",
+    "Norm",
+    "OpaqueModule",
+    "Part",
+]
 __all__ += ["PatchEmbedding"]
 
 
@@ -122,6 +131,14 @@ class OpaqueModule(ModulePart):
 
     def parameters(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters()}
+
+
+class Activation(OpaqueModule):
+    """An activation that has parameters: those of its module, and its buffers."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        buffers = {name: buffer.detach() for name, buffer in self.module.named_buffers()}
+        return super().parameters() | buffers
 
 
 class Embedding(ModulePart):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from modwright.anatomy.forward_pass import Pass
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.neurons import Neurons
-from modwright.anatomy.views.part import Norm, Part
+from modwright.anatomy.views.part import ModulePart, Norm, Part
 from modwright.core.capture import HookPoint
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.core.macs import forward_macs
@@ -86,8 +86,8 @@ class Sublayer(Part):
     def projections(self) -> dict[str, Projection]:
         """Its linear layers by role: "q", "up" and the like."""
 
-    def members(self) -> Mapping[str, Projection | Norm]:
-        """What holds its parameters, by role: its linear layers, and norms inside it."""
+    def members(self) -> Mapping[str, Projection | ModulePart]:
+        """What holds its parameters, by role: its linear layers, norms and an activation in it."""
         return self.projections()
 
     def buffers(self) -> dict[str, Tensor]:
@@ -198,11 +198,9 @@ class OpaqueMixer(Sublayer):
 
     @property
     def _dtype(self) -> torch.dtype:
-        """Of its weights but those that stay in float32, else of its norm's, else torch's own."""
+        """Of its weights, else of its norm's, else torch's own."""
         modules = [self.module] if self.norm is None else [self.module, self.norm.module]
-        kept = getattr(component_module(self.module), "keep_in_fp32", ())
-        named = (named for module in modules for named in module.named_parameters())
-        found = (parameter.dtype for name, parameter in named if name not in kept)
+        found = (p.dtype for module in modules for p in module.parameters())
         return next(
             (dtype for dtype in found if dtype.is_floating_point), torch.get_default_dtype()
         )

@@ -7,7 +7,7 @@ import builtins
 import importlib
 import inspect
 import symtable
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -20,7 +20,11 @@ _Place = tuple[str, str]
 
 
 def inline_sources(
-    roots: Iterable[Any], *, packages: Sequence[str] = ("modwright",), without: Sequence[str] = ()
+    roots: Iterable[Any],
+    *,
+    packages: Sequence[str] = ("modwright",),
+    without: Sequence[str] = (),
+    tables: Mapping[_Place, Mapping[str, Any]] | None = None,
 ) -> tuple[str, tuple[str, ...]]:
     """The text of ``roots`` and of everything that they use of ``packages``, and nothing more.
 
@@ -31,6 +35,8 @@ def inline_sources(
         roots: classes and functions that are defined at the top level of modules.
         packages: top-level packages whose definitions are included; all others are imported.
         without: decorators that are left out, with what only they use.
+        tables: (module, name) of a registry -> what of it is needed, classes and functions by their
+            names in it; it is a plain dictionary in the text.
 
     Returns:
         The text, which begins with its imports, and the name of each root in it.
@@ -46,14 +52,8 @@ def inline_sources(
         >>> "class ZeroModule(nn.Module):" in text and "from torch import Tensor, nn" in text
         True
     """
-    gathering = _Gathering(packages, without)
-    places = [(str(root.__module__), str(root.__name__)) for root in roots]
-    for module, name in places:
-        if name not in gathering.module(module).definitions:
-            raise InvalidInputError(
-                f"{module}.{name} is not defined at the top level of its module"
-            )
-        gathering.take((module, name))
+    gathering = _Gathering(packages, without, tables or {})
+    places = [gathering.take_root(root) for root in roots]
     names = gathering.names()
     pieces, home = [_import_lines(gathering.imports)], ""
     for place in names:
@@ -100,8 +100,13 @@ class _Module:
 class _Gathering:
     """Follows names from definition to definition."""
 
-    def __init__(self, packages: Sequence[str], without: Sequence[str]) -> None:
-        self.packages, self.without = packages, without
+    def __init__(
+        self,
+        packages: Sequence[str],
+        without: Sequence[str],
+        tables: Mapping[_Place, Mapping[str, Any]],
+    ) -> None:
+        self.packages, self.without, self.tables = packages, without, tables
         self.module = cache(_Module)
         self.taken: dict[_Place, dict[str, _Place]] = {}
         """Definition -> global name in it -> the definition behind that name."""
@@ -110,11 +115,24 @@ class _Gathering:
     def _is_inside(self, module: str) -> bool:
         return module.partition(".")[0] in self.packages
 
+    def take_root(self, root: Any) -> _Place:
+        """Takes a class or a function; says where it is defined."""
+        module, name = str(root.__module__), str(root.__name__)
+        if name not in self.module(module).definitions:
+            raise InvalidInputError(
+                f"{module}.{name} is not defined at the top level of its module"
+            )
+        self.take((module, name))
+        return module, name
+
     def take(self, place: _Place) -> None:
         """Takes a definition and all that it uses."""
         if place in self.taken:
             return
         used = self.taken[place] = {}
+        if place in self.tables:
+            used |= {key: self.take_root(root) for key, root in self.tables[place].items()}
+            return
         module, name = place
         node = self.module(module).definitions[name]
         for inner in ast.walk(node):
@@ -188,6 +206,9 @@ class _Gathering:
     def source(self, place: _Place, names: dict[_Place, str]) -> str:
         """The text of a definition, with the names that definitions have here."""
         module, name = place
+        if place in self.tables:
+            entries = (f"{key!r}: {names[found]}" for key, found in self.taken[place].items())
+            return f"{names[place]} = {{{', '.join(entries)}}}"
         lines = list(self.module(module).lines)
         node, own = self.module(module).definitions[name], names[place]
         new = {old: names[found] for old, found in self.taken[place].items()} | {name: own}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.activations import ACT2FN
 
 from modwright.anatomy.families import family_of
 from modwright.checkpoint.classes import STANDALONE, auto_classes
@@ -35,6 +36,7 @@ from modwright.edits.hf_adapters import (
 from modwright.edits.registry import PARTS
 from modwright.edits.remodeled import base_class, edits_of, is_plain
 from modwright.edits.replay import placements, replay
+from modwright.nn.activations import ACTIVATIONS
 from modwright.nn.component import COMPONENTS
 
 __all__ = ["Layout", "Plain", "Standalone", "layout_of", "standalone_code"]
@@ -148,12 +150,15 @@ def standalone_code(model: Any, layout: Layout) -> str:
         name: COMPONENTS[name].make if name in adapted else PARTS[name]
         for name in sorted({name for _, name, _ in layout.parts})
     }
-    homes = {builder.__module__.partition(".")[0] for builder in builders.values()}
+    acts = _activations_in(layout)
+    taken = (*builders.values(), *acts.values())
+    homes = {one.__module__.partition(".")[0] for one in taken}
     builder = [component_builder, Handover] if adapted else []
     text, (own_config, own_model, *spoken) = inline_sources(
         [StandaloneConfig, StandaloneModel, *builder, *builders.values()],
         packages=sorted({"modwright", *homes}),
         without=("register_part", "component"),
+        tables={("modwright.nn.activations", "ACTIVATIONS"): acts},
     )
     for at, name in enumerate(builders, len(builder)):
         if name in adapted:
@@ -182,6 +187,12 @@ def standalone_code(model: Any, layout: Layout) -> str:
     )
     marker = "\n\n\n# From "
     return ("\n".join(lines) + "\n").replace(marker, f"\n{imported}{marker}", 1)
+
+
+def _activations_in(layout: Layout) -> dict[str, Any]:
+    """What makes the activations that are components, by name: transformers has the others."""
+    named = {str(arguments.get("activation")) for *_, arguments in layout.parts} - set(ACT2FN)
+    return {name: ACTIVATIONS[name] for name in sorted(named) if name in ACTIVATIONS}
 
 
 def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None:

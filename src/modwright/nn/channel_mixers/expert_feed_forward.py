@@ -39,6 +39,9 @@ def mean_keys(shape: ExpertShape, keys: Tensor, down: Tensor) -> Tensor:
 class ExpertFeedForward(FeedForward):
     """down(act(up x)), or down(act(gate x) * up x), over the neurons of each token's experts.
 
+    All experts share ``act``, which reads the neurons of one expert at a time: one that normalizes
+    does so within an expert, and then the part is not the ordinary one even with all experts.
+
     x (b, t, d) -> (b, t, d). Buffers: ``order`` (I,), the number that each neuron had before
     neurons were grouped, and ``avg_key`` (N, d) for that score. The mask form is the plain truth.
     The dispatch form reads weights by expert, so a map that is not a plain linear one (an adapter,
@@ -105,9 +108,13 @@ class ExpertFeedForward(FeedForward):
         """Pre-activations of gate and up (..., I), and what the down map reads."""
         up = self.up_proj(x)
         if self.gate_proj is None:
-            return up, up, self.act(up)
+            return up, up, self._activated(up)
         gate = self.gate_proj(x)
-        return gate, up, self.act(gate) * up
+        return gate, up, self._activated(gate) * up
+
+    def _activated(self, values: Tensor) -> Tensor:
+        """(..., I) -> (..., I), each expert's neurons by themselves."""
+        return self.act(values.unflatten(-1, (self.shape.num_experts, -1))).flatten(-2)
 
     @torch.no_grad()
     def _scores(self, x: Tensor, seen: tuple[Tensor, Tensor, Tensor] | None = None) -> Tensor:

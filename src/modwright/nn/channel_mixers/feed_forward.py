@@ -5,8 +5,8 @@ Axes: b batch, t positions, d hidden_size, I intermediate_size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -28,6 +28,13 @@ class Shape:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
 
+    def check_arguments(self, name: str) -> None:
+        """Arguments of a component are a mapping, and None where there are none."""
+        given = getattr(self, name)
+        if given is not None and not isinstance(given, Mapping):
+            raise ValueError(f"{name} must map names to values, not {given!r}")
+        object.__setattr__(self, name, dict(given) if given else None)
+
 
 @dataclass(frozen=True)
 class FeedForwardShape(Shape):
@@ -35,9 +42,11 @@ class FeedForwardShape(Shape):
 
     Attributes:
         intermediate_size: neurons.
-        activation: its name, as configs of transformers have it ("silu", "gelu_new").
+        activation: its name, as configs of transformers have it ("silu", "gelu_new"), or that of a
+            registered component ("poly_norm").
         gated: down(act(gate x) * up x) rather than down(act(up x)).
         biases: which of gate "g", up "u" and down "d" have a bias.
+        activation_kwargs: arguments of a registered activation.
     """
 
     hidden_size: int
@@ -45,9 +54,11 @@ class FeedForwardShape(Shape):
     activation: str
     gated: bool = False
     biases: str = ""
+    activation_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         self.check_positive("hidden_size", "intermediate_size")
+        self.check_arguments("activation_kwargs")
         if set(self.biases) - set("gud" if self.gated else "ud"):
             raise ValueError(f"biases {self.biases!r} name a map that is not there")
 
@@ -56,7 +67,8 @@ class FeedForward(nn.Module):
     """down(act(up x)), or down(act(gate x) * up x): the MLP of a Transformer, dense.
 
     x (b, t, d) -> (b, t, d); up and gate (I, d), down (d, I). ``act`` is what ``shape.activation``
-    names; a host gives its own.
+    names; a host gives its own. Where that is a module, its parameters are called ``act.weight``
+    and the like.
 
     Example:
         >>> import torch

@@ -5,8 +5,8 @@ Axes: n positions, d hidden_size, E experts, I neurons of one expert.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ __all__ = ["ExpertStack", "Mixture", "MixtureShape", "Router", "naive_mixture", 
 class MixtureShape(Shape):
     """Everything that fixes the structure of a :class:`Mixture`; plain JSON values.
 
-    ``intermediate_size`` counts the neurons of each expert, ``top_k`` the experts of a position.
+    ``intermediate_size`` counts the neurons of each expert, ``top_k`` the experts of a position;
+    ``activation_kwargs`` are arguments of an activation that is a registered component.
     """
 
     hidden_size: int
@@ -30,9 +31,11 @@ class MixtureShape(Shape):
     num_experts: int
     top_k: int
     activation: str
+    activation_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         self.check_positive("hidden_size", "intermediate_size", "num_experts", "top_k")
+        self.check_arguments("activation_kwargs")
         if self.top_k > self.num_experts:
             raise ValueError(
                 f"top_k {self.top_k} of {self.num_experts} experts: valid are 1 to all"
@@ -84,7 +87,9 @@ class ExpertStack(nn.Module):
 class Mixture(nn.Module):
     """Sum over the chosen experts of weight times down(act(gate x) * up x): (b, t, d) -> (b, t, d).
 
-    Each expert runs once, on the positions that chose it. Parameter names are those of Mixtral.
+    Each expert runs once, on the positions that chose it. Parameter names are those of Mixtral. All
+    experts share ``act``, which reads the neurons of one expert at a time: one that normalizes does
+    so within an expert.
 
     Example:
         >>> shape = MixtureShape(8, intermediate_size=16, num_experts=4, top_k=2, activation="silu")
