@@ -104,11 +104,17 @@ class Method(Protocol):
         return Plan.of(anatomy, self.name, change, plain_options(self), reasons, notes)
 
     def _measured(
-        self, anatomy: Anatomy, data: Data, folder: Folder, progress: Progress, label: str
+        self,
+        anatomy: Anatomy,
+        data: Data,
+        folder: Folder,
+        progress: Progress,
+        label: str,
+        collectors: Sequence[Collector] | None = None,
     ) -> Statistics:
         if data is None:
             raise InvalidInputError(f"{self.name} needs calibration data")
-        wanted = self.collectors()
+        wanted = self.collectors() if collectors is None else collectors
         return calibrate(anatomy, data, wanted, directory=folder, progress=progress, label=label)
 
     def _check_choices(self) -> None:

@@ -102,6 +102,8 @@ def every_other_part(tiny: Any) -> dict[str, Any]:
         "fewer experts": with_change(mixtral, fewer),
         "emoe": by_method(llama, "emoe", num_experts=4, top_k=2),
         "identity mixer": by_method(llama, "replace_token_mixer", mixer="identity", blocks="1"),
+        "learned activation": by_method(llama, "replace_activation", order=2, eps=1e-5),
+        "activation of experts": by_method(mixtral, "replace_activation", activation="poly_relu"),
         "bare": by_method(short(tiny, "tiny-gpt-neox").gpt_neox, "pre_rmsnorm", form="crms"),
         **{name: by_method(gpt2, "pre_rmsnorm", **options) for name, options in forms.items()},
     }
