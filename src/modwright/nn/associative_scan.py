@@ -13,7 +13,8 @@ from torch import Tensor
 
 __all__ = ["associative_scan", "in_chunks", "out_of_chunks", "segment_sums"]
 
-CHUNK, LEVELS = 32, 2
+CHUNK = 32
+LEVELS = 2
 
 
 def segment_sums(x: Tensor, dim: int) -> Tensor:

@@ -34,6 +34,7 @@ from modwright.edits import Change, Replace, keep_experts
 from modwright.edits.registry import PARTS
 from modwright.edits.remodeled import base_class, edits_of
 from modwright.nn import GroupedAttention
+from modwright.nn.component import COMPONENTS
 
 from .edited import by_method, short, with_change
 
@@ -364,3 +365,22 @@ def test_a_component_travels_with_its_state_and_its_parameters_in_float32(
         held = [m(ids[:, :5], use_cache=True)[name] for m in (opened, model)]
         second, wanted = (m(ids[:, 5:], **{name: c})[0] for m, c in zip((opened, model), held))
     assert torch.equal(second, wanted)
+
+
+MIXERS: dict[str, dict[str, Any]] = {
+    "mamba1": {"d_model": 48, "d_state": 4},
+    "mamba2": {"d_model": 48, "d_state": 8, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_mixers_of_the_package_travel_as_source(
+    tiny: Any, tmp_path: Path, modules_cache: Path, name: str
+) -> None:
+    source, address = tiny("tiny-llama"), "blocks.1.attention"
+    made = COMPONENTS[name].make(**MIXERS[name]).state_dict()
+    values = {f"{address}.{key}": value for key, value in made.items()}
+    model = edit(source, Change((Replace(address, name, MIXERS[name]),), values), check=False).model
+    folder = write(model, tmp_path / "out")
+    opened = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    assert torch.equal(outputs(opened, batch_of(model)), outputs(model))
