@@ -29,9 +29,11 @@ from modwright.core.compat.torch import tensors_of
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.modes import set_mode
 from modwright.cost import count, inspect
-from modwright.edits import Change, remove
+from modwright.cost.memory import part_state_bytes
+from modwright.edits import Change, Replace, remove
 from modwright.edits.cache_state import StateLayer
 from modwright.edits.verify import check_reopens
+from modwright.nn.component import COMPONENTS
 from modwright.surgery import plan
 from modwright.surgery.method import make_method
 
@@ -334,3 +336,41 @@ def test_encoders_run_it_without_a_cache(tiny: Any) -> None:
     assert applied.verification is not None and applied.verification.ok
     with pytest.raises(VerificationError, match="padding has no influence"):
         edit(source, toys(Anatomy.of(source), (0, 2), fault="padding"))
+
+
+MIXERS: dict[str, dict[str, Any]] = {
+    "mamba1": {"d_model": 48, "d_state": 4},
+    "mamba2": {"d_model": 48, "d_state": 8, "head_dim": 16},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", MIXERS)
+def test_mixers_of_the_package_decode_beside_attentions(
+    tiny: Any, name: str, dtype: torch.dtype
+) -> None:
+    """bfloat16 is verified alone: equal tokens would hang on near ties."""
+    source, change = tiny("tiny-llama", dtype=dtype), Change()
+    for block in (0, 2):
+        address = f"blocks.{block}.attention"
+        torch.manual_seed(block)
+        values = COMPONENTS[name].make(**MIXERS[name]).state_dict()
+        named = {f"{address}.{key}": value for key, value in values.items()}
+        change += Change((Replace(address, name, MIXERS[name]),), named)
+    applied = edit(source, change)
+    assert applied.verification is not None and applied.verification.ok
+    model = endless(applied.model)
+    cost, part = count(model), Anatomy.of(model).blocks[0].at("attention")
+    assert cost.state_bytes == 2 * part_state_bytes(part) > 0
+    cache = model(torch.full((3, 4), 7), use_cache=True)[cache_keyword(model)]
+    assert cost.state_bytes * 3 == sum(
+        tensor.nbytes
+        for layer in cache.layers
+        if isinstance(layer, StateLayer)
+        for tensor in tensors_of(layer.state)
+    )
+    if dtype == torch.float32:
+        batch = batch_of(model)
+        greedy = greedy_without_cache(model, batch)
+        for options in ({}, {"cache_implementation": "static"}, {"prefill_chunk_size": 5}):
+            assert torch.equal(generate(model, batch, **options), greedy)

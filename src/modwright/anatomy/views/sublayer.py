@@ -198,9 +198,11 @@ class OpaqueMixer(Sublayer):
 
     @property
     def _dtype(self) -> torch.dtype:
-        """Of its weights, else of its norm's, else torch's own."""
+        """Of its weights but those that stay in float32, else of its norm's, else torch's own."""
         modules = [self.module] if self.norm is None else [self.module, self.norm.module]
-        found = (p.dtype for module in modules for p in module.parameters())
+        kept = getattr(component_module(self.module), "keep_in_fp32", ())
+        named = (named for module in modules for named in module.named_parameters())
+        found = (parameter.dtype for name, parameter in named if name not in kept)
         return next(
             (dtype for dtype in found if dtype.is_floating_point), torch.get_default_dtype()
         )
