@@ -374,3 +374,18 @@ def test_mixers_of_the_package_decode_beside_attentions(
         greedy = greedy_without_cache(model, batch)
         for options in ({}, {"cache_implementation": "static"}, {"prefill_chunk_size": 5}):
             assert torch.equal(generate(model, batch, **options), greedy)
+
+
+def test_adapters_learn_in_a_mixer_and_in_attentions(stateful: Any) -> None:
+    import peft
+
+    model = copy.deepcopy(stateful("tiny-llama", "block 1"))
+    wanted = peft.LoraConfig(r=2, target_modules=["qk", "out", "v_proj"], init_lora_weights=False)
+    tuned = set_mode(peft.get_peft_model(model, wanted), True)
+    batch = batch_of(model)
+    tuned(**batch, labels=batch["input_ids"]).loss.backward()
+    learned = {name: p.grad for name, p in tuned.named_parameters() if p.requires_grad}
+    assert len(learned) == 2 * (2 + 3) and all(grad.abs().sum() > 0 for grad in learned.values())
+    merged = set_mode(tuned.merge_and_unload(), False)
+    assert not torch.equal(outputs(merged), outputs(stateful("tiny-llama", "block 1")))
+    assert torch.equal(generate(merged, batch), greedy_without_cache(merged, batch))
