@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
+import modwright
 from mamba_hosts import mixer_like, random_model, with_our_mixers
+from modwright.checkpoint.export import export
+from modwright.edits import Change, Replace
 from modwright.nn.component import COMPONENTS, component_of
 from modwright.nn.token_mixers import mamba1, mamba2
 from modwright.nn.token_mixers.mamba1 import Mamba1
@@ -323,12 +328,34 @@ def test_what_it_keeps_does_not_grow(kind: str) -> None:
     assert made.state_bytes(torch.bfloat16) == made.state_bytes(torch.float32) - half
 
 
-@both
+@pytest.fixture(scope="module")
+def llama() -> Any:
+    """A llama with Mamba in its second block and Mamba-2 in its third, and what verified it."""
+    torch.manual_seed(0)
+    sizes: list[dict[str, Any]] = [
+        {"d_model": 48, "d_state": 4},
+        {"d_model": 48, "d_state": 8, "head_dim": 16, "n_groups": 2, "chunk": 4},
+    ]
+    edits, values = [], {}
+    for block, (make, given) in enumerate(zip((Mamba1, Mamba2), sizes), start=1):
+        address = f"blocks.{block}.attention"
+        edits.append(Replace(address, f"mamba{block}", given))
+        weights = make(**given).state_dict().items()
+        values |= {f"{address}.{name}": tensor for name, tensor in weights}
+    return modwright.apply(modwright.open("preset:tiny-llama"), Change(tuple(edits), values))
+
+
+def test_a_llama_takes_both_and_every_check_of_a_state_holds(llama: Any) -> None:
+    done = llama.verification
+    assert done is not None and done.ok
+    assert "any chunking = the whole: ok" in str(done) and "left padding: ok" in str(done)
+
+
 @pytest.mark.slow
-def test_an_exported_mixer_runs_at_any_length(kind: str) -> None:
-    made = mixer(kind).float()
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    program = torch.export.export(made, (torch.randn(2, 12, 6),), dynamic_shapes=(free,))
-    for batch, length in ((1, 1), (2, 12), (3, 70)):
-        x = torch.randn(batch, length, 6)
-        assert relative(program.module()(x)[0], made(x)[0]) < 1e-5
+@pytest.mark.parametrize("target", ["pt2", "standalone"])
+def test_a_llama_with_both_is_exported_at_any_length_and_without_modwright(
+    llama: Any, target: str, tmp_path: Path
+) -> None:
+    if target == "pt2" and not hasattr(transformers, "exporters"):
+        pytest.skip("this transformers has no exporters")
+    assert export(llama.model, tmp_path / target, target).compared.largest <= 1e-5

@@ -181,9 +181,10 @@ class Mamba2(StateSpaceMixer):
 
     def describe(self) -> str:
         kind = "" if self.options.selective else ", not selective"
+        groups = "" if self.n_groups == 1 else f"{self.n_groups} groups, "
         return (
-            f"{self.n_heads} heads of {self.head_dim} x {self.d_state} states, "
-            f"{self.n_groups} groups, convolution of {self.conv1d.kernel_size[0]}{kind}"
+            f"{self.n_heads} heads of {self.head_dim} channels x {self.d_state} states, "
+            f"{groups}convolution of {self.conv1d.kernel_size[0]}{kind}"
         )
 
 

@@ -174,7 +174,8 @@ class StateSpaceMixer(nn.Module):
         dt_bias.copy_(dt + (-(-dt).expm1()).log())  # the inverse of softplus
 
     def describe(self) -> str:
-        return f"{self.ssm_size()} states, convolution of {self.conv1d.kernel_size[0]}"
+        """A few words for reports."""
+        raise NotImplementedError
 
     def extra_repr(self) -> str:
         return f"d_model={self.d_model}, {self.describe()}"
