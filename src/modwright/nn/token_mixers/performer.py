@@ -8,12 +8,12 @@ are scaled (arXiv 2101.11986).
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from modwright.nn.layouts import SpatialShape
+from modwright.nn.precision import at_least_float32, full_precision
 from modwright.nn.token_mixers.self_attention import SelfAttention
 
 __all__ = ["PerformerAttention", "naive_performer", "performer"]
@@ -91,18 +91,11 @@ class PerformerAttention(SelfAttention):
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, spatial_shape: SpatialShape | None = None
     ) -> Tensor:
-        at_least = torch.promote_types(q.dtype, torch.float32)
-        with _full_precision(q):
+        at_least = at_least_float32(q)
+        with full_precision(q):
             q, k, wide, features = (part.to(at_least) for part in (q, k, v, self.features))
             mixed = performer(q, k, wide, features, self.eps)
         return mixed.to(v.dtype).transpose(1, 2).flatten(2)
 
     def extra_repr(self) -> str:
         return f"num_heads={self.num_heads}, num_features={len(self.features)}"
-
-
-def _full_precision(x: Tensor) -> torch.autocast | nullcontext[None]:
-    device = x.device.type
-    if device != "meta" and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return nullcontext()

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from modwright.nn.precision import at_least_float32
 
 __all__ = ["ConstantProjection", "State", "StateSpaceMixer", "StateSpaceOptions"]
+__all__ += ["at_least_one", "causal_conv", "without_padding"]
 
 State = Mapping[str, Tensor]
 
