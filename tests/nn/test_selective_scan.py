@@ -55,9 +55,9 @@ def test_the_recurrence_is_that_of_the_paper() -> None:
     assert torch.allclose(y.flatten(), (state * 7 + 22) * F.silu(one * 13).flatten())
 
 
-@pytest.mark.parametrize("method", FORMS)
+@pytest.mark.parametrize("method", ["blocked", "associative"])
 def test_gradients_pass_gradcheck_where_the_chunk_does_not_divide_the_length(method: str) -> None:
-    given = [tensor.requires_grad_() for tensor in scan_inputs(length=7).values()]
+    given = [tensor.requires_grad_() for tensor in scan_inputs(1, 7, 2).values()]
 
     def scan(*tensors: Tensor) -> tuple[Tensor, Tensor]:
         return selective_scan(*tensors, chunk=3, method=method)
