@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -168,6 +169,22 @@ def test_loaded_tensors_are_known(llama: Any, tmp_path: Path) -> None:
     assert not of_transformers.is_wholly_loaded(nn.Sequential(linear))
 
 
+def test_a_marked_module_is_passed_over(llama: Any) -> None:
+    """``_is_hf_initialized`` of modules: the class's rule leaves those alone that have it."""
+    model = copy.deepcopy(llama)
+    head, norm = model.lm_head, model.model.norm
+    for module in model.modules():
+        module._is_hf_initialized = False
+    assert not of_transformers.is_initialized(norm)
+    of_transformers.mark_initialized(norm)
+    with torch.no_grad():
+        for weight in (head.weight, norm.weight):
+            weight.fill_(77)
+    model.initialize_weights()
+    assert of_transformers.is_initialized(norm) and of_transformers.is_initialized(head)
+    assert norm.weight.eq(77).all() and not head.weight.eq(77).any()
+
+
 def test_parents_of_new_parts_start_again() -> None:
     """``_is_hf_initialized`` of modules"""
     tree = nn.Sequential(nn.Sequential(nn.Linear(1, 1)), nn.Sequential(nn.Linear(1, 1)))
@@ -218,6 +235,30 @@ def test_keys_without_a_type_are_patterns_of_a_class() -> None:
     assert of_transformers.keys_without_a_type(None) == []
     names = {"_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"}
     assert names <= set(dir(transformers.PreTrainedModel))
+
+
+def test_names_are_kept_in_float32_while_a_checkpoint_is_loaded(llama: Any, tmp_path: Path) -> None:
+    """``_keep_in_fp32_modules_strict`` of an instance"""
+
+    class Keeping(transformers.LlamaForCausalLM):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            of_transformers.keep_float32_on_loading(self, ["model.norm.weight", "lm_hea"])
+
+    class KeepingBackbone(transformers.LlamaModel):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            of_transformers.keep_float32_on_loading(self, ["norm.weight"])
+
+    llama.save_pretrained(tmp_path)
+    for kind, wide in ((Keeping, "model.norm.weight"), (KeepingBackbone, "norm.weight")):
+        model = kind.from_pretrained(tmp_path, dtype=torch.bfloat16)
+        kept = {name for name, p in model.named_parameters() if p.dtype is torch.float32}
+        assert kept == {wide}
+        patterns = of_transformers.keys_without_a_type(model)
+        for stored in ("model.norm.weight", "norm.weight"):
+            assert any(re.search(pattern, stored) for pattern in patterns)
+        assert not any(re.search(one, "model.layers.0.post_norm.weight") for one in patterns)
 
 
 def test_adapters_are_seen(llama: Any) -> None:

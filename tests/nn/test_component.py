@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
 from modwright.core.registry import registries_restored
-from modwright.nn.component import COMPONENTS, component, component_of, components
+from modwright.nn.component import (
+    COMPONENTS,
+    component,
+    component_of,
+    components,
+    listed_tensors,
+    said_by,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -86,3 +93,37 @@ def test_a_function_can_make_a_component() -> None:
 
     built = COMPONENTS["wide"].make(size=3)
     assert torch.equal(built(torch.ones(1, 3)), torch.ones(1, 3)) and COMPONENTS["wide"].needs == ()
+
+
+class Lists(nn.Module):
+    no_weight_decay = ("bias", "conv.bias", "table")
+
+    def __init__(self, bias: bool = True) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(2)) if bias else None
+        self.conv = nn.Conv1d(2, 2, 1, bias=bias)
+        self.register_buffer("table", torch.zeros(2))
+
+    def keep_in_fp32(self) -> list[str]:
+        return ["conv.weight"]
+
+
+def test_tensors_are_listed_by_an_attribute_or_a_method_wherever_they_lie() -> None:
+    whole, without = Lists(), Lists(bias=False)
+    assert listed_tensors(whole, "no_weight_decay") == {
+        "bias": whole.bias,
+        "conv.bias": whole.conv.bias,
+        "table": whole.table,
+    }
+    assert list(listed_tensors(without, "no_weight_decay")) == ["table"]
+    assert listed_tensors(whole, "keep_in_fp32") == {"conv.weight": whole.conv.weight}
+    assert said_by(whole, "keep_in_fp32") == ["conv.weight"]
+    assert said_by(nn.Linear(1, 1), "keep_in_fp32") == ()
+
+
+@pytest.mark.parametrize("name", ["conv.wait", "cone.weight", "bais"])
+def test_a_name_that_no_variant_has_is_refused(name: str) -> None:
+    module: Any = Lists()
+    module.no_weight_decay = (name,)
+    with pytest.raises(ValueError, match=f"no_weight_decay names '{name}'.*it has bias, conv"):
+        listed_tensors(module, "no_weight_decay")

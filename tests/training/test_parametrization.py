@@ -152,7 +152,9 @@ def test_a_component_spares_its_parameters_wherever_it_stands() -> None:
 def test_a_name_that_a_component_does_not_have_is_refused() -> None:
     mixer: Any = toy()
     mixer.no_weight_decay = ("A_lag",)
-    with pytest.raises(InvalidInputError, match=r"deep: no_weight_decay names 'A_lag'.*'A_log'"):
+    with pytest.raises(
+        InvalidInputError, match=r"deep: no_weight_decay names 'A_lag'.*has A_log, "
+    ):
         Standard().groups(nn.ModuleDict({"deep": mixer(4)}), 1.0, 0.1)
     mixer.no_weight_decay = ()
     mixer.learning_rate_multipliers = {"A_log": 0.0}

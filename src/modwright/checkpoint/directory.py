@@ -20,6 +20,7 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from modwright.checkpoint.classes import edited_config, is_standalone, model_class, remote_class
+from modwright.checkpoint.kept_precision import describe_kept, kept_tensors
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.plausible import require_counts, require_fit
 from modwright.checkpoint.silence import silence_transformers
@@ -101,11 +102,13 @@ def load_directory(
     own = remote_class(config, head) if trust_remote_code else None
     cls: Any = own or model_class(config, head)
     values = sum(tensor.numel for tensor in stored.values())
-    if own is None:
-        require_fit(cls, config, values, str(directory))
-    kinds = sorted({tensor.dtype for tensor in stored.values() if tensor.dtype in _PLAIN})
+    hollow = None if own is not None else require_fit(cls, config, values, str(directory))
+    kept = kept_tensors(hollow, stored)
+    deciding = (tensor.dtype for name, tensor in stored.items() if name not in kept)
+    kinds = sorted({kind for kind in deciding if kind in _PLAIN})
+    asked = dtype
     if dtype is None:
-        dtype = stored_type(stored, cls)
+        dtype = stored_type(stored, hollow or cls)
         if len(kinds) > 1:
             taken = str(dtype).removeprefix("torch.")
             notes += (f"The weights are stored as {' and '.join(kinds)} and opened as {taken}.",)
@@ -134,21 +137,22 @@ def load_directory(
         ) from error
     check_loading(info, str(directory), cls.__name__)
     _check_types(model, stored, directory)
+    notes += describe_kept(kept, asked)
     return Loaded(set_eval(model), tuple(sorted(info["unexpected_keys"])), notes)
 
 
-def stored_type(stored: Mapping[str, StoredTensor], cls: Any = None) -> torch.dtype | None:
+def stored_type(stored: Mapping[str, StoredTensor], model: Any = None) -> torch.dtype | None:
     """The type that holds every stored weight as it is; None where there are none.
 
-    Where types are mixed it is the widest, so that no value is rounded. Tensors that the class
-    keeps in float32 anyway, or is known to have no use for, do not decide.
+    Where types are mixed it is the widest, so that no value is rounded. Tensors that the model, or
+    its class, keeps in float32 anyway, or is known to have no use for, do not decide.
 
     Example:
         >>> stored_type({"a": StoredTensor((2,), "F16", "f"), "b": StoredTensor((2,), "F32", "f")})
         torch.float32
     """
     plain = {name: _PLAIN[t.dtype] for name, t in stored.items() if t.dtype in _PLAIN}
-    aside = keys_without_a_type(cls)
+    aside = keys_without_a_type(model)
     deciding = [t for name, t in plain.items() if not any(re.search(one, name) for one in aside)]
     kinds = list(set(deciding or plain.values()))
     return reduce(torch.promote_types, kinds) if kinds else None

@@ -60,10 +60,11 @@ def _numbers(value: Any, name: str) -> Iterator[tuple[str, int]]:
             yield from _numbers(part, name)
 
 
-def require_fit(cls: Any, config: Any, values: int, where: str) -> None:
+def require_fit(cls: Any, config: Any, values: int, where: str) -> Any:
     """Refuse a config whose model is far larger than the values of the files, on the meta device.
 
-    What is merely wrong by a row or a layer is left to the load, which names it.
+    What is merely wrong by a row or a layer is left to the load, which names it. Gives the model
+    without values, or None where it cannot be built.
 
     Raises:
         CheckpointError: names the largest tensor.
@@ -72,7 +73,7 @@ def require_fit(cls: Any, config: Any, values: int, where: str) -> None:
         with torch.device("meta"):
             model = cls(copy.deepcopy(config))
     except Exception:
-        return  # what is wrong with it, the load says
+        return None  # what is wrong with it, the load says
     sizes = dict(model.named_parameters())
     wanted = sum(tensor.numel() for tensor in sizes.values())
     if wanted > 2 * values + _SLACK:
@@ -81,3 +82,4 @@ def require_fit(cls: Any, config: Any, values: int, where: str) -> None:
             f"{where}: by the config {cls.__name__} has {wanted:,} parameters ({name} alone is "
             f"{tuple(largest.shape)}), and the weights hold {values:,}"
         )
+    return model

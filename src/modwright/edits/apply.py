@@ -27,6 +27,7 @@ from modwright.edits.configured import check_as_configured
 from modwright.edits.edit import split_address
 from modwright.edits.hf_adapters import names_in_float32
 from modwright.edits.plan import Plan
+from modwright.edits.precision import wide_enough
 from modwright.edits.remodeled import is_plain
 from modwright.edits.verify import Verification, verify
 
@@ -185,7 +186,7 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> tupl
                 old = there.get(name)
                 if old is None or old.shape != slot.shape:
                     wide = f"{path}.{name}" in in_float32
-                    slots[name] = _room(slot, near, torch.float32 if wide else near.dtype)
+                    slots[name] = _room(slot, near, wide_enough(near.dtype) if wide else near.dtype)
                     empty.add(id(slots[name]))
                 elif copied:
                     slots[name] = copy.deepcopy(old)

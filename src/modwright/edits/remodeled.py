@@ -13,28 +13,27 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache, wraps
 from typing import Any, TypeVar
 
-import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import guard_torch_init_functions
 
 from modwright.anatomy.families import family_of
 from modwright.core.capture import Call, on_forward
 from modwright.core.compat.transformers import (
     auto_classes,
     can_set_experts,
-    is_wholly_loaded,
     keep_in_float32,
     model_classes,
     renew_parents,
 )
-from modwright.core.errors import CheckpointError, InvalidInputError
+from modwright.core.errors import CheckpointError, InvalidInputError, refusing
 from modwright.edits.edit import FORMAT, State, split_address, state_from_list
 from modwright.edits.generating import check_cache, generate_with_states
 from modwright.edits.hf_adapters import names_in_float32
+from modwright.edits.precision import keep_float32, keeping_float32
 from modwright.edits.registry import check_router_scores
 from modwright.edits.replay import replay, unfilled_cache_layers
+from modwright.edits.start_values import initialize, self_initialized
 from modwright.edits.stock_class_guard import (
     add_stock_class_guard,
     strip_stock_class_guard,
@@ -183,21 +182,13 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
         replay(self, family_of(config, self), state_from_list(config.edits))
         keep_in_float32(self, names_in_float32(self))
         renew_parents(self)
+        with refusing(type(self).__name__):
+            keep_float32(self)
         self.post_init()
 
     def initialize_weights(self: Any) -> None:
         """Parts of other packages, which stock classes do not know, start as they say."""
-        waiting = [
-            module
-            for module in self.modules()
-            if type(module).__module__.partition(".")[0] not in ("torch", "transformers")
-            and hasattr(module, "reset_parameters")
-            and not is_wholly_loaded(module)
-        ]
-        super(cls, self).initialize_weights()
-        with torch.no_grad(), guard_torch_init_functions():
-            for module in waiting:
-                module.reset_parameters()
+        initialize(self, self_initialized(self), super(cls, self).initialize_weights)
 
     cls: type[PreTrainedModel] = type(
         _PREFIX + base.__name__,
@@ -209,6 +200,7 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
             "forward": _forward(base),
             **({"generate": generate_with_states(base)} if hasattr(base, "generate") else {}),
             "initialize_weights": initialize_weights,
+            **{name: keeping_float32(getattr(base, name)) for name in ("to", "half", "bfloat16")},
             "__module__": __name__,
             "__doc__": f"{base.__name__} with the edits of its config.",
             "config_class": config_class,

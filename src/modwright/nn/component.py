@@ -11,11 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
-from torch import nn
+from torch import Tensor, nn
 
 from modwright.core.registry import Registry
 
 __all__ = ["COMPONENTS", "HANDED", "Component", "Kind", "component", "component_of", "components"]
+__all__ += ["listed_tensors", "said_by"]
 
 Kind = Literal[
     "token_mixer", "channel_mixer", "norm", "projection", "activation", "embedding", "stem", "head"
@@ -72,8 +73,11 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
     - ``macs(batch, length, cached=0) -> int``: multiply-accumulates of one call.
     - ``state_bytes(dtype) -> int``: what it keeps of one sequence, whatever its length.
     - ``kv_bytes(positions, dtype) -> int``: keys and values of so many positions of one sequence.
-    - ``reset_parameters()``: start values; hosts never initialize what is inside a component.
-    - ``no_weight_decay`` and ``keep_in_fp32``: names of parameters.
+    - ``reset_parameters()``: start values of all that its constructor makes. Hosts never
+      initialize what is inside a mixer, but for one with ``host_initialized = True``, which stands
+      for the host's own; without the method the modules in it start as torch does it.
+    - ``no_weight_decay`` and ``keep_in_fp32``: names of its parameters, as ``A_log`` or
+      ``conv.bias``, and ``learning_rate_multipliers``, a number for each such name.
     - ``projections() -> dict[str, nn.Module]``: linear layers that may be factored or scored.
     - ``separable``: False where an activation or a channel mixer mixes its neurons.
     - ``mixing_matrix(x)``: the (B, L, L) or (B, H, L, L) matrix that it applies to its values.
@@ -129,6 +133,40 @@ def component_of(module: nn.Module) -> Component | None:
     told = getattr(getattr(module, "handover", None), "name", "")
     names = (told, *(_NAMES.get(kind, "") for kind in type(module).__mro__))
     return next((COMPONENTS[name] for name in names if name in COMPONENTS), None)
+
+
+def said_by(module: nn.Module, word: str) -> Any:
+    """What a module says under a name, as an attribute or a method; () where it says nothing."""
+    said = getattr(module, word, ())
+    return said() if callable(said) else said
+
+
+def listed_tensors(module: nn.Module, word: str) -> dict[str, Tensor]:
+    """The tensors whose names a module lists under a word such as ``no_weight_decay``.
+
+    A name may lead into what is in the module (``conv.bias``). One that other variants of the
+    module have, and which is None in this one, is left out.
+
+    Raises:
+        ValueError: the module never has a tensor of that name.
+
+    Example:
+        >>> layer = nn.Linear(2, 2, bias=False)
+        >>> layer.keep_in_fp32 = ("weight", "bias")
+        >>> list(listed_tensors(layer, "keep_in_fp32"))
+        ['weight']
+    """
+    found = {}
+    for name in said_by(module, word):
+        path, _, leaf = name.rpartition(".")
+        try:
+            tensor = getattr(module.get_submodule(path), leaf)
+        except AttributeError:
+            known = ", ".join(own for own, _ in module.named_parameters())
+            raise ValueError(f"{word} names {name!r}, which is not there; it has {known}") from None
+        if isinstance(tensor, Tensor):
+            found[name] = tensor
+    return found
 
 
 _NAMES: dict[type, str] = {}

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.selectors import KINDS, select
-from modwright.core.errors import InvalidInputError, did_you_mean
+from modwright.core.errors import InvalidInputError, refusing
 from modwright.core.registry import Registry
-from modwright.nn.component import component_of
+from modwright.nn.component import component_of, listed_tensors, said_by
 
 __all__ = ["PARAMETRIZATIONS", "Parametrization", "Rates", "Standard", "check_groups"]
 __all__ += ["decayed_names", "grouped", "parametrization_of", "register_parametrization"]
@@ -144,8 +144,8 @@ def decayed_names(model: nn.Module) -> list[str]:
         >>> decayed_names(nn.Linear(2, 2))
         ['weight']
     """
-    of_model = _said(model, "no_weight_decay")
-    spared = {id(parameter) for parameter, _ in _named_by_components(model, "no_weight_decay")}
+    of_model = said_by(model, "no_weight_decay")
+    spared = {id(tensor) for tensor, _ in _named_by_components(model, "no_weight_decay")}
     return [
         name
         for name, parameter in model.named_parameters()
@@ -202,8 +202,8 @@ def _multipliers(model: nn.Module, patterns: Mapping[str, float]) -> dict[int, f
             )
         for parameter in matched:
             found.setdefault(id(parameter), float(value))
-    for parameter, value in _named_by_components(model, "learning_rate_multipliers"):
-        found.setdefault(id(parameter), float(value))
+    for tensor, value in _named_by_components(model, "learning_rate_multipliers"):
+        found.setdefault(id(tensor), float(value))
     return found
 
 
@@ -214,37 +214,20 @@ def _matched(model: nn.Module, pattern: str) -> list[nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters(recurse=False)]
 
 
-def _named_by_components(model: nn.Module, what: str) -> Iterator[tuple[nn.Parameter, Any]]:
-    """The parameters that components name in an attribute, and what they say of each."""
+def _named_by_components(model: nn.Module, word: str) -> Iterator[tuple[Tensor, Any]]:
+    """The tensors that components list under a word, and what they say of each."""
     for path, module in model.named_modules():
         component = component_of(module)
         if component is None:
             continue
-        said = _said(module, what)
-        for name in said:
-            parameter = _own(module, name, f"{path or component.name}: {what}")
+        where, said = path or component.name, said_by(module, word)
+        with refusing(where):
+            listed = listed_tensors(module, word)
+        for name, tensor in listed.items():
             value = said[name] if isinstance(said, Mapping) else None
             if value is not None:
-                _check_multiplier(value, f"{path or component.name}: {what} of {name!r}")
-            if parameter is not None:
-                yield parameter, value
-
-
-def _said(module: nn.Module, what: str) -> Any:
-    """An attribute of a module, or what it gives as a method; empty where it has none."""
-    said: Any = getattr(module, what, ())
-    return said() if callable(said) else said
-
-
-def _own(module: nn.Module, name: str, where: str) -> nn.Parameter | None:
-    """A component's parameter; None for one that is there in other variants only."""
-    path, _, leaf = name.rpartition(".")
-    try:
-        found = getattr(module.get_submodule(path), leaf)
-    except AttributeError:
-        near = did_you_mean(name, [own for own, _ in module.named_parameters()])
-        raise InvalidInputError(f"{where} names {name!r}, which is not there{near}") from None
-    return found if isinstance(found, nn.Parameter) else None
+                _check_multiplier(value, f"{where}: {word} of {name!r}")
+            yield tensor, value
 
 
 def _check_multiplier(value: Any, what: str) -> None:

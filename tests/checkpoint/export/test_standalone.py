@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import kept_toy
 import pytest
 import torch
 import transformers
@@ -30,6 +31,7 @@ from modwright.checkpoint.export import make_target
 from modwright.checkpoint.export.to_standalone import layout_of, standalone_code
 from modwright.core.errors import VerificationError
 from modwright.core.progress import SILENT
+from modwright.core.registry import registries_restored
 from modwright.edits import Change, Replace, keep_experts
 from modwright.edits.registry import PARTS
 from modwright.edits.remodeled import base_class, edits_of
@@ -289,6 +291,33 @@ def test_a_part_of_the_users_own_goes_into_the_file(
         folder = write(model, tmp_path / "out")
         again = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
         assert torch.equal(outputs(again.eval(), batch_of(model)), outputs(model))
+
+
+def test_a_component_keeps_float32_and_sets_what_no_file_holds(
+    tiny: Any, tmp_path: Path, modules_cache: Path
+) -> None:
+    with registries_restored():
+        kept_toy.register()
+        toy = kept_toy.Decaying(48)
+        values = {f"blocks.1.mlp.{name}": t.clone() for name, t in toy.state_dict().items()}
+        values["blocks.1.mlp.scratch"] = torch.full((2,), 3.0)
+        change = Change((Replace("blocks.1.mlp", "decaying", {"width": 48}),), values)
+        source = copy.deepcopy(short(tiny, "tiny-llama"))
+        folder = write(with_change(source, change).to(torch.bfloat16), tmp_path / "out")
+        model: Any = modwright.open(folder).model
+    kept = {f"model.layers.1.mlp.{name}" for name in ("A_log", "inner.bias", "scale")}
+    for dtype in ("auto", torch.bfloat16, torch.float16):
+        opened = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, trust_remote_code=True, dtype=dtype
+        )
+        state, stored = opened.state_dict(), model.state_dict()
+        assert {name for name, t in state.items() if t.dtype is torch.float32} == kept
+        assert all(state[name].equal(stored[name]) for name in kept)
+        assert opened.model.layers[1].mlp.scratch.eq(3).all()
+        if dtype != torch.float16:
+            assert torch.equal(outputs(opened.eval(), batch_of(model)), outputs(model))
+    again = opened.float().bfloat16().state_dict()
+    assert {name for name, t in again.items() if t.dtype is torch.float32} == kept
 
 
 # What else opens it

@@ -14,8 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from modwright.core.compat.transformers import keep_in_float32
 from modwright.core.modes import set_mode
+from modwright.edits.precision import keep_float32, keeping_float32
 from modwright.edits.registry import call_builder
 from modwright.edits.remodeled import forward_with_all_maps
+from modwright.edits.start_values import initialize, outermost, takes_host_rule
 from modwright.edits.stock_class_guard import (
     add_stock_class_guard,
     strip_stock_class_guard,
@@ -90,7 +92,10 @@ class StandaloneModel(PreTrainedModel):
         super().__init_subclass__(**kwargs)
         if len(cls.__bases__) > 1:  # with its stock class
             made: Any = cls
-            made.forward = forward_with_all_maps(cls.__bases__[-1], cls._replaced_attentions)
+            stock: Any = cls.__bases__[-1]
+            made.forward = forward_with_all_maps(stock, cls._replaced_attentions)
+            for name in ("to", "half", "bfloat16"):
+                setattr(made, name, keeping_float32(getattr(stock, name)))
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -103,6 +108,7 @@ class StandaloneModel(PreTrainedModel):
                 self.get_submodule(here).layer_idx = slot
         kept = map(self._inside, layout.get("float32", ()))
         keep_in_float32(self, [here for here in kept if here is not None])
+        keep_float32(self)
         self.post_init()
 
     def _place(self, path: str, builder: Any, arguments: dict[str, Any]) -> None:
@@ -110,6 +116,18 @@ class StandaloneModel(PreTrainedModel):
         part = call_builder(builder, self.config, arguments, standing)
         parent, _, leaf = path.rpartition(".")
         setattr(self.get_submodule(parent), leaf, set_mode(part, standing.training))
+
+    def initialize_weights(self) -> None:
+        """What no checkpoint stores, or one lacks, starts as the part around it says."""
+        parts = self.config.modwright_layout.get("parts", ())
+        places = [here for path, *_ in parts if (here := self._inside(path)) is not None]
+        placed = [self.get_submodule(here) for here in places]
+        own = [
+            part
+            for part in placed
+            if hasattr(part, "reset_parameters") and not takes_host_rule(part)
+        ]
+        initialize(self, outermost(own), super().initialize_weights)
 
     def _replaced_attentions(self) -> tuple[int, dict[int, nn.Module]]:
         """Number of layers, and what stands in place of a stock attention, by layer."""

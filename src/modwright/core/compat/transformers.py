@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 __all__ = ["attention_implementation", "auto_classes", "blocks_in_one_piece", "build"]
 __all__ += ["can_set_experts", "drops_final_norm", "extend_registered_configs"]
-__all__ += ["forget_quantization", "has_adapters", "is_loaded", "is_wholly_loaded"]
-__all__ += ["keys_not_saved", "keys_without_a_type", "model_classes", "names_in_files"]
-__all__ += ["keep_in_float32", "renew_parents"]
+__all__ += ["forget_quantization", "has_adapters", "is_initialized", "is_loaded"]
+__all__ += ["is_wholly_loaded", "keep_float32_on_loading", "keys_not_saved"]
+__all__ += ["keep_in_float32", "keys_without_a_type", "mark_initialized"]
+__all__ += ["model_classes", "names_in_files", "renew_parents"]
 
 
 def model_classes(auto: Any, config_class: type[Any]) -> tuple[Any, ...]:
@@ -51,6 +53,16 @@ def is_loaded(tensor: Any) -> bool:
     return bool(getattr(tensor, "_is_hf_initialized", False))
 
 
+def is_initialized(module: Any) -> bool:
+    """The values of the module's own tensors were drawn or loaded, so its host passes it over."""
+    return bool(getattr(module, "_is_hf_initialized", False))
+
+
+def mark_initialized(module: Any) -> None:
+    """The rule of the model that a module stands in no longer draws its values."""
+    module._is_hf_initialized = True
+
+
 def is_wholly_loaded(module: Any) -> bool:
     """A module has parameters or buffers of its own, and a checkpoint gave all their values."""
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
@@ -85,11 +97,22 @@ def keys_not_saved(model: Any) -> set[str]:
     return set(model._keys_to_ignore_on_save or ())
 
 
-def keys_without_a_type(model_class: Any) -> list[str]:
-    """Patterns of tensors that a class keeps in float32 whatever is stored, or does not read."""
+def keys_without_a_type(model: Any) -> list[str]:
+    """Patterns of tensors that a class, or a model, keeps in float32 or does not read."""
     lists = ["_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"]
     lists += ["_keys_to_ignore_on_load_unexpected"]
-    return [key for name in lists for key in getattr(model_class, name, None) or ()]
+    return [key for name in lists for key in getattr(model, name, None) or ()]
+
+
+def keep_float32_on_loading(model: Any, names: Iterable[str]) -> None:
+    """Tensors of these names are float32 when a checkpoint is loaded into the model.
+
+    They are found with the prefix of the backbone and without it.
+    """
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    known = set(model._keep_in_fp32_modules_strict or ())
+    ends = {re.escape(name.removeprefix(prefix)) for name in names}
+    model._keep_in_fp32_modules_strict = known | {rf"(?:^|\.){end}$" for end in ends}
 
 
 def has_adapters(model: Any) -> bool:

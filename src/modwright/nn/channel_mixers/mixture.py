@@ -97,6 +97,8 @@ class Mixture(nn.Module):
         torch.Size([1, 5, 8])
     """
 
+    host_initialized = True  # it stands for the family's own
+
     def __init__(self, shape: MixtureShape, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.shape, self.act, self.top_k = shape, act, shape.top_k

@@ -167,6 +167,8 @@ class GroupedAttention(nn.Module):
     rotary_index: Tensor
     kv_index: Tensor
 
+    host_initialized = True  # it stands for the family's own
+
     def __init__(self, shape: AttentionShape, attend: AttentionFunction = sdpa_attention) -> None:
         super().__init__()
         self.shape, self.attend = shape, attend
