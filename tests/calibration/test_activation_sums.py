@@ -44,6 +44,8 @@ def test_bytes_are_those_of_the_sums(tiny: Any) -> None:
     stored = one.start(blocks[1]).result()
     assert one.bytes(blocks[1]) == sum(t.numel() * t.element_size() for t in stored.values())
     assert one.bytes(blocks[0]) == 0 and one.start(blocks[0]).result() == {}
+    every = ActivationSums(PolyNorm, {})
+    assert every.bytes(blocks[0]) == one.bytes(blocks[1]) and "gram" in every.start(blocks[0]).sums
     assert one.describe() == {
         "collector": "activation sums",
         "activation": "poly_norm",

@@ -27,24 +27,28 @@ class ActivationSums:
     Attributes:
         make: makes the new activation, which is linear in its coefficients.
         named: what says which one that is, as JSON values.
-        blocks: by number.
+        blocks: by number; None for all that have an MLP.
     """
 
     make: Callable[[], LinearInPowers] = field(repr=False)
     named: Mapping[str, Any]
-    blocks: tuple[int, ...]
+    blocks: tuple[int, ...] | None = None
     history: int = 1
 
     def start(self, block: Block) -> Accumulator:
-        part: Any = block.mlp if block.index in self.blocks else None
+        part = self._part(block)
         return _Nothing() if part is None else _ActivationAccumulator(block, part, self.make())
 
     def describe(self) -> dict[str, Any]:
-        return {"collector": "activation sums", **self.named, "blocks": list(self.blocks)}
+        chosen = None if self.blocks is None else list(self.blocks)
+        return {"collector": "activation sums", **self.named, "blocks": chosen}
 
     def bytes(self, block: Block) -> int:
         size = self.make().order + 1
-        return 8 * (size * size + size + 2) if block.index in self.blocks else 0
+        return 0 if self._part(block) is None else 8 * (size * size + size + 2)
+
+    def _part(self, block: Block) -> Any:
+        return block.mlp if self.blocks is None or block.index in self.blocks else None
 
 
 class _Nothing:

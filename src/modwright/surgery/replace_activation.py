@@ -76,7 +76,10 @@ class ReplaceActivation(Method):
         return self.fit
 
     def collectors(self) -> Sequence[Collector]:
-        return ()  # which blocks are chosen is not known before the model
+        return [self._collector(None)] if self.fit else []
+
+    def _collector(self, blocks: tuple[int, ...] | None) -> Collector:
+        return ActivationSums(self._new, {"activation": self.activation, **self._options()}, blocks)
 
     def parameter_bounds(self, anatomy: Anatomy) -> tuple[int, int]:
         """Exactly the new coefficients: less than nothing goes."""
@@ -109,8 +112,7 @@ class ReplaceActivation(Method):
         self, anatomy: Anatomy, data: Data, folder: Folder, progress: Progress
     ) -> dict[str, Fit]:
         blocks = tuple(self._blocks(anatomy))
-        named = {"activation": self.activation, **self._options()}
-        collector = ActivationSums(self._new, named, blocks)
+        collector = self._collector(blocks)
         statistics = self._measured(anatomy, data, folder, progress, "fit", [collector])
         found = {}
         for part, index in zip(self._parts(anatomy), blocks):

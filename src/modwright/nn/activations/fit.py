@@ -16,7 +16,7 @@ from torch import Tensor
 
 __all__ = ["CoefficientFit", "Fit", "LinearInPowers", "fit_coefficients"]
 
-_AT_ONCE = 2**20
+_AT_ONCE = 2**18
 """Numbers of x whose powers are held in float64 at one time."""
 
 _DISTINCT = 1e-12
