@@ -82,16 +82,16 @@ def _support_reasons() -> str:
 
 
 def _families() -> str:
-    from modwright.anatomy.families import families
+    from modwright.anatomy.families import BY_MODULES, families
 
     rows = []
-    for family in dict.fromkeys(families().values()):
+    for family in dict.fromkeys([*families().values(), *BY_MODULES.all().values()]):
         module = sys.modules[family.__module__]
         rows.append(
             [
                 _code(family.name),
                 (module.__doc__ or "").strip().split("\n\n")[0],
-                _codes(family.model_types),
+                _codes(family.model_types) or "known by its modules",
                 _codes(f"preset:{name}" for name in family.presets),
             ]
         )

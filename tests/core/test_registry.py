@@ -91,14 +91,14 @@ def test_what_was_registered_or_lost_meanwhile_is_as_before() -> None:
 
 
 def test_every_table_of_the_package_is_a_registry() -> None:
-    from modwright.anatomy.families import MODEL_TYPES
+    from modwright.anatomy.families import BY_MODULES, MODEL_TYPES
     from modwright.checkpoint.export.target import TARGETS
     from modwright.checkpoint.source import PRESETS
     from modwright.edits.registry import PARTS
     from modwright.models.registry import MODELS
     from modwright.surgery.method import METHODS
 
-    known = [MODEL_TYPES, TARGETS, PRESETS, PARTS, MODELS, METHODS]
+    known = [BY_MODULES, MODEL_TYPES, TARGETS, PRESETS, PARTS, MODELS, METHODS]
     assert all(registry in Registry._all for registry in known)
     assert len({registry.what for registry in known}) == len(known)
     assert all(registry.names() for registry in known if registry is not PRESETS)

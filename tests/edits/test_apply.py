@@ -13,7 +13,6 @@ from helpers import edit, snapshot, unchanged
 from models.tiny import TINY
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
-from modwright.anatomy.families import family_names
 from modwright.edits import Applied, Change
 
 
@@ -66,6 +65,6 @@ def test_fault_A1_the_source_is_bit_equal_after_every_name_was_written(
     write_everything(tiny(preset))
 
 
-@pytest.mark.parametrize("architecture", sorted(TINY.keys() & set(family_names())))
+@pytest.mark.parametrize("architecture", sorted(TINY.keys() - {"residual_network"}))
 def test_fault_A1_the_source_is_bit_equal_for_image_models(architecture: str) -> None:
     write_everything(tiny_image_model(architecture))

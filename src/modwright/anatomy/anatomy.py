@@ -25,7 +25,8 @@ class Anatomy:
         model: the live model.
         family: what maps its names.
         blocks: its layers, as :class:`Block`.
-        outer: embeddings, norms outside the blocks and head, by address.
+        outer: embeddings, norms outside the blocks, what stands between stages, and head, by
+            address.
 
     Example:
         >>> import modwright
@@ -48,7 +49,7 @@ class Anatomy:
         self.blocks: tuple[Block, ...] = tuple(
             family.read_block(layer, i) for i, layer in enumerate(layers)
         )
-        self.outer: dict[str, Part] = family.read_outer(model)
+        self.outer: dict[str, Part] = {**family.read_outer(model), **family.read_between(model)}
 
     @classmethod
     def of(cls, model: Any) -> Anatomy:
@@ -83,6 +84,11 @@ class Anatomy:
     def widths(self) -> tuple[int, ...]:
         """Widths of the residual stream, one where it has one all the way."""
         return tuple(sorted(set(self._found_widths()))) or (self.hidden_size,)
+
+    @property
+    def last_width(self) -> int:
+        """Width of the residual stream behind the last block."""
+        return ([*self._found_widths()] or [self.hidden_size])[-1]
 
     def _found_widths(self) -> Iterator[int]:
         for block in self.blocks:
@@ -128,12 +134,21 @@ class Anatomy:
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         """Every part with parameters, by address, in the order of the forward pass."""
-        later = self.after_blocks
-        yield from ((a, p) for a, p in self.outer.items() if a not in later)
+        later, between = self.after_blocks, self.family.between
+        yield from ((a, p) for a, p in self.outer.items() if a not in {*later, *between})
         for block in self.blocks:
-            for role, part in (*block.sublayers(), *block.norms.items()):
+            yield from self.between(block.index).items()
+            for role, part in (*block.sublayers(), *block.norms.items(), *block.extras.items()):
                 yield f"{block.address}.{role}", part
+        yield from self.between(len(self.blocks)).items()
         yield from ((a, p) for a, p in self.outer.items() if a in later)
+
+    def between(self, index: int) -> dict[str, Part]:
+        """What stands between the stage before and the one that begins with block ``index``, by
+        address; with the number of blocks, what stands behind the last stage."""
+        starts = [*self.family.stage_starts, len(self.blocks)]
+        stages = [str(stage) for stage, start in enumerate(starts) if start == index]
+        return {a: self.outer[a] for a in self.family.between if a.split(".")[1] in stages}
 
     def part(self, address: str) -> Any:
         """What stands at an address: a part, a projection of one, or a block.

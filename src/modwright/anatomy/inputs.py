@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["Images", "Inputs", "Tokens"]
+__all__ = ["Images", "Inputs", "Tokens", "pair"]
 
 
 class Inputs(ABC):
@@ -123,3 +123,14 @@ class Images(Inputs):
             return told
         beside = f" and {self.extra} token{'s' * (self.extra > 1)} beside them" * bool(self.extra)
         return f"{told} is {self.patches} patches{beside}"
+
+
+def pair(size: Any) -> tuple[int, int]:
+    """Height and width, where a config may give one number for both.
+
+    Example:
+        >>> pair(16), pair([16, 8])
+        ((16, 16), (16, 8))
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

@@ -13,7 +13,7 @@ from modwright.nn import FactorPair, ZeroMean
 from modwright.nn.zero_mean import recentered
 
 __all__ = ["FactoredProjection", "PointwiseProjection", "Projection", "Stored", "as_projection"]
-__all__ += ["linear_layer"]
+__all__ += ["component_module", "linear_layer", "projections_of", "stored_in"]
 
 
 class Stored:
@@ -109,6 +109,11 @@ class Projection(Stored):
         """Its widths in words: "48 -> 96, bias"."""
         bias = ", bias" if self.bias is not None else ""
         return f"{self.in_features} -> {self.out_features}{bias}"
+
+    @property
+    def linear(self) -> Projection:
+        """Itself; parts that are one linear layer answer with their view of it."""
+        return self
 
     @property
     def num_parameters(self) -> int:
@@ -235,3 +240,51 @@ def linear_layer(module: nn.Module, address: str, rows: slice | None = None) -> 
     if isinstance(module, nn.Linear | FactorPair):
         return as_projection(module, address) if rows is None else Projection(module, address, rows)
     return None
+
+
+def projections_of(module: Any, address: str) -> dict[str, Projection]:
+    """The linear layers that a module says it has, by role; none where it says nothing.
+
+    A role whose module is not one linear layer is left out.
+
+    Example:
+        >>> from modwright.nn.token_mixers.self_attention import SelfAttention
+        >>> projections_of(SelfAttention(8, 2), "blocks.0.attention")["k"].rows
+        slice(8, 16, None)
+    """
+    views = {}
+    for role, (layer, rows) in _said(module).items():
+        if (view := linear_layer(layer, f"{address}.{role}", rows)) is not None:
+            views[role] = view
+    return views
+
+
+def stored_in(module: nn.Module, role: str) -> str | None:
+    """Path in a module of the layer that it says it has in a role, if that gives nothing else."""
+    layer, rows = _said(module).get(role, (None, None))
+    if layer is None or rows is not None:
+        return None
+    return next((path for path, inner in module.named_modules() if inner is layer and path), None)
+
+
+def _said(module: Any) -> dict[str, tuple[nn.Module, slice | None]]:
+    answer: Any = getattr(component_module(module), "projections", None)
+    if isinstance(answer, nn.Module) or not callable(answer):
+        return {}
+    return {
+        role: layer if isinstance(layer, tuple) else (layer, None)
+        for role, layer in answer().items()
+    }
+
+
+def component_module(module: nn.Module) -> nn.Module:
+    """The module that answers for what stands at a place: itself, or what its host wraps.
+
+    A host that wraps a component has it as ``component``; one that is mixed into its class is it.
+
+    Example:
+        >>> component_module(nn.Linear(2, 2))
+        Linear(in_features=2, out_features=2, bias=True)
+    """
+    inner = getattr(module, "component", None)
+    return inner if isinstance(inner, nn.Module) else module

@@ -9,28 +9,40 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from modwright.anatomy.projection import Projection
-from modwright.anatomy.views import Embedding, Linear, Norm, Part, PatchEmbedding, Sublayer
+from modwright.anatomy.views import (
+    Convolution,
+    Embedding,
+    Linear,
+    Norm,
+    Part,
+    PatchEmbedding,
+    Sublayer,
+)
 
 if TYPE_CHECKING:
     from modwright.anatomy.anatomy import Anatomy
 
-__all__ = ["ReadProjection", "ResidualStream", "WriteProjection", "stream_of"]
+__all__ = ["ReadProjection", "ReadingPart", "ResidualStream", "WriteProjection", "stream_of"]
 
-WriteProjection = Projection | Embedding | Linear | PatchEmbedding
+WriteProjection = Projection | Embedding | Linear | PatchEmbedding | Convolution
 """``output_axes`` says along which axis of which parameter its channels of the stream lie."""
+
+ReadingPart = Projection | Embedding | Linear | Convolution
 
 
 @dataclass(frozen=True)
 class ReadProjection:
     """A linear layer that reads the stream, through a norm or (None) by itself."""
 
-    part: Projection | Embedding | Linear
+    part: ReadingPart
     norm: Norm | None
 
 
 @dataclass(frozen=True)
 class ResidualStream:
     """Everything that touches the residual stream, in the order of the forward pass.
+
+    Between stages a map reads the stream of one and writes that of the next: it is in both lists.
 
     Attributes:
         writers: maps and tables whose results are added to it.
@@ -60,11 +72,12 @@ class ResidualStream:
 
     @property
     def last_reader(self) -> ReadProjection | None:
-        """What reads the stream through the last norm, if all that does is known: a bare model
-        returns what that norm gives."""
+        """The one map that reads the stream through the last norm, if all that does is known: a
+        bare model returns what that norm gives."""
         if self.last_norm is None or not self.is_complete:
             return None
-        return next((r for r in self.readers if r.norm is self.last_norm), None)
+        found = [reader for reader in self.readers if reader.norm is self.last_norm]
+        return found[0] if len(found) == 1 else None
 
 
 def stream_of(anatomy: Anatomy) -> ResidualStream:
@@ -78,36 +91,49 @@ def stream_of(anatomy: Anatomy) -> ResidualStream:
         >>> [reader.part.address for reader in stream.readers][-2:]
         ['blocks.3.mlp.up', 'head']
     """
-    width = anatomy.hidden_size
+    width, last_width = anatomy.hidden_size, anatomy.last_width
     writers: list[WriteProjection] = []
     scales: dict[str, Norm] = {}
     readers: list[ReadProjection] = []
     norms: list[Norm] = []
     within: list[Norm] = []
     after = anatomy.after_blocks
-    for part in (p for address, p in anatomy.outer.items() if address not in after):
+    beside = {*after, *anatomy.family.between}
+    for part in (p for address, p in anatomy.outer.items() if address not in beside):
         if isinstance(part, Norm):
             within.append(part)
         elif isinstance(part, WriteProjection) and width in _sizes(part, part.output_axes):
             writers.append(part)
     for block in anatomy.blocks:
+        norm = None
+        between = list(anatomy.between(block.index).values())
+        for place, part in enumerate(between):
+            if isinstance(part, Norm):
+                reads = any(isinstance(p, Linear | Convolution) for p in between[place:])
+                norm = part if reads else norm
+                (norms if reads else within).append(part)
+            elif isinstance(part, Linear | Convolution):
+                readers.append(ReadProjection(part, norm))
+                writers.append(part)
+            elif isinstance(part, Embedding):
+                writers.append(part)
         own = [norm for norm in block.norms.values() if norm not in block.scales.values()]
-        (within if block.layout == "post" else norms).extend(own)
+        (within if block.norms_write else norms).extend(own)
         for name, sublayer in block.sublayers():
-            norm = None if block.layout == "post" else sublayer.norm
+            norm = None if block.norms_write else sublayer.norm
             for role, projection in sublayer.projections().items():
                 if role in sublayer.writes_residual:
                     writers.append(projection)
                     if name in block.scales:
                         scales[projection.address] = block.scales[name]
-                else:
+                elif role in sublayer.reads_residual:
                     readers.append(ReadProjection(projection, norm))
     last: Norm | None = None
     for part in (anatomy.outer[address] for address in after):
         if isinstance(part, Norm):
             last = part
             norms.append(part)
-        elif isinstance(part, Embedding | Linear) and width in _sizes(part, part.input_axes):
+        elif isinstance(part, Embedding | Linear) and last_width in _sizes(part, part.input_axes):
             readers.append(ReadProjection(part, last))
     complete = {id(p) for p in anatomy.model.parameters()} <= {id(p) for p in _held(anatomy)}
     return ResidualStream(

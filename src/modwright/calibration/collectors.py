@@ -168,8 +168,9 @@ class _DistanceAccumulator:
 class SecondMoments:
     """Second moments of what the linear layers of a block read, in float64, divided by the tokens.
 
-    Results: "attention" (d, d) and "attention_mean" (d,) of the attention's input, "mlp" (I, I) of
-    the input of the down projection, and "influence" = 1 - mean cosine of block input and output.
+    Results: "attention" (d, d) and "attention_mean" (d,) of the attention's input, whatever mixer
+    it is whose maps are known, "mlp" (I, I) of the input of the down projection, and "influence" =
+    1 - mean cosine of block input and output.
     In a mixture of E experts "mlp" is (E, I, I), each expert's over its own tokens, and
     "expert_tokens" (E,) counts them.
 

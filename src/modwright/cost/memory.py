@@ -170,7 +170,7 @@ def activation_bytes(
     sets = [width]
     for block, part in _sublayers(anatomy):
         if own := part.activation_width(scores):
-            reads = width * (1 if block.layout == "post" else 2)
+            reads = width * (1 if block.norms_write else 2)
             sets.append(reads + own + _beside(block, part, width))
     if "head" in anatomy.outer and (logits := anatomy.outer["head"].activation_width()):
         sets.append(width + logits)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.anatomy import Anatomy, Part
+from modwright.anatomy import Anatomy, Part, Projection
 from modwright.core.capture import Call, channels_last, on_forward
 from modwright.core.macs import counted_products, to_meta
 from modwright.core.modes import set_eval
@@ -25,8 +25,8 @@ class MetaTrace:
 
     Attributes:
         macs: multiply-accumulates of the whole model.
-        counted: those of every part that is one module, by address; as its component says, if that
-            says what it costs.
+        counted: those of every part that is one module, and of the maps of a mixer without a
+            formula, by address; as its component says, if that says what it costs.
         passes: what each block is called with: sequences, and tokens of each.
         widths: channels of the stream that each block reads.
         grids: the grid that each block is told, or None.
@@ -52,8 +52,10 @@ class MetaTrace:
         return Pass(run.sequences * sequences, tokens, counted=counted)
 
     def part_macs(self, address: str, part: Part, run: Pass) -> int:
-        """Of a part in a pass of the model: in a block by its formula, outside as counted."""
-        if address.startswith("blocks."):
+        """Of a part in a pass of the model: a sublayer by its formula, others as counted."""
+        if not part.multiplies:
+            return 0
+        if part.encloses_parts:
             return part_macs(part, self.of(address, run))
         return run.sequences * self.counted[address]
 
@@ -114,6 +116,9 @@ def run_on_meta(anatomy: Anatomy) -> MetaTrace:
         shape = passes[int(address.split(".")[1])] if address.startswith("blocks.") else None
         if shape is not None and (own := part.own_macs(*shape)) is not None:
             counted[address], total = own, total + own - ran
+        for projection in part.counted_maps().values():
+            inside = macs.get(paths[id(projection.module)], 0)
+            counted[projection.address] = _share(projection, inside)
     return MetaTrace(
         total,
         counted,
@@ -122,3 +127,10 @@ def run_on_meta(anatomy: Anatomy) -> MetaTrace:
         grids=tuple(row[0][3] for row in calls),
         largest=max(sizes),
     )
+
+
+def _share(projection: Projection, macs: int) -> int:
+    """What a map has of the products of its module, which may give several maps at once."""
+    if projection.rows is None:
+        return macs
+    return macs * projection.out_features // len(projection.module.get_parameter("weight"))

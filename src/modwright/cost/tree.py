@@ -86,7 +86,8 @@ class Group:
     @property
     def label(self) -> str:
         if self.node.kind != "block":
-            return self.node.name
+            outside = self.node.address.startswith("between.")
+            return self.node.address if outside else self.node.name
         first = int(self.node.name)
         if self.count == 1:
             return f"block {first}"
@@ -209,12 +210,15 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
     if anatomy.is_tied:
         outer["head"] = _leaf(rows["head"], f"{describe(anatomy.outer['head'])}, tied to embed")
     later = [outer.pop(address) for address in anatomy.after_blocks]
-    blocks = tuple(
-        _block_node(block, rows, run if trace is None else trace.of(block.address, run))
-        for block in anatomy.blocks
-    )
+    nodes: list[Node] = []
+    for block in anatomy.blocks:
+        nodes += [outer.pop(address) for address in anatomy.between(block.index)]
+        there = run if trace is None else trace.of(block.address, run)
+        nodes.append(_block_node(block, rows, there))
+    nodes += [outer.pop(address) for address in anatomy.between(len(anatomy.blocks))]
+    blocks = anatomy.blocks
     held = f"{len(blocks)} layers" if blocks else "none left"
-    children = [*outer.values(), _sum("blocks", "blocks", held, blocks), *later]
+    children = [*outer.values(), _sum("blocks", "blocks", held, nodes), *later]
     if "other" in rows:
         children.append(_leaf(rows["other"], "what belongs to no part above"))
     dtype = str(next(anatomy.model.parameters()).dtype).removeprefix("torch.")
@@ -253,7 +257,8 @@ def _block_node(block: views.Block, rows: dict[str, PartCost], run: Pass) -> Nod
                 told += f", state of {format_number(state, 'B')}, constant in length"
             told += _said_of_float32(part.module)
             children.append(_leaf(row, told, _lines(part, row, run)))
-    children += [_leaf(rows[norm.address], describe(norm)) for norm in block.norms.values()]
+    beside = (*block.norms.values(), *block.extras.values())
+    children += [_leaf(rows[part.address], describe(part)) for part in beside]
     return _sum(block.address, "block", f"{block.layout}-norm", children)
 
 
@@ -275,16 +280,20 @@ def _lines(part: views.Sublayer, row: PartCost, run: Pass) -> list[Node]:
     for role, projection in part.projections().items():
         owned = projection.num_parameters
         size = owned * next(projection.module.parameters()).element_size()
-        costs = (owned, size, run.positions * macs[role])
+        products = run.positions * macs[role]
+        if projection.address in run.counted:
+            products = run.sequences * run.counted[projection.address]
+        costs = (owned, size, products)
         lines.append(Node(projection.address, "projection", projection.describe(), *costs))
     if (scores := part.scores(run)) is not None:
         told, products = scores
         lines.append(Node(f"{part.address}.scores", "scores", told, macs=products))
     known = _sum("", "", "", lines)
+    norms = "norms of queries and keys, index buffers and the like"
     rest = Node(
         f"{part.address}.rest",
         "other",
-        "norms of queries and keys, index buffers and the like",
+        "scores, position biases and the like" if part.is_opaque else norms,
         row.parameters - known.parameters,
         row.bytes - known.bytes,
         row.prefill_macs - known.macs,

@@ -221,6 +221,9 @@ def _write(
         index, role = split_address(address)
         origin = old_parts.get(address if index is None else f"blocks.{blocks[index]}.{role}")
         old_values = origin.parameters() if origin is not None else {}
+        for own, name in part.aliases().items():
+            if f"{address}.{own}" in given:  # by its name in the module, not by its role
+                given.setdefault(f"{address}.{name}", given.pop(f"{address}.{own}"))
         for name, current in part.parameters().items():
             full = f"{address}.{name}"
             module, leaf = part.stored_at(name)

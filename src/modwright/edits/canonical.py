@@ -292,7 +292,9 @@ _SHAPES: dict[tuple[str, str], Any] = {
 def _like_stock(edit: State) -> bool:
     """A stock part at its place may be the same."""
     outer, part = split_address(edit.path)[1].partition(".")[0], getattr(edit, "part", "")
-    return (outer, part) in _SHAPES or (part == "linear" and outer in ("attention", "head", "mlp"))
+    return (outer, part) in _SHAPES or (
+        part == "linear" and outer in ("attention", "between", "head", "mlp")
+    )
 
 
 def _fulfilled(built: Anatomy, edit: State) -> bool:
@@ -301,7 +303,7 @@ def _fulfilled(built: Anatomy, edit: State) -> bool:
     index, role = split_address(edit.path)
     outer, _, inner = role.partition(".")
     if index is None:  # a bare backbone has no head, and carries the edit along
-        part: Any = built.outer.get(outer)
+        part: Any = built.outer.get(role)
     else:
         part = built.blocks[index].at(outer)
     if part is None:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.anatomy import Anatomy, Attention, Block, MixtureOfExperts, Mlp, Projection
+from modwright.anatomy import Anatomy, Attention, Block, Mlp, Projection
 from modwright.anatomy.coerce import address_of
-from modwright.anatomy.views import Sublayer
+from modwright.anatomy.views import Linear, MixtureOfExperts, Part, Sublayer
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.edit import Edit, Remove, ReorderBlocks, Replace, split_address
 from modwright.nn import AttentionShape
@@ -144,7 +144,9 @@ def _without(part: object, what: str) -> InvalidInputError:
         return InvalidInputError(
             f"{part!r} is an address; give the part itself: anatomy.part({part!r})"
         )
-    where = f"{part.address}: " if isinstance(part, Sublayer | Projection | Block) else ""
+    where = f"{part.address}: " if isinstance(part, Part | Projection | Block) else ""
+    if what == "heads" and (blocker := getattr(part, "blocker", "")):
+        return InvalidInputError(f"{where}heads cannot go one by one: {blocker}")
     return InvalidInputError(f"{where}a {type(part).__name__} has no {what}")
 
 
@@ -195,12 +197,18 @@ def replace_mlp(
     return change
 
 
-def factorize(projection: Projection, outer: Tensor, inner: Tensor) -> Change:
+def factorize(projection: Projection | Linear, outer: Tensor, inner: Tensor) -> Change:
     """Stores a linear layer as ``outer (out, r) @ inner (r, in)``; its bias is kept.
 
+    It is one of a sublayer, or one that stands between stages.
+
     Raises:
-        InvalidInputError: the rank saves nothing, or the map is a slice of a fused one.
+        InvalidInputError: the rank saves nothing, or the map is a slice of a fused one, or no
+            linear layer.
     """
+    if (found := projection.linear) is None:
+        raise _without(projection, "two factors")
+    projection = found
     here, rank = projection.address, inner.shape[0]
     width, height = projection.in_features, projection.out_features
     if (tuple(outer.shape), tuple(inner.shape)) != ((height, rank), (rank, width)):
@@ -242,6 +250,8 @@ def replace_attention(
     Raises:
         InvalidInputError: shapes that do not go together.
     """
+    if getattr(attention, "blocker", ""):
+        raise _without(attention, "heads")
     old, here = attention.shape, attention.address
     weights = {
         "q": attention.read_q() if q is None else q,
@@ -349,6 +359,8 @@ def resize(sublayer: Sublayer, values: Mapping[str, Mapping[str, Tensor]]) -> Ch
     An attention becomes modwright's own. ``values`` are, by role, parameters in place of the old
     ones or beside them: weight, reduce (of a factor pair), bias.
     """
+    if sublayer.blocker:
+        raise _without(sublayer, "heads")
     if not isinstance(sublayer, Attention | Mlp):
         raise InvalidInputError(
             f"{sublayer.address}: a {type(sublayer).__name__} cannot be given other widths"

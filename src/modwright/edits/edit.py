@@ -2,7 +2,8 @@
 
 Edits are plain JSON. They state structure only; values travel as ordinary tensors. Addresses are
 those of the anatomy, the same for every family: ``blocks.3``, ``blocks.3.attention``,
-``blocks.3.mlp.up``, and ``embed``, ``final_norm`` and the like outside the blocks.
+``blocks.3.mlp.up``, ``embed``, ``final_norm`` and the like outside the blocks, and
+``between.1.norm``, ``between.1.map`` on the way into stage 1.
 """
 
 from __future__ import annotations
@@ -24,14 +25,16 @@ FORMAT = 1
 MOST_BLOCKS = 1024
 """As many as an arrangement may have: each is built, filled and verified."""
 
-_INSIDE = re.compile(r"^blocks\.(\d+)(?:\.([a-z_]+(?:\.[a-z_]+)?))?$")
-_OUTSIDE = re.compile(r"^(?!blocks$)[a-z_]+$")
+_NAME = "[a-z_][a-z0-9_]*"
+_INSIDE = re.compile(rf"^blocks\.(\d+)(?:\.({_NAME}(?:\.{_NAME})?))?$")
+_OUTSIDE = re.compile(rf"^(?:(?!blocks$|between$){_NAME}|between\.\d+\.{_NAME})$")
 
 
 def split_address(path: str) -> tuple[int | None, str]:
     """("blocks.3.mlp.up") -> (3, "mlp.up"); the role is empty for a whole block.
 
-    What stands outside the blocks has no index: "final_norm" -> (None, "final_norm").
+    What stands outside the blocks has no index: "final_norm" -> (None, "final_norm"), and what
+    stands on the way into stage 1: "between.1.norm" -> (None, "between.1.norm").
     """
     if _OUTSIDE.match(path):
         return None, path
@@ -39,7 +42,7 @@ def split_address(path: str) -> tuple[int | None, str]:
     if match is None:
         raise InvalidInputError(
             f"{path!r} is no address of a part; valid: blocks.N, blocks.N.attention, blocks.N.mlp, "
-            "blocks.N.mlp.up, blocks.N.mlp_norm, final_norm, embed and the like"
+            "blocks.N.mlp.up, blocks.N.mlp_norm, between.N.norm, final_norm, embed and the like"
         )
     return int(match[1]), match[2] or ""
 

@@ -78,7 +78,11 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
       for the host's own; without the method the modules in it start as torch does it.
     - ``no_weight_decay`` and ``keep_in_fp32``: names of its parameters, as ``A_log`` or
       ``conv.bias``, and ``learning_rate_multipliers``, a number for each such name.
-    - ``projections() -> dict[str, nn.Module]``: linear layers that may be factored or scored.
+    - ``projections() -> dict[str, nn.Module | tuple[nn.Module, slice]]``: linear layers by role,
+      which may be scored and factored; a slice says which output rows of a fused layer. Roles of
+      an attention are q, k, v and o. ``writes_residual`` and ``reads_residual`` name the roles that
+      touch the residual stream, "o" and "q", "k", "v" unless they are said.
+    - ``narrowing_blocker``: why its heads cannot go one by one, in a few words.
     - ``separable``: False where an activation or a channel mixer mixes its neurons.
     - ``mixing_matrix(x)``: the (B, L, L) or (B, H, L, L) matrix that it applies to its values.
     - ``describe() -> str``: a few words for reports.

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, Projection
+from modwright.anatomy.views import Sublayer
 from modwright.calibration import Collector, SecondMoments, Statistics
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.progress import SILENT, Progress
@@ -231,6 +232,11 @@ class MoDeGpt(Method):
                 f"modegpt: no block of this {anatomy.config.model_type} has an attention or an MLP "
                 "whose maps are known"
             )
+        whole = self._kept_whole(anatomy)
+        if whole and "mlp" not in self.pairs and not any(b.attention for b in anatomy.blocks):
+            raise InvalidInputError(
+                f"modegpt: {whole.address}: heads cannot be narrowed: {whole.blocker}"
+            )
         for block in anatomy.blocks:
             attention, mlp = block.attention, block.mlp
             if "mlp" in self.pairs and mlp is not None and mlp.routed is not None:
@@ -255,7 +261,14 @@ class MoDeGpt(Method):
                     f"modegpt: {attention.address} has an odd number of rotary channels"
                 )
 
+    def _kept_whole(self, anatomy: Anatomy) -> Sublayer | None:
+        """The first attention that it would narrow and that cannot be."""
+        mixers = (block.at("attention") for block in anatomy.blocks if self._narrows_heads())
+        return next((m for m in mixers if m is not None and m.blocker), None)
+
     def _notes(self, anatomy: Anatomy, statistics: Statistics) -> Iterator[str]:
+        if (whole := self._kept_whole(anatomy)) is not None:
+            yield f"Heads of {whole.address} and its like stay as they are: {whole.blocker}."
         tokens = int(statistics[0]["grams/tokens"])
         widest = max((b.mlp.intermediate_size for b in anatomy.blocks if b.mlp), default=0)
         if tokens < widest:

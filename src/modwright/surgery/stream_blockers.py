@@ -75,7 +75,8 @@ def _unread(anatomy: Anatomy) -> Iterator[str]:
     for block in anatomy.blocks:
         for other in block.others.values():
             name = type(other.module).__name__
-            yield f"{other.address} is a {name}, and what reads and writes in it is not known"
+            inside = f"not plain ({other.blocker})" if other.maps else "not known"
+            yield f"{other.address} is a {name}, and what reads and writes in it is {inside}"
 
 
 def _writing_norms(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
@@ -86,6 +87,8 @@ def _writing_norms(anatomy: Anatomy, stream: ResidualStream) -> Iterator[str]:
                 f"({', '.join(type(n.module).__name__ for n in block.norms.values())}), so the "
                 "mean of the stream is not free; only pre-norm and parallel blocks can be converted"
             )
+        elif block.norms_write:
+            yield f"{block.address} writes to the stream through its norms, which have gains"
     for norm in stream.norms_within:
         if not norm.address.startswith("blocks."):
             yield (

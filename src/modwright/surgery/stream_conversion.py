@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.anatomy import Anatomy, Block, Norm, Projection
-from modwright.anatomy.stream import WriteProjection
-from modwright.anatomy.views import Embedding, Linear, Sublayer
+from modwright.anatomy import Anatomy, Block, Norm
+from modwright.anatomy.stream import ReadingPart, WriteProjection
+from modwright.anatomy.views import Sublayer
 from modwright.edits import Change, Edit, Replace, RevertEdit, untie
 from modwright.edits.change import place_map, resize
 from modwright.nn.zero_mean import recentered
@@ -153,7 +153,7 @@ class Conversion:
             new[name] = rounded(value, axis, stored[name].dtype)
         return new
 
-    def _read(self, part: Projection | Embedding | Linear, norm: Norm | None) -> dict[str, Tensor]:
+    def _read(self, part: ReadingPart, norm: Norm | None) -> dict[str, Tensor]:
         """New values of a reader's parameters; none where the stream and the norm stay."""
         if norm is None or not self.folds(norm) or not (self.narrows or _affects(norm)):
             return {}

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from modwright.anatomy.families.between import part_at
 from modwright.anatomy.families.table import FamilyTable
-from modwright.anatomy.projection import Projection, as_projection
+from modwright.anatomy.projection import Projection, as_projection, stored_in
 from modwright.anatomy.views import (
     Attention,
     Block,
@@ -29,6 +30,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.nn import (
     AttentionShape,
     ExpertFeedForward,
+    FactorPair,
     FeedForward,
     GroupedAttention,
     Identity,
@@ -74,8 +76,8 @@ class Family(FamilyTable):
                 **self._hook_points(module, role, block.layout),
             }
             parts = self.read_parts(module, core, role, here)
-            if parts is None:
-                block.others[role] = OpaqueMixer(**told)
+            if parts is None or "maps" in parts:
+                block.others[role] = OpaqueMixer(**told, **(parts or {}))
             elif role == "attention":
                 block.attention = Attention(**told, **parts)
             elif "router" in parts:
@@ -212,6 +214,11 @@ class Family(FamilyTable):
         head = getattr(model, "get_output_embeddings", lambda: None)()
         return parts if head is None else {**parts, "head": Embedding(head, "head")}
 
+    def read_between(self, model: nn.Module) -> dict[str, Part]:
+        """What stands between stages, by address."""
+        backbone = self.backbone(model)
+        return {a: part_at(backbone.get_submodule(path), a) for a, path in self.between.items()}
+
     # Placing parts: what an edit means in terms of modules
 
     def place(
@@ -230,6 +237,8 @@ class Family(FamilyTable):
             own = getattr(core, f"{inner}_proj", None)
             if isinstance(core, GroupedAttention | FeedForward) and own is not None:
                 path = f"{self.block[outer]}.{inner}_proj"
+            elif (said := stored_in(core, inner)) is not None:
+                path = f"{self.block[outer]}.{said}"
         if path is None:
             raise InvalidInputError(
                 f"{self.name} blocks have no {role!r}; they have {', '.join(self.block)}"
@@ -265,8 +274,15 @@ class Family(FamilyTable):
             head = getattr(model, "get_output_embeddings", lambda: None)()
             found = [name for name, module in model.named_modules() if module is head]
             return [(path, part, kwargs) for path in found]
+        if role in self.between:
+            path = self.prefix(model) + self.between[role]
+            if part == "factors" and not isinstance(
+                model.get_submodule(path), nn.Linear | FactorPair
+            ):
+                raise InvalidInputError(f"{role} is a convolution; {part!r} cannot stand for it")
+            return [(path, part, kwargs)]
         if role not in self.outer or role == "blocks":
-            known = ", ".join(word for word in self.outer if word != "blocks")
+            known = ", ".join([*(word for word in self.outer if word != "blocks"), *self.between])
             raise InvalidInputError(
                 f"{self.name} has no {role!r}; outside its blocks it has {known}"
             )

@@ -54,7 +54,8 @@ class FamilyTable:
 
     Class attributes:
         name: how the family is called in messages.
-        model_types: the ``config.model_type`` values that it serves.
+        model_types: the ``config.model_type`` values that it serves; empty where it knows its
+            models by their modules, see :meth:`recognizes`.
         outer: address -> module path, relative to the backbone, for what stands outside the blocks,
             in the order of the forward pass; "blocks" is the list of layers.
         block: address inside a block -> module path relative to the block; "attention_gain" and
@@ -72,8 +73,12 @@ class FamilyTable:
         last_norm_keeps_width: its forward takes what the norm behind the blocks returns for as wide
             as what entered the blocks.
         pairs: blocks take (output, attention weights) from an attention.
+        state: attributes of its modules that a forward pass sets, and that no config tells.
+        maps_by_layer: attention maps that a forward pass returns are one for each layer.
         post_norm: blocks normalize h + sublayer(h), so a norm has work to do without its sublayer.
         causal: no position sees later ones.
+        between: address -> module path, relative to the backbone, for what stands between stages;
+            ``stage_starts`` are the numbers of the first blocks of the stages.
         counts_by_running: positions differ between blocks, or parts are of kinds without a formula;
             so the model is run, without numbers, to count what it costs.
     """
@@ -82,6 +87,8 @@ class FamilyTable:
     model_types: ClassVar[tuple[str, ...]]
     outer: Mapping[str, str]
     block: ClassVar[Mapping[str, str]]
+    between: Mapping[str, str] = {}
+    stage_starts: Sequence[int] = ()
     beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     config_fields: ClassVar[Mapping[str, str]] = {}
     shape_fields: ClassVar[Mapping[str, str]] = {}
@@ -90,6 +97,8 @@ class FamilyTable:
     transposed: ClassVar[bool] = False
     last_norm_keeps_width: ClassVar[bool] = False
     pairs: ClassVar[bool] = True
+    state: ClassVar[tuple[str, ...]] = ()
+    maps_by_layer: ClassVar[bool] = True
     post_norm: bool = False
     causal: ClassVar[bool] = True
     counts_by_running: ClassVar[bool] = False
@@ -126,6 +135,11 @@ class FamilyTable:
         """A transformers model around one of another library, with the same weights; None where
         the family does not know the library."""
         return None
+
+    @classmethod
+    def recognizes(cls, model: nn.Module) -> bool:
+        """A model whose type no family names is one of this family, by what its modules are."""
+        return False
 
     def check(self) -> None:
         """Refuses variants of the family that are not supported, before any work."""

@@ -1,26 +1,29 @@
-"""Models of images that are made of ``modwright.nn.Block``: plain stacks and pyramids.
+"""Models of images that are made of ``modwright.nn.block.Block``: plain stacks and pyramids.
 
-Blocks are found by their class, in the order of the forward pass. What mixes tokens stands at a
-block's "attention", whatever it is. Blocks of a pyramid have other modules between them, which make
-maps coarser, so widths and numbers of positions differ from block to block.
+A model is known by its blocks, whatever its config calls it, so that an architecture of a user's
+own is opened as those of this library are. Blocks come in the order of the forward pass. What mixes
+tokens stands at a block's "attention", whatever it is. Blocks of a pyramid have other modules
+between them, which make maps coarser, so widths and numbers of positions differ between blocks.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from torch import nn
 
 from modwright.anatomy.families import register_family
+from modwright.anatomy.families.between import around, part_at, split_step
 from modwright.anatomy.families.family import Family, Placement
+from modwright.anatomy.families.staged import keep_in_stages
 from modwright.anatomy.families.table import paths
 from modwright.anatomy.families.timm_modules import activation_of, ratio
-from modwright.anatomy.inputs import Images
-from modwright.anatomy.projection import PointwiseProjection, Projection, as_projection
+from modwright.anatomy.inputs import Images, pair
+from modwright.anatomy.projection import Projection, linear_layer, stored_in
 from modwright.anatomy.views import (
+    Block,
     Embedding,
     Layout,
     Linear,
@@ -30,7 +33,7 @@ from modwright.anatomy.views import (
     PatchEmbedding,
 )
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
-from modwright.nn import BareAttention, FactorPair, FeedForward
+from modwright.nn import BareAttention, FeedForward
 from modwright.nn.block import Block as VisionBlock
 from modwright.nn.channel_mixers.mlp import Mlp as VisionMlp
 from modwright.nn.grid_positions import LearnedTable, PrefixTokens
@@ -44,7 +47,8 @@ class VisionFamily(Family):
     """Plain stacks: every block has tokens of one grid and one width."""
 
     name = "vision"
-    model_types: ClassVar[tuple[str, ...]] = ("vision_transformer", "t2t_vit", "tnt", "duoformer")
+    model_types: ClassVar[tuple[str, ...]] = ()
+    staged: ClassVar[bool] = False
     outer: Mapping[str, str] = {"blocks": "blocks"}
     block = {
         **paths("attention", "mixer", "norm1", o="proj"),
@@ -74,6 +78,13 @@ class VisionFamily(Family):
         super().__init__(config)
         self._live: Any = model
         self._roots = [] if model is None else self.layer_paths(model)
+        self._beside: Mapping[int, Mapping[str, str]] = {}
+
+    @classmethod
+    def recognizes(cls, model: nn.Module) -> bool:
+        """It has blocks, in lists that lie in lists of stages or not."""
+        in_lists = [sum(map(str.isdigit, path.split("."))) for path in _found(model)]
+        return bool(in_lists) and (max(in_lists) > 1) == cls.staged
 
     def fitting(self, model: nn.Module) -> Family:
         fitted = type(self)(self.config, model)
@@ -82,11 +93,20 @@ class VisionFamily(Family):
         at = children.index(holders[0]) if holders else len(children)
         # A second list of blocks is part of what the first one begins.
         later = [name for name in children[at:] if name not in holders]
-        names = {"stem": "embed", "norm": "final_norm", "head": "classifier"}
-        fitted.outer = {
-            names.get(name, name): name if name == "blocks" else _whole_of(model, name)
-            for name in [*children[:at], "blocks", *later]
-        }
+        outer: dict[str, str] = {}
+        for name in children[:at]:
+            outer |= _named(model, name)
+        outer["blocks"] = "blocks"
+        around_them = around(model, list(_found(model)))
+        fitted.between = dict(around_them.between)
+        fitted.stage_starts, fitted._beside = around_them.starts, around_them.beside
+        # The norm that closes the last stage is the last norm.
+        closing = fitted.between.pop(f"between.{len(around_them.starts)}.norm", None)
+        if closing is not None:
+            outer["final_norm"] = closing
+        for name in later:
+            outer |= _named(model, name)
+        fitted.outer = outer
         return fitted
 
     @property
@@ -140,10 +160,12 @@ class VisionFamily(Family):
     def inputs(self) -> Images:
         """Images of the size that the config says; a plain stack cuts them into patches."""
         config, live = self.config, self._live
-        if live is not None and self.chained:
+        size = pair(config.size if hasattr(config, "size") else config.image_size)
+        channels = getattr(config, "num_channels", 3)
+        if self.chained and hasattr(live, "feature_info"):
             patch = (live.feature_info[0]["reduction"],) * 2
-            return Images(config.num_channels, tuple(config.size), patch, live.num_prefix_tokens)
-        return Images(config.num_channels, tuple(config.size), tuple(config.size))
+            return Images(channels, size, patch, live.num_prefix_tokens)
+        return Images(channels, size, size)
 
     def pools(self, model: nn.Module) -> bool:
         return True
@@ -169,6 +191,18 @@ class VisionFamily(Family):
     def axis(module: Any, usual: int = -1) -> int:
         layout: Any = getattr(module, "layout", None)
         return {"map": 1, "tokens": -1}.get(layout, usual)
+
+    def read_block(self, module: Any, index: int) -> Block:
+        """With what scales its residuals, and what stands beside it in its stage."""
+        block = super().read_block(module, index)
+        scaling = {f"{role}_residual": getattr(module, f"res{n}") for role, n in _RESIDUALS}
+        live: Any = self._live
+        beside = self._beside.get(index, {})
+        extras = {n: live.get_submodule(path) for n, path in beside.items()}
+        for name, extra in {**scaling, **extras}.items():
+            if extra is not None:
+                block.extras[name] = part_at(extra, f"{block.address}.{name}")
+        return block
 
     def read_outer(self, model: nn.Module) -> dict[str, Part]:
         parts: dict[str, Part] = {}
@@ -198,7 +232,10 @@ class VisionFamily(Family):
             return self._read_softmax(core, address)
         if type(core) is not VisionMlp or core.inside is not None or core.gate is not None:
             return None
-        up, down = _as_map(core.fc1, f"{address}.up"), _as_map(core.fc2, f"{address}.down")
+        up, down = (
+            linear_layer(layer, f"{address}.{role}")
+            for role, layer in (("up", core.fc1), ("down", core.fc2))
+        )
         if up is None or down is None:
             return None
         return {"up": up, "down": down, "activation": activation_of(core.act)}
@@ -207,7 +244,7 @@ class VisionFamily(Family):
         if type(core) is not SelfAttention or core.gate is not None or core.bias is not None:
             return None
         maps = {name: core.get_submodule(name) for name in STORAGE[core.storage]}
-        out = _as_map(core.proj, f"{address}.o")
+        out = linear_layer(core.proj, f"{address}.o")
         plain = core.width == core.dim and all(type(m) is nn.Linear for m in maps.values())
         if out is None or not plain:
             return None
@@ -232,8 +269,10 @@ class VisionFamily(Family):
     ) -> list[Placement]:
         """Blocks call a mixer with a tensor and its grid, and add what it returns."""
         outer, inside, _ = role.partition(".")
-        core = getattr(block, self.block.get(outer, outer), None) if inside else None
-        if isinstance(core, VisionMlp) and core.layout == "map":
+        core: Any = getattr(block, self.block.get(outer, outer), None) if inside else None
+        said = None if core is None else stored_in(core, inside)
+        on_maps = isinstance(core, VisionMlp) and core.layout == "map"
+        if on_maps or (said and isinstance(core.get_submodule(said), nn.Conv2d)):
             if part != "linear":
                 raise InvalidInputError(
                     f"{role} is a 1 x 1 convolution; {part!r} cannot stand for it"
@@ -256,7 +295,7 @@ class HierarchicalVisionFamily(VisionFamily):
     """Stages of blocks, each with maps coarser than those of the one before."""
 
     name = "hierarchical_vision"
-    model_types = ("metaformer", "smt", "sret", "fmvit", "craft", "swin_transformer")
+    staged = True
     outer = {"blocks": "stages"}
     config_fields = {"num_layers": "depths", "activation": "act"}
 
@@ -281,33 +320,7 @@ class HierarchicalVisionFamily(VisionFamily):
         """Fewer blocks per stage, where the config has a number for each stage."""
         if list(kept) == list(range(len(self._roots))):
             return
-        found = [re.fullmatch(r"stages\.(\d+)\.blocks\.(\d+)", root) for root in self._roots]
-        places = [(int(m[1]), int(m[2])) for m in found if m is not None]
-        counted = Counter(stage for stage, _ in places)
-        depths = [counted[s] for s in sorted(counted)]
-        if len(places) < len(found) or depths != list(getattr(config, "depths", ())):
-            raise _no_number(config)
-        stages = [places[i][0] for i in kept]
-        gone = set(counted) - set(stages)
-        if gone:
-            raise InvalidInputError(
-                f"stage {min(gone)} would be left without a block; remove the attention and mlp of "
-                "its last one instead"
-            )
-        if stages != sorted(stages):
-            raise InvalidInputError(
-                "a block stays in its stage: other stages have maps of other sizes"
-            )
-        for name, value in vars(config).items():
-            if isinstance(value, list | tuple) and len(value) == len(config.depths):
-                rows = [
-                    [row[places[i][1]] for i in kept if places[i][0] == s]
-                    if isinstance(row, list | tuple) and len(row) == config.depths[s]
-                    else row
-                    for s, row in enumerate(value)
-                ]
-                setattr(config, name, rows)
-        config.depths = [stages.count(s) for s in sorted(counted)]
+        keep_in_stages(config, self._roots, kept, self.layers(self._live))
 
 
 def _no_number(config: Any) -> InvalidInputError:
@@ -327,11 +340,17 @@ def _found(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _as_map(module: nn.Module, address: str) -> Projection | None:
-    if isinstance(module, nn.Linear | FactorPair):
-        return as_projection(module, address)
-    one = isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
-    return PointwiseProjection(module, address) if one else None
+_NAMES = {"stem": "embed", "norm": "final_norm", "head": "classifier", "blocks": "other_blocks"}
+_RESIDUALS = (("attention", 1), ("mlp", 2))
+
+
+def _named(model: nn.Module, child: str) -> dict[str, str]:
+    """Address -> path of what stands outside the blocks; a stem of a map and its norm is two."""
+    name = _NAMES.get(child, child)
+    steps = split_step(model, child) if list(model.get_submodule(child).parameters()) else {}
+    if set(steps) == {"map", "map_norm"}:
+        return {name: steps["map"], f"{name}_norm": steps["map_norm"]}
+    return {name: _whole_of(model, child)}
 
 
 def _whole_of(model: nn.Module, path: str) -> str:

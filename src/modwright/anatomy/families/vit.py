@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from modwright.anatomy.families import register_family
 from modwright.anatomy.families.family import Family
 from modwright.anatomy.families.table import paths
-from modwright.anatomy.inputs import Images
+from modwright.anatomy.inputs import Images, pair
 from modwright.anatomy.views import Part, PatchEmbedding
 
 __all__ = ["OlderVit", "Vit"]
@@ -49,7 +47,7 @@ class Vit(Family):
     def inputs(self) -> Images:
         """Patches and the class token."""
         config = self.config
-        return Images(config.num_channels, _pair(config.image_size), _pair(config.patch_size), 1)
+        return Images(config.num_channels, pair(config.image_size), pair(config.patch_size), 1)
 
     def pools(self, model: nn.Module) -> bool:
         """Heads read the class token, with a pooler or without."""
@@ -80,9 +78,3 @@ class OlderVit(Vit):
 
     def fitting(self, model: nn.Module) -> Family:
         return self
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    """Height and width, where a config may give one number for both."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width

@@ -12,6 +12,7 @@ from modwright.anatomy.views.mlp import Mlp
 from modwright.anatomy.views.neurons import Neurons
 from modwright.anatomy.views.part import (
     Activation,
+    Convolution,
     Embedding,
     LayerScale,
     Linear,
@@ -34,4 +35,4 @@ __all__ += [
     "OpaqueMixer",
     "OpaqueModule",
 ]
-__all__ += ["Part", "PatchEmbedding", "Scores", "Sublayer", "component_module"]
+__all__ += ["Convolution", "Part", "PatchEmbedding", "Scores", "Sublayer", "component_module"]

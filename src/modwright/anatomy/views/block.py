@@ -11,13 +11,15 @@ from torch import nn
 from modwright.anatomy.views.attention import Attention
 from modwright.anatomy.views.experts import MixtureOfExperts
 from modwright.anatomy.views.mlp import Mlp
-from modwright.anatomy.views.part import Norm
+from modwright.anatomy.views.part import Norm, Part
 from modwright.anatomy.views.sublayer import OpaqueMixer, Sublayer
 from modwright.core.capture import HookPoint
 
 __all__ = ["Block", "Layout"]
 
-Layout = Literal["pre", "post", "parallel"]
+Layout = Literal["pre", "post", "res-post", "parallel"]
+"""Where norms stand, around a sublayer f: h + f(norm h), norm(h + f h), h + norm(f h), or two
+sublayers that read one h."""
 
 
 @dataclass
@@ -26,6 +28,8 @@ class Block:
 
     Attributes:
         others: what stands at the place "attention" or "mlp" and is of another kind.
+        extras: what else belongs to the layer, by name: the numbers that scale its residuals, or
+            a module beside it that no sublayer holds.
         axis: where the channels of the stream lie.
     """
 
@@ -36,11 +40,17 @@ class Block:
     mlp: Mlp | MixtureOfExperts | None = None
     norms: dict[str, Norm] = field(default_factory=dict)
     others: dict[str, OpaqueMixer] = field(default_factory=dict)
+    extras: dict[str, Part] = field(default_factory=dict)
     axis: int = -1
 
     @property
     def address(self) -> str:
         return f"blocks.{self.index}"
+
+    @property
+    def norms_write(self) -> bool:
+        """Its norms stand behind the sublayers, which read the stream as it is."""
+        return self.layout in ("post", "res-post")
 
     @property
     def resid_pre(self) -> HookPoint:

@@ -9,21 +9,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from modwright.anatomy.forward_pass import Pass
-from modwright.anatomy.projection import Projection, Stored
+from modwright.anatomy.projection import FactoredProjection, Projection, Stored, linear_layer
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
 from modwright.nn import CRMSNorm, RestoringCRMSNorm
 
-__all__ = [
-    "Activation",
-    "Embedding",
-    "LayerScale",
-    "Linear",
-    "ModulePart",
-    "Norm",
-    "OpaqueModule",
-    "Part",
-]
-__all__ += ["PatchEmbedding"]
+__all__ = ["Activation", "Convolution", "Embedding", "LayerScale", "Linear", "ModulePart", "Norm"]
+__all__ += ["OpaqueModule", "Part", "PatchEmbedding"]
 
 
 class Part(ABC):
@@ -32,10 +23,12 @@ class Part(ABC):
     Attributes:
         encloses_parts: its module may hold modules that are parts of their own.
         is_opaque: what in it reads and writes the residual stream is not known.
+        multiplies: it computes matrix products; what else its module may hold does not count.
     """
 
     encloses_parts: ClassVar[bool] = False
     is_opaque: ClassVar[bool] = False
+    multiplies: bool = True
 
     address: str
     module: nn.Module
@@ -59,6 +52,19 @@ class Part(ABC):
                 + (", ".join(f"{n} {tuple(p.shape)}" for n, p in known.items()) or "nothing")
             )
         known[name].copy_(value)
+
+    def aliases(self) -> dict[str, str]:
+        """Other names under which a plan may give values of it -> names of :meth:`parameters`."""
+        return {}
+
+    def counted_maps(self) -> dict[str, Projection]:
+        """Linear layers in it whose products are counted while the model runs, by role."""
+        return {}
+
+    @property
+    def linear(self) -> Projection | None:
+        """The part as one linear layer; None where it is none."""
+        return None
 
     def modules(self) -> list[nn.Module]:
         """Every module that holds tensors of it, some perhaps twice."""
@@ -111,6 +117,10 @@ class ModulePart(Stored, Part):
     def parameters(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.module.named_parameters(recurse=False)}
 
+    @property
+    def linear(self) -> Projection | None:
+        return linear_layer(self.module, self.address)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.address}, {self.num_parameters:,} parameters)"
 
@@ -162,6 +172,11 @@ class Embedding(ModulePart):
             return _times(stored["weight"].shape)
         return ", ".join(f"{_times(t.shape[1:])} {name}" for name, t in stored.items())
 
+    @property
+    def multiplies(self) -> bool:  # type: ignore[override]
+        """A head does."""
+        return isinstance(self.module, nn.Linear)
+
     def macs(self, run: Pass) -> int:
         """A table is looked up; a head holds the same kind of table and multiplies by it."""
         module = self.module
@@ -173,16 +188,42 @@ class Embedding(ModulePart):
 
 
 class Linear(ModulePart):
-    """A linear layer of the stream outside the blocks: weight [out, in], perhaps a bias."""
+    """A linear layer of the stream outside the blocks: weight [out, in], perhaps a bias.
 
-    module: nn.Linear
-    input_axes, output_axes = Projection.input_axes, Projection.output_axes
+    A factor pair has weight [out, rank] and reduce [rank, in] instead.
+    """
+
+    output_axes = Projection.output_axes
+
+    @property
+    def input_axes(self) -> Mapping[str, int]:
+        """As those of a :class:`Projection`."""
+        return (FactoredProjection if self.is_factored else Projection).input_axes
 
     def describe(self) -> str:
-        return f"{self.module.in_features} -> {self.module.out_features}"
+        assert self.linear is not None
+        return self.linear.describe().removesuffix(", bias")
 
     def macs(self, run: Pass) -> int:
-        return run.positions * self.parameters()["weight"].numel()
+        assert self.linear is not None
+        return run.positions * self.linear.macs
+
+
+class Convolution(ModulePart):
+    """A convolution between stages: weight [out, in / groups, height, width], perhaps a bias."""
+
+    output_axes = Projection.output_axes
+    module: nn.Conv2d
+
+    @property
+    def input_axes(self) -> dict[str, int]:
+        """As those of a :class:`Projection`; none where each output sees a part of the input."""
+        return {"weight": 1} if self.module.groups == 1 else {}
+
+    def describe(self) -> str:
+        module = self.module
+        sizes = f"{_times(module.kernel_size)}, stride {_times(module.stride)}"
+        return f"{module.in_channels} -> {module.out_channels}, {sizes}"
 
 
 class PatchEmbedding(ModulePart):
@@ -212,13 +253,15 @@ class PatchEmbedding(ModulePart):
 
 
 class Norm(ModulePart):
-    """A normalization.
+    """A normalization, which multiplies no matrices.
 
     Attributes:
         form: "layer", "rms", "crms" or "other"; :attr:`centers`, :attr:`keeps_mean` and
             :attr:`restores_coordinate` say what each does.
         offset: 1 for norms that multiply by (1 + w).
     """
+
+    multiplies = False
 
     def __init__(self, module: nn.Module, address: str) -> None:
         super().__init__(module, address)

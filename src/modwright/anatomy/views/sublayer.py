@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from modwright.anatomy.forward_pass import Pass
-from modwright.anatomy.projection import Projection
+from modwright.anatomy.projection import Projection, component_module, projections_of
 from modwright.anatomy.views.neurons import Neurons
 from modwright.anatomy.views.part import ModulePart, Norm, Part
 from modwright.core.capture import HookPoint
@@ -46,6 +46,7 @@ class Sublayer(Part):
         resid_post: the residual stream after it; None where that is h plus ``sublayer_output``.
         writes_residual: roles of the maps that write to the stream; the others read it.
         generic: modwright's modules that may stand in place of the family's.
+        blocker: why its heads cannot go one by one, though its maps are known; else empty.
     """
 
     encloses_parts = True
@@ -59,6 +60,7 @@ class Sublayer(Part):
     sublayer_input: HookPoint
     sublayer_output: HookPoint
     resid_post: HookPoint | None = None
+    blocker: str = ""
 
     @property
     def is_generic(self) -> bool:
@@ -85,6 +87,11 @@ class Sublayer(Part):
     @abstractmethod
     def projections(self) -> dict[str, Projection]:
         """Its linear layers by role: "q", "up" and the like."""
+
+    @property
+    def reads_residual(self) -> tuple[str, ...]:
+        """Roles of the maps that read the stream."""
+        return tuple(role for role in self.projections() if role not in self.writes_residual)
 
     def members(self) -> Mapping[str, Projection | ModulePart]:
         """What holds its parameters, by role: its linear layers, norms and an activation in it."""
@@ -154,25 +161,76 @@ class Sublayer(Part):
 
 @dataclass
 class OpaqueMixer(Sublayer):
-    """What stands at the place of an attention or an MLP and is neither, such as pooling.
+    """What stands at the place of an attention or an MLP and is not plain, or neither of the two.
 
-    It is counted as a whole, and can be removed and replaced.
+    It can be removed and replaced as a whole. Its linear layers, where they are known, are parts
+    of it as those of an attention are: counted, scored, factored. They are known where its module
+    has ``projections()``, as attentions with a position bias, a gate or windows do.
+
+    Attributes:
+        maps: its linear layers by role.
     """
 
     is_opaque = True
-    writes_residual = ()
+
+    maps: Mapping[str, Projection] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.maps = self.maps or projections_of(self.module, self.address)
+        if self.maps and not self.blocker:
+            told = getattr(component_module(self.module), "narrowing_blocker", "")
+            kind = type(component_module(self.module)).__name__
+            self.blocker = told or f"a {kind} is no plain softmax attention"
+
+    @property
+    def writes_residual(self) -> tuple[str, ...]:  # type: ignore[override]
+        return self._roles("writes_residual", "o")
+
+    @property
+    def reads_residual(self) -> tuple[str, ...]:
+        return self._roles("reads_residual", *"qkv")
+
+    def _roles(self, name: str, *otherwise: str) -> tuple[str, ...]:
+        roles = getattr(component_module(self.module), name, otherwise)
+        return tuple(role for role in roles if role in self.maps)
+
+    @property
+    def hidden_size(self) -> int | None:
+        reads = (self.maps[role].in_features for role in self.reads_residual)
+        return next(reads, None)
 
     def projections(self) -> dict[str, Projection]:
-        """None that are known."""
-        return {}
+        return dict(self.maps)
 
     def parameters(self) -> dict[str, Tensor]:
-        stored = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-        return {name: tensor.detach() for name, tensor in stored.items()}
+        """Those of its maps by role, and all others by their names in the module."""
+        held = {id(projection.module) for projection in self.maps.values()}
+        rest = {
+            name: tensor.detach()
+            for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers())
+            if id(self.module.get_submodule(name.rpartition(".")[0])) not in held
+        }
+        return {**super().parameters(), **rest}
+
+    def aliases(self) -> dict[str, str]:
+        paths = {id(module): path for path, module in self.module.named_modules()}
+        return {
+            f"{paths[id(p.module)]}.{name}": f"{role}.{name}"
+            for role, p in self.maps.items()
+            if p.rows is None and id(p.module) in paths
+            for name in p.parameters()
+        }
+
+    def counted_maps(self) -> dict[str, Projection]:
+        """They may see other positions than the block does, such as averages or windows."""
+        return self.projections()
 
     @property
     def num_parameters(self) -> int:
-        return super().num_parameters + sum(p.numel() for p in self.module.parameters())
+        modules: list[Any] = [self.module, *(p.module for p in self.maps.values())]
+        if self.norm is not None:
+            modules.append(self.norm.module)
+        return sum(p.numel() for p in {p for m in modules for p in m.parameters()})
 
     def describe(self) -> str:
         """As its module describes itself, else the name of its class."""
@@ -234,17 +292,6 @@ class OpaqueMixer(Sublayer):
             ) from None
 
     def __repr__(self) -> str:
-        return f"OpaqueMixer({self.address}: {type(self.module).__name__})"
-
-
-def component_module(module: nn.Module) -> nn.Module:
-    """The module that answers for what stands at a place: itself, or what its host wraps.
-
-    A host that wraps a component has it as ``component``; one that is mixed into its class is it.
-
-    Example:
-        >>> component_module(nn.Linear(2, 2))
-        Linear(in_features=2, out_features=2, bias=True)
-    """
-    inner = getattr(module, "component", None)
-    return inner if isinstance(inner, nn.Module) else module
+        maps = ", ".join(self.maps)
+        held = f", {maps}" if maps else ""
+        return f"OpaqueMixer({self.address}: {type(self.module).__name__}{held})"

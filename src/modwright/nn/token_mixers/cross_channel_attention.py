@@ -35,6 +35,16 @@ class CrossChannelAttention(nn.Module):
         self.proj = nn.Conv2d(dim, dim, 1, bias=False)
         self.reset_parameters()
 
+    def projections(self) -> dict[str, nn.Module | tuple[nn.Module, slice]]:
+        """The 1 x 1 convolutions by role; those of the values and keys answer for another map."""
+        width = self.proj.in_channels
+        keys, values = ((self.kv[0], slice(i * width, (i + 1) * width)) for i in range(2))
+        return {"q": self.q[0], "k": keys, "v": values, "o": self.proj}
+
+    @property
+    def narrowing_blocker(self) -> str:
+        return "its heads attend between channels"
+
     def reset_parameters(self) -> None:
         nn.init.ones_(self.temperature)
 

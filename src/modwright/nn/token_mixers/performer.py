@@ -85,6 +85,10 @@ class PerformerAttention(SelfAttention):
         self.features = nn.Parameter(features, requires_grad=False)
         self.reset_parameters()
 
+    @property
+    def narrowing_blocker(self) -> str:
+        return "random features stand for its softmax"
+
     def reset_parameters(self) -> None:
         nn.init.orthogonal_(self.features, gain=len(self.features) ** 0.5)
 

@@ -80,6 +80,10 @@ class ReducedAttention(SelfAttention):
         self.reduction, self.pool = reduction, pool
         self.norm = nn.BatchNorm2d(dim) if reduction > 1 else None
 
+    @property
+    def narrowing_blocker(self) -> str:
+        return "its keys and values are averages of positions"
+
     def reduced(self, x: Tensor) -> Tensor:
         """The map that keys and values are made of."""
         if self.reduction > 1:

@@ -94,6 +94,26 @@ class SelfAttention(nn.Module):
         self.gate, self.bias, self.local = gate, None, None
         self.proj_drop = nn.Dropout(0.0)
 
+    def projections(self) -> dict[str, nn.Module | tuple[nn.Module, slice]]:
+        """The linear layers by role; a layer that gives several has a slice of rows for each."""
+        found: dict[str, nn.Module | tuple[nn.Module, slice]] = {}
+        for name in STORAGE[self.storage]:
+            layer, width = self.get_submodule(name), self.width
+            for i, role in enumerate(name):
+                found[role] = (
+                    layer if len(name) == 1 else (layer, slice(i * width, (i + 1) * width))
+                )
+        return {**{role: found[role] for role in "qkv"}, "o": self.proj}
+
+    @property
+    def narrowing_blocker(self) -> str:
+        """Why its heads cannot go one by one; empty where nothing speaks against it."""
+        if self.bias is not None:
+            return "its position bias has numbers for each head"
+        if self.local is not None:
+            return "a convolution reads its values, too"
+        return "a gate reads its result" if self.gate is not None else ""
+
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values: (B, N, C) -> three of (B, H, N, d)."""
         found: list[Tensor] = []

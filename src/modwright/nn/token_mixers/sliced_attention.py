@@ -66,6 +66,10 @@ class SlicedAttention(SelfAttention):
         # Lists, not tensors: they survive a build on the meta device and a trace.
         self._fixed: dict[int, list[int]] = {}
 
+    @property
+    def narrowing_blocker(self) -> str:
+        return "it works in slices of the tokens"
+
     def fixed_permutation(self, tokens: int) -> list[int]:
         """The order that "fixed" has for so many tokens."""
         if tokens not in self._fixed:

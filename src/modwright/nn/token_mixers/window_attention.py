@@ -143,6 +143,10 @@ class RectangleWindowAttention(SelfAttention):
         )
         self.local = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
+    @property
+    def narrowing_blocker(self) -> str:
+        return "half of its heads has windows of another shape, and each a position bias"
+
     def steps(self, window: SpatialShape) -> SpatialShape:
         """By how many positions windows are moved."""
         return (window[0] // 2, window[1] // 2) if self.shift else (0, 0)
