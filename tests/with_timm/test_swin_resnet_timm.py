@@ -59,3 +59,27 @@ def test_names_and_shapes_are_those_of_timm(name: str) -> None:
     assert {
         key: tensor.shape for key, tensor in to_checkpoint_format(ours, layout).items()
     } == wanted
+
+
+def test_typed_weights_of_a_swin_are_the_tensors_that_timm_multiplies_by() -> None:
+    """28,199,424 numbers of Swin-T: every linear layer and the cutting into patches."""
+    from modwright.anatomy import Anatomy, Linear, PatchEmbedding
+    from modwright.anatomy.views import Sublayer
+
+    name = "swin_tiny_patch4_window7_224"
+    with torch.device("meta"):
+        theirs, ours = timm.create_model(name), create_model(name)
+    stored = [
+        tensor.numel()
+        for key, tensor in theirs.named_parameters()
+        if key.endswith("weight") and tensor.ndim > 1
+    ]
+    typed: dict[str, int] = {}
+    for _, part in Anatomy.of(ours).parts():
+        if isinstance(part, Sublayer):
+            typed |= {p.address: p.weight.numel() for p in part.projections().values()}
+        elif isinstance(part, Linear | PatchEmbedding):
+            typed[part.address] = part.parameters()["weight"].numel()
+    assert sum(stored) == sum(typed.values()) == 28_199_424
+    fused = [a for a in typed if a.endswith((".attention.k", ".attention.v"))]
+    assert len(stored) == len(typed) - len(fused)

@@ -8,7 +8,7 @@ share, stands in no config and would be lost; so it is found first and refused b
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from itertools import islice
 from typing import Any
 
@@ -54,6 +54,7 @@ def differences_from_config(model: PreTrainedModel) -> Iterator[str]:
     family_of(config, model).write_live_fields(config)
     with torch.device("meta"):
         built = type(model)(config)
+    state = _STATE | set(family_of(config, model).state)
     live, expected = (dict(m.named_modules(remove_duplicate=False)) for m in (model, built))
     others = [path for path, module in live.items() if type(module) is not type(expected.get(path))]
     for path, module in live.items():
@@ -65,7 +66,7 @@ def differences_from_config(model: PreTrainedModel) -> Iterator[str]:
         elif path in others:
             yield f"{path} is a {name}, not a {type(expected[path]).__name__}"
         else:
-            yield from _inside(path, module, expected[path])
+            yield from _inside(path, module, expected[path], state)
     for path, module in expected.items():
         if path not in live and path.rpartition(".")[0] in live:
             yield f"{path} ({type(module).__name__}) is missing"
@@ -78,7 +79,7 @@ def differences_from_config(model: PreTrainedModel) -> Iterator[str]:
             yield f"{' and '.join(sorted(names))} are not one tensor"
 
 
-def _inside(path: str, module: nn.Module, expected: nn.Module) -> Iterator[str]:
+def _inside(path: str, module: nn.Module, expected: nn.Module, state: Set[str]) -> Iterator[str]:
     """Differences of one module of the right class: what it stores, and what is hung onto it."""
     for tables in zip(tensor_tables(module), tensor_tables(expected)):
         stored, wanted = (
@@ -102,7 +103,7 @@ def _inside(path: str, module: nn.Module, expected: nn.Module) -> Iterator[str]:
         yield f"{here} has another forward than its class"
     for name, usual in vars(expected).items() if path else ():
         plain = isinstance(usual, int | float | str) and not name.startswith("_")
-        if plain and name in own.keys() - _STATE and own[name] != usual:
+        if plain and name in own.keys() - state and own[name] != usual:
             yield f"{path}.{name} is {own[name]!r}, not {usual!r}"
 
 

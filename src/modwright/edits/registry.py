@@ -250,6 +250,11 @@ def _bare_token_mixer(config: Any, **kwargs: Any) -> nn.Module:
     return PlacedMixer(**kwargs)
 
 
+@register_part("zero_attention")
+def _zero_attention(config: Any) -> nn.Module:
+    return SkippedAttention(whole=True)
+
+
 @register_part("zero_mean")
 def _zero_mean(config: Any, current: nn.Module) -> nn.Module:
     return zero_mean_(current)

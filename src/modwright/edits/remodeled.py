@@ -217,7 +217,7 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
 
 
 def forward_with_all_maps(
-    base: Any, replaced_in: Callable[[Any], tuple[int, Mapping[int, nn.Module]]]
+    base: Any, replaced_in: Callable[[Any], tuple[int, Mapping[int, nn.Module]] | None]
 ) -> Any:
     """The forward of a stock class, for an edited model of it; None stands where there is no map.
 
@@ -227,20 +227,22 @@ def forward_with_all_maps(
     Args:
         base: the stock class.
         replaced_in: number of layers of a model, and what stands for attentions that were
-            replaced, by layer.
+            replaced, by layer; None where maps are not recorded layer by layer.
     """
 
     @wraps(base.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not kwargs.get("output_attentions", getattr(self.config, "output_attentions", False)):
             return base.forward(self, *args, **kwargs)
+        if (found := replaced_in(self)) is None:
+            return base.forward(self, *args, **kwargs)
+        layers, replaced = found
         maps: dict[int, Tensor | None] = {}
 
         def note(index: int, call: Call) -> None:
             several = isinstance(call.output, tuple) and len(call.output) > 1
             maps[index] = call.output[1] if several and isinstance(call.output[1], Tensor) else None
 
-        layers, replaced = replaced_in(self)
         as_tuple = kwargs.get("return_dict", getattr(self.config, "return_dict", True)) is False
         if as_tuple:
             kwargs["return_dict"] = True
@@ -249,10 +251,9 @@ def forward_with_all_maps(
         if out.get("attentions") is not None:
             own = iter(out.attentions)
             # A fused attention gives no maps, and transformers then an empty tuple.
-            found = [
+            out["attentions"] = tuple(
                 maps.get(index) if index in replaced else next(own, None) for index in range(layers)
-            ]
-            out["attentions"] = tuple(found)
+            )
         return out.to_tuple() if as_tuple else out
 
     return forward
@@ -272,9 +273,11 @@ def _forward(base: Any) -> Any:
     return forward
 
 
-def _replaced_attentions(model: Any) -> tuple[int, dict[int, Any]]:
+def _replaced_attentions(model: Any) -> tuple[int, dict[int, Any]] | None:
     """Number of layers, and what stands in place of a stock attention, by layer."""
     family = family_of(model.config, model)
+    if not family.maps_by_layer:
+        return None
     layers, replaced = family.layers(model), {}
     for edit in edits_of(model.config):
         index, role = split_address(edit.path)

@@ -140,8 +140,9 @@ def verify(model: Any, new_tokens: int = 8) -> Verification:
 
 
 def _outputs(model: nn.Module, **inputs: Any) -> Tensor:
-    result: Tensor = model(**inputs, return_dict=True)[0]
-    return result.float()
+    result: Any = model(**inputs, return_dict=True)[0]
+    last: Tensor = result[-1] if isinstance(result, tuple) else result  # of all feature maps
+    return last.float()
 
 
 def _tolerance(reference: Tensor, model: nn.Module) -> float:

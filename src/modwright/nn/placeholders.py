@@ -27,10 +27,18 @@ class ZeroModule(nn.Module):
 
 
 class SkippedAttention(nn.Module):
-    """Adds nothing, in the calling convention of an attention; it owns no key/value cache slot."""
+    """Adds nothing, in the calling convention of an attention; it owns no key/value cache slot.
+
+    With ``whole`` the zeros have the shape of the input, for blocks that take the result apart.
+    """
+
+    def __init__(self, whole: bool = False) -> None:
+        super().__init__()
+        self.whole = whole
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        return hidden_states.new_zeros(1), None
+        zero = hidden_states.new_zeros(1)
+        return (zero.expand_as(hidden_states) if self.whole else zero), None
 
 
 class Identity(nn.Module):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from modwright.anatomy import Anatomy, Images, pick_layers
+from modwright.anatomy import Anatomy, Images, Inputs, pick_layers
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import Progress
 from modwright.cost.meta_trace import run_on_meta
@@ -150,16 +150,23 @@ def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:
     reads = anatomy.family.inputs()
     told: dict[str, Any] = {"hidden_size": anatomy.hidden_size}
     if not anatomy.family.counts_by_running:
-        if isinstance(reads, Images):
-            rows, columns = (side // cut for side, cut in zip(reads.size, reads.patch))
-            told |= {"places": rows * columns, "grid": [rows, columns], "prefix": reads.extra}
-        return [told] * len(anatomy.blocks)
+        return [told | _patches(reads)] * len(anatomy.blocks)
     # What blocks were called with tells; their host tells the mixer the grid.
     ran, found = run_on_meta(anatomy), []
     for width, (_, tokens), grid in zip(ran.widths, ran.passes, ran.grids):
         told = {"hidden_size": width}
         places = 0 if grid is None else grid[0] * grid[1]
-        if places and tokens >= places:
+        if grid is None and tokens == reads.positions(tokens):
+            told |= _patches(reads)
+        elif places and tokens >= places:
             told |= {"places": places} | ({"prefix": tokens - places} if tokens > places else {})
         found.append(told)
     return found
+
+
+def _patches(reads: Inputs) -> dict[str, Any]:
+    """The grid of patches of an image, for hosts that do not tell it."""
+    if not isinstance(reads, Images):
+        return {}
+    rows, columns = (side // cut for side, cut in zip(reads.size, reads.patch))
+    return {"places": rows * columns, "grid": [rows, columns], "prefix": reads.extra}
