@@ -154,6 +154,7 @@ def plan(
     """
     from modwright.cli.show import estimate_table, plan_lines
     from modwright.recipes import load_recipe
+    from modwright.recipes.composed import open_model
     from modwright.recipes.estimate import estimate_resources
     from modwright.recipes.plans import make_plans, save_plans
 
@@ -161,7 +162,7 @@ def plan(
         require_new_directory(save, force)
     asked = load_recipe(recipe, changes or ())
     progress = make_progress()
-    opened = open_checkpoint(asked.model, dtype=asked.dtype, progress=progress)
+    opened = open_model(asked, progress)
     expected = estimate_resources(asked, opened.model, opened.name)
     if save is not None:
         plans, _ = make_plans(asked, opened, progress)

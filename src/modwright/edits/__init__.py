@@ -12,6 +12,7 @@ from modwright.edits.change import (
     replace_mlp,
     untie,
 )
+from modwright.edits.compose import compose
 from modwright.edits.edit import (
     FORMAT,
     Edit,
@@ -34,7 +35,14 @@ from modwright.edits.registry import part_names, register_part
 from modwright.edits.verify import Verification, verify
 
 __all__ = ["FORMAT", "Applied", "Change", "Edit", "Plan", "Remove", "ReorderBlocks", "Replace"]
-__all__ += ["RevertEdit", "TensorDiff", "Verification", "apply", "arrange", "edits_from_list"]
-__all__ += ["expert_shape", "factorize", "keep_expert_neurons", "keep_experts", "keep_heads"]
+__all__ += ["RevertEdit", "TensorDiff", "Verification", "apply", "arrange", "compose"]
+__all__ += [
+    "edits_from_list",
+    "expert_shape",
+    "factorize",
+    "keep_expert_neurons",
+    "keep_experts",
+    "keep_heads",
+]
 __all__ += ["keep_neurons", "merge_experts", "part_names", "register_part", "remove"]
 __all__ += ["replace_attention", "replace_mixture", "replace_mlp", "split_mlp", "untie", "verify"]

@@ -15,11 +15,11 @@ from modwright.calibration import CalibrationData, Collector, TokenWindows
 from modwright.calibration.layerwise import compute_device, measure_block
 from modwright.calibration.recording import ModelInput, on_device, record
 from modwright.checkpoint import check_finite, peak_rss_bytes
-from modwright.checkpoint import open as open_checkpoint
 from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
+from modwright.recipes.composed import model_name, open_model
 from modwright.recipes.estimate import ResourceEstimate, estimate_resources, require_room
 from modwright.recipes.load import resolved
 from modwright.recipes.plans import step_windows
@@ -93,8 +93,8 @@ def dry_run(
     place = output_path(recipe, output)
 
     def rehearse() -> DryRun:
-        log(f"opening {recipe.model}")
-        opened = open_checkpoint(recipe.model, dtype=recipe.dtype, progress=progress)
+        log(f"opening {model_name(recipe.model)}")
+        opened = open_model(recipe, progress)
         check_finite(opened.model)
         log(f"rehearsing the save to {place}")
         require_output(opened, place, force)

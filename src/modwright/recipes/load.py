@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from modwright.core.errors import InvalidInputError, ModwrightError
+from modwright.recipes.composed import check_composed, composed_schema
 from modwright.recipes.options import option_help, summary, validated
 from modwright.recipes.reading import Lines, Positions, read_changed
 from modwright.recipes.schema import Recipe
@@ -44,6 +45,8 @@ def parse_recipe(tree: Any, positions: Positions | None = None, name: str = "rec
     """
     lines = Lines(positions or {}, name)
     recipe = validated(Recipe, tree, lines, keys="model and steps")
+    if isinstance(recipe.model, dict):
+        check_composed(recipe.model, lines)
     for index, step in enumerate(recipe.steps):
         try:
             _ = step.built
@@ -81,6 +84,8 @@ def recipe_schema() -> dict[str, Any]:
         0.2
     """
     schema = Recipe.model_json_schema()
+    schema["properties"]["model"] |= composed_schema()
+    schema["properties"]["model"].pop("type", None)
     definitions = schema["$defs"]
     calibration = definitions["Step"]["properties"]["calibration"]
     names = method_names()

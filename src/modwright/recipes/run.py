@@ -13,7 +13,6 @@ from typing import Any
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
 from modwright.checkpoint import Checkpoint, check_finite, save
-from modwright.checkpoint import open as open_checkpoint
 from modwright.core import distributed
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.formatting import format_bytes
@@ -23,6 +22,7 @@ from modwright.edits import apply as apply_plan
 from modwright.edits.canonical import target_of
 from modwright.edits.remodeled import is_plain
 from modwright.edits.verify import Reopened, check_reopens
+from modwright.recipes.composed import model_name, open_model
 from modwright.recipes.estimate import estimate_resources, require_room
 from modwright.recipes.load import resolved
 from modwright.recipes.measure import Baseline, measure_stage
@@ -100,8 +100,8 @@ class _Run(Runner):
     def _open(self) -> Checkpoint:
         """Refuses now what would fail after hours: no place for the output, no text, no memory."""
         self.run_log.write(f"modwright run into {self.place}, process {os.getpid()}")
-        self.log(f"opening {self.recipe.model}")
-        opened = open_checkpoint(self.recipe.model, dtype=self.recipe.dtype, progress=self.progress)
+        self.log(f"opening {model_name(self.recipe.model)}")
+        opened = open_model(self.recipe, self.progress)
         for note in opened.notes:
             self.log(f"note: {note}")
         check_finite(opened.model)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from modwright.surgery import make_method
 
@@ -150,10 +158,26 @@ class Step(Strict):
         return {**own, "options": options}
 
 
+def _name_or_mapping(value: Any) -> Any:
+    if isinstance(value, str | dict):
+        return value
+    raise PydanticKnownError("string_type")
+
+
+Model = Annotated[
+    Any,
+    BeforeValidator(_name_or_mapping),
+    WithJsonSchema({"type": "string"}),
+]
+
+
 class Recipe(Strict):
     """A model, steps, and what to measure."""
 
-    model: str = Field(description="directory, GGUF file, packaged name, preset:NAME or hub id")
+    model: Model = Field(
+        description="directory, GGUF file, packaged name, preset:NAME or hub id; or a model from "
+        "scratch, such as {compose: llama, hidden_size: 128, parts: {'mlp[*]': {part: NAME}}}"
+    )
     output: str = Field(default="", description="directory to write; the command line may give it")
     title: str = ""
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(

@@ -1,0 +1,73 @@
+"""What may stand at a place of a block by name, and the arguments that it takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass
+from dataclasses import fields as fields_of
+from typing import Any
+
+from modwright.core.errors import InvalidInputError, unknown_name
+from modwright.edits.registry import PARTS, component_named, part_names
+from modwright.nn import AttentionShape, ExpertShape, FeedForwardShape, MixtureShape
+
+__all__ = ["Argument", "arguments_of"]
+
+_KINDS = {"attention": "token_mixer", "mlp": "channel_mixer"}
+_SHAPES: dict[str, Any] = {
+    "attention": AttentionShape,
+    "expert_feed_forward": ExpertShape,
+    "feed_forward": FeedForwardShape,
+    "mixture": MixtureShape,
+}
+_OF_HOST = ("self", "config", "current", "as_tuple")
+
+
+@dataclass(frozen=True)
+class Argument:
+    """One that a component takes: whether it must be given, and is as in the stock part if not."""
+
+    needed: bool
+    of_stock: bool = False
+
+
+def arguments_of(name: str, place: str) -> dict[str, Argument] | None:
+    """The arguments of what a name stands for; None where it takes any.
+
+    Args:
+        name: of a registered part or component.
+        place: "attention" or "mlp".
+
+    Raises:
+        InvalidInputError: the name is not known, or stands elsewhere.
+
+    Example:
+        >>> taken = arguments_of("feed_forward", "mlp")
+        >>> [argument for argument in taken if taken[argument].needed]
+        ['hidden_size', 'intermediate_size', 'activation']
+    """
+    component = component_named(name)
+    if component is None and name not in PARTS:
+        raise unknown_name("component", name, part_names())
+    if component is not None and component.kind != _KINDS[place]:
+        raise InvalidInputError(
+            f"{name} is of the kind {component.kind}; at {place} stands a {_KINDS[place]}"
+        )
+    if name in _SHAPES:
+        return {
+            field.name: Argument(field.default is MISSING, of_stock=True)
+            for field in fields_of(_SHAPES[name])
+        }
+    return _parameters(PARTS[name] if component is None else component.make)
+
+
+def _parameters(make: Callable[..., Any]) -> dict[str, Argument] | None:
+    parameters = inspect.signature(make).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {
+        parameter.name: Argument(parameter.default is parameter.empty)
+        for parameter in parameters
+        if parameter.name not in _OF_HOST
+    }
