@@ -1,9 +1,9 @@
 """Plants each fault in a copy of the source and runs the tests that reach it: ``make mutants``.
 
 First every test file runs once on a copy that tells which faults' places it reaches. Then, for each
-fault, the files that reach it run until one fails, the quickest first; two faults at once. What the
-tests of CI let live is tried with ``--full``. The table is results.md. The exit status is 1 if a
-fault survives CI.
+fault, the files that reach it run until one fails, those of its own module first; two faults at
+once. What the tests of CI let live is tried with ``--full``. The table is results.md. The exit
+status is 1 if a fault survives CI.
 """
 
 from __future__ import annotations
@@ -42,12 +42,15 @@ def reached(name):
 HEAD = """# Planted faults
 
 `make mutants` writes this table. Each fault of `tests/mutants/*.yaml` was put into a copy of the
-source; the test files that reach it ran until one failed, the quickest first.
+source; the test files that reach it ran until one failed: those of its module first, then those of
+its package, then the others, the quickest first.
 
 | fault | package | what it breaks | killed by | selection | seconds |
 |---|---|---|---|---|--:|
 """
 SURVIVED = "SURVIVED"
+LOT = 60.0
+"""Seconds of files that one process runs: it collects all of its files before the first test."""
 
 
 @dataclass
@@ -76,10 +79,23 @@ class Record:
     broken: list[str] = field(default_factory=list)
     idle: list[str] = field(default_factory=list)
 
-    def files(self, mutant: Mutant) -> list[str]:
-        """Files that reach the fault, the quickest first."""
+    def files(self, mutant: Mutant) -> list[list[str]]:
+        """Files that reach the fault, in the lots in which they are run: first that of the tests of
+        its module, then those of its package, then the others; in each the quickest first."""
         found = [file for file, names in self.reached.items() if mutant.id in names]
-        return sorted(found, key=lambda file: self.seconds[file])
+        package, _, name = mutant.module.rpartition("/")
+        own = f"tests/{package}/test_{name}"
+
+        def near(file: str) -> int:
+            return 0 if file.startswith(own) else 1 if file.startswith(f"tests/{package}/") else 2
+
+        lots: list[list[str]] = []
+        for file in sorted(found, key=lambda file: (near(file), self.seconds[file])):
+            lot = lots[-1] if lots and near(lots[-1][0]) == near(file) else None
+            if lot is None or sum(self.seconds[other] for other in lot) > LOT:
+                lots.append(lot := [])
+            lot.append(file)
+        return lots
 
 
 def copied(folder: Path, changed: dict[str, str]) -> Path:
@@ -190,18 +206,27 @@ class Row:
         return "| " + " | ".join([*cells, f"{self.seconds:.0f}"]) + " |"
 
 
-def tried(mutant: Mutant, files: list[str], broken: list[str], limit: float, full: bool) -> Row:
-    """Plants the fault and runs the files on it."""
+def tried(
+    mutant: Mutant, lots: list[list[str]], broken: list[str], limit: float, full: bool
+) -> Row:
+    """Plants the fault and runs the files on it, until a test fails or the time is over."""
     selection = "full" if full else "CI"
-    if not files:
+    if not lots:
         return Row(mutant, f"{SURVIVED}: no test reaches it", selection, 0)
-    source = (ROOT / "src" / mutant.path).read_text(encoding="utf-8")
-    words = ["-x", *files, *["--full"] * full]
+    text = (ROOT / "src" / mutant.path).read_text(encoding="utf-8")
+    words = ["-x", *["--full"] * full]
     words += [word for test in broken for word in ("--deselect", test)]
+    left = limit
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
-        ran = tested(copied(Path(name), {mutant.path: mutated(source, mutant)}), words, limit)
-    late = f"{SURVIVED} {limit:.0f} s" if ran.late else SURVIVED
-    return Row(mutant, f"`{ran.failed[0]}`" if ran.failed else late, selection, ran.seconds)
+        source = copied(Path(name), {mutant.path: mutated(text, mutant)})
+        for lot in lots:
+            ran = tested(source, [*words, *lot], left)
+            left -= ran.seconds
+            if ran.failed:
+                return Row(mutant, f"`{ran.failed[0]}`", selection, limit - left)
+            if ran.late or left <= 0:
+                return Row(mutant, f"{SURVIVED} {limit:.0f} s", selection, limit - left)
+    return Row(mutant, SURVIVED, selection, limit - left)
 
 
 def try_all(
