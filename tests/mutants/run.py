@@ -260,9 +260,7 @@ def say(text: str) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", nargs="+", metavar="ID", help="these faults alone")
-    parser.add_argument(
-        "--files", nargs="+", metavar="FILE", help="run these: no recording, no table"
-    )
+    parser.add_argument("--files", nargs="+", metavar="FILE", help="try these test files alone")
     parser.add_argument(
         "--recorded", action="store_true", help=f"use what the last run recorded: {RECORD.name}"
     )
@@ -270,20 +268,18 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     mutants = [mutant for mutant in load() if not options.only or mutant.id in options.only]
-    if options.files:
-        everything = {file: [mutant.id for mutant in mutants] for file in options.files}
-        known = Record(everything, {file: i for i, file in enumerate(options.files)})
-    elif options.recorded:
+    if options.recorded:
         known = Record(**json.loads(RECORD.read_text(encoding="utf-8")))
     else:
-        known = record(mutants, test_files(acceptance=False), options.workers, [])
-        RECORD.parent.mkdir(exist_ok=True)
-        RECORD.write_text(json.dumps(asdict(known)), encoding="utf-8")
+        files = options.files or test_files(acceptance=False)
+        known = record(mutants, files, options.workers, [])
+        if not options.files:
+            RECORD.parent.mkdir(exist_ok=True)
+            RECORD.write_text(json.dumps(asdict(known)), encoding="utf-8")
     start = time.monotonic()
     rows = try_all(mutants, known, options.limit, False, options.workers)
     living = [row.mutant for row in rows if SURVIVED in row.killed_by]
-    if not options.files:
-        write_table(rows)
+    write_table(rows)
     if living and not options.files:
         # Files that only the full selection runs, and the measurements of papers.
         more = {*known.idle, *set(test_files(True)) - set(test_files(False))}
