@@ -26,9 +26,9 @@ from helpers import batch_of, outputs
 from modwright.anatomy import Anatomy, Mlp
 from modwright.checkpoint.export import make_target
 from modwright.checkpoint.export.to_standalone import layout_of, standalone_code
-from modwright.core.errors import VerificationError
+from modwright.core.errors import ModwrightError, VerificationError
 from modwright.core.progress import SILENT
-from modwright.edits import Change, Replace, keep_experts
+from modwright.edits import Change, Replace, keep_experts, remove
 from modwright.edits.registry import PARTS
 from modwright.edits.remodeled import base_class, edits_of
 from modwright.nn import GroupedAttention
@@ -248,8 +248,6 @@ def test_equal_parts_give_one_file_whatever_the_numbers(
     tiny: Any, edited_model: Callable[[str], Any]
 ) -> None:
     """So two checkpoints that share a class cannot disagree on what it does."""
-    from modwright.edits import remove
-
     anatomy = Anatomy.of(short(tiny, "tiny-llama"))
     files = set()
     for block in anatomy.blocks[:2]:
@@ -284,6 +282,15 @@ def test_a_part_of_the_users_own_goes_into_the_file(
         folder = write(model, tmp_path / "out")
         again = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
         assert torch.equal(outputs(again.eval(), batch_of(model)), outputs(model))
+
+
+def test_a_model_that_is_not_what_its_edits_say_is_refused(tiny: Any) -> None:
+    stock = short(tiny, "tiny-llama")
+    model = with_change(stock, remove(Anatomy.of(stock).blocks[0].attention))
+    layout_of(model)
+    model.model.layers[1].mlp.up_proj = torch.nn.Linear(2, 2)
+    with pytest.raises(ModwrightError, match=r"not what its edits say: .*mlp\.up_proj.* stands"):
+        layout_of(model)
 
 
 # What else opens it
