@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Lock
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -109,7 +110,8 @@ def copied(folder: Path, changed: dict[str, str]) -> Path:
 
 def tested(source: Path, words: Sequence[str], limit: float, **environment: str) -> Ran:
     """Runs pytest with that source; after ``limit`` seconds it is stopped."""
-    with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+    # A test that is stopped leaves what it mounted.
+    with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as scratch:
         Path(scratch).chmod(0o755)  # tests that give up their rights must find their files
         quiet = ["-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", f"--basetemp={scratch}/pytest"]
         process = subprocess.Popen(
@@ -135,6 +137,8 @@ def tested(source: Path, words: Sequence[str], limit: float, **environment: str)
             late = True
             os.killpg(process.pid, signal.SIGKILL)
             out, _ = process.communicate()
+            for place in re.findall(rf"{scratch}\S*", Path("/proc/mounts").read_text()):
+                subprocess.run(["umount", place], check=False)
     failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", out, re.MULTILINE)
     if process.returncode not in (0, 1, 5) and not failed and not late:
         failed = [f"pytest ended with {process.returncode}"]
@@ -232,8 +236,12 @@ def tried(
 def try_all(
     mutants: list[Mutant], known: Record, limit: float, full: bool, workers: int
 ) -> list[Row]:
+    writing = Lock()
+
     def one(mutant: Mutant) -> Row:
         row = tried(mutant, known.files(mutant), known.broken, limit, full)
+        with writing:
+            write_table([row])
         say(f"{mutant.id} ({row.selection}): {row.killed_by}, {row.seconds:.0f} s")
         return row
 
@@ -279,7 +287,6 @@ def main() -> int:
     start = time.monotonic()
     rows = try_all(mutants, known, options.limit, False, options.workers)
     living = [row.mutant for row in rows if SURVIVED in row.killed_by]
-    write_table(rows)
     if living and not options.files:
         # Files that only the full selection runs, and the measurements of papers.
         more = {*known.idle, *set(test_files(True)) - set(test_files(False))}
@@ -287,7 +294,7 @@ def main() -> int:
         known.reached.update(extra.reached)
         known.seconds.update(extra.seconds)
         known.broken += extra.broken
-        write_table(try_all(living, known, 2 * options.limit, True, options.workers))
+        try_all(living, known, 2 * options.limit, True, options.workers)
     say(f"{len(mutants)} faults in {(time.monotonic() - start) / 60:.0f} minutes")
     for mutant in living:
         say(f"CI lets it live: {mutant.id}: {mutant.breaks}")
