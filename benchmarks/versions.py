@@ -99,7 +99,7 @@ def runs(model_name: str, work: Path) -> Iterator[tuple[str, int, Callable[[], A
 
         def step(model: Any = model, cache: Any = cache) -> None:
             model(token, past_key_values=cache, use_cache=True)
-            cache.crop(256)
+            cache.crop(-1)
 
         yield f"{name}: prefill 1 x 256", 1, partial(model, ids, use_cache=False)
         yield f"{name}: decode after 256", 20, step
@@ -174,7 +174,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("source", type=Path, help="src of the older version")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--only", default="", help="what has these words in its name")
+    parser.add_argument("--only", nargs="*", default=[""], help="what has one of these in its name")
     parser.add_argument("--pairs", type=int, default=9)
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--threads", type=int, default=2)
@@ -190,7 +190,7 @@ def main() -> None:
     setting = f"{given.model}, {given.threads} threads, {given.clock} time"
     print(f"| {setting} | old, ms | new, ms | old / new |")
     print("|---|--:|--:|---|", flush=True)
-    for name in (name for name in new.names if given.only in name):
+    for name in (name for name in new.names if any(words in name for words in given.only)):
         old.measure(name), new.measure(name)
         pairs = in_turns(partial(old.measure, name), partial(new.measure, name), given.pairs)
         before, now = (1e3 * median(side) for side in zip(*pairs))

@@ -210,6 +210,8 @@ class TinyModels:
         key = repr((preset, auto, dtype, sorted(changed.items())))
         if key not in self._built:
             self._built[key] = self._build(preset, auto, dtype, changed)
+        frozen = [n for n, p in self._built[key].named_parameters() if not p.requires_grad]
+        assert not frozen, f"an earlier test froze {frozen[0]} of the shared {preset}"
         return self._built[key]
 
     def copy(self, preset: str, auto: str = "", dtype: Any = None, **changed: Any) -> Any:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, MixtralConfig, MixtralForCausalLM
 
 from modwright import checkpoint
-from modwright.checkpoint import save
+from modwright.checkpoint import save, saving
 from modwright.checkpoint.saving import verify_files
 from modwright.core.errors import CheckpointError, InvalidInputError, VerificationError
 
@@ -286,3 +286,18 @@ def test_experts_are_verified_under_the_names_of_the_files(tmp_path: Path) -> No
     rewrite(out / "model.safetensors", lambda tensors: tensors.pop(lost))
     with pytest.raises(VerificationError, match=r"lacks the tensor .*experts"):
         verify_files(model, out)
+
+
+def test_files_that_do_not_hold_the_model_never_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = saving._write_weights
+
+    def damaging(model: Any, folder: Path, size: int | str) -> None:
+        real(model, folder, size)
+        rewrite(folder / "model.safetensors", lambda tensors: tensors.pop(NORM))
+
+    monkeypatch.setattr(saving, "_write_weights", damaging)
+    with pytest.raises(VerificationError, match=r"lacks the tensor model\.norm\.weight"):
+        save(tiny_llama(), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

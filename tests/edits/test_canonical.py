@@ -12,7 +12,7 @@ from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy
 from modwright.anatomy.families.llama import Llama
 from modwright.core.errors import InvalidInputError
-from modwright.edits import Change, arrange, keep_heads, keep_neurons
+from modwright.edits import Change, arrange, keep_heads, keep_neurons, remove
 from modwright.edits.plan import Plan
 
 
@@ -93,3 +93,18 @@ def test_fault_B18_an_encoder_is_checked_as_one_whatever_its_head(tiny: Any, aut
     result = edit(source, keep_heads(attention_of(anatomy, 1), [0, 2]))
     names = [check.name for check in result.verification.checks] if result.verification else []
     assert names == ["finite outputs", "padding has no influence"]
+
+
+def test_edits_stand_in_the_order_of_the_model_whatever_was_made_first(tiny: Any) -> None:
+    source = tiny("tiny-llama")
+
+    def after(*addresses: str) -> list[dict[str, Any]]:
+        model = source
+        for address in addresses:
+            model = edit(model, remove(address)).model
+        found: list[dict[str, Any]] = model.config.edits
+        return found
+
+    one, other = "blocks.1.mlp", "blocks.2.attention"
+    assert after(one, other) == after(other, one)
+    assert [entry["path"] for entry in after(other, one)] == [one, other]

@@ -186,6 +186,21 @@ def test_neurons_may_be_given_in_any_order(llama: Anatomy) -> None:
     )
 
 
+def test_neurons_keep_the_biases_of_their_gates(tiny: Any) -> None:
+    model = tiny("tiny-llama", mlp_bias=True)
+    mlp = mlp_of(Anatomy.of(model), 1)
+    assert mlp.gate is not None and mlp.gate.bias is not None and mlp.up.bias is not None
+    with torch.no_grad():
+        for projection in (mlp.gate, mlp.up):
+            projection.module.bias.copy_(
+                torch.randn(96, generator=torch.Generator().manual_seed(1))
+            )
+        kept, gone = torch.arange(1, 96, 2), torch.arange(0, 96, 2)
+        mlp.down.module.weight[:, gone] = 0  # so those that go have no influence
+    applied = edit(model, keep_neurons(mlp, kept))
+    assert worst(outputs(applied.model), outputs(model)) <= 1e-5
+
+
 # Weights that do not go together
 
 

@@ -66,6 +66,14 @@ def test_the_recipe_beside_the_weights_is_the_resolved_one(
     assert finished.report.recipe == stored
 
 
+def test_blocks_are_followed_to_the_source_over_several_steps(
+    recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    steps = [{"method": "drop", "parts": f"block[{index}]"} for index in (1, 0)]
+    report = run(recipe(steps=steps, evaluate=NOTHING), tmp_path / "out", check=False).report
+    assert [stage.source_blocks for stage in report.stages] == [[0, 1, 2, 3], [0, 2, 3], [2, 3]]
+
+
 @pytest.mark.contract("F4")
 def test_the_report_is_complete(finished: RunResult) -> None:
     report = read_report(finished.output)

@@ -29,10 +29,10 @@ from modwright.anatomy import Anatomy, Mlp
 from modwright.anatomy.coerce import cache_keyword
 from modwright.checkpoint.export import make_target
 from modwright.checkpoint.export.to_standalone import layout_of, standalone_code
-from modwright.core.errors import VerificationError
+from modwright.core.errors import ModwrightError, VerificationError
 from modwright.core.progress import SILENT
 from modwright.core.registry import registries_restored
-from modwright.edits import Change, Replace, keep_experts
+from modwright.edits import Change, Replace, keep_experts, remove
 from modwright.edits.registry import PARTS
 from modwright.edits.remodeled import base_class, edits_of
 from modwright.nn import GroupedAttention
@@ -124,7 +124,8 @@ def test_every_family_in_one_process_without_modwright_and_saved_again(
     models["llm_drop"] = by_method(short(tiny, "tiny-llama"), "llm_drop", n=2)
     models |= every_other_part(tiny)
     placed = {name for model in models.values() for _, name, _ in layout_of(model).parts}
-    assert placed >= PARTS.all().keys() - OF_IMAGE_MODELS
+    own = {name for name, make in PARTS.all().items() if make.__module__.startswith("modwright.")}
+    assert placed >= own - OF_IMAGE_MODELS
     jobs = []
     for name, model in models.items():
         batch = tmp_path / f"{name}.safetensors"
@@ -255,8 +256,6 @@ def test_equal_parts_give_one_file_whatever_the_numbers(
     tiny: Any, edited_model: Callable[[str], Any]
 ) -> None:
     """So two checkpoints that share a class cannot disagree on what it does."""
-    from modwright.edits import remove
-
     anatomy = Anatomy.of(short(tiny, "tiny-llama"))
     files = set()
     for block in anatomy.blocks[:2]:
@@ -318,6 +317,15 @@ def test_a_component_keeps_float32_and_sets_what_no_file_holds(
             assert torch.equal(outputs(opened.eval(), batch_of(model)), outputs(model))
     again = opened.float().bfloat16().state_dict()
     assert {name for name, t in again.items() if t.dtype is torch.float32} == kept
+
+
+def test_a_model_that_is_not_what_its_edits_say_is_refused(tiny: Any) -> None:
+    stock = short(tiny, "tiny-llama")
+    model = with_change(stock, remove(Anatomy.of(stock).blocks[0].attention))
+    layout_of(model)
+    model.model.layers[1].mlp.up_proj = torch.nn.Linear(2, 2)
+    with pytest.raises(ModwrightError, match=r"not what its edits say: .*mlp\.up_proj.* stands"):
+        layout_of(model)
 
 
 # What else opens it

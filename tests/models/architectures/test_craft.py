@@ -289,6 +289,24 @@ def test_tiles_cover_every_pixel_once(tile: int, overlap: int) -> None:
     assert torch.allclose(large, F.interpolate(image[None], scale_factor=2)[0], atol=1e-6)
 
 
+def test_one_tile_fades_into_the_next_over_their_overlap() -> None:
+    class EachItsOwn(nn.Module):
+        """Every tile is of one brightness, one more than the tile before."""
+
+        config, tiles = CraftConfig(**TINY), 0
+        device, dtype = torch.device("cpu"), torch.float32
+
+        def forward(self, pixels: Tensor) -> Any:
+            self.tiles += 1
+            large = torch.full_like(F.interpolate(pixels, scale_factor=2), self.tiles)
+            return type("Out", (), {"reconstruction": large})
+
+    row = upscale_image(EachItsOwn(), torch.rand(3, 16, 28), tile=16, overlap=4)[0, 0]
+    rising = 1 + (torch.arange(8) + 0.5) / 8
+    wanted = torch.cat([torch.ones(24), rising, torch.full((24,), 2.0)])
+    torch.testing.assert_close(row, wanted)
+
+
 def test_saved_and_reopened_it_is_the_same(tmp_path: Path) -> None:
     model = tiny()
     model.save_pretrained(tmp_path)
