@@ -32,7 +32,6 @@ LEFT = {
     "edits/change.py": 7,
     "edits/experts.py": 2,
     "edits/plan.py": 3,
-    "edits/registry.py": 1,
     "edits/remodeled.py": 1,
     "edits/replay.py": 2,
     "edits/verify.py": 1,

@@ -340,7 +340,7 @@ def test_edits_place_components_by_name(tiny: Any) -> None:
     assert {"plain", "plain_channels", "attention"} <= set(part_names())
     with pytest.raises(InvalidInputError, match=r"unknown part 'plane'.*did you mean 'plain'"):
         build_part("plane", None, {})
-    with pytest.raises(InvalidInputError, match=r"component 'plain'.*unexpected keyword"):
+    with pytest.raises(InvalidInputError, match=r"part 'plain'.*unexpected keyword"):
         build_part("plain", None, {"wide": 3})
     source = tiny("tiny-llama")
     change = placed(source, "blocks.1.attention", "plain")

@@ -185,7 +185,7 @@ def edits_at(anatomy: Anatomy, selector: str, part: Part) -> list[Edit]:
     """
     edits: list[Edit] = []
     for stands in select(anatomy, selector):
-        if isinstance(stands, Block):
+        if not split_address(stands.address)[1]:
             raise InvalidInputError(
                 f"{selector!r} names whole blocks; parts stand at attention[...] and mlp[...]"
             )
@@ -217,7 +217,7 @@ def _named(base: str) -> tuple[str, dict[str, Any]]:
 
 
 def _filled(
-    anatomy: Anatomy, stands: Sublayer, name: str, given: Mapping[str, Any]
+    anatomy: Anatomy, stands: Block | Sublayer, name: str, given: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The arguments of a component at a place: those that are given, and what is known there."""
     place = split_address(stands.address)[1]
@@ -252,7 +252,7 @@ def _filled(
     return filled
 
 
-def _known(anatomy: Anatomy, stands: Sublayer, given: Mapping[str, Any]) -> dict[str, Any]:
+def _known(anatomy: Anatomy, stands: Block | Sublayer, given: Mapping[str, Any]) -> dict[str, Any]:
     """What the stock part answers, by the names that components give to it."""
     words = ("num_heads", "num_kv_heads", "head_dim", "intermediate_size", "activation")
     known = {word: anatomy.family.get(word) for word in words}

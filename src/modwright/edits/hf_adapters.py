@@ -19,6 +19,7 @@ from transformers import StaticCache
 
 from modwright.core.errors import InvalidInputError
 from modwright.edits.cache_state import StateLayer, state_layer
+from modwright.edits.registry import make_part
 from modwright.nn.component import Component
 from modwright.nn.placeholders import Opaque, become
 
@@ -182,12 +183,12 @@ def _with_adapter(module: nn.Module, handover: Handover) -> nn.Module:
 
 
 def component_builder(
-    make: Callable[..., nn.Module], handover: Handover
+    make: Callable[..., nn.Module], shape: type[Any] | None, handover: Handover
 ) -> Callable[..., nn.Module]:
     """Builds a component where nothing is registered: in the file of a standalone checkpoint."""
 
     def build(config: Any, **kwargs: Any) -> nn.Module:
-        return _with_adapter(make(**kwargs), handover)
+        return _with_adapter(make_part(make, shape, config, kwargs, None), handover)
 
     return build
 

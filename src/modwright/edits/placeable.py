@@ -10,18 +10,11 @@ from typing import Any
 
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.edits.registry import PARTS, component_named, part_names
-from modwright.nn import AttentionShape, ExpertShape, FeedForwardShape, MixtureShape
 
 __all__ = ["Argument", "arguments_of"]
 
 _KINDS = {"attention": "token_mixer", "mlp": "channel_mixer"}
-_SHAPES: dict[str, Any] = {
-    "attention": AttentionShape,
-    "expert_feed_forward": ExpertShape,
-    "feed_forward": FeedForwardShape,
-    "mixture": MixtureShape,
-}
-_OF_HOST = ("self", "config", "current", "as_tuple")
+_OF_HOST = ("self", "config", "current", "as_tuple", "whole")
 
 
 @dataclass(frozen=True)
@@ -54,10 +47,10 @@ def arguments_of(name: str, place: str) -> dict[str, Argument] | None:
         raise InvalidInputError(
             f"{name} is of the kind {component.kind}; at {place} stands a {_KINDS[place]}"
         )
-    if name in _SHAPES:
+    if component is not None and component.shape is not None:
         return {
             field.name: Argument(field.default is MISSING, of_stock=True)
-            for field in fields_of(_SHAPES[name])
+            for field in fields_of(component.shape)
         }
     return _parameters(PARTS[name] if component is None else component.make)
 

@@ -1,4 +1,5 @@
-"""The closed registry of parts, the only names that an edit can place into a model.
+"""The closed registry of parts, the only names that an edit can place into a model: components, and
+alterations of what stands there.
 
 Parts are plain torch; here they are at home in a transformers model: its config, its functions.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -16,36 +17,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from modwright.core.compat.transformers import attention_implementation
 from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.registry import Registry
-from modwright.nn import (
-    AttentionShape,
-    BareAttention,
-    CRMSNorm,
-    ExpertFeedForward,
-    ExpertShape,
-    FactorPair,
-    FeedForward,
-    FeedForwardShape,
-    GridAttention,
-    GroupedAttention,
-    Identity,
-    Mixture,
-    MixtureShape,
-    PlacedMixer,
-    RestoringCRMSNorm,
-    RMSNorm,
-    SkippedAttention,
-    ZeroMeanLinear,
-    ZeroModule,
-    narrow_,
-    zero_mean_,
-)
+from modwright.nn import narrow_, zero_mean_
 from modwright.nn.activations import ACTIVATIONS
 from modwright.nn.component import COMPONENTS, Component
 from modwright.nn.token_mixers.attention import naive_attention
 
-__all__ = ["PARTS", "activation", "attend_as_configured", "build_attention", "build_part"]
-__all__ += ["call_builder", "check_router_scores", "component_named", "part_names"]
-__all__ += ["register_part"]
+__all__ = ["PARTS", "activation", "attend_as_configured", "build_part", "check_router_scores"]
+__all__ += ["component_named", "make_part", "maker_of", "part_names", "register_part"]
+
+R = TypeVar("R", bound=Callable[..., nn.Module])
 
 Builder = Callable[..., nn.Module]
 """Called as ``builder(config, **kwargs)`` with the model's own config object.
@@ -54,9 +34,21 @@ One that has a parameter ``current`` gets the module that stands at the place, a
 """
 
 PARTS: Registry[Builder] = Registry("part")
+"""What alters the module that stands at a place, and builders that are no components.
 
-register_part = PARTS.register
-"""Decorator that makes a part placeable. Registering is code; a config can only name."""
+A name is that of a part before it is that of a component: "identity" is an activation, too."""
+
+
+def register_part(name: str) -> Callable[[R], R]:
+    """Decorator that makes a function of a config placeable. A component needs no such function:
+    :func:`modwright.nn.component.component` registers its class."""
+
+    def register(builder: R) -> R:
+        if name in COMPONENTS:
+            COMPONENTS.add(name, Component(name, "norm", builder))  # refuses: the name is taken
+        return PARTS.register(name)(builder)
+
+    return register
 
 
 def part_names() -> list[str]:
@@ -77,21 +69,18 @@ def build_part(
     Args:
         current: what stands where the part will.
     """
+    make, shape = maker_of(name)
+    with refusing(f"part {name!r}", (TypeError, ValueError)):
+        return make_part(make, shape, config, kwargs, current)
+
+
+def maker_of(name: str) -> tuple[Callable[..., nn.Module], type[Any] | None]:
+    """What makes a module of a registered name, and of which shape; see :func:`make_part`."""
     if (component := component_named(name)) is not None:
-        with refusing(f"component {name!r}", (TypeError, ValueError)):
-            return component.make(**kwargs)
+        return component.make, component.shape
     if name not in PARTS:
         raise unknown_name("part", name, part_names())
-    with refusing(f"part {name!r}", (TypeError, ValueError)):
-        return call_builder(PARTS[name], config, kwargs, current)
-
-
-def call_builder(
-    builder: Builder, config: Any, kwargs: dict[str, Any], current: nn.Module | None
-) -> nn.Module:
-    """A new module, made with what stands at its place where the builder asks for that."""
-    given = {"current": current} if "current" in inspect.signature(builder).parameters else {}
-    return builder(config, **given, **kwargs)
+    return PARTS[name], None
 
 
 def activation(name: str, kwargs: Mapping[str, Any] | None = None) -> Any:
@@ -120,22 +109,41 @@ def attend_as_configured(
     return result
 
 
-def build_attention(
-    config: Any, kwargs: dict[str, Any], kind: type[GroupedAttention] = GroupedAttention
-) -> GroupedAttention:
-    """A grouped attention that holds the model's own config object.
+def make_part(
+    make: Callable[..., nn.Module],
+    shape: type[Any] | None,
+    config: Any,
+    kwargs: dict[str, Any],
+    current: nn.Module | None,
+) -> nn.Module:
+    """A new module of what edits can name, at home in a model of this config.
 
-    The object matters: the model builds its masks for the implementation that its config names.
-    Another config could name a function that the mask was not made for, which sees the future.
+    Args:
+        make: its class, or a function that makes it.
+        shape: see :class:`modwright.nn.component.Component`.
+        kwargs: what the edit stores.
+        current: what stands at the place.
     """
-    part = kind(AttentionShape(**kwargs), attend=attend_as_configured)
-    part.config = config
+    scored = getattr(make, "returns_router_scores", True)
+    if not scored and getattr(config, "output_router_logits", False):
+        raise _no_router_scores()  # its loss stacks the scores of all layers as equals
+    taken = inspect.signature(make).parameters
+    given = {"config": config, "current": current, "attend": attend_as_configured}
+    told: Any = kwargs if shape is None else {"shape": shape(**kwargs)}
+    if shape is not None and "act" in taken:
+        named = told["shape"]
+        given["act"] = activation(named.activation, named.activation_kwargs)
+    part = make(**{word: value for word, value in given.items() if word in taken} | told)
+    if getattr(part, "config", part) is None:
+        # The object matters: the model builds its masks for the implementation that its config
+        # names. Another could name a function that the mask was not made for: it sees the future.
+        part.config = config
     return part
 
 
 def check_router_scores(model: nn.Module) -> None:
     """Refuses to return router scores where a mixture stands that keeps none."""
-    if any(isinstance(module, Mixture) for module in model.modules()):
+    if not all(getattr(module, "returns_router_scores", True) for module in model.modules()):
         raise _no_router_scores()
 
 
@@ -146,122 +154,16 @@ def _no_router_scores() -> InvalidInputError:
     )
 
 
-@register_part("absent")
-def _absent(config: Any) -> nn.Module:
-    return ZeroModule()
-
-
-@register_part("absent_attention")
-def _absent_attention(config: Any) -> nn.Module:
-    return SkippedAttention()
-
-
-@register_part("attention")
-def _attention(config: Any, **kwargs: Any) -> nn.Module:
-    return build_attention(config, kwargs)
-
-
-@register_part("bare_attention")
-def _bare_attention(config: Any, **kwargs: Any) -> nn.Module:
-    return build_attention(config, kwargs, BareAttention)
-
-
-@register_part("crms_norm")
-def _crms_norm(config: Any, hidden_size: int, eps: float) -> nn.Module:
-    return CRMSNorm(hidden_size, eps)
-
-
-@register_part("expert_feed_forward")
-def _expert_feed_forward(config: Any, **kwargs: Any) -> nn.Module:
-    shape = ExpertShape(**kwargs)
-    return ExpertFeedForward(shape, activation(shape.activation, shape.activation_kwargs))
-
-
-@register_part("factors")
-def _factors(
-    config: Any, in_features: int, out_features: int, rank: int, bias: bool = True
-) -> nn.Module:
-    return FactorPair(in_features, out_features, rank, bias)
-
-
-@register_part("feed_forward")
-def _feed_forward(config: Any, **kwargs: Any) -> nn.Module:
-    shape = FeedForwardShape(**kwargs)
-    return FeedForward(shape, activation(shape.activation, shape.activation_kwargs))
-
-
-@register_part("grid_attention")
-def _grid_attention(config: Any, **kwargs: Any) -> nn.Module:
-    return build_attention(config, kwargs, GridAttention)
-
-
-@register_part("identity")
+@PARTS.register("identity")
 def _identity(config: Any) -> nn.Module:
     return nn.Identity()
 
 
-@register_part("linear")
-def _linear(config: Any, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
-    return nn.Linear(in_features, out_features, bias)
-
-
-@register_part("mixture")
-def _mixture(config: Any, **kwargs: Any) -> nn.Module:
-    if getattr(config, "output_router_logits", False):
-        raise _no_router_scores()  # its loss stacks the scores of all layers as equals
-    shape = MixtureShape(**kwargs)
-    return Mixture(shape, activation(shape.activation, shape.activation_kwargs))
-
-
-@register_part("narrowed")
+@PARTS.register("narrowed")
 def _narrowed(config: Any, current: nn.Module, axes: dict[str, int], size: int) -> nn.Module:
     return narrow_(current, axes, size)
 
 
-@register_part("pass_through")
-def _pass_through(config: Any, as_tuple: bool = False) -> nn.Module:
-    return Identity(as_tuple)
-
-
-@register_part("pointwise")
-def _pointwise(config: Any, in_features: int, out_features: int, bias: bool = True) -> nn.Module:
-    return nn.Conv2d(in_features, out_features, 1, bias=bias)
-
-
-@register_part("restoring_crms_norm")
-def _restoring_crms_norm(
-    config: Any, hidden_size: int, eps: float, index: int, weight: bool = True, bias: bool = False
-) -> nn.Module:
-    return RestoringCRMSNorm(hidden_size, eps, weight, bias, cast_first=False, index=index)
-
-
-@register_part("rms_norm")
-def _rms_norm(config: Any, **kwargs: Any) -> nn.Module:
-    return RMSNorm(**kwargs)
-
-
-@register_part("token_mixer")
-def _token_mixer(config: Any, **kwargs: Any) -> nn.Module:
-    return PlacedMixer(**kwargs, as_tuple=True)
-
-
-@register_part("bare_token_mixer")
-def _bare_token_mixer(config: Any, **kwargs: Any) -> nn.Module:
-    return PlacedMixer(**kwargs)
-
-
-@register_part("zero_attention")
-def _zero_attention(config: Any) -> nn.Module:
-    return SkippedAttention(whole=True)
-
-
-@register_part("zero_mean")
+@PARTS.register("zero_mean")
 def _zero_mean(config: Any, current: nn.Module) -> nn.Module:
     return zero_mean_(current)
-
-
-@register_part("zero_mean_linear")
-def _zero_mean_linear(
-    config: Any, in_features: int, out_features: int, bias: bool = True
-) -> nn.Module:
-    return ZeroMeanLinear(in_features, out_features, bias)

@@ -49,6 +49,8 @@ class Component:
         causal: no output depends on a later token. None where there is no order.
         any_length: weights do not depend on the number of tokens.
         needs: the names in :data:`HANDED` that its ``forward`` takes.
+        shape: a frozen dataclass whose fields are the keyword arguments that a config stores; the
+            module is made with one of these, called ``shape``. None: with the arguments themselves.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Component:
     causal: bool | None = None
     any_length: bool = True
     needs: tuple[str, ...] = ()
+    shape: type | None = None
 
 
 COMPONENTS: Registry[Component] = Registry("component", "modwright.nn")
@@ -68,8 +71,13 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
     """Decorator that registers a component: a class of modules, or a function that makes one.
 
     Its keyword arguments are what a config stores, so they are numbers, strings, booleans, None and
-    lists of them. The module itself may answer, as methods or attributes:
+    lists of them. Where it has parameters of these names, it is given beside them: ``config``, the
+    model's own; ``current``, the module that stands at its place; ``attend``, the attention
+    function that the config names; ``act``, the function that ``shape.activation`` names. An
+    attribute ``config`` that is None is set to the model's config. The module itself may answer, as
+    methods or attributes:
 
+    - ``returns_router_scores``: False of a mixture that keeps no scores for a loss over routers.
     - ``macs(batch, length, cached=0) -> int``: multiply-accumulates of one call.
     - ``state_bytes(dtype) -> int``: what it keeps of one sequence, whatever its length.
     - ``kv_bytes(positions, dtype) -> int``: keys and values of so many positions of one sequence.
@@ -90,7 +98,7 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
     Args:
         name: what edits and recipes call it.
         kind: where it can stand: "token_mixer", "channel_mixer", "activation", ...
-        facts: ``reads``, ``state``, ``causal``, ``any_length`` of :class:`Component`.
+        facts: ``reads``, ``state``, ``causal``, ``any_length``, ``shape`` of :class:`Component`.
 
     Raises:
         ValueError: the kind or a fact is not known; a recurrent component takes no ``state``.
@@ -108,7 +116,7 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
     """
     if kind not in get_args(Kind):
         raise ValueError(f"unknown kind {kind!r}; valid values: {', '.join(get_args(Kind))}")
-    unknown = [word for word in facts if word not in ("reads", "state", "causal", "any_length")]
+    unknown = [word for word in facts if word not in _FACTS]
     if unknown:
         raise ValueError(f"unknown fact {unknown[0]!r} of component {name!r}")
 
@@ -174,6 +182,7 @@ def listed_tensors(module: nn.Module, word: str) -> dict[str, Tensor]:
 
 
 _NAMES: dict[type, str] = {}
+_FACTS = ("reads", "state", "causal", "any_length", "shape")
 
 
 def _same(make: Callable[..., nn.Module]) -> Callable[[Component], bool]:

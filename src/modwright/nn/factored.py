@@ -1,4 +1,4 @@
-"""A linear layer stored as two thin factors."""
+"""Linear layers: of one matrix, of each position of a map, of two thin factors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["FactorPair"]
+from modwright.nn.component import component
+
+__all__ = ["FactorPair", "linear", "pointwise"]
 
 
+@component("linear", kind="projection")
+def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
+    """torch's own, by the name that configs have for it."""
+    return nn.Linear(in_features, out_features, bias)
+
+
+@component("pointwise", kind="projection", reads="map")
+def pointwise(in_features: int, out_features: int, bias: bool = True) -> nn.Conv2d:
+    """A linear layer over the channels of each position of a map."""
+    return nn.Conv2d(in_features, out_features, 1, bias=bias)
+
+
+@component("factors", kind="projection")
 class FactorPair(nn.Module):
     """A linear layer of rank ``rank``, in two thin factors: ``y = weight (reduce x) + bias``.
 

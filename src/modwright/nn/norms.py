@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modwright.nn.component import component
+
 __all__ = ["CRMSNorm", "RMSNorm", "RestoringCRMSNorm", "naive_rms_norm", "restore_coordinate"]
 
 
@@ -39,6 +41,7 @@ def naive_rms_norm(
     return wide if cast_first else wide.to(x.dtype)
 
 
+@component("rms_norm", kind="norm")
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight + bias; the mean is taken in float32 or wider.
 
@@ -76,6 +79,7 @@ class RMSNorm(nn.Module):
         return ", ".join([f"{self.hidden_size}", f"eps={self.eps}", *held])
 
 
+@component("crms_norm", kind="norm")
 class CRMSNorm(nn.Module):
     """The RMS norm of a zero-mean vector stored without one coordinate (arXiv 2305.14858).
 
@@ -126,6 +130,14 @@ class RestoringCRMSNorm(RMSNorm):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, index={self.index}"
+
+
+@component("restoring_crms_norm", kind="norm")
+def restoring_crms_norm(
+    hidden_size: int, eps: float, index: int, weight: bool = True, bias: bool = False
+) -> RestoringCRMSNorm:
+    """One that casts after its weight, as torch's LayerNorm does."""
+    return RestoringCRMSNorm(hidden_size, eps, weight, bias, cast_first=False, index=index)
 
 
 def restore_coordinate(z: Tensor, index: int = -1) -> Tensor:

@@ -11,9 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modwright.nn.component import component
+
 __all__ = ["Identity", "Opaque", "SkippedAttention", "ZeroModule", "as_opaque", "become"]
+__all__ += ["zero_attention"]
 
 
+@component("absent", kind="channel_mixer")
 class ZeroModule(nn.Module):
     """Adds nothing to the residual stream: returns one zero in the input's dtype and device.
 
@@ -26,6 +30,7 @@ class ZeroModule(nn.Module):
         return hidden_states.new_zeros(1)
 
 
+@component("absent_attention", kind="token_mixer", causal=True)
 class SkippedAttention(nn.Module):
     """Adds nothing, in the calling convention of an attention; it owns no key/value cache slot.
 
@@ -41,6 +46,13 @@ class SkippedAttention(nn.Module):
         return (zero.expand_as(hidden_states) if self.whole else zero), None
 
 
+@component("zero_attention", kind="token_mixer", causal=True)
+def zero_attention() -> SkippedAttention:
+    """Zeros of the whole width of the stream."""
+    return SkippedAttention(whole=True)
+
+
+@component("pass_through", kind="token_mixer", causal=True)
 class Identity(nn.Module):
     """Returns its first argument x, or (x, None), the convention of attention parts."""
 

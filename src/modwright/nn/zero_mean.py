@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modwright.nn.component import component
 from modwright.nn.placeholders import become
 
 __all__ = ["ZeroMean", "ZeroMeanEmbedding", "ZeroMeanLinear", "narrow_", "recentered", "zero_mean_"]
@@ -40,6 +41,7 @@ class ZeroMean:
         return recentered(result)
 
 
+@component("zero_mean_linear", kind="projection")
 class ZeroMeanLinear(ZeroMean, nn.Linear):
     """A linear layer with output of zero mean: y = (W - mean_rows(W)) x + (b - mean(b)).
 

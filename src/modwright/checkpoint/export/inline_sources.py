@@ -23,7 +23,7 @@ def inline_sources(
     roots: Iterable[Any],
     *,
     packages: Sequence[str] = ("modwright",),
-    without: Sequence[str] = (),
+    without: Sequence[str] = ("component",),
     tables: Mapping[_Place, Mapping[str, Any]] | None = None,
 ) -> tuple[str, tuple[str, ...]]:
     """The text of ``roots`` and of everything that they use of ``packages``, and nothing more.

@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from modwright.core.compat.transformers import keep_in_float32
 from modwright.core.modes import set_mode
 from modwright.edits.precision import keep_float32, keeping_float32
-from modwright.edits.registry import call_builder
+from modwright.edits.registry import make_part
 from modwright.edits.remodeled import forward_with_all_maps
 from modwright.edits.start_values import initialize, outermost, takes_host_rule
 from modwright.edits.stock_class_guard import (
@@ -84,9 +84,8 @@ class StandaloneConfig(PreTrainedConfig):
 class StandaloneModel(PreTrainedModel):
     """Mixed in before a stock class: builds it, then puts the parts of the layout in place."""
 
-    parts: ClassVar[dict[str, Callable[..., nn.Module]]] = {}
-    """Name -> builder, called as ``builder(config, **arguments)`` with the model's own config; one
-    with an argument ``current`` is given what stood there."""
+    parts: ClassVar[dict[str, tuple[Callable[..., nn.Module], Any]]] = {}
+    """Name -> what makes a part, and the class of its shape, if it has one."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -102,7 +101,7 @@ class StandaloneModel(PreTrainedModel):
         layout = config.modwright_layout
         for path, name, arguments in layout.get("parts", ()):
             if (here := self._inside(path)) is not None:
-                self._place(here, self.parts[name], arguments)
+                self._place(here, name, arguments)
         for path, slot in layout.get("slots", {}).items():
             if (here := self._inside(path)) is not None:
                 self.get_submodule(here).layer_idx = slot
@@ -111,9 +110,9 @@ class StandaloneModel(PreTrainedModel):
         keep_float32(self)
         self.post_init()
 
-    def _place(self, path: str, builder: Any, arguments: dict[str, Any]) -> None:
+    def _place(self, path: str, name: str, arguments: dict[str, Any]) -> None:
         standing = self.get_submodule(path)
-        part = call_builder(builder, self.config, arguments, standing)
+        part = make_part(*self.parts[name], self.config, arguments, standing)
         parent, _, leaf = path.rpartition(".")
         setattr(self.get_submodule(parent), leaf, set_mode(part, standing.training))
 

@@ -33,11 +33,10 @@ from modwright.edits.hf_adapters import (
     names_in_float32,
     states_in,
 )
-from modwright.edits.registry import PARTS
+from modwright.edits.registry import maker_of
 from modwright.edits.remodeled import base_class, edits_of, is_plain
 from modwright.edits.replay import placements, replay
 from modwright.nn.activations import ACTIVATIONS
-from modwright.nn.component import COMPONENTS
 
 __all__ = ["Layout", "Plain", "Standalone", "layout_of", "standalone_code"]
 
@@ -146,32 +145,34 @@ def standalone_code(model: Any, layout: Layout) -> str:
     import modwright
 
     adapted = {m.handover.name: m.handover for m in model.modules() if isinstance(m, Adapted)}
-    builders = {
-        name: COMPONENTS[name].make if name in adapted else PARTS[name]
-        for name in sorted({name for _, name, _ in layout.parts})
-    }
+    makers = {name: maker_of(name) for name in sorted({name for _, name, _ in layout.parts})}
     acts = _activations_in(layout)
-    taken = (*builders.values(), *acts.values())
-    homes = {one.__module__.partition(".")[0] for one in taken}
-    builder = [component_builder, Handover] if adapted else []
-    text, (own_config, own_model, *spoken) = inline_sources(
-        [StandaloneConfig, StandaloneModel, *builder, *builders.values()],
+    used = [one for maker in makers.values() for one in maker if one is not None]
+    roots: list[Any] = [StandaloneConfig, StandaloneModel, *used]
+    roots += [component_builder, Handover] if adapted else []
+    homes = {one.__module__.partition(".")[0] for one in (*used, *acts.values())}
+    text, names = inline_sources(
+        roots,
         packages=sorted({"modwright", *homes}),
-        without=("register_part", "component"),
+        without=("register_part", "component", "PARTS"),
         tables={("modwright.nn.activations", "ACTIVATIONS"): acts},
     )
-    for at, name in enumerate(builders, len(builder)):
+    own_config, own_model = names[:2]
+    spoken: dict[Any, str] = {None: "None", **dict(zip(roots, names))}
+    parts = []
+    for name, (make, shape) in makers.items():
+        made = f"{spoken[make]}, {spoken[shape]}"
         if name in adapted:
             told = ", ".join(f"{key}={value!r}" for key, value in vars(adapted[name]).items())
-            spoken[at] = f"{spoken[0]}({spoken[at]}, {spoken[1]}({told}))"
-    spoken = spoken[len(builder) :]
+            made = f"{spoken[component_builder]}({made}, {spoken[Handover]}({told})), None"
+        parts.append(f'    "{name}": ({made}),')
     config_class = base_class(type(model.config))
     stock = {kind.__name__: kind for kind in auto_classes(model).values()}
     config = config_class.__name__
     lines = [
         _DOC.format(stock=base_class(type(model)).__name__, version=modwright.__version__) + text,
         "\nPARTS = {",
-        *(f'    "{name}": {builder},' for name, builder in zip(builders, spoken)),
+        *parts,
         "}",
         f"\n\nclass {_PREFIX}{config}({own_config}, {config}):",
         f'    model_type = "{STANDALONE}{config_class.model_type}"',

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from modwright.core.compat.torch import has_forward_hooks
 from modwright.nn.channel_mixers.feed_forward import FeedForward
+from modwright.nn.component import component
 from modwright.nn.routing import STORED, ExpertShape, choose_experts
 
 __all__ = ["ExpertFeedForward", "expert_parts", "mean_keys"]
@@ -36,6 +37,7 @@ def mean_keys(shape: ExpertShape, keys: Tensor, down: Tensor) -> Tensor:
     return F.normalize(means, dim=-1) if shape.normalize_keys else means
 
 
+@component("expert_feed_forward", kind="channel_mixer", shape=ExpertShape)
 class ExpertFeedForward(FeedForward):
     """down(act(up x)), or down(act(gate x) * up x), over the neurons of each token's experts.
 

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from modwright.nn.component import component
+
 __all__ = ["FeedForward", "FeedForwardShape", "Shape"]
 
 
@@ -63,6 +65,7 @@ class FeedForwardShape(Shape):
             raise ValueError(f"biases {self.biases!r} name a map that is not there")
 
 
+@component("feed_forward", kind="channel_mixer", shape=FeedForwardShape)
 class FeedForward(nn.Module):
     """down(act(up x)), or down(act(gate x) * up x): the MLP of a Transformer, dense.
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.nn.channel_mixers.feed_forward import Shape
+from modwright.nn.component import component
 
 __all__ = ["ExpertStack", "Mixture", "MixtureShape", "Router", "naive_mixture", "route"]
 
@@ -84,6 +85,7 @@ class ExpertStack(nn.Module):
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
 
+@component("mixture", kind="channel_mixer", shape=MixtureShape)
 class Mixture(nn.Module):
     """Sum over the chosen experts of weight times down(act(gate x) * up x): (b, t, d) -> (b, t, d).
 
@@ -98,6 +100,7 @@ class Mixture(nn.Module):
     """
 
     host_initialized = True  # it stands for the family's own
+    returns_router_scores = False
 
     def __init__(self, shape: MixtureShape, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.nn.channel_mixers.feed_forward import Shape
+from modwright.nn.component import component
 from modwright.nn.norms import RMSNorm
 
 __all__ = [
@@ -147,6 +148,7 @@ def sdpa_attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
+@component("attention", kind="token_mixer", state="keys", shape=AttentionShape)
 class GroupedAttention(nn.Module):
     """Attention with its own ranks for query/key and for value, and any map from query to KV heads.
 
@@ -164,6 +166,7 @@ class GroupedAttention(nn.Module):
         torch.Size([1, 5, 16])
     """
 
+    config: Any = None
     rotary_index: Tensor
     kv_index: Tensor
 
@@ -272,6 +275,7 @@ class GroupedAttention(nn.Module):
         )
 
 
+@component("bare_attention", kind="token_mixer", shape=AttentionShape)
 class BareAttention(GroupedAttention):
     """A grouped attention in the calling convention of timm's blocks: a tensor in, a tensor out.
 
@@ -294,6 +298,7 @@ class BareAttention(GroupedAttention):
         return super().forward(hidden_states, attn_mask, **kwargs)[0]
 
 
+@component("grid_attention", kind="token_mixer", shape=AttentionShape)
 class GridAttention(BareAttention):
     """A grouped attention in the calling convention of modwright's own blocks of images.
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modwright.nn.component import component
 from modwright.nn.layouts import SpatialShape, call_in_layout
 from modwright.nn.token_mixers.pooling import DepthwiseConvMixer, IdentityMixer, Pooling, SpatialFC
 
-__all__ = ["MIXERS", "PlacedMixer"]
+__all__ = ["MIXERS", "PlacedMixer", "token_mixer"]
 
 MIXERS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "pool": lambda dim, places, kernel_size: Pooling(kernel_size),
@@ -22,6 +23,7 @@ MIXERS: dict[str, Callable[[int, int, int], nn.Module]] = {
 """Name -> makes a mixer from channels, positions of the grid, and side of a kernel."""
 
 
+@component("bare_token_mixer", kind="token_mixer")
 class PlacedMixer(nn.Module):
     """Mixes the positions of a grid; tokens before them each get the mean minus itself.
 
@@ -79,3 +81,9 @@ class PlacedMixer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.name}, {self.hidden_size} wide, {self.prefix} tokens before"
+
+
+@component("token_mixer", kind="token_mixer")
+def token_mixer(**kwargs: Any) -> PlacedMixer:
+    """For hosts that take (output, attention weights)."""
+    return PlacedMixer(**kwargs, as_tuple=True)
