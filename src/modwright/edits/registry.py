@@ -44,7 +44,7 @@ def register_part(name: str) -> Callable[[R], R]:
     :func:`modwright.nn.component.component` registers its class."""
 
     def register(builder: R) -> R:
-        if name in COMPONENTS:
+        if name in COMPONENTS and COMPONENTS[name].make.__module__.startswith("modwright."):
             COMPONENTS.add(name, Component(name, "norm", builder))  # refuses: the name is taken
         return PARTS.register(name)(builder)
 
