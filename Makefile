@@ -12,6 +12,7 @@ TIMM := .venv-timm
 SUITE := .venv-transformers
 OLDEST_TESTS := tests/anatomy tests/test_autoload.py tests/edits/test_traps.py tests/edits/test_reload.py \
   tests/edits/test_edited_decoding.py tests/calibration/test_layerwise.py tests/checkpoint/test_saving.py \
+  tests/edits/test_state.py tests/edits/test_cache_state.py tests/edits/test_hf_adapters.py tests/edits/test_state_checks.py \
   tests/checkpoint/test_gguf.py tests/cost tests/surgery/test_modegpt.py tests/surgery/test_llm_drop.py
 # Whole files, longest first: what a file shares is made once, and no long file is left for the end.
 PARALLEL := --dist loadfile --no-loadscope-reorder
@@ -102,6 +103,8 @@ bench: $(READY) $(MERGEKIT)
 	$(BIN)/python benchmarks/norm_error.py
 	$(BIN)/python benchmarks/norm_speed.py --repeats 50 --threads 1
 	$(BIN)/python benchmarks/emoe_speed.py --repeats 5 --threads 2
+	$(BIN)/python benchmarks/scan_speed.py --repeats 7 --threads 1
+	$(BIN)/python benchmarks/activation_speed.py --repeats 30 --threads 1
 	$(BIN)/python benchmarks/peers/depth_drop.py --mergekit .venv-mergekit/bin/mergekit-yaml --threads 2
 	$(BIN)/python benchmarks/peers/mlp_narrowing.py --threads 2
 
