@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,35 +16,14 @@ from helpers import edit
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.handover import Handover, handover
 from modwright.core.plugins import VARIABLE, add_plugin, load_plugins, plugins_restored
-from modwright.core.registry import Registry, registries_restored
+from modwright.core.registry import Registry
 from modwright.edits import Change, Replace, register_part
 from modwright.edits.registry import PARTS
 from modwright.edits.verify import check_reopens
 from warm_processes import run_python
 
 HERE = str(Path(__file__).resolve())
-FAMILY = """\
-from modwright.anatomy import register_family
-from modwright.anatomy.families.llama import Llama
-
-
-@register_family
-class Starcoder2(Llama):
-    name = "starcoder2"
-    model_types = ("starcoder2",)
-    block = {
-        **{role: path for role, path in Llama.block.items() if not role.startswith("mlp")},
-        "mlp": "mlp", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj",
-        "mlp_norm": "post_attention_layernorm",
-    }
-    presets = {
-        "tiny-starcoder2": {
-            "vocab_size": 128, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
-            "num_attention_heads": 6, "num_key_value_heads": 2, "bos_token_id": 0,
-            "eos_token_id": 0,
-        }
-    }
-"""
+PLUGIN = Path(__file__).parents[1] / "users_plugin.py"
 SCRIPT = """\
 from pathlib import Path
 
@@ -99,14 +79,14 @@ def test_a_family_and_a_part_of_plugins_are_known_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a process that is started from nothing; the working directory is another one there."""
-    (tmp_path / "family.py").write_text(FAMILY)
+    shutil.copy(PLUGIN, tmp_path / "family.py")
     (tmp_path / "part.py").write_text(
         "from torch import nn\nfrom modwright.edits import register_part\n"
         "register_part('of_a_plugin')(lambda config: nn.Tanh())\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(VARIABLE, "family.py")
-    with registries_restored(), plugins_restored():
+    with plugins_restored():
         add_plugin("part.py")
         model = modwright.open("preset:tiny-starcoder2").model
         change = Change((Replace("blocks.1.mlp_norm", "of_a_plugin", {}),))

@@ -20,7 +20,8 @@ from modwright.core.plugins import (
     VARIABLE,
     add_plugin,
     load_plugins,
-    plugin_files,
+    plugin_digests,
+    plugin_in,
     plugin_names,
     plugins_restored,
 )
@@ -68,7 +69,7 @@ def test_a_file_is_imported_once_when_a_registry_is_first_asked(
     other = Registry[Any]("other")
     name = add_plugin(write("novels.py", "emma"))
     add_plugin(name)
-    assert log() == [] and plugin_names() == [name] and plugin_files() == [Path(name)]
+    assert log() == [] and plugin_names() == [name]
     assert not other.names(), "any registry may be asked"
     (module,) = log()
     assert module.startswith(f"{PLUGIN_MODULE}novels_") and table.names() == ["emma"]
@@ -200,7 +201,25 @@ def test_the_folder_of_a_package_is_one_plugin(table: Registry[Any], tmp_path: P
     (tmp_path / "library" / "shelves.py").write_text("from shelf import TABLE\nTABLE.add('x', 1)\n")
     add_plugin(tmp_path / "library")
     assert table.names() == ["x"]
-    assert plugin_files() == [tmp_path / "library" / "__init__.py"]
+    (before,) = plugin_digests()
+    (tmp_path / "library" / "shelves.py").write_text("")
+    assert plugin_digests() != [before]
+
+
+def test_the_digest_is_that_of_the_source(table: Registry[Any], write: Write) -> None:
+    add_plugin(write("one.py", "one")), add_plugin(write("two.py", "two"))
+    before = plugin_digests()
+    load_plugins()
+    assert plugin_digests() == before
+    write("two.py", "two", more="# another line")
+    assert plugin_digests()[0] == before[0] and plugin_digests()[1] != before[1]
+
+
+def test_a_path_begins_where_it_is_written(tmp_path: Path) -> None:
+    assert plugin_in(tmp_path, "parts.py") == str(tmp_path / "parts.py")
+    assert plugin_in(tmp_path, "../parts.py") == f"{tmp_path}/../parts.py"
+    assert plugin_in(tmp_path, "/else/parts.py") == "/else/parts.py"
+    assert plugin_in(tmp_path, "my.parts") == "my.parts"
 
 
 def test_plugins_of_a_block_are_forgotten_after_it(table: Registry[Any], write: Write) -> None:

@@ -46,7 +46,7 @@ def test_the_key_follows_everything_that_decides_about_the_result(
 ) -> None:
     tree = resolved(recipe())
     # Calibration stands in every step after resolving; the rest decides how, not what, is written.
-    beside = {"output", "title", "max_shard_size", "calibration"}
+    beside = {"output", "title", "max_shard_size", "calibration", "plugins"}
     followed = [at for at in leaves(tree) if at[0] not in beside]
     assert len(followed) > 40
     keys = {key(changed(tree, at)) for at in followed}
@@ -71,8 +71,9 @@ def test_the_key_follows_versions_and_what_the_files_hold(recipe: Callable[..., 
         key(tree, inputs=Inputs([["model.safetensors", 10, 8]], ["one", "two"], "three")),
         key(tree, inputs=Inputs(INPUTS.model, ["one", "other"], "three")),
         key(tree, inputs=Inputs(INPUTS.model, ["one", "two"], "other")),
+        key(tree, inputs=Inputs(INPUTS.model, ["one", "two"], "three", ["digest"])),
     ]
-    assert len({key(tree), *others}) == 5
+    assert len({key(tree), *others}) == 6
     later = Inputs(INPUTS.model, ["one", "other"], "three")
     assert key(tree, 1, inputs=later) == key(tree, 1)
 

@@ -28,7 +28,10 @@ def _version(shown: bool) -> None:
 
 
 def build(arguments: Sequence[str] = ()) -> Any:
-    """The command tree. Methods become subcommands of ``edit`` only when they are asked for."""
+    """The command tree, for ``arguments`` that begin with a command.
+
+    Methods become subcommands of ``edit`` only when they are asked for.
+    """
     app = typer.Typer(
         name="modwright",
         no_args_is_help=True,
@@ -48,8 +51,9 @@ def build(arguments: Sequence[str] = ()) -> Any:
                 "--version", callback=_version, is_eager=True, help="Print the version and stop."
             ),
         ] = False,
+        plugins: arg.Plugins = None,
     ) -> None:
-        pass
+        arg.named_plugins(plugins)
 
     for name, command, example in _COMMANDS:
         words = (command.__doc__ or "").split("\n\n")[0]
@@ -63,7 +67,7 @@ def build(arguments: Sequence[str] = ()) -> Any:
         "'attention[3,7]; mlp[2]; block[28:30]'.",
         epilog="Example: modwright edit llm_drop smollm2-135m -o out/shorter --n 4",
     )
-    if next((a for a in arguments if not a.startswith("-")), None) == "edit":
+    if list(arguments[:1]) == ["edit"]:
         from modwright.cli.edit import add_methods
 
         add_methods(edit)
@@ -139,6 +143,7 @@ def cost(
 def plan(
     recipe: arg.Recipe,
     changes: arg.Set = None,
+    plugins: arg.Plugins = None,
     save: Annotated[
         Path | None,
         Option(
@@ -160,7 +165,7 @@ def plan(
 
     if save is not None:
         require_new_directory(save, force)
-    asked = load_recipe(recipe, changes or ())
+    asked = load_recipe(recipe, changes or (), arg.named_plugins(plugins))
     progress = make_progress()
     opened = open_model(asked, progress)
     expected = estimate_resources(asked, opened.model, opened.name)

@@ -132,6 +132,7 @@ def _edit(
             "evaluate": nothing if no_eval else {"perplexity": {"length": length}},
         },
         name=f"edit {method}",
+        plugins=arg.named_plugins(None),
     )
     with distributed.init_distributed():
         result = run(recipe, out, force=force, progress=make_progress(), log=log)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from modwright.core.errors import ModwrightError, ProcessFailed, unknown_name
+from modwright.core.plugins import add_plugin, plugins_restored
 
-__all__ = ["main", "run_command", "spelled_out"]
+__all__ = ["main", "run_command", "spelled_out", "split_at_command"]
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 
@@ -22,11 +23,20 @@ def run_command(arguments: Sequence[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     debug = "--debug" in arguments or bool(os.environ.get("MODWRIGHT_DEBUG"))
-    kept = spelled_out([argument for argument in arguments if argument != "--debug"])
-    from modwright.cli.app import build
+    kept = [argument for argument in arguments if argument != "--debug"]
+    with plugins_restored():
+        return _run_command(kept, debug)
 
-    command = build(kept)
+
+def _run_command(arguments: list[str], debug: bool) -> int:
     try:
+        options, rest = split_at_command(arguments)
+        for plugin in _plugins_of(options):  # they may bring the command: a method of `edit`
+            add_plugin(plugin)
+        from modwright.cli.app import build
+
+        kept = [*options, *spelled_out(rest)]
+        command = build(spelled_out(rest))
         code = int(command.main(args=kept, prog_name="modwright", standalone_mode=False) or 0)
         return _say(_GO_ON, code) if code == INTERRUPTED else code
     except ModwrightError as error:
@@ -49,6 +59,27 @@ def run_command(arguments: Sequence[str]) -> int:
         info = str(error).strip().split("\n")[0] or "no message"
         message = f"failed: {type(error).__name__}: {info} (--debug shows where)"
         return _say(message, FAILED, error, debug)
+
+
+def split_at_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The options of modwright itself, and the command with all that follows.
+
+    Example:
+        >>> split_at_command(["--plugin", "parts.py", "inspect", "--json", "out"])
+        (['--plugin', 'parts.py'], ['inspect', '--json', 'out'])
+    """
+    at = 0
+    while at < len(arguments) and arguments[at].startswith("-"):
+        at += 2 if arguments[at] == "--plugin" else 1
+    return list(arguments[:at]), list(arguments[at:])
+
+
+def _plugins_of(options: Sequence[str]) -> list[str]:
+    words = iter(options)
+    found = [
+        next(words, "") if word == "--plugin" else word.partition("--plugin=")[2] for word in words
+    ]
+    return [plugin for plugin in found if plugin]
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:

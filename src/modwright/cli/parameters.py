@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-__all__ = ["TEXTS", "Dtype", "Force", "Json", "Length", "Model", "Out", "OutOrRecipe", "Recipe"]
-__all__ += ["ReplaceFile", "Set", "key_values", "set_option", "to_output"]
+__all__ = ["TEXTS", "Dtype", "Force", "Json", "Length", "Model", "Out", "OutOrRecipe", "Plugins"]
+__all__ += ["Recipe", "ReplaceFile", "Set", "key_values", "named_plugins", "set_option"]
+__all__ += ["to_output"]
 
 TEXTS = (
     "lee, lee-background, fortunes, a text file, a folder of them, a file of rows "
@@ -50,12 +51,34 @@ Set = Annotated[
     list[str] | None,
     set_option("Change one value of the recipe: --set steps.0.n=6. Repeat it for more."),
 ]
+Plugins = Annotated[
+    list[str] | None,
+    Option(
+        "--plugin",
+        metavar="FILE|MODULE",
+        help="Code of your own that registers parts, methods, families and so on. Repeat it for "
+        "more.",
+    ),
+]
 Dtype = Annotated[
     str | None,
     Option(
         help="Type of the weights: float32, bfloat16, float16 or float64; the source's by default."
     ),
 ]
+
+
+def named_plugins(given: Sequence[str] | None) -> list[str]:
+    """All plugins of this command line, as they are named anywhere: before the command, behind it.
+
+    Raises:
+        InvalidInputError: one is no file and no module.
+    """
+    from modwright.core.plugins import add_plugin, added_plugins
+
+    for plugin in given or ():
+        add_plugin(plugin)
+    return added_plugins()
 
 
 def key_values(given: Sequence[str] | None, example: str) -> dict[str, str]:

@@ -17,6 +17,7 @@ def run(
     recipe: arg.Recipe,
     out: arg.OutOrRecipe = None,
     changes: arg.Set = None,
+    plugins: arg.Plugins = None,
     force: arg.Force = False,
     no_check: Annotated[
         bool, Option("--no-check", help="Do not reopen the result in a new process.")
@@ -43,7 +44,7 @@ def run(
 
     with distributed.init_distributed():
         with distributed.fail_together():
-            asked = load_recipe(recipe, changes or ())
+            asked = load_recipe(recipe, changes or (), arg.named_plugins(plugins))
         progress = make_progress()
         if dry_run:
             tried = rehearsing.dry_run(asked, out, force=force, progress=progress, log=log)
@@ -77,6 +78,7 @@ def train(
             "Change one value of the recipe: --set settings.epochs=3. Repeat it for more."
         ),
     ] = None,
+    plugins: arg.Plugins = None,
     force: arg.Force = False,
     json: arg.Json = False,
 ) -> None:
@@ -103,7 +105,7 @@ def train(
 
     with distributed.init_distributed():
         with distributed.fail_together():
-            asked = load_training(recipe, changes or ())
+            asked = load_training(recipe, changes or (), arg.named_plugins(plugins))
         done = run_training(asked, out, force=force, progress=make_progress(), log=log)
         if not distributed.is_main():
             return

@@ -68,7 +68,7 @@ def _as_plugin(origin: Origin) -> str | None:
     spec: Any = getattr(sys.modules.get(origin.module), "__spec__", None)
     if origin.file is None or (origin.module == "__main__" and not _is_guarded(origin.file)):
         return None
-    in_package = spec is not None and spec.parent and spec.parent != spec.name
+    in_package = spec is not None and spec.parent
     return str(spec.name if in_package else origin.file)
 
 

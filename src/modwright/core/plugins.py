@@ -28,7 +28,8 @@ from modwright.core.errors import InvalidInputError, ModwrightError, did_you_mea
 from modwright.core.registry import PLUGIN_MODULE, Origin, Registry
 
 __all__ = ["GROUP", "GUARD", "VARIABLE", "add_plugin", "is_of_plugin", "load_plugins"]
-__all__ += ["plugin_being_loaded", "plugin_files", "plugin_names", "plugins_restored"]
+__all__ += ["added_plugins", "plugin_being_loaded", "plugin_digests", "plugin_in", "plugin_names"]
+__all__ += ["plugins_restored"]
 
 GROUP = "modwright.plugins"
 """The group of entry points of packages that bring plugins."""
@@ -125,10 +126,24 @@ def is_of_plugin(origin: Origin) -> bool:
     return any(origin.module == one or origin.module.startswith(f"{one}.") for one in modules)
 
 
-def plugin_files() -> list[Path]:
-    """The files of the plugins that were named, those of entry points left out."""
-    files = [one.file or _file_of(one.module) for one in _named()]
-    return [file for file in files if file is not None]
+def added_plugins() -> list[str]:
+    """The plugins that :func:`add_plugin` made known, in order."""
+    return [one.name for one in _added]
+
+
+def plugin_digests() -> list[str]:
+    """For each plugin that was named the digest of its source: it changes under the same name."""
+    return [sha256_of(*(file.read_bytes() for file in _sources(one))) for one in _named()]
+
+
+def plugin_in(folder: Path, plugin: str) -> str:
+    """A plugin as a file in ``folder`` names it, as it is named anywhere.
+
+    Example:
+        >>> plugin_in(Path("/home"), "parts.py"), plugin_in(Path("/home"), "my.parts")
+        ('/home/parts.py', 'my.parts')
+    """
+    return str(folder.absolute() / Path(plugin).expanduser()) if _names_file(plugin) else plugin
 
 
 @contextmanager
@@ -160,8 +175,7 @@ _under_way = threading.local()
 def _plugin(given: str | os.PathLike[str], folder: Path | None = None, where: str = "") -> _Plugin:
     """A plugin by its path or name; messages begin with ``where``."""
     text = os.fspath(given)
-    is_file = isinstance(given, os.PathLike) or text.endswith(".py") or "/" in text
-    if not is_file and os.sep not in text:
+    if not isinstance(given, os.PathLike) and not _names_file(text):
         if not all(part.isidentifier() for part in text.split(".")):
             raise InvalidInputError(
                 f"{where}plugin {text!r} is neither a file that ends with .py nor a module"
@@ -179,6 +193,10 @@ def _plugin(given: str | os.PathLike[str], folder: Path | None = None, where: st
             "other processes"
         )
     return _Plugin(str(place), _module_name(place), file, repr(text))
+
+
+def _names_file(text: str) -> bool:
+    return text.endswith(".py") or "/" in text or os.sep in text
 
 
 def _no_file(place: Path) -> str:
@@ -286,9 +304,12 @@ def _at(file: str | None, line: int | None, plugin: _Plugin) -> str:
     return f", line {line}" if inside else f", {Path(str(file)).name} line {line}"
 
 
-def _file_of(module: str) -> Path | None:
-    found = getattr(sys.modules.get(module), "__file__", None)
-    return None if found is None else Path(found)
+def _sources(plugin: _Plugin) -> list[Path]:
+    """Its file, or those of its package."""
+    found = getattr(sys.modules.get(plugin.module), "__file__", None) or plugin.file
+    if found is None or Path(found).name != "__init__.py":
+        return [] if found is None else [Path(found)]
+    return sorted(Path(found).parent.rglob("*.py"))
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -3,36 +3,63 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from modwright.core.errors import InvalidInputError, ModwrightError
+from modwright.core.plugins import add_plugin, load_plugins
 from modwright.recipes.composed import check_composed, composed_schema
 from modwright.recipes.options import option_help, summary, validated
 from modwright.recipes.reading import Lines, Positions, read_changed
 from modwright.recipes.schema import Recipe
 from modwright.surgery import method_names, method_type, plain_options
 
-__all__ = ["load_recipe", "of_file", "parse_recipe", "recipe_schema", "resolved"]
+__all__ = ["load_named", "load_recipe", "of_file", "parse_recipe", "recipe_schema", "resolved"]
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def load_recipe(
+    path: str | Path, overrides: Iterable[str] = (), plugins: Sequence[str] = ()
+) -> Recipe:
     """A recipe from a YAML file, fully checked: methods and their options too.
 
     A key ``extends`` names another file, relative to this one, that this one changes;
-    ``overrides``, such as ``steps.0.n=6``, are applied last.
+    ``overrides``, such as ``steps.0.n=6``, are applied last. Its plugins are imported, and those
+    that are given beside.
 
     Raises:
         CheckpointError: the file cannot be read.
         InvalidInputError: names file, line, value and the valid values.
     """
-    return parse_recipe(*read_changed(path, overrides))
+    return parse_recipe(*read_changed(path, overrides), plugins=plugins)
 
 
-def parse_recipe(tree: Any, positions: Positions | None = None, name: str = "recipe") -> Recipe:
+def load_named(named: Sequence[str], lines: Lines, more: Sequence[str] = ()) -> list[str]:
+    """Imports the plugins that a recipe names, and ``more``; how they are named anywhere.
+
+    Raises:
+        InvalidInputError: one cannot be imported; says where the recipe names it.
+    """
+    load_plugins()
+    found: dict[str, None] = {}
+    for index, plugin in enumerate((*named, *more)):
+        try:
+            found[add_plugin(plugin)] = None
+            load_plugins()
+        except ModwrightError as error:
+            where = f"{lines.of(('plugins', index))}, plugins.{index}: "
+            raise InvalidInputError(f"{where if index < len(named) else ''}{error}") from error
+    return list(found)
+
+
+def parse_recipe(
+    tree: Any,
+    positions: Positions | None = None,
+    name: str = "recipe",
+    plugins: Sequence[str] = (),
+) -> Recipe:
     """A recipe from plain values; messages say where each was written, or the recipe's ``name``.
 
     Raises:
@@ -45,6 +72,7 @@ def parse_recipe(tree: Any, positions: Positions | None = None, name: str = "rec
     """
     lines = Lines(positions or {}, name)
     recipe = validated(Recipe, tree, lines, keys="model and steps")
+    recipe = recipe.model_copy(update={"plugins": load_named(recipe.plugins, lines, plugins)})
     if isinstance(recipe.model, dict):
         check_composed(recipe.model, lines)
     for index, step in enumerate(recipe.steps):

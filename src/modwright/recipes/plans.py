@@ -13,6 +13,7 @@ from modwright.calibration import TokenWindows, token_windows
 from modwright.checkpoint import Checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
+from modwright.core.plugins import add_plugin
 from modwright.core.progress import SILENT, Progress
 from modwright.core.reading import read_yaml
 from modwright.edits import Applied, Plan
@@ -99,6 +100,8 @@ def load_plans(directory: Path) -> tuple[list[Plan], dict[str, Any]]:
         raise CheckpointError(
             f"{str(directory)!r} holds no plan; `modwright plan RECIPE --save DIR` makes one"
         )
+    for plugin in recipe.get("plugins") or ():
+        add_plugin(plugin)
     return [Plan.load(step) for step in steps], recipe
 
 

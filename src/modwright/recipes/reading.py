@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from modwright.core.errors import CheckpointError, InvalidInputError, nearest
+from modwright.core.plugins import plugin_in
 from modwright.core.reading import parse_yaml, require_regular
 
 __all__ = ["Lines", "Location", "Positions", "read_changed"]
@@ -57,6 +58,10 @@ def _read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Pos
     positions: Positions = {}
     if node is not None:
         _note_positions(node, (), positions, file.name, set())
+    if isinstance(tree, dict) and isinstance(tree.get("plugins"), list):
+        tree["plugins"] = [
+            plugin_in(file.parent, one) if isinstance(one, str) else one for one in tree["plugins"]
+        ]
     if not isinstance(tree, dict) or "extends" not in tree:
         return tree, positions
     parent = tree.pop("extends")

@@ -16,6 +16,7 @@ from modwright.checkpoint import Checkpoint, check_finite, save
 from modwright.core import distributed
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.formatting import format_bytes
+from modwright.core.plugins import plugin_digests
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Plan
 from modwright.edits import apply as apply_plan
@@ -117,6 +118,7 @@ class _Run(Runner):
             model=file_stamps(opened.source.path),
             calibration=[None if w is None else w.recipe["sha256"] for w in self.windows],
             evaluation=evaluation_digest(opened, self.recipe.evaluate),
+            plugins=plugin_digests(),
         )
         together = distributed.local_size()
         expected = estimate_resources(self.recipe, opened.model, opened.name, processes=together)

@@ -29,6 +29,7 @@ class Inputs:
     model: Sequence[Sequence[Any]]  # stamps of its files
     calibration: Sequence[str | None]  # digest of the tokens of each step
     evaluation: str | None  # digest of what is measured on
+    plugins: Sequence[str] = ()  # digest of the source of each
 
 
 def file_stamps(place: Path | None) -> list[list[Any]]:

@@ -180,6 +180,11 @@ class Recipe(Strict):
     )
     output: str = Field(default="", description="directory to write; the command line may give it")
     title: str = ""
+    plugins: list[str] = Field(
+        default=[],
+        description="files, relative to the recipe, or modules that register parts, methods, "
+        "families and so on",
+    )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
         default=None, description="type of the weights; null keeps the source's"
     )

@@ -21,6 +21,7 @@ from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError, ModwrightError, VerificationError, first_line
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
+from modwright.core.plugins import plugin_digests
 from modwright.core.progress import SILENT, Progress
 from modwright.edits.remodeled import is_plain
 from modwright.recipes.run_directory import file_stamps
@@ -136,6 +137,7 @@ class _Training(Runner):
         parts = (self.train, self.test)
         depends = {
             "versions": versions(),
+            "plugins": plugin_digests(),
             "processes": distributed.size(),
             "pictures": [sha256_of(part.labels, part.pixels) for part in parts],
             "model": _stamps(self.recipe.model, "checkpoint", "checkpoint_path"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from modwright.core.errors import (
 )
 from modwright.models import create_model, list_models
 from modwright.models.registry import variant_config
-from modwright.recipes.load import of_file
+from modwright.recipes.load import load_named, of_file
 from modwright.recipes.options import RegistryOption, options_of, validated
 from modwright.recipes.reading import Lines, Positions, read_changed
 from modwright.recipes.schema import Strict
@@ -92,6 +92,11 @@ class TrainingRecipe(Strict):
     settings: _SettingsOf = Field(default=_SettingsOf(), description="how long and how fast")
     output: str = Field(default="", description="directory to write; the command line may give it")
     title: str = ""
+    plugins: list[str] = Field(
+        default=[],
+        description="files, relative to the recipe, or modules that register parts, methods, "
+        "families and so on",
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch chooses")
     checkpoint_every: int | None = Field(
         default=None, ge=1, description="steps between checkpoints; null: one after every epoch"
@@ -108,18 +113,23 @@ class TrainingRecipe(Strict):
         return seed
 
 
-def load_training(path: str | Path, overrides: Iterable[str] = ()) -> TrainingRecipe:
+def load_training(
+    path: str | Path, overrides: Iterable[str] = (), plugins: Sequence[str] = ()
+) -> TrainingRecipe:
     """A recipe of training from a YAML file, as ``load_recipe`` reads others.
 
     Raises:
         CheckpointError: the file cannot be read.
         InvalidInputError: names file, line, value and the valid values.
     """
-    return parse_training(*read_changed(path, overrides))
+    return parse_training(*read_changed(path, overrides), plugins=plugins)
 
 
 def parse_training(
-    tree: Any, positions: Positions | None = None, name: str = "recipe"
+    tree: Any,
+    positions: Positions | None = None,
+    name: str = "recipe",
+    plugins: Sequence[str] = (),
 ) -> TrainingRecipe:
     """A recipe of training from plain values, with every default written out.
 
@@ -133,6 +143,7 @@ def parse_training(
     """
     lines = Lines(positions or {}, name)
     recipe = validated(TrainingRecipe, tree, lines, keys="model and data")
+    recipe = recipe.model_copy(update={"plugins": load_named(recipe.plugins, lines, plugins)})
     _check_model(recipe.model, lines)
     found = {at: one.resolved(getattr(recipe, at), lines) for at, one in CHOICES.items()}
     arguments = [field.name for field in fields(TrainingArguments)]
