@@ -28,7 +28,6 @@ OWN = ("nn/", "anatomy/", "edits/hf_adapters")
 """Where classes and names of parts are at home."""
 
 LEFT = {
-    "edits/canonical.py": 3,
     "edits/change.py": 7,
     "edits/experts.py": 2,
     "edits/plan.py": 3,

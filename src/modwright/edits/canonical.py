@@ -17,9 +17,8 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PreTrainedModel
 
-from modwright.anatomy import Anatomy, MixtureOfExperts
+from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.edits.change import map_sizes
 from modwright.edits.edit import (
     FORMAT,
     Edit,
@@ -37,7 +36,7 @@ from modwright.edits.remodeled import (
     remodeled,
     remodeled_config,
 )
-from modwright.nn import AttentionShape, FeedForwardShape, MixtureShape
+from modwright.edits.stock_parts import is_fulfilled, may_be_stock
 
 __all__ = ["Target", "target_of"]
 
@@ -227,7 +226,7 @@ def _with_shared_widths(anatomy: Anatomy, config: Any, whole: Anatomy) -> Any | 
     mlps = [block.mlp for block in whole.blocks]
     widths = {None if mlp is None else mlp.intermediate_size for mlp in mlps}
     width = widths.pop() if len(widths) == 1 else None
-    counts = {mlp.num_experts if isinstance(mlp, MixtureOfExperts) else 0 for mlp in mlps}
+    counts = {(mlp.neurons.num_experts or 0) if mlp else 0 for mlp in mlps}
     # Grouped products over stacked experts want rows that start at multiples of 16 bytes.
     if width is not None and not (any(counts) and width % 8):
         wanted["intermediate_size"] = width
@@ -266,7 +265,7 @@ def _outside_sublayers(target: Target) -> dict[str, torch.Size]:
 
 def _needed(plain: Target, edits: tuple[State, ...]) -> tuple[State, ...] | None:
     """The edits that the stock model does not fulfil already; None if there is no such model."""
-    if not any(_like_stock(edit) for edit in edits):
+    if not any(map(may_be_stock, edits)):
         return edits
     try:
         plain.config.validate()
@@ -278,38 +277,5 @@ def _needed(plain: Target, edits: tuple[State, ...]) -> tuple[State, ...] | None
     return tuple(
         edit
         for edit in edits
-        if edit.path.rpartition(".")[0] in inside or not _fulfilled(built, edit)
+        if edit.path.rpartition(".")[0] in inside or not is_fulfilled(edit, built)
     )
-
-
-_SHAPES: dict[tuple[str, str], Any] = {
-    ("attention", "attention"): AttentionShape,
-    ("mlp", "feed_forward"): FeedForwardShape,
-    ("mlp", "mixture"): MixtureShape,
-}
-
-
-def _like_stock(edit: State) -> bool:
-    """A stock part at its place may be the same."""
-    outer, part = split_address(edit.path)[1].partition(".")[0], getattr(edit, "part", "")
-    return (outer, part) in _SHAPES or (
-        part == "linear" and outer in ("attention", "between", "head", "mlp")
-    )
-
-
-def _fulfilled(built: Anatomy, edit: State) -> bool:
-    if isinstance(edit, Remove) or not _like_stock(edit):
-        return False
-    index, role = split_address(edit.path)
-    outer, _, inner = role.partition(".")
-    if index is None:  # a bare backbone has no head, and carries the edit along
-        part: Any = built.outer.get(role)
-    else:
-        part = built.blocks[index].at(outer)
-    if part is None:
-        return False
-    if edit.part != "linear":
-        return bool(getattr(part, "shape", None) == _SHAPES[outer, edit.part](**edit.kwargs))
-    if index is not None:
-        part = part.projections().get(inner)
-    return part is not None and edit.kwargs == map_sizes(part.parameters())

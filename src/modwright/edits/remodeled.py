@@ -39,6 +39,7 @@ from modwright.edits.stock_class_guard import (
     strip_stock_class_guard,
     with_layers,
 )
+from modwright.edits.stock_parts import has_stock_tensors
 
 __all__ = ["base_class", "forward_with_all_maps", "is_plain", "is_remodeled"]
 __all__ += ["register_models", "remodeled", "remodeled_config"]
@@ -72,6 +73,8 @@ class _RemodeledConfig:
         family = family_of(self)
         overrides: dict[int, dict[str, Any]] = {}
         for edit in state_from_list(self.edits):
+            if has_stock_tensors(edit, self):
+                continue  # the stock class is right about the file
             index, role = split_address(edit.path)
             # What is not in a layer is told of the first one; its own numbers go before.
             entry = overrides.setdefault(index or 0, {})

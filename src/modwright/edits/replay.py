@@ -26,6 +26,7 @@ from modwright.core.modes import set_mode
 from modwright.edits.edit import Edit, Remove, State, split_address
 from modwright.edits.hf_adapters import host, keeps_state
 from modwright.edits.registry import build_part, component_named
+from modwright.edits.stock_parts import check_stock_tensors, has_stock_tensors, tensor_shapes
 from modwright.nn import (
     FeedForward,
     GroupedAttention,
@@ -60,6 +61,7 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
         if index is not None and not 0 <= index < len(layers):
             raise InvalidInputError(f"{edit.path}: the model has blocks 0 to {len(layers) - 1}")
         holder = model if index is None else layers[index]
+        stock = tensor_shapes(holder) if has_stock_tensors(edit, model.config) else None
         for path, part, kwargs in placements(family, holder, edit):
             current = holder.get_submodule(path)
             built = build_part(part, model.config, kwargs, current)
@@ -67,6 +69,8 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
             if whole and built is not current and not isinstance(built, _KNOWN):
                 built = _adapted(built, part, role, family.pairs)
             _set(holder, path, built)
+        if stock is not None:
+            check_stock_tensors(edit, stock, tensor_shapes(holder))
     owners = [(i, family.cache_layer_owner(block)) for i, block in enumerate(layers)]
     attentions = [(i, owner) for i, owner in owners if owner is not None]
     number_cache_layers(attentions, model.config)

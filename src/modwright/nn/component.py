@@ -7,7 +7,7 @@ composed models, cost and the tables of the docs know it by the name that it reg
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from modwright.core.registry import Registry
 
 __all__ = ["COMPONENTS", "HANDED", "Component", "Kind", "component", "component_of", "components"]
-__all__ += ["listed_tensors", "said_by"]
+__all__ += ["has_shape", "listed_tensors", "said_by"]
 
 Kind = Literal[
     "token_mixer", "channel_mixer", "norm", "projection", "activation", "embedding", "stem", "head"
@@ -51,6 +51,12 @@ class Component:
         needs: the names in :data:`HANDED` that its ``forward`` takes.
         shape: a frozen dataclass whose fields are the keyword arguments that a config stores; the
             module is made with one of these, called ``shape``. None: with the arguments themselves.
+        is_stock: ``is_stock(stock, **arguments)`` says whether it is what the stock class of a
+            model builds at its place; ``stock`` is that part, with its ``shape``, ``module`` and
+            ``parameters()``. The edit that names it then disappears.
+        stock_tensors: ``stock_tensors(config, **arguments)`` says whether it has the tensors of
+            what the stock class of this config builds at its place, by name, and computes the same
+            from them. The edit stays, and stock classes may open the file.
     """
 
     name: str
@@ -62,6 +68,13 @@ class Component:
     any_length: bool = True
     needs: tuple[str, ...] = ()
     shape: type | None = None
+    is_stock: Callable[..., bool] | None = None
+    stock_tensors: Callable[..., bool] | None = None
+
+    def told(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What a config stores as the functions of the component take it: a ``shape``, if it has
+        one, or the arguments themselves."""
+        return dict(arguments) if self.shape is None else {"shape": self.shape(**arguments)}
 
 
 COMPONENTS: Registry[Component] = Registry("component", "modwright.nn")
@@ -98,7 +111,8 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
     Args:
         name: what edits and recipes call it.
         kind: where it can stand: "token_mixer", "channel_mixer", "activation", ...
-        facts: ``reads``, ``state``, ``causal``, ``any_length``, ``shape`` of :class:`Component`.
+        facts: ``reads``, ``state``, ``causal``, ``any_length``, ``shape``, ``is_stock``,
+            ``stock_tensors`` of :class:`Component`.
 
     Raises:
         ValueError: the kind or a fact is not known; a recurrent component takes no ``state``.
@@ -131,6 +145,11 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
         return make
 
     return register
+
+
+def has_shape(stock: Any, shape: Any) -> bool:
+    """``is_stock`` of a component whose shape tells all of it: the stock part has the same."""
+    return bool(getattr(stock, "shape", None) == shape)
 
 
 def components(kind: Kind | None = None) -> dict[str, Component]:
@@ -182,7 +201,7 @@ def listed_tensors(module: nn.Module, word: str) -> dict[str, Tensor]:
 
 
 _NAMES: dict[type, str] = {}
-_FACTS = ("reads", "state", "causal", "any_length", "shape")
+_FACTS = ("reads", "state", "causal", "any_length", "shape", "is_stock", "stock_tensors")
 
 
 def _same(make: Callable[..., nn.Module]) -> Callable[[Component], bool]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,7 +13,16 @@ from modwright.nn.component import component
 __all__ = ["FactorPair", "linear", "pointwise"]
 
 
-@component("linear", kind="projection")
+def _has_sizes(stock: Any, in_features: int, out_features: int, bias: bool = True) -> bool:
+    """The stock part is one linear layer of these widths."""
+    layer = stock.linear
+    held = {} if layer is None else layer.parameters()
+    told = {name: tuple(tensor.shape) for name, tensor in held.items()}
+    sizes = {"weight": (out_features, in_features)}
+    return told == (sizes | {"bias": (out_features,)} if bias else sizes)
+
+
+@component("linear", kind="projection", is_stock=_has_sizes)
 def linear(in_features: int, out_features: int, bias: bool = True) -> nn.Linear:
     """torch's own, by the name that configs have for it."""
     return nn.Linear(in_features, out_features, bias)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import LlamaForCausalLM
 
 import modwright
 from modwright.anatomy import Anatomy
-from modwright.checkpoint.export.serving import differences
+from modwright.checkpoint.export.serving import differences, runtime_support
 from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.edits import Change, keep_neurons, remove
+from modwright.core.registry import registries_restored
+from modwright.edits import Change, Replace, keep_neurons, remove
+from modwright.edits.remodeled import is_plain
+from modwright.nn.component import component
 
 from .edited import short, with_change
 
@@ -82,3 +89,61 @@ def test_only_models_in_the_cpus_memory_are_exported(tiny: Any, tmp_path: Path) 
         modwright.export(hollow, tmp_path / "out", "plain")
     with pytest.raises(InvalidInputError, match="a dict cannot be exported"):
         modwright.export({}, tmp_path / "out", "plain")
+
+
+class Counting(torch.nn.Module):
+    """The MLP of a llama, as a component of someone's own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = (torch.nn.Linear(48, width, bias=False) for _ in "gu")
+        self.down_proj = torch.nn.Linear(width, 48, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = torch.nn.functional.silu(self.gate_proj(x)) * self.up_proj(x)
+        out: torch.Tensor = self.down_proj(inner)
+        return out
+
+
+@pytest.fixture
+def counting() -> Iterator[None]:
+    def same(config: Any, width: int) -> bool:
+        return width == int(config.intermediate_size)
+
+    with registries_restored():
+        component("counting", "channel_mixer", stock_tensors=same)(Counting)
+        yield
+
+
+def test_components_with_the_stock_tensors_are_left_out(
+    tiny: Any, tmp_path: Path, counting: None
+) -> None:
+    model = short(tiny, "tiny-llama")
+    mlps = [Replace(f"blocks.{i}.mlp", "counting", {"width": 96}) for i in (0, 2)]
+    edited = with_change(model, Change(tuple(mlps)))
+    assert differences(edited) == [] and not is_plain(edited)
+    alone = next(one for one in runtime_support(edited) if "without" in one.runtime)
+    assert alone.answer == "after export" and alone.command.endswith("plain")
+    with pytest.raises(InvalidInputError, match="export --to plain first"):
+        modwright.export(edited, tmp_path / "gguf", "gguf")
+    done = modwright.export(edited, tmp_path / "out", "plain")
+    assert done.compared.largest == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("llama", ["LlamaForCausalLM"])
+    assert not {"edits", "modwright_format", "modwright_stock", "per_layer_config"} & config.keys()
+    stored, own = load_file(tmp_path / "out" / "model.safetensors"), model.state_dict()
+    assert stored.keys() <= own.keys()
+    assert all(torch.equal(stored[name], own[name]) for name in stored)
+    stock = LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    assert all(torch.equal(tensor, own[name]) for name, tensor in stock.state_dict().items())
+
+
+def test_what_differs_beside_them_is_refused(tiny: Any, tmp_path: Path, counting: None) -> None:
+    model = short(tiny, "tiny-llama")
+    same = Change((Replace("blocks.0.mlp", "counting", {"width": 96}),))
+    narrow = keep_neurons(Anatomy.of(model).blocks[1].mlp, [3, 4])
+    edited = with_change(model, same + narrow)
+    with pytest.raises(
+        InvalidInputError, match=r"differ .*\(a feed-forward .* in block 1\)|block 1"
+    ):
+        modwright.export(edited, tmp_path / "out", "plain")

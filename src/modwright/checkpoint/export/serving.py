@@ -8,6 +8,7 @@ from typing import Any, Literal
 from modwright.checkpoint.export.target import make_target
 from modwright.edits.edit import Remove, split_address
 from modwright.edits.remodeled import edits_of, is_plain
+from modwright.edits.stock_parts import has_stock_tensors
 
 __all__ = ["Answer", "RuntimeSupport", "differences", "runtime_support"]
 
@@ -20,6 +21,7 @@ _WORDS = {
     "feed_forward": "a feed-forward part of its own in",
 }
 _WHY = {
+    "plain": "as a stock checkpoint, whose classes compute the same from these tensors",
     "standalone": "with one Python file beside the weights and `trust_remote_code=True`",
     "gguf": "as a GGUF file, which the export reads back with transformers; llama.cpp itself was "
     "run on small models of this family, not on this one",
@@ -65,10 +67,11 @@ def runtime_support(model: Any) -> tuple[RuntimeSupport, ...]:
     """
     plain, odd = "the checkpoint is plain" if is_plain(model) else "", differences(model)
     alone = "transformers without modwright"
+    target = "standalone" if odd or not edits_of(model.config) else "plain"
     vllm = f"layers differ: {'; '.join(odd)}" if odd else "a plain checkpoint"
     return (
         RuntimeSupport("transformers", "yes", plain or "after `import modwright`"),
-        RuntimeSupport(alone, "yes", plain) if plain else _exported(model, alone, "standalone"),
+        RuntimeSupport(alone, "yes", plain) if plain else _exported(model, alone, target),
         RuntimeSupport("vLLM, transformers backend", "not tested", f"{vllm}; vLLM was not run"),
         _exported(model, "llama.cpp", "gguf"),
         _exported(model, "ONNX Runtime", "onnx"),
@@ -84,7 +87,8 @@ def _exported(model: Any, runtime: str, target: str) -> RuntimeSupport:
 
 
 def differences(model: Any) -> list[str]:
-    """What differs from the stock architecture, and in which blocks; nothing for a plain model.
+    """What differs from the stock architecture, and in which blocks; nothing for a plain model, nor
+    where components compute what the stock parts do from the same tensors.
 
     Example:
         >>> import modwright
@@ -96,6 +100,8 @@ def differences(model: Any) -> list[str]:
     """
     found: dict[str, list[int]] = {}
     for edit in edits_of(model.config):
+        if has_stock_tensors(edit, model.config):
+            continue
         index, role = split_address(edit.path)
         if isinstance(edit, Remove):
             what = f"no {role}"

@@ -23,6 +23,7 @@ from modwright.checkpoint.opening import open as open_checkpoint
 from modwright.checkpoint.silence import quiet
 from modwright.core.errors import InvalidInputError, ModwrightError, VerificationError, first_line
 from modwright.core.progress import Progress
+from modwright.edits.remodeled import is_remodeled
 
 __all__ = ["Gguf"]
 
@@ -67,6 +68,10 @@ class Gguf(Target):
             return (
                 f'layers differ ({"; ".join(found)}); of llama.cpp\'s architectures, "deci" takes '
                 "heads and widths per layer, and it is not written yet"
+            )
+        if is_remodeled(model):
+            return (
+                "the config names components that a stock class needs not; export --to plain first"
             )
         if model.config.model_type not in ARCHITECTURES:
             return (

@@ -74,7 +74,8 @@ class Layout:
 class Plain(Target):
     """A stock checkpoint: every tool that takes the base family takes it.
 
-    Only for a model that needs no edits: whole blocks gone, widths that all layers share.
+    Only for a model that needs no edits: whole blocks gone, widths that all layers share; or where
+    components compute what the stock parts do, from the same tensors.
     """
 
     def refusal(self, model: Any) -> str | None:
@@ -96,6 +97,8 @@ class Plain(Target):
 
     def write(self, work: Checkpoint, folder: Path, progress: Progress) -> None:
         save(work.model, folder)
+        if not is_plain(work.model):
+            _leave_edits_out(folder / "config.json", work.model)
 
     def compare(self, work: Checkpoint, folder: Path) -> ParityReport:
         auto = next(iter(auto_classes(work.model)))
@@ -194,6 +197,16 @@ def _activations_in(layout: Layout) -> dict[str, Any]:
     """What makes the activations that are components, by name: transformers has the others."""
     named = {str(arguments.get("activation")) for *_, arguments in layout.parts} - set(ACT2FN)
     return {name: ACTIVATIONS[name] for name in sorted(named) if name in ACTIVATIONS}
+
+
+def _leave_edits_out(file: Path, model: Any) -> None:
+    """Makes a config that carries edits that of its stock class."""
+    stored = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("edits", "modwright_format"):
+        stored.pop(name, None)
+    stored["model_type"] = base_class(type(model.config)).model_type
+    stored["architectures"] = [base_class(type(model)).__name__]
+    write_file(file, json.dumps(stored, indent=2, sort_keys=True) + "\n")
 
 
 def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from modwright.nn.component import component
+from modwright.nn.component import component, has_shape
 
 __all__ = ["FeedForward", "FeedForwardShape", "Shape"]
 
@@ -65,7 +65,7 @@ class FeedForwardShape(Shape):
             raise ValueError(f"biases {self.biases!r} name a map that is not there")
 
 
-@component("feed_forward", kind="channel_mixer", shape=FeedForwardShape)
+@component("feed_forward", kind="channel_mixer", shape=FeedForwardShape, is_stock=has_shape)
 class FeedForward(nn.Module):
     """down(act(up x)), or down(act(gate x) * up x): the MLP of a Transformer, dense.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.nn.channel_mixers.feed_forward import Shape
-from modwright.nn.component import component
+from modwright.nn.component import component, has_shape
 
 __all__ = ["ExpertStack", "Mixture", "MixtureShape", "Router", "naive_mixture", "route"]
 
@@ -85,7 +85,7 @@ class ExpertStack(nn.Module):
             nn.init.normal_(weight, std=weight.shape[-1] ** -0.5)
 
 
-@component("mixture", kind="channel_mixer", shape=MixtureShape)
+@component("mixture", kind="channel_mixer", shape=MixtureShape, is_stock=has_shape)
 class Mixture(nn.Module):
     """Sum over the chosen experts of weight times down(act(gate x) * up x): (b, t, d) -> (b, t, d).
 

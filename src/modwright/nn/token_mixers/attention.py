@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.nn.channel_mixers.feed_forward import Shape
-from modwright.nn.component import component
+from modwright.nn.component import component, has_shape
 from modwright.nn.norms import RMSNorm
 
 __all__ = [
@@ -148,7 +148,7 @@ def sdpa_attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-@component("attention", kind="token_mixer", state="keys", shape=AttentionShape)
+@component("attention", kind="token_mixer", state="keys", shape=AttentionShape, is_stock=has_shape)
 class GroupedAttention(nn.Module):
     """Attention with its own ranks for query/key and for value, and any map from query to KV heads.
 
