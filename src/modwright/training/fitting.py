@@ -22,6 +22,7 @@ from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode, kept_modes, set_eval, set_mode
 from modwright.core.progress import Progress, Task
 from modwright.tasks.pictures import Pictures
+from modwright.tasks.synthetic import TokenDataset
 from modwright.tasks.upscaling import SuperResolutionDataset
 from modwright.training.checkpoints import (
     CheckpointCompleteCallback,
@@ -140,7 +141,7 @@ def _warn(sentence: str) -> None:
 
 def fit(
     model: Any,
-    train: Pictures | SuperResolutionDataset,
+    train: Pictures | SuperResolutionDataset | TokenDataset,
     test: Pictures | None = None,
     settings: Settings | None = None,
     objective: Objective | None = None,
@@ -158,7 +159,8 @@ def fit(
     Args:
         model: takes ``pixel_values`` and gives ``logits``.
         train: what it learns from; pairs of images go with an objective such as
-            :class:`~modwright.training.objectives.L1Loss`.
+            :class:`~modwright.training.objectives.L1Loss`, tokens with one that takes the model's
+            own loss.
         test: what it is measured on at the end.
         settings: how long and how fast.
         objective: cross-entropy unless it is said.
