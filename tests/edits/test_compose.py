@@ -95,6 +95,19 @@ def test_what_the_config_can_say_is_said_there() -> None:
     assert same(model, compose("tiny-llama", intermediate_size=40))
 
 
+@pytest.mark.parametrize("mixer", ["mamba1", "mamba2"])
+def test_mixers_with_options_beside_their_arguments_are_filled_too(mixer: str) -> None:
+    given = {"d_state": 4, "selective": False} | ({"head_dim": 8} if mixer == "mamba2" else {})
+    model = compose("tiny-llama", {"attention[*]": (mixer, given), "mlp[*]": None})
+    mixers = [block.at("attention").module for block in Anatomy.of(model).blocks]
+    assert {m.d_model for m in mixers} == {48} and not any(m.options.selective for m in mixers)
+    reach = len(mixers) ** -0.5 * mixers[0].d_inner ** -0.5
+    for each in mixers:
+        assert 0.9 * reach < float(each.out_proj.weight.detach().abs().max()) <= reach
+    with pytest.raises(ModwrightError, match="selectiv"):
+        compose("tiny-llama", {"attention[*]": (mixer, {"selectiv": False})})
+
+
 def test_parts_may_be_left_out_and_fields_replaced() -> None:
     model = compose(
         "preset:tiny-llama", {"mlp[*]": None}, num_hidden_layers=2, hidden_size=36, vocab_size=64

@@ -33,9 +33,12 @@ def test_components_and_parts_say_what_they_take() -> None:
         "rank": Argument(False),
     }
     assert arguments_of("toy_part", "mlp") == {"width": Argument(True)}
-    assert arguments_of("toy_of_any", "mlp") is None
+    of_any = arguments_of("toy_of_any", "mlp")
+    assert not of_any and of_any.others
+    mamba = arguments_of("mamba1", "attention")
+    assert mamba["d_model"].needed and not mamba["d_state"].needed and mamba.others
     mixture = arguments_of("mixture", "mlp")
-    assert mixture is not None and mixture["top_k"] == Argument(True, of_stock=True)
+    assert not mixture.others and mixture["top_k"] == Argument(True, of_stock=True)
 
 
 @pytest.mark.parametrize(

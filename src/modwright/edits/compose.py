@@ -65,8 +65,8 @@ def compose(
         base: a model type of transformers (``llama``), a preset (``tiny-llama``), or a config.
         parts: selector, as ``mlp[*]`` or ``attention[0, 2:4]``, -> a component's name, alone or
             with its arguments, or None. Arguments that are not given and that the stock part
-            answers, as ``hidden_size``, are filled; so is ``out_proj_scale``, 1 over the square
-            root of the number of sublayers that write to the residual stream.
+            answers, as ``hidden_size`` or ``d_model``, are filled; so is ``out_proj_scale``, 1 over
+            the square root of the number of sublayers that write to the residual stream.
         seed: of the start values.
         head: which of the architecture's models, as in :func:`modwright.open`.
         check: verify decoding, causality and finiteness of the result.
@@ -229,10 +229,8 @@ def _filled(
             f"{name}: arguments are numbers, words, booleans and lists of them, as a config holds "
             f"them, not {dict(given)!r}"
         ) from None
-    if arguments is None:
-        return plain
     for argument in plain:
-        if argument not in arguments:
+        if argument not in arguments and not arguments.others:
             raise unknown_name(f"argument of {name}", argument, arguments)
     known = _known(anatomy, stands, plain)
     filled = {
@@ -256,7 +254,7 @@ def _known(anatomy: Anatomy, stands: Block | Sublayer, given: Mapping[str, Any])
     """What the stock part answers, by the names that components give to it."""
     words = ("num_heads", "num_kv_heads", "head_dim", "intermediate_size", "activation")
     known = {word: anatomy.family.get(word) for word in words}
-    known |= {"hidden_size": anatomy.hidden_size}
+    known |= dict.fromkeys(("hidden_size", "d_model"), anatomy.hidden_size)
     shape = getattr(stands, "shape", None)
     if shape is not None:
         known |= {field.name: getattr(shape, field.name) for field in fields_of(shape)}

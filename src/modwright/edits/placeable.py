@@ -11,7 +11,7 @@ from typing import Any
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.edits.registry import PARTS, component_named, part_names
 
-__all__ = ["Argument", "arguments_of"]
+__all__ = ["Argument", "Arguments", "arguments_of"]
 
 _KINDS = {"attention": "token_mixer", "mlp": "channel_mixer"}
 _OF_HOST = ("self", "config", "current", "as_tuple", "whole")
@@ -25,8 +25,14 @@ class Argument:
     of_stock: bool = False
 
 
-def arguments_of(name: str, place: str) -> dict[str, Argument] | None:
-    """The arguments of what a name stands for; None where it takes any.
+class Arguments(dict[str, Argument]):
+    """Name -> argument; ``others`` says that those which are not named are taken, too."""
+
+    others = False
+
+
+def arguments_of(name: str, place: str) -> Arguments:
+    """The arguments of what a name stands for.
 
     Args:
         name: of a registered part or component.
@@ -48,19 +54,18 @@ def arguments_of(name: str, place: str) -> dict[str, Argument] | None:
             f"{name} is of the kind {component.kind}; at {place} stands a {_KINDS[place]}"
         )
     if component is not None and component.shape is not None:
-        return {
-            field.name: Argument(field.default is MISSING, of_stock=True)
+        return Arguments(
+            (field.name, Argument(field.default is MISSING, of_stock=True))
             for field in fields_of(component.shape)
-        }
+        )
     return _parameters(PARTS[name] if component is None else component.make)
 
 
-def _parameters(make: Callable[..., Any]) -> dict[str, Argument] | None:
-    parameters = inspect.signature(make).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {
-        parameter.name: Argument(parameter.default is parameter.empty)
-        for parameter in parameters
-        if parameter.name not in _OF_HOST
-    }
+def _parameters(make: Callable[..., Any]) -> Arguments:
+    found = Arguments()
+    for parameter in inspect.signature(make).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found.others = True
+        elif parameter.kind is not parameter.VAR_POSITIONAL and parameter.name not in _OF_HOST:
+            found[parameter.name] = Argument(parameter.default is parameter.empty)
+    return found
