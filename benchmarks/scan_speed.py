@@ -1,14 +1,14 @@
-"""Scans of Mamba and Mamba-2 beside those of transformers and mambapy, and a step of decoding.
+"""Scans of Mamba and Mamba-2 beside those of transformers and mambapy.
 
     python benchmarks/scan_speed.py --repeats 7 --threads 1
     python benchmarks/scan_speed.py --memory
-    python benchmarks/scan_speed.py --decode --repeats 200
+    python benchmarks/scan_speed.py --scans Mamba --lengths 1024 --repeats 21 --out out/scan.jsonl
 
 All run in turns in one process, on the same input. A ratio is the median over neighboring runs,
 above 1 where the scan of modwright is faster. A peer whose run took longer than ``--patience``
 seconds is not run at greater lengths: transformers' own loop has a backward that grows as the
 square of the length. The second prints what a run holds beyond its input, each in a process of its
-own; the third the time of one token at a short and at a long context.
+own. What a token costs behind a context: state_decode.py.
 
 mambapy is a peer where it can be imported: ``pip install --no-deps -r requirements-bench.lock``.
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import resource
 import subprocess
 import sys
@@ -24,14 +25,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache, LlamaConfig, MambaConfig
-from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding
+from transformers import MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer, mamba_selective_scan
 from transformers.models.mamba2.modeling_mamba2 import mamba2_chunk_scan
 from turns import CLOCKS, Clock, in_turns
@@ -40,11 +41,12 @@ from modwright.core.paired import PairedRatio
 from modwright.nn.selective_scan import selective_scan
 from modwright.nn.ssd import ssd_scan
 from modwright.nn.token_mixers.mamba1 import Mamba1
-from modwright.nn.token_mixers.mamba2 import Mamba2
 
 Scan = Callable[..., Any]
 Inputs = dict[str, Tensor]
 STATES, HEAD, CHUNK = 16, 64, 64
+SCANS = ("Mamba", "Mamba-2", "mixer of Mamba")
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 HAS_MAMBAPY = importlib.util.find_spec("mambapy") is not None
 
 
@@ -107,6 +109,19 @@ def mixers(d_model: int) -> dict[str, Scan]:
     return found
 
 
+def compared(
+    name: str, batch: int, width: int
+) -> tuple[Callable[[int], Inputs], Scan, dict[str, Scan]]:
+    """Of one of ``SCANS``: what makes its input of a length, ours, and those beside it."""
+    half = width // 2
+    if name == "Mamba":
+        return partial(inputs_of_mamba, batch, width=width), selective_scan, peers()
+    if name == "Mamba-2":
+        ours, theirs = partial(ssd_scan, chunk=CHUNK), {"transformers": of_transformers_mamba2}
+        return partial(inputs_of_mamba2, batch, width=width), ours, theirs
+    return lambda length: {"x": torch.randn(batch, length, half)}, Mamba1(half), mixers(half)
+
+
 def forward(scan: Scan, given: Inputs) -> None:
     """One call without gradients."""
     with torch.no_grad():
@@ -131,11 +146,19 @@ class Bench:
         clock: gives seconds.
         repeats: of each pair.
         patience: seconds after which a peer is left out at greater lengths.
+        out: a file that gets a JSON line for each number of milliseconds.
     """
 
     clock: Clock
     repeats: int
     patience: float
+    out: Path | None = None
+
+    def note(self, **values: Any) -> None:
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            with self.out.open("a") as out:
+                out.write(json.dumps(values) + "\n")
 
     def seconds(self, run: Callable[[], None]) -> float:
         began = self.clock()
@@ -158,28 +181,31 @@ class Bench:
                 mine = partial(self.seconds, partial(run, ours, given))
                 mine()
                 own[length] = median(mine() for _ in range(self.repeats))
+                row = {"figure": "scan", "scan": name, "way": way, "length": length}
+                self.note(**row, by="modwright", ms=1e3 * own[length])
                 cells = []
-                for peer, scan in others.items():
-                    theirs = partial(self.seconds, partial(run, scan, given))
-                    cells.append(self.against(peer, mine, theirs, left))
-                print(
-                    f"| {name} | {way} | {length} | {1e3 * own[length]:.1f} | {'; '.join(cells)} |"
-                )
+                for peer in others:
+                    theirs = partial(self.seconds, partial(run, others[peer], given))
+                    found = self.against(mine, theirs) if peer in left else None
+                    if found is None:
+                        cells.append(f"{peer} not run")
+                        continue
+                    took, ratio = found
+                    cells.append(f"{peer} {1e3 * took:.1f}, ratio {ratio:.1f}")
+                    self.note(**row, by=peer, ms=1e3 * took)
+                    left -= {peer} if took > self.patience else set()
+                ms = f"{1e3 * own[length]:.1f}"
+                print(f"| {name} | {way} | {length} | {ms} | {'; '.join(cells)} |", flush=True)
             steps = [f"{b} / {a}: {own[b] / own[a]:.1f}" for a, b in pairwise(lengths)]
             print(f"| {name} | {way} | growth | {'; '.join(steps)} | |", flush=True)
 
     def against(
-        self, peer: str, mine: Callable[[], float], theirs: Callable[[], float], left: set[str]
-    ) -> str:
-        """Milliseconds of a peer and how many times as long it takes; ``left`` loses a slow one."""
-        if peer not in left:
-            return f"{peer} not run"
-        slow = theirs() > self.patience
-        if slow:
-            left.remove(peer)
-        pairs = in_turns(mine, theirs, 1 if slow else self.repeats)
-        ratio = PairedRatio.of([b / a for a, b in pairs])
-        return f"{peer} {1e3 * median(b for _, b in pairs):.1f}, ratio {ratio:.1f}"
+        self, mine: Callable[[], float], theirs: Callable[[], float]
+    ) -> tuple[float, PairedRatio]:
+        """Seconds of a peer and how many times as long it takes; a slow one runs once."""
+        first = theirs()
+        pairs = in_turns(mine, theirs, self.repeats) if first < self.patience else [(mine(), first)]
+        return median(b for _, b in pairs), PairedRatio.of([b / a for a, b in pairs])
 
 
 # Memory
@@ -200,71 +226,20 @@ def held(arm: str, length: int, width: int) -> None:
     print(peak() - before)
 
 
-def memory(length: int, width: int) -> None:
-    """Prints a row for each scan that is not quadratic."""
-    print(f"forward and backward, {length} tokens, {width} channels\n| scan | MiB |\n|---|---|")
-    for arm in ("modwright", *(name for name in peers() if name != "transformers")):
+def memory(bench: Bench, lengths: list[int], width: int) -> None:
+    """Prints a row for each length, of the scans whose backward is not quadratic."""
+    arms = ["modwright", *(name for name in peers() if name != "transformers")]
+    print(f"forward and backward, {width} channels, MiB\n| length | {' | '.join(arms)} |")
+    print(f"|---|{'---|' * len(arms)}")
+    for length in lengths:
         sizes = ["--lengths", str(length), "--width", str(width)]
-        command = [sys.executable, __file__, "--held", arm, *sizes]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        print(f"| {arm} | {float(done.stdout.split()[-1]):.0f} |", flush=True)
-
-
-# Decoding
-
-
-def step_of_mixer(mixer: Any, width: int, context: int) -> Callable[[], None]:
-    """One token behind a context, by a mixer with a state."""
-    with torch.no_grad():
-        _, state = mixer(torch.randn(1, context, width))
-    token = torch.randn(1, 1, width)
-
-    def run() -> None:
-        with torch.no_grad():
-            mixer(token, state)
-
-    return run
-
-
-def step_of_attention(width: int, context: int) -> Callable[[], None]:
-    """One token behind a context, by the attention of a llama with its cache."""
-    heads = width // HEAD
-    config = LlamaConfig(
-        hidden_size=width,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        num_hidden_layers=1,
-        attn_implementation="sdpa",
-    )
-    part, rotary = LlamaAttention(config, 0), LlamaRotaryEmbedding(config)
-    token, cache = torch.randn(1, 1, width), DynamicCache(config=config)
-    cache.update(*torch.randn(2, 1, heads, context, HEAD), 0)
-    angles = rotary(token, torch.tensor([[context]]))
-
-    def run() -> None:
-        with torch.no_grad():
-            part(token, position_embeddings=angles, attention_mask=None, cache=cache)
-        cache.crop(-1)
-
-    return run
-
-
-def decode(bench: Bench, contexts: tuple[int, int], width: int) -> None:
-    """Prints milliseconds of a token at a short and at a long context, and their ratio."""
-    short, long = contexts
-    makes: dict[str, Callable[[int], Callable[[], None]]] = {
-        "Mamba": partial(step_of_mixer, Mamba1(width), width),
-        "Mamba-2": partial(step_of_mixer, Mamba2(width, HEAD, head_dim=HEAD), width),
-        "attention": partial(step_of_attention, width),
-    }
-    print(f"| mixer, width {width} | ms at {short} | ms at {long} | ratio |\n|---|---|---|---|")
-    for name, make in makes.items():
-        one, other = (partial(bench.seconds, make(context)) for context in (short, long))
-        one(), other()
-        pairs = in_turns(one, other, bench.repeats)
-        first, second = (1e3 * median(side) for side in zip(*pairs))
-        ratio = PairedRatio.of([b / a for a, b in pairs])
-        print(f"| {name} | {first:.3f} | {second:.3f} | {ratio:.2f} |", flush=True)
+        cells = []
+        for arm in arms:
+            command = [sys.executable, __file__, "--held", arm, *sizes]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            cells.append(float(done.stdout.split()[-1]))
+            bench.note(figure="memory", by=arm, length=length, mib=cells[-1])
+        print(f"| {length} | {' | '.join(f'{cell:.0f}' for cell in cells)} |", flush=True)
 
 
 def main() -> None:
@@ -273,34 +248,26 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--width", type=int, default=512, help="channels that are scanned")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[256, 1024, 4096, 8192])
-    parser.add_argument("--contexts", type=int, nargs=2, default=(16, 4096), help="of --decode")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    parser.add_argument("--scans", choices=SCANS, nargs="+", default=SCANS)
     parser.add_argument("--patience", type=float, default=20.0)
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--decode", action="store_true")
     parser.add_argument("--held", help="of --memory: the scan that this process runs")
+    parser.add_argument("--out", type=Path, help="a file that gets a JSON line for each number")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    bench = Bench(CLOCKS[given.clock], given.repeats, given.patience)
+    bench = Bench(CLOCKS[given.clock], given.repeats, given.patience, given.out)
     if given.held:
         held(given.held, given.lengths[-1], given.width)
         return
     if given.memory:
-        memory(given.lengths[-1], given.width)
-    elif given.decode:
-        decode(bench, tuple(given.contexts), given.width)
+        memory(bench, given.lengths, given.width)
     else:
         print("| scan | | length | ms | peers: ms, and times as long |\n|---|---|---|---|---|")
-        make = partial(inputs_of_mamba, given.batch, width=given.width)
-        bench.compare("Mamba", given.lengths, make, selective_scan, peers())
-        make = partial(inputs_of_mamba2, given.batch, width=given.width)
-        ours, theirs = partial(ssd_scan, chunk=CHUNK), {"transformers": of_transformers_mamba2}
-        bench.compare("Mamba-2", given.lengths, make, ours, theirs)
-        half = given.width // 2
-        whole = lambda length: {"x": torch.randn(given.batch, length, half)}  # noqa: E731
-        bench.compare("mixer of Mamba", given.lengths, whole, Mamba1(half), mixers(half))
+        for name in given.scans:
+            bench.compare(name, given.lengths, *compared(name, given.batch, given.width))
     print(
         f"\nbatch {given.batch}, {given.width} channels, float32, {given.threads} threads, "
         f"torch {torch.__version__}, {given.repeats} repeats, {given.clock} time"

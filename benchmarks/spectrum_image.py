@@ -44,7 +44,7 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.set_xlabel("frequency, the finest along an axis being 1")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spatial_shape(alpha=0.3)
+        axes.grid(alpha=0.3)
     left.legend(frameon=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
