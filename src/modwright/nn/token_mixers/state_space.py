@@ -133,7 +133,17 @@ class StateSpaceMixer(nn.Module):
         else:
             window = state["conv"].to(x.dtype)
         x = torch.cat([window, x], 2)
-        return F.silu(self.conv1d(x[:, :, 1:])).transpose(1, 2), x[:, :, -kernel:].clone()
+        one = x.shape[2] == kernel + 1 and not torch.compiler.is_exporting()
+        seen = self._convolve_one(x[:, :, 1:]) if one else self.conv1d(x[:, :, 1:])
+        return F.silu(seen).transpose(1, 2), x[:, :, -kernel:].clone()
+
+    def _convolve_one(self, window: Tensor) -> Tensor:
+        """(B, channels, K) -> (B, channels, 1): the convolution of one token, by its products."""
+        wide = at_least_float32(window, self.conv1d.weight)
+        seen = (window.to(wide) * self.conv1d.weight.squeeze(1).to(wide)).sum(2, keepdim=True)
+        if self.conv1d.bias is not None:
+            seen = seen + self.conv1d.bias.unsqueeze(1).to(wide)
+        return seen.to(window.dtype)
 
     def check(self, x: Tensor, state: State | None, padding_mask: Tensor | None) -> None:
         """Refuses what does not fit.
