@@ -173,7 +173,10 @@ def host(module: nn.Module, component: Component, role: str, pairs: bool) -> nn.
         )
     recurrent = component.state == "recurrent"
     handover = Handover(name, component.needs, recurrent, pairs and role == "attention")
-    return _with_adapter(module, handover)
+    adapted: Any = _with_adapter(module, handover)
+    if component.reads == "tokens" and not hasattr(adapted, "layout"):
+        adapted.layout = "tokens"  # blocks of feature maps ask for it
+    return adapted
 
 
 def _with_adapter(module: nn.Module, handover: Handover) -> nn.Module:
