@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from toy_recurrent import toys
+from transformers import AutoModelForCausalLM
 
 from helpers import edit, snapshot
 from modwright.anatomy import Anatomy
@@ -214,3 +216,17 @@ def test_only_the_outermost_component_answers(tiny: Any) -> None:
     assert toy_of(made).inner[0].bias.eq(6).all()
     alone = nn.ModuleList([Offset(2), nn.Sequential(Toy(2))])
     assert self_initialized(alone) == [alone[0], alone[1][0]]
+
+
+@pytest.mark.parametrize("host", ["tiny-llama", "tiny-gpt2"])
+def test_what_stands_by_its_name_starts_by_its_own_rule(tiny: Any, host: str) -> None:
+    """Linear layers in it, too, for which the host's class has a rule."""
+    source = tiny(host)
+    config = edit(source, toys(Anatomy.of(source), (1,)), check=False).model.config
+    config.initializer_range = 1.0
+    made = toy_of(AutoModelForCausalLM.from_config(config))
+    assert torch.equal(made.decay, torch.ones(4))
+    assert torch.equal(made.inner["qk"].bias, torch.full((8,), 7.0))
+    for layer in (made.out, made.inner["qk"]):
+        assert 0 < layer.weight.abs().max() <= 48**-0.5
+    assert 0.5 < made.window.std() < 1.5
