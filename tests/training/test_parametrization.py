@@ -20,7 +20,7 @@ from models.tiny import TINY, tiny
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
 from modwright.core.registry import registries_restored
-from modwright.edits import Change, Replace, register_part
+from modwright.edits import Change, Replace, compose, register_part
 from modwright.models import create_model
 from modwright.nn.component import component
 from modwright.tasks.pictures import Pictures
@@ -147,6 +147,49 @@ def test_a_component_spares_its_parameters_wherever_it_stands() -> None:
         assert every == sorted(n for n, p in of.named_parameters() if p.requires_grad)
     user = Standard({"*inner.1.weight": 2.0}).groups(beside, 1.0, 0.1)
     assert [group["lr"] for group in user] == [1.0, 1.0, 2.0]
+
+
+def with_poly_norm(**options: Any) -> Any:
+    act = ("feed_forward", {"activation": "poly_norm", "activation_kwargs": options})
+    return compose("tiny-llama", {"mlp[*]": act}, check=False, num_hidden_layers=1)
+
+
+def decaying(of: nn.Module, parametrization: Standard) -> set[str]:
+    groups = parametrization.groups(of, 1.0, 0.1)
+    return {n for g, m in zip(groups, names_of(of, groups)) if g["weight_decay"] for n in m}
+
+
+def test_a_component_may_ask_for_decay_of_parameters_of_one_axis() -> None:
+    learned = {f"model.layers.0.mlp.act.{name}" for name in ("weight", "bias")}
+    spared, forced = (with_poly_norm(weight_decay=decays) for decays in (False, True))
+    names = {name for name, _ in spared.named_parameters()}
+    wide = {name for name, p in spared.named_parameters() if p.dim() > 1}
+    assert learned < names and decaying(spared, Standard()) == wide
+    assert decaying(forced, Standard()) == wide | learned
+    # Norms and biases too, as the authors of PolyCom train mixtures.
+    everything = Standard(decay_norm_and_bias=True)
+    assert decaying(spared, everything) == names - learned
+    assert decaying(forced, everything) == names
+
+
+def test_what_somebody_spares_does_not_decay_whoever_asks_for_it() -> None:
+    mixer: Any = toy()
+    mixer.force_weight_decay = ("inner.0.bias", "inner.1.bias")
+    assert decaying(mixer(4), Standard()) == {"inner.1.weight", "inner.1.bias"}
+    mixer.force_weight_decay = ("A_lag",)
+    with pytest.raises(InvalidInputError, match="force_weight_decay names 'A_lag'"):
+        Standard().groups(mixer(4), 1.0, 0.1)
+
+
+def test_decay_that_is_asked_for_shrinks_the_coefficients(tmp_path: Path) -> None:
+    of = with_poly_norm(weight_decay=True)
+    made = trainer(of, tmp_path, weight_decay=0.5, learning_rate=0.1)
+    optimizer = made.create_optimizer()
+    for parameter in of.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    found = of.model.layers[0].mlp.act.weight
+    torch.testing.assert_close(found.detach(), torch.full((3,), (1 - 0.1 * 0.5) / 3))
 
 
 def test_a_name_that_a_component_does_not_have_is_refused() -> None:

@@ -98,7 +98,8 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
       initialize what is inside a mixer, but for one with ``host_initialized = True``, which stands
       for the host's own; without the method the modules in it start as torch does it.
     - ``no_weight_decay`` and ``keep_in_fp32``: names of its parameters, as ``A_log`` or
-      ``conv.bias``, and ``learning_rate_multipliers``, a number for each such name.
+      ``conv.bias``; ``force_weight_decay``: of those that decay although they have one axis;
+      ``learning_rate_multipliers``: a number for each such name.
     - ``projections() -> dict[str, nn.Module | tuple[nn.Module, slice]]``: linear layers by role,
       which may be scored and factored; a slice says which output rows of a fused layer. Roles of
       an attention are q, k, v and o. ``writes_residual`` and ``reads_residual`` name the roles that

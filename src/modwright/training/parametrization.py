@@ -94,14 +94,16 @@ def grouped(
 class Standard:
     """Weights of more than one axis decay, and parts of the model may learn at another rate.
 
-    What the model, or a component in it, names in ``no_weight_decay`` does not decay. A component
-    may have ``learning_rate_multipliers``, by names of its own parameters.
+    What the model, or a component in it, names in ``no_weight_decay`` does not decay; what a
+    component names in ``force_weight_decay`` decays although it has one axis, unless somebody
+    spares it. A component may have ``learning_rate_multipliers``, by names of its own parameters.
 
     Attributes:
         multipliers: pattern -> what multiplies the learning rate of the parameters that it matches.
             A pattern is a selector (``mlp[*]``, ``block[0:2]``), or one of names of parameters
             (``*.bias``, ``model.layers.*.up_proj.weight``). The first that matches counts, and
             each of them before what components say.
+        decay_norm_and_bias: parameters of one axis decay, too, as in OLMo's recipes.
 
     Raises:
         InvalidInputError: a multiplier that is not above 0; later, a pattern that matches nothing,
@@ -116,6 +118,7 @@ class Standard:
     """
 
     multipliers: Mapping[str, float] = field(default_factory=dict)
+    decay_norm_and_bias: bool = False
 
     def __post_init__(self) -> None:
         for pattern, value in self.multipliers.items():
@@ -125,7 +128,7 @@ class Standard:
         self, model: nn.Module, learning_rate: float, weight_decay: float
     ) -> list[dict[str, Any]]:
         """Two groups of the plain learning rate, and one more for each other rate and decay."""
-        decayed = set(decayed_names(model))
+        decayed = set(decayed_names(model, self.decay_norm_and_bias))
         factors = _multipliers(model, self.multipliers)
 
         def rates(name: str, parameter: nn.Parameter) -> Rates:
@@ -134,22 +137,28 @@ class Standard:
         return grouped(model, rates, learning_rate, weight_decay)
 
 
-def decayed_names(model: nn.Module) -> list[str]:
-    """Names of the parameters that decay: of more than one axis, and spared by nobody.
+def decayed_names(model: nn.Module, decay_norm_and_bias: bool = False) -> list[str]:
+    """Names of the parameters that decay: of more than one axis, or of any axes where that is
+    asked for or a component asks for it; and spared by nobody.
 
     Raises:
         InvalidInputError: a component spares a parameter that it does not have.
 
     Example:
-        >>> decayed_names(nn.Linear(2, 2))
-        ['weight']
+        >>> decayed_names(nn.Linear(2, 2)), decayed_names(nn.Linear(2, 2), True)
+        (['weight'], ['weight', 'bias'])
     """
     of_model = said_by(model, "no_weight_decay")
-    spared = {id(tensor) for tensor, _ in _named_by_components(model, "no_weight_decay")}
+    spared, forced = (
+        {id(tensor) for tensor, _ in _named_by_components(model, word)}
+        for word in ("no_weight_decay", "force_weight_decay")
+    )
     return [
         name
         for name, parameter in model.named_parameters()
-        if parameter.dim() > 1 and name not in of_model and id(parameter) not in spared
+        if (parameter.dim() > 1 or decay_norm_and_bias or id(parameter) in forced)
+        and name not in of_model
+        and id(parameter) not in spared
     ]
 
 
@@ -158,7 +167,7 @@ def parametrization_of(given: Parametrization | str | None, objective: Any = Non
 
     Example:
         >>> parametrization_of("standard")
-        Standard(multipliers={})
+        Standard(multipliers={}, decay_norm_and_bias=False)
         >>> parametrization_of("sandard")
         Traceback (most recent call last):
         ...

@@ -154,7 +154,10 @@ def test_components_say_what_they_are() -> None:
         assert (found.name, found.kind, found.reads) == (kind, "activation", "either")
         assert module.separable is separable
         assert module.no_weight_decay == ("weight", "bias")
-        assert make_activation(kind, weight_decay=True).no_weight_decay == ()
+        assert module.force_weight_decay == ()
+        decays: Any = make_activation(kind, weight_decay=True)
+        assert decays.no_weight_decay == ()
+        assert decays.force_weight_decay == ("weight", "bias")
         assert module.macs(2, 5) == 0 and "order 3" in module.describe()
 
 

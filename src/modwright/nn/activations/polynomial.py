@@ -43,6 +43,11 @@ class _Polynomial(nn.Module):
         """Its numbers are few and have a scale of their own, so that they do not decay."""
         return () if self.weight_decay else ("weight", "bias")
 
+    @property
+    def force_weight_decay(self) -> tuple[str, ...]:
+        """The others of one axis never decay, so that decay must be asked for."""
+        return ("weight", "bias") if self.weight_decay else ()
+
     def coefficients(self) -> Tensor:
         """(r,), ascending: entry i - 1 belongs to the power i."""
         return self.weight.flip(0)
@@ -74,7 +79,7 @@ class PolyReLU(_Polynomial):
 
     Args:
         order: r, the highest power.
-        weight_decay: optimizers may decay the coefficients, as the authors' recipe does.
+        weight_decay: the coefficients decay as the weights do, as in the authors' recipe.
 
     Raises:
         ValueError: the order is no whole number from 1.
@@ -120,7 +125,7 @@ class PolyNorm(_Polynomial):
         eps: added to every mean; 0 makes the result independent of the scale of x.
         dim: the axis of the neurons.
         eps_per_order: eps^i for the power i.
-        weight_decay: optimizers may decay the coefficients, as the authors' recipe does.
+        weight_decay: the coefficients decay as the weights do, as in the authors' recipe.
 
     Raises:
         ValueError: the order is no whole number from 1, or eps is negative, or too small to be
