@@ -135,7 +135,11 @@ def test_options_reach_the_activation_and_come_back(tiny: Any) -> None:
     method = make_method("replace_activation", blocks="0", order=2, eps=1e-4)
     model = apply(source, method).model
     act: Any = Anatomy.of(model).blocks[0].mlp.module.act
-    assert (act.order, act.eps) == (2, 1e-4)
+    assert (act.order, act.eps, act.eps_per_order, act.weight_decay) == (2, 1e-4, False, False)
+    switched = make_method("replace_activation", blocks="0", eps_per_order=True, weight_decay=True)
+    model = apply(model, switched).model
+    act = Anatomy.of(model).blocks[0].mlp.module.act
+    assert (act.order, act.eps, act.eps_per_order, act.weight_decay) == (3, 1e-6, True, True)
     # From one learned activation to another, and to one without parameters.
     again = apply(model, make_method("replace_activation", activation="poly_relu", blocks="0"))
     assert isinstance(Anatomy.of(again.model).blocks[0].mlp.module.act, PolyReLU)
@@ -168,6 +172,9 @@ def test_factor_pairs_stay_factor_pairs(tiny: Any) -> None:
         ({"activation": "relu", "fit": True}, "relu has no coefficients to fit"),
         ({"order": 0, "fit": True}, "whole number from 1"),
         ({"activation": "relu", "order": 2}, "takes no arguments|unexpected keyword"),
+        ({"activation": "relu", "weight_decay": True}, "takes no arguments|unexpected keyword"),
+        ({"eps": -1e-6}, "eps must not be negative, not -1e-06"),
+        ({"order": 0}, "whole number from 1, not 0"),
     ],
 )
 def test_what_cannot_be_is_refused(tiny: Any, options: dict[str, Any], words: str) -> None:
@@ -189,6 +196,15 @@ def test_what_stands_in_the_way_is_named(tiny: Any) -> None:
         silent.model.layers[0].mlp.gate_proj.weight.zero_()
     with pytest.raises(InvalidInputError, match=r"blocks\.0\.mlp: the inputs do not determine"):
         plan(silent, fitted, random_data(silent))
+
+
+def test_blocks_that_do_not_normalize_are_narrowed_and_split_as_ever(tiny: Any) -> None:
+    model = apply(tiny("tiny-llama"), make_method("replace_activation", blocks="1")).model
+    options = {"num_experts": 4, "top_k": 4}
+    split = apply(model, make_method("emoe", {**options, "layers": "0, 2"})).model
+    torch.testing.assert_close(outputs(split), outputs(model))
+    with pytest.raises(InvalidInputError, match=r"blocks\.1\.mlp.*'poly_norm' normalizes over"):
+        apply(model, make_method("emoe", {**options, "layers": "0, 1"}))
 
 
 def test_maps_that_recenter_are_not_taken_out_of_their_mlp(tiny: Any) -> None:

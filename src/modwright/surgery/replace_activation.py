@@ -46,6 +46,8 @@ class ReplaceActivation(Method):
             the old activation; otherwise they have start values.
         order: the highest power of a polynomial; its own default unless it is said.
         eps: of poly_norm; its own default unless it is said.
+        eps_per_order: of poly_norm: eps^i for the power i.
+        weight_decay: the coefficients decay when the model is trained, as in the authors' recipe.
 
     In a mixture, all experts of a layer share one activation, which reads each expert's neurons by
     themselves. After poly_norm, no neuron can go without the others: it normalizes over them.
@@ -62,6 +64,8 @@ class ReplaceActivation(Method):
     fit: bool = False
     order: int | None = None
     eps: float | None = None
+    eps_per_order: bool = False
+    weight_decay: bool = False
 
     def __post_init__(self) -> None:
         if self.fit and not hasattr(self._new(), "powers"):
@@ -166,8 +170,10 @@ class ReplaceActivation(Method):
         return found
 
     def _options(self) -> dict[str, Any]:
-        given = {"order": self.order, "eps": self.eps}
-        return {name: value for name, value in given.items() if value is not None}
+        given: dict[str, Any] = {"order": self.order, "eps": self.eps}
+        told = {name: value for name, value in given.items() if value is not None}
+        switches = {name: getattr(self, name) for name in ("eps_per_order", "weight_decay")}
+        return told | {name: on for name, on in switches.items() if on}
 
     def _new(self) -> Any:
         with refusing("replace_activation", (TypeError, ValueError)):

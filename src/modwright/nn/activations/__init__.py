@@ -20,6 +20,7 @@ def _of_torch(kind: type[nn.Module]) -> Callable[..., nn.Module]:
     def make() -> nn.Module:
         return kind()
 
+    make.__name__ = make.__qualname__ = kind.__name__  # what messages call it
     return make
 
 
