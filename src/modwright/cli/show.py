@@ -169,6 +169,8 @@ def show_export(done: Exported, target: str) -> None:
     table.add_row("weights of the model", f"{format_bytes(done.checkpoint_bytes)} ({share:.2f} x)")
     output().print(table)
     log(f"checked: {done.compared}")
+    if done.imports:
+        log(f"it imports {', '.join(done.imports)}: install them where it is opened")
     log(f"written: {done.output}; README.md there says how it is opened")
 
 

@@ -105,7 +105,7 @@ def test_what_is_used_comes_along_and_what_is_not_stays(package: str) -> None:
 def test_equal_names_of_two_modules_are_kept_apart(package: str) -> None:
     second = module(package, "second")
     text, (other, make) = inline_sources(
-        [second.Other, second.make], packages=[package], without=["register"]
+        [second.Other, second.make], packages=[package], without=[second.register]
     )
     space = run(text)
     assert {"_helper", "_helper_second"} <= space.keys()
@@ -120,12 +120,13 @@ def test_equal_names_of_two_modules_are_kept_apart(package: str) -> None:
     ("source", "note"),
     [
         ("def f():\n    from {p}.first import Part\n    return Part\n", "inside a function"),
-        ("import {p}.first as first\n\ndef f():\n    return first.Part\n", "import names from it"),
+        ("import {p}.first as first\n\ndef f():\n    return first\n", "import names from it"),
+        ("import {p}.first as one\n\ndef f(x):\n    return one.Part(x).run(x)\n", None),
         ("def f():\n    return gone\n", "'gone', which is not defined"),
         (
             "from math import floor as dataclass\nfrom {p}.first import Part\n\n"
-            "def f():\n    return dataclass(Part().size)\n",
-            "'dataclass' is",
+            "def f(x):\n    return dataclass(Part(x).size + 0.5)\n",
+            None,
         ),
         (
             "from {p}.first import _helper as clash\nfrom {p}.second import _helper\n\n"
@@ -153,8 +154,11 @@ def test_a_root_must_stand_at_the_top_of_a_module_with_source() -> None:
         pass
 
     inner.__module__ = "modwright.nn.placeholders"
+    with pytest.raises(InvalidInputError, match="a function inside of test_a_root_must"):
+        inline_sources([inner])
+    inner.__qualname__ = "inner"
     with pytest.raises(InvalidInputError, match="not defined at the top level"):
         inline_sources([inner])
     inner.__module__ = "builtins"
-    with pytest.raises(InvalidInputError, match="source of builtins is not there"):
+    with pytest.raises(InvalidInputError, match=r"builtins\.inner cannot be imported"):
         inline_sources([inner])

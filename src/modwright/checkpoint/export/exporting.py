@@ -33,7 +33,7 @@ tags: [modwright, {target}]
 ```python
 {opening}
 ```
-
+{imports}
 Written by `modwright export` and opened again before it was put here: {compared}.
 
 | file | size |
@@ -56,6 +56,7 @@ class Exported:
         files: path in the directory -> bytes.
         made: the files that the target wrote; the others were carried over.
         checkpoint_bytes: what a checkpoint of the model stores.
+        imports: packages beside torch and transformers that its code imports.
     """
 
     output: Path
@@ -65,6 +66,7 @@ class Exported:
     files: dict[str, int]
     made: tuple[str, ...]
     checkpoint_bytes: int
+    imports: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
@@ -76,6 +78,7 @@ class Exported:
         return (
             f"{self.target}: {format_bytes(self.bytes)} beside {format_bytes(stored)} of weights "
             f"({self.bytes / stored:.2f} x); {self.compared}"
+            f"{'; ' * bool(self.imports)}{_imports(self.imports)}"
         )
 
 
@@ -128,7 +131,7 @@ def export(
         with progress.phase(f"export to {chosen.name}", 2) as task:
             with eval_mode(work.model):
                 chosen.write(work, folder, progress)
-            made = _sizes(folder)
+            made, imports = _sizes(folder), chosen.imports(folder)
             task.advance()
             compared = chosen.compare(work, folder)
             task.advance()
@@ -137,6 +140,7 @@ def export(
             target=chosen.name,
             name=work.name,
             opening=chosen.opening(work),
+            imports=f"\nThe code {_imports(imports)}.\n" if imports else "",
             compared=compared,
             rows="\n".join(f"| {name} | {format_bytes(size)} |" for name, size in made.items()),
             stored=format_bytes(stored),
@@ -144,7 +148,11 @@ def export(
         write_file(folder / "README.md", page)
         files = _sizes(folder)
     plain = is_plain(work.model)
-    return Exported(Path(out), chosen.name, plain, compared, files, tuple(made), stored)
+    return Exported(Path(out), chosen.name, plain, compared, files, tuple(made), stored, imports)
+
+
+def _imports(names: tuple[str, ...]) -> str:
+    return f"imports {', '.join(names)}, which must be installed where it is opened" * bool(names)
 
 
 def _opened(what: Any) -> Checkpoint:

@@ -61,6 +61,10 @@ class Target(ABC):
         """A file of the source that is not carried over, since the target has it inside."""
         return False
 
+    def imports(self, folder: Path) -> tuple[str, ...]:
+        """Packages beside torch and transformers that code in the folder imports."""
+        return ()
+
     @classmethod
     def check_installed(cls) -> None:
         """Refuses when a package is missing.
