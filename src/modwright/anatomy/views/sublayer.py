@@ -180,7 +180,8 @@ class OpaqueMixer(Sublayer):
         if self.maps and not self.blocker:
             told = getattr(component_module(self.module), "narrowing_blocker", "")
             kind = type(component_module(self.module)).__name__
-            self.blocker = told or f"a {kind} is no plain softmax attention"
+            usual = "MLP" if self.address.endswith(".mlp") else "softmax attention"
+            self.blocker = told or f"a {kind} is no plain {usual}"
 
     @property
     def writes_residual(self) -> tuple[str, ...]:  # type: ignore[override]
