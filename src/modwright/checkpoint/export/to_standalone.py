@@ -269,9 +269,8 @@ def _words_in(value: Any) -> Iterator[str]:
 def _activations(words: set[str]) -> dict[str, Any]:
     """What makes the activations of some names; torch's own are its classes."""
     makers = {name: ACTIVATIONS[name] for name in sorted(words) if name in ACTIVATIONS}
-    own = f"{ACTIVATIONS.__module__}._of_torch"
     return {
-        name: type(make()) if f"{make.__module__}.{make.__qualname__}".startswith(own) else make
+        name: type(make()) if make.__module__ == ACTIVATIONS.__module__ else make
         for name, make in makers.items()
     }
 
