@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,30 @@ def test_a_mistake_in_the_recipe_is_said_once(written: Callable[..., Path]) -> N
     main, other = together(file)
     assert main.code == other.code == 2
     assert main.err.startswith("modwright: ") and len(main.err.splitlines()) == 1
+    assert (other.out, other.err) == ("", "")
+
+
+def with_plugin(place: Path, model: Path, plugin: str) -> Path:
+    """A recipe of one step, whose method a plugin brings."""
+    shutil.copy(Path(__file__).parents[1] / "users_plugin.py", place / "mine.py")
+    steps = [{"method": "users_method", "block": 0}]
+    tree = {"model": str(model), "plugins": [plugin], "steps": steps, "evaluate": NOTHING}
+    (place / "recipe.yaml").write_text(yaml.safe_dump({**tree, "threads": 1}))
+    return place / "recipe.yaml"
+
+
+def test_plugins_are_known_to_every_process(wordy_model: Path, tmp_path: Path) -> None:
+    main, other = together(with_plugin(tmp_path, wordy_model, "mine.py"))
+    assert main.code == 0, main.err
+    assert (other.code, other.out, other.err) == (0, "", "")
+    assert "users_tanh" in json.dumps(config_of(tmp_path / "out"))
+
+
+def test_a_plugin_that_is_not_there_is_said_once(wordy_model: Path, tmp_path: Path) -> None:
+    main, other = together(with_plugin(tmp_path, wordy_model, "gone.py"))
+    assert main.code == other.code == 2
+    (line,) = main.err.splitlines()
+    assert line.startswith("modwright: recipe.yaml line ") and "plugins.0: plugin" in line
     assert (other.out, other.err) == ("", "")
 
 

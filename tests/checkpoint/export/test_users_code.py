@@ -21,6 +21,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.plugins import add_plugin, load_plugins, plugins_restored
 from modwright.core.registry import registries_restored
 from modwright.edits import Change, Replace
+from modwright.edits.verify import check_reopens
 from modwright.nn.component import COMPONENTS, component
 
 from .edited import short
@@ -229,8 +230,12 @@ def test_a_package_with_relative_imports_is_taken_along(
     assert "users' code: kit.tools, kit.mixers." in code_in(tmp_path / "out")
 
 
-def test_what_a_test_file_registers_goes_along(tiny: Any, tmp_path: Path) -> None:
+def test_what_a_test_file_registers_goes_along_and_is_known_where_a_result_is_reopened(
+    tiny: Any, tmp_path: Path
+) -> None:
     model = placed(tiny, attention="test_users_code_shift")
+    seen = check_reopens(model, modwright.save(model, tmp_path / "saved"))
+    assert seen.model_class == "ModwrightLlamaForCausalLM" and not seen.plain
     done = modwright.export(model, tmp_path / "out", "standalone")
     assert done.compared.largest == 0.0
     assert "class Shift(nn.Module):" in code_in(tmp_path / "out")
