@@ -63,11 +63,12 @@ def address_of(part: Any) -> str:
 
 
 def cache_keyword(model: Any) -> str:
-    """The keyword of a model's key/value cache and of its outputs; transformers 5.24 renamed it.
+    """The keyword of a model's cache and of its outputs; transformers 5.24 renamed it.
 
     Example:
         >>> import modwright
         >>> cache_keyword(modwright.open("preset:tiny-llama").model) in ("cache", "past_key_values")
         True
     """
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    taken = inspect.signature(model.forward).parameters
+    return next((name for name in ("cache", "cache_params") if name in taken), "past_key_values")

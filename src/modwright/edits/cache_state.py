@@ -8,16 +8,25 @@ positions and masks are right whichever slot is asked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import CacheLayerMixin, StaticSlidingWindowLayer
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    LinearAttentionLayer,
+    StaticSlidingWindowLayer,
+)
 
 from modwright.core.compat.torch import on_tensors_of, tensors_of
 from modwright.core.errors import InvalidInputError
 
-__all__ = ["StateLayer", "state_layer"]
+__all__ = ["StateLayer", "StockState", "state_layer"]
+
+
+_STOCK_NAMES = {"conv": "conv_states", "ssm": "recurrent_states"}
+"""Tensors of a state -> what transformers' layers for recurrent layers call them."""
 
 
 class StateLayer(CacheLayerMixin):
@@ -138,8 +147,67 @@ class StateLayer(CacheLayerMixin):
         self.state = on_tensors_of(self.state, function)
 
 
-def state_layer(cache: Any, slot: int) -> StateLayer:
+class StockState:
+    """A slot that transformers made for a recurrent layer of its own, as a state is read and kept.
+
+    A state of a window and a recurrence, ``conv`` and ``ssm``, stays in transformers' layer: the
+    cache may go on in the stock model, or come from there. A state of another form takes the slot.
+
+    Attributes:
+        seen: 0, as such a layer does not tell; masks are read from their end.
+    """
+
+    seen = 0
+
+    def __init__(self, cache: Any, slot: int) -> None:
+        self.cache, self.slot, self.layer = cache, slot, cache.layers[slot]
+
+    @property
+    def state(self) -> dict[str, Tensor] | None:
+        """None before the first tokens."""
+        if not self._held("has_previous_state"):
+            return None
+        return {name: self._held(held) for name, held in _STOCK_NAMES.items()}
+
+    def _held(self, name: str) -> Any:
+        """An attribute of the layer: since transformers 5.24 it has one for each of some states."""
+        held = getattr(self.layer, name)
+        return held[0] if isinstance(held, dict) else held
+
+    def _hold(self, name: str, value: Any) -> None:
+        held = getattr(self.layer, name)
+        if isinstance(held, dict):
+            held[0] = value
+        else:
+            setattr(self.layer, name, value)
+
+    def check_batch(self, sequences: int) -> None:
+        """As that of :class:`StateLayer`."""
+        held = StateLayer()
+        held.state = self.state
+        held.check_batch(sequences)
+
+    def write(self, state: Any, sequences: int, tokens: int) -> None:
+        """As that of :class:`StateLayer`; what was there is written over in place."""
+        if not (isinstance(state, Mapping) and state.keys() == _STOCK_NAMES.keys()):
+            placed = self.cache.layers[self.slot] = StateLayer()
+            placed.write(state, sequences, tokens)
+            return
+        if not self._held("has_previous_state"):
+            given = {name: state[own] for own, name in _STOCK_NAMES.items()}
+            self.layer.lazy_initialization(**given)
+            self._hold("has_previous_state", True)
+        for own, name in _STOCK_NAMES.items():
+            if torch.is_grad_enabled() and state[own].requires_grad:
+                self._hold(name, state[own])  # what backward needs stays as it is
+            else:
+                self._held(name).copy_(state[own])
+
+
+def state_layer(cache: Any, slot: int) -> StateLayer | StockState:
     """The state in a slot of a cache; at the first call it takes the place of what waits there.
+
+    A slot that transformers made for a recurrent layer keeps its layer, see :class:`StockState`.
 
     Raises:
         InvalidInputError: the cache has no such slot, or holds keys and values there, so it is of
@@ -168,6 +236,8 @@ def state_layer(cache: Any, slot: int) -> StateLayer:
     found = layers[slot]
     if isinstance(found, StateLayer):
         return found
+    if isinstance(found, LinearAttentionLayer) and not isinstance(found, CacheLayerMixin):
+        return StockState(cache, slot)
     if any(isinstance(layer, StaticSlidingWindowLayer) for layer in layers):
         raise InvalidInputError(
             "a static cache with sliding windows cannot hold recurrent states beside them; leave "

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import StaticCache
 
 from modwright.core.errors import InvalidInputError
-from modwright.edits.cache_state import StateLayer, state_layer
+from modwright.edits.cache_state import StateLayer, StockState, state_layer
 from modwright.edits.registry import make_part
 from modwright.nn.component import Component
 from modwright.nn.placeholders import Opaque, become
@@ -27,7 +27,7 @@ __all__ = ["Adapted", "Handover", "cache_among", "component_builder", "host", "k
 __all__ += ["names_in_float32", "padding_in", "states_in"]
 
 _PLACES = {"token_mixer": "attention", "channel_mixer": "mlp"}
-_CACHES = ("cache", "past_key_values", "layer_past")
+_CACHES = ("cache", "past_key_values", "cache_params", "layer_past")
 _HIDDEN = -1e3
 """What is added to scores of hidden tokens is at most this; no bias of a near token is."""
 
@@ -79,7 +79,7 @@ class Adapted(Opaque):
 
 def _state_layer(
     told: Handover, slot: int | None, x: Tensor, kwargs: Mapping[str, Any]
-) -> StateLayer | None:
+) -> StateLayer | StockState | None:
     """Where the state is kept; None without a state, or without a cache."""
     if not told.recurrent or (cache := cache_among(kwargs)) is None:
         return None
@@ -92,7 +92,7 @@ def _state_layer(
 def _handed(
     told: Handover,
     x: Tensor,
-    layer: StateLayer | None,
+    layer: StateLayer | StockState | None,
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -115,11 +115,15 @@ def _handed(
 
 
 def _padding(
-    told: Handover, mask: Any, x: Tensor, layer: StateLayer | None, kwargs: Mapping[str, Any]
+    told: Handover,
+    mask: Any,
+    x: Tensor,
+    layer: StateLayer | StockState | None,
+    kwargs: Mapping[str, Any],
 ) -> Tensor | None:
     if kwargs.get("cu_seq_lens_q") is not None:
         raise _packed()
-    static = isinstance(cache_among(kwargs), StaticCache)
+    static = isinstance(cache_among(kwargs), StaticCache) and not isinstance(layer, StockState)
     if static and layer is None:
         raise InvalidInputError(
             f"{told.name} asks for the padding and keeps no state, so nothing tells which tokens "

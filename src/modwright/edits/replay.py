@@ -175,12 +175,16 @@ def unfilled_cache_layers(
 ) -> list[int]:
     """Which of ``count`` slots the cache must not look at.
 
-    Without any attention the sliding ones: they alone do not tell their length or roll back.
+    Without any attention the sliding ones: they alone do not tell their length or roll back. Never
+    one of a stock recurrent layer: it has no length to tell, and a slot of another kind among them
+    would be asked for one.
     """
     if layers:
         filled = set(cache_layers_of(layers, types))
     else:
         filled = {slot for slot in range(count) if types is None or "sliding" not in types[slot]}
+    if types is not None:
+        filled |= {slot for slot in range(count) if types[slot] == "linear_attention"}
     return [slot for slot in range(count) if slot not in filled] if filled else []
 
 

@@ -226,17 +226,23 @@ def _reads_in_chunks(model: Any, causal: bool) -> bool:
     return causal and cache_keyword(model) in takes and any(True for _ in states_in(model))
 
 
-def _chunks_are_the_whole(model: nn.Module) -> Check:
-    return _check_of_states(model, "any chunking = the whole", chunks_are_the_whole)
+def _chunks_are_the_whole(model: Any) -> Check:
+    padded = family_of(model.config, model).masks_single_tokens  # the first chunk is one token
+    return _check_of_states(model, "any chunking = the whole", chunks_are_the_whole, padded)
 
 
 def _padding_leaves_states_alone(model: nn.Module) -> Check:
     return _check_of_states(model, "states ignore left padding", padding_leaves_states_alone)
 
 
-def _check_of_states(model: nn.Module, name: str, check: Callable[..., tuple[bool, str]]) -> Check:
+def _check_of_states(
+    model: Any, name: str, check: Callable[..., tuple[bool, str]], padded: bool = True
+) -> Check:
+    batch = _short_batch(model)
+    if not padded:
+        batch["attention_mask"] = torch.ones_like(batch["attention_mask"])
     with _every_expert(model):
-        return Check(name, *check(model, _short_batch(model), lambda x: _tolerance(x, model)))
+        return Check(name, *check(model, batch, lambda x: _tolerance(x, model)))
 
 
 def _rows_are_apart(model: nn.Module) -> Check:

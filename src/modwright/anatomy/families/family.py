@@ -58,7 +58,7 @@ class Family(FamilyTable):
     def read_block(self, module: nn.Module, index: int) -> Block:
         block = Block(index, module, self.layout(module), axis=self.axis(module))
         for role in ("attention", "mlp"):
-            core: Any = attrgetter(self.block[role])(module)
+            core: Any = attrgetter(self.block[role])(module) if role in self.block else None
             if core is None:
                 continue
             here = f"{block.address}.{role}"
@@ -299,6 +299,8 @@ class Family(FamilyTable):
             raise InvalidInputError(
                 f"only attention, mlp and whole blocks can be removed, not {role!r}"
             )
+        if role not in self.block:
+            raise InvalidInputError(f"{self.name} blocks have no {role}")
         own, last = self.block[role], self._last_of(role)
         placed: list[Placement] = [
             (own, "absent_attention" if role == "attention" else "absent", {})

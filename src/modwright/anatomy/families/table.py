@@ -74,6 +74,8 @@ class FamilyTable:
             as what entered the blocks.
         pairs: blocks take (output, attention weights) from an attention.
         state: attributes of its modules that a forward pass sets, and that no config tells.
+        masks_single_tokens: a token that comes alone may be padding, as a mask says; else it is
+            taken for a real one whatever the mask says.
         maps_by_layer: attention maps that a forward pass returns are one for each layer.
         post_norm: blocks normalize h + sublayer(h), so a norm has work to do without its sublayer.
         causal: no position sees later ones.
@@ -98,6 +100,7 @@ class FamilyTable:
     last_norm_keeps_width: ClassVar[bool] = False
     pairs: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ()
+    masks_single_tokens: ClassVar[bool] = True
     maps_by_layer: ClassVar[bool] = True
     post_norm: bool = False
     causal: ClassVar[bool] = True
@@ -140,6 +143,11 @@ class FamilyTable:
     def recognizes(cls, model: nn.Module) -> bool:
         """A model whose type no family names is one of this family, by what its modules are."""
         return False
+
+    def stock_mixer(self) -> tuple[str, dict[str, Any]] | None:
+        """The component, by name, and the arguments of it, that has the tensors of a stock token
+        mixer and computes the same from them; None where there is none."""
+        return None
 
     def check(self) -> None:
         """Refuses variants of the family that are not supported, before any work."""

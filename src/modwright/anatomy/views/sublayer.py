@@ -169,19 +169,27 @@ class OpaqueMixer(Sublayer):
 
     Attributes:
         maps: its linear layers by role.
+        twin: a component that has the same tensors, without numbers; it answers in place of a
+            module of another library, which says nothing of itself.
     """
 
     is_opaque = True
 
     maps: Mapping[str, Projection] = field(default_factory=dict)
+    twin: nn.Module | None = None
 
     def __post_init__(self) -> None:
         self.maps = self.maps or projections_of(self.module, self.address)
         if self.maps and not self.blocker:
-            told = getattr(component_module(self.module), "narrowing_blocker", "")
+            told = getattr(self.component, "narrowing_blocker", "")
             kind = type(component_module(self.module)).__name__
             usual = "MLP" if self.address.endswith(".mlp") else "softmax attention"
             self.blocker = told or f"a {kind} is no plain {usual}"
+
+    @property
+    def component(self) -> nn.Module:
+        """What answers for it."""
+        return component_module(self.module) if self.twin is None else self.twin
 
     @property
     def writes_residual(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -192,7 +200,7 @@ class OpaqueMixer(Sublayer):
         return self._roles("reads_residual", *"qkv")
 
     def _roles(self, name: str, *otherwise: str) -> tuple[str, ...]:
-        roles = getattr(component_module(self.module), name, otherwise)
+        roles = getattr(self.component, name, otherwise)
         return tuple(role for role in roles if role in self.maps)
 
     @property
@@ -240,7 +248,11 @@ class OpaqueMixer(Sublayer):
 
     def own_macs(self, batch: int, length: int, cached: int = 0) -> int | None:
         found = self._answer("macs", batch, length, cached)
-        return None if found is None else int(found)
+        if found is None or self.twin is None:
+            return None if found is None else int(found)
+        # The layers may be factored meanwhile, and those of the twin are not.
+        dense = sum(p.macs for p in projections_of(self.twin, self.address).values())
+        return int(found) + batch * length * (sum(p.macs for p in self.maps.values()) - dense)
 
     def macs(self, run: Pass) -> int:
         """As it was counted while the model ran, or as its module says, else by running it."""
@@ -259,7 +271,7 @@ class OpaqueMixer(Sublayer):
     def _dtype(self) -> torch.dtype:
         """Of its weights but those that stay in float32, else of its norm's, else torch's own."""
         modules = [self.module] if self.norm is None else [self.module, self.norm.module]
-        kept = getattr(component_module(self.module), "keep_in_fp32", ())
+        kept = getattr(self.component, "keep_in_fp32", ())
         named = (named for module in modules for named in module.named_parameters())
         found = (parameter.dtype for name, parameter in named if name not in kept)
         return next(
@@ -267,8 +279,8 @@ class OpaqueMixer(Sublayer):
         )
 
     def _answer(self, question: str, *given: Any) -> Any:
-        """What its module answers; None where it has no such method."""
-        method = getattr(component_module(self.module), question, None)
+        """What its module answers, or its twin; None where it has no such method."""
+        method = getattr(self.component, question, None)
         return None if isinstance(method, nn.Module) or not callable(method) else method(*given)
 
     def _macs_alone(self, tokens: int) -> int:

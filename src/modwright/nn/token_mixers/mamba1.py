@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from modwright.nn.component import component
 from modwright.nn.precision import at_least_float32, full_precision
 from modwright.nn.selective_scan import selective_scan
+from modwright.nn.token_mixers.scan_matrices import scan_matrix
 from modwright.nn.token_mixers.state_space import (
     ConstantProjection,
     State,
@@ -125,23 +126,43 @@ class Mamba1(StateSpaceMixer):
             ValueError: an input, a mask or a state that does not fit.
         """
         self.check(x, state, padding_mask)
+        (x, dt, B, C), gate, window = self._read(x, state, padding_mask)
+        h0 = None if state is None else state["ssm"]
+        y, ssm = selective_scan(x, dt, self.decay(), B, C, D=self.D, z=gate, h0=h0)
+        return self.out_proj(y), {"conv": window, "ssm": ssm}
+
+    def _read(
+        self, x: Tensor, state: State | None = None, padding_mask: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
+        """What is scanned: values (B, L, E), steps, B and C; the gate; the convolution's window."""
         x, gate = self.in_proj(without_padding(x, padding_mask)).chunk(2, 2)
-        if self.in_proj.bias is not None:
+        if self.options.bias:
             x = without_padding(x, padding_mask)
         x, window = self.convolve(x, state)
         x = without_padding(x, padding_mask)
         steps, B, C = self._split(self.x_proj(x))
-        y, ssm = selective_scan(
-            x,
-            self._steps(steps),
-            self.decay(),
-            B,
-            C,
-            D=self.D,
-            z=gate,
-            h0=None if state is None else state["ssm"],
-        )
-        return self.out_proj(y), {"conv": window, "ssm": ssm}
+        if (eps := self.options.read_norm_eps) is not None:
+            steps, B, C = (_normed(part, eps) for part in (steps, B, C))
+        return (x, self._steps(steps), B, C), gate, window
+
+    def mixing_matrix(self, x: Tensor) -> Tensor:
+        """(B, L, C) -> (B, E, L, L): each channel's outputs of the scan are its matrix times its
+        values, which are what the convolution gives; the gate comes afterwards.
+
+        Memory grows with E L^2: it is for looking at short sequences.
+
+        Raises:
+            ValueError: an input that does not fit.
+
+        Example:
+            >>> mixer = Mamba1(16, d_state=4)
+            >>> M = mixer.mixing_matrix(torch.randn(2, 5, 16))
+            >>> M.shape, float(M.triu(1).abs().max())
+            (torch.Size([2, 32, 5, 5]), 0.0)
+        """
+        self.check(x, None, None)
+        (_, dt, B, C), _, _ = self._read(x)
+        return scan_matrix(dt, self.decay(), B, C, self.D)
 
     def _split(self, read: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         low, B, C = read.split([self.dt_rank, self.d_state, self.d_state], -1)
@@ -170,9 +191,7 @@ class Mamba1(StateSpaceMixer):
             23680
         """
         width, states = self.d_inner, self.d_state
-        linear = 3 * self.d_model * width + self.dt_rank * width
-        if self.options.selective:
-            linear += width * (self.dt_rank + 2 * states)
+        linear = self.linear_macs() + self.dt_rank * width
         token = linear + width * self.conv1d.kernel_size[0] + 3 * width * states
         return batch * length * token
 
@@ -182,3 +201,10 @@ class Mamba1(StateSpaceMixer):
             f"{self.d_inner} channels x {self.d_state} states, "
             f"convolution of {self.conv1d.kernel_size[0]}{kind}"
         )
+
+
+def _normed(x: Tensor, eps: float) -> Tensor:
+    """Divided by the root mean square of its last axis, in float32 or more."""
+    with full_precision(x):
+        wide = x.to(at_least_float32(x))
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)

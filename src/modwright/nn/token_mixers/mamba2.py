@@ -12,6 +12,7 @@ from modwright.nn.component import component
 from modwright.nn.gated_norm import GatedRMSNorm
 from modwright.nn.precision import at_least_float32, full_precision
 from modwright.nn.ssd import ssd_scan
+from modwright.nn.token_mixers.scan_matrices import ssd_matrix
 from modwright.nn.token_mixers.state_space import (
     ConstantProjection,
     State,
@@ -124,10 +125,20 @@ class Mamba2(StateSpaceMixer):
             ValueError: an input, a mask or a state that does not fit.
         """
         self.check(x, state, padding_mask)
+        (x, dt, B, C), gate, window = self._read(x, state, padding_mask)
+        h0 = None if state is None else state["ssm"]
+        y, ssm = ssd_scan(x, dt, self.decay(), B, C, self.chunk, h0=h0, D=self.D)
+        y = self.norm(y.flatten(2), gate)
+        return self.out_proj(y), {"conv": window, "ssm": ssm}
+
+    def _read(
+        self, x: Tensor, state: State | None = None, padding_mask: Tensor | None = None
+    ) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor, Tensor]:
+        """What is scanned: values (B, L, H, P), steps, B and C; the gate; the window."""
         read = self.in_proj(without_padding(x, padding_mask))
         steps = self.n_heads if self.bc_proj is None else 0
         gate, x, dt = read.split([self.d_inner, self.conv1d.in_channels, steps], -1)
-        if self.in_proj.bias is not None:
+        if self.options.bias:
             x = without_padding(x, padding_mask)
         x, window = self.convolve(x, state)
         x = without_padding(x, padding_mask)
@@ -136,18 +147,25 @@ class Mamba2(StateSpaceMixer):
             x = torch.cat([x, self.bc_proj(x).to(x.dtype)], -1)
         both = self.n_groups * self.d_state
         x, B, C = x.split([self.d_inner, both, both], -1)
-        y, ssm = ssd_scan(
-            x.unflatten(2, (self.n_heads, -1)),
-            self._steps(dt),
-            self.decay(),
-            B.unflatten(2, (self.n_groups, -1)),
-            C.unflatten(2, (self.n_groups, -1)),
-            self.chunk,
-            h0=None if state is None else state["ssm"],
-            D=self.D,
-        )
-        y = self.norm(y.flatten(2), gate)
-        return self.out_proj(y), {"conv": window, "ssm": ssm}
+        B, C = (part.unflatten(2, (self.n_groups, -1)) for part in (B, C))
+        return (x.unflatten(2, (self.n_heads, -1)), self._steps(dt), B, C), gate, window
+
+    def mixing_matrix(self, x: Tensor) -> Tensor:
+        """(B, L, C) -> (B, H, L, L): each head's outputs of the scan are its matrix times its
+        values, which are what the convolution gives; the gated norm comes afterwards.
+
+        Raises:
+            ValueError: an input that does not fit.
+
+        Example:
+            >>> mixer = Mamba2(16, d_state=4, head_dim=8)
+            >>> M = mixer.mixing_matrix(torch.randn(2, 5, 16))
+            >>> M.shape, float(M.triu(1).abs().max())
+            (torch.Size([2, 4, 5, 5]), 0.0)
+        """
+        self.check(x, None, None)
+        (_, dt, B, C), _, _ = self._read(x)
+        return ssd_matrix(dt, self.decay(), B, C, self.D)
 
     def _steps(self, dt: Tensor) -> Tensor:
         """softplus, between the bounds; the bias is added in float32, whose digits it needs."""
@@ -174,7 +192,7 @@ class Mamba2(StateSpaceMixer):
         # Above, of one token: in_proj 16 x 76, out_proj 32 x 16, convolution 40 x 4,
         # chunk 5 x (4 + 32), states 2 x 32 x 4.
         chunk = min(self.chunk, length)
-        linear = self.d_model * (self.in_proj.out_features + self.d_inner)
+        linear = self.linear_macs()
         convolution = self.conv1d.in_channels * self.conv1d.kernel_size[0]
         inside = chunk * (self.n_groups * self.d_state + self.d_inner)
         return batch * length * (linear + convolution + inside + 2 * self.d_inner * self.d_state)

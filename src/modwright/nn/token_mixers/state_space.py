@@ -44,6 +44,8 @@ class StateSpaceOptions:
         dt_scale: of that weight's start values (Mamba alone).
         dt_limit: steps are clamped between two numbers, None for no bound (Mamba-2 alone).
         norm_eps: of the gated norm (Mamba-2 alone).
+        read_norm_eps: what the input of the steps, B and C are divided by their root mean squares
+            with, as in Falcon-Mamba; None for no such norms (Mamba alone).
     """
 
     bias: bool = False
@@ -57,6 +59,7 @@ class StateSpaceOptions:
     dt_scale: float = 1.0
     dt_limit: Sequence[float | None] = (0.0, None)
     norm_eps: float = 1e-5
+    read_norm_eps: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.dt_min <= self.dt_max or self.dt_init_floor <= 0:
@@ -93,6 +96,9 @@ class StateSpaceMixer(nn.Module):
 
     no_weight_decay: tuple[str, ...] = ()
     keep_in_fp32: tuple[str, ...] = ()
+    reads_residual = ("in_proj",)
+    writes_residual = ("out_proj",)
+    narrowing_blocker = "the channels of a state space are coupled by its projections and its norm"
     d_model: int
     options: StateSpaceOptions
     conv1d: nn.Conv1d
@@ -183,6 +189,15 @@ class StateSpaceMixer(nn.Module):
         dt = torch.empty_like(dt_bias).uniform_(low, high).exp_()
         dt.clamp_(min=self.options.dt_init_floor)
         dt_bias.copy_(dt + (-(-dt).expm1()).log())  # the inverse of softplus
+
+    def projections(self) -> dict[str, nn.Module]:
+        """Linear layers that may be factored or scored."""
+        raise NotImplementedError
+
+    def linear_macs(self) -> int:
+        """Multiply-accumulates of the projections for one token, in factors or not."""
+        layers = self.projections().values()
+        return sum(p.numel() for layer in layers for p in layer.parameters() if p.ndim == 2)
 
     def describe(self) -> str:
         """A few words for reports."""
