@@ -112,13 +112,16 @@ def _same_draws_every_time() -> None:
 
 @cache
 def _presets() -> dict[str, str]:
-    """Preset name -> model type, one entry for each preset of each registered family."""
+    """Preset name -> model type, one entry for each preset of each registered family.
+
+    Families whose blocks have no MLP have tests of their own.
+    """
     from modwright.anatomy.families import families
 
     return {
         name: family.model_types[0]
         for family in dict.fromkeys(families().values())
-        if family.__module__.startswith("modwright.")
+        if family.__module__.startswith("modwright.") and "mlp" in family.block
         for name in family.presets
     }
 

@@ -26,6 +26,7 @@ from modwright.edits import (
 PRESETS = {
     name: (model_type, kwargs)
     for model_type, family in families().items()
+    if "mlp" in family.block
     for name, kwargs in family.presets.items()
 }
 

@@ -51,9 +51,8 @@ def select(anatomy: Anatomy, text: str) -> list[Block | Sublayer]:
         for index in pick_layers(inside, len(anatomy.blocks), clause):
             part = part_of(anatomy.blocks[index], kind)
             if part is None:
-                raise InvalidInputError(
-                    f"{clause!r}: block {index} has no {kind}, it was removed before"
-                )
+                gone = ", it was removed before" if kind in anatomy.family.block else ""
+                raise InvalidInputError(f"{clause!r}: block {index} has no {kind}{gone}")
             chosen.append(part)
     addresses = [part.address for part in chosen]
     twice = next((a for a in addresses if addresses.count(a) > 1), None)

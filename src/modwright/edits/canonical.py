@@ -140,6 +140,8 @@ def _check_there(anatomy: Anatomy, edit: State | RevertEdit) -> str:
         return role
     if outer not in ("", "attention", "mlp"):
         raise unknown_name("part of a block", role, ("attention", "mlp"))
+    if outer and outer not in anatomy.family.block:
+        raise InvalidInputError(f"{edit.path}: {anatomy.family.name} blocks have no {outer}")
     if outer and block.at(outer) is None:
         verb = "removed already" if isinstance(edit, Remove) else "removed, so it cannot be edited"
         raise InvalidInputError(f"{edit.path}: the {outer} of block {index} was {verb}")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from modwright.anatomy import Anatomy
 from modwright.anatomy.coerce import cache_keyword, model_of
 from modwright.anatomy.families import family_of
 from modwright.anatomy.inputs import Images, Inputs, Tokens
@@ -221,9 +222,13 @@ def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
 
 
 def _reads_in_chunks(model: Any, causal: bool) -> bool:
-    """There are recurrent components, and a cache to keep their states in."""
+    """There are recurrent components, a cache to keep their states in, and no stock mixers beside
+    them with states, which transformers starts anew at each chunk."""
     takes = inspect.signature(model.forward).parameters
-    return causal and cache_keyword(model) in takes and any(True for _ in states_in(model))
+    if not causal or cache_keyword(model) not in takes or not any(True for _ in states_in(model)):
+        return False
+    mixers = (block.at("attention") for block in Anatomy.of(model).blocks)
+    return not any(mixer is not None and mixer.has_twin for mixer in mixers)
 
 
 def _chunks_are_the_whole(model: Any) -> Check:

@@ -48,7 +48,10 @@ class Drop(WithoutData):
 
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Takes out what is named; what is not there is refused."""
-        chosen = select(anatomy, self.parts)
+        try:
+            chosen = select(anatomy, self.parts)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"drop: {error}") from None
         change = sum((remove(part, self.drop_post_norm) for part in chosen), Change())
         target_of(anatomy, change.edits)  # what cannot be is refused here, not when it is applied
         reasons = {"removed": [part.address for part in chosen], "chosen by": "the user"}

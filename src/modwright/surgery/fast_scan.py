@@ -50,7 +50,7 @@ class FastScan(WithoutData):
             )
         name, arguments = found
         mixers = [block.at("attention") for block in anatomy.blocks]
-        stock = [m.address for m in mixers if getattr(m, "twin", None) is not None and m]
+        stock = [mixer.address for mixer in mixers if mixer is not None and mixer.has_twin]
         if not stock:
             raise InvalidInputError("fast_scan: no stock token mixer is left in the model")
         edits: list[State] = [Replace(address, name, dict(arguments)) for address in stock]

@@ -299,8 +299,6 @@ class Family(FamilyTable):
             raise InvalidInputError(
                 f"only attention, mlp and whole blocks can be removed, not {role!r}"
             )
-        if role not in self.block:
-            raise InvalidInputError(f"{self.name} blocks have no {role}")
         own, last = self.block[role], self._last_of(role)
         placed: list[Placement] = [
             (own, "absent_attention" if role == "attention" else "absent", {})

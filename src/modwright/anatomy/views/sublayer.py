@@ -73,6 +73,11 @@ class Sublayer(Part):
         return None
 
     @property
+    def has_twin(self) -> bool:
+        """It is a stock module for which a component of the same tensors answers."""
+        return False
+
+    @property
     def neurons(self) -> Neurons | None:
         """Its neurons, which statistics are made of and which may be narrowed or split into
         experts; None of what has none that are known."""
@@ -185,6 +190,10 @@ class OpaqueMixer(Sublayer):
             kind = type(component_module(self.module)).__name__
             usual = "MLP" if self.address.endswith(".mlp") else "softmax attention"
             self.blocker = told or f"a {kind} is no plain {usual}"
+
+    @property
+    def has_twin(self) -> bool:
+        return self.twin is not None
 
     @property
     def component(self) -> nn.Module:

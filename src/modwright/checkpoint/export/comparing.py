@@ -160,9 +160,10 @@ def compare(
 
 
 def compare_in_new_process(
-    work: Checkpoint, folder: Path, auto: str, *, trust: bool = False
+    work: Checkpoint, folder: Path, auto: str, *, trust: bool = False, tolerance: float = 0.0
 ) -> ParityReport:
-    """Compares a process without modwright: outputs bit by bit, and what it writes.
+    """Compares a process without modwright: outputs, bit by bit unless a tolerance is said, and
+    what it writes.
 
     Raises:
         VerificationError: it does not open there, or computes something else.
@@ -189,6 +190,6 @@ def compare_in_new_process(
         work,
         lambda batch: next(outputs),
         opened_with=f"transformers {transformers.__version__} in a process without modwright",
-        tolerance=0.0,
+        tolerance=tolerance,
         said=said,
     )

@@ -89,9 +89,10 @@ class StandaloneModel(PreTrainedModel):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if len(cls.__bases__) > 1:  # with its stock class
+        stock: Any = cls.__bases__[-1]
+        # With its stock class; transformers adds a mixin behind it to some classes of a file.
+        if len(cls.__bases__) > 1 and issubclass(stock, PreTrainedModel):
             made: Any = cls
-            stock: Any = cls.__bases__[-1]
             made.forward = forward_with_all_maps(stock, cls._replaced_attentions)
             for name in ("to", "half", "bfloat16"):
                 setattr(made, name, keeping_float32(getattr(stock, name)))

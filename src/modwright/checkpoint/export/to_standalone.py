@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
+from modwright.anatomy import Anatomy
 from modwright.anatomy.families import family_of
 from modwright.checkpoint.classes import STANDALONE, auto_classes
-from modwright.checkpoint.export.comparing import ParityReport, compare_in_new_process
+from modwright.checkpoint.export.comparing import (
+    ParityReport,
+    compare_in_new_process,
+    rounding,
+)
 from modwright.checkpoint.export.inline_sources import inline_sources
 from modwright.checkpoint.export.serving import differences
 from modwright.checkpoint.export.standalone_host import StandaloneConfig, StandaloneModel
@@ -29,7 +34,8 @@ from modwright.core.digest import sha256_of
 from modwright.core.errors import ModwrightError
 from modwright.core.files import write_file
 from modwright.core.progress import Progress
-from modwright.edits.edit import split_address
+from modwright.edits.canonical import target_of
+from modwright.edits.edit import RevertEdit, split_address
 from modwright.edits.hf_adapters import (
     Adapted,
     Handover,
@@ -43,7 +49,7 @@ from modwright.edits.replay import placements, replay
 from modwright.nn.activations import ACTIVATIONS
 from modwright.nn.component import COMPONENTS, component
 
-__all__ = ["Layout", "Plain", "Standalone", "layout_of", "standalone_code"]
+__all__ = ["Layout", "Plain", "Standalone", "layout_of", "standalone_code", "stock_model"]
 
 _DOC = '''"""The parts of an edited {stock}, and the classes that put them in place.
 
@@ -102,13 +108,14 @@ class Plain(Target):
         return False
 
     def write(self, work: Checkpoint, folder: Path, progress: Progress) -> None:
-        save(work.model, folder)
-        if not is_plain(work.model):
-            _leave_edits_out(folder / "config.json", work.model)
+        save(work.model if is_plain(work.model) else stock_model(work.model), folder)
 
     def compare(self, work: Checkpoint, folder: Path) -> ParityReport:
-        auto = next(iter(auto_classes(work.model)))
-        return compare_in_new_process(work, folder, auto, trust=self._has_code(work))
+        auto, model = next(iter(auto_classes(work.model))), work.model
+        code = self._has_code(work)
+        # Other modules compute the same but for rounding.
+        tolerance = 0.0 if code or is_plain(model) else rounding(model)
+        return compare_in_new_process(work, folder, auto, trust=code, tolerance=tolerance)
 
     def opening(self, work: Checkpoint) -> str:
         auto = next(iter(auto_classes(work.model)))
@@ -275,14 +282,25 @@ def _activations(words: set[str]) -> dict[str, Any]:
     }
 
 
-def _leave_edits_out(file: Path, model: Any) -> None:
-    """Makes a config that carries edits that of its stock class."""
-    stored = json.loads(file.read_text(encoding="utf-8"))
-    for name in ("edits", "modwright_format"):
-        stored.pop(name, None)
-    stored["model_type"] = base_class(type(model.config)).model_type
-    stored["architectures"] = [base_class(type(model)).__name__]
-    write_file(file, json.dumps(stored, indent=2, sort_keys=True) + "\n")
+def stock_model(model: Any) -> Any:
+    """The stock model in place of one whose components have the stock tensors, to be written.
+
+    What they kept in float32 is in the type of the other weights, where no digit is lost by that.
+    """
+    reverted = [RevertEdit(edit.path) for edit in edits_of(model.config)]
+    stock = target_of(Anatomy.of(model), reverted).skeleton()
+    state = {name: _narrowed(tensor, model.dtype) for name, tensor in model.state_dict().items()}
+    stock.load_state_dict(state, assign=True)
+    stock.tie_weights()
+    stock.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
+    return stock
+
+
+def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point() or tensor.dtype == dtype:
+        return tensor
+    narrow = tensor.to(dtype)
+    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
 def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None:

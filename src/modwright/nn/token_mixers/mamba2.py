@@ -22,11 +22,22 @@ from modwright.nn.token_mixers.state_space import (
     causal_conv,
     without_padding,
 )
+from modwright.nn.token_mixers.stock_mamba import is_stock_mamba2
 
 __all__ = ["Mamba2"]
 
 
-@component("mamba2", kind="token_mixer", state="recurrent", causal=True)
+def _has_stock_tensors(config: Any, **arguments: Any) -> bool:
+    return is_stock_mamba2(Mamba2, config, arguments)
+
+
+@component(
+    "mamba2",
+    kind="token_mixer",
+    state="recurrent",
+    causal=True,
+    stock_tensors=_has_stock_tensors,
+)
 class Mamba2(StateSpaceMixer):
     """Convolution, scan, gated norm: (B, L, C) -> (B, L, C), and the state after it.
 
