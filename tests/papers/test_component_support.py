@@ -58,7 +58,9 @@ def test_what_is_refused_of_a_component_and_nothing_else(tiny: Any, toy: str) ->
     found = refused(answers)
     for what, why in WANTED[toy].items():
         assert any(why in reason for reason in found[what]), found[what]
-    own = {"plain", "gguf"} | {what for what in before if what.startswith("replace_token")}
+    own = {"plain", "gguf"} | {
+        what for what in before if what.startswith(("replace_token", "fast"))
+    }
     assert found.keys() - WANTED[toy].keys() <= own
     assert not [line for lines in found.values() for line in lines if "\n" in line]
     asked = {one.what for one in answers}

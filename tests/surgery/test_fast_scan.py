@@ -16,7 +16,7 @@ from mamba_hosts import random_model
 from modwright.anatomy import Anatomy
 from modwright.checkpoint import save
 from modwright.checkpoint.export import export
-from modwright.checkpoint.export.to_standalone import stock_model
+from modwright.checkpoint.export.to_stock import stock_model
 from modwright.core.errors import InvalidInputError
 from modwright.edits import factorize, remove
 from modwright.edits.edit import Replace

@@ -53,7 +53,7 @@ def component_support(model: Any, address: str) -> list[Answer]:
         >>> model = modwright.open("preset:tiny-llama").model
         >>> answers = component_support(model, "blocks.1.attention")
         >>> [answer.what for answer in answers if answer.word == "no"]
-        ['keep some of its neurons', 'pre_rmsnorm']
+        ['keep some of its neurons', 'fast_scan', 'pre_rmsnorm']
     """
     from modwright.anatomy import Anatomy
 

@@ -1,4 +1,4 @@
-"""Checkpoints that load where there is no modwright: a stock one, or one with a Python file."""
+"""Checkpoints that load where there is no modwright: with a Python file beside the weights."""
 
 from __future__ import annotations
 
@@ -13,29 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.activations import ACT2FN
 
-from modwright.anatomy import Anatomy
 from modwright.anatomy.families import family_of
 from modwright.checkpoint.classes import STANDALONE, auto_classes
-from modwright.checkpoint.export.comparing import (
-    ParityReport,
-    compare_in_new_process,
-    rounding,
-)
 from modwright.checkpoint.export.inline_sources import inline_sources
-from modwright.checkpoint.export.serving import differences
 from modwright.checkpoint.export.standalone_host import StandaloneConfig, StandaloneModel
-from modwright.checkpoint.export.target import Target, register_target
+from modwright.checkpoint.export.target import register_target
+from modwright.checkpoint.export.to_stock import Plain
 from modwright.checkpoint.opening import Checkpoint
 from modwright.checkpoint.saving import save
 from modwright.core.digest import sha256_of
 from modwright.core.errors import ModwrightError
 from modwright.core.files import write_file
 from modwright.core.progress import Progress
-from modwright.edits.canonical import target_of
-from modwright.edits.edit import RevertEdit, split_address
+from modwright.edits.edit import split_address
 from modwright.edits.hf_adapters import (
     Adapted,
     Handover,
@@ -49,7 +42,7 @@ from modwright.edits.replay import placements, replay
 from modwright.nn.activations import ACTIVATIONS
 from modwright.nn.component import COMPONENTS, component
 
-__all__ = ["Layout", "Plain", "Standalone", "layout_of", "standalone_code", "stock_model"]
+__all__ = ["Layout", "Standalone", "layout_of", "standalone_code"]
 
 _DOC = '''"""The parts of an edited {stock}, and the classes that put them in place.
 
@@ -79,48 +72,6 @@ class Layout:
     resolved: dict[int, dict[str, Any]]
     kv_sharing_modes: list[str | None] | None
     float32: tuple[str, ...] = ()
-
-
-@register_target("plain")
-@dataclass(frozen=True)
-class Plain(Target):
-    """A stock checkpoint: every tool that takes the base family takes it.
-
-    Only for a model that needs no edits: whole blocks gone, widths that all layers share; or where
-    components compute what the stock parts do, from the same tensors.
-    """
-
-    def refusal(self, model: Any) -> str | None:
-        if not auto_classes(model):
-            return f"no Auto class of transformers builds a {type(model).__name__}"
-        return self._why_not(model)
-
-    def _why_not(self, model: Any) -> str | None:
-        found = differences(model)
-        if not found:
-            return None
-        return (
-            f"layers differ from the stock architecture ({'; '.join(found)}); "
-            "--to standalone writes a checkpoint that loads without modwright"
-        )
-
-    def _has_code(self, work: Checkpoint) -> bool:
-        return False
-
-    def write(self, work: Checkpoint, folder: Path, progress: Progress) -> None:
-        save(work.model if is_plain(work.model) else stock_model(work.model), folder)
-
-    def compare(self, work: Checkpoint, folder: Path) -> ParityReport:
-        auto, model = next(iter(auto_classes(work.model))), work.model
-        code = self._has_code(work)
-        # Other modules compute the same but for rounding.
-        tolerance = 0.0 if code or is_plain(model) else rounding(model)
-        return compare_in_new_process(work, folder, auto, trust=code, tolerance=tolerance)
-
-    def opening(self, work: Checkpoint) -> str:
-        auto = next(iter(auto_classes(work.model)))
-        trust = ", trust_remote_code=True" if self._has_code(work) else ""
-        return f'from transformers import {auto}\n\nmodel = {auto}.from_pretrained("."{trust})'
 
 
 @register_target("standalone")
@@ -280,27 +231,6 @@ def _activations(words: set[str]) -> dict[str, Any]:
         name: type(make()) if make.__module__ == ACTIVATIONS.__module__ else make
         for name, make in makers.items()
     }
-
-
-def stock_model(model: Any) -> Any:
-    """The stock model in place of one whose components have the stock tensors, to be written.
-
-    What they kept in float32 is in the type of the other weights, where no digit is lost by that.
-    """
-    reverted = [RevertEdit(edit.path) for edit in edits_of(model.config)]
-    stock = target_of(Anatomy.of(model), reverted).skeleton()
-    state = {name: _narrowed(tensor, model.dtype) for name, tensor in model.state_dict().items()}
-    stock.load_state_dict(state, assign=True)
-    stock.tie_weights()
-    stock.generation_config = copy.deepcopy(getattr(model, "generation_config", None))
-    return stock
-
-
-def _narrowed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if not tensor.is_floating_point() or tensor.dtype == dtype:
-        return tensor
-    narrow = tensor.to(dtype)
-    return narrow if torch.equal(narrow.to(tensor.dtype), tensor) else tensor
 
 
 def _rewrite_config(file: Path, model: Any, layout: Layout, module: str) -> None:

@@ -168,7 +168,7 @@ class Mamba1(StateSpaceMixer):
         Example:
             >>> mixer = Mamba1(16, d_state=4)
             >>> M = mixer.mixing_matrix(torch.randn(2, 5, 16))
-            >>> M.shape, float(M.triu(1).abs().max())
+            >>> M.shape, float(M.detach().triu(1).abs().max())
             (torch.Size([2, 32, 5, 5]), 0.0)
         """
         self.check(x, None, None)

@@ -171,7 +171,7 @@ class Mamba2(StateSpaceMixer):
         Example:
             >>> mixer = Mamba2(16, d_state=4, head_dim=8)
             >>> M = mixer.mixing_matrix(torch.randn(2, 5, 16))
-            >>> M.shape, float(M.triu(1).abs().max())
+            >>> M.shape, float(M.detach().triu(1).abs().max())
             (torch.Size([2, 4, 5, 5]), 0.0)
         """
         self.check(x, None, None)
