@@ -200,6 +200,7 @@ class TinyModels:
 
     def __init__(self) -> None:
         self._built: dict[str, Any] = {}
+        self._types: dict[str, Any] = {}
 
     def __call__(self, preset: str, auto: str = "", dtype: Any = None, **changed: Any) -> Any:
         """The model of a preset, in eval mode. It is shared: a test that changes it takes copy().
@@ -215,6 +216,8 @@ class TinyModels:
             self._built[key] = self._build(preset, auto, dtype, changed)
         frozen = [n for n, p in self._built[key].named_parameters() if not p.requires_grad]
         assert not frozen, f"an earlier test froze {frozen[0]} of the shared {preset}"
+        was, now = self._types.setdefault(key, self._built[key].dtype), self._built[key].dtype
+        assert was == now, f"an earlier test made {now} of the shared {preset}"
         return self._built[key]
 
     def copy(self, preset: str, auto: str = "", dtype: Any = None, **changed: Any) -> Any:

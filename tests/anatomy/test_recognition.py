@@ -182,7 +182,7 @@ def test_a_network_of_convolutions_is_told_by_its_modules() -> None:
 
 
 def test_models_of_transformers_are_not_built_to_be_looked_at() -> None:
-    config = AutoConfig.for_model("mamba", hidden_size=8, num_hidden_layers=1)
+    config = AutoConfig.for_model("rwkv", hidden_size=8, num_hidden_layers=1)
     assert recognized(config, None, BY_MODULES.all().values()) is None
     with pytest.raises(UnsupportedArchitecture, match="models of images that consist of"):
         family_of(config)

@@ -94,7 +94,7 @@ def test_arguments_travel_in_the_edit(tiny: Any) -> None:
     assert Anatomy.of(model).blocks[0].mlp.module.act.bias.item() == pytest.approx(0.1)
 
 
-def test_fault_E16_values_that_are_missing_are_named(tiny: Any) -> None:
+def test_values_that_are_missing_are_named(tiny: Any) -> None:
     source = tiny("tiny-llama")
     change = with_activation(Anatomy.of(source).blocks[0].mlp, "poly_norm")
     with pytest.raises(InvalidInputError, match=r"no value for blocks\.0\.mlp\.act\.weight \(3,\)"):
@@ -128,7 +128,7 @@ def test_a_name_is_transformers_own_before_it_is_a_components() -> None:
     assert isinstance(activation("poly_relu", {"order": 2}), PolyReLU)
 
 
-def test_fault_E16_narrowing_and_splitting_are_refused(tiny: Any) -> None:
+def test_narrowing_and_splitting_are_refused(tiny: Any) -> None:
     source = tiny("tiny-llama")
     model = edit(source, with_activation(Anatomy.of(source).blocks[0].mlp, "poly_norm")).model
     mlp: Any = Anatomy.of(model).blocks[0].mlp

@@ -90,7 +90,7 @@ def test_opened_saved_and_opened_again(tiny: Any, dtype: str, tmp_path: Path) ->
 
 def test_a_backbone_s_file_is_opened_with_a_head_in_its_own_type(tiny: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    base = placed(tiny("tiny-llama", "AutoModel")).to(torch.bfloat16)
+    base = placed(tiny.copy("tiny-llama", "AutoModel")).to(torch.bfloat16)
     base.save_pretrained(tmp_path)
     opened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     check(opened)

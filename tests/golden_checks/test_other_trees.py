@@ -356,9 +356,20 @@ def test_fault_C5_every_output_is_looked_at(source: Path) -> None:
 # where nothing depends on them, offsets that the file gives, ridges too small to change a ranking,
 # heads of a stage without them, passes of a block that has one, an epsilon that nothing is divided
 # with or that float32 does not tell from its double.
+OF_EVERY_CONFIG = """_name_or_path architectures bos_token_id chunk_size_feed_forward dtype
+    eos_token_id is_encoder_decoder output_attentions output_hidden_states pad_token_id
+    problem_type transformers_version use_cache"""
+START_VALUES = """initializer_range rescale_prenorm_residual residual_in_fp32 time_step_floor
+    time_step_max time_step_min"""
+OF_MAMBA = {*OF_EVERY_CONFIG.split(), *START_VALUES.split()}
+"""What a config of transformers says that decides nothing where weights are given."""
+
 FREE = {
     "craft/dynamic_pos_bias": {"window"},
     "craft/tiny_x2": {"input_shape"},
+    "mamba/mamba1_lm": OF_MAMBA
+    | {"time_step_scale", "tie_word_embeddings", "use_associative_scan", "use_mambapy"},
+    "mamba/mamba2_lm": OF_MAMBA | {"chunk_size", "time_step_rank"},
     "metaformer/poolformer_rect": {"img"},
     "metaformer/poolformer_tiny": {"img"},
     "modegpt/case0": {"ridge_qk_plain", "ridge_qk_gqa_k", "ridge_qk_gqa_q"},

@@ -165,7 +165,7 @@ def replace_mixture(
             len(scores),
             used,
             mixture.activation,
-            mixture.shape.activation_kwargs,
+            activation_kwargs=mixture.shape.activation_kwargs,
         )
     tensors = {f"{here}.router.weight": scores}
     for role, maps in (("gate", gate), ("up", up), ("down", down)):

@@ -24,6 +24,7 @@ from modwright.core.errors import InvalidInputError, refusing
 from modwright.core.modes import eval_mode
 from modwright.nn import ExpertFeedForward
 from modwright.nn.channel_mixers.expert_feed_forward import expert_parts
+from modwright.nn.channel_mixers.feed_forward import FeedForwardShape
 
 __all__ = ["ExpertUsage", "TieKeys", "expert_usage", "set_routing", "set_top_k", "tie_keys"]
 
@@ -57,7 +58,7 @@ def set_routing(model: nn.Module, **changes: Any) -> None:
         >>> modwright.Anatomy.of(model).blocks[2].mlp.experts.describe()
         '8 experts of 12, top 2 by avg_key, dispatched'
     """
-    fixed = {"hidden_size", "intermediate_size", "activation", "gated", "biases", "num_experts"}
+    fixed = {field.name for field in dataclasses.fields(FeedForwardShape)} | {"num_experts"}
     parts = _experts(model)
     valid = {field.name for field in dataclasses.fields(parts[0][1].shape)} - fixed
     for name in changes:

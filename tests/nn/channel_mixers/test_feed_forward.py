@@ -28,7 +28,7 @@ def test_arguments_of_an_activation_are_plain_json_and_none_where_there_are_none
     assert FeedForwardShape(6, 16, "relu", activation_kwargs={}) == plain
     for shape in (
         FeedForwardShape(6, 16, "poly_norm", activation_kwargs=told),
-        MixtureShape(6, 16, 4, 2, "poly_norm", told),
+        MixtureShape(6, 16, 4, 2, "poly_norm", activation_kwargs=told),
     ):
         stored = json.loads(json.dumps(shape.to_dict()))
         assert stored["activation_kwargs"] == told and type(shape)(**stored) == shape

@@ -96,7 +96,7 @@ class MixtureOfExperts(Sublayer):
         """Every number that fixes its structure."""
         sizes = self.hidden_size, self.intermediate_size, self.num_experts, self.top_k
         own = self.module.shape.activation_kwargs if isinstance(self.module, Mixture) else None
-        return MixtureShape(*sizes, self.activation, own)
+        return MixtureShape(*sizes, self.activation, activation_kwargs=own)
 
     @cached_property
     def experts(self) -> tuple[Expert, ...]:

@@ -56,7 +56,7 @@ class FeedForwardShape(Shape):
     activation: str
     gated: bool = False
     biases: str = ""
-    activation_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
+    activation_kwargs: Mapping[str, Any] | None = field(default=None, hash=False, kw_only=True)
 
     def __post_init__(self) -> None:
         self.check_positive("hidden_size", "intermediate_size")

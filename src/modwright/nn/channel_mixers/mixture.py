@@ -32,7 +32,7 @@ class MixtureShape(Shape):
     num_experts: int
     top_k: int
     activation: str
-    activation_kwargs: Mapping[str, Any] | None = field(default=None, hash=False)
+    activation_kwargs: Mapping[str, Any] | None = field(default=None, hash=False, kw_only=True)
 
     def __post_init__(self) -> None:
         self.check_positive("hidden_size", "intermediate_size", "num_experts", "top_k")
