@@ -91,9 +91,11 @@ def test_costs_are_those_of_the_component_with_the_same_tensors(kind: str) -> No
 def sizes_of_states(model: Any) -> list[torch.Size]:
     """Of one sequence in one layer, as transformers keeps them."""
     with torch.no_grad():
-        cache = model(torch.tensor([[1, 2, 3]]), use_cache=True).cache
+        found = model(torch.tensor([[1, 2, 3]]), use_cache=True)
+    cache = next(found[name] for name in ("cache", "cache_params") if name in found)
     layer = cache.layers[0]
-    return [layer.conv_states[0][0].shape, layer.recurrent_states[0][0].shape]
+    states = layer.conv_states, layer.recurrent_states
+    return [(state if isinstance(state, torch.Tensor) else state[0])[0].shape for state in states]
 
 
 def test_layers_in_factors_are_counted_as_they_are() -> None:

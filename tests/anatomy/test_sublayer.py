@@ -330,11 +330,11 @@ def test_a_placed_part_is_filled_by_roles_or_by_its_own_names(tiny: Any, by_role
     for name, value in part.state_dict().items():
         layer, _, leaf = name.rpartition(".")
         name = f"{roles[layer]}.{leaf}" if by_role and layer in roles else name
-        values[f"{here}.{name}"] = value + 1
+        values[f"{here}.{name}"] = value + 0.1
     change = Change((Replace(here, "named", {"width": 48}),), values)
     result = edit(tiny("tiny-llama"), change).model
     found = attention_of(result, 1)
-    assert torch.equal(found.module.inner["a"].weight, part.inner["a"].weight + 1)
+    assert torch.equal(found.module.inner["a"].weight, part.inner["a"].weight + 0.1)
     stream = Anatomy.of(result).stream
     assert f"{here}.leave" in [writer.address for writer in stream.writers]
     assert f"{here}.enter" in [reader.part.address for reader in stream.readers]
