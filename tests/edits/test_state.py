@@ -171,7 +171,7 @@ def test_a_cache_of_states_can_be_used_again_after_a_reset(stateful: Any) -> Non
 
 @torch.no_grad()
 def test_rows_of_a_cache_can_be_repeated_and_selected(stateful: Any) -> None:
-    model = stateful("tiny-llama", "all blocks")
+    model = copy.deepcopy(stateful("tiny-llama", "all blocks")).double()
     name, ids = cache_keyword(model), torch.tensor([[5, 6, 7, 8, 9], [9, 8, 7, 6, 5]])
     whole = model(ids, use_cache=False).logits[:, 3:]
     for change in ("batch_repeat_interleave", "batch_select_indices", "offload"):
