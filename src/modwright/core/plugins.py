@@ -15,7 +15,6 @@ import os
 import re
 import sys
 import threading
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
-from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError, ModwrightError, did_you_mean, first_line
 from modwright.core.registry import PLUGIN_MODULE, Origin, Registry
 
@@ -133,6 +131,8 @@ def added_plugins() -> list[str]:
 
 def plugin_digests() -> list[str]:
     """For each plugin that was named the digest of its source: it changes under the same name."""
+    from modwright.core.digest import sha256_of  # `import modwright` is quick without it
+
     return [sha256_of(*(file.read_bytes() for file in _sources(one))) for one in _named()]
 
 
@@ -210,6 +210,8 @@ def _no_file(place: Path) -> str:
 
 def _module_name(place: Path) -> str:
     """The same for the same path in every process, so that what is pickled is found again."""
+    from modwright.core.digest import sha256_of
+
     return f"{PLUGIN_MODULE}{re.sub('[^0-9A-Za-z_]', '_', place.stem)}_{sha256_of(str(place))[:8]}"
 
 
@@ -290,6 +292,8 @@ def _problem(error: BaseException, plugin: _Plugin) -> str:
         return f"{_at(error.filename, error.lineno, plugin)}: {type(error).__name__}: {error.msg}"
     if not isinstance(error, ModwrightError):
         told = f"{type(error).__name__}: {told}" if str(error) else told
+    import traceback
+
     frames = traceback.extract_tb(error.__traceback__)
     own = [
         frame for frame in frames if plugin.file is not None and frame.filename == str(plugin.file)
