@@ -86,6 +86,7 @@ def test_costs_are_those_of_the_component_with_the_same_tensors(kind: str) -> No
     told = inspect(model)
     assert told.root.macs == count(model).prefill_macs
     assert "8 states, " in repr(told.table())
+    assert "removed" not in repr(told.table())  # its blocks never had an MLP
 
 
 def sizes_of_states(model: Any) -> list[torch.Size]:

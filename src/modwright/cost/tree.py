@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
@@ -214,7 +214,7 @@ def inspect(model: Anatomy | nn.Module, length: int = 512) -> Tree:
     for block in anatomy.blocks:
         nodes += [outer.pop(address) for address in anatomy.between(block.index)]
         there = run if trace is None else trace.of(block.address, run)
-        nodes.append(_block_node(block, rows, there))
+        nodes.append(_block_node(block, rows, there, anatomy.family.block))
     nodes += [outer.pop(address) for address in anatomy.between(len(anatomy.blocks))]
     blocks = anatomy.blocks
     held = f"{len(blocks)} layers" if blocks else "none left"
@@ -244,13 +244,16 @@ def _sum(address: str, kind: str, description: str, children: Sequence[Node]) ->
     return Node(address, kind, description, parameters, size, macs, tuple(children))
 
 
-def _block_node(block: views.Block, rows: dict[str, PartCost], run: Pass) -> Node:
+def _block_node(
+    block: views.Block, rows: dict[str, PartCost], run: Pass, roles: Container[str]
+) -> Node:
+    """``roles``: what blocks of the family have; what is not among them was never there."""
     children = []
     for role in ("attention", "mlp"):
         part = block.at(role)
-        if part is None:
+        if part is None and role in roles:
             children.append(Node(f"{block.address}.{role}", role, "removed"))
-        else:
+        elif part is not None:
             row = rows[part.address]
             told = describe(part)
             if state := part_state_bytes(part):
