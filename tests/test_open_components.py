@@ -32,7 +32,6 @@ LEFT = {
     "edits/experts.py": 2,
     "edits/plan.py": 3,
     "edits/remodeled.py": 1,
-    "edits/replay.py": 2,
     "edits/verify.py": 1,
 }
 """Places that ask all the same, by file, until each is a question to the view: only fewer."""

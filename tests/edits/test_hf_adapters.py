@@ -10,22 +10,24 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import create_block_mask
 from transformers import DynamicCache, StaticCache
 
 from helpers import edit
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy, OpaqueMixer
+from modwright.anatomy.projection import component_module
 from modwright.core.errors import InvalidInputError
 from modwright.core.registry import registries_restored
 from modwright.edits import Change, Replace, part_names
-from modwright.edits.hf_adapters import Adapted, host, keeps_state, padding_in, states_in
+from modwright.edits.hf_adapters import Adapted, host, keeps_state, states_in
 from modwright.edits.registry import build_part
+from modwright.edits.remodeled import edits_of
+from modwright.nn import AttentionShape, GroupedAttention, Opaque
 from modwright.nn.component import COMPONENTS, component, component_of
 from modwright.nn.layouts import call_in_layout, to_feature_map, to_tokens
+from modwright.nn.token_mixers.pooling import IdentityMixer
 
-LENGTH = 5
-REAL = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]]).bool()
+from .masks import LENGTH, REAL, visible
 
 
 class Asks(nn.Module):
@@ -66,84 +68,14 @@ def _registered() -> Iterator[None]:
         yield
 
 
-def adapted(name: str, role: str = "attention", pairs: bool = True) -> Any:
-    module: Any = host(COMPONENTS[name].make(), COMPONENTS[name], role, pairs)
+def adapted(name: str, role: str = "attention", convention: str = "transformers") -> Any:
+    component = COMPONENTS[name]
+    module: Any = host(component.make(), component, role, convention)
     module.layer_idx = 0
     return module
 
 
-def visible(real: Tensor = REAL, seen: int = 0, total: int | None = None) -> Tensor:
-    """A causal mask of scores (B, 1, L, S) over ``seen`` tokens before, all real, and the new."""
-    length = real.shape[1]
-    columns = torch.ones(len(real), total or seen + length, dtype=torch.bool)
-    columns[:, seen : seen + length] = real
-    causal = torch.ones(length, columns.shape[1], dtype=torch.bool).tril(seen)
-    return (causal & columns.unsqueeze(1)).unsqueeze(1)
-
-
-def additive(mask: Tensor, lowest: float) -> Tensor:
-    return torch.zeros(mask.shape).masked_fill(~mask, lowest)
-
-
-MASKS: dict[str, tuple[Any, int, bool]] = {
-    "rows": (REAL.long(), 0, False),
-    "rows of truth values": (REAL, 0, False),
-    "rows with tokens before": (nn.functional.pad(REAL.long(), (3, 0), value=1), 3, False),
-    "rows of a static cache": (nn.functional.pad(REAL.long(), (3, 4), value=1), 3, True),
-    "scores": (visible(), 0, False),
-    "scores with tokens before": (visible(seen=3), 3, False),
-    "scores of a static cache": (visible(seen=3, total=12), 3, True),
-    "scores of an empty static cache": (visible(total=12), 0, True),
-    "scores for several heads": (visible().expand(-1, 3, -1, -1), 0, False),
-    "one row of scores": (REAL.view(2, 1, 1, LENGTH), 0, False),
-    "added to scores": (additive(visible(seen=3), torch.finfo(torch.float32).min), 3, False),
-    "added to scores, infinite": (additive(visible(), -torch.inf), 0, False),
-    "added to scores, as older models do": (additive(visible(), -1e4) - 3.0, 0, False),
-    "a window of 2": (visible() & torch.ones(LENGTH, LENGTH).triu(-1).bool(), 0, False),
-    "sees later tokens": (REAL.view(2, 1, 1, LENGTH).expand(2, 1, LENGTH, LENGTH), 0, False),
-}
-
-
-@pytest.mark.parametrize("name", MASKS)
-def test_the_padding_is_read_from_a_mask_of_any_form(name: str) -> None:
-    mask, seen, static = MASKS[name]
-    found = padding_in(mask, 2, LENGTH, seen, static=static)
-    assert found is not None and found.dtype == torch.bool and torch.equal(found, REAL)
-
-
-def test_one_new_token_is_read_from_its_column() -> None:
-    new = torch.tensor([[True], [False]])
-    for mask, static in ((visible(new, seen=4), False), (visible(new, seen=4, total=9), True)):
-        assert torch.equal(padding_in(mask, 2, 1, 4, static=static), new)
-
-
-def test_a_block_mask_is_asked_for_each_token() -> None:
-    def see(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (k <= q) & REAL[b, k]
-
-    mask = create_block_mask(see, 2, None, LENGTH, LENGTH, device="cpu")
-    assert torch.equal(padding_in(mask, 2, LENGTH), REAL)
-
-
-def test_without_a_mask_all_tokens_are_real() -> None:
-    assert padding_in(None, 2, LENGTH) is None
-
-
-def test_a_mask_of_one_row_stands_for_the_batch() -> None:
-    assert padding_in(visible()[:1], 2, LENGTH).tolist() == [[True] * LENGTH] * 2
-
-
-@pytest.mark.parametrize("shape", [(2, 4), (2, 5, 5), (5,), (2, 1, 5, 4)])
-def test_a_mask_that_tells_no_padding_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(InvalidInputError, match="does not tell which of 5 tokens are real"):
-        padding_in(torch.ones(shape, dtype=torch.bool), 2, LENGTH)
-
-
 def test_packed_sequences_are_refused() -> None:
-    apart = torch.tensor([0, 0, 1, 1, 1])
-    mask = visible(torch.ones_like(REAL)) & (apart == apart.unsqueeze(1))
-    with pytest.raises(InvalidInputError, match="several packed sequences"):
-        padding_in(mask, 2, LENGTH)
     with pytest.raises(InvalidInputError, match="several packed sequences"):
         adapted("asks")(
             torch.zeros(1, 5, 4),
@@ -189,7 +121,9 @@ def test_what_the_host_has_not_is_named() -> None:
         adapted("asks")(x)
     with pytest.raises(InvalidInputError, match="asks asks for spatial_shape"):
         adapted("asks")(x, position_embeddings=())
-    adapted("asks")(x, (1, 5), position_embeddings=())  # as blocks of image models tell it
+    own = adapted("asks", convention="modwright")
+    own(x, (1, 5), position_embeddings=())  # as blocks of image models tell it
+    assert own.handed == (None, (), (1, 5))
 
 
 def test_a_padding_reader_without_state_cannot_tell_new_tokens_of_a_static_cache() -> None:
@@ -209,7 +143,8 @@ def test_a_padding_reader_without_state_cannot_tell_new_tokens_of_a_static_cache
 def test_hosts_take_pairs_from_attentions_alone(name: str, out: type) -> None:
     role = "attention" if name == "plain" else "mlp"
     assert isinstance(adapted(name, role)(torch.zeros(1, 2, 4)), out)
-    assert isinstance(adapted(name, role, pairs=False)(torch.zeros(1, 2, 4)), Tensor)
+    for convention in ("timm", "modwright"):
+        assert isinstance(adapted(name, role, convention)(torch.zeros(1, 2, 4)), Tensor)
 
 
 def test_the_component_itself_stands_there() -> None:
@@ -253,12 +188,12 @@ def test_components_of_other_kinds_and_wishes_are_refused() -> None:
         ("plain", "mlp", "is a token_mixer, which stands at attention, not at mlp"),
         ("plain_channels", "attention", "is a channel_mixer, which stands at mlp"),
         ("norm_like", "mlp", "is a norm, which stands inside another part"),
-        ("maps", "attention", "reads feature maps"),
+        ("maps", "attention", "reads feature maps .*the tokens there lie on no grid"),
         ("keys", "attention", "keeps keys and values"),
         ("channel_state", "mlp", "asks for state, which no host hands over at mlp"),
     ):
         with pytest.raises(InvalidInputError, match=told):
-            host(COMPONENTS[name].make(), COMPONENTS[name], role, True)
+            host(COMPONENTS[name].make(), COMPONENTS[name], role)
 
 
 def test_a_recurrent_component_that_returns_no_state_is_told_so() -> None:
@@ -339,12 +274,10 @@ def test_image_models_tell_the_shape_of_their_tokens(architecture: str) -> None:
 
 @torch.no_grad()
 def test_blocks_of_feature_maps_hand_tokens_to_what_reads_tokens() -> None:
-    module = adapted("plain_channels", "mlp", pairs=False)
+    module = adapted("plain_channels", "mlp", "modwright")
     x = torch.randn(2, 4, 3, 5)
     found = call_in_layout(module, x, (3, 5), "map")
     torch.testing.assert_close(found, to_feature_map(module.inner(to_tokens(x)), (3, 5)))
-    component("of_both", "channel_mixer", reads="either")(type("Both", (Plain,), {}))
-    assert not hasattr(adapted("of_both", "mlp"), "layout")
 
 
 def test_edits_place_components_by_name(tiny: Any) -> None:
@@ -362,3 +295,96 @@ def test_edits_place_components_by_name(tiny: Any) -> None:
     assert isinstance(blocks[2].at("mlp"), OpaqueMixer) and blocks[2].mlp is None
     with pytest.raises(InvalidInputError, match="stands at attention, not at mlp"):
         edit(source, placed(source, "blocks.0.mlp", "plain"))
+
+
+# Components that read maps, and the three conventions
+
+
+def pooled(x: Tensor, grid: tuple[int, int], prefix: int) -> Tensor:
+    """What a pooling makes of tokens, written out."""
+    before, positions = x[:, :prefix], x[:, prefix:]
+    maps = positions.transpose(1, 2).unflatten(2, grid)
+    mixed = nn.functional.avg_pool2d(maps, 3, 1, 1, count_include_pad=False) - maps
+    mean = positions.mean(1, keepdim=True)
+    return torch.cat([mean - before, mixed.flatten(2).transpose(1, 2)], dim=1)
+
+
+@pytest.mark.parametrize("prefix", [0, 2])
+@pytest.mark.parametrize("convention", ["transformers", "timm", "modwright"])
+def test_a_mixer_of_maps_stands_among_tokens_in_every_convention(
+    convention: str, prefix: int
+) -> None:
+    x = torch.randn(2, prefix + 6, 4)
+    told = {"layout": "tokens"} if convention == "modwright" else {"grid": [2, 3], "prefix": prefix}
+    pool = COMPONENTS["pool"]
+    module: Any = host(pool.make(), pool, "attention", convention, told)
+    out = module(x, (2, 3)) if convention == "modwright" else module(x)
+    mixed = out[0] if convention == "transformers" else out
+    torch.testing.assert_close(mixed, pooled(x, (2, 3), prefix))
+    assert component_of(module) is pool and torch.equal(copy.deepcopy(module)(x, (2, 3))[0], out[0])
+
+
+def test_blocks_of_maps_call_mixers_of_either_layout() -> None:
+    x, grid = torch.randn(2, 4, 2, 3), (2, 3)
+    own = {"layout": "map"}
+    pool, plain = COMPONENTS["pool"], COMPONENTS["plain"]
+    mixed = host(pool.make(), pool, "attention", "modwright", own)(x, grid)
+    assert torch.equal(mixed, pool.make()(x))
+    linear: Any = host(plain.make(), plain, "attention", "modwright", own)
+    assert linear.layout == "map"
+    tokens = x.flatten(2).transpose(1, 2)
+    assert torch.equal(linear(x, grid).flatten(2).transpose(1, 2), linear.inner(tokens))
+
+
+@pytest.mark.parametrize("convention", ["transformers", "timm"])
+def test_a_mixer_of_maps_without_a_grid_is_refused(convention: str, tiny: Any) -> None:
+    pool = COMPONENTS["pool"]
+    with pytest.raises(InvalidInputError, match=r"pool reads feature maps .* lie on no grid"):
+        host(pool.make(), pool, "attention", convention)
+    with pytest.raises(InvalidInputError, match=r"pool reads feature maps .* lie on no grid"):
+        edit(tiny("tiny-llama"), Change((Replace("blocks.0.attention", "pool"),)))
+
+
+def test_the_attention_follows_each_convention() -> None:
+    shape = AttentionShape(8, 2, 2, 4, 4, scaling=0.5, causal=False)
+    attention = COMPONENTS["attention"]
+    plain, x = GroupedAttention(shape), torch.randn(2, 6, 8)
+    whole = plain(x)[0]
+
+    def hosted(convention: str) -> Any:
+        return host(copy.deepcopy(plain), attention, "attention", convention)
+
+    assert type(hosted("transformers")) is GroupedAttention
+    timm, own = hosted("timm"), hosted("modwright")
+    for module in (timm, own):
+        assert isinstance(module, GroupedAttention) and component_of(module) is attention
+        assert not isinstance(module, Opaque)  # it is read as the attention that it is
+    assert torch.equal(timm(x), whole) and torch.equal(own(x, (2, 3)), whole)
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    assert torch.equal(timm(x, is_causal=True), plain(x, causal)[0])
+    assert torch.equal(timm(x, attn_mask=causal), plain(x, causal)[0])
+    assert torch.equal(pickle.loads(pickle.dumps(timm))(x), whole)
+
+
+def test_a_component_may_lie_below_a_name_of_an_older_checkpoint() -> None:
+    depthwise = COMPONENTS["depthwise"]
+    told = {"grid": [2, 3], "prefix": 1, "within": "mixer"}
+    x, made = torch.randn(1, 7, 4), depthwise.make(hidden_size=4)
+    module: Any = host(copy.deepcopy(made), depthwise, "attention", "timm", told)
+    assert set(module.state_dict()) == {"mixer.conv.weight", "mixer.conv.bias"}
+    assert component_of(module) is depthwise and component_module(module) is module.mixer
+    plain = host(made, depthwise, "attention", "timm", {"grid": [2, 3], "prefix": 1})
+    assert torch.equal(module(x), plain(x))
+
+
+def test_a_name_means_what_stands_at_the_place(tiny: Any) -> None:
+    """ "identity" is an activation, a token mixer, and what stands for a norm that goes."""
+    source = tiny("tiny-llama")
+    model = edit(source, Change((Replace("blocks.1.attention", "identity"),))).model
+    assert isinstance(model.model.layers[1].self_attn, IdentityMixer)
+    assert edits_of(model.config)[0].to_dict()["part"] == "identity"
+    assert type(build_part("identity", None, {})) is nn.Identity
+    with pytest.raises(InvalidInputError, match="'twice' is a norm and projection, and none of"):
+        component("twice", "norm")(type("N", (Plain,), {}))
+        component("twice", "projection")(type("P", (Plain,), {}))
+        build_part("twice", None, {})

@@ -304,7 +304,7 @@ def test_a_placed_mixer_stands_in_other_libraries_models(tiny_vit: Any) -> None:
     plan = make_method("replace_token_mixer", {"mixer": "pool", "blocks": "1"}).plan(anatomy)
     result = apply(tiny_vit, plan).model
     part = Anatomy.of(result).blocks[1].others["attention"]
-    assert isinstance(part, OpaqueMixer) and part.module.grid == (4, 4)
+    assert isinstance(part, OpaqueMixer) and part.module.handover.grid == (4, 4)
     x = torch.randn(2, 17, 48)
     mixed, _ = part.module(x)
     places = x[:, 1:].transpose(1, 2).unflatten(2, (4, 4))

@@ -70,7 +70,7 @@ def test_a_file_that_runs_again_replaces_its_own_and_nothing_else() -> None:
     first, second = _running_sum(), _running_sum()
     assert first is not second and COMPONENTS["running_sum"].make is second
     with pytest.raises(InvalidInputError, match="registered already"):
-        component("running_sum", kind="norm")(nn.LayerNorm)
+        component("running_sum", kind="token_mixer")(nn.LayerNorm)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from modwright.core.errors import InvalidInputError, unknown_name
 
-__all__ = ["PLUGIN_MODULE", "Origin", "Registry", "registries_restored"]
+__all__ = ["PLUGIN_MODULE", "KindRegistry", "Origin", "Registry", "registries_restored"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Any)
@@ -197,6 +197,81 @@ class Registry(Generic[T]):
         except BaseException:
             self._looked = False
             raise
+
+
+class KindRegistry(Registry[T]):
+    """One registry for each kind of a thing: a name is unique within its kind.
+
+    Asked without a kind, it answers where one kind has the name.
+
+    Args:
+        what: one entry in a word, for messages.
+        kinds: their names.
+        package: see :class:`Registry`.
+
+    Example:
+        >>> parts = KindRegistry("part", ("norm", "mixer"))
+        >>> _ = parts.of("norm").add("identity", 1), parts.of("mixer").add("identity", 2)
+        >>> parts.of("mixer")["identity"], parts.kinds_of("identity")
+        (2, ['norm', 'mixer'])
+        >>> parts["identity"]
+        Traceback (most recent call last):
+        ...
+        modwright.core.errors.InvalidInputError: 'identity' is a norm and a mixer; say which is meant
+    """
+
+    def __init__(self, what: str, kinds: Sequence[str], package: str | None = None) -> None:
+        # Those of the kinds are in the list of all registries; this one holds nothing itself.
+        self.what = what
+        self._kinds: dict[str, Registry[T]] = {
+            kind: Registry(kind.replace("_", " "), package) for kind in kinds
+        }
+
+    def of(self, kind: str) -> Registry[T]:
+        """The registry of a kind."""
+        return self._kinds[kind]
+
+    def kinds_of(self, name: object) -> list[str]:
+        """The kinds that have a name."""
+        return [kind for kind, known in self._kinds.items() if name in known]
+
+    def all(self) -> dict[str, T]:
+        """Of each name that kinds share, one entry."""
+        return {name: one for known in self._kinds.values() for name, one in known.all().items()}
+
+    def __getitem__(self, name: str) -> T:
+        """The entry of a name; one that no kind has is refused, and one that several have."""
+        kinds = self.kinds_of(name)
+        if not kinds:
+            raise unknown_name(self.what, name, self.names())
+        if len(kinds) > 1:
+            told = " and a ".join(kind.replace("_", " ") for kind in kinds)
+            raise InvalidInputError(f"{name!r} is a {told}; say which is meant")
+        return self._kinds[kinds[0]][name]
+
+    def __contains__(self, name: object) -> bool:
+        return bool(self.kinds_of(name))
+
+    def add(self, name: str, entry: T, *, again: Callable[[T], bool] | None = None) -> T:
+        """Refused: a kind is to be said."""
+        raise InvalidInputError(f"of which kind the {self.what} {name!r} is must be said")
+
+    @contextmanager
+    def restored(self, *, empty: bool = False) -> Iterator[KindRegistry[T]]:
+        with ExitStack() as stack:
+            for known in self._kinds.values():
+                stack.enter_context(known.restored(empty=empty))
+            yield self
+
+    def outside(self) -> dict[str, Origin]:
+        return {
+            n: origin for known in self._kinds.values() for n, origin in known.outside().items()
+        }
+
+    def forget(self, name: str) -> None:
+        """Takes an entry out, of whatever kind."""
+        for known in self._kinds.values():
+            known.forget(name)
 
 
 def _by(entry: Any, origin: Origin) -> str:

@@ -15,6 +15,7 @@ from operator import index
 from typing import Any, ClassVar
 
 from modwright.core.errors import InvalidInputError, unknown_name
+from modwright.edits.old_parts import converted
 
 __all__ = ["FORMAT", "Edit", "Remove", "ReorderBlocks", "Replace", "RevertEdit", "State"]
 __all__ += ["edits_from_list", "split_address", "state_from_list"]
@@ -161,6 +162,9 @@ def edits_from_list(items: Iterable[dict[str, Any]]) -> tuple[Edit, ...]:
         op = fields.pop("op", None)
         if str(op) not in _KINDS:
             raise unknown_name("edit operation", op, _KINDS)
+        if "part" in fields:
+            fields["part"], told = converted(fields["part"], fields.get("kwargs", {}))
+            fields |= {"kwargs": told} if told or "kwargs" in fields else {}
         try:
             edits.append(_KINDS[str(op)](**fields))
         except TypeError as error:

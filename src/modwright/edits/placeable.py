@@ -9,11 +9,10 @@ from dataclasses import fields as fields_of
 from typing import Any
 
 from modwright.core.errors import InvalidInputError, unknown_name
-from modwright.edits.registry import PARTS, component_named, part_names
+from modwright.edits.registry import KIND_AT, PARTS, component_named, is_registered, part_names
 
 __all__ = ["Argument", "Arguments", "arguments_of"]
 
-_KINDS = {"attention": "token_mixer", "mlp": "channel_mixer"}
 _OF_HOST = ("self", "config", "current", "as_tuple", "whole")
 
 
@@ -46,12 +45,12 @@ def arguments_of(name: str, place: str) -> Arguments:
         >>> [argument for argument in taken if taken[argument].needed]
         ['hidden_size', 'intermediate_size', 'activation']
     """
-    component = component_named(name)
-    if component is None and name not in PARTS:
+    if not is_registered(name):
         raise unknown_name("component", name, part_names())
-    if component is not None and component.kind != _KINDS[place]:
+    component = component_named(name, KIND_AT[place])
+    if component is not None and component.kind != KIND_AT[place]:
         raise InvalidInputError(
-            f"{name} is of the kind {component.kind}; at {place} stands a {_KINDS[place]}"
+            f"{name} is of the kind {component.kind}; at {place} stands a {KIND_AT[place]}"
         )
     if component is not None and component.shape is not None:
         return Arguments(

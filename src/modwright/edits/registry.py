@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -19,11 +19,19 @@ from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.registry import Registry
 from modwright.nn import narrow_, zero_mean_
 from modwright.nn.activations import ACTIVATIONS
-from modwright.nn.component import COMPONENTS, Component
+from modwright.nn.component import COMPONENTS, Component, Kind, components
 from modwright.nn.token_mixers.attention import naive_attention
 
-__all__ = ["PARTS", "activation", "attend_as_configured", "build_part", "check_router_scores"]
-__all__ += ["component_named", "make_part", "maker_of", "part_names", "register_part"]
+__all__ = [
+    "KIND_AT",
+    "PARTS",
+    "activation",
+    "attend_as_configured",
+    "build_part",
+    "check_router_scores",
+]
+__all__ += ["component_named", "is_registered", "make_part", "maker_of", "part_names"]
+__all__ += ["qualified", "register_part"]
 
 R = TypeVar("R", bound=Callable[..., nn.Module])
 
@@ -36,7 +44,10 @@ One that has a parameter ``current`` gets the module that stands at the place, a
 PARTS: Registry[Builder] = Registry("part")
 """What alters the module that stands at a place, and builders that are no components.
 
-A name is that of a part before it is that of a component: "identity" is an activation, too."""
+A name is that of a part before it is that of a component of a kind that the place does not tell."""
+
+KIND_AT: Mapping[str, Kind] = {"attention": "token_mixer", "mlp": "channel_mixer"}
+"""What stands as a whole at a place in a block -> its kind."""
 
 
 def register_part(name: str) -> Callable[[R], R]:
@@ -44,8 +55,9 @@ def register_part(name: str) -> Callable[[R], R]:
     :func:`modwright.nn.component.component` registers its class."""
 
     def register(builder: R) -> R:
-        if name in COMPONENTS and COMPONENTS[name].make.__module__.startswith("modwright."):
-            COMPONENTS.add(name, Component(name, "norm", builder))  # refuses: the name is taken
+        for known in map(COMPONENTS.of, COMPONENTS.kinds_of(name)):
+            if known[name].make.__module__.startswith("modwright."):
+                known.add(name, Component(name, "norm", builder))  # refuses: the name is taken
         return PARTS.register(name)(builder)
 
     return register
@@ -53,34 +65,72 @@ def register_part(name: str) -> Callable[[R], R]:
 
 def part_names() -> list[str]:
     """The names that an edit may use: of parts, and of components."""
-    return sorted({*PARTS.names(), *COMPONENTS.names()})
+    return sorted({*PARTS.names(), *components()})
 
 
-def component_named(name: str) -> Component | None:
-    """The component that an edit means by a name; None where it is a part."""
-    return None if name in PARTS or name not in COMPONENTS else COMPONENTS[name]
+def is_registered(name: str) -> bool:
+    """An edit may use the name."""
+    return name in PARTS or name in COMPONENTS
+
+
+def component_named(name: str, kind: Kind | None = None) -> Component | None:
+    """The component that an edit means by a name; None where it is a part.
+
+    Args:
+        name: a component of another kind is found, too, where no other has the name.
+        kind: of what stands at the place, where that is known.
+
+    Raises:
+        InvalidInputError: the name is not known, or is that of several kinds.
+    """
+    if kind is not None and name in COMPONENTS.of(kind) and not _is_users_part(name):
+        return COMPONENTS.of(kind)[name]
+    if name in PARTS:
+        return None
+    if name not in COMPONENTS:
+        raise unknown_name("part", name, part_names())
+    return COMPONENTS[name]
+
+
+def _is_users_part(name: str) -> bool:
+    return name in PARTS and name in PARTS.outside()
 
 
 def build_part(
-    name: str, config: Any, kwargs: dict[str, Any], current: nn.Module | None = None
+    name: str,
+    config: Any,
+    kwargs: dict[str, Any],
+    current: nn.Module | None = None,
+    kind: Kind | None = None,
 ) -> nn.Module:
     """A new module for a registered name, in a model of this config.
 
     Args:
         current: what stands where the part will.
+        kind: of what stands there as a whole.
     """
-    make, shape = maker_of(name)
+    make, shape = maker_of(name, kind)
     with refusing(f"part {name!r}", (TypeError, ValueError)):
         return make_part(make, shape, config, kwargs, current)
 
 
-def maker_of(name: str) -> tuple[Callable[..., nn.Module], type[Any] | None]:
+def maker_of(
+    name: str, kind: Kind | None = None
+) -> tuple[Callable[..., nn.Module], type[Any] | None]:
     """What makes a module of a registered name, and of which shape; see :func:`make_part`."""
-    if (component := component_named(name)) is not None:
-        return component.make, component.shape
-    if name not in PARTS:
-        raise unknown_name("part", name, part_names())
-    return PARTS[name], None
+    if name not in PARTS and "." in name:
+        word, _, name = name.partition(".")
+        kind = next((known for known in get_args(Kind) if known == word), kind)
+    component = component_named(name, kind)
+    return (PARTS[name], None) if component is None else (component.make, component.shape)
+
+
+def qualified(name: str, kind: Kind | None) -> str:
+    """A name that :func:`maker_of` understands without the kind: with it where others have it."""
+    if kind is None or component_named(name, kind) is None:
+        return name
+    alone = name not in PARTS and len(COMPONENTS.kinds_of(name)) == 1
+    return name if alone else f"{kind}.{name}"
 
 
 def activation(name: str, kwargs: Mapping[str, Any] | None = None) -> Any:

@@ -20,22 +20,15 @@ from torch import nn
 
 from modwright.anatomy import Anatomy, Block
 from modwright.anatomy.families.family import Family, Placement
+from modwright.anatomy.families.table import Convention
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_mode
-from modwright.edits.edit import Edit, Remove, State, split_address
-from modwright.edits.hf_adapters import host, keeps_state
-from modwright.edits.registry import build_part, component_named
+from modwright.edits.edit import Edit, Remove, Replace, State, split_address
+from modwright.edits.hf_adapters import host, keeps_state, needs_grid
+from modwright.edits.registry import KIND_AT, build_part, component_named
 from modwright.edits.stock_parts import check_stock_tensors, has_stock_tensors, tensor_shapes
-from modwright.nn import (
-    FeedForward,
-    GroupedAttention,
-    Identity,
-    Mixture,
-    PlacedMixer,
-    SkippedAttention,
-    ZeroModule,
-)
+from modwright.nn.component import Component
 from modwright.nn.placeholders import as_opaque
 
 __all__ = ["cache_layers_of", "num_removed", "number_cache_layers", "number_states", "placements"]
@@ -44,9 +37,8 @@ __all__ += ["preview", "replay", "unfilled_cache_layers"]
 _KNOWS_EMPTY_LAYERS = hasattr(transformers.cache_utils, "DummyLayer")
 """This transformers can be told of empty slots; then even the first slot may be one."""
 
-_KNOWN: Any = (ZeroModule, SkippedAttention, FeedForward, GroupedAttention)
-_KNOWN += (Mixture, Identity, PlacedMixer)
-"""Sublayers that families read as what they are."""
+_HOST = "host"
+"""The argument of an edit that is told to the host of a component, not to the component."""
 
 
 def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
@@ -62,13 +54,20 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
             raise InvalidInputError(f"{edit.path}: the model has blocks 0 to {len(layers) - 1}")
         holder = model if index is None else layers[index]
         stock = tensor_shapes(holder) if has_stock_tensors(edit, model.config) else None
+        whole = KIND_AT.get(role) if isinstance(edit, Replace) else None
         for path, part, kwargs in placements(family, holder, edit):
             current = holder.get_submodule(path)
-            built = build_part(part, model.config, kwargs, current)
-            whole = role in ("attention", "mlp") and part == getattr(edit, "part", None)
-            if whole and built is not current and not isinstance(built, _KNOWN):
-                built = _adapted(built, part, role, family.pairs)
+            told = kwargs.get(_HOST, {})
+            given = {name: value for name, value in kwargs.items() if name != _HOST}
+            built = build_part(part, model.config, given, current, whole)
+            if whole and built is not current:
+                known = {"pairs": family.pairs, **told}
+                if family.convention == "modwright":
+                    known["layout"] = "map" if family.axis(holder) == 1 else "tokens"
+                component = component_named(part, whole)
+                built = _adapted(built, component, role, family.convention, known)
             _set(holder, path, built)
+            whole = None  # what else is placed stands beside it
         if stock is not None:
             check_stock_tensors(edit, stock, tensor_shapes(holder))
     owners = [(i, family.cache_layer_owner(block)) for i, block in enumerate(layers)]
@@ -78,12 +77,18 @@ def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
     number_states(mixers, len(layers), {owner.layer_idx for _, owner in attentions})
 
 
-def _adapted(built: nn.Module, part: str, role: str, pairs: bool) -> nn.Module:
+def _adapted(
+    built: nn.Module,
+    component: Component | None,
+    role: str,
+    convention: Convention,
+    told: dict[str, Any],
+) -> nn.Module:
     """What stands as a whole, as its host calls it: a component, or what nobody here knows."""
-    component = component_named(part)
     if component is None:
-        return as_opaque(built, pairs and role == "attention")
-    return host(built, component, role, pairs)
+        known = getattr(built, "host_called", getattr(built, "follows_transformers", False))
+        return built if known else as_opaque(built, told["pairs"] and role == "attention")
+    return host(built, component, role, convention, told)
 
 
 def placements(family: Family, holder: nn.Module, edit: State) -> list[Placement]:
@@ -92,7 +97,20 @@ def placements(family: Family, holder: nn.Module, edit: State) -> list[Placement
     if isinstance(edit, Remove):
         return family.place_absent(role, edit.drop_norm)
     place = family.place_outside if index is None else family.place
-    return place(holder, role, edit.part, edit.kwargs)
+    return place(holder, role, edit.part, _with_grid(family, role, edit))
+
+
+def _with_grid(family: Family, role: str, edit: Replace) -> dict[str, Any]:
+    """The arguments of an edit, with the grid of the tokens where a component needs it and blocks
+    do not tell it."""
+    if (kind := KIND_AT.get(role)) is None:
+        return edit.kwargs
+    component = component_named(edit.part, kind)
+    if component is None or not needs_grid(component) or (told := family.token_grid()) is None:
+        return edit.kwargs
+    grid, prefix = told
+    known = {"grid": list(grid), "prefix": prefix}
+    return {**edit.kwargs, _HOST: {**edit.kwargs.get(_HOST, {}), **known}}
 
 
 @contextmanager
@@ -130,13 +148,13 @@ def num_removed(anatomy: Anatomy, part: Block | Sublayer, drop_norm: bool = Fals
     return sum(p.numel() for p in {p for module in gone for p in module.parameters()})
 
 
-def _set(root: nn.Module, path: str, part: nn.Module) -> tuple[Any, str, nn.Module]:
+def _set(root: nn.Module, path: str, part: Any) -> tuple[Any, str, nn.Module]:
     """Puts a part in place; says where, and what stood there."""
     parent, _, name = path.rpartition(".")
     holder: Any = root.get_submodule(parent)
     old = getattr(holder, name)
     if part is not old:  # else it was altered where it stands
-        if isinstance(part, GroupedAttention):
+        if getattr(part, "follows_transformers", False):
             part.layer_idx = getattr(old, "layer_idx", None)
         setattr(holder, name, set_mode(part, old.training))
     return holder, name, old

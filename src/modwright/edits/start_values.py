@@ -16,6 +16,7 @@ from modwright.core.compat.transformers import (
 )
 from modwright.core.errors import InvalidInputError
 from modwright.nn.component import component_of
+from modwright.nn.placeholders import is_placed
 
 __all__ = ["initialize", "outermost", "self_initialized", "takes_host_rule"]
 
@@ -48,7 +49,8 @@ def _sets_itself(module: nn.Module) -> bool:
     component = component_of(module)
     if component is None or takes_host_rule(module):
         return False
-    return component.kind in _MIXERS or _reset_of(module) is not None
+    placed = component.kind in _MIXERS and is_placed(module)
+    return placed or _reset_of(module) is not None
 
 
 def takes_host_rule(module: nn.Module) -> bool:

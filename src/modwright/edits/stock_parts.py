@@ -15,7 +15,7 @@ from torch import nn
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.edit import Edit, State, split_address
-from modwright.edits.registry import component_named
+from modwright.edits.registry import KIND_AT, component_named, is_registered
 
 __all__ = ["check_stock_tensors", "has_stock_tensors", "is_fulfilled", "may_be_stock"]
 __all__ += ["tensor_shapes"]
@@ -49,7 +49,9 @@ def has_stock_tensors(edit: Edit, config: Any) -> bool:
 def _claim(edit: Edit, word: str) -> Any:
     """The question that the component of an edit answers, with the edit's arguments."""
     part, arguments = getattr(edit, "part", ""), getattr(edit, "kwargs", {})
-    component = component_named(part)
+    if not part or not is_registered(part):
+        return None
+    component = component_named(part, KIND_AT.get(split_address(edit.path)[1]))
     ask = None if component is None else getattr(component, word)
     if component is None or ask is None:
         return None

@@ -10,31 +10,22 @@ from modwright.nn.factored import FactorPair
 from modwright.nn.norms import CRMSNorm, RestoringCRMSNorm, RMSNorm
 from modwright.nn.placeholders import Identity, Opaque, SkippedAttention, ZeroModule
 from modwright.nn.routing import ExpertShape
-from modwright.nn.token_mixers.attention import (
-    AttentionShape,
-    BareAttention,
-    GridAttention,
-    GroupedAttention,
-)
-from modwright.nn.token_mixers.placed import PlacedMixer
+from modwright.nn.token_mixers.attention import AttentionShape, GroupedAttention
 from modwright.nn.zero_mean import ZeroMean, ZeroMeanEmbedding, ZeroMeanLinear, narrow_, zero_mean_
 
 __all__ = [
     "AttentionShape",
-    "BareAttention",
     "CRMSNorm",
     "ExpertFeedForward",
     "ExpertShape",
     "FactorPair",
     "FeedForward",
     "FeedForwardShape",
-    "GridAttention",
     "GroupedAttention",
     "Identity",
     "Mixture",
     "MixtureShape",
     "Opaque",
-    "PlacedMixer",
     "PolyNorm",
     "PolyReLU",
     "RMSNorm",

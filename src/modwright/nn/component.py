@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor, nn
 
-from modwright.core.registry import Registry
+from modwright.core.registry import KindRegistry
 
 __all__ = ["COMPONENTS", "HANDED", "Component", "Kind", "component", "component_of", "components"]
 __all__ += ["has_shape", "listed_tensors", "said_by"]
@@ -77,18 +77,19 @@ class Component:
         return dict(arguments) if self.shape is None else {"shape": self.shape(**arguments)}
 
 
-COMPONENTS: Registry[Component] = Registry("component", "modwright.nn")
+COMPONENTS: KindRegistry[Component] = KindRegistry("component", get_args(Kind), "modwright.nn")
+"""A name is that of one component of a kind; several kinds may have it, as "identity"."""
 
 
 def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
     """Decorator that registers a component: a class of modules, or a function that makes one.
 
-    Its keyword arguments are what a config stores, so they are numbers, strings, booleans, None and
-    lists of them. Where it has parameters of these names, it is given beside them: ``config``, the
-    model's own; ``current``, the module that stands at its place; ``attend``, the attention
-    function that the config names; ``act``, the function that ``shape.activation`` names. An
-    attribute ``config`` that is None is set to the model's config. The module itself may answer, as
-    methods or attributes:
+    A name is unique within its kind. The keyword arguments of a component are what a config stores,
+    so they are numbers, strings, booleans, None and lists of them. Where it has parameters of these
+    names, it is given beside them: ``config``, the model's own; ``current``, the module that stands
+    at its place; ``attend``, the attention function that the config names; ``act``, the function
+    that ``shape.activation`` names. An attribute ``config`` that is None is set to the model's
+    config. The module itself may answer, as methods or attributes:
 
     - ``returns_router_scores``: False of a mixture that keeps no scores for a loss over routers.
     - ``macs(batch, length, cached=0) -> int``: multiply-accumulates of one call.
@@ -140,9 +141,10 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
         needs = tuple(word for word in HANDED if word in taken)
         if facts.get("state") == "recurrent" and isinstance(make, type) and "state" not in needs:
             raise ValueError(f"component {name!r} is recurrent, so its forward takes a state")
-        COMPONENTS.add(name, Component(name, kind, make, needs=needs, **facts), again=_same(make))
+        made = Component(name, kind, make, needs=needs, **facts)
+        COMPONENTS.of(kind).add(name, made, again=_same(make))
         if isinstance(make, type):
-            _NAMES[make] = name
+            _NAMES[make] = (kind, name)
         return make
 
     return register
@@ -154,17 +156,18 @@ def has_shape(stock: Any, shape: Any) -> bool:
 
 
 def components(kind: Kind | None = None) -> dict[str, Component]:
-    """All components by name, or those of one kind."""
-    found = COMPONENTS.all()
-    return {name: one for name, one in found.items() if kind in (None, one.kind)}
+    """The components of a kind by name; without a kind all, one of each name."""
+    return COMPONENTS.all() if kind is None else COMPONENTS.of(kind).all()
 
 
 def component_of(module: nn.Module) -> Component | None:
     """The component that a module is: by what its host says that it hosts, by its class or one that
     this derives from; else None."""
-    told = getattr(getattr(module, "handover", None), "name", "")
-    names = (told, *(_NAMES.get(kind, "") for kind in type(module).__mro__))
-    return next((COMPONENTS[name] for name in names if name in COMPONENTS), None)
+    told = getattr(module, "handover", None)
+    hosted = (getattr(told, "kind", None), getattr(told, "name", ""))
+    known: list[Any] = [hosted, *(_NAMES.get(each) for each in type(module).__mro__)]
+    named = (one for one in known if one is not None and one[0] in COMPONENTS.kinds_of(one[1]))
+    return next((COMPONENTS.of(kind)[name] for kind, name in named), None)
 
 
 def said_by(module: nn.Module, word: str) -> Any:
@@ -201,7 +204,7 @@ def listed_tensors(module: nn.Module, word: str) -> dict[str, Tensor]:
     return found
 
 
-_NAMES: dict[type, str] = {}
+_NAMES: dict[type, tuple[Kind, str]] = {}
 _FACTS = ("reads", "state", "causal", "any_length", "shape", "is_stock", "stock_tensors")
 
 

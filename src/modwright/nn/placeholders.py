@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from modwright.nn.component import component
 
 __all__ = ["Identity", "Opaque", "SkippedAttention", "ZeroModule", "as_opaque", "become"]
-__all__ += ["zero_attention"]
+__all__ += ["is_placed"]
 
 
 @component("absent", kind="channel_mixer")
@@ -25,6 +25,8 @@ class ZeroModule(nn.Module):
         >>> float(torch.ones(2, 3).add(ZeroModule()(torch.ones(2, 3))).sum())
         6.0
     """
+
+    host_called = True
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states.new_zeros(1)
@@ -37,6 +39,8 @@ class SkippedAttention(nn.Module):
     With ``whole`` the zeros have the shape of the input, for blocks that take the result apart.
     """
 
+    host_called = True
+
     def __init__(self, whole: bool = False) -> None:
         super().__init__()
         self.whole = whole
@@ -46,15 +50,11 @@ class SkippedAttention(nn.Module):
         return (zero.expand_as(hidden_states) if self.whole else zero), None
 
 
-@component("zero_attention", kind="token_mixer", causal=True)
-def zero_attention() -> SkippedAttention:
-    """Zeros of the whole width of the stream."""
-    return SkippedAttention(whole=True)
-
-
 @component("pass_through", kind="token_mixer", causal=True)
 class Identity(nn.Module):
     """Returns its first argument x, or (x, None), the convention of attention parts."""
+
+    host_called = True
 
     def __init__(self, as_tuple: bool = False) -> None:
         super().__init__()
@@ -80,6 +80,11 @@ class Opaque(nn.Module):
         if not args and "hidden_states" in kwargs:
             args = (kwargs.pop("hidden_states"),)
         return super().forward(*args, **kwargs)
+
+
+def is_placed(module: nn.Module) -> bool:
+    """It was put where an attention or an MLP stood, as a whole."""
+    return isinstance(module, Opaque)
 
 
 class _Paired(Opaque):

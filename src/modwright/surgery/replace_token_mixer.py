@@ -7,26 +7,34 @@ changes. What is put in has start values, so the model is to be trained afterwar
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from modwright.anatomy import Anatomy, Images, Inputs, pick_layers
-from modwright.core.errors import InvalidInputError
+from modwright.anatomy import Anatomy, Images, pick_layers
+from modwright.core.errors import InvalidInputError, refusing, unknown_name
 from modwright.core.progress import Progress
 from modwright.cost.meta_trace import run_on_meta
 from modwright.edits import Change
 from modwright.edits.edit import Replace
-from modwright.nn import AttentionShape, PlacedMixer
-from modwright.nn.token_mixers.placed import MIXERS
+from modwright.edits.hf_adapters import needs_grid
+from modwright.edits.placeable import arguments_of
+from modwright.nn import AttentionShape
+from modwright.nn.component import Component, components
 from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
 
 __all__ = ["ReplaceTokenMixer"]
 
-Mixer = Literal["pool", "identity", "depthwise", "spatial_fc", "attention"]
-_New = tuple[str, dict[str, Tensor], dict[str, Any]]
-"""What stands there: the name of its part, its values, and what it is built with."""
+_New = tuple[dict[str, Tensor], dict[str, Any]]
+"""What stands there: its values, and what it is built with."""
+
+
+class _Place(NamedTuple):
+    """What a mixer of a block reads: channels, and positions of a grid; 0 without one."""
+
+    width: int
+    positions: int
 
 
 @register_method(
@@ -40,31 +48,36 @@ class ReplaceTokenMixer(WithoutData):
     """Replaces what mixes the tokens of some blocks (arXiv 2111.11418).
 
     Attributes:
-        mixer: "pool" (mean of a neighborhood minus the position), "identity", "depthwise" (a
-            convolution per channel), "spatial_fc" (a linear layer over the positions), or
-            "attention" where there is none.
+        mixer: a registered token mixer: "pool" (mean of a neighborhood minus the position),
+            "identity", "depthwise" (a convolution per channel), "spatial_fc" (a linear layer over
+            the positions), "random" (a fixed one), "attention" where there is none, or another.
         blocks: which, as in "3, 7", "8:", "*".
         kernel_size: side of the neighborhood of "pool" and "depthwise", odd.
         num_heads: of "attention"; heads of 32 channels, or one, unless it is said.
         seed: of the start values.
 
     Tokens that are no position of the image, such as a class token, get the mean of all positions
-    minus themselves. In models of text only "identity" keeps what they promise (no position
-    sees a later one, padding has no influence, cached decoding equals uncached).
+    minus themselves. In models of text a mixer must keep what they promise: no position sees a
+    later one, padding has no influence, cached decoding equals uncached. "identity" does, and so do
+    components that are registered for that, as "mamba2" is.
 
     Example:
         >>> import modwright
         >>> pooling = ReplaceTokenMixer("pool", blocks="0:2")
         >>> edited = modwright.apply(modwright.open("preset:tiny-vit"), pooling)
         >>> modwright.Anatomy.of(edited).blocks[0]
-        Block(0, pre-norm, holds PlacedMixer, mlp)
+        Block(0, pre-norm, holds Pooling, mlp)
     """
 
-    mixer: Mixer
+    mixer: str
     blocks: str = "*"
     kernel_size: int = 3
     num_heads: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mixer not in (known := _mixers()):
+            raise unknown_name("token mixer", self.mixer, known)
 
     def title(self) -> str:
         return f"{self.mixer} mixes tokens in {self.blocks}"
@@ -73,13 +86,14 @@ class ReplaceTokenMixer(WithoutData):
         """Puts the mixer into the blocks; a sublayer that is removed already is refused."""
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise _refusal(f"kernel_size is odd, not {self.kernel_size}")
-        if anatomy.family.inputs().is_text and self.mixer not in _without_grid():
+        component = _mixers()[self.mixer]
+        if anatomy.family.inputs().is_text and self.mixer not in _for_text():
             raise _refusal(
-                f"{self.mixer!r} mixes the positions of an image, and "
-                f"{anatomy.family.name} reads text; valid there: {_listed(_without_grid())}"
+                f"{self.mixer!r} is for images, and {anatomy.family.name} reads text; valid "
+                f"there: {_listed(_for_text())}"
             )
         chosen = pick_layers(self.blocks, len(anatomy.blocks))
-        grids = _grids(anatomy)
+        places = _places(anatomy)
         change = Change()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
@@ -87,28 +101,39 @@ class ReplaceTokenMixer(WithoutData):
                 block = anatomy.block(index)
                 if block.at("attention") is None:
                     raise _refusal(f"block {index} mixes no tokens any more")
-                if self.mixer in MIXERS:
-                    part, values, kwargs = self._mixer(index, grids[index])
+                if component.state != "keys":
+                    values, kwargs = self._mixer(component, index, places[index])
                 elif block.attention is not None:
                     raise _refusal(f"block {index} has an attention already")
                 else:
-                    part, values, kwargs = self._attention(anatomy, grids[index])
+                    values, kwargs = self._attention(anatomy, places[index].width)
                 address = f"{block.address}.attention"
                 named = {f"{address}.{name}": tensor for name, tensor in values.items()}
-                change += Change((Replace(address, part, kwargs),), named)
+                change += Change((Replace(address, self.mixer, kwargs),), named)
         reasons = {"replaced": [f"blocks.{index}.attention" for index in chosen]}
         return change, reasons, ("New mixers have start values: train the model.",)
 
-    def _mixer(self, index: int, spatial_shape: dict[str, Any]) -> _New:
-        if self.mixer not in _without_grid() and not spatial_shape.get("places"):
-            valid = _listed(_without_grid())
+    def _mixer(self, component: Component, index: int, place: _Place) -> _New:
+        if needs_grid(component) and not place.positions:
+            valid = _listed([name for name, one in _mixers().items() if not needs_grid(one)])
             raise _refusal(f"the tokens of block {index} lie on no grid; valid there: {valid}")
-        kwargs = {"mixer": self.mixer, **spatial_shape, "kernel_size": self.kernel_size}
-        values = {name: t.detach() for name, t in PlacedMixer(**kwargs).named_parameters()}
-        return "token_mixer", values, kwargs
+        known = {"hidden_size": place.width, "num_tokens": place.positions}
+        known |= {"kernel_size": self.kernel_size, "pool_size": self.kernel_size}
+        known |= {} if self.num_heads is None else {"num_heads": self.num_heads}
+        arguments = arguments_of(self.mixer, "attention")
+        lacking = [name for name, one in arguments.items() if one.needed and name not in known]
+        if lacking:
+            raise _refusal(
+                f"{self.mixer} needs {', '.join(lacking)}; put it in place with an edit or with "
+                "modwright.edits.compose, which take them"
+            )
+        kwargs = {name: value for name, value in known.items() if name in arguments}
+        with refusing("replace_token_mixer", (ValueError, TypeError)):
+            made = component.make(**kwargs)
+        tensors = (*made.named_parameters(), *made.named_buffers())
+        return {name: tensor.detach() for name, tensor in tensors}, kwargs
 
-    def _attention(self, anatomy: Anatomy, spatial_shape: dict[str, Any]) -> _New:
-        width = spatial_shape["hidden_size"]
+    def _attention(self, anatomy: Anatomy, width: int) -> _New:
         heads = self.num_heads or (width // 32 if width % 32 == 0 else 1)
         if width % heads:
             raise _refusal(f"{heads} heads do not divide a width of {width}")
@@ -127,46 +152,40 @@ class ReplaceTokenMixer(WithoutData):
         for role in "qkvo":
             values[f"{role}.weight"] = nn.init.trunc_normal_(torch.empty(width, width), std=0.02)
             values[f"{role}.bias"] = torch.zeros(width)
-        return "attention", values, shape.to_dict()
+        return values, shape.to_dict()
 
 
 def _refusal(said: str) -> InvalidInputError:
     return InvalidInputError(f"replace_token_mixer: {said}")
 
 
-def _without_grid() -> list[str]:
-    """Mixers that work on tokens and maps alike, so that they stand in any model."""
-    with torch.device("meta"):
-        made = {name: make(1, 1, 1) for name, make in MIXERS.items()}
-    return [name for name, mixer in made.items() if not hasattr(mixer, "layout")]
+def _mixers() -> dict[str, Component]:
+    """What can stand there: token mixers, but what only marks an attention that is gone."""
+    found = components("token_mixer")
+    return {name: one for name, one in found.items() if not getattr(one.make, "host_called", False)}
+
+
+def _for_text() -> list[str]:
+    """Mixers that stand in models of text."""
+    return [name for name, one in _mixers().items() if one.causal and not needs_grid(one)]
 
 
 def _listed(names: list[str]) -> str:
-    return ", ".join(map(repr, names))
+    return ", ".join(map(repr, sorted(names)))
 
 
-def _grids(anatomy: Anatomy) -> list[dict[str, Any]]:
-    """Width, grid and tokens before it of each block, as a mixer is built with them."""
-    reads = anatomy.family.inputs()
-    told: dict[str, Any] = {"hidden_size": anatomy.hidden_size}
-    if not anatomy.family.counts_by_running:
-        return [told | _patches(reads)] * len(anatomy.blocks)
-    # What blocks were called with tells; their host tells the mixer the grid.
+def _places(anatomy: Anatomy) -> list[_Place]:
+    """Width and positions of each block."""
+    family, reads = anatomy.family, anatomy.family.inputs()
+    if not family.counts_by_running:
+        told = family.token_grid()
+        positions = 0 if told is None else told[0][0] * told[0][1]
+        return [_Place(int(anatomy.hidden_size), positions)] * len(anatomy.blocks)
+    # What blocks were called with tells.
     ran, found = run_on_meta(anatomy), []
     for width, (_, tokens), grid in zip(ran.widths, ran.passes, ran.grids):
-        told = {"hidden_size": width}
-        places = 0 if grid is None else grid[0] * grid[1]
-        if grid is None and tokens == reads.positions(tokens):
-            told |= _patches(reads)
-        elif places and tokens >= places:
-            told |= {"places": places} | ({"prefix": tokens - places} if tokens > places else {})
-        found.append(told)
+        positions = 0 if grid is None else grid[0] * grid[1]
+        if grid is None and isinstance(reads, Images) and tokens == reads.positions(tokens):
+            positions = reads.patches
+        found.append(_Place(width, positions if tokens >= positions else 0))
     return found
-
-
-def _patches(reads: Inputs) -> dict[str, Any]:
-    """The grid of patches of an image, for hosts that do not tell it."""
-    if not isinstance(reads, Images):
-        return {}
-    rows, columns = (side // cut for side, cut in zip(reads.size, reads.patch))
-    return {"places": rows * columns, "grid": [rows, columns], "prefix": reads.extra}

@@ -42,8 +42,7 @@ from .edited import by_method, short, with_change
 
 WORKER = Path(__file__).with_name("standalone_worker.py")
 # Standalone checkpoints are of stock architectures, which call their sublayers in one way.
-OF_IMAGE_MODELS = {"bare_attention", "bare_token_mixer", "grid_attention", "pass_through"}
-OF_IMAGE_MODELS |= {"pointwise", "zero_attention"}
+OF_IMAGE_MODELS = {"pass_through", "pointwise", "pool", "depthwise", "spatial_fc", "random"}
 ELSEWHERE = {"mamba1", "mamba2"}  # in a test of their own below
 STOCK_REFUSES = (AmbiguousGlobalPerLayerAttributeError, RuntimeError, ValueError, TypeError)
 

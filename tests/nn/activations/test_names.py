@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from modwright.core.registry import registries_restored
 from modwright.nn.activations import ACTIVATIONS, make_activation
 from modwright.nn.channel_mixers.mlp import Mlp
-from modwright.nn.component import COMPONENTS, component, component_of, components
+from modwright.nn.component import component, component_of, components
 
 
 def test_every_registered_activation_is_made_and_keeps_shapes() -> None:
@@ -54,7 +54,7 @@ def test_what_is_no_activation_is_refused_with_all_names() -> None:
                 make_activation(name)
             assert "valid values: gelu, relu, " in str(refused.value)
             assert not re.search(r"\bcentered,|\n", str(refused.value))
-        assert "centered" in COMPONENTS
+        assert "centered" in components()
 
 
 def test_an_mlp_of_maps_norms_the_channels_of_each_position() -> None:

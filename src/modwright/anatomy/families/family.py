@@ -35,7 +35,6 @@ from modwright.nn import (
     GroupedAttention,
     Identity,
     Opaque,
-    PlacedMixer,
     SkippedAttention,
     ZeroModule,
 )
@@ -121,7 +120,7 @@ class Family(FamilyTable):
         self, block: nn.Module, core: Any, role: str, address: str
     ) -> dict[str, Any] | None:
         """The fields of a view; None of what an edit put there and is of another kind."""
-        if isinstance(core, PlacedMixer | Opaque):
+        if isinstance(core, Opaque):
             return None
         if isinstance(core, GroupedAttention | FeedForward):
             return self._read_own(block, core, address)
@@ -260,10 +259,7 @@ class Family(FamilyTable):
             if role == "attention" and last != path:
                 idle.append(last)  # the part does its work, too
             placed += [(other, "identity", {}) for other in idle]
-        return self._called(placed)
-
-    def _called(self, placed: list[Placement]) -> list[Placement]:
-        return [(path, self.called_as.get(part, part), given) for path, part, given in placed]
+        return placed
 
     def place_outside(
         self, model: nn.Module, role: str, part: str, kwargs: dict[str, Any]
@@ -300,16 +296,16 @@ class Family(FamilyTable):
                 f"only attention, mlp and whole blocks can be removed, not {role!r}"
             )
         own, last = self.block[role], self._last_of(role)
-        placed: list[Placement] = [
-            (own, "absent_attention" if role == "attention" else "absent", {})
-        ]
+        placed: list[Placement] = [(own, "absent", {})]
+        if role == "attention" and self.pairs:
+            placed = [(own, "absent_attention", {"whole": True} if self.reshapes_attention else {})]
         if last != own:
             placed.append((last, "absent", {}))
         if drop_norm or not self.is_post_norm():
             placed.append((self.block[f"{role}_norm"], "identity", {}))
         if self.has_gain(role):
             placed.append((self.block[f"{role}_gain"], "identity", {}))
-        return self._called(placed)
+        return placed
 
     def has_gain(self, role: str) -> bool:
         """Blocks multiply what a sublayer returns, channel by channel."""

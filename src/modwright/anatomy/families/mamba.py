@@ -39,7 +39,6 @@ class Mamba(Family):
     block = paths(
         "attention", "mixer", "norm", in_proj="in_proj", x_proj="x_proj", out_proj="out_proj"
     )
-    called_as = {"absent_attention": "absent", "token_mixer": "bare_token_mixer"}
     config_fields = {"num_heads": "", "num_kv_heads": "", "head_dim": ""}
     pairs = False
     presets: ClassVar[Mapping[str, dict[str, Any]]] = {"tiny-mamba": _TINY}

@@ -90,7 +90,7 @@ class StagedFamily(FamilyWithHeads):
         "num_layers": "depths",
         "intermediate_size": "mlp_ratio",
     }
-    called_as = {"absent_attention": "zero_attention"}
+    reshapes_attention = True
     counts_by_running = True
     maps_by_layer = False
     causal = False

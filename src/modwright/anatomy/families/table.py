@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
-from modwright.anatomy.inputs import Inputs, Tokens
+from modwright.anatomy.inputs import Images, Inputs, Tokens
 from modwright.anatomy.views import Layout
 from modwright.core.compat.torch import child_modules
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.nn import Opaque
 
-__all__ = ["TINY", "FamilyTable", "paths", "tiny"]
+__all__ = ["TINY", "Convention", "FamilyTable", "paths", "tiny"]
+
+Convention = Literal["transformers", "timm", "modwright"]
 
 TINY = {
     "vocab_size": 128,
@@ -66,8 +68,11 @@ class FamilyTable:
             where it has none.
         shape_fields: field of the shape of an attention -> where its module has it; ``head_dim`` is
             one of them.
-        called_as: registered part -> the one that stands for it, where blocks call their sublayers
-            otherwise than those of transformers do.
+        convention: how blocks call what stands at an attention's or an MLP's place: those of
+            "transformers" hand masks and caches by name; those of "modwright" tell the grid of the
+            tokens or the map that they give.
+        reshapes_attention: blocks take apart what an attention returns, so that zeros in its place
+            have its shape.
         presets: name -> config arguments of a tiny random model, for trying things out.
         transposed: its linear layers store [in, out].
         last_norm_keeps_width: its forward takes what the norm behind the blocks returns for as wide
@@ -94,7 +99,8 @@ class FamilyTable:
     beside: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     config_fields: ClassVar[Mapping[str, str]] = {}
     shape_fields: ClassVar[Mapping[str, str]] = {}
-    called_as: ClassVar[Mapping[str, str]] = {}
+    convention: ClassVar[Convention] = "transformers"
+    reshapes_attention: ClassVar[bool] = False
     presets: ClassVar[Mapping[str, dict[str, Any]]] = {}
     transposed: ClassVar[bool] = False
     last_norm_keeps_width: ClassVar[bool] = False
@@ -170,6 +176,15 @@ class FamilyTable:
     def inputs(self) -> Inputs:
         """What the model reads."""
         return Tokens(self.config.vocab_size)
+
+    def token_grid(self) -> tuple[tuple[int, int], int] | None:
+        """The grid of patches that an attention's tokens lie on, and how many tokens come before
+        them; None where there is none, or where blocks tell it."""
+        reads = self.inputs()
+        if not isinstance(reads, Images) or reads.patch == reads.size:
+            return None
+        rows, columns = (side // cut for side, cut in zip(reads.size, reads.patch))
+        return (rows, columns), reads.extra
 
     def pools(self, model: nn.Module) -> bool:
         """Heads on top of the backbone read one vector of each sequence, not every position."""

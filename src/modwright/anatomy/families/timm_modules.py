@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from modwright.core.errors import UnsupportedArchitecture
-from modwright.nn import FeedForward, GroupedAttention, Opaque, PlacedMixer, ZeroModule
+from modwright.nn import FeedForward, GroupedAttention, Opaque, ZeroModule
 
 __all__ = ["SPELLED_OUT", "activation_of", "arguments_of", "is_of_timm", "ratio"]
 __all__ += ["reason_against", "wrap"]
@@ -78,7 +78,7 @@ def _reason_of_block(block: Any) -> str:
 
 
 def _reason_of_attention(attention: Any) -> str:
-    if isinstance(attention, GroupedAttention | ZeroModule | PlacedMixer | Opaque):
+    if isinstance(attention, GroupedAttention | ZeroModule | Opaque):
         return ""
     fused: Any = getattr(attention, "qkv", None)
     if not all(isinstance(m, nn.Linear) for m in (fused, getattr(attention, "proj", None))):

@@ -43,11 +43,7 @@ class TimmVit(Family):
         **paths("mlp", "mlp", "norm2", up="fc1", down="fc2"),
         "mlp_gain": "ls2",
     }
-    called_as = {
-        "attention": "bare_attention",
-        "absent_attention": "absent",
-        "token_mixer": "bare_token_mixer",
-    }
+    convention = "timm"
     pairs = False
     causal = False
     config_fields = {

@@ -33,7 +33,7 @@ from modwright.anatomy.views import (
     PatchEmbedding,
 )
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
-from modwright.nn import BareAttention, FeedForward
+from modwright.nn import FeedForward, GroupedAttention
 from modwright.nn.block import Block as VisionBlock
 from modwright.nn.channel_mixers.mlp import Mlp as VisionMlp
 from modwright.nn.grid_positions import LearnedTable, PrefixTokens
@@ -56,11 +56,8 @@ class VisionFamily(Family):
         **paths("mlp", "mlp", "norm2", up="fc1", down="fc2"),
         "mlp_gain": "ls2",
     }
-    called_as = {
-        "attention": "grid_attention",
-        "absent_attention": "absent",
-        "token_mixer": "bare_token_mixer",
-    }
+    convention = "modwright"
+    pairs = False
     config_fields: ClassVar[Mapping[str, str]] = {
         "num_layers": "depths",
         "hidden_size": "hidden_size",
@@ -71,7 +68,6 @@ class VisionFamily(Family):
         "activation": "act",
     }
     counts_by_running = True
-    pairs = False
     causal = False
 
     def __init__(self, config: Any, model: nn.Module | None = None) -> None:
@@ -167,6 +163,9 @@ class VisionFamily(Family):
             return Images(channels, size, patch, live.num_prefix_tokens)
         return Images(channels, size, size)
 
+    def token_grid(self) -> None:
+        """Blocks tell it."""
+
     def pools(self, model: nn.Module) -> bool:
         return True
 
@@ -226,7 +225,7 @@ class VisionFamily(Family):
         self, block: nn.Module, core: Any, role: str, address: str
     ) -> dict[str, Any] | None:
         """Those of plain softmax attention and of an MLP without anything inside."""
-        if isinstance(core, BareAttention | FeedForward):
+        if isinstance(core, GroupedAttention | FeedForward):
             return self._read_own(block, core, address)
         if role == "attention":
             return self._read_softmax(core, address)

@@ -17,7 +17,7 @@ from modwright.anatomy.views.part import ModulePart, Norm, Part
 from modwright.core.capture import HookPoint
 from modwright.core.errors import UnsupportedArchitecture
 from modwright.core.macs import forward_macs
-from modwright.nn import ExpertFeedForward, Opaque, PlacedMixer
+from modwright.nn import ExpertFeedForward, Opaque
 
 __all__ = ["OpaqueMixer", "Scores", "Sublayer", "component_module"]
 
@@ -295,7 +295,7 @@ class OpaqueMixer(Sublayer):
     def _macs_alone(self, tokens: int) -> int:
         """Of one sequence of so many tokens, counted while the module runs by itself."""
         width = None
-        if isinstance(self.module, PlacedMixer | Opaque):
+        if isinstance(self.module, Opaque):
             # Channels of the stream that it reads: its own word for it, or its norm's.
             width = getattr(self.module, "hidden_size", None)
             if not isinstance(width, int) and self.norm is not None:

@@ -8,7 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,15 @@ from modwright.core.digest import sha256_of
 from modwright.core.errors import ModwrightError
 from modwright.core.files import write_file
 from modwright.core.progress import Progress
-from modwright.edits.edit import split_address
+from modwright.edits.edit import Replace, split_address
 from modwright.edits.hf_adapters import (
-    Adapted,
     Handover,
+    adapter_of,
     component_builder,
     names_in_float32,
     states_in,
 )
-from modwright.edits.registry import PARTS, maker_of, register_part
+from modwright.edits.registry import KIND_AT, PARTS, maker_of, qualified, register_part
 from modwright.edits.remodeled import base_class, edits_of, is_plain
 from modwright.edits.replay import placements, replay
 from modwright.nn.activations import ACTIVATIONS
@@ -128,18 +128,25 @@ def standalone_code(model: Any, layout: Layout) -> str:
     """
     import modwright
 
-    adapted = {m.handover.name: m.handover for m in model.modules() if isinstance(m, Adapted)}
+    adapted = {
+        qualified(h.name, h.kind): (adapter_of(m), replace(h, grid=None, prefix=0))
+        for m in model.modules()
+        if (h := getattr(m, "handover", None)) is not None
+    }
     makers = {name: maker_of(name) for name in sorted({name for _, name, _ in layout.parts})}
     config_class = base_class(type(model.config))
     stock = {kind.__name__: kind for kind in auto_classes(model).values()}
     config = config_class.__name__
-    text, spoken = _gathered(makers, layout, [config, *stock], bool(adapted))
+    adapters = [adapter for adapter, _ in adapted.values()]
+    text, spoken = _gathered(makers, layout, [config, *stock], list(dict.fromkeys(adapters)))
     parts = []
     for name, (make, shape) in makers.items():
         made = f"{spoken[make]}, {spoken[shape]}"
         if name in adapted:
-            told = ", ".join(f"{key}={value!r}" for key, value in vars(adapted[name]).items())
-            made = f"{spoken[component_builder]}({made}, {spoken[Handover]}({told})), None"
+            adapter, handover = adapted[name]
+            told = ", ".join(f"{key}={value!r}" for key, value in vars(handover).items())
+            made += f", {spoken[adapter]}, {spoken[Handover]}({told})"
+            made = f"{spoken[component_builder]}({made}), None"
         parts.append(f'    "{name}": ({made}),')
     doc = _DOC.format(
         stock=base_class(type(model)).__name__,
@@ -168,14 +175,14 @@ def standalone_code(model: Any, layout: Layout) -> str:
 
 
 def _gathered(
-    makers: Mapping[str, tuple[Any, Any]], layout: Layout, ends: Sequence[str], adapted: bool
+    makers: Mapping[str, tuple[Any, Any]], layout: Layout, ends: Sequence[str], adapters: list[Any]
 ) -> tuple[str, dict[Any, str]]:
     """The text of the parts, with those activations in it that they look up by name; what each
     thing is called there."""
     roots: list[Any] = [
         StandaloneConfig,
         StandaloneModel,
-        *([component_builder, Handover] * adapted),
+        *([component_builder, Handover, *adapters] if adapters else []),
     ]
     said = {}
     for name, maker in makers.items():
@@ -277,8 +284,10 @@ def layout_of(model: Any) -> Layout:
         index, role = split_address(edit.path)
         holder = stock if index is None else layers[index]
         prefix = bare if index is None else f"{blocks}.{index}."
+        kind = KIND_AT.get(role) if isinstance(edit, Replace) else None
         for path, name, kwargs in placements(family, holder, edit):
-            parts.append((prefix + path, name, dict(kwargs)))
+            parts.append((prefix + path, qualified(name, kind), dict(kwargs)))
+            kind = None
         if index is not None and role == "attention":
             attentions[f"{blocks}.{index}.{attention}"] = index
         with torch.device("meta"):

@@ -81,7 +81,7 @@ class FeedForward(nn.Module):
     """
 
     layout = "tokens"  # channels lie last; blocks of maps call it so
-    host_initialized = True  # it stands for the family's own
+    host_called = host_initialized = True  # it stands for the family's own
 
     def __init__(self, shape: FeedForwardShape, act: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

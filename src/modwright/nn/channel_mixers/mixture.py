@@ -99,7 +99,7 @@ class Mixture(nn.Module):
         torch.Size([1, 5, 8])
     """
 
-    host_initialized = True  # it stands for the family's own
+    host_called = host_initialized = True  # it stands for the family's own
     returns_router_scores = False
 
     def __init__(self, shape: MixtureShape, act: Callable[[Tensor], Tensor]) -> None:

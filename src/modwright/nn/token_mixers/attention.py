@@ -19,8 +19,6 @@ from modwright.nn.norms import RMSNorm
 
 __all__ = [
     "AttentionShape",
-    "BareAttention",
-    "GridAttention",
     "GroupedAttention",
     "gather_rotary",
     "naive_attention",
@@ -170,6 +168,7 @@ class GroupedAttention(nn.Module):
     rotary_index: Tensor
     kv_index: Tensor
 
+    follows_transformers = True
     host_initialized = True  # it stands for the family's own
 
     def __init__(self, shape: AttentionShape, attend: AttentionFunction = sdpa_attention) -> None:
@@ -273,48 +272,6 @@ class GroupedAttention(nn.Module):
             f"heads={s.num_heads}, kv_heads={s.num_kv_heads}, qk_head_dim={s.qk_head_dim}, "
             f"v_head_dim={s.v_head_dim}"
         )
-
-
-@component("bare_attention", kind="token_mixer", shape=AttentionShape)
-class BareAttention(GroupedAttention):
-    """A grouped attention in the calling convention of timm's blocks: a tensor in, a tensor out.
-
-    Example:
-        >>> shape = AttentionShape(8, 2, 2, 4, 4, scaling=0.5, causal=False)
-        >>> BareAttention(shape)(torch.zeros(1, 5, 8)).shape
-        torch.Size([1, 5, 8])
-    """
-
-    def forward(  # type: ignore[override]
-        self,
-        hidden_states: Tensor,
-        attn_mask: Tensor | None = None,
-        is_causal: bool = False,
-        **kwargs: Any,
-    ) -> Tensor:
-        if is_causal:
-            length = hidden_states.shape[1]
-            attn_mask = hidden_states.new_ones(length, length, dtype=torch.bool).tril()
-        return super().forward(hidden_states, attn_mask, **kwargs)[0]
-
-
-@component("grid_attention", kind="token_mixer", shape=AttentionShape)
-class GridAttention(BareAttention):
-    """A grouped attention in the calling convention of modwright's own blocks of images.
-
-    Example:
-        >>> shape = AttentionShape(8, 2, 2, 4, 4, scaling=0.5, causal=False)
-        >>> GridAttention(shape)(torch.zeros(1, 6, 8), (2, 3)).shape
-        torch.Size([1, 6, 8])
-    """
-
-    layout = "tokens"
-
-    def forward(  # type: ignore[override]
-        self, hidden_states: Tensor, *args: Any, **kwargs: Any
-    ) -> Tensor:
-        # The grid, and what else a stage tells its mixers, is of no use to it.
-        return super().forward(hidden_states)
 
 
 def _take_cache(kwargs: dict[str, Any]) -> Any:

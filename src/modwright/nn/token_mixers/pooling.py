@@ -5,9 +5,12 @@ All take and give maps (B, C, H, W). arXiv 2111.11418.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from modwright.nn.component import component
 from modwright.nn.layouts import SpatialShape
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
 ]
 
 
+@component("pool", kind="token_mixer", reads="map")
 class Pooling(nn.Module):
     """The mean of the neighborhood minus the position; at the border there are fewer neighbors.
 
@@ -40,19 +44,28 @@ class Pooling(nn.Module):
         self.pool_size = pool_size
         self.pool = nn.AvgPool2d(pool_size, 1, pool_size // 2, count_include_pad=False)
 
+    def macs(self, batch: int, length: int, cached: int = 0) -> int:
+        """None: it adds."""
+        return 0
+
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         if _in_one_step(x):
             return self.pool(x) - x
         return _means(x, self.pool_size).sub_(x)
 
 
+@component("identity", kind="token_mixer", reads="either", causal=True)
 class IdentityMixer(nn.Module):
     """Mixes nothing: the branch is the normed stream itself."""
 
-    def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
+    def macs(self, batch: int, length: int, cached: int = 0) -> int:
+        return 0
+
+    def forward(self, x: Tensor, *args: Any) -> Tensor:
         return x
 
 
+@component("spatial_fc", kind="token_mixer", reads="map", any_length=False)
 class SpatialFC(nn.Module):
     """One learned matrix over the positions, shared by all channels; it fixes the grid."""
 
@@ -68,6 +81,7 @@ class SpatialFC(nn.Module):
         return self.fc(x.flatten(2)).view_as(x)
 
 
+@component("random", kind="token_mixer", reads="map", any_length=False)
 class RandomMixing(nn.Module):
     """One frozen random matrix over the positions, a softmax along each of its rows."""
 
@@ -89,16 +103,18 @@ class RandomMixing(nn.Module):
         return (x.flatten(2) @ self.matrix.T).view_as(x)
 
 
+@component("depthwise", kind="token_mixer", reads="map")
 class DepthwiseConvMixer(nn.Module):
     """A convolution per channel."""
 
     layout = "map"
 
-    def __init__(self, dim: int, kernel_size: int = 3) -> None:
+    def __init__(self, hidden_size: int, kernel_size: int = 3) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, not {kernel_size}")
-        self.conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim)
+        sizes = hidden_size, hidden_size, kernel_size
+        self.conv = nn.Conv2d(*sizes, padding=kernel_size // 2, groups=hidden_size)
 
     def forward(self, x: Tensor, spatial_shape: SpatialShape | None = None) -> Tensor:
         return self.conv(x)
