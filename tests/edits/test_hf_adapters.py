@@ -351,11 +351,11 @@ def test_the_attention_follows_each_convention() -> None:
     plain, x = GroupedAttention(shape), torch.randn(2, 6, 8)
     whole = plain(x)[0]
 
-    def hosted(convention: str) -> Any:
+    def following(convention: str) -> Any:
         return host(copy.deepcopy(plain), attention, "attention", convention)
 
-    assert type(hosted("transformers")) is GroupedAttention
-    timm, own = hosted("timm"), hosted("modwright")
+    assert type(following("transformers")) is GroupedAttention
+    timm, own = following("timm"), following("modwright")
     for module in (timm, own):
         assert isinstance(module, GroupedAttention) and component_of(module) is attention
         assert not isinstance(module, Opaque)  # it is read as the attention that it is
@@ -384,7 +384,7 @@ def test_a_name_means_what_stands_at_the_place(tiny: Any) -> None:
     assert isinstance(model.model.layers[1].self_attn, IdentityMixer)
     assert edits_of(model.config)[0].to_dict()["part"] == "identity"
     assert type(build_part("identity", None, {})) is nn.Identity
-    with pytest.raises(InvalidInputError, match="'twice' is a norm and projection, and none of"):
+    with pytest.raises(InvalidInputError, match="'twice' is a norm and a projection; say which"):
         component("twice", "norm")(type("N", (Plain,), {}))
         component("twice", "projection")(type("P", (Plain,), {}))
         build_part("twice", None, {})

@@ -210,14 +210,14 @@ class KindRegistry(Registry[T]):
         package: see :class:`Registry`.
 
     Example:
-        >>> parts = KindRegistry("part", ("norm", "mixer"))
-        >>> _ = parts.of("norm").add("identity", 1), parts.of("mixer").add("identity", 2)
-        >>> parts.of("mixer")["identity"], parts.kinds_of("identity")
-        (2, ['norm', 'mixer'])
+        >>> parts = KindRegistry("part", ("norm", "stem"))
+        >>> _ = parts.of("norm").add("identity", 1), parts.of("stem").add("identity", 2)
+        >>> parts.of("stem")["identity"], parts.kinds_of("identity")
+        (2, ['norm', 'stem'])
         >>> parts["identity"]
         Traceback (most recent call last):
         ...
-        modwright.core.errors.InvalidInputError: 'identity' is a norm and a mixer; say which is meant
+        modwright.core.errors.InvalidInputError: 'identity' is a norm and a stem; say which is meant
     """
 
     def __init__(self, what: str, kinds: Sequence[str], package: str | None = None) -> None:

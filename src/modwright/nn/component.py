@@ -164,8 +164,8 @@ def component_of(module: nn.Module) -> Component | None:
     """The component that a module is: by what its host says that it hosts, by its class or one that
     this derives from; else None."""
     told = getattr(module, "handover", None)
-    hosted = (getattr(told, "kind", None), getattr(told, "name", ""))
-    known: list[Any] = [hosted, *(_NAMES.get(each) for each in type(module).__mro__)]
+    adapted = (getattr(told, "kind", None), getattr(told, "name", ""))
+    known: list[Any] = [adapted, *(_NAMES.get(each) for each in type(module).__mro__)]
     named = (one for one in known if one is not None and one[0] in COMPONENTS.kinds_of(one[1]))
     return next((COMPONENTS.of(kind)[name] for kind, name in named), None)
 
