@@ -27,15 +27,6 @@ SOURCE = Path(modwright.__file__).parent
 OWN = ("nn/", "anatomy/", "edits/hf_adapters")
 """Where classes and names of parts are at home."""
 
-LEFT = {
-    "edits/change.py": 7,
-    "edits/experts.py": 2,
-    "edits/plan.py": 3,
-    "edits/remodeled.py": 1,
-    "edits/verify.py": 1,
-}
-"""Places that ask all the same, by file, until each is a question to the view: only fewer."""
-
 NAMED = {"kind", "part", "mixer", "component"}
 """How the name of a part is called where it is compared; ``form`` is that of a norm."""
 
@@ -218,12 +209,7 @@ def asked() -> Counter[str]:
 
 
 def test_nobody_asks_for_a_class_or_compares_a_name() -> None:
-    more = {name: count for name, count in asked().items() if count > LEFT.get(name, 0)}
-    assert not more, f"ask the view instead: {more}"
-
-
-def test_exceptions_are_taken_back_when_their_places_are_gone() -> None:
-    assert LEFT.keys() <= asked().keys()
+    assert not asked(), f"ask the view instead: {asked()}"
 
 
 def test_what_is_looked_for_is_known() -> None:

@@ -197,20 +197,6 @@ def test_parents_of_new_parts_start_again() -> None:
     assert tree[1]._is_hf_initialized and tree[1][0]._is_hf_initialized
 
 
-def test_a_parameter_is_kept_in_float32(llama: Any, tmp_path: Path) -> None:
-    kept = "model.layers.0.mlp.up_proj.weight"
-
-    class Kept(type(llama)):  # type: ignore[misc]
-        def __init__(self, config: Any) -> None:
-            super().__init__(config)
-            of_transformers.keep_in_float32(self, {kept})
-            self.post_init()
-
-    llama.save_pretrained(tmp_path)
-    model = Kept.from_pretrained(tmp_path, dtype=torch.bfloat16)
-    assert [n for n, p in model.named_parameters() if p.dtype == torch.float32] == [kept]
-
-
 def test_blocks_are_named(llama: Any) -> None:
     """``_no_split_modules``"""
     assert of_transformers.blocks_in_one_piece(llama.model) == {"LlamaDecoderLayer"}

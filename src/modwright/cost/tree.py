@@ -17,7 +17,7 @@ from modwright.cost.macs import Pass
 from modwright.cost.memory import part_state_bytes
 from modwright.cost.meta_trace import trace_on_meta
 from modwright.cost.render import CostTable, Shown, fold, page
-from modwright.edits.hf_adapters import names_in_float32
+from modwright.edits.precision import kept_in_float32
 
 __all__ = ["Group", "Node", "Tree", "describe", "inspect"]
 
@@ -267,7 +267,7 @@ def _block_node(
 
 def _said_of_float32(module: nn.Module) -> str:
     """Which parameters are in float32 where others are not; empty where there are none."""
-    kept, dtypes = sorted(names_in_float32(module)), {p.dtype for p in module.parameters()}
+    kept, dtypes = sorted(kept_in_float32(module)), {p.dtype for p in module.parameters()}
     return f", {', '.join(kept)} in float32" if kept and len(dtypes) > 1 else ""
 
 

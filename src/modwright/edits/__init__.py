@@ -6,7 +6,6 @@ from modwright.edits.change import (
     arrange,
     factorize,
     keep_heads,
-    keep_neurons,
     remove,
     replace_attention,
     replace_mlp,
@@ -30,6 +29,7 @@ from modwright.edits.experts import (
     replace_mixture,
     split_mlp,
 )
+from modwright.edits.neurons import keep_neurons
 from modwright.edits.plan import Plan
 from modwright.edits.registry import part_names, register_part
 from modwright.edits.verify import Verification, verify

@@ -25,9 +25,8 @@ from modwright.edits.canonical import Target, target_of
 from modwright.edits.change import Change
 from modwright.edits.configured import check_as_configured
 from modwright.edits.edit import split_address
-from modwright.edits.hf_adapters import names_in_float32
 from modwright.edits.plan import Plan
-from modwright.edits.precision import wide_enough
+from modwright.edits.precision import kept_in_float32, wide_enough
 from modwright.edits.remodeled import is_plain
 from modwright.edits.verify import Verification, verify
 
@@ -169,7 +168,7 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> tupl
     empty: set[int] = set()
     placed: set[str] = set()
     fallback = next(source.parameters())
-    in_float32 = names_in_float32(built)
+    in_float32 = kept_in_float32(built)
     for path, module in built.named_modules():
         before = modules.get(paths[path])
         near = fallback if before is None else next(before.parameters(), fallback)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from modwright.anatomy import Anatomy, Attention, Block, Mlp, Projection
 from modwright.anatomy.coerce import address_of
-from modwright.anatomy.views import Linear, MixtureOfExperts, Part, Sublayer
+from modwright.anatomy.views import Linear, MixtureOfExperts, Sublayer
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.edit import Edit, Remove, ReorderBlocks, Replace, split_address
 from modwright.nn import AttentionShape
 
-__all__ = ["Change", "arrange", "checked_index", "factorize", "keep_heads", "keep_neurons"]
+__all__ = ["Change", "arrange", "checked_index", "factorize", "keep_heads", "lacks"]
 __all__ += ["map_sizes", "place_map", "remove", "replace_attention", "replace_mlp"]
 __all__ += ["require_separable", "resize", "untie"]
 
@@ -127,42 +126,19 @@ def checked_index(index: Sequence[int] | Sequence[bool] | Tensor, size: int, wha
     return kept
 
 
-@singledispatch
-def keep_neurons(part: Sublayer, index: Sequence[int] | Tensor) -> Change:
-    """Narrows an MLP to the neurons ``index``, in that order; nothing makes up for the others.
-
-    ``index`` may be a mask. In a mixture, every expert keeps its neurons of these numbers.
-
-    Raises:
-        InvalidInputError: there are no neurons, they depend on each other, or not all are there.
-    """
-    raise _without(part, "neurons")
-
-
-def _without(part: object, what: str) -> InvalidInputError:
+def lacks(part: object, what: str) -> InvalidInputError:
+    """The refusal of a part that has no heads, no neurons or the like."""
     if isinstance(part, str):
         return InvalidInputError(
             f"{part!r} is an address; give the part itself: anatomy.part({part!r})"
         )
-    where = f"{part.address}: " if isinstance(part, Part | Projection | Block) else ""
+    address = getattr(part, "address", "")
+    where = f"{address}: " if address else ""
     if what == "heads" and (blocker := getattr(part, "blocker", "")):
         return InvalidInputError(f"{where}heads cannot go one by one: {blocker}")
     kind = type(getattr(part, "module", part) if getattr(part, "is_opaque", False) else part)
     article = "an" if kind.__name__[0] in "AEIO" else "a"
     return InvalidInputError(f"{where}{article} {kind.__name__} has no {what}")
-
-
-@keep_neurons.register
-def _(mlp: Mlp, index: Sequence[int] | Tensor) -> Change:
-    kept = checked_index(index, mlp.intermediate_size, f"{mlp.address}: neurons")
-    return replace_mlp(
-        mlp,
-        up=mlp.up.weight[kept],
-        down=mlp.down.weight[:, kept],
-        gate=None if mlp.gate is None else mlp.gate.weight[kept],
-        up_bias=None if mlp.up.bias is None else mlp.up.bias[kept],
-        gate_bias=None if mlp.gate is None or mlp.gate.bias is None else mlp.gate.bias[kept],
-    )
 
 
 def replace_mlp(
@@ -209,7 +185,7 @@ def factorize(projection: Projection | Linear, outer: Tensor, inner: Tensor) -> 
             linear layer.
     """
     if (found := projection.linear) is None:
-        raise _without(projection, "two factors")
+        raise lacks(projection, "two factors")
     projection = found
     here, rank = projection.address, inner.shape[0]
     width, height = projection.in_features, projection.out_features
@@ -253,7 +229,7 @@ def replace_attention(
         InvalidInputError: shapes that do not go together.
     """
     if getattr(attention, "blocker", ""):
-        raise _without(attention, "heads")
+        raise lacks(attention, "heads")
     old, here = attention.shape, attention.address
     weights = {
         "q": attention.read_q() if q is None else q,
@@ -332,8 +308,8 @@ def keep_heads(attention: Attention, heads: Sequence[int] | Tensor) -> Change:
     A key/value head goes when all its query heads go. Groups may end up with unequal sizes; then
     each query head carries an explicit index.
     """
-    if not isinstance(attention, Attention):
-        raise _without(attention, "heads")
+    if getattr(attention, "num_heads", None) is None:
+        raise lacks(attention, "heads")
     kept = checked_index(heads, attention.num_heads, f"{attention.address}: heads").sort().values
     owner = attention.kv_of_head()[kept]
     kv = owner.unique(sorted=True)
@@ -362,8 +338,8 @@ def resize(sublayer: Sublayer, values: Mapping[str, Mapping[str, Tensor]]) -> Ch
     ones or beside them: weight, reduce (of a factor pair), bias.
     """
     if sublayer.blocker:
-        raise _without(sublayer, "heads")
-    if not isinstance(sublayer, Attention | Mlp):
+        raise lacks(sublayer, "heads")
+    if (part := sublayer.resized_as) is None:
         raise InvalidInputError(
             f"{sublayer.address}: a {type(sublayer).__name__} cannot be given other widths"
         )
@@ -372,18 +348,16 @@ def resize(sublayer: Sublayer, values: Mapping[str, Mapping[str, Tensor]]) -> Ch
         for role, projection in sublayer.projections().items()
     }
     maps = [_refitted(p.address, stored[role]) for role, p in sublayer.projections().items()]
-    if isinstance(sublayer, Mlp) and not sublayer.is_generic:
+    if not part:
         return sum(maps, Change())
-    part, reads = ("feed_forward", "up") if isinstance(sublayer, Mlp) else ("attention", "q")
+    own: Any = sublayer
     shape = replace(
-        sublayer.shape,
-        hidden_size=map_sizes(stored[reads])["in_features"],
+        own.shape,
+        hidden_size=map_sizes(stored[sublayer.reads_residual[0]])["in_features"],
         biases="".join(role[0] for role, named in stored.items() if "bias" in named),
     )
     # One edit for the part, and one for each factor pair in it.
-    inner = (
-        m if m.edits[0].to_dict()["part"] == "factors" else Change((), m.tensors) for m in maps
-    )
+    inner = (m if "rank" in m.edits[0].to_dict()["kwargs"] else Change((), m.tensors) for m in maps)
     return sum(inner, Change((Replace(sublayer.address, part, shape.to_dict()),)))
 
 

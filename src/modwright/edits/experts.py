@@ -12,13 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.anatomy import MixtureOfExperts, Mlp, Projection
-from modwright.anatomy.projection import PointwiseProjection
+from modwright.anatomy import MixtureOfExperts, Mlp
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.change import (
     Change,
     checked_index,
-    keep_neurons,
     place_map,
     require_separable,
 )
@@ -47,7 +45,7 @@ def expert_shape(mlp: Mlp, num_experts: int, top_k: int, **routing: Any) -> Expe
         )
     require_separable(mlp, "they cannot be split into experts")
     for projection in mlp.projections().values():
-        if type(projection) not in (Projection, PointwiseProjection):
+        if projection.is_factored or projection.is_zero_mean:
             stored = type(projection.module).__name__
             raise InvalidInputError(
                 f"{projection.address} is a {stored}, which does not split into experts"
@@ -210,8 +208,3 @@ def keep_expert_neurons(
         [expert.up.weight[row] for expert, row in pairs],
         [expert.down.weight[:, row] for expert, row in pairs],
     )
-
-
-@keep_neurons.register
-def _(mixture: MixtureOfExperts, index: Sequence[int] | Tensor) -> Change:
-    return keep_expert_neurons(mixture, [index] * mixture.num_experts)

@@ -36,7 +36,7 @@ __all__ += [
     "keeps_state",
     "needs_grid",
 ]
-__all__ += ["names_in_float32", "states_in"]
+__all__ += ["states_in"]
 
 _CACHES = ("cache", "past_key_values", "cache_params", "layer_past")
 
@@ -382,12 +382,3 @@ def states_in(model: nn.Module) -> Iterator[tuple[str, Adapted]]:
     for path, module in model.named_modules():
         if isinstance(module, Adapted) and keeps_state(module):
             yield path, module
-
-
-def names_in_float32(model: nn.Module) -> set[str]:
-    """Parameters that components want in float32 whatever a checkpoint stores, by path."""
-    return {
-        f"{path}.{name}".lstrip(".")
-        for path, module in model.named_modules()
-        for name in getattr(module, "keep_in_fp32", ())
-    }

@@ -17,7 +17,7 @@ from modwright.core.files import whole_directory, write_file
 from modwright.core.reading import read_json, require_regular
 from modwright.edits.change import Change
 from modwright.edits.edit import FORMAT, Edit, Remove, ReorderBlocks, RevertEdit, edits_from_list
-from modwright.nn import ExpertShape
+from modwright.edits.stock_parts import shape_of
 
 __all__ = ["Plan", "structure_of"]
 
@@ -197,16 +197,9 @@ def _describe(edit: Edit) -> str:
     if isinstance(edit, Remove | RevertEdit):
         return "removed" if isinstance(edit, Remove) else "the family's own again"
     part, kwargs = edit.part, edit.kwargs
-    if part == "expert_feed_forward":
-        return ExpertShape(**kwargs).describe()
-    if part == "mixture":
-        width, count = kwargs["intermediate_size"], kwargs["num_experts"]
-        return f"{count} experts, {width} wide, {kwargs['top_k']} at work"
+    if (told := shape_of(edit)) is not None and hasattr(told, "describe"):
+        return str(told.describe())
     if {"in_features", "out_features"} <= kwargs.keys():
         rank = f" through rank {kwargs['rank']}" if "rank" in kwargs else ""
         return f"{part} {kwargs['in_features']} -> {kwargs['out_features']}{rank}"
-    if part != "attention":
-        return part
-    heads, kv = kwargs.get("num_heads"), kwargs.get("num_kv_heads")
-    widths = f"qk {kwargs.get('qk_head_dim')}, v {kwargs.get('v_head_dim')}"
-    return f"{heads} heads, {kv} kv, {widths}"
+    return part

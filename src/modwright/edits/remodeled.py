@@ -22,14 +22,12 @@ from modwright.core.capture import Call, on_forward
 from modwright.core.compat.transformers import (
     auto_classes,
     can_set_experts,
-    keep_in_float32,
     model_classes,
     renew_parents,
 )
 from modwright.core.errors import CheckpointError, InvalidInputError, refusing
 from modwright.edits.edit import FORMAT, State, split_address, state_from_list
 from modwright.edits.generating import check_cache, generate_with_states
-from modwright.edits.hf_adapters import names_in_float32
 from modwright.edits.precision import keep_float32, keeping_float32
 from modwright.edits.registry import check_router_scores
 from modwright.edits.replay import replay, unfilled_cache_layers
@@ -39,7 +37,7 @@ from modwright.edits.stock_class_guard import (
     strip_stock_class_guard,
     with_layers,
 )
-from modwright.edits.stock_parts import has_stock_tensors
+from modwright.edits.stock_parts import has_stock_tensors, keeps_keys
 
 __all__ = ["base_class", "forward_with_all_maps", "is_plain", "is_remodeled"]
 __all__ += ["register_models", "remodeled", "remodeled_config"]
@@ -107,9 +105,7 @@ class _RemodeledConfig:
 
     def _with_attention(self) -> list[int]:
         """The layers that have an attention."""
-        gone = {
-            e.path for e in state_from_list(self.edits) if getattr(e, "part", "") != "attention"
-        }
+        gone = {edit.path for edit in state_from_list(self.edits) if not keeps_keys(edit)}
         layers = range(self._num_layers())
         return [index for index in layers if f"blocks.{index}.attention" not in gone]
 
@@ -183,7 +179,6 @@ def remodeled(base: Any) -> type[PreTrainedModel]:
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         super(cls, self).__init__(config, *args, **kwargs)
         replay(self, family_of(config, self), state_from_list(config.edits))
-        keep_in_float32(self, names_in_float32(self))
         renew_parents(self)
         with refusing(type(self).__name__):
             keep_float32(self)

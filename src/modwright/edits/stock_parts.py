@@ -16,9 +16,10 @@ from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.edits.edit import Edit, State, split_address
 from modwright.edits.registry import KIND_AT, component_named, is_registered
+from modwright.nn.component import Component
 
 __all__ = ["check_stock_tensors", "has_stock_tensors", "is_fulfilled", "may_be_stock"]
-__all__ += ["tensor_shapes"]
+__all__ += ["keeps_keys", "shape_of", "tensor_shapes"]
 
 
 def may_be_stock(edit: Edit) -> bool:
@@ -46,18 +47,35 @@ def has_stock_tensors(edit: Edit, config: Any) -> bool:
     return claim is not None and bool(claim(config))
 
 
-def _claim(edit: Edit, word: str) -> Any:
-    """The question that the component of an edit answers, with the edit's arguments."""
-    part, arguments = getattr(edit, "part", ""), getattr(edit, "kwargs", {})
+def shape_of(edit: Edit) -> Any:
+    """The shape of what an edit names; None where it has none, or none is registered."""
+    if (component := _component(edit)) is None or component.shape is None:
+        return None
+    with refusing(f"part {component.name!r}", (TypeError, ValueError)):
+        return component.told(getattr(edit, "kwargs", {}))["shape"]
+
+
+def keeps_keys(edit: Edit) -> bool:
+    """What stands there keeps keys and values, in a slot of the cache."""
+    return (component := _component(edit)) is not None and component.state == "keys"
+
+
+def _component(edit: Edit) -> Component | None:
+    part = getattr(edit, "part", "")
     if not part or not is_registered(part):
         return None
-    component = component_named(part, KIND_AT.get(split_address(edit.path)[1]))
+    return component_named(part, KIND_AT.get(split_address(edit.path)[1]))
+
+
+def _claim(edit: Edit, word: str) -> Any:
+    """The question that the component of an edit answers, with the edit's arguments."""
+    component, arguments = _component(edit), getattr(edit, "kwargs", {})
     ask = None if component is None else getattr(component, word)
     if component is None or ask is None:
         return None
 
     def claim(of: Any) -> Any:
-        with refusing(f"part {part!r}", (TypeError, ValueError)):
+        with refusing(f"part {component.name!r}", (TypeError, ValueError)):
             return ask(of, **component.told(arguments))
 
     return claim

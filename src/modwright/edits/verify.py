@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from modwright.core.subprocesses import open_in_new_process
 from modwright.edits.hf_adapters import states_in
 from modwright.edits.remodeled import is_plain
 from modwright.edits.state_checks import chunks_are_the_whole, padding_leaves_states_alone
-from modwright.nn import ExpertFeedForward
 
 __all__ = ["Check", "Reopened", "Verification", "check_reopens", "probe_batch", "verify"]
 
@@ -173,14 +172,11 @@ def _every_expert(model: nn.Module) -> Iterator[bool]:
 
     Which come first at a near tie turns on rounding, and no cache is to blame for that.
     """
-    before = [(part, part.shape) for part in model.modules() if isinstance(part, ExpertFeedForward)]
-    for part, shape in before:
-        part.reroute(replace(shape, top_k=shape.num_experts, selection="top"))
-    try:
-        yield bool(before)
-    finally:
-        for part, shape in before:
-            part.reroute(shape)
+    contexts = [getattr(module, "every_expert", None) for module in model.modules()]
+    with ExitStack() as stack:
+        for context in filter(callable, contexts):
+            stack.enter_context(context())
+        yield any(map(callable, contexts))
 
 
 def _cached_is_uncached(model: Any, new_tokens: int) -> Check:

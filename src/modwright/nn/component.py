@@ -92,6 +92,8 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
     config. The module itself may answer, as methods or attributes:
 
     - ``returns_router_scores``: False of a mixture that keeps no scores for a loss over routers.
+    - ``every_expert()``: a context in which all experts of what chooses them work on every token;
+      verification runs the model so, as choices at a near tie turn on rounding.
     - ``macs(batch, length, cached=0) -> int``: multiply-accumulates of one call.
     - ``state_bytes(dtype) -> int``: what it keeps of one sequence, whatever its length.
     - ``kv_bytes(positions, dtype) -> int``: keys and values of so many positions of one sequence.

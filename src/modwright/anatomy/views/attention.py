@@ -44,6 +44,10 @@ class Attention(Sublayer):
     def num_kv_heads(self) -> int:
         return self.shape.num_kv_heads
 
+    @property
+    def resized_as(self) -> str:
+        return "attention"
+
     def projections(self) -> dict[str, Projection]:
         return {"q": self.q, "k": self.k, "v": self.v, "o": self.o}
 
@@ -107,14 +111,10 @@ class Attention(Sublayer):
         return shape.num_kv_heads * both + shape.num_heads * (both + 2 * scored)
 
     def describe(self) -> str:
-        told, shape = self._sizes(), self.shape
+        told, shape = self.shape.describe(), self.shape
         if shape.sliding_window is not None:
             told += f", window {shape.sliding_window}"
         return f"{told}, groups of unequal size" if shape.kv_map else told
 
-    def _sizes(self) -> str:
-        s = self.shape
-        return f"{s.num_heads} heads, {s.num_kv_heads} kv, qk {s.qk_head_dim}, v {s.v_head_dim}"
-
     def __repr__(self) -> str:
-        return f"Attention({self.address}: {self._sizes()})"
+        return f"Attention({self.address}: {self.shape.describe()})"

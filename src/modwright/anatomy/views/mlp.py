@@ -91,6 +91,10 @@ class Mlp(Sublayer):
         return "feed_forward" if self.experts is None else "expert_feed_forward"
 
     @property
+    def resized_as(self) -> str:
+        return "feed_forward" if self.is_generic else ""
+
+    @property
     def act_function(self) -> Callable[[Tensor], Tensor]:
         """Its activation as it stands there."""
         own: Any = self.module.act if isinstance(self.module, FeedForward) else self.act

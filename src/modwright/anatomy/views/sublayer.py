@@ -73,6 +73,12 @@ class Sublayer(Part):
         return None
 
     @property
+    def resized_as(self) -> str | None:
+        """The component that stands there once its linear layers have other widths; empty where
+        they are replaced one by one, None where they cannot."""
+        return None
+
+    @property
     def has_twin(self) -> bool:
         """It is a stock module for which a component of the same tensors answers."""
         return False

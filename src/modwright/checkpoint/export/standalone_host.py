@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from modwright.core.compat.transformers import keep_in_float32
 from modwright.core.modes import set_mode
 from modwright.edits.precision import keep_float32, keeping_float32
 from modwright.edits.registry import make_part
@@ -31,11 +30,10 @@ class StandaloneConfig(PreTrainedConfig):
     """A stock config with ``modwright_layout``: what stands where, and what differs in a layer.
 
     ``parts``: [path, name of a part, its arguments] in the order in which they are placed;
-    ``slots``: path of an attention or a state -> its slot in the cache; ``float32``: paths of
-    parameters that are opened in float32 whatever is stored; ``attentions``: path of what stands
-    for an attention -> its layer; ``layers``: layer -> fields that differ there, told so that stock
-    classes refuse the checkpoint; ``resolved``: the same as caches read it; ``kv_sharing_modes``:
-    which slots stay empty.
+    ``slots``: path of an attention or a state -> its slot in the cache; ``attentions``: path of
+    what stands for an attention -> its layer; ``layers``: layer -> fields that differ there, told
+    so that stock classes refuse the checkpoint; ``resolved``: the same as caches read it;
+    ``kv_sharing_modes``: which slots stay empty.
     """
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -106,8 +104,6 @@ class StandaloneModel(PreTrainedModel):
         for path, slot in layout.get("slots", {}).items():
             if (here := self._inside(path)) is not None:
                 self.get_submodule(here).layer_idx = slot
-        kept = map(self._inside, layout.get("float32", ()))
-        keep_in_float32(self, [here for here in kept if here is not None])
         keep_float32(self)
         self.post_init()
 

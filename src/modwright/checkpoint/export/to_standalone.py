@@ -33,7 +33,6 @@ from modwright.edits.hf_adapters import (
     Handover,
     adapter_of,
     component_builder,
-    names_in_float32,
     states_in,
 )
 from modwright.edits.registry import KIND_AT, PARTS, maker_of, qualified, register_part
@@ -71,7 +70,6 @@ class Layout:
     layers: dict[int, dict[str, Any]]
     resolved: dict[int, dict[str, Any]]
     kv_sharing_modes: list[str | None] | None
-    float32: tuple[str, ...] = ()
 
 
 @register_target("standalone")
@@ -308,7 +306,6 @@ def layout_of(model: Any) -> Layout:
         dict(config.layer_overrides()),
         _resolved(config),
         None if modes is None else list(modes),
-        tuple(sorted(bare + name for name in names_in_float32(stock))),
     )
 
 

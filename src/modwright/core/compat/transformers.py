@@ -10,7 +10,7 @@ __all__ = ["attention_implementation", "auto_classes", "blocks_in_one_piece", "b
 __all__ += ["can_set_experts", "drops_final_norm", "extend_registered_configs"]
 __all__ += ["forget_quantization", "has_adapters", "is_initialized", "is_loaded"]
 __all__ += ["is_wholly_loaded", "keep_float32_on_loading", "keys_not_saved"]
-__all__ += ["keep_in_float32", "keys_without_a_type", "mark_initialized"]
+__all__ += ["keys_without_a_type", "mark_initialized"]
 __all__ += ["model_classes", "names_in_files", "renew_parents"]
 
 
@@ -79,12 +79,6 @@ def renew_parents(module: Any) -> bool:
     if any(renewed):
         new, module._is_hf_initialized = True, False
     return new
-
-
-def keep_in_float32(model: Any, names: Iterable[str]) -> None:
-    """Parameters that are opened in float32, whatever is stored and asked for; said before
-    ``post_init``, which takes it over."""
-    model._keep_in_fp32_modules_strict = {*(model._keep_in_fp32_modules_strict or ()), *names}
 
 
 def blocks_in_one_piece(model: Any) -> set[str]:

@@ -10,7 +10,9 @@ Axes: b batch, t positions, d hidden_size, I neurons, N experts, k of them for e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +100,16 @@ class ExpertFeedForward(FeedForward):
         """Moves ``avg_key`` to the present mean keys; with momentum m, to m old + (1 - m) mean."""
         if self.avg_key is not None:
             self.avg_key.lerp_(self.mean_keys().to(self.avg_key), 1 - momentum)
+
+    @contextmanager
+    def every_expert(self) -> Iterator[None]:
+        """Lets all experts work on every token."""
+        shape = self.shape
+        self.reroute(replace(shape, top_k=shape.num_experts, selection="top"))
+        try:
+            yield
+        finally:
+            self.reroute(shape)
 
     def reroute(self, shape: ExpertShape) -> None:
         """Chooses experts in another way from here on; what they are stays."""

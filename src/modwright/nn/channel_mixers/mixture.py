@@ -42,6 +42,10 @@ class MixtureShape(Shape):
                 f"top_k {self.top_k} of {self.num_experts} experts: valid are 1 to all"
             )
 
+    def describe(self) -> str:
+        """In a few words, for tables."""
+        return f"{self.num_experts} experts, {self.intermediate_size} wide, {self.top_k} at work"
+
 
 def route(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """logits (n, E) -> each position's experts and their weights in float32, which sum to one.

@@ -78,6 +78,16 @@ class AttentionShape(Shape):
         if self.rotary_gather and self.qk_head_dim % 2:
             raise ValueError(f"rotary channels come in pairs: qk_head_dim {self.qk_head_dim}")
 
+    def describe(self) -> str:
+        """In a few words, for tables.
+
+        Example:
+            >>> AttentionShape(16, 4, 2, 4, 6, scaling=0.5).describe()
+            '4 heads, 2 kv, qk 4, v 6'
+        """
+        heads, widths = (self.num_heads, self.num_kv_heads), (self.qk_head_dim, self.v_head_dim)
+        return "{} heads, {} kv, qk {}, v {}".format(*heads, *widths)
+
 
 AttentionFunction = Callable[..., tuple[Tensor, Tensor | None]]
 
