@@ -352,7 +352,7 @@ def _with_adapter(
 
 def adapter_of(module: nn.Module) -> type[Any]:
     """What is mixed into a component that stands in a model."""
-    return next(kind for kind in type(module).__mro__ if kind.__module__ == __name__)
+    return next(kind for kind in type(module).__mro__[1:] if kind.__module__ == __name__)
 
 
 def component_builder(

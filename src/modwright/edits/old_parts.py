@@ -28,7 +28,7 @@ _RENAMED: dict[str, tuple[str, dict[str, Any]]] = {
 def converted(part: Any, kwargs: Any) -> tuple[Any, Any]:
     """The name and the arguments that a stored edit has now; most are as they are stored.
 
-    Before version 1.1 a mixer of an image model was an argument of the part "token_mixer", which
+    Before version 0.2 a mixer of an image model was an argument of the part "token_mixer", which
     held it under the name ``mixer``: there its tensors lie in a checkpoint of that time.
 
     Example:

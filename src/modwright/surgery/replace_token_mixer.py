@@ -117,8 +117,9 @@ class ReplaceTokenMixer(WithoutData):
         if needs_grid(component) and not place.positions:
             valid = _listed([name for name, one in _mixers().items() if not needs_grid(one)])
             raise _refusal(f"the tokens of block {index} lie on no grid; valid there: {valid}")
-        known = {"hidden_size": place.width, "num_tokens": place.positions}
-        known |= {"kernel_size": self.kernel_size, "pool_size": self.kernel_size}
+        known = dict.fromkeys(("hidden_size", "d_model"), place.width)
+        known |= dict.fromkeys(("kernel_size", "pool_size"), self.kernel_size)
+        known |= {"num_tokens": place.positions}
         known |= {} if self.num_heads is None else {"num_heads": self.num_heads}
         arguments = arguments_of(self.mixer, "attention")
         lacking = [name for name, one in arguments.items() if one.needed and name not in known]

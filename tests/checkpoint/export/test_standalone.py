@@ -42,7 +42,7 @@ from .edited import by_method, short, with_change
 
 WORKER = Path(__file__).with_name("standalone_worker.py")
 # Standalone checkpoints are of stock architectures, which call their sublayers in one way.
-OF_IMAGE_MODELS = {"pass_through", "pointwise", "pool", "depthwise", "spatial_fc", "random"}
+OF_IMAGE_MODELS = {"pass_through", "pointwise"}
 ELSEWHERE = {"mamba1", "mamba2"}  # in a test of their own below
 STOCK_REFUSES = (AmbiguousGlobalPerLayerAttributeError, RuntimeError, ValueError, TypeError)
 
@@ -90,7 +90,8 @@ def code_files(folder: Path) -> list[str]:
 
 def every_other_part(tiny: Any) -> dict[str, Any]:
     """Models that hold the parts that the edits of `edited_model` do not place."""
-    gpt2, llama, mixtral = (short(tiny, f"tiny-{name}") for name in ("gpt2", "llama", "mixtral"))
+    names = ("gpt2", "llama", "mixtral", "vit")
+    gpt2, llama, mixtral, vit = (short(tiny, f"tiny-{name}") for name in names)
     mlp = Anatomy.of(llama).blocks[0].mlp
     assert isinstance(mlp, Mlp)
     rows = {f"{mlp.address}.{role}.weight": p.weight[:40] for role, p in mlp.projections().items()}
@@ -109,6 +110,10 @@ def every_other_part(tiny: Any) -> dict[str, Any]:
         "activation of experts": by_method(mixtral, "replace_activation", activation="poly_relu"),
         "bare": by_method(short(tiny, "tiny-gpt-neox").gpt_neox, "pre_rmsnorm", form="crms"),
         **{name: by_method(gpt2, "pre_rmsnorm", **options) for name, options in forms.items()},
+        **{
+            mixer: by_method(vit, "replace_token_mixer", mixer=mixer, blocks="1")
+            for mixer in ("pool", "depthwise", "spatial_fc", "random")
+        },
     }
 
 
