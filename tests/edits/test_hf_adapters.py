@@ -182,6 +182,7 @@ def test_components_of_other_kinds_and_wishes_are_refused() -> None:
 
     component("norm_like", "norm")(type("N", (Plain,), {}))
     component("maps", "token_mixer", reads="map")(type("M", (Plain,), {}))
+    component("channel_maps", "channel_mixer", reads="map")(type("C", (Plain,), {}))
     component("keys", "token_mixer", state="keys")(type("K", (Plain,), {}))
     component("channel_state", "channel_mixer", state="recurrent")(State)
     for name, role, told in (
@@ -189,6 +190,7 @@ def test_components_of_other_kinds_and_wishes_are_refused() -> None:
         ("plain_channels", "attention", "is a channel_mixer, which stands at mlp"),
         ("norm_like", "mlp", "is a norm, which stands inside another part"),
         ("maps", "attention", "reads feature maps .*the tokens there lie on no grid"),
+        ("channel_maps", "mlp", "reads feature maps .*and mlp reads tokens"),
         ("keys", "attention", "keeps keys and values"),
         ("channel_state", "mlp", "asks for state, which no host hands over at mlp"),
     ):
@@ -334,6 +336,9 @@ def test_blocks_of_maps_call_mixers_of_either_layout() -> None:
     assert linear.layout == "map"
     tokens = x.flatten(2).transpose(1, 2)
     assert torch.equal(linear(x, grid).flatten(2).transpose(1, 2), linear.inner(tokens))
+    asks: Any = host(Asks(), COMPONENTS["asks"], "attention", "modwright", own)
+    told = asks(x, grid, position_embeddings=())  # one with a state
+    assert torch.equal(told.flatten(2).transpose(1, 2), asks.inner(tokens))
 
 
 @pytest.mark.parametrize("convention", ["transformers", "timm"])

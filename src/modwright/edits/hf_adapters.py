@@ -170,10 +170,13 @@ def _mixed(
 ) -> Tensor:
     """What a component makes of ``x``, handed what it asks for."""
     told = module.handover
+    if x.ndim == 4 and told.reads == "tokens":
+        tokens = _mixed(module, run, to_tokens(x), shape, host_told)
+        return to_feature_map(tokens, (x.shape[2], x.shape[3]))
     layer = _state_layer(told, module.layer_idx, x, host_told)
     given = _handed(told, x, layer, shape, host_told)
     if not told.recurrent:
-        return _in_layout(told, run, x, shape, given)
+        return _on_grid(told, run, x, shape, given)
     state = None if layer is None else layer.state
     mixed, state = _two(told, run(x, state=state, **given))
     if layer is not None:
@@ -181,23 +184,20 @@ def _mixed(
     return mixed
 
 
-def _in_layout(
+def _on_grid(
     told: Handover,
     run: Callable[..., Any],
     x: Tensor,
     shape: SpatialShape | None,
     given: Mapping[str, Any],
 ) -> Tensor:
-    """Calls a component that reads maps with maps, and one that reads tokens with tokens.
+    """Calls a component that reads maps with a map of the tokens.
 
-    Tokens before the positions of a grid each get the mean of these minus themselves.
+    Tokens before the positions of the grid each get the mean of these minus themselves.
     """
-    is_map = x.ndim == 4
-    if told.reads == "either" or is_map == (told.reads == "map"):
+    if told.reads != "map" or x.ndim == 4:
         mixed: Tensor = run(x, **given)
         return mixed
-    if is_map:
-        return to_feature_map(run(to_tokens(x), **given), (x.shape[2], x.shape[3]))
     if shape is None:
         raise _no_grid(told.name)
     before = told.prefix if told.grid is not None else x.shape[1] - shape[0] * shape[1]
@@ -320,8 +320,11 @@ def host(
         )
     if adapter is None:
         return module
-    if component.reads == "map" and convention != "modwright" and asked.get("grid") is None:
-        raise _no_grid(name)
+    if component.reads == "map" and convention != "modwright":
+        if role == "mlp":
+            raise InvalidInputError(f"{name} reads feature maps (B, C, H, W), and mlp reads tokens")
+        if asked.get("grid") is None:
+            raise _no_grid(name)
     missing = {"state", "padding_mask", "position_embeddings"} & {*component.needs}
     if role == "mlp" and (missing or component.state != "none"):
         words = ", ".join(sorted(missing)) or f"a state ({component.state})"
