@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, LlamaConfig, StaticCache
+from transformers import DynamicCache, LlamaConfig, MambaConfig, StaticCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from modwright.core.compat.torch import tensors_of
 from modwright.core.errors import InvalidInputError
-from modwright.edits.cache_state import StateLayer, state_layer
+from modwright.edits.cache_state import StateLayer, StockState, state_layer
 
 
 def filled(sequences: int = 3) -> StateLayer:
@@ -143,3 +143,74 @@ def test_static_windows_are_refused() -> None:
     windows = config(sliding_window=3, layer_types=["sliding_attention"] * 3)
     with pytest.raises(InvalidInputError, match="static cache with sliding windows"):
         state_layer(StaticCache(config=windows, max_cache_len=8), 2)
+
+
+# Slots that transformers made for its own recurrent layers
+
+
+def stock_cache(slots: int = 2) -> DynamicCache:
+    return DynamicCache(config=MambaConfig(hidden_size=4, num_hidden_layers=slots))
+
+
+def mamba_state(sequences: int = 3, scale: float = 1.0) -> dict[str, torch.Tensor]:
+    rows = scale * torch.arange(1.0, sequences + 1).view(-1, 1, 1)
+    return {"conv": rows.expand(-1, 2, 4).clone(), "ssm": rows.expand(-1, 2, 5).clone()}
+
+
+def test_a_slot_of_a_stock_recurrent_layer_keeps_its_layer() -> None:
+    cache = stock_cache()
+    before = cache.layers[1]
+    slot = state_layer(cache, 1)
+    assert isinstance(slot, StockState) and slot.state is None
+    slot.write(mamba_state(), 3, tokens=5)
+    assert cache.layers[1] is before and cache.has_previous_state(1)
+    assert torch.equal(cache.get_conv_state(1), mamba_state()["conv"])
+    assert torch.equal(cache.get_recurrent_state(1), mamba_state()["ssm"])
+    held = slot.state
+    assert held is not None and set(held) == {"conv", "ssm"}
+    again = state_layer(cache, 1)
+    again.write(mamba_state(scale=2.0), 3, tokens=1)
+    assert torch.equal(cache.get_recurrent_state(1), mamba_state(scale=2.0)["ssm"])
+    assert held["ssm"].data_ptr() == cache.get_recurrent_state(1).data_ptr(), "in its place"
+
+
+def test_rows_move_and_a_reset_forgets() -> None:
+    cache = stock_cache()
+    state_layer(cache, 0).write(mamba_state(), 3, tokens=5)
+    cache.layers[0].reorder_cache(torch.tensor([2, 0, 0]))
+    held = state_layer(cache, 0).state
+    assert held is not None and held["ssm"][:, 0, 0].tolist() == [3.0, 1.0, 1.0]
+    cache.layers[0].reset()
+    assert state_layer(cache, 0).state is None
+    state_layer(cache, 0).write(mamba_state(2), 2, tokens=5)
+    assert cache.get_conv_state(0).shape == (2, 2, 4), "another batch after a reset"
+
+
+def test_a_state_of_another_form_takes_the_slot() -> None:
+    cache = stock_cache()
+    state_layer(cache, 0).write({"sum": torch.ones(3, 2)}, 3, tokens=5)
+    assert isinstance(cache.layers[0], StateLayer) and cache.layers[0].seen == 5
+    assert state_layer(cache, 0) is cache.layers[0]
+
+
+def test_another_batch_than_a_stock_slot_holds_is_refused() -> None:
+    cache = stock_cache()
+    slot = state_layer(cache, 0)
+    slot.check_batch(7)
+    slot.write(mamba_state(), 3, tokens=5)
+    slot.check_batch(3)
+    with pytest.raises(InvalidInputError, match="the states of 3 sequences, and the batch has 2"):
+        slot.check_batch(2)
+
+
+def test_a_stock_slot_lets_gradients_through_two_steps() -> None:
+    cache, first = stock_cache(), mamba_state()
+    first["ssm"].requires_grad_()
+    slot = state_layer(cache, 0)
+    slot.write(first, 3, tokens=5)
+    held = slot.state
+    assert held is not None
+    later = {"conv": held["conv"], "ssm": held["ssm"] ** 2}
+    slot.write(later, 3, tokens=1)
+    cache.get_recurrent_state(0).sum().backward()
+    assert torch.equal(first["ssm"].grad, 2 * first["ssm"].detach())

@@ -17,6 +17,7 @@ from modwright.checkpoint.classes import model_class
 from modwright.checkpoint.directory import Loaded, load_directory
 from modwright.checkpoint.saving import save
 from modwright.checkpoint.source import Source, load_tokenizer, locate, preset_config
+from modwright.checkpoint.state_spaces import has_state_spaces_layout, load_state_spaces
 from modwright.core.compat.transformers import build
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import set_eval
@@ -102,7 +103,8 @@ def open(
     """Open a model from anywhere, with at most a tenth more memory than its weights.
 
     Args:
-        source: a directory with a ``config.json``, a ``.gguf`` file, a packaged name
+        source: a directory with a ``config.json``, of transformers or of state-spaces/mamba, a
+            ``.gguf`` file, a packaged name
             (``smollm2-135m``, ``minilm``), ``preset:NAME`` or a hub id ``org/name``; or a live
             model, which is taken as it is. A ViT of timm is wrapped; its weights are shared.
         dtype: type of the weights, one of `DTYPES`; None keeps the checkpoint's own, and is
@@ -139,6 +141,8 @@ def open(
         from modwright.checkpoint.gguf import load_gguf  # takes a while to import
 
         loaded = load_gguf(found.path, kind, place, head, progress)
+    elif has_state_spaces_layout(found.path):
+        loaded = load_state_spaces(found.path, kind, place, head)
     else:
         loaded = load_directory(found.path, kind, place, head, trust_remote_code)
     model, unexpected_keys, remarks = loaded
