@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import FalconMambaConfig, FalconMambaForCausalLM
 
 from modwright.nn.token_mixers.mamba1 import Mamba1
+from modwright.nn.token_mixers.stock_mamba import stock_arguments
+from nn.scans import relative
 
 
 def test_the_weight_of_the_steps_begins_as_wide_as_its_rank_says() -> None:
@@ -50,3 +53,16 @@ def test_costs_are_those_of_its_parts() -> None:
 def test_sizes_that_make_no_mixer_are_refused(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Mamba1(**{"d_model": 6, **given})
+
+
+def test_the_norms_of_falcon_mamba_are_those_of_transformers() -> None:
+    torch.manual_seed(0)
+    config = FalconMambaConfig(hidden_size=24, state_size=8, num_hidden_layers=1, vocab_size=5)
+    theirs = FalconMambaForCausalLM(config).eval().backbone.layers[0].mixer
+    told = stock_arguments(config)
+    ours, bare = Mamba1(**told), Mamba1(**{**told, "read_norm_eps": None})
+    for mixer in (ours, bare):
+        mixer.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 9, 24)
+    assert relative(ours(x)[0], theirs(x)) < 1e-5
+    assert relative(bare(x)[0], theirs(x)) > 1e-3
