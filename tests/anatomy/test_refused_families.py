@@ -71,6 +71,17 @@ def test_what_nothing_is_known_of_is_refused_without_a_reason() -> None:
     assert "no family for model type 'rwkv'" in said and "norms after" not in said
 
 
+@pytest.mark.parametrize(
+    "model_type", ["bamba", "granitemoehybrid", "jamba", "lfm2", "nemotron_h", "qwen3_next"]
+)
+def test_layers_of_several_kinds_are_refused(model_type: str) -> None:
+    given = {"layer_types": ["mamba", "attention"]} if model_type == "granitemoehybrid" else {}
+    config = AutoConfig.for_model(model_type, **given)
+    assert "its layers are of several kinds" in refusal_of(config)
+    kinds = getattr(config, "layer_types", None) or config.layers_block_type
+    assert len(set(kinds)) > 1, "the reason given is true"
+
+
 def test_no_family_serves_what_the_reasons_speak_of() -> None:
     assert not set(REFUSED) & set(families())
 

@@ -33,9 +33,15 @@ _MORE_NORMS = (
 _NORMED = (
     "exaone4 gemma2 gemma3 gemma3_text gemma3n gemma3n_text gemma4 gemma4_text glm4 olmo2 olmo3"
 )
+_SEVERAL_KINDS = (
+    "its layers are of several kinds, some with an attention and others with a recurrence, and no "
+    "family here reads both"
+)
+_HYBRID = "bamba granitemoehybrid jamba lfm2 nemotron_h qwen3_next zamba zamba2"
 # Model types that look like a known one and cannot be opened, with the reason.
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(_NORMED.split(), _MORE_NORMS),
+    **dict.fromkeys(_HYBRID.split(), _SEVERAL_KINDS),
     "albert": "its layers are one module used many times, so none can be edited alone",
 }
 
