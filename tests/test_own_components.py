@@ -6,7 +6,7 @@ A new component enters `own_components.TOYS`, and nothing of the package names a
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,21 @@ import torch
 
 import modwright
 import toy_components
+from anatomy.test_deit import built as deit
+from anatomy.test_swin import built as swin
+from helpers import outputs
 from models.tiny import TINY
 from models.tiny import tiny as tiny_image_model
+from modwright.anatomy import Anatomy, Mlp
 from modwright.checkpoint import save
 from modwright.core.errors import InvalidInputError, VerificationError
+from modwright.edits import compose
 from modwright.edits.verify import check_reopens
 from own_components import CHECKS, TOYS, Placed, is_the_same_in_another_process, placed_in
 
 SOURCE = Path(modwright.__file__).parent
-IMAGE_MODELS = sorted(set(TINY) - {"residual_network"})
+OF_TRANSFORMERS = {"deit": deit, "swin": partial(swin, "swin"), "swinv2": partial(swin, "swinv2")}
+IMAGE_MODELS = [*sorted(set(TINY) - {"residual_network"}), *OF_TRANSFORMERS]
 OPAQUE_MLPS = {"fmvit", "smt"}
 """Their MLPs have a convolution inside, and show no activation."""
 
@@ -44,7 +50,8 @@ def image_model(architecture: str) -> Any:
     """With values at which no branch is near nothing, as fresh scales of residuals make it."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = tiny_image_model(architecture)
+        stock = OF_TRANSFORMERS.get(architecture)
+        model = tiny_image_model(architecture) if stock is None else stock()
         with torch.no_grad():
             for parameter in filter(lambda p: p.requires_grad, model.parameters()):
                 parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -57,7 +64,8 @@ def placed(tiny: Any) -> Callable[[str, str], Placed]:
 
     @cache
     def make(name: str, toy: str) -> Placed:
-        return placed_in(image_model(name) if name in TINY else tiny(name), toy)
+        source = image_model(name) if name in IMAGE_MODELS else tiny(name)
+        return placed_in(source, toy, at=0 if name in ("swin", "swinv2") else 1)
 
     return make
 
@@ -106,6 +114,24 @@ def test_a_process_is_told_which_file_registers_it(placed: Any, toy: str, tmp_pa
     assert "bit-equal" in str(check_reopens(model, tmp_path / "saved"))
 
 
+def test_models_are_composed_of_them_from_scratch(preset: str) -> None:
+    """Arguments that the stock part answers are filled; start values are their own."""
+    parts: dict[str, Any] = {"attention[1]": "toy_memory", "mlp[2]": ("toy_turn", {"shift": 3})}
+    if isinstance(Anatomy.of(compose(preset)).blocks[0].mlp, Mlp):
+        hinge = {"activation": "toy_hinge", "activation_kwargs": {"start": 0.6}}
+        parts["mlp[0]"] = ("feed_forward", hinge)
+    model = compose(preset, parts)
+    assert torch.equal(outputs(model), outputs(compose(preset, parts)))
+    blocks = Anatomy.of(model).blocks
+    memory, turn = blocks[1].at("attention").module, blocks[2].at("mlp").module
+    assert 0.3 < memory.decay.std() < 0.8 and memory.decay.abs().max() <= 1
+    reach = len(memory.decay) ** -0.5  # of torch's rule; those of hosts have a spread of 0.02
+    assert 0.5 * reach < memory.value.weight.std() * 3**0.5 and memory.value.weight.max() <= reach
+    assert turn.shift == 3 and 0.6 < turn.scale.std() < 1.4
+    if "mlp[0]" in parts:
+        assert blocks[0].mlp.parameters()["act.slope"] == torch.tensor(0.6)
+
+
 def test_a_mixer_that_sees_later_tokens_stands_in_encoders_and_image_models_alone(
     tiny: Any,
 ) -> None:
@@ -113,6 +139,14 @@ def test_a_mixer_that_sees_later_tokens_stands_in_encoders_and_image_models_alon
         assert placed_in(source, "toy_mean").applied.verification.ok
     with pytest.raises(VerificationError, match="causality does not hold"):
         placed_in(tiny("tiny-llama"), "toy_mean")
+
+
+@pytest.mark.parametrize("kind", ["swin", "swinv2"])
+def test_the_mask_of_moved_windows_is_no_padding(kind: str) -> None:
+    """It tells which tokens of a window lie together; every second block moves them."""
+    with pytest.raises(VerificationError, match="it is that of moved windows") as refused:
+        placed_in(image_model(kind), "toy_memory")
+    assert "\n" not in str(refused.value)
 
 
 def test_no_line_of_the_package_knows_them() -> None:

@@ -289,16 +289,18 @@ def test_gradients_are_those_of_a_checkpointed_pass(stateful: Any, where: str) -
     ("fault", "look_at"),
     [("step", "see its step and its state"), ("padding", "how it reads the padding mask")],
 )
+@pytest.mark.families("tiny-llama", "tiny-gpt2", "tiny-gpt-neox", "tiny-opt-post")
 @pytest.mark.parametrize("blocks", [(1,), (2, 3)])
 def test_a_wrong_step_or_padding_is_found_and_where(
-    tiny: Any, fault: str, look_at: str, blocks: tuple[int, ...]
+    tiny: Any, decoder: str, fault: str, look_at: str, blocks: tuple[int, ...]
 ) -> None:
-    anatomy = Anatomy.of(tiny("tiny-llama"))
+    anatomy = Anatomy.of(tiny(decoder))
     right = sum((toys(anatomy, (i,)) for i in range(blocks[0])), Change())
     wrong = right + toys(anatomy, blocks, fault=fault)
     with pytest.raises(VerificationError, match=look_at) as failure:
         edit(anatomy.model, wrong)
-    assert f"layers.{blocks[0]}.self_attn" in str(failure.value)
+    path = anatomy.family.layer_paths(anatomy.model)[blocks[0]]
+    assert f"{path}.{anatomy.family.block['attention']} gives" in str(failure.value)
     assert "\n" not in str(failure.value)
 
 

@@ -47,9 +47,10 @@ def padding_in(
         return None
     shape = tuple(getattr(mask, "shape", ()))
     if len(shape) not in (2, 4) or shape[-1] < length:
+        windows = "; it is that of moved windows, and those of other blocks stay"
         raise InvalidInputError(
             f"an attention mask of shape {shape} does not tell which of {length} tokens are real; "
-            f"({sequences}, tokens) does"
+            f"({sequences}, tokens) does{windows if len(shape) == 3 else ''}"
         )
     first = seen if static and shape[-1] >= seen + length else shape[-1] - length
     if not isinstance(mask, Tensor):  # a block mask holds a function of its indices
