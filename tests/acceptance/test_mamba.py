@@ -6,14 +6,16 @@ counted. With MODWRIGHT_FIGURES the trainings take three seeds and more arms, an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
 import torch
-from figures import note
+from figures import FULL, note
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,12 +28,22 @@ from modwright.core.compat.torch import tensors_of
 from modwright.edits.compose import compose
 from modwright.nn.selective_scan import naive_selective_scan, selective_scan
 from modwright.nn.ssd import naive_ssd_scan, ssd_scan
+from modwright.tasks.synthetic import (
+    TokenDataset,
+    answer_accuracy,
+    induction_heads,
+    selective_copying,
+)
+from modwright.training import Settings, fit
 from nn.scans import gradients_of, relative, scan_inputs
 
 pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mamba"
 WIDTH, LAYERS = 64, 2
+SEEDS = (0, 1, 2) if FULL else (0,)
+
+figures_only = pytest.mark.skipif(not FULL, reason="measured where MODWRIGHT_FIGURES is set")
 
 
 # 1, 2 and 4: right
@@ -259,3 +271,75 @@ def test_the_next_token_costs_the_same_behind_any_context(arm: str) -> None:
     few, many = (bytes_and_work(attention, context) for context in (16, 4096))
     assert many[0] / few[0] == 256
     assert many[1] / few[1] >= 10
+
+
+# 7: what is chosen
+
+
+def own_loss(model: Any, batch: Any) -> Any:
+    return model(**batch).loss, {}
+
+
+def accuracies(
+    task: str,
+    arm: str,
+    train: Callable[..., TokenDataset],
+    tests: dict[int, TokenDataset],
+    **settings: Any,
+) -> dict[int, float]:
+    """Length -> percent of the answers that are right, mean over seeds, each after one pass.
+
+    A seed draws the same sequences in the same order for all arms.
+    """
+    each = []
+    for seed in SEEDS:
+        data = train(seed=1000 + seed)
+        model = language_model(arm, data.vocab_size, seed)
+        how = Settings(epochs=1, seed=seed, weight_decay=0.0, **settings)
+        fitted = fit(model, data, settings=how, objective=own_loss)
+        each.append({n: 100 * answer_accuracy(model, test, 20) for n, test in tests.items()})
+    found = {n: mean(one[n] for one in each) for n in tests}
+    figures = {"parameters": fitted.parameters, "steps": fitted.steps, "seconds": fitted.seconds}
+    note(f"mamba-{task}-{arm}", mean=found, each=each, **figures)
+    return found
+
+
+COPYING = {"batch_size": 32, "learning_rate": 5e-3}
+INDUCTION = {"batch_size": 32, "learning_rate": 5e-3}
+LENGTHS = (64, 256, 1024, 4096) if FULL else (64, 1024)
+
+
+def copying(arm: str) -> float:
+    """Percent of the tokens that are copied, among 64."""
+    tests = {64: selective_copying(500)}
+    train = partial(selective_copying, 48_000)
+    return accuracies("copying", arm, train, tests, **COPYING)[64]
+
+
+def induction(arm: str) -> dict[int, float]:
+    """Percent of the answers, trained at 64."""
+    tests = {length: induction_heads(200, length) for length in LENGTHS}
+    train = partial(induction_heads, 48_000, returns=4)
+    return accuracies("induction", arm, train, tests, **INDUCTION)
+
+
+def test_selective_copying_needs_parameters_that_depend_on_the_input() -> None:
+    chosen, frozen = copying("mamba1"), copying("mamba1, frozen")
+    assert chosen >= 95
+    assert chosen - frozen >= 25
+
+
+def test_induction_heads_reach_sixteen_times_as_far_as_they_were_trained() -> None:
+    state, attention = induction("mamba1"), induction("attention")
+    assert state[1024] >= 95
+    assert attention[64] >= 95
+    assert state[1024] - attention[1024] >= 25
+
+
+@figures_only
+def test_the_other_arms() -> None:
+    of_heads, attention = copying("mamba2"), copying("attention")
+    assert of_heads >= 95 and attention >= 95
+    found = {arm: induction(arm) for arm in ("mamba2", "mamba1, frozen")}
+    assert found["mamba2"][1024] >= 95
+    assert found["mamba1, frozen"][1024] <= 50
