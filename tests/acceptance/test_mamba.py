@@ -19,15 +19,17 @@ from figures import FULL, note
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DynamicCache, MambaConfig, MambaForCausalLM
+from transformers import DynamicCache, MambaForCausalLM
 from transformers.models.mamba.modeling_mamba import mamba_selective_scan
 
+import modwright
 from golden_checks import GoldenCase
-from mamba_hosts import MODELS, with_our_mixers
+from mamba_hosts import MODELS
 from modwright.core.compat.torch import tensors_of
 from modwright.edits.compose import compose
 from modwright.nn.selective_scan import naive_selective_scan, selective_scan
 from modwright.nn.ssd import naive_ssd_scan, ssd_scan
+from modwright.surgery.fast_scan import FastScan
 from modwright.tasks.synthetic import (
     TokenDataset,
     answer_accuracy,
@@ -54,8 +56,9 @@ def test_logits_gradients_and_steps_are_those_of_the_golden_files(name: str, kin
     case = GoldenCase.read(GOLDEN / f"{name}.safetensors")
     config, model_class = MODELS[kind]
     fields = {key: value for key, value in case.config.items() if key != "model_type"}
-    model = with_our_mixers(model_class(config(**fields))).eval()
-    model.load_state_dict({n.removeprefix("weight."): case[n] for n in case.names("weight.")})
+    stock = model_class(config(**fields)).eval()
+    stock.load_state_dict({n.removeprefix("weight."): case[n] for n in case.names("weight.")})
+    model = modwright.apply(stock, FastScan()).model
     ids = case["input.input_ids"]
     found = model(ids, labels=ids, use_cache=False)
     found.loss.backward()
@@ -130,24 +133,27 @@ def test_large_steps_stay_near_double_precision() -> None:
 
 
 @torch.no_grad()
-def test_a_model_of_130_million_comes_back_from_transformers(tmp_path: Path) -> None:
+def test_a_model_of_130_million_goes_to_transformers_and_comes_back(tmp_path: Path) -> None:
     """Rounding grows over 24 layers of random weights: float32 itself is some 1e-3 off."""
-    torch.manual_seed(0)
-    model = MambaForCausalLM(MambaConfig(hidden_size=768, num_hidden_layers=24)).eval()
-    parameters = sum(p.numel() for p in model.parameters())
+    theirs = compose("mamba", hidden_size=768, num_hidden_layers=24, check=False)
+    parameters = sum(p.numel() for p in theirs.parameters())
     assert parameters == 129_135_360
     ids = torch.randint(0, 50280, (1, 24))
-    theirs = model(ids, use_cache=False).logits
-    with_our_mixers(model).eval()
-    ours = model(ids, use_cache=False).logits
-    model.save_pretrained(tmp_path)
-    back = MambaForCausalLM.from_pretrained(tmp_path).eval()
-    again = float((back(ids, use_cache=False).logits - theirs).abs().max())
-    assert again == 0
-    both = float((with_our_mixers(back)(ids, use_cache=False).logits - ours).abs().max())
-    assert both == 0
-    exact = model.double()(ids, use_cache=False).logits
-    between, rounding = (float((ours - other).abs().max()) for other in (theirs, exact))
+
+    def logits(model: Any) -> Tensor:
+        found: Tensor = model(ids, use_cache=False).logits
+        return found
+
+    ours = modwright.apply(theirs, FastScan(), check=False).model
+    modwright.save(ours, tmp_path / "ours")
+    reopened = logits(modwright.open(tmp_path / "ours").model)
+    back = logits(MambaForCausalLM.from_pretrained(tmp_path / "ours").eval())
+    of_theirs, of_ours = logits(theirs), logits(ours)
+    there, here = (float((a - b).abs().max()) for a, b in ((back, of_theirs), (reopened, of_ours)))
+    assert there == 0
+    assert here == 0
+    exact = logits(ours.double())
+    between, rounding = (float((of_ours - other).abs().max()) for other in (of_theirs, exact))
     assert between <= rounding
 
 
