@@ -41,7 +41,7 @@ def of_papers(tests: Mapping[str, float]) -> dict[str, float]:
         file = PurePosixPath(nodeid.partition("::")[0])
         slugs = [slug for key, slug in cases.items() if nodeid.endswith(key)]
         if "acceptance" not in file.parts:
-            slugs += [slug for stem, slug in stems if file.stem.startswith(stem)]
+            slugs += [slug for stem, slug in stems if f"{file.stem}_".startswith(f"{stem}_")]
         if slugs:
             found[slugs[0]] += seconds
     return dict(found)

@@ -15,5 +15,7 @@ def test_files_pages_and_cases_of_a_paper_are_its_own() -> None:
         "tests/surgery/test_routing.py::test_a": 32.0,
         "tests/edits/test_edit_matrix.py::test_a": 64.0,
         "tests/acceptance/test_smt_digits.py::test_a": 128.0,
+        "tests/nn/activations/test_fit.py::test_a": 256.0,
+        "tests/training/test_fitting.py::test_a": 512.0,  # not of a module called fit
     }
-    assert of_papers(taken) == {"modegpt": 15.0, "tnt": 16.0, "emoe": 32.0}
+    assert of_papers(taken) == {"modegpt": 15.0, "tnt": 16.0, "emoe": 32.0, "polycom": 256.0}
