@@ -172,11 +172,12 @@ def _every_expert(model: nn.Module) -> Iterator[bool]:
 
     Which come first at a near tie turns on rounding, and no cache is to blame for that.
     """
-    contexts = [getattr(module, "every_expert", None) for module in model.modules()]
+    found = (getattr(module, "every_expert", None) for module in model.modules())
+    contexts = [context for context in found if callable(context)]
     with ExitStack() as stack:
-        for context in filter(callable, contexts):
+        for context in contexts:
             stack.enter_context(context())
-        yield any(map(callable, contexts))
+        yield bool(contexts)
 
 
 def _cached_is_uncached(model: Any, new_tokens: int) -> Check:
