@@ -35,15 +35,15 @@ def keep_in_stages(config: Any, roots: Sequence[str], kept: Sequence[int], layer
             move to another stage, or to a place where its windows stand otherwise.
     """
     found = [re.fullmatch(r"\D+\.(\d+)\.blocks\.(\d+)", root) for root in roots]
-    places = [(int(m[1]), int(m[2])) for m in found if m is not None]
-    counted = Counter(stage for stage, _ in places)
+    coordinates = [(int(m[1]), int(m[2])) for m in found if m is not None]
+    counted = Counter(stage for stage, _ in coordinates)
     depths = [counted[s] for s in sorted(counted)]
-    if len(places) < len(found) or depths != list(getattr(config, "depths", ())):
+    if len(coordinates) < len(found) or depths != list(getattr(config, "depths", ())):
         raise InvalidInputError(
             f"whole blocks of a {config.model_type} cannot be removed or moved: its config has "
             "no number for them; remove their attention and mlp instead"
         )
-    stages = [places[i][0] for i in kept]
+    stages = [coordinates[i][0] for i in kept]
     gone = set(counted) - set(stages)
     if gone:
         raise InvalidInputError(
@@ -54,7 +54,7 @@ def keep_in_stages(config: Any, roots: Sequence[str], kept: Sequence[int], layer
         raise InvalidInputError("a block stays in its stage: other stages have maps of other sizes")
     for new, old in enumerate(kept):
         first = stages.index(stages[new])
-        if (new - first - places[old][1]) % 2 and _moves_windows(layers[old]):
+        if (new - first - coordinates[old][1]) % 2 and _moves_windows(layers[old]):
             raise InvalidInputError(
                 f"block {old} would stand where windows are moved otherwise: every second block of "
                 "a stage moves them; remove its attention and mlp instead"
@@ -62,7 +62,7 @@ def keep_in_stages(config: Any, roots: Sequence[str], kept: Sequence[int], layer
     for name, value in vars(config).items():
         if isinstance(value, list | tuple) and len(value) == len(config.depths):
             rows = [
-                [row[places[i][1]] for i in kept if places[i][0] == s]
+                [row[coordinates[i][1]] for i in kept if coordinates[i][0] == s]
                 if isinstance(row, list | tuple) and len(row) == config.depths[s]
                 else row
                 for s, row in enumerate(value)
