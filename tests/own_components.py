@@ -379,7 +379,10 @@ def its_norms_become_rms_norms_exactly_or_not_at_all(placed: Placed) -> None:
 
 
 def its_parameters_learn(placed: Placed) -> None:
-    """Each of them, and the same where activations are computed anew in the backward pass."""
+    """Each of them, and the same where activations are computed anew in the backward pass.
+
+    Of all tokens: a class token that comes first sees nothing of what a causal part carries.
+    """
     model, found = copy.deepcopy(placed.model), []
     set_mode(model, True)
     for recomputed in (False, True):
@@ -387,7 +390,8 @@ def its_parameters_learn(placed: Placed) -> None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model.zero_grad()
         torch.manual_seed(0)
-        model(**batch_of(model), return_dict=True)[0].square().mean().backward()
+        out = model(**batch_of(model), output_hidden_states=True, return_dict=True)
+        sum(seen.square().mean() for seen in (out[0], *out.hidden_states)).backward()
         found.append({name: p.grad for name, p in placed.module(model).named_parameters()})
     assert all(gradient.abs().max() > 0 for gradient in found[0].values())
     torch.testing.assert_close(found[0], found[1])

@@ -144,7 +144,7 @@ def test_a_mixer_that_sees_later_tokens_stands_in_encoders_and_image_models_alon
 @pytest.mark.parametrize("kind", ["swin", "swinv2"])
 def test_the_mask_of_moved_windows_is_no_padding(kind: str) -> None:
     """It tells which tokens of a window lie together; every second block moves them."""
-    with pytest.raises(VerificationError, match="it is that of moved windows") as refused:
+    with pytest.raises(InvalidInputError, match="it is that of moved windows") as refused:
         placed_in(image_model(kind), "toy_memory")
     assert "\n" not in str(refused.value)
 

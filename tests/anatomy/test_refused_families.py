@@ -71,12 +71,19 @@ def test_what_nothing_is_known_of_is_refused_without_a_reason() -> None:
     assert "no family for model type 'rwkv'" in said and "norms after" not in said
 
 
-@pytest.mark.parametrize(
-    "model_type", ["bamba", "granitemoehybrid", "jamba", "lfm2", "nemotron_h", "qwen3_next"]
-)
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "bamba": {"attn_layer_indices": [1]},
+    "granitemoehybrid": {"num_hidden_layers": 2, "layer_types": ["mamba", "attention"]},
+    "jamba": {},
+    "lfm2": {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]},
+    "nemotron_h": {},
+    "qwen3_next": {},
+}
+
+
+@pytest.mark.parametrize("model_type", HYBRIDS)
 def test_layers_of_several_kinds_are_refused(model_type: str) -> None:
-    given = {"layer_types": ["mamba", "attention"]} if model_type == "granitemoehybrid" else {}
-    config = AutoConfig.for_model(model_type, **given)
+    config = AutoConfig.for_model(model_type, **HYBRIDS[model_type])
     assert "its layers are of several kinds" in refusal_of(config)
     kinds = getattr(config, "layer_types", None) or config.layers_block_type
     assert len(set(kinds)) > 1, "the reason given is true"
