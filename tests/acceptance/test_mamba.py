@@ -291,6 +291,7 @@ def accuracies(
     arm: str,
     train: Callable[..., TokenDataset],
     tests: dict[int, TokenDataset],
+    name: str = "",
     **settings: Any,
 ) -> dict[int, float]:
     """Length -> percent of the answers that are right, mean over seeds, each after one pass.
@@ -306,12 +307,11 @@ def accuracies(
         each.append({n: 100 * answer_accuracy(model, test, 20) for n, test in tests.items()})
     found = {n: mean(one[n] for one in each) for n in tests}
     figures = {"parameters": fitted.parameters, "steps": fitted.steps, "seconds": fitted.seconds}
-    note(f"mamba-{task}-{arm}", mean=found, each=each, **figures)
+    note(f"mamba-{task}-{name or arm}", mean=found, each=each, **figures)
     return found
 
 
 COPYING = {"batch_size": 32, "learning_rate": 5e-3}
-INDUCTION = {"batch_size": 32, "learning_rate": 5e-3}
 LENGTHS = (64, 256, 1024, 4096) if FULL else (64, 1024)
 
 
@@ -319,14 +319,16 @@ def copying(arm: str) -> float:
     """Percent of the tokens that are copied, among 64."""
     tests = {64: selective_copying(500)}
     train = partial(selective_copying, 48_000)
-    return accuracies("copying", arm, train, tests, **COPYING)[64]
+    rate = {"learning_rate": 2e-3} if arm == "attention" else {}
+    return accuracies("copying", arm, train, tests, **{**COPYING, **rate})[64]
 
 
-def induction(arm: str) -> dict[int, float]:
-    """Percent of the answers, trained at 64."""
+def induction(arm: str, returns: int = 1, rate: float = 5e-3) -> dict[int, float]:
+    """Percent of the answers, trained at 64, where each sequence asks ``returns`` times."""
     tests = {length: induction_heads(200, length) for length in LENGTHS}
-    train = partial(induction_heads, 48_000, returns=4)
-    return accuracies("induction", arm, train, tests, **INDUCTION)
+    train = partial(induction_heads, 25_600 if returns == 1 else 48_000, returns=returns)
+    name = f"{arm}, asked {returns} times" if returns > 1 else arm
+    return accuracies("induction", arm, train, tests, name=name, batch_size=32, learning_rate=rate)
 
 
 def test_selective_copying_needs_parameters_that_depend_on_the_input() -> None:
@@ -336,7 +338,8 @@ def test_selective_copying_needs_parameters_that_depend_on_the_input() -> None:
 
 
 def test_induction_heads_reach_sixteen_times_as_far_as_they_were_trained() -> None:
-    state, attention = induction("mamba1"), induction("attention")
+    """Attention does not find what is asked once a sequence in this time, and is asked more."""
+    state, attention = induction("mamba1"), induction("attention", returns=4, rate=2e-3)
     assert state[1024] >= 95
     assert attention[64] >= 95
     assert state[1024] - attention[1024] >= 25
@@ -345,7 +348,8 @@ def test_induction_heads_reach_sixteen_times_as_far_as_they_were_trained() -> No
 @figures_only
 def test_the_other_arms() -> None:
     of_heads, attention = copying("mamba2"), copying("attention")
-    assert of_heads >= 95 and attention >= 95
     found = {arm: induction(arm) for arm in ("mamba2", "mamba1, frozen")}
+    induction("attention", rate=2e-3), induction("mamba1", returns=4)
+    assert of_heads >= 95 and attention >= 95
     assert found["mamba2"][1024] >= 95
     assert found["mamba1, frozen"][1024] <= 50

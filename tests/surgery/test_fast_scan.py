@@ -17,7 +17,7 @@ from modwright.anatomy import Anatomy
 from modwright.checkpoint import save
 from modwright.checkpoint.export import export
 from modwright.checkpoint.export.to_stock import stock_model
-from modwright.core.errors import InvalidInputError
+from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.edits import factorize, remove
 from modwright.edits.edit import Replace
 from modwright.edits.verify import check_reopens
@@ -94,6 +94,18 @@ def test_what_is_left_out_would_be_seen(kind: str, left_out: str) -> None:
     setattr(holder, leaf, nn.Parameter(torch.zeros_like(tensor)))
     divergence, difference = apart(stock, edited)
     assert divergence > 1e-9 and difference > 1e-5
+
+
+@pytest.mark.slow
+def test_graphs_of_any_length_are_traced_of_our_scans_and_not_of_the_stock_ones(
+    tmp_path: Path,
+) -> None:
+    stock = wide_model("mamba")
+    with pytest.raises(VerificationError, match="`modwright edit fast_scan` puts scans of any le"):
+        export(stock, tmp_path / "stock", "onnx")
+    assert export(
+        modwright.apply(stock, "fast_scan").model, tmp_path / "ours", "onnx"
+    ).compared.held
 
 
 @pytest.mark.slow

@@ -114,6 +114,12 @@ class Anatomy:
         return head.module.weight is embed.module.weight
 
     @property
+    def stock_mixers(self) -> list[Any]:
+        """Mixers of stock classes for which components have the same tensors, see `fast_scan`."""
+        mixers = (block.at("attention") for block in self.blocks)
+        return [mixer for mixer in mixers if mixer is not None and mixer.has_twin]
+
+    @property
     def after_blocks(self) -> tuple[str, ...]:
         """Addresses outside the blocks that the stream reaches after them, in its order."""
         table = list(self.family.outer)

@@ -224,8 +224,7 @@ def _reads_in_chunks(model: Any, causal: bool) -> bool:
     takes = inspect.signature(model.forward).parameters
     if not causal or cache_keyword(model) not in takes or not any(True for _ in states_in(model)):
         return False
-    mixers = (block.at("attention") for block in Anatomy.of(model).blocks)
-    return not any(mixer is not None and mixer.has_twin for mixer in mixers)
+    return not Anatomy.of(model).stock_mixers
 
 
 def _chunks_are_the_whole(model: Any) -> Check:

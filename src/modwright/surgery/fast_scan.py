@@ -49,8 +49,7 @@ class FastScan(WithoutData):
                 "mixers and computes what they do"
             )
         name, arguments = found
-        mixers = [block.at("attention") for block in anatomy.blocks]
-        stock = [mixer.address for mixer in mixers if mixer is not None and mixer.has_twin]
+        stock = [mixer.address for mixer in anatomy.stock_mixers]
         if not stock:
             raise InvalidInputError("fast_scan: no stock token mixer is left in the model")
         edits: list[State] = [Replace(address, name, dict(arguments)) for address in stock]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from modwright.anatomy import Anatomy
 from modwright.checkpoint.export.comparing import (
     ParityReport,
     compare,
@@ -147,8 +148,8 @@ class Traced(Target):
             raise
         except Exception as error:
             raise VerificationError(
-                f"{self.runs_with} does not run the exported file: {type(error).__name__}: "
-                f"{first_line(error)}"
+                f"{self.runs_with} does not run the exported file{_of_stock_scans(work.model)}: "
+                f"{type(error).__name__}: {first_line(error)}"
             ) from error
 
     def _compare_generation(self, work: Checkpoint, folder: Path) -> ParityReport:
@@ -278,3 +279,12 @@ class Onnx(Traced):
             'session = onnxruntime.InferenceSession("model.onnx")\n'
             f"outputs = session.run(None, {{{given}}})"
         )
+
+
+def _of_stock_scans(model: Any) -> str:
+    """What helps where the scans of transformers' Mamba have fixed the length, else nothing."""
+    try:
+        stock = Anatomy.of(model).stock_mixers
+    except ModwrightError:
+        return ""
+    return " (`modwright edit fast_scan` puts scans of any length into it)" if stock else ""
