@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -118,9 +118,9 @@ def maker_of(
     name: str, kind: Kind | None = None
 ) -> tuple[Callable[..., nn.Module], type[Any] | None]:
     """What makes a module of a registered name, and of which shape; see :func:`make_part`."""
-    if name not in PARTS and "." in name:
-        word, _, name = name.partition(".")
-        kind = next((known for known in get_args(Kind) if known == word), kind)
+    word, _, rest = name.partition(".")
+    if name not in PARTS and word in get_args(Kind):
+        kind, name = cast("Kind", word), rest
     component = component_named(name, kind)
     return (PARTS[name], None) if component is None else (component.make, component.shape)
 
