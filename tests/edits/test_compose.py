@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import modwright
 from helpers import batch_of, outputs
 from modwright.anatomy import Anatomy, OpaqueMixer
 from modwright.core.errors import ModwrightError
@@ -190,3 +191,26 @@ def test_it_learns_is_saved_and_reopened_in_a_new_process(tmp_path: Path) -> Non
         live = model(**batch_of(model))[0]
     torch.set_num_threads(threads)
     assert load_file(tmp_path / "out")["out"].equal(live)
+
+
+@pytest.mark.parametrize("preset", ["tiny-mamba", "tiny-mamba2", "tiny-llama"])
+def test_a_preset_is_composed_as_the_model_that_it_opens_as(preset: str) -> None:
+    opened = modwright.open(f"preset:{preset}").model
+    assert type(compose(preset, check=False)) is type(opened)
+    assert type(compose(f"preset:{preset}", check=False)) is type(opened)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [("feed_forward", {}, 3), {"part": "feed_forward"}, ("feed_forward", None), 3, (None, {}), ()],
+    ids=str,
+)
+def test_a_part_that_is_no_name_with_arguments_is_refused(part: Any) -> None:
+    with pytest.raises(ModwrightError, match=r"'mlp\[0\]': a component is given by its name, by"):
+        compose("tiny-llama", {"mlp[0]": part})
+
+
+def test_parts_that_are_no_mapping_are_refused() -> None:
+    parts: Any = ["mlp[0]"]
+    with pytest.raises(ModwrightError, match="parts is a mapping of selectors to components, not"):
+        compose("tiny-llama", parts)

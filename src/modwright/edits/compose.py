@@ -28,6 +28,7 @@ from modwright.core.errors import (
     unknown_name,
 )
 from modwright.core.modes import set_eval
+from modwright.core.options import shown
 from modwright.edits.canonical import Target, target_of
 from modwright.edits.edit import MOST_BLOCKS, Edit, Remove, Replace, split_address
 from modwright.edits.placeable import arguments_of
@@ -88,6 +89,10 @@ def compose(
     """
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise InvalidInputError(f"seed is a whole number from 0 on, not {seed!r}")
+    if parts is not None and not isinstance(parts, Mapping):
+        raise InvalidInputError(
+            f"parts is a mapping of selectors to components, not {shown(parts)}"
+        )
     config = base_config(base, fields)
     stock, target = compose_target(config, parts or {}, head)
     model = _start(target.model_class, target.config, seed)
@@ -192,19 +197,35 @@ def edits_at(anatomy: Anatomy, selector: str, part: Part) -> list[Edit]:
         if part is None:
             edits.append(Remove(stands.address))
             continue
-        name, given = (part, {}) if isinstance(part, str) else part
+        name, given = _named_part(selector, part)
         arguments = _filled(anatomy, stands, name, given)
         edits.append(Replace(stands.address, name, arguments))
     return edits
 
 
+def _named_part(selector: str, part: Any) -> tuple[str, Mapping[str, Any]]:
+    """A component's name and its arguments, however they are given."""
+    name, given = (
+        (part, {}) if isinstance(part, str) else (part if _is_pair(part) else (None, None))
+    )
+    if not isinstance(name, str) or not isinstance(given, Mapping):
+        raise InvalidInputError(
+            f"{selector!r}: a component is given by its name, by (name, arguments), or by None for "
+            f"nothing, not by {shown(part)}"
+        )
+    return name, given
+
+
+def _is_pair(part: Any) -> bool:
+    return isinstance(part, tuple | list) and len(part) == 2
+
+
 def _named(base: str) -> tuple[str, dict[str, Any]]:
     """The model type of a name, and the fields of the preset that it is."""
-    presets = {
-        name: (model_type, settings)
-        for model_type, family in families().items()
-        for name, settings in family.presets.items()
-    }
+    presets: dict[str, tuple[str, dict[str, Any]]] = {}
+    for model_type, family in families().items():
+        for name, settings in family.presets.items():
+            presets.setdefault(name, (model_type, settings))  # a family's first type, as opened
     if base.removeprefix(_PREFIX) in presets:
         return presets[base.removeprefix(_PREFIX)]
     if base in CONFIG_MAPPING and not base.startswith("modwright_"):
