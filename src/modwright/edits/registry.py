@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, cast, get_args
+from typing import Any, TypeVar, get_args
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
@@ -118,9 +118,9 @@ def maker_of(
     name: str, kind: Kind | None = None
 ) -> tuple[Callable[..., nn.Module], type[Any] | None]:
     """What makes a module of a registered name, and of which shape; see :func:`make_part`."""
-    word, _, rest = name.partition(".")
-    if name not in PARTS and word in get_args(Kind):
-        kind, name = cast("Kind", word), rest
+    word, _, alone = name.partition(".")
+    if not is_registered(name) and (told := [one for one in get_args(Kind) if one == word]):
+        kind, name = told[0], alone
     component = component_named(name, kind)
     return (PARTS[name], None) if component is None else (component.make, component.shape)
 

@@ -6,6 +6,7 @@ changes. What is put in has start values, so the model is to be trained afterwar
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from modwright.edits import Change
 from modwright.edits.edit import Replace
 from modwright.edits.hf_adapters import needs_grid
 from modwright.edits.placeable import arguments_of
+from modwright.edits.registry import make_part
 from modwright.nn import AttentionShape
 from modwright.nn.component import Component, components
 from modwright.surgery.method import Decision, Requirements, WithoutData, register_method
@@ -87,11 +89,9 @@ class ReplaceTokenMixer(WithoutData):
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:
             raise _refusal(f"kernel_size is odd, not {self.kernel_size}")
         component = _mixers()[self.mixer]
-        if anatomy.family.inputs().is_text and self.mixer not in _for_text():
-            raise _refusal(
-                f"{self.mixer!r} is for images, and {anatomy.family.name} reads text; valid "
-                f"there: {_listed(_for_text())}"
-            )
+        if why := _why_not(component, anatomy):
+            valid = [name for name, one in _mixers().items() if not _why_not(one, anatomy)]
+            raise _refusal(f"{self.mixer!r} {why}; valid there: {_listed(valid)}")
         chosen = pick_layers(self.blocks, len(anatomy.blocks))
         places = _places(anatomy)
         change = Change()
@@ -102,7 +102,7 @@ class ReplaceTokenMixer(WithoutData):
                 if block.at("attention") is None:
                     raise _refusal(f"block {index} mixes no tokens any more")
                 if component.state != "keys":
-                    values, kwargs = self._mixer(component, index, places[index])
+                    values, kwargs = self._mixer(component, anatomy, index, places[index])
                 elif block.attention is not None:
                     raise _refusal(f"block {index} has an attention already")
                 else:
@@ -113,7 +113,7 @@ class ReplaceTokenMixer(WithoutData):
         reasons = {"replaced": [f"blocks.{index}.attention" for index in chosen]}
         return change, reasons, ("New mixers have start values: train the model.",)
 
-    def _mixer(self, component: Component, index: int, place: _Place) -> _New:
+    def _mixer(self, component: Component, anatomy: Anatomy, index: int, place: _Place) -> _New:
         if needs_grid(component) and not place.positions:
             valid = _listed([name for name, one in _mixers().items() if not needs_grid(one)])
             raise _refusal(f"the tokens of block {index} lie on no grid; valid there: {valid}")
@@ -129,8 +129,12 @@ class ReplaceTokenMixer(WithoutData):
                 "modwright.edits.compose, which take them"
             )
         kwargs = {name: value for name, value in known.items() if name in arguments}
+        stands: Any = anatomy.block(index).at("attention")
+        stands = copy.deepcopy(stands.module)  # a component may alter it
         with refusing("replace_token_mixer", (ValueError, TypeError)):
-            made = component.make(**kwargs)
+            made: Any = make_part(component.make, component.shape, anatomy.config, kwargs, stands)
+            if hasattr(made, "reset_parameters"):
+                made.reset_parameters()
         tensors = (*made.named_parameters(), *made.named_buffers())
         return {name: tensor.detach() for name, tensor in tensors}, kwargs
 
@@ -166,9 +170,16 @@ def _mixers() -> dict[str, Component]:
     return {name: one for name, one in found.items() if not getattr(one.make, "host_called", False)}
 
 
-def _for_text() -> list[str]:
-    """Mixers that stand in models of text."""
-    return [name for name, one in _mixers().items() if one.causal and not needs_grid(one)]
+def _why_not(component: Component, anatomy: Anatomy) -> str:
+    """Why a mixer does not stand in a model of text; empty where it does, and for images."""
+    family = anatomy.family
+    if not family.inputs().is_text:
+        return ""
+    if needs_grid(component):
+        return f"is for images, and {family.name} reads text"
+    if family.is_causal() and not component.causal:
+        return f"is not registered as causal, and no position of {family.name} sees a later one"
+    return ""
 
 
 def _listed(names: list[str]) -> str:
