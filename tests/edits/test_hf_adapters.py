@@ -19,8 +19,15 @@ from modwright.anatomy.projection import component_module
 from modwright.core.errors import InvalidInputError
 from modwright.core.registry import registries_restored
 from modwright.edits import Change, Replace, part_names
-from modwright.edits.hf_adapters import Adapted, host, keeps_state, states_in
-from modwright.edits.registry import build_part
+from modwright.edits.hf_adapters import (
+    Adapted,
+    Handover,
+    component_builder,
+    host,
+    keeps_state,
+    states_in,
+)
+from modwright.edits.registry import build_part, make_part
 from modwright.edits.remodeled import edits_of
 from modwright.nn import AttentionShape, GroupedAttention, Opaque
 from modwright.nn.component import COMPONENTS, component, component_of
@@ -393,3 +400,24 @@ def test_a_name_means_what_stands_at_the_place(tiny: Any) -> None:
         component("twice", "norm")(type("N", (Plain,), {}))
         component("twice", "projection")(type("P", (Plain,), {}))
         build_part("twice", None, {})
+
+
+def test_where_nothing_is_registered_a_component_has_what_stood_there_too() -> None:
+    class Around(nn.Module):
+        def __init__(self, current: nn.Module, config: Any) -> None:
+            super().__init__()
+            self.inner, self.told = current, config
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.inner(x)
+            return out
+
+    told = Handover("around", "token_mixer", (), recurrent=False, pairs=True)
+    build, stood, x = (
+        component_builder(Around, None, Adapted, told),
+        nn.Linear(4, 4),
+        torch.ones(1, 4),
+    )
+    made: Any = make_part(build, None, "config", {}, stood)
+    assert made.inner is stood and made.told == "config"
+    assert torch.equal(made(x)[0], stood(x)) and made(x)[1] is None

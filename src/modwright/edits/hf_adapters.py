@@ -363,8 +363,10 @@ def component_builder(
 ) -> Callable[..., nn.Module]:
     """Builds a component where nothing is registered: in the file of a standalone checkpoint."""
 
-    def build(config: Any, host: Mapping[str, Any] | None = None, **kwargs: Any) -> nn.Module:
-        module = make_part(make, shape, config, kwargs, None)
+    def build(
+        config: Any, current: Any, host: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> nn.Module:
+        module = make_part(make, shape, config, kwargs, current)
         return _with_adapter(module, adapter, handover, host or {})
 
     return build
