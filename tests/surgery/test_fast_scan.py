@@ -20,6 +20,7 @@ from modwright.checkpoint.export.to_stock import stock_model
 from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.edits import factorize, remove
 from modwright.edits.edit import Replace
+from modwright.edits.precision import kept_in_float32
 from modwright.edits.verify import check_reopens
 from modwright.nn.token_mixers.mamba1 import Mamba1
 from modwright.nn.token_mixers.mamba2 import Mamba2
@@ -142,6 +143,17 @@ def test_narrow_weights_come_back_as_they_were(kind: str, tmp_path: Path) -> Non
     before, after = (load_file(d / "model.safetensors") for d in (source, tmp_path / "plain"))
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert all(before[name].dtype == after[name].dtype for name in before)
+
+
+@pytest.mark.parametrize("kind", ["mamba", "mamba2"])
+def test_what_is_kept_in_float32_is_so_at_once_and_the_source_stays_narrow(kind: str) -> None:
+    source = wide_model(kind).bfloat16()
+    result = modwright.apply(source, "fast_scan", check=False).model
+    stored, narrow = kept_in_float32(result), dict(source.named_parameters())
+    assert len(stored) == 3 * len(Anatomy.of(source).blocks)
+    for name, tensor in stored.items():
+        assert (tensor.dtype, narrow[name].dtype) == (torch.float32, torch.bfloat16), name
+        assert torch.equal(tensor, narrow[name].float())
 
 
 @pytest.mark.parametrize("kind", ["mamba", "mamba2"])

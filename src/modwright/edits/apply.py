@@ -183,12 +183,14 @@ def _fill(source: nn.Module, built: nn.Module, paths: Mapping[str, str]) -> tupl
         for slots, there in zip(tensor_tables(module), olds):
             for name, slot in [(n, s) for n, s in slots.items() if s is not None]:
                 old = there.get(name)
+                dtype = near.dtype if old is None or old.shape != slot.shape else old.dtype
+                wide = wide_enough(dtype) if f"{path}.{name}" in in_float32 else dtype
                 if old is None or old.shape != slot.shape:
-                    wide = f"{path}.{name}" in in_float32
-                    slots[name] = _room(slot, near, wide_enough(near.dtype) if wide else near.dtype)
+                    slots[name] = _room(slot, near, wide)
                     empty.add(id(slots[name]))
-                elif copied:
+                elif copied or wide != dtype:
                     slots[name] = copy.deepcopy(old)
+                    slots[name].data = slots[name].data.to(wide)
                     copies.add(id(slots[name]))
                 else:
                     slots[name] = old
