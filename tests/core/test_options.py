@@ -29,6 +29,7 @@ class Cut:
         ({"target": "mlp", "m": 1}, "unknown option of cut 'm'; valid values: target, n, share, "),
         ({"target": "mpl"}, "cut: target: must be 'attention' or 'mlp', not 'mpl' (did you mean "),
         ({"target": "mlp", "n": "x"}, "cut: n: must be a whole number, not 'x'"),
+        ({"target": "mlp", "n": 2**70}, "cut: n: must be a number of at most 64 bits, not 118059"),
         ({"target": "mlp", "n": True}, "cut: n: must be a whole number, not true"),
         ({"target": "mlp", "quick": 1}, "cut: quick: must be true or false, not 1"),
         ({"target": "mlp", "share": None}, "cut: share: must be a number, not null"),

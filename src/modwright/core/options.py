@@ -81,6 +81,9 @@ def make_options(
             given[key] = TypeAdapter(hints[key]).validate_python(plain, strict=strict)
         except ValidationError as error:
             wrong.append(one_line(error, (key,)))
+            continue
+        if isinstance(given[key], int) and not -(2**63) <= given[key] < 2**63:
+            wrong.append(f"{key}: must be a number of at most 64 bits, not {shown(value)}")
     if wrong:
         raise InvalidInputError(f"{name}: {'; '.join(wrong)}")
     return kind(**given)
