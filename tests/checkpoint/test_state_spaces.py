@@ -104,6 +104,7 @@ def test_a_head_of_its_own_is_read(tmp_path: Path) -> None:
         ({"d_intermediate": 64}, "d_intermediate is 64, and no Mamba"),
         ({"rms_norm": False}, "rms_norm is False, and no Mamba"),
         ({"ssm_cfg": {"layer": "Mamba9"}}, "ssm_cfg.layer is 'Mamba9', which is not read"),
+        ({"ssm_cfg": {"layer": ["Mamba1"]}}, r"ssm_cfg.layer is \['Mamba1'\], which is not read"),
         ({"ssm_cfg": {"layer": "Mamba2", "D_has_hdim": True}}, "ssm_cfg.D_has_hdim is True"),
         ({"ssm_cfg": {"layer": "Mamba2", "rmsnorm": False}}, "ssm_cfg.rmsnorm is False"),
         ({"ssm_cfg": {"d_ssm": 8}}, "ssm_cfg.d_ssm = 8 is not read here"),
@@ -152,6 +153,10 @@ def test_files_that_are_none_are_refused_and_no_code_of_them_runs(
     assert "run" not in capsys.readouterr().out
     torch.save([1, 2], file)
     with pytest.raises(CheckpointError, match="holds no tensors by name"):
+        modwright.open(folder)
+    file.write_bytes(whole)
+    torch.save({name: tensor.int() for name, tensor in torch.load(file).items()}, file)
+    with pytest.raises(CheckpointError, match="hold no floating-point numbers"):
         modwright.open(folder)
     torch.save({"backbone.norm_f.weight": torch.ones(24)}, file)
     with pytest.raises(CheckpointError, match=r"no table backbone\.embedding\.weight"):

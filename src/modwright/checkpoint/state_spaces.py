@@ -109,6 +109,8 @@ def load_state_spaces(
     values = sum(tensor.numel() for tensor in stored.values())
     skeleton = require_fit(cls, config, values, str(directory))
     kinds = [tensor.dtype for tensor in stored.values() if tensor.is_floating_point()]
+    if not kinds:
+        raise CheckpointError(f"{directory}: the weights hold no floating-point numbers")
     dtype = dtype or reduce(torch.promote_types, kinds)
     if device is None:
         require_memory(values * dtype.itemsize, f"opening {directory.name or directory}")
@@ -169,7 +171,7 @@ def _config(
     if not isinstance(own, dict):
         raise CheckpointError(f"{file}: ssm_cfg must be a table of fields, not {own!r:.60}")
     kind = own.get("layer", "Mamba1")
-    if kind not in _FIELDS:
+    if not isinstance(kind, str) or kind not in _FIELDS:
         raise CheckpointError(
             f"{file}: ssm_cfg.layer is {kind!r}, which is not read; valid: {', '.join(_FIELDS)}"
         )
