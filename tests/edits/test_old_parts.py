@@ -19,7 +19,7 @@ from helpers import edit
 from modwright.anatomy import Anatomy
 from modwright.checkpoint import save
 from modwright.core.errors import InvalidInputError
-from modwright.edits import remove
+from modwright.edits import Change, Replace, remove
 from modwright.edits.edit import edits_from_list
 from modwright.edits.old_parts import converted
 from modwright.edits.remodeled import edits_of
@@ -94,3 +94,11 @@ def test_what_never_was_is_refused(kwargs: dict[str, Any], words: str) -> None:
     edit = {"op": "replace", "path": "blocks.0.attention", "part": "token_mixer", "kwargs": kwargs}
     with pytest.raises(InvalidInputError, match=words):
         edits_from_list([edit])
+
+
+@pytest.mark.parametrize("told", ["x", 3, {"within": 3}, {"within": "a.b"}, {"pairs": False}])
+def test_what_no_file_tells_a_host_is_refused(told: Any) -> None:
+    model = modwright.open("preset:tiny-vit").model
+    change = Change((Replace("blocks.1.attention", "pool", {"host": told}),))
+    with pytest.raises(InvalidInputError, match=r"blocks\.1\.attention: 'host' is no argument of"):
+        edit(model, change)

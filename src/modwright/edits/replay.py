@@ -24,6 +24,7 @@ from modwright.anatomy.families.table import Convention
 from modwright.anatomy.views import Sublayer
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import set_mode
+from modwright.core.options import shown
 from modwright.edits.edit import Edit, Remove, Replace, State, split_address
 from modwright.edits.hf_adapters import host, keeps_state, needs_grid
 from modwright.edits.registry import KIND_AT, build_part, component_named
@@ -39,6 +40,9 @@ _KNOWS_EMPTY_LAYERS = hasattr(transformers.cache_utils, "DummyLayer")
 
 _HOST = "host"
 """The argument of an edit that is told to the host of a component, not to the component."""
+
+_TOLD_BEFORE = {"within": "mixer"}
+"""What an edit may tell it, see :func:`modwright.edits.old_parts.converted`."""
 
 
 def replay(model: nn.Module, family: Family, edits: Sequence[State]) -> None:
@@ -96,6 +100,11 @@ def placements(family: Family, holder: nn.Module, edit: State) -> list[Placement
     index, role = split_address(edit.path)
     if isinstance(edit, Remove):
         return family.place_absent(role, edit.drop_norm)
+    if (told := edit.kwargs.get(_HOST, {})) not in ({}, _TOLD_BEFORE):
+        raise InvalidInputError(
+            f"{edit.path}: {_HOST!r} is no argument of a part; files of earlier versions tell the "
+            f"host {_TOLD_BEFORE} by it, and not {shown(told)}"
+        )
     place = family.place_outside if index is None else family.place
     return place(holder, role, edit.part, _with_grid(family, role, edit))
 
