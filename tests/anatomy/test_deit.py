@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import AutoModelForImageClassification, DeiTConfig
 
+import modwright
 from anatomy.test_between import check_every_parameter_is_in_one_part
 from anatomy.test_family_views import check_attention_views, check_hook_points
 from helpers import edit, outputs, snapshot, unchanged
@@ -168,3 +169,16 @@ def test_edits_are_the_same_in_a_new_process(head: str, tmp_path: Path) -> None:
         assert "import modwright" in str(check_reopens(result, tmp_path / "out"))
     except ModwrightError as refusal:
         assert head == HEADS[1], refusal  # no Auto class of transformers builds it
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_an_edited_model_is_opened_as_the_class_that_it_is(head: str, tmp_path: Path) -> None:
+    model = edit(built(head), remove("blocks.1.mlp")).model
+    save(model, tmp_path / "edited")
+    again = modwright.open(tmp_path / "edited").model
+    assert type(again) is type(model)
+    kept = dict(model.named_parameters())
+    assert all(torch.equal(p, kept[name]) for name, p in again.named_parameters())
+    if head != "Model":
+        auto = AutoModelForImageClassification.from_pretrained(tmp_path / "edited")
+        assert type(auto) is type(model)

@@ -86,6 +86,32 @@ def test_model_classes_are_those_that_an_auto_class_builds() -> None:
     assert of_transformers.model_classes(AutoModelForCausalLM, transformers.ViTConfig) == ()
 
 
+def test_an_auto_class_builds_that_of_the_registered_classes_which_a_config_names() -> None:
+    """``_model_mapping.register``"""
+
+    class OwnConfig(LlamaConfig):
+        model_type = "own_of_two"
+
+    class One(transformers.LlamaForCausalLM):
+        config_class = OwnConfig
+
+    class Two(One):
+        pass
+
+    mapping = AutoModelForCausalLM._model_mapping
+    try:
+        for kinds in ((One,), (One, Two)):
+            of_transformers.register_classes(AutoModelForCausalLM, OwnConfig, kinds)
+            assert of_transformers.model_classes(AutoModelForCausalLM, OwnConfig) == kinds
+        small = {"vocab_size": 8, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+        small |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+        for named, kind in (("Two", Two), ("One", One), ("Three", One)):
+            config = OwnConfig(**small, architectures=[named])
+            assert type(AutoModelForCausalLM.from_config(config)) is kind
+    finally:
+        mapping._extra_content.pop(OwnConfig, None)
+
+
 def test_auto_classes_are_all_of_them() -> None:
     """``_LazyAutoMapping``"""
     found = list(of_transformers.auto_classes())

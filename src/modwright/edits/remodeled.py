@@ -23,6 +23,7 @@ from modwright.core.compat.transformers import (
     auto_classes,
     can_set_experts,
     model_classes,
+    register_classes,
     renew_parents,
 )
 from modwright.core.errors import CheckpointError, InvalidInputError, refusing
@@ -289,9 +290,10 @@ def register_models(config_class: Any) -> None:
     """Makes ``AutoModel...`` build the remodeled classes of one config, once the first is made."""
     stock = base_class(config_class)
     for auto in auto_classes():
-        for model_class in model_classes(auto, stock)[:1]:
-            if model_class.config_class is stock:  # or another family's, which reads it in part
-                auto.register(config_class, remodeled(model_class), exist_ok=True)
+        # Not another family's, which reads the config in part.
+        own = [one for one in model_classes(auto, stock) if one.config_class is stock]
+        if own:
+            register_classes(auto, config_class, tuple(map(remodeled, own)))
 
 
 def is_remodeled(model: Any) -> bool:

@@ -11,7 +11,8 @@ __all__ += ["can_set_experts", "drops_final_norm", "extend_registered_configs"]
 __all__ += ["forget_quantization", "has_adapters", "is_initialized", "is_loaded"]
 __all__ += ["is_wholly_loaded", "keep_float32_on_loading", "keys_not_saved"]
 __all__ += ["keys_without_a_type", "mark_initialized"]
-__all__ += ["model_classes", "names_in_files", "renew_parents"]
+__all__ += ["model_classes", "names_in_files", "register_classes"]
+__all__ += ["renew_parents"]
 
 
 def model_classes(auto: Any, config_class: type[Any]) -> tuple[Any, ...]:
@@ -21,6 +22,14 @@ def model_classes(auto: Any, config_class: type[Any]) -> tuple[Any, ...]:
         return ()
     found = mapping[config_class]
     return tuple(found) if isinstance(found, list | tuple) else (found,)
+
+
+def register_classes(auto: Any, config_class: type[Any], classes: tuple[Any, ...]) -> None:
+    """Lets an Auto class build these classes for a config class: that which the config names, else
+    the first."""
+    auto._model_mapping.register(
+        config_class, classes if len(classes) > 1 else classes[0], exist_ok=True
+    )
 
 
 def auto_classes() -> Iterator[Any]:
