@@ -171,8 +171,22 @@ def test_a_learned_activation_that_is_separable_is_narrowed_split_and_merged(tin
     torch.testing.assert_close(outputs(parted), outputs(model))
     part: Any = Anatomy.of(parted).blocks[0].mlp
     assert part.module.act.weight.tolist() == START["weight"].tolist()
-    merged = edit(parted, merge_experts(part, activation="silu")).model
-    assert torch.equal(outputs(merged), outputs(model))
+    for told in ({"activation": "silu"}, {}):  # whatever is said of the family's own
+        merged = edit(parted, merge_experts(part, **told)).model
+        assert torch.equal(outputs(merged), outputs(model))
+
+
+@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-gpt2"])
+def test_experts_with_the_family_s_own_activation_are_merged_to_its_own_mlp(
+    tiny: Any, preset: str
+) -> None:
+    source = tiny(preset)
+    mlp: Any = Anatomy.of(source).blocks[0].mlp
+    shape, count = expert_shape(mlp, num_experts=4, top_k=2), mlp.intermediate_size
+    parted = edit(source, split_mlp(mlp, torch.arange(count) % 4, shape)).model
+    part: Any = Anatomy.of(parted).blocks[0].mlp
+    merged = edit(parted, merge_experts(part)).model
+    assert type(merged) is type(source) and torch.equal(outputs(merged), outputs(source))
 
 
 def test_experts_that_normalize_by_themselves_are_not_merged(tiny: Any) -> None:

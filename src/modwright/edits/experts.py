@@ -98,8 +98,9 @@ def merge_experts(mlp: Mlp, restore_order: bool = True, activation: str | None =
     and one whose activation normalizes within each expert.
 
     Args:
-        activation: that of the family's own MLPs, if it may be another one than this MLP's: the
-            result is one of the family's own only where they agree.
+        activation: that of the family's own MLPs, where it is known: if it is this MLP's, too, the
+            family's own module stands there again. Otherwise the MLP keeps its activation, and
+            is the family's own if the stock model has the same.
     """
     if mlp.experts is None:
         raise InvalidInputError(
@@ -109,7 +110,7 @@ def merge_experts(mlp: Mlp, restore_order: bool = True, activation: str | None =
     order, shape = mlp.buffers()["order"], mlp.shape
     place = order.argsort() if restore_order else torch.arange(len(order), device=order.device)
     maps = [place_map(address, stored) for address, stored in _reordered(mlp, place).items()]
-    if activation in (None, mlp.activation) and shape.activation_kwargs is None:
+    if activation == mlp.activation and shape.activation_kwargs is None:
         return sum(maps, Change((RevertEdit(mlp.address),)))
     own = {field.name: getattr(shape, field.name) for field in fields(FeedForwardShape)}
     edit = Replace(mlp.address, "feed_forward", FeedForwardShape(**own).to_dict())
