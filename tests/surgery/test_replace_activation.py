@@ -191,6 +191,8 @@ def test_what_stands_in_the_way_is_named(tiny: Any) -> None:
     method = make_method("replace_activation")
     reason = unsupported_reason(method, Anatomy.of(gone))
     assert reason == "replace_activation: block 1: the MLP was removed before"
+    with pytest.raises(InvalidInputError, match="block 0: blocks of mamba have no MLP"):
+        plan(tiny("tiny-mamba"), method)
     fitted = make_method("replace_activation", fit=True)
     with pytest.raises(InvalidInputError, match="needs calibration data"):
         plan(tiny("tiny-llama"), fitted)

@@ -147,7 +147,8 @@ class Emoe(WithoutData):
         for index in self._layers(anatomy):
             mlp: Any = anatomy.block(index).mlp
             if mlp is None:
-                raise InvalidInputError(f"emoe: block {index} has no MLP, it was removed before")
+                gone = ", it was removed before" if "mlp" in anatomy.family.block else ""
+                raise InvalidInputError(f"emoe: block {index} has no MLP{gone}")
             if mlp.neurons.num_experts is not None:
                 raise _has_experts(mlp)
             activation(mlp.activation)

@@ -163,6 +163,8 @@ class ReplaceActivation(Method):
             block = anatomy.block(index)
             if block.mlp is None:
                 why = "the MLP was removed before"
+                if "mlp" not in anatomy.family.block:
+                    why = f"blocks of {anatomy.family.name} have no MLP"
                 if block.at("mlp") is not None:
                     why = "what stands in place of the MLP shows no activation"
                 raise InvalidInputError(f"replace_activation: block {index}: {why}")
