@@ -332,12 +332,14 @@ def induction(arm: str, seeds: tuple[int, ...] = SEEDS) -> dict[int, float]:
     return accuracies("induction", arm, train, tests, seeds, batch_size=32, learning_rate=rate)
 
 
+@figures_only
 def test_selective_copying_needs_parameters_that_depend_on_the_input() -> None:
     chosen, frozen = copying("mamba1"), copying("mamba1, frozen")
     assert chosen >= 95
     assert chosen - frozen >= 25
 
 
+@figures_only
 def test_induction_heads_reach_sixteen_times_as_far_as_they_were_trained() -> None:
     state, attention = induction("mamba1"), induction("attention")
     assert state[1024] >= 95
