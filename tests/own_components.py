@@ -199,19 +199,20 @@ def is_counted(placed: Placed) -> None:
 def _ran(placed: Placed) -> int:
     """Products of the toy while one sequence passes; recursive blocks call it more than once."""
     toy: Any = placed.module()
-    seen: list[tuple[int, int]] = []
+    width = placed.values["decay" if placed.toy == "toy_memory" else "scale"].numel()
+    seen: list[int] = []
 
     def note(_: Any, given: Any, named: Any) -> None:
         x = given[0] if given else named["hidden_states"]
-        seen.append((x.shape[:-1].numel(), x.shape[-1]))
+        seen.append(x.numel() // width)  # positions, whether they are tokens or lie on a map
 
     handle = toy.register_forward_pre_hook(note, with_kwargs=True)
     with torch.no_grad():
         placed.model(**probe_batch(placed.model, rows=1, length=10))
     handle.remove()
     if placed.toy == "toy_memory":
-        return sum(toy.macs(1, positions) for positions, _ in seen)
-    return sum(positions * width**2 for positions, width in seen)
+        return sum(toy.macs(1, positions) for positions in seen)
+    return sum(positions * width**2 for positions in seen)
 
 
 def is_removed(placed: Placed) -> None:
