@@ -176,11 +176,11 @@ def test_a_learned_activation_that_is_separable_is_narrowed_split_and_merged(tin
         assert torch.equal(outputs(merged), outputs(model))
 
 
-@pytest.mark.parametrize("preset", ["tiny-llama", "tiny-gpt2"])
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2"])
 def test_experts_with_the_family_s_own_activation_are_merged_to_its_own_mlp(
-    tiny: Any, preset: str
+    tiny: Any, name: str
 ) -> None:
-    source = tiny(preset)
+    source = tiny(name)
     mlp: Any = Anatomy.of(source).blocks[0].mlp
     shape, count = expert_shape(mlp, num_experts=4, top_k=2), mlp.intermediate_size
     parted = edit(source, split_mlp(mlp, torch.arange(count) % 4, shape)).model

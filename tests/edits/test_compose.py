@@ -193,11 +193,11 @@ def test_it_learns_is_saved_and_reopened_in_a_new_process(tmp_path: Path) -> Non
     assert load_file(tmp_path / "out")["out"].equal(live)
 
 
-@pytest.mark.parametrize("preset", ["tiny-mamba", "tiny-mamba2", "tiny-llama"])
-def test_a_preset_is_composed_as_the_model_that_it_opens_as(preset: str) -> None:
-    opened = modwright.open(f"preset:{preset}").model
-    assert type(compose(preset, check=False)) is type(opened)
-    assert type(compose(f"preset:{preset}", check=False)) is type(opened)
+@pytest.mark.parametrize("base", ["tiny-mamba", "tiny-mamba2", "tiny-llama"])
+def test_a_preset_is_composed_as_the_model_that_it_opens_as(base: str) -> None:
+    opened = modwright.open(f"preset:{base}").model
+    assert type(compose(base, check=False)) is type(opened)
+    assert type(compose(f"preset:{base}", check=False)) is type(opened)
 
 
 @pytest.mark.parametrize(
