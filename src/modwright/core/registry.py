@@ -214,10 +214,11 @@ class KindRegistry(Registry[T]):
         >>> _ = parts.of("norm").add("identity", 1), parts.of("stem").add("identity", 2)
         >>> parts.of("stem")["identity"], parts.kinds_of("identity")
         (2, ['norm', 'stem'])
-        >>> parts["identity"]
+        >>> _ = parts.of("norm").add("it", 1), parts.of("stem").add("it", 2)
+        >>> parts["it"]
         Traceback (most recent call last):
         ...
-        modwright.core.errors.InvalidInputError: 'identity' is a norm and a stem; say which is meant
+        modwright.core.errors.InvalidInputError: 'it' is a norm and a stem; say norm.it or stem.it
     """
 
     def __init__(self, what: str, kinds: Sequence[str], package: str | None = None) -> None:
@@ -246,7 +247,8 @@ class KindRegistry(Registry[T]):
             raise unknown_name(self.what, name, self.names())
         if len(kinds) > 1:
             told = " and a ".join(kind.replace("_", " ") for kind in kinds)
-            raise InvalidInputError(f"{name!r} is a {told}; say which is meant")
+            which = " or ".join(f"{kind}.{name}" for kind in kinds)
+            raise InvalidInputError(f"{name!r} is a {told}; say {which}")
         return self._kinds[kinds[0]][name]
 
     def __contains__(self, name: object) -> bool:
