@@ -39,7 +39,9 @@ def _opener(folder: str, trust: bool) -> Any:
     for auto in autos:
         # Asked for its keys or its length, a lazy mapping imports the configs of all families.
         found = getattr(auto, "_model_mapping", None)
-        if found is not None and getattr(found.get(kind, None), "__name__", "") == wanted:
+        built = None if found is None else found.get(kind, None)
+        several = built if isinstance(built, list | tuple) else (built,)
+        if wanted in [getattr(one, "__name__", "") for one in several if one is not None]:
             return auto
     return transformers.AutoModel
 
