@@ -95,13 +95,6 @@ def test_a_function_can_make_a_component() -> None:
     assert torch.equal(built(torch.ones(1, 3)), torch.ones(1, 3)) and COMPONENTS["wide"].needs == ()
 
 
-@pytest.mark.parametrize("kind", ["token_mixer", "channel_mixer"])
-def test_what_mixes_is_a_class_as_its_needs_are_read_off_it(kind: Any) -> None:
-    """The module that a function makes would never be handed the padding mask it asks for."""
-    with pytest.raises(ValueError, match=r"mixes .*s, so it is a class"):
-        component("made", kind=kind)(lambda size: nn.GRUCell(size, size))
-
-
 class Lists(nn.Module):
     no_weight_decay = ("bias", "conv.bias", "table")
 

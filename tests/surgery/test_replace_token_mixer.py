@@ -67,11 +67,6 @@ def _registered() -> Iterator[None]:
         yield
 
 
-class Halved(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x / 2
-
-
 def replaced(preset: str, mixer: str, **options: Any) -> Any:
     model = modwright.open(f"preset:{preset}").model
     planned = make_method("replace_token_mixer", {"mixer": mixer, "blocks": "1", **options})
@@ -112,17 +107,3 @@ def test_names_may_have_dots() -> None:
     changed = edit(model, Change((Replace("blocks.0.attention", "acme.mean", {}),))).model
     part: Any = Anatomy.of(changed).blocks[0].at("attention")
     assert isinstance(part.module, MeanOfAll)
-
-
-@torch.no_grad()
-def test_a_name_that_two_kinds_have_is_said_with_its_kind() -> None:
-    source = modwright.open("preset:tiny-llama").model
-    with registries_restored():
-        component("halved", kind="norm")(Halved)
-        component("halved", kind="token_mixer", causal=True)(MeanOfAll)
-        norm = "blocks.0.attention_norm"
-        with pytest.raises(InvalidInputError, match=r"say token_mixer\.halved or norm\.halved"):
-            edit(source, Change((Replace(norm, "halved", {}),)))
-        changed = edit(source, Change((Replace(norm, "norm.halved", {}),))).model
-        part: Any = Anatomy.of(changed).part(norm)
-        assert type(part.module).__name__ == "Halved"

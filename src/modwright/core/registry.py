@@ -214,11 +214,10 @@ class KindRegistry(Registry[T]):
         >>> _ = parts.of("norm").add("identity", 1), parts.of("stem").add("identity", 2)
         >>> parts.of("stem")["identity"], parts.kinds_of("identity")
         (2, ['norm', 'stem'])
-        >>> _ = parts.of("norm").add("it", 1), parts.of("stem").add("it", 2)
-        >>> parts["it"]
+        >>> parts["identity"]
         Traceback (most recent call last):
         ...
-        modwright.core.errors.InvalidInputError: 'it' is a norm and a stem; say norm.it or stem.it
+        modwright.core.errors.InvalidInputError: 'identity' is a norm and a stem; say which is meant
     """
 
     def __init__(self, what: str, kinds: Sequence[str], package: str | None = None) -> None:
@@ -247,8 +246,7 @@ class KindRegistry(Registry[T]):
             raise unknown_name(self.what, name, self.names())
         if len(kinds) > 1:
             told = " and a ".join(kind.replace("_", " ") for kind in kinds)
-            which = " or ".join(f"{kind}.{name}" for kind in kinds)
-            raise InvalidInputError(f"{name!r} is a {told}; say {which}")
+            raise InvalidInputError(f"{name!r} is a {told}; say which is meant")
         return self._kinds[kinds[0]][name]
 
     def __contains__(self, name: object) -> bool:

@@ -69,34 +69,20 @@ def part_names() -> list[str]:
 
 
 def is_registered(name: str) -> bool:
-    """An edit may use the name, with its kind before it or without: ``norm.identity``."""
-    return name in PARTS or name in COMPONENTS or _with_kind(name) is not None
-
-
-def _with_kind(name: str) -> tuple[Kind, str] | None:
-    """A component that is named with its kind, unless the whole is a name itself."""
-    word, _, alone = name.partition(".")
-    if name in PARTS or name in COMPONENTS:
-        return None
-    kinds: tuple[Kind, ...] = get_args(Kind)
-    return next(
-        ((kind, alone) for kind in kinds if kind == word and alone in COMPONENTS.of(kind)), None
-    )
+    """An edit may use the name."""
+    return name in PARTS or name in COMPONENTS
 
 
 def component_named(name: str, kind: Kind | None = None) -> Component | None:
     """The component that an edit means by a name; None where it is a part.
 
     Args:
-        name: a component of another kind is found, too, where no other has the name. It may be
-            said with its kind: ``norm.identity``.
+        name: a component of another kind is found, too, where no other has the name.
         kind: of what stands at the place, where that is known.
 
     Raises:
         InvalidInputError: the name is not known, or is that of several kinds.
     """
-    if (told := _with_kind(name)) is not None:
-        return COMPONENTS.of(told[0])[told[1]]
     if kind is not None and name in COMPONENTS.of(kind) and not _is_users_part(name):
         return COMPONENTS.of(kind)[name]
     if name in PARTS:
@@ -132,6 +118,9 @@ def maker_of(
     name: str, kind: Kind | None = None
 ) -> tuple[Callable[..., nn.Module], type[Any] | None]:
     """What makes a module of a registered name, and of which shape; see :func:`make_part`."""
+    word, _, alone = name.partition(".")
+    if not is_registered(name) and (told := [one for one in get_args(Kind) if one == word]):
+        kind, name = told[0], alone
     component = component_named(name, kind)
     return (PARTS[name], None) if component is None else (component.make, component.shape)
 

@@ -139,11 +139,6 @@ def component(name: str, kind: Kind, **facts: Any) -> Callable[[C], C]:
         raise ValueError(f"unknown fact {unknown[0]!r} of component {name!r}")
 
     def register(make: C) -> C:
-        if not isinstance(make, type) and kind in ("token_mixer", "channel_mixer"):
-            raise ValueError(
-                f"component {name!r} mixes {kind.split('_')[0]}s, so it is a class: what its "
-                "forward takes is read off it"
-            )
         taken = inspect.signature(getattr(make, "forward", make)).parameters
         needs = tuple(word for word in HANDED if word in taken)
         if facts.get("state") == "recurrent" and isinstance(make, type) and "state" not in needs:
