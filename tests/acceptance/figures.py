@@ -7,10 +7,15 @@ import os
 from pathlib import Path
 from typing import Any
 
-__all__ = ["FULL", "note"]
+import pytest
+
+__all__ = ["FULL", "figures_only", "note"]
 
 FULL = bool(os.environ.get("MODWRIGHT_FIGURES"))
 """Figures are wanted: measure as docs quote it, and not as briefly as a test may."""
+
+# What takes too long for every run; pages quote it.
+figures_only = pytest.mark.skipif(not FULL, reason="measured where MODWRIGHT_FIGURES is set")
 
 
 def note(figure: str, **values: Any) -> None:

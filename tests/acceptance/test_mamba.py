@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 import torch
-from figures import FULL, note
+from figures import FULL, figures_only, note
+from small_language import own_loss
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -44,8 +45,6 @@ pytestmark = pytest.mark.slow
 GOLDEN = Path(__file__).parents[1] / "golden" / "mamba"
 WIDTH, LAYERS = 64, 2
 SEEDS = (0, 1, 2) if FULL else (0,)
-
-figures_only = pytest.mark.skipif(not FULL, reason="measured where MODWRIGHT_FIGURES is set")
 
 
 # 1, 2 and 4: right
@@ -282,10 +281,6 @@ def test_the_next_token_costs_the_same_behind_any_context(arm: str) -> None:
 # 7: what is chosen
 
 
-def own_loss(model: Any, batch: Any) -> Any:
-    return model(**batch).loss, {}
-
-
 def accuracies(
     task: str,
     arm: str,
@@ -311,14 +306,14 @@ def accuracies(
     return found
 
 
-COPYING = {"batch_size": 32, "learning_rate": 5e-3}
+COPYING = {"batch_size": 32, "learning_rate": 3e-3}
 LENGTHS = (64, 256, 1024, 4096) if FULL else (64, 1024)
 
 
 def copying(arm: str, seeds: tuple[int, ...] = SEEDS) -> float:
     """Percent of the tokens that are copied, among 64."""
     tests = {64: selective_copying(500)}
-    train = partial(selective_copying, 48_000)
+    train = partial(selective_copying, 64_000)
     rate = {"learning_rate": 2e-3} if arm == "attention" else {}
     return accuracies("copying", arm, train, tests, seeds, **{**COPYING, **rate})[64]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from figures import FULL, note
+from figures import FULL, figures_only, note
 from small_language import Bytes, byte_llama, own_loss, windows
 from torch import Tensor
 from torch.autograd import gradcheck
@@ -40,8 +40,6 @@ KINDS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
     "poly_relu": (poly_relu, naive_poly_relu),
     "poly_norm": (poly_norm, naive_poly_norm),
 }
-
-figures_only = pytest.mark.skipif(not FULL, reason="measured where MODWRIGHT_FIGURES is set")
 
 
 # Formulas

@@ -34,6 +34,7 @@ __all__ = [
     "Loaded",
     "StoredTensor",
     "check_loading",
+    "load_checked",
     "load_directory",
     "placement",
     "read_headers",
@@ -116,29 +117,43 @@ def load_directory(
         as_stored = sum(tensor.nbytes for tensor in stored.values())
         needed = values * dtype.itemsize if dtype is not None else as_stored
         require_memory(needed, f"opening {directory.name or directory}")
+    model, unexpected = load_checked(
+        cls,
+        str(directory),
+        directory,
+        config=config,
+        dtype=dtype or "auto",
+        local_files_only=True,
+        use_safetensors=True,
+        **placement(device),
+        **({"trust_remote_code": True} if own is not None else {}),
+    )
+    _check_types(model, stored, directory)
+    notes += describe_kept(kept, asked)
+    return Loaded(set_eval(model), unexpected, notes)
+
+
+def load_checked(
+    cls: Any, source: str | None, directory: Path, **arguments: Any
+) -> tuple[Any, tuple[str, ...]]:
+    """What ``from_pretrained`` of a class makes of a directory, and keys that it has no use for.
+
+    Raises:
+        CheckpointError: transformers fails, or a parameter is left without its stored value.
+    """
     try:
         with silence_transformers():
             model, info = cls.from_pretrained(
-                str(directory),
-                config=config,
-                dtype=dtype or "auto",
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **placement(device),
-                **({"trust_remote_code": True} if own is not None else {}),
+                source, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
             )
     except ModwrightError:
         raise
-    except Exception as error:
+    except Exception as error:  # whatever the code of a model raises
         raise CheckpointError(
             f"{directory} cannot be loaded as {cls.__name__}: {first_line(error)}"
         ) from error
     check_loading(info, str(directory), cls.__name__)
-    _check_types(model, stored, directory)
-    notes += describe_kept(kept, asked)
-    return Loaded(set_eval(model), tuple(sorted(info["unexpected_keys"])), notes)
+    return model, tuple(sorted(info["unexpected_keys"]))
 
 
 def stored_type(stored: Mapping[str, StoredTensor], model: Any = None) -> torch.dtype | None:

@@ -20,11 +20,10 @@ from torch import Tensor
 from transformers import Mamba2Config, MambaConfig, PreTrainedConfig
 
 from modwright.checkpoint.classes import model_class
-from modwright.checkpoint.directory import Loaded, check_loading, placement
+from modwright.checkpoint.directory import Loaded, check_loading, load_checked, placement
 from modwright.checkpoint.memory import require_memory
 from modwright.checkpoint.plausible import require_counts, require_fit
-from modwright.checkpoint.silence import silence_transformers
-from modwright.core.errors import CheckpointError, ModwrightError, first_line
+from modwright.core.errors import CheckpointError, first_line
 from modwright.core.modes import set_eval
 from modwright.core.reading import read_json, refuse_no_weights
 
@@ -124,25 +123,9 @@ def load_state_spaces(
         check_loading(
             {"mismatched_keys": mismatched, "missing_keys": ()}, str(directory), cls.__name__
         )
-    try:
-        with silence_transformers():
-            model, info = cls.from_pretrained(
-                None,
-                state_dict=state,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **placement(device),
-            )
-    except ModwrightError:
-        raise
-    except Exception as error:
-        raise CheckpointError(
-            f"{directory} cannot be loaded as {cls.__name__}: {first_line(error)}"
-        ) from error
-    check_loading(info, str(directory), cls.__name__)
-    return Loaded(set_eval(model), tuple(sorted(info["unexpected_keys"])), (_NOTE,))
+    arguments = {"state_dict": state, "config": config, "dtype": dtype, **placement(device)}
+    model, unexpected = load_checked(cls, None, directory, **arguments)
+    return Loaded(set_eval(model), unexpected, (_NOTE,))
 
 
 def _read(directory: Path) -> dict[str, Tensor]:
