@@ -21,8 +21,8 @@ import matplotlib
 import torch
 
 from modwright.cost import forward_macs
+from modwright.data.images import idx_pictures
 from modwright.models import create_model
-from modwright.tasks.pictures import idx_pictures
 from modwright.training import Settings, fit
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader
 from turns import CLOCKS, in_turns
 
 from modwright.core.paired import PairedRatio
+from modwright.data.images import Pictures, digits
 from modwright.models import create_model
-from modwright.tasks.pictures import Pictures, digits
 from modwright.training import Settings, fit
 
 EPOCHS, BATCH, PICTURES = 5, 32, 640

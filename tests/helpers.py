@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from modwright.calibration import CalibrationData, from_tensors
-from modwright.calibration.text import from_sequences
+from modwright.data.text import from_sequences
 from modwright.edits import Applied, Change, Plan, apply
 from modwright.edits.verify import probe_batch
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from modwright.tasks.pictures import Pictures, idx_pictures
+from modwright.data.images import Pictures, idx_pictures
 
 __all__ = ["FOLDER", "clothes", "needs_clothes"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from figures import note
 
-from modwright.tasks.pictures import Pictures
+from modwright.data.images import Pictures
 from modwright.training import Settings, fit
 
 __all__ = ["mean_accuracy"]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from modwright.calibration.text import load_text
+from modwright.data.synthetic import TokenDataset
+from modwright.data.text import load_text
 from modwright.edits import compose
 from modwright.edits.compose import Part
-from modwright.tasks.synthetic import TokenDataset
 
 __all__ = ["Bytes", "byte_llama", "own_loss", "windows"]
 

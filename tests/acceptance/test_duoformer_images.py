@@ -16,10 +16,10 @@ from small_images import mean_accuracy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modwright.data.images import Pictures, digits
 from modwright.models import create_model
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.nn.conv_backbone import ConvBackbone
-from modwright.tasks.pictures import Pictures, digits
 from modwright.training import Settings, fit
 
 pytestmark = pytest.mark.slow

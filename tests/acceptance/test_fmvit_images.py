@@ -19,11 +19,11 @@ from torch.nn import functional as F
 
 from modwright.analysis import Spectrum, map_spectra
 from modwright.cost import forward_macs
+from modwright.data.images import Pictures, digits
 from modwright.models import create_model
 from modwright.models.reparameterize import reparameterize
 from modwright.nn.block import FrequencyPair
 from modwright.nn.multi_group_conv import MultiGroupConv
-from modwright.tasks.pictures import Pictures, digits
 from modwright.training import Settings, accuracy, fit
 
 pytestmark = pytest.mark.slow

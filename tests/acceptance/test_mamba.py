@@ -27,16 +27,16 @@ import modwright
 from golden_checks import GoldenCase
 from mamba_hosts import MODELS
 from modwright.core.compat.torch import tensors_of
-from modwright.edits.compose import compose
-from modwright.nn.selective_scan import naive_selective_scan, selective_scan
-from modwright.nn.ssd import naive_ssd_scan, ssd_scan
-from modwright.surgery.fast_scan import FastScan
-from modwright.tasks.synthetic import (
+from modwright.data.synthetic import (
     TokenDataset,
     answer_accuracy,
     induction_heads,
     selective_copying,
 )
+from modwright.edits.compose import compose
+from modwright.nn.selective_scan import naive_selective_scan, selective_scan
+from modwright.nn.ssd import naive_ssd_scan, ssd_scan
+from modwright.surgery.fast_scan import FastScan
 from modwright.training import Settings, fit
 from nn.scans import gradients_of, relative, scan_inputs
 

@@ -12,8 +12,8 @@ import pytest
 from figures import FULL
 from small_images import mean_accuracy
 
+from modwright.data.images import digits
 from modwright.models import create_model
-from modwright.tasks.pictures import digits
 
 pytestmark = pytest.mark.slow
 

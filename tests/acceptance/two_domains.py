@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modwright.calibration.text import load_text
+from modwright.data.text import load_text
 from modwright.surgery import apply, make_method
 from modwright.surgery.routing import TieKeys
 

@@ -13,8 +13,8 @@ from models.tiny import TINY
 from models.tiny import tiny as tiny_classifier
 from modwright.analysis import stream_mean
 from modwright.anatomy import Anatomy
-from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError, UnsupportedArchitecture
+from modwright.data.text import from_sequences
 from modwright.surgery import apply, make_method
 
 

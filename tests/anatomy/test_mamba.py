@@ -141,7 +141,7 @@ def test_a_mixer_alone_goes_and_the_stock_class_cannot_overlook_it(
 
 
 def random_data_of(model: Any) -> Any:
-    from modwright.calibration.text import from_sequences
+    from modwright.data.text import from_sequences
 
     generator = torch.Generator().manual_seed(0)
     top = model.config.vocab_size

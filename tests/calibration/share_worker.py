@@ -19,10 +19,10 @@ import torch
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import BlockDistance, SecondMoments, Similarity, calibrate
-from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core import distributed
 from modwright.core.errors import InvalidInputError, ModwrightError
+from modwright.data.text import from_sequences
 
 COLLECTORS: dict[str, tuple[Any, ...]] = {
     "similarity": (Similarity(),),

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from modwright.calibration import Similarity, calibrate, calibration_of, token_windows
-from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import from_sequences
 
 IDS = [[5, 6, 7], [8, 9, 10]]
 

@@ -34,8 +34,8 @@ from modwright.calibration import (
     recording,
 )
 from modwright.calibration.layerwise import calibrate
-from modwright.calibration.text import Batch, from_sequences
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import Batch, from_sequences
 from modwright.edits import Change, keep_heads, keep_neurons, remove, replace_attention
 from modwright.surgery import make_method
 

@@ -164,7 +164,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from modwright.anatomy import Anatomy
 from modwright.calibration import SecondMoments, calibrate
-from modwright.calibration.text import from_sequences
+from modwright.data.text import from_sequences
 from modwright.recipes.estimate import estimate_bytes
 
 torch.set_num_threads(1)

@@ -14,8 +14,8 @@ from helpers import edit
 from modwright.anatomy import Anatomy
 from modwright.calibration import BlockDistance, SecondMoments, Similarity
 from modwright.calibration.hidden_states import HiddenStatesFile
-from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import from_sequences
 from modwright.edits import remove
 
 COLLECTORS = {"gaps": (Similarity(), BlockDistance(3)), "grams": (SecondMoments(),)}

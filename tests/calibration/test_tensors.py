@@ -14,8 +14,8 @@ from layerwise_cases import Everything, equal_statistics, rows, walk
 from helpers import random_data
 from modwright.anatomy import Anatomy
 from modwright.calibration import SecondMoments, Similarity, from_tensors
-from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import from_sequences
 
 
 def images(count: int = 5, seed: int = 0) -> torch.Tensor:

@@ -57,7 +57,7 @@ def test_a_training_leaves_a_checkpoint_with_its_course(command: Command, recipe
     assert "accuracy on the test images" in Path("out/curves.svg").read_text()
     model: Any = AutoModelForImageClassification.from_pretrained("out").eval()
     assert model.config.id2label[3] == "3"
-    from modwright.tasks.pictures import digits
+    from modwright.data.images import digits
     from modwright.training import accuracy
 
     assert accuracy(model, digits(train=64)[1]) == info["accuracy"]

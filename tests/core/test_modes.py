@@ -9,9 +9,9 @@ import modwright
 from modwright.analysis import stream_mean
 from modwright.anatomy import Anatomy
 from modwright.calibration import Similarity, calibrate
-from modwright.calibration.text import from_sequences
 from modwright.core.modes import copy_modes, eval_mode, set_eval, set_mode
 from modwright.cost import measure_speed
+from modwright.data.text import from_sequences
 from modwright.edits import Plan, apply, remove, verify
 from modwright.edits.verify import check_reopens
 from modwright.models import create_model

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from golden_checks import GoldenCase
 from modwright.anatomy import Anatomy
 from modwright.calibration import BlockDistance, Similarity, Statistics, TokenWindows, calibrate
-from modwright.calibration.text import Batch
+from modwright.data.text import Batch
 from modwright.surgery import make_method
 from modwright.surgery.llm_drop import gap_table
 

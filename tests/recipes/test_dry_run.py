@@ -12,9 +12,9 @@ import pytest
 from modwright.anatomy import Anatomy
 from modwright.calibration import BlockDistance, SecondMoments, Similarity, Statistics
 from modwright.calibration.hidden_states import HiddenStatesFile
-from modwright.calibration.text import from_sequences
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
+from modwright.data.text import from_sequences
 from modwright.edits import keep_neurons
 from modwright.recipes import Recipe
 from modwright.recipes.dry_run import dry_run, dry_run_block

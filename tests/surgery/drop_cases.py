@@ -12,7 +12,7 @@ from torch import Tensor
 from helpers import random_data
 from modwright.anatomy import Anatomy
 from modwright.calibration import CalibrationData
-from modwright.calibration.text import from_sequences
+from modwright.data.text import from_sequences
 from modwright.edits import Applied
 from modwright.surgery import apply, make_method
 from modwright.surgery.llm_drop import LlmDrop

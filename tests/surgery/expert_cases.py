@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modwright.anatomy import Anatomy, Mlp
 from modwright.calibration import TokenWindows
-from modwright.calibration.text import from_sequences
+from modwright.data.text import from_sequences
 from modwright.edits import Applied
 from modwright.surgery import apply, make_method
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from helpers import random_data
 from modwright.anatomy import Anatomy
 from modwright.calibration import CalibrationData
-from modwright.calibration.text import from_sequences
+from modwright.data.text import from_sequences
 from modwright.surgery import make_method, unsupported_reason
 from modwright.surgery.modegpt import PAIRS, MoDeGpt
 

@@ -16,9 +16,9 @@ import modwright
 from helpers import outputs
 from modwright.anatomy import Anatomy
 from modwright.calibration import TokenWindows
-from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
 from modwright.core.registry import Registry
+from modwright.data.text import from_sequences
 from modwright.edits import Plan, remove
 from modwright.papers import paper
 from modwright.surgery import (

@@ -14,8 +14,8 @@ from narrow_cases import data, even, method, pairs_of, sequences
 from helpers import outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
 from modwright.calibration import SecondMoments, TokenWindows, calibrate
-from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import from_sequences
 from modwright.edits import Plan
 from modwright.edits import apply as apply_plan
 from modwright.surgery import apply, make_method, plan

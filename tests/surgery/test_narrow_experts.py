@@ -9,8 +9,8 @@ import torch
 
 from modwright.anatomy import Anatomy
 from modwright.calibration import SecondMoments, TokenWindows, calibrate
-from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import from_sequences
 from modwright.surgery import apply, make_method, plan
 
 

@@ -12,8 +12,8 @@ from norm_cases import FORMS, PRE_LAYER_NORM, converted, far, means
 from helpers import edit, outputs
 from modwright.anatomy import Anatomy, FactoredProjection
 from modwright.calibration import TokenWindows
-from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import from_sequences
 from modwright.edits import factorize
 from modwright.edits.remodeled import edits_of
 from modwright.surgery import apply, make_method, unsupported_reason

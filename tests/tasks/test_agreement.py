@@ -32,8 +32,8 @@ from transformers import (
     LlamaModel,
 )
 
-from modwright.calibration.text import from_sequences
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import from_sequences
 from modwright.tasks.agreement import agreement, require_comparable
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 

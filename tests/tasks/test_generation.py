@@ -220,6 +220,6 @@ def test_repetition_counts_four_grams_that_stood_before():
 
 
 def test_repetition_of_prose_is_small():
-    from modwright.calibration.text import load_text
+    from modwright.data.text import load_text
 
     assert repetition(load_text("lee")[:600]) < 0.05

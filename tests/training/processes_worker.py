@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models.tiny import tiny
 from modwright.core import distributed
+from modwright.data.images import digits
 from modwright.models import create_model
-from modwright.tasks.pictures import digits
 from modwright.training import Settings, fit
 from modwright.training.parametrization import Standard
 from modwright.training.sharding import shard_blocks

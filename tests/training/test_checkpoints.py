@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
+from modwright.data.images import Pictures
 from modwright.models import create_model
-from modwright.tasks.pictures import Pictures
 from modwright.training import Settings, fit
 from modwright.training.checkpoints import newest_checkpoint, remove_incomplete
 

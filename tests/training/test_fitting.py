@@ -10,8 +10,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 from modwright.core.errors import InvalidInputError
+from modwright.data.images import Pictures
 from modwright.models import create_model
-from modwright.tasks.pictures import Pictures
 from modwright.training import Settings, fit
 
 SMALL: dict[str, Any] = {"depths": [1], "hidden_sizes": [8]}

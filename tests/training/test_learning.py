@@ -12,9 +12,9 @@ from helpers import edit, outputs, snapshot, unchanged
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
+from modwright.data.images import Pictures
 from modwright.edits import Change, factorize, remove
 from modwright.edits.apply import own_tensors, sharing_with
-from modwright.tasks.pictures import Pictures
 from modwright.training import CrossEntropy, Distillation, Settings, fit, learn
 
 SETTINGS = Settings(epochs=1, batch_size=4, learning_rate=0.05, average=0.5)

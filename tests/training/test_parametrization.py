@@ -20,10 +20,10 @@ from models.tiny import TINY, tiny
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
 from modwright.core.registry import registries_restored
+from modwright.data.images import Pictures
 from modwright.edits import Change, Replace, compose, register_part
 from modwright.models import create_model
 from modwright.nn.component import component
-from modwright.tasks.pictures import Pictures
 from modwright.training import CrossEntropy, ObjectiveTrainer, Settings, fit
 from modwright.training.parametrization import (
     PARAMETRIZATIONS,

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from models.tiny import TINY, tiny
+from modwright.data.images import digits
 from modwright.models import create_model
-from modwright.tasks.pictures import digits
 from modwright.training import Settings, fit
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from modwright.core.errors import InvalidInputError
+from modwright.data.images import Pictures, digits
 from modwright.models import create_model
-from modwright.tasks.pictures import Pictures, digits
 from modwright.tasks.upscaling import SuperResolutionDataset
 from modwright.training import (
     CrossEntropy,

@@ -9,7 +9,7 @@ from modwright.calibration.tensors import (
     calibration_of,
     from_tensors,
 )
-from modwright.calibration.text import Batch, TextData, TokenWindows, text_names, token_windows
+from modwright.data.text import Batch, TextData, TokenWindows, text_names, token_windows
 
 __all__ = ["Batch", "BlockDistance", "BlockSource", "CalibrationData", "Collector", "LiveBlocks"]
 __all__ += ["SecondMoments", "Similarity", "Statistics", "TensorBatches", "TextData"]

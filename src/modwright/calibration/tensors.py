@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from modwright.calibration.recording import ModelInput
-from modwright.calibration.text import from_sequences
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import from_sequences
 
 __all__ = ["CalibrationData", "TensorBatch", "TensorBatches", "calibration_of", "from_tensors"]
 

@@ -240,8 +240,8 @@ def upscale(
 
     from modwright.core.errors import CheckpointError, InvalidInputError
     from modwright.core.modes import set_eval
+    from modwright.data.image_files import read_image
     from modwright.models.upscaling import upscale_image
-    from modwright.tasks.image_files import read_image
 
     require_new(out, force)
     small = torch.from_numpy(np.asarray(read_image(image, single=True)).copy()).permute(2, 0, 1)

@@ -51,7 +51,7 @@ def options_of(made: Callable[..., Any]) -> type[Strict]:
     Types and defaults are those of its signature, descriptions those of its docstring.
 
     Example:
-        >>> from modwright.tasks.pictures import digits
+        >>> from modwright.data.images import digits
         >>> options_of(digits).model_fields["side"].description
         'Of the images, in pixels.'
     """

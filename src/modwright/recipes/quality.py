@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from modwright.calibration.text import TextData, load_text
 from modwright.checkpoint import Checkpoint
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
+from modwright.data.text import TextData, load_text
 from modwright.recipes.schema import Data, Evaluate, HarnessTasksOf, PerplexityOf
 from modwright.tasks.agreement import (
     Agreement,

@@ -23,13 +23,13 @@ from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
 from modwright.core.plugins import plugin_digests
 from modwright.core.progress import SILENT, Progress
+from modwright.data.images import Pictures
 from modwright.edits.remodeled import is_plain
 from modwright.recipes.run_directory import file_stamps
 from modwright.recipes.run_log import auto_class, environment, versions
 from modwright.recipes.runner import Listener, Runner, unheard
 from modwright.recipes.training_schema import CHOICES, TrainingRecipe, make_model
 from modwright.report.plots import training_curves
-from modwright.tasks.pictures import Pictures
 from modwright.training import Settings, TrainResult, fit
 from modwright.training.checkpoints import newest_checkpoint, remove_incomplete
 
@@ -273,7 +273,7 @@ model = {info["auto_class"]}.from_pretrained("{name}")
 
 {info["parameters"]:,} trained parameters, {info["steps"]} steps on {train_count} images
 ({train_name}). Accuracy on {test_count} others ({test_name}): {100 * info["accuracy"]:.2f} %.
-Images are prepared as the key `data` of `recipe.yaml` says, with `modwright.tasks.pictures`.
+Images are prepared as the key `data` of `recipe.yaml` says, with `modwright.data.images`.
 
 `training.json` holds losses and settings, `curves.svg` draws them. Made by
 `modwright train recipe.yaml -o {name}`.

@@ -19,13 +19,13 @@ from modwright.core.errors import (
     first_line,
     unknown_name,
 )
+from modwright.data.images import Pictures, digits, folder_pictures, idx_pictures
 from modwright.models import create_model, list_models
 from modwright.models.registry import variant_config
 from modwright.recipes.load import load_named, of_file
 from modwright.recipes.options import RegistryOption, options_of, validated
 from modwright.recipes.reading import Lines, Positions, read_changed
 from modwright.recipes.schema import Strict
-from modwright.tasks.pictures import Pictures, digits, folder_pictures, idx_pictures
 from modwright.training import CrossEntropy, Distillation, Settings
 
 __all__ = ["CHOICES", "TrainingRecipe", "load_training", "make_model", "parse_training"]

@@ -279,7 +279,7 @@ def apply(
 
     Example:
         >>> import modwright
-        >>> from modwright.calibration.text import from_sequences
+        >>> from modwright.data.text import from_sequences
         >>> data = from_sequences([torch.arange(1, 17)], pad_id=0)
         >>> method = make_method("llm_drop", target="attention", n=1)
         >>> str(modwright.apply(modwright.open("preset:tiny-llama"), method, data).tensor_diff)

@@ -18,10 +18,10 @@ from transformers import TrainerCallback
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.views import Sublayer
-from modwright.calibration.text import Batch
 from modwright.core.capture import HookPoint, capture
 from modwright.core.errors import InvalidInputError, refusing
 from modwright.core.modes import eval_mode
+from modwright.data.text import Batch
 from modwright.nn import ExpertFeedForward
 from modwright.nn.channel_mixers.expert_feed_forward import expert_parts
 from modwright.nn.channel_mixers.feed_forward import FeedForwardShape

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from modwright.calibration.special_tokens import Bos, SpecialTokens, special_tokens
-from modwright.calibration.text import TextData, TokenizedText, require_count, tokenize_text
 from modwright.core.errors import InvalidInputError
+from modwright.data.special_tokens import Bos, SpecialTokens, special_tokens
+from modwright.data.text import TextData, TokenizedText, require_count, tokenize_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from modwright.anatomy.coerce import model_of
-from modwright.calibration.special_tokens import SpecialTokens, special_tokens
-from modwright.calibration.text import require_count, tokenizer_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
+from modwright.data.special_tokens import SpecialTokens, special_tokens
+from modwright.data.text import require_count, tokenizer_of
 from modwright.tasks.forward import dtype_of, position_limit
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from modwright.calibration.text import require_count
 from modwright.core.compat.tools import data_fingerprint, is_task_file
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError, first_line, nearest
+from modwright.data.text import require_count
 
 __all__ = ["SEEDS", "HarnessRecipe", "HarnessTasks", "harness_version", "load_harness_tasks"]
 __all__ += ["quiet_harness", "seeded"]

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.anatomy.coerce import model_of
-from modwright.calibration.text import TokenizedText, tokenizer_of
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
+from modwright.data.text import TokenizedText, tokenizer_of
 from modwright.tasks.forward import (
     PerplexityRecipe,
     call,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from modwright.calibration.text import TextData, load_text
 from modwright.core.errors import InvalidInputError
+from modwright.data.text import TextData, load_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,8 +21,8 @@ from modwright.core.compat.torch import BATCH_NORMS
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode, kept_modes, set_eval, set_mode
 from modwright.core.progress import Progress, Task
-from modwright.tasks.pictures import Pictures
-from modwright.tasks.synthetic import TokenDataset
+from modwright.data.images import Pictures
+from modwright.data.synthetic import TokenDataset
 from modwright.tasks.upscaling import SuperResolutionDataset
 from modwright.training.checkpoints import (
     CheckpointCompleteCallback,
@@ -185,7 +185,7 @@ def fit(
 
     Example:
         >>> from modwright.models import create_model
-        >>> from modwright.tasks.pictures import digits
+        >>> from modwright.data.images import digits
         >>> train, test = digits()
         >>> sizes = {"depths": [1, 1], "hidden_sizes": [8, 16]}
         >>> model = create_model("poolformer_s12", num_classes=10, **sizes)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from modwright.anatomy import Anatomy, Mlp
-from modwright.calibration.text import from_sequences
+from modwright.data.text import from_sequences
 from modwright.edits import (
     Change,
     Plan,

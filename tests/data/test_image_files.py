@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
-from modwright.tasks.image_files import is_image, read_image
+from modwright.data.image_files import is_image, read_image
 
 RAMP = np.linspace(0, 65535, 64).round().reshape(8, 8)
 EIGHT = np.round(RAMP / 257).astype(np.uint8)

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.tasks.image_files import find_images
-from modwright.tasks.pictures import folder_pictures
+from modwright.data.image_files import find_images
+from modwright.data.images import folder_pictures
 
 
 def images(folder: Path, counts: Mapping[str, int], suffix: str = ".png") -> Path:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.tasks import pictures as readers
-from modwright.tasks.pictures import digits, folder_pictures, idx_pictures, read_idx
+from modwright.data import images as readers
+from modwright.data.images import digits, folder_pictures, idx_pictures, read_idx
 
 
 def idx(numbers: np.ndarray) -> bytes:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from modwright.calibration import text_sources
-from modwright.calibration.text_sources import TextData, load_text, text_names
 from modwright.core.errors import InvalidInputError
+from modwright.data import text_sources
+from modwright.data.text_sources import TextData, load_text, text_names
 
 
 def test_packaged_texts_are_found_without_importing_their_package():

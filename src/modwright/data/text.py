@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from modwright.calibration.special_tokens import Bos, SpecialTokens, special_tokens
-from modwright.calibration.text_sources import TextData, load_text, read_text, text_names
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError, unknown_name
+from modwright.data.special_tokens import Bos, SpecialTokens, special_tokens
+from modwright.data.text_sources import TextData, load_text, read_text, text_names
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

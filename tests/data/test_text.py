@@ -9,12 +9,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from modwright.calibration.text import (
+from modwright.core.errors import InvalidInputError
+from modwright.data.text import (
     from_sequences,
     token_windows,
     tokenize_text,
 )
-from modwright.core.errors import InvalidInputError
 
 WORDS = 100
 

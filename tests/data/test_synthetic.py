@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.core.errors import InvalidInputError
-from modwright.edits.compose import compose
-from modwright.tasks.synthetic import (
+from modwright.data.synthetic import (
     TokenDataset,
     answer_accuracy,
     induction_heads,
     selective_copying,
 )
+from modwright.edits.compose import compose
 from modwright.training import Settings, fit
 
 TINY = {

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.reading import first_bytes
-from modwright.tasks.image_files import find_images, permutation, read_image
+from modwright.data.image_files import find_images, permutation, read_image
 
 __all__ = ["Pictures", "digits", "folder_pictures", "idx_pictures", "read_idx"]
 

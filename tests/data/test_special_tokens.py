@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from modwright.calibration.special_tokens import SpecialTokens, special_tokens
-from modwright.calibration.text import token_windows
 from modwright.core.errors import InvalidInputError
+from modwright.data.special_tokens import SpecialTokens, special_tokens
+from modwright.data.text import token_windows
 from modwright.tasks.agreement import agreement
 from modwright.tasks.generation import generate_sample
 from modwright.tasks.perplexity import PerplexityRecipe, perplexity

@@ -1,0 +1,1 @@
+"""Datasets by name: text, conversations, images, pairs of images, tokens; and what makes them."""
