@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from modwright.core.paired import PairedRatio
+from modwright.data.super_resolution import bicubic
 from modwright.models import create_model
 from modwright.models.upscaling import tile_report, upscale_image
-from modwright.tasks.upscaling import bicubic
 
 WAYS = ("whole", "tiled")
 

@@ -19,15 +19,10 @@ from figures import FULL, note
 from torch import Tensor, nn
 
 from modwright.analysis import radial_spectrum
+from modwright.data.super_resolution import SuperResolutionDataset, bicubic, sample_image_pairs
 from modwright.models import create_model
 from modwright.nn.cross_refinement import CrossRefinementBlock, HighFrequencyBlock
-from modwright.tasks.upscaling import (
-    SuperResolutionDataset,
-    bicubic,
-    psnr,
-    sample_image_pairs,
-    ssim,
-)
+from modwright.tasks.upscaling import psnr, ssim
 from modwright.training import L1Loss, Settings, fit
 
 pytestmark = pytest.mark.slow

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from modwright.core.errors import InvalidInputError
 from modwright.data.images import Pictures, digits
+from modwright.data.super_resolution import SuperResolutionDataset
 from modwright.models import create_model
-from modwright.tasks.upscaling import SuperResolutionDataset
 from modwright.training import (
     CrossEntropy,
     Distillation,

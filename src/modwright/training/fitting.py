@@ -22,8 +22,8 @@ from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode, kept_modes, set_eval, set_mode
 from modwright.core.progress import Progress, Task
 from modwright.data.images import Pictures
+from modwright.data.super_resolution import SuperResolutionDataset
 from modwright.data.synthetic import TokenDataset
-from modwright.tasks.upscaling import SuperResolutionDataset
 from modwright.training.checkpoints import (
     CheckpointCompleteCallback,
     newest_checkpoint,
