@@ -102,3 +102,11 @@ def test_every_table_of_the_package_is_a_registry() -> None:
     assert all(registry in Registry._all for registry in known)
     assert len({registry.what for registry in known}) == len(known)
     assert all(registry.names() for registry in known if registry is not PRESETS)
+
+
+def test_a_registry_that_is_made_within_a_block_forgets_what_others_registered() -> None:
+    with registries_restored():
+        made: Registry[int] = Registry("toy")
+        made.add("one", 1)
+        assert made.names() == ["one"]
+    assert made.names() == []

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from modwright.core.errors import InvalidInputError, did_you_mean, unknown_name
@@ -13,7 +13,7 @@ from modwright.core.errors import InvalidInputError, did_you_mean, unknown_name
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-__all__ = ["make_options", "one_line", "problem", "shown"]
+__all__ = ["checked_options", "make_options", "one_line", "problem", "shown"]
 
 T = TypeVar("T")
 Problem = Callable[[Mapping[str, Any]], str]
@@ -54,7 +54,8 @@ def make_options(
         InvalidInputError: an unknown option, one that is missing, or an invalid value.
 
     Example:
-        >>> @dataclasses.dataclass(frozen=True)
+        >>> from dataclasses import dataclass
+        >>> @dataclass(frozen=True)
         ... class Cut:
         ...     n: int = 0
         >>> make_options(Cut, "cut", {"n": "x"})
@@ -62,15 +63,37 @@ def make_options(
         ...
         modwright.core.errors.InvalidInputError: cut: n: must be a whole number, not 'x'
     """
+    return kind(**checked_options(kind, name, options, strict=strict, word=word))
+
+
+def checked_options(
+    kind: Callable[..., Any],
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = True,
+    word: str = "option",
+    left_out: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What a dataclass or a function is called with, checked as :func:`make_options` does it.
+
+    Parameters that are ``left_out`` are no options: whoever calls it gives them.
+
+    Example:
+        >>> checked_options(sorted, "sorting", {"reverse": True}, left_out=["iterable", "key"])
+        {'reverse': True}
+    """
     from pydantic import TypeAdapter, ValidationError
 
     given = dict(options or {})
-    fields = [field for field in dataclasses.fields(kind) if field.init]  # type: ignore[arg-type]
-    names = [field.name for field in fields]
+    parameters = {
+        key: one for key, one in signature(kind).parameters.items() if key not in left_out
+    }
     for key in given:
-        if key not in names:
-            raise unknown_name(f"{word} of {name}", key, names)
-    missing = [field.name for field in fields if _is_needed(field) and field.name not in given]
+        if key not in parameters:
+            raise unknown_name(f"{word} of {name}", key, parameters)
+    needed = [key for key, one in parameters.items() if one.default is Parameter.empty]
+    missing = [key for key in needed if key not in given]
     if missing:
         raise InvalidInputError(f"{name}: needs the {word} {', '.join(missing)}")
     hints = get_type_hints(kind, include_extras=True)
@@ -78,7 +101,7 @@ def make_options(
     for key, value in given.items():
         plain = tuple(value) if isinstance(value, list) else value
         try:
-            given[key] = TypeAdapter(hints[key]).validate_python(plain, strict=strict)
+            given[key] = TypeAdapter(hints.get(key, Any)).validate_python(plain, strict=strict)
         except ValidationError as error:
             wrong.append(one_line(error, (key,)))
             continue
@@ -86,11 +109,7 @@ def make_options(
             wrong.append(f"{key}: must be a number of at most 64 bits, not {shown(value)}")
     if wrong:
         raise InvalidInputError(f"{name}: {'; '.join(wrong)}")
-    return kind(**given)
-
-
-def _is_needed(field: dataclasses.Field[Any]) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    return given
 
 
 def one_line(

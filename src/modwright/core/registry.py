@@ -284,8 +284,17 @@ def _by(entry: Any, origin: Origin) -> str:
 
 @contextmanager
 def registries_restored() -> Iterator[None]:
-    """What is registered anywhere within the block is forgotten afterwards."""
-    with ExitStack() as stack:
-        for registry in list(Registry._all):
-            stack.enter_context(registry.restored())
-        yield
+    """What is registered anywhere within the block is forgotten afterwards.
+
+    Of a registry that is made within it, what code outside of the package registered.
+    """
+    before = list(Registry._all)
+    try:
+        with ExitStack() as stack:
+            for registry in before:
+                stack.enter_context(registry.restored())
+            yield
+    finally:
+        for registry in Registry._all[len(before) :]:
+            for name in registry.outside():
+                registry.forget(name)
