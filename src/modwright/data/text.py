@@ -13,7 +13,13 @@ from torch.nn.utils.rnn import pad_sequence
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.data.special_tokens import Bos, SpecialTokens, special_tokens
-from modwright.data.text_sources import TextData, load_text, read_text, text_names
+from modwright.data.text_sources import (
+    TextData,
+    TextSource,
+    load_text,
+    read_text,
+    text_names,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,10 +79,14 @@ def tokenizer_of(given: Any) -> PreTrainedTokenizerBase:
 
 
 def tokenize_text(
-    tokenizer: PreTrainedTokenizerBase, data: TextData | str, *, offsets: bool = False
+    tokenizer: PreTrainedTokenizerBase,
+    data: TextSource,
+    *,
+    offsets: bool = False,
+    name: str = "text",
 ) -> TokenizedText:
     """Tokenize a whole text once, uncut; ``offsets`` asks for ``ends``, which not all can tell."""
-    text, facts = read_text(data)
+    text, facts = read_text(data, name)
     offsets = offsets and tokenizer.is_fast
     # verbose: the text is cut afterwards, so the warning about its length would be wrong.
     encoded = tokenizer(
@@ -145,7 +155,7 @@ class TokenWindows:
 
 def token_windows(
     tokenizer: Any,
-    data: TextData | str,
+    data: TextSource,
     *,
     windows: int,
     length: int,
@@ -157,7 +167,7 @@ def token_windows(
 
     Args:
         tokenizer: of the model that will read the windows, or the opened checkpoint.
-        data: where the text comes from; a string is a packaged name or a path.
+        data: where the text comes from; a string is a name or a path.
         windows: how many windows to take.
         length: tokens of a window, special tokens included.
         seed: None takes the first windows; an integer draws them at random. Both keep their order.
