@@ -154,8 +154,8 @@ def _write_companions(
     folder: Path, source: Source | None, tokenizer: Any, extra: Mapping[str, str | bytes]
 ) -> None:
     """Tokenizer, carried files, extra files; the later ones win."""
-    if source is not None and source.is_gguf and tokenizer is None:
-        tokenizer = load_tokenizer(source)
+    if source is not None and tokenizer is None and not source.has_tokenizer_files:
+        tokenizer = load_tokenizer(source)  # of a GGUF file or a preset
     if tokenizer is not None and not (source is not None and source.has_tokenizer_files):
         tokenizer.save_pretrained(folder)
     if source is not None and source.path is not None:

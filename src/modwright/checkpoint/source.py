@@ -33,6 +33,7 @@ __all__ = [
     "PRESETS",
     "STAND_INS",
     "Alias",
+    "Preset",
     "Source",
     "alias_names",
     "load_tokenizer",
@@ -42,7 +43,16 @@ __all__ = [
     "register_preset",
 ]
 
-PRESETS: Registry[Callable[[], PreTrainedConfig]] = Registry("preset")
+
+@dataclass(frozen=True)
+class Preset:
+    """A small model that is opened with random weights: what makes its config and tokenizer."""
+
+    make_config: Callable[[], PreTrainedConfig]
+    make_tokenizer: Callable[[], Any] | None = None
+
+
+PRESETS: Registry[Preset] = Registry("preset", "modwright.checkpoint", prefix="preset")
 _PREFIX = "preset:"
 
 STAND_INS = "MODWRIGHT_STAND_INS"
@@ -133,12 +143,17 @@ def alias_names() -> tuple[str, ...]:
     return tuple(sorted(ALIASES))
 
 
-def register_preset(name: str, make_config: Callable[[], PreTrainedConfig]) -> None:
+def register_preset(
+    name: str,
+    make_config: Callable[[], PreTrainedConfig],
+    make_tokenizer: Callable[[], Any] | None = None,
+) -> None:
     """Make ``preset:NAME`` openable: a model with random weights (seed 0) from a config.
 
     Args:
         name: what follows ``preset:``; registering another config under a used name is refused.
         make_config: builds the config; called at each opening, so importing stays cheap.
+        make_tokenizer: builds the tokenizer that it opens with; None where it has none.
 
     Example:
         >>> from transformers import LlamaConfig
@@ -148,7 +163,7 @@ def register_preset(name: str, make_config: Callable[[], PreTrainedConfig]) -> N
     """
     if not name or name != name.strip():
         raise InvalidInputError(f"a preset needs a name without spaces around it, not {name!r}")
-    PRESETS.add(name, make_config)
+    PRESETS.add(name, Preset(make_config, make_tokenizer))
 
 
 def preset_names() -> tuple[str, ...]:
@@ -156,18 +171,18 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(_known_presets()))
 
 
-def _known_presets() -> dict[str, Callable[[], PreTrainedConfig]]:
+def _known_presets() -> dict[str, Preset]:
     """Every family brings a tiny model of its own to try things on."""
-    found: dict[str, Callable[[], PreTrainedConfig]] = {}
+    found: dict[str, Preset] = {}
     for model_type, family in families().items():
         for name, settings in family.presets.items():
-            found.setdefault(name, partial(AutoConfig.for_model, model_type, **settings))
+            found.setdefault(name, Preset(partial(AutoConfig.for_model, model_type, **settings)))
     return {**found, **PRESETS.all()}
 
 
 def preset_config(source: Source) -> PreTrainedConfig:
     """A fresh config of the preset that was located."""
-    return _known_presets()[source.name.removeprefix(_PREFIX)]()
+    return _known_presets()[source.name.removeprefix(_PREFIX)].make_config()
 
 
 @dataclass(frozen=True)
@@ -207,11 +222,14 @@ class Source:
 
 
 def load_tokenizer(source: Source, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a source, or None when it has none (a preset, a vision model).
+    """The tokenizer of a source, or None when it has none (most presets, a vision model).
 
     Raises:
         CheckpointError: there are tokenizer files, but they cannot be loaded.
     """
+    if source.kind == "preset":
+        make = _known_presets()[source.name.removeprefix(_PREFIX)].make_tokenizer
+        return None if make is None else make()
     if source.path is None or not (source.is_gguf or source.has_tokenizer_files):
         return None
     place, inside = source.path, {}
