@@ -19,7 +19,8 @@ from modwright.core.errors import CheckpointError, InvalidInputError
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["ImageFiles", "find_images", "is_image", "permutation", "read_image"]
+__all__ = ["ImageFiles", "divided", "find_images", "hidden", "is_image", "listed_names"]
+__all__ += ["permutation", "read_image", "split_names"]
 
 # What Pillow finds by its first bytes but does not draw by itself.
 _NOT_DRAWN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
@@ -152,16 +153,18 @@ def find_images(folder: Path, test: float, seed: int) -> ImageFiles:
     others = [found[name] for name in _HELD_OUT if name in found]
     if others and learned is None and len(others) == len(found):
         raise InvalidInputError(
-            f"{folder} has {_named(others)}, but no folder {_TRAIN[0]} to learn from"
+            f"{folder} has {listed_names(others)}, but no folder {_TRAIN[0]} to learn from"
         )
     if learned is None or not (others or len(found) == 1):
-        return _divided(folder, _classes(folder, notes), test, seed, notes)
+        return divided(folder, _classes(folder, notes), test, seed, notes)
     apart = sorted(set(found.values()) - {learned, *others[:1]})
     if apart:
-        notes.append(f"{folder}: {_named(apart)} not used: {learned} is the split to learn from")
+        notes.append(
+            f"{folder}: {listed_names(apart)} not used: {learned} is the split to learn from"
+        )
     classes, files = _classes(folder / learned, notes)
     if not others:
-        return _divided(folder / learned, (classes, files), test, seed, notes)
+        return divided(folder / learned, (classes, files), test, seed, notes)
     held_out, measured = _classes(folder / others[0], notes, least=1)
     strange = sorted(set(held_out) - set(classes))
     if strange:
@@ -179,16 +182,27 @@ def find_images(folder: Path, test: float, seed: int) -> ImageFiles:
     )
 
 
+def split_names(folder: Path) -> tuple[str | None, str | None]:
+    """The folders to learn from and to measure on, of those that are there, as they are written."""
+    found = {path.name.lower(): path.name for path in sorted(folder.iterdir()) if path.is_dir()}
+    learned, held_out = (
+        next((found[name] for name in names if name in found), None)
+        for names in (_TRAIN, _HELD_OUT)
+    )
+    return learned, held_out
+
+
 def _folders(folder: Path, notes: list[str]) -> list[str]:
     """Names of the folders in a folder that can be classes or splits, sorted."""
     names = sorted(path.name for path in folder.iterdir() if path.is_dir())
-    left = [name for name in names if _is_hidden(name)]
+    left = [name for name in names if hidden(name)]
     if left:
-        notes.append(f"{folder}: left out {_named(left)}, which hold no images of a class")
+        notes.append(f"{folder}: left out {listed_names(left)}, which hold no images of a class")
     return [name for name in names if name not in left]
 
 
-def _is_hidden(name: str) -> bool:
+def hidden(name: str) -> bool:
+    """Whether a file or folder is the system's, by its name."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
@@ -203,13 +217,15 @@ def _classes(
         )
     loose = [p.name for p in sorted(folder.iterdir()) if p.is_file() and is_image(p)]
     if loose:
-        notes.append(f"{folder}: {len(loose)} images in no folder of a class ({_named(loose)})")
+        notes.append(
+            f"{folder}: {len(loose)} images in no folder of a class ({listed_names(loose)})"
+        )
     files: list[tuple[Path, int]] = []
     left: list[str] = []
     for index, name in enumerate(classes):
         for path in sorted(path for path in (folder / name).rglob("*") if path.is_file()):
             inner = path.relative_to(folder)
-            if not any(map(_is_hidden, inner.parts[1:])) and is_image(path):
+            if not any(map(hidden, inner.parts[1:])) and is_image(path):
                 files.append((path, index))
             else:
                 left.append(str(inner))
@@ -217,7 +233,8 @@ def _classes(
     if left:
         kinds = Counter(Path(name).suffix.lower() or "no suffix" for name in left)
         by_kind = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-        told = f"{len(left)} files that are no readable images left out ({by_kind}): {_named(left)}"
+        told = f"{len(left)} files that are no readable images left out ({by_kind})"
+        told += f": {listed_names(left)}"
         notes.append(f"{folder}: {told}")
     empty = sorted(set(range(len(classes))) - {index for _, index in files})
     if len(empty) > len(classes) - least:
@@ -228,7 +245,7 @@ def _classes(
     return classes, files
 
 
-def _divided(
+def divided(
     folder: Path,
     found: tuple[list[str], list[tuple[Path, int]]],
     test: float,
@@ -243,7 +260,7 @@ def _divided(
         raise InvalidInputError(f"{folder}: {len(files)} images cannot be split at {test:g}")
     single = [classes[index] for index, count in wanted.items() if not count]
     if single:
-        notes.append(f"{folder}: one image only, so none to measure on: {_named(single)}")
+        notes.append(f"{folder}: one image only, so none to measure on: {listed_names(single)}")
     learned: list[tuple[Path, int]] = []
     measured: list[tuple[Path, int]] = []
     for i in permutation(len(files), seed):
@@ -260,6 +277,7 @@ def permutation(count: int, seed: int) -> list[int]:
     return order
 
 
-def _named(names: Sequence[str]) -> str:
+def listed_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -21,7 +21,7 @@ from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.reading import first_bytes
 from modwright.data.image_files import find_images, permutation, read_image
 
-__all__ = ["Pictures", "digits", "folder_pictures", "idx_pictures", "read_idx"]
+__all__ = ["Pictures", "digits", "folder_pictures", "idx_arrays", "idx_pictures", "read_idx"]
 
 # Type codes of idx files; the numbers in them are big-endian.
 _IDX_TYPES = {8: "u1", 9: "i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
@@ -165,6 +165,19 @@ def idx_pictures(
             known.
     """
     folder = Path(folder)
+    arrays, names = idx_arrays(folder, classes)
+
+    def part(split: str, images: Tensor, labels: Tensor) -> Pictures:
+        pixels = _prepared(images.float() / 255, side, channels, 0.286, 0.353)
+        return Pictures(f"{folder.name}, {split}, {side} x {side}", pixels, labels, names)
+
+    return part("train", *arrays[0]), part("test", *arrays[1])
+
+
+def idx_arrays(
+    folder: Path, classes: Sequence[str] | None = None
+) -> tuple[list[tuple[Tensor, Tensor]], tuple[str, ...]]:
+    """Images (N, 1, h, w) up to 255 and labels (N,) of both splits, and the names of the labels."""
     if classes is None:
         _present(folder, "train-images-idx3-ubyte")
         labels = read_idx(_present(folder, "train-labels-idx1-ubyte"))
@@ -175,8 +188,8 @@ def idx_pictures(
                 "`classes`, such as classes: [cat, dog]"
             )
         classes = _KNOWN[counts]
-
-    def part(split: str, start: str) -> Pictures:
+    found = []
+    for start in ("train", "t10k"):
         images = read_idx(_present(folder, f"{start}-images-idx3-ubyte"))
         labels = read_idx(_present(folder, f"{start}-labels-idx1-ubyte"))
         if len(images) != len(labels):
@@ -188,11 +201,8 @@ def idx_pictures(
                 f"{folder}: label {int(labels.max())}, but {len(classes)} names; `classes` names "
                 f"labels 0 to {int(labels.max())}"
             )
-        pixels = _prepared(images[:, None].float() / 255, side, channels, 0.286, 0.353)
-        name = f"{folder.name}, {split}, {side} x {side}"
-        return Pictures(name, pixels, labels.long(), tuple(classes))
-
-    return part("train", "train"), part("test", "t10k")
+        found.append((images[:, None], labels.long()))
+    return found, tuple(classes)
 
 
 def _present(folder: Path, name: str) -> Path:
