@@ -26,7 +26,7 @@ from modwright.data.augment import (
 from modwright.data.augment_rand import OPERATIONS, RandAugment
 
 
-def picture(height: int = 24, width: int = 36) -> Image.Image:
+def sample(height: int = 24, width: int = 36) -> Image.Image:
     """Smooth in one direction, by chance in the other."""
     rng = np.random.default_rng(0)
     ramp = np.linspace(30, 220, width)[None, :, None] + rng.integers(-20, 20, (height, 1, 3))
@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_others(name: str) -> None
         for i in range(12):
             draw = random.Random(f"{seed} {i}")
             if made.on == "image":
-                found.append(made(picture(), 16, draw).tobytes())
+                found.append(made(sample(), 16, draw).tobytes())
             elif made.on == "pixels":
                 pixels = torch.linspace(0, 1, 3 * 12 * 12).view(3, 12, 12)
                 found.append(made(pixels, draw).numpy().tobytes())
@@ -78,11 +78,11 @@ def test_crops_are_within_their_scale_and_ratio() -> None:
         assert 0.18 < height * width / 5400 < 0.63 and 0.45 < width / height < 2.2
     areas = [height * width / 5400 for _, _, height, width in boxes]
     assert min(areas) < 0.25 and max(areas) > 0.5
-    assert crop(picture(60, 90), 16, random.Random(0)).size == (16, 16)
+    assert crop(sample(60, 90), 16, random.Random(0)).size == (16, 16)
 
 
 def test_a_crop_is_the_piece_resized() -> None:
-    crop, image = RandomResizedCrop(interpolation="bilinear"), picture()
+    crop, image = RandomResizedCrop(interpolation="bilinear"), sample()
     top, left, height, width = crop.box(*image.size, random.Random(3))
     numbers = np.asarray(image)[top : top + height, left : left + width]
     expected = Image.fromarray(numbers).resize((16, 16), Image.Resampling.BILINEAR)
@@ -101,7 +101,7 @@ def test_where_no_draw_fits_the_middle_is_taken(
 
 
 def test_flips_mirror() -> None:
-    image, numbers = picture(), np.asarray(picture())
+    image, numbers = sample(), np.asarray(sample())
     assert np.array_equal(np.asarray(RandomFlip(1.0)(image, 8, random.Random(0))), numbers[:, ::-1])
     assert np.array_equal(np.asarray(VerticalFlip(1.0)(image, 8, random.Random(0))), numbers[::-1])
     flipped = [RandomFlip()(image, 8, random.Random(i)) is not image for i in range(400)]
@@ -183,7 +183,7 @@ def test_mixing_is_drawn_by_the_batch() -> None:
 
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_every_operation_does_more_at_a_higher_magnitude(name: str) -> None:
-    image = picture()
+    image = sample()
     numbers = np.asarray(image).astype(float)
     changes = []
     for magnitude in (0.0, 5.0, 10.0):
@@ -201,20 +201,20 @@ def test_every_operation_does_more_at_a_higher_magnitude(name: str) -> None:
 
 @pytest.mark.parametrize("bits", [1, 3, 4])
 def test_bits_are_kept_as_pillow_keeps_them(bits: int) -> None:
-    found = OPERATIONS["posterize"].apply(picture(), bits)
-    assert same(found, ImageOps.posterize(picture(), bits))
-    assert not np.asarray(OPERATIONS["posterize"].apply(picture(), 0)).any()
+    found = OPERATIONS["posterize"].apply(sample(), bits)
+    assert same(found, ImageOps.posterize(sample(), bits))
+    assert not np.asarray(OPERATIONS["posterize"].apply(sample(), 0)).any()
 
 
 def test_signs_of_operations_are_drawn() -> None:
     rand = RandAugment(10, 0.0, prob=1.0, interpolation="bilinear")
     for name, operation in OPERATIONS.items():
-        found = {rand.operate(name, picture(), random.Random(i)).tobytes() for i in range(12)}
+        found = {rand.operate(name, sample(), random.Random(i)).tobytes() for i in range(12)}
         assert len(found) == (2 if operation.signed else 1), name
 
 
 def test_layers_magnitudes_and_probability_are_kept() -> None:
-    image = picture()
+    image = sample()
     assert same(RandAugment(9, prob=0.0)(image, 8, random.Random(0)), image)
     never = [same(RandAugment()(image, 8, random.Random(i)), image) for i in range(200)]
     assert 25 < sum(never) < 80  # two layers, each done in half of the cases

@@ -117,7 +117,7 @@ def digits(image_size: int = 32, train: int = 1297, seed: int = 0) -> ImageSplit
     "fashion-mnist",
     "images",
     license="MIT",
-    source="70,000 photographs of clothes by Zalando, 28 x 28 pixels, in Debian's package "
+    source="70,000 photos of clothes by Zalando, 28 x 28 pixels, in Debian's package "
     "dataset-fashion-mnist",
 )
 def fashion_mnist(image_size: int = 32) -> ImageSplits:
