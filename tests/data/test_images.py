@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.data import images as readers
-from modwright.data.images import digits, folder_pictures, idx_pictures, read_idx
+from modwright.data import idx_files
+from modwright.data.idx_files import read_idx
+from modwright.data.images import digits, folder_pictures, idx_pictures
 
 
 def idx(numbers: np.ndarray) -> bytes:
@@ -31,10 +32,10 @@ def fashion(folder: Path, count: int = 6) -> None:
         (folder / f"{start}-labels-idx1-ubyte").write_bytes(idx(np.arange(count)))
 
 
-CLOTHES = tuple(readers._FASHION)
+CLOTHES = tuple(idx_files._FASHION)
 
 
-@pytest.mark.parametrize(("counts", "first"), [(c, n[0]) for c, n in readers._KNOWN.items()])
+@pytest.mark.parametrize(("counts", "first"), [(c, n[0]) for c, n in idx_files._KNOWN.items()])
 def test_fault_A20_names_of_labels_are_those_of_the_known_sets(
     tmp_path: Path, counts: tuple[int, ...], first: str
 ) -> None:

@@ -9,16 +9,15 @@ from typing import Any
 import torch
 
 from modwright.core.errors import CheckpointError, InvalidInputError
+from modwright.data.idx_files import idx_arrays, is_idx_folder
 from modwright.data.image_files import find_images, permutation
 from modwright.data.image_metadata import find_listed_images, has_metadata
 from modwright.data.image_rows import ImageArrays, ImageFileList, ImageSplits, image_data
-from modwright.data.images import idx_arrays
 from modwright.data.registry import data_kind, dataset
 
 __all__ = ["digits", "fashion_mnist", "image_path"]
 
 _FASHION_MNIST = "/usr/share/datasets/fashion-mnist"
-_IDX = "train-images-idx3-ubyte"
 
 
 def image_path(
@@ -50,7 +49,7 @@ def image_path(
     folder = Path(path).expanduser()
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder")
-    if any((folder / name).is_file() for name in (_IDX, f"{_IDX}.gz")):
+    if is_idx_folder(folder):
         return _of_idx(folder, classes)
     if classes is not None:
         raise InvalidInputError(f"{folder}: `classes` names the labels of idx files alone")
@@ -102,7 +101,7 @@ def digits(image_size: int = 32, train: int = 1297, seed: int = 0) -> ImageSplit
     count = len(found.target)
     if not 1 <= train < count:
         raise InvalidInputError(
-            f"of {count} digits 1 to {count - 1} can be to learn from, not {train}"
+            f"of {count} digits 1 to {count - 1} can be for training, not {train}"
         )
     order = permutation(count, seed)
     pixels = torch.tensor(found.images, dtype=torch.float32)[order, None] / 16
