@@ -53,7 +53,7 @@ def test_weights_that_are_not_numbers(
         ({"calibration": {"length": 257}}, r"calibration: length is 257; .* 2\.\.256"),
         (
             {"steps": [*DROP, {"method": "modegpt", "calibration": GONE}]},
-            r"steps\.1\.calibration: unknown text 'gone\.txt'; valid values: lee, ",
+            r"steps\.1\.calibration: unknown text 'gone\.txt'; valid values: fortunes, lee, ",
         ),
         ({"evaluate": {"perplexity": {"data": "gone.txt"}}}, r"evaluate\.perplexity: unknown text"),
         ({"steps": [{"method": "llm_drop", "n": 99}]}, r"steps\.0: llm_drop: n=99.* 0 to 4"),

@@ -273,7 +273,7 @@ def test_a_bert_that_is_a_decoder_is_measured(text):
         ({"stride": 16, "bos": True}, r"stride is 16; valid values: 1\.\.15"),
         ({"stride": 0}, r"stride is 0; valid values: 1\.\.16"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"data": "leee"}, "valid values: lee"),
+        ({"data": "leee"}, "valid values: fortunes, lee"),
     ],
 )
 def test_numbers_outside_their_range_name_the_valid_ones(text, changed, said):

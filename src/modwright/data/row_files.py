@@ -84,14 +84,14 @@ def _separated(separator: str) -> Callable[[Path, str], Iterator[Row]]:
         before = csv.field_size_limit(2**31 - 1)  # a field is a whole text
         try:
             with path.open(encoding=encoding, newline="") as stream:
-                for row in csv.DictReader(stream, delimiter=separator, strict=True):
-                    if None in row or None in row.values():
-                        raise InvalidInputError(
-                            f"{path} cannot be read: a row has not as many fields as the first"
-                        )
-                    yield row
+                rows = list(csv.DictReader(stream, delimiter=separator, strict=True))
         finally:
             csv.field_size_limit(before)
+        if any(None in row or None in row.values() for row in rows):
+            raise InvalidInputError(
+                f"{path} cannot be read: a row has not as many fields as the first"
+            )
+        yield from rows
 
     return read
 
