@@ -9,17 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import number_of_hooks
+from helpers import batch_of, edit, number_of_hooks
+from modwright.anatomy import Anatomy
 from modwright.core.capture import (
     Call,
     HookPoint,
     StopForward,
     capture,
+    capture_attention,
     channels_last,
+    eager_attention,
     first_tensor,
     on_forward,
     on_tensors,
 )
+from modwright.edits import keep_heads
 
 
 class Named(nn.Module):
@@ -178,3 +182,58 @@ def test_no_hook_is_left_whatever_fails(model: Model, place: str) -> None:
         model(PICTURES[:, :2] if place == "the model" else PICTURES)
         raise ValueError(place)
     assert number_of_hooks(model) == 0
+
+
+@pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-bert", "tiny-opt", "tiny-vit"])
+def test_attention_weights_are_those_of_eager_attention(name: str, tiny: Any) -> None:
+    model = tiny.copy(name)
+    model.set_attn_implementation("sdpa")
+    batch = batch_of(model)
+    points = {block.index: block.attention.weights for block in Anatomy.of(model).blocks}
+    expected = model(**batch)[0]
+    with torch.no_grad(), capture_attention(model, points) as seen:
+        assert model.config._attn_implementation == "eager"
+        found = model(**batch)[0]
+    assert model.config._attn_implementation == "sdpa"
+    assert torch.equal(model(**batch)[0], expected)
+    real = batch.get("attention_mask", torch.ones(found.shape[:2])).bool()
+    if found.shape[:2] == real.shape:
+        assert torch.allclose(found[real], expected[real], atol=1e-4)
+    model.set_attn_implementation("eager")
+    maps = model(**batch, output_attentions=True).attentions
+    assert len(maps) == len(seen)
+    assert all(torch.equal(seen[index], weights) for index, weights in enumerate(maps))
+
+
+def test_weights_are_read_of_parts_that_were_replaced_too(tiny: Any) -> None:
+    source = tiny.copy("tiny-llama")
+    blocks = Anatomy.of(source).blocks
+    model = edit(source, keep_heads(blocks[1].attention, [0, 1, 2]), check=False).model
+    points = {block.index: block.attention.weights for block in Anatomy.of(model).blocks}
+    with capture_attention(model, points, gradients=True) as seen:
+        model(**batch_of(model))
+    assert seen[1].shape[1] == 3 and seen[0].shape[1] == 6
+    assert all(weights.requires_grad for weights in seen.values())
+
+
+def test_each_config_gets_its_own_setting_back_whatever_happens() -> None:
+    class Part(nn.Module):
+        def __init__(self, setting: str) -> None:
+            super().__init__()
+            from transformers import PreTrainedConfig
+
+            self.config = PreTrainedConfig()
+            self.config._attn_implementation_internal = setting
+
+    model = nn.ModuleList([Part("sdpa"), Part("flex_attention")])
+    with suppress(StopForward), eager_attention(model):
+        assert [p.config._attn_implementation for p in model] == ["eager", "eager"]
+        raise StopForward
+    assert [p.config._attn_implementation for p in model] == ["sdpa", "flex_attention"]
+
+
+def test_an_item_that_a_module_does_not_give_is_passed_over() -> None:
+    named = Named()
+    with capture({"beside": HookPoint(named, "output", item=1)}) as seen:
+        named(hidden_states=torch.ones(1, 2))
+    assert not seen

@@ -165,6 +165,25 @@ def test_the_attention_implementation_is_told(llama: Any) -> None:
     assert of_transformers.attention_implementation(object()) is None
 
 
+def test_the_attention_of_every_config_is_set_by_itself(llama: Any) -> None:
+    """``_attn_implementation_internal``: the public way sets those inside of a config, too."""
+    model = copy.deepcopy(llama)
+    ((config, name),) = of_transformers.attention_settings(model)
+    assert config is model.config and name == model.config._attn_implementation
+    of_transformers.set_attention(config, "eager")
+    assert of_transformers.attention_implementation(config) == "eager"
+    nested = transformers.AutoConfig.for_model("clip")
+    holder = torch.nn.Module()
+    holder.config = nested
+    found = [config for config, _ in of_transformers.attention_settings(holder)]
+    assert found[0] is nested and {id(c) for c in found[1:]} == {
+        id(nested.text_config),
+        id(nested.vision_config),
+    }
+    of_transformers.set_attention(nested, "eager")
+    assert nested.text_config._attn_implementation != "eager"
+
+
 def test_whether_experts_can_be_set(llama: Any) -> None:
     """``_can_set_experts_implementation``"""
     assert of_transformers.can_set_experts(transformers.MixtralForCausalLM)

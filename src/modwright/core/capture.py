@@ -14,8 +14,10 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Call", "HookPoint", "StopForward", "capture", "channels_last", "first_tensor"]
-__all__ += ["on_forward", "on_tensors"]
+from modwright.core.compat.transformers import attention_settings, set_attention
+
+__all__ = ["Call", "HookPoint", "StopForward", "capture", "capture_attention", "channels_last"]
+__all__ += ["eager_attention", "first_tensor", "on_forward", "on_tensors"]
 
 K = TypeVar("K", bound=Hashable)
 Side = Literal["input", "output"]
@@ -23,14 +25,16 @@ Side = Literal["input", "output"]
 
 @dataclass(frozen=True)
 class HookPoint:
-    """Where a tensor can be read while the model runs: the first input or output of a module.
+    """Where a tensor can be read while the model runs: an input or output of a module.
 
-    ``axis`` is where its channels lie: last, or 1 where it is a map (b, C, h, w).
+    ``axis`` is where its channels lie: last, or 1 where it is a map (b, C, h, w). ``item`` is which
+    of several outputs is meant: attentions give their weights beside what they return.
     """
 
     module: nn.Module
     side: Side
     axis: int = -1
+    item: int = 0
 
 
 class Call(NamedTuple):
@@ -77,7 +81,7 @@ def on_tensors(
     """
 
     def read(name: K, call: Call) -> None:
-        value = first_tensor(call, points[name].side)
+        value = _tensor_at(call, points[name])
         if value is not None:
             see(name, channels_last(value if gradients else value.detach(), points[name].axis))
 
@@ -118,6 +122,65 @@ def capture(
 
     with on_tensors(points, keep, gradients=gradients):
         yield seen
+
+
+@contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """The model computes its attention weights as tensors, where it can, while the block lasts.
+
+    Fused functions never hold them. Afterwards every part of the model has its own setting again.
+    """
+    before = attention_settings(model)
+    try:
+        for config, _ in before:
+            set_attention(config, "eager")
+        yield
+    finally:
+        for config, name in before:
+            set_attention(config, name)
+
+
+@contextmanager
+def capture_attention(
+    model: nn.Module,
+    points: Mapping[K, HookPoint],
+    *,
+    gradients: bool = False,
+    copy: bool = False,
+    device: torch.device | str | None = None,
+) -> Iterator[dict[K, Tensor]]:
+    """Attention weights (b, heads, t, s) by name; the model runs with eager attention meanwhile.
+
+    What gives no weights is left out. Other arguments are those of :func:`capture`.
+
+    Args:
+        model: what the points lie in.
+        points: of attentions: :attr:`modwright.anatomy.Attention.weights`.
+
+    Example:
+        >>> import modwright
+        >>> opened = modwright.open("preset:tiny-llama")
+        >>> attentions = {b.index: b.attention.weights for b in opened.anatomy.blocks}
+        >>> with capture_attention(opened.model, attentions) as seen:
+        ...     answer = opened.model(input_ids=torch.ones(1, 5, dtype=torch.long))
+        >>> tuple(seen[0].shape), bool(torch.allclose(seen[0].sum(-1), torch.ones(1, 6, 5)))
+        ((1, 6, 5, 5), True)
+    """
+    with (
+        eager_attention(model),
+        capture(points, gradients=gradients, copy=copy, device=device) as seen,
+    ):
+        yield seen
+
+
+def _tensor_at(call: Call, point: HookPoint) -> Tensor | None:
+    if not point.item:
+        return first_tensor(call, point.side)
+    given = call.args if point.side == "input" else call.output
+    given = given.to_tuple() if hasattr(given, "to_tuple") else given
+    several = isinstance(given, tuple | list) and len(given) > point.item
+    value = given[point.item] if several else None
+    return value if isinstance(value, Tensor) else None
 
 
 def first_tensor(call: Call, side: Side = "input") -> Tensor | None:

@@ -12,6 +12,7 @@ from modwright.anatomy.forward_pass import Pass
 from modwright.anatomy.projection import Projection
 from modwright.anatomy.views.part import Norm
 from modwright.anatomy.views.sublayer import Scores, Sublayer
+from modwright.core.capture import HookPoint
 from modwright.nn import AttentionShape, GroupedAttention
 
 __all__ = ["Attention"]
@@ -54,6 +55,12 @@ class Attention(Sublayer):
     def members(self) -> Mapping[str, Projection | Norm]:
         norms = {"q_norm": self.q_norm, "k_norm": self.k_norm}
         return {**self.projections(), **{r: norm for r, norm in norms.items() if norm is not None}}
+
+    @property
+    def weights(self) -> HookPoint:
+        """Where its attention weights (b, H, t, s) are read, with eager attention alone: see
+        :func:`modwright.core.capture.capture_attention`."""
+        return HookPoint(self.module, "output", item=1)
 
     def read_q(self) -> Tensor:
         """Query weights (H, D, d)."""

@@ -6,13 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["attention_implementation", "auto_classes", "blocks_in_one_piece", "build"]
+__all__ = ["attention_implementation", "attention_settings", "auto_classes"]
+__all__ += ["blocks_in_one_piece", "build"]
 __all__ += ["can_set_experts", "drops_final_norm", "extend_registered_configs"]
 __all__ += ["forget_quantization", "has_adapters", "is_initialized", "is_loaded"]
 __all__ += ["is_wholly_loaded", "keep_float32_on_loading", "keys_not_saved"]
 __all__ += ["keys_without_a_type", "mark_initialized"]
 __all__ += ["model_classes", "names_in_files", "register_classes"]
-__all__ += ["renew_parents"]
+__all__ += ["renew_parents", "set_attention"]
 
 
 def model_classes(auto: Any, config_class: type[Any]) -> tuple[Any, ...]:
@@ -50,6 +51,26 @@ def extend_registered_configs(mapping: Any, extended: Callable[[Any, Any], Any])
 def attention_implementation(config: Any) -> str | None:
     """The attention function that a model runs; the public argument sets it and is not kept."""
     return getattr(config, "_attn_implementation", None)
+
+
+def attention_settings(model: Any) -> list[tuple[Any, str | None]]:
+    """Every config that a module of the model holds, or that lies in one, with its function.
+
+    The public way to set it goes through a config to those inside of it, and reads one of them.
+    """
+    found: dict[int, tuple[Any, str | None]] = {}
+    stack = [getattr(module, "config", None) for module in model.modules()]
+    while stack:
+        config = stack.pop()
+        if hasattr(config, "_attn_implementation_internal") and id(config) not in found:
+            found[id(config)] = config, config._attn_implementation_internal
+            stack += [getattr(config, name, None) for name in config.sub_configs]
+    return list(found.values())
+
+
+def set_attention(config: Any, name: str | None) -> None:
+    """The attention function of one config, and not of those inside of it."""
+    config._attn_implementation_internal = name
 
 
 def can_set_experts(model_class: Any) -> bool:
