@@ -152,3 +152,47 @@ def test_nothing_is_left_frozen_in_a_model_of_linear_layers(adapters: bool, tiny
         if adapters:
             model = peft.get_peft_model(model, peft.LoraConfig(target_modules="all-linear"))
         learn(model)
+
+
+@pytest.mark.parametrize(
+    ("learns", "are"),
+    [
+        ("all", lambda name: True),
+        ("norms", lambda name: "norm" in name),
+        ("mlp[1]", lambda name: "layers.1.mlp." in name),
+        ("mlp[1]; norms; *.q_proj.weight", None),
+    ],
+)
+def test_what_learns_is_what_is_said_and_the_rest_goes_on_sharing(
+    learns: str, are: Any, tiny: Any
+) -> None:
+    teacher = tiny.copy("tiny-llama").requires_grad_(False)
+    before = snapshot(teacher)
+    student = student_of(teacher)
+    found = learn(student, learns, apart_from=[teacher])
+    chosen = are or (lambda name: "layers.1.mlp." in name or "norm" in name or "q_proj" in name)
+    expected = {name for name, _ in student.named_parameters() if chosen(name)}
+    assert set(found.names) == expected
+    assert {n for n, p in student.named_parameters() if p.requires_grad} == expected
+    shared = {p.data_ptr() for p in teacher.parameters()}
+    for name, parameter in student.named_parameters():
+        assert (parameter.data_ptr() in shared) is (name not in expected), name
+    assert not any(p.requires_grad for p in teacher.parameters())
+    with torch.no_grad():
+        for name in found.names:
+            student.get_parameter(name).add_(1)
+    assert unchanged(teacher, before) and Anatomy.of(student).is_tied == Anatomy.of(teacher).is_tied
+
+
+@pytest.mark.parametrize(
+    ("learns", "says"),
+    [
+        ("mlp[9]", "there is no layer 9"),
+        ("nothing.*", "learns: 'nothing.\\*' matches no parameter; write all, norms, a selector"),
+        ("", "learns is ''; valid values: all, norms, a selector"),
+        ({"qlora": {}}, "learns: the one mapping there is has the key lora, not qlora"),
+    ],
+)
+def test_what_matches_nothing_is_refused(learns: Any, says: str, tiny: Any) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        learn(tiny.copy("tiny-llama"), learns)

@@ -87,7 +87,7 @@ def test_soft_targets_are_their_formula() -> None:
 def test_distillation_mixes_classes_and_teacher() -> None:
     teacher, student = Remembering(torch.randn(6, 3)), Remembering(torch.randn(6, 3))
     of_classes = F.cross_entropy(student.logits, BATCH["labels"])
-    soft, named = Distillation(teacher, weight=0.25, temperature=2.0)(student, BATCH)
+    soft, named = Distillation(teacher, 0.25, 2.0, divergence="cross_entropy")(student, BATCH)
     expected = 4 * soft_cross_entropy(student.logits, teacher.logits, 2.0)
     assert torch.allclose(soft, 0.75 * of_classes + 0.25 * expected)
     assert set(named) == {"classes", "teacher"} and not named["teacher"].requires_grad

@@ -8,7 +8,7 @@ and is harmless as long as nobody writes; whoever trains a model separates it fi
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
@@ -314,10 +314,12 @@ def sharing_with(model: nn.Module) -> list[nn.Module]:
     return [other for other in _GROUPS.get(model, ()) if other is not model]
 
 
-def own_tensors(model: nn.Module, *others: nn.Module) -> int:
+def own_tensors(model: nn.Module, *others: nn.Module, names: Collection[str] | None = None) -> int:
     """Copies, in place, what a model has in one memory with others; its own ties stay.
 
-    ``others`` come beside those that the model is known to share with. Says how many were copied.
+    ``others`` come beside those that the model is known to share with. Where ``names`` are given,
+    of parameters that will change, the others go on sharing memory, by objects of their own;
+    buffers are always copied. Says how many were copied.
 
     Example:
         >>> import modwright
@@ -331,16 +333,23 @@ def own_tensors(model: nn.Module, *others: nn.Module) -> int:
         for other in (*others, *sharing_with(model))
         for tensor in (*other.parameters(), *other.buffers())
     }
+    changing = None if names is None else {id(model.get_parameter(name)) for name in names}
     made: dict[int, tuple[Tensor, Tensor]] = {}  # the old one stays alive, so its id is its own
+    count = 0
     for module in model.modules():
         for slots in tensor_tables(module):
             for name, tensor in slots.items():
                 if tensor is None or not _memory(tensor) or _memory(tensor) not in taken:
                     continue
                 if id(tensor) not in made:
-                    made[id(tensor)] = tensor, copy.deepcopy(tensor)
+                    stays = changing is not None and id(tensor) not in changing
+                    if stays and isinstance(tensor, nn.Parameter):
+                        own: Tensor = nn.Parameter(tensor.detach(), tensor.requires_grad)
+                    else:
+                        own, count = copy.deepcopy(tensor), count + 1
+                    made[id(tensor)] = tensor, own
                 slots[name] = made[id(tensor)][1]
-    return len(made)
+    return count
 
 
 def _memory(tensor: Tensor) -> int:

@@ -32,6 +32,7 @@ from modwright.recipes.training_schema import CHOICES, TrainingRecipe, make_mode
 from modwright.report.plots import training_curves
 from modwright.training import Settings, TrainResult, fit
 from modwright.training.checkpoints import newest_checkpoint, remove_incomplete
+from modwright.training.objectives import as_objective
 
 __all__ = ["TrainingRunResult", "train"]
 
@@ -113,11 +114,11 @@ class _Training(Runner):
             self.train, self.test = (_renamed(part, named) for part in (self.train, self.test))
         torch.manual_seed(self.recipe.seed)
         self.model = make_model(self.recipe.model, self.train)
-        self.objective = CHOICES["objective"].make(self.recipe.objective)
+        self.objective = as_objective(CHOICES["objective"].make(self.recipe.objective))
         _try(self.model, self.train, "model")
-        if hasattr(self.objective, "teacher"):
-            _try(self.objective.teacher, self.train, "objective.teacher")
-            if other := _other_names(self.objective.teacher, self.train):
+        for teacher in self.objective.teachers():
+            _try(teacher, self.train, "objective.teacher")
+            if other := _other_names(teacher, self.train):
                 raise InvalidInputError(
                     f"objective.teacher: its classes are {other}; those of the images are "
                     f"{', '.join(self.train.classes)}"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from functools import cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import Field
 from transformers import TrainingArguments
@@ -26,33 +27,54 @@ from modwright.recipes.load import load_named, of_file
 from modwright.recipes.options import RegistryOption, options_of, validated
 from modwright.recipes.reading import Lines, Positions, read_changed
 from modwright.recipes.schema import Strict
-from modwright.training import CrossEntropy, Distillation, Settings
+from modwright.training import Settings
+from modwright.training.objectives import OBJECTIVES
+from modwright.training.teachers import with_teacher
 
 __all__ = ["CHOICES", "TrainingRecipe", "load_training", "make_model", "parse_training"]
 __all__ += ["training_schema"]
 
 
-def distillation(
-    teacher: str, weight: float = 0.5, temperature: float = 1.0, hard: bool = False
-) -> Distillation:
-    """A teacher's answers as targets, beside the classes.
+class _OfImages(Mapping[str, Callable[..., Any]]):
+    """The objectives by name, as a recipe of images makes them; a teacher is a path there."""
 
-    Args:
-        teacher: directory of a checkpoint that classifies the same images.
-        weight: of the teacher's part; the rest is cross-entropy with the classes.
-        temperature: of soft targets.
-        hard: the teacher's best class is the target, instead of its probabilities.
-    """
-    return Distillation(open_checkpoint(teacher).model, weight, temperature, hard)
+    def __getitem__(self, name: str) -> Callable[..., Any]:
+        kind = OBJECTIVES[name]
+        return _with_path(kind) if "teacher" in inspect.signature(kind).parameters else kind
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(OBJECTIVES.names())
+
+    def __len__(self) -> int:
+        return len(OBJECTIVES.names())
+
+    def __contains__(self, name: object) -> bool:
+        return name in OBJECTIVES
+
+
+@cache
+def _with_path(kind: Callable[..., Any]) -> Callable[..., Any]:
+    """An objective whose teacher must be given, as the directory of a checkpoint."""
+
+    @wraps(kind, updated=())
+    def made(**options: Any) -> Any:
+        return with_teacher(kind(**options))
+
+    taken = inspect.signature(kind).parameters.values()
+    path = {"annotation": str, "default": inspect.Parameter.empty}
+    given = [p.replace(**path) if p.name == "teacher" else p for p in taken]
+    told: Any = made
+    told.__signature__ = inspect.Signature(given)
+    told.__annotations__ = {**get_type_hints(kind), "teacher": str}
+    del told.__wrapped__
+    return made
 
 
 CHOICES = {
     "data": RegistryOption(
         "data", "pictures", {"digits": digits, "idx": idx_pictures, "folder": folder_pictures}
     ),
-    "objective": RegistryOption(
-        "objective", "loss", {"cross_entropy": CrossEntropy, "distillation": distillation}
-    ),
+    "objective": RegistryOption("objective", "loss", _OfImages()),
 }
 _SettingsOf: Any = options_of(Settings)
 
@@ -86,8 +108,7 @@ class TrainingRecipe(Strict):
     )
     objective: dict[str, Any] = Field(
         default={"loss": "cross_entropy"},
-        description="{loss: cross_entropy, label_smoothing: 0.1}; loss is one of "
-        f"{', '.join(CHOICES['objective'].makers)}",
+        description="{loss: cross_entropy, label_smoothing: 0.1}; loss is the name of an objective",
     )
     settings: _SettingsOf = Field(default=_SettingsOf(), description="how long and how fast")
     output: str = Field(default="", description="directory to write; the command line may give it")

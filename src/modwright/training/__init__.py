@@ -1,21 +1,43 @@
-"""How weights are learned: objectives on transformers' Trainer."""
+"""How weights are learned: objectives on transformers' Trainer, teachers, adapters."""
 
-from modwright.training.fitting import Settings, TrainResult, accuracy, fit
+from modwright.training.callbacks import EMACallback
+from modwright.training.fitting import Settings, accuracy, fit
+from modwright.training.learning import learn
+from modwright.training.loop import TrainingInterrupted, TrainResult, train
 from modwright.training.objectives import (
+    AttentionMaps,
     CrossEntropy,
     Distillation,
+    HiddenStates,
     L1Loss,
+    NextToken,
     Objective,
+    TwoHeads,
+    make_objective,
+    objective,
     soft_cross_entropy,
 )
+from modwright.training.options import Training
 from modwright.training.parametrization import (
     Parametrization,
     Standard,
     parametrization_of,
     register_parametrization,
 )
-from modwright.training.trainer import EMACallback, ObjectiveTrainer, learn
+from modwright.training.teachers import StoredTeacher, store_teacher
+from modwright.training.trainer import ObjectiveTrainer
 
-__all__ = ["CrossEntropy", "Distillation", "EMACallback", "L1Loss", "Objective", "ObjectiveTrainer"]
-__all__ += ["Parametrization", "Standard", "parametrization_of", "register_parametrization"]
-__all__ += ["Settings", "TrainResult", "accuracy", "fit", "learn", "soft_cross_entropy"]
+__all__ = ["AttentionMaps", "CrossEntropy", "Distillation", "EMACallback"]
+__all__ += [
+    "HiddenStates",
+    "L1Loss",
+    "NextToken",
+    "Objective",
+    "ObjectiveTrainer",
+    "Parametrization",
+    "Settings",
+    "Standard",
+]
+__all__ += ["StoredTeacher", "TrainResult", "Training", "TrainingInterrupted", "TwoHeads"]
+__all__ += ["accuracy", "fit", "learn", "make_objective", "objective", "parametrization_of"]
+__all__ += ["register_parametrization", "soft_cross_entropy", "store_teacher", "train"]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,30 +12,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from modwright.core import distributed
 from modwright.core.compat.torch import BATCH_NORMS
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import eval_mode, kept_modes, set_eval, set_mode
-from modwright.core.progress import Progress, Task
+from modwright.core.progress import Progress
 from modwright.data.images import Pictures
 from modwright.data.super_resolution import SuperResolutionDataset
 from modwright.data.synthetic import TokenDataset
+from modwright.training.callbacks import EMACallback, StepProgressCallback
 from modwright.training.checkpoints import (
     CheckpointCompleteCallback,
     newest_checkpoint,
     remove_incomplete,
 )
-from modwright.training.objectives import CrossEntropy, Objective
+from modwright.training.loop import TrainResult, quieten, run_trainer, warn
+from modwright.training.objectives import CrossEntropy
+from modwright.training.options import ONE_CYCLE as _OWN_SCHEDULE
 from modwright.training.parametrization import Parametrization
-from modwright.training.trainer import EMACallback, ObjectiveTrainer
+from modwright.training.trainer import ObjectiveTrainer
 
-__all__ = ["EvalCallback", "Settings", "StepProgressCallback", "TrainResult", "accuracy", "fit"]
-__all__ += ["name_classes"]
-
-_OWN_SCHEDULE = "one_cycle"
+__all__ = ["EvalCallback", "Settings", "accuracy", "fit", "name_classes"]
 
 
 @dataclass(frozen=True)
@@ -79,45 +78,6 @@ class Settings:
             raise unknown_name("schedule", self.schedule, valid)
 
 
-@dataclass(frozen=True)
-class TrainResult:
-    """What came of a training.
-
-    Attributes:
-        accuracy: share of test images whose best class is right; None without test images.
-        losses: (step, mean loss since the last entry), as they were logged.
-        steps: optimizer steps.
-        seconds: of the training.
-        parameters: of the model, those that are trained.
-        log: all entries of the log: loss, learning rate, norm of the gradients, named numbers of
-            the objective, and accuracies that were measured on the way.
-    """
-
-    accuracy: float | None
-    losses: tuple[tuple[int, float], ...]
-    steps: int
-    seconds: float
-    parameters: int
-    log: tuple[Mapping[str, float], ...] = ()
-
-
-class StepProgressCallback(TrainerCallback):
-    """Tells a progress display of every step; its phase ends with the stack of contexts."""
-
-    def __init__(self, progress: Progress, stack: ExitStack) -> None:
-        self.progress, self.stack = progress, stack
-        self.task: Task | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        done = state.global_step
-        name = f"train, from step {done}" if done else "train"
-        self.task = self.stack.enter_context(self.progress.phase(name, state.max_steps - done))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.task is not None:
-            self.task.advance()
-
-
 class EvalCallback(TrainerCallback):
     """Measures the model, averaged and in evaluation mode, after every epoch, and logs it."""
 
@@ -135,23 +95,19 @@ class EvalCallback(TrainerCallback):
         state.log_history.append(entry)
 
 
-def _warn(sentence: str) -> None:
-    warnings.warn(sentence, stacklevel=3)
-
-
 def fit(
     model: Any,
     train: Pictures | SuperResolutionDataset | TokenDataset,
     test: Pictures | None = None,
     settings: Settings | None = None,
-    objective: Objective | None = None,
+    objective: Any = None,
     output: str | Path | None = None,
     resume: bool = False,
     *,
     measure_epochs: bool = False,
     parametrization: Parametrization | str | None = None,
     progress: Progress | None = None,
-    log: Callable[[str], None] = _warn,
+    log: Callable[[str], None] = warn,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Trains a classifier in place; its classes get the names of the images' classes.
@@ -206,6 +162,7 @@ def fit(
     checkpoint = newest_checkpoint(output) if resume and output is not None else None
     if resume and checkpoint is None:
         raise InvalidInputError(f"{output} holds no checkpoint to resume from")
+    objective = CrossEntropy() if objective is None else objective
     averaged = None if settings.average is None else EMACallback(settings.average)
     if averaged is not None and checkpoint is not None:
         averaged.restore(checkpoint)
@@ -228,28 +185,29 @@ def fit(
             model,
             arguments,
             train_dataset=train,
-            objective=objective or CrossEntropy(),
+            objective=objective,
             one_cycle=settings.schedule == _OWN_SCHEDULE,
             parametrization=parametrization,
             callbacks=[*watchers, CheckpointCompleteCallback()],
         )
-        if output is None or progress is not None:
-            trainer.remove_callback(PrinterCallback)  # what Trainer prints where it shows no bar
-            trainer.remove_callback(ProgressCallback)
+        quieten(trainer, output is None or progress is not None)
         began = time.perf_counter()
-        done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        stopped = run_trainer(trainer, checkpoint)
         seconds = time.perf_counter() - began
     if averaged is not None:
-        model.load_state_dict(averaged.mean)
+        model.load_state_dict(averaged.mean, strict=False)
     set_eval(model)
+    if stopped:
+        log(stopped)
     history = trainer.state.log_history
     return TrainResult(
         None if test is None else accuracy(model, test),
         tuple((entry["step"], entry["loss"]) for entry in history if "loss" in entry),
-        done.global_step,
+        trainer.state.global_step,
         seconds,
         sum(p.numel() for p in model.parameters() if p.requires_grad),
         tuple(entry for entry in history if entry.keys() & {"loss", "accuracy"}),
+        stopped,
     )
 
 

@@ -23,7 +23,8 @@ from modwright.core.registry import Registry
 from modwright.nn.component import component_of, listed_tensors, said_by
 
 __all__ = ["PARAMETRIZATIONS", "Parametrization", "Rates", "Standard", "check_groups"]
-__all__ += ["decayed_names", "grouped", "parametrization_of", "register_parametrization"]
+__all__ += ["decayed_names", "grouped", "matching_modules", "matching_parameters"]
+__all__ += ["parametrization_of", "register_parametrization"]
 
 _SELECTOR = re.compile(rf"\s*(?:{'|'.join(KINDS)})\s*\[")
 
@@ -203,7 +204,7 @@ def _multipliers(model: nn.Module, patterns: Mapping[str, float]) -> dict[int, f
     """Id of a parameter -> what multiplies its learning rate, where something does."""
     found: dict[int, float] = {}
     for pattern, value in patterns.items():
-        matched = _matched(model, pattern)
+        matched = matching_parameters(model, pattern)
         if not matched:
             raise InvalidInputError(
                 f"{pattern!r} matches no parameter; write a selector, as mlp[*] or block[0:2], or "
@@ -216,11 +217,24 @@ def _multipliers(model: nn.Module, patterns: Mapping[str, float]) -> dict[int, f
     return found
 
 
-def _matched(model: nn.Module, pattern: str) -> list[nn.Parameter]:
+def matching_parameters(model: nn.Module, pattern: str) -> list[nn.Parameter]:
+    """The parameters that a selector means, or whose names a pattern matches.
+
+    Example:
+        >>> import modwright
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> [len(matching_parameters(model, pattern)) for pattern in ("mlp[0]", "*norm.weight")]
+        [3, 9]
+    """
     if not _SELECTOR.match(pattern):
         return [p for name, p in model.named_parameters() if fnmatchcase(name, pattern)]
-    modules = (m for part in select(Anatomy.of(model), pattern) for m in part.modules())
+    modules = matching_modules(model, pattern)
     return [parameter for module in modules for parameter in module.parameters(recurse=False)]
+
+
+def matching_modules(model: nn.Module, selector: str) -> list[nn.Module]:
+    """The modules that hold tensors of the parts that a selector means."""
+    return [module for part in select(Anatomy.of(model), selector) for module in part.modules()]
 
 
 def _named_by_components(model: nn.Module, word: str) -> Iterator[tuple[Tensor, Any]]:

@@ -1,22 +1,23 @@
-"""transformers' Trainer with an objective of ours, and averaged weights."""
+"""transformers' Trainer with an objective of ours."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from modwright.anatomy.projection import linear_layer
-from modwright.core.compat.transformers import has_adapters
-from modwright.core.errors import CheckpointError, InvalidInputError
-from modwright.edits.apply import own_tensors
-from modwright.training.objectives import Objective
+from modwright.core.errors import InvalidInputError
+from modwright.training.batches import inputs_of, logits_of, unwrapped
+from modwright.training.callbacks import ObjectiveCallback
+from modwright.training.learning import Learns, learn
+from modwright.training.objectives.base import Objective, as_objective
+from modwright.training.objectives.next_token import UNASKED
 from modwright.training.parametrization import (
     Parametrization,
     Standard,
@@ -24,74 +25,12 @@ from modwright.training.parametrization import (
     decayed_names,
     parametrization_of,
 )
+from modwright.training.teachers import with_teacher
 
-__all__ = ["EMACallback", "ObjectiveTrainer", "learn"]
+__all__ = ["ObjectiveTrainer"]
 
-_MEAN = "mean_weights.safetensors"
-
-
-def learn(model: nn.Module, apart_from: Sequence[nn.Module] = ()) -> None:
-    """Makes a model ready to be trained: what learns is its own, and something learns.
-
-    A model that was edited shares unchanged tensors with its source, and so does a student with the
-    teacher that it was made of: those are copied. Parameters that a teacher shares were frozen
-    for the teacher's sake, and learn here; where all parameters are frozen, all learn. Others stay
-    as they are, and so do tables that the model never trains.
-
-    Args:
-        model: changed in place. Parameters that it shared are new objects afterwards, so optimizers
-            and masks are made later.
-        apart_from: teachers, which keep their tensors; the model itself is refused.
-
-    Warns:
-        UserWarning: factor pairs or stacked experts stay frozen beside PEFT adapters.
-
-    Example:
-        >>> import modwright
-        >>> from modwright.edits import Plan, apply, remove
-        >>> teacher = modwright.open("preset:tiny-llama").model.requires_grad_(False)
-        >>> anatomy = modwright.Anatomy.of(teacher)
-        >>> plan = Plan.of(anatomy, "by hand", remove(anatomy.blocks[0].attention))
-        >>> student = apply(teacher, plan).model
-        >>> learn(student, apart_from=[teacher])
-        >>> all(p.requires_grad for p in student.parameters())
-        True
-        >>> any(p.requires_grad for p in teacher.parameters())
-        False
-    """
-    if any(teacher is model for teacher in apart_from):
-        raise InvalidInputError("the model is its own teacher; give the objective a copy of it")
-    never = set(getattr(model, "frozen", ()))
-    of_teachers = {id(p) for teacher in apart_from for p in teacher.parameters()}
-    named = [(name, p) for name, p in model.named_parameters() if name not in never]
-    all_frozen = not any(p.requires_grad for _, p in named)
-    thawed = [name for name, p in named if all_frozen or id(p) in of_teachers]
-    own_tensors(model, *apart_from)
-    for name in thawed:
-        parameter = model.get_parameter(name)
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)
-    left = _frozen_beside_adapters(model) if has_adapters(model) else []
-    if left:
-        more = f" and {len(left) - 3} more" * (len(left) > 3)
-        warnings.warn(
-            "PEFT has no adapters for parts that are no linear layers, so these stay frozen: "
-            f"{', '.join(left[:3])}{more}",
-            stacklevel=2,
-        )
-
-
-def _frozen_beside_adapters(model: nn.Module) -> list[str]:
-    """Factor pairs and stacked experts that do not learn in a model that has PEFT adapters."""
-    left = []
-    for name, module in model.named_modules():
-        own = list(module.parameters(recurse=False))
-        stacked = any(p.dim() == 3 and len(p) > 1 for p in own)
-        frozen = not any(p.requires_grad for p in own) and ".base_layer" not in name
-        layer = linear_layer(module, name)
-        if frozen and (stacked or (layer is not None and layer.is_factored)):
-            left.append(name)
-    return left
+_PARTS = "objective_parts"
+_PARTS_FILE = "objective.safetensors"
 
 
 class ObjectiveTrainer(Trainer):
@@ -102,7 +41,10 @@ class ObjectiveTrainer(Trainer):
     but these are those of ``transformers.Trainer``.
 
     Args:
-        objective: called with the model and a batch.
+        objective: an :class:`~modwright.training.objectives.Objective`, or a function of the model
+            and a batch. Its own parameters are in the optimizer while the training lasts, and in
+            its checkpoints by themselves.
+        learns: what learns: see :func:`~modwright.training.learning.learn`.
         one_cycle: learning rates rise to their heights over the first part of the steps and fall
             to nothing (torch's OneCycleLR) instead of following the schedule of the arguments.
         parametrization: makes the optimizer's groups, or the name of one that does; None takes the
@@ -116,16 +58,25 @@ class ObjectiveTrainer(Trainer):
         self,
         model: Any,
         *args: Any,
-        objective: Objective,
+        objective: Any,
+        learns: Learns | None = None,
         one_cycle: bool = False,
         parametrization: Parametrization | str | None = None,
         **kwargs: Any,
     ) -> None:
+        self.objective: Objective = with_teacher(as_objective(objective))
         self.parametrization = parametrization_of(parametrization, objective)
-        teacher = getattr(objective, "teacher", None)
-        learn(model, () if teacher is None else (teacher,))
-        super().__init__(model, *args, **kwargs)
-        self.objective, self.one_cycle = objective, one_cycle
+        self.objective.prepare(model)
+        seed = getattr(kwargs.get("args", args[0] if args else None), "seed", 0)
+        self.learned = learn(model, learns, self.objective.teachers(), seed=seed)
+        self.losses: list[Tensor] = []  # of the batches since the last step
+        callbacks = kwargs.pop("callbacks", None) or []
+        first: TrainerCallback = ObjectiveCallback(self.objective, self.losses)
+        super().__init__(model, *args, callbacks=[first, *callbacks], **kwargs)
+        self.one_cycle = one_cycle
+        self.averaged: Callable[[Any], AbstractContextManager[None]] = lambda model: nullcontext()
+        self.loss_only = False  # of the evaluation that is going on
+        self.label_names = ["labels"]
         self.learning_rates: list[float] = []  # of the groups, before any schedule
         self.named: dict[str, list[Tensor]] = {}
         # An objective's loss is a mean, whatever the model would do with counts of items.
@@ -138,13 +89,86 @@ class ObjectiveTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        loss, named = self.objective(model, inputs)
-        for name, value in named.items():
-            # Read when it is logged: reading a number waits for the device.
-            self.named.setdefault(name, []).append(value.detach())
+        learns = model.training and torch.is_grad_enabled()
+        if learns and type(self.objective).step is not Objective.step:
+            loss, named = self.objective.step(model, inputs, self.backward)
+            loss = loss.detach().requires_grad_()  # its backward pass, later, does nothing
+        else:
+            loss, named = self.objective(model, inputs)
         if self.args.n_gpu > 1:
             loss = loss.mean()
-        return (loss, None) if return_outputs else loss
+        if learns:
+            self.losses.append(loss.detach())
+            for name, value in named.items():
+                # Read when it is logged: reading a number waits for the device.
+                self.named.setdefault(name, []).append(value.detach())
+        if not return_outputs:
+            return loss
+        if self.loss_only:
+            return loss, {}
+        return loss, {"logits": logits_of(model(**inputs_of(inputs)), model)}
+
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of one loss of an objective that has its own step."""
+        if self.args.n_gpu > 1:
+            loss = loss.mean()
+        self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+
+    def prediction_step(
+        self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        """Rows of tokens without labels are labels themselves."""
+        self.loss_only = prediction_loss_only
+        if "labels" not in inputs and "input_ids" in inputs:
+            ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+            labels = ids if mask is None else ids.masked_fill(~mask.bool(), UNASKED)
+            inputs = {**inputs, "labels": labels}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Of averaged weights, where there are some."""
+        with self.averaged(unwrapped(self.model)):
+            return super().evaluate(*args, **kwargs)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """With the objective's own parameters beside those of the model, for so long."""
+        parts: Any = self.objective.parts
+        if parts is None:
+            return super().train(*args, **kwargs)
+        model: Any = self.model
+        setattr(model, _PARTS, parts.to(next(model.parameters()).device))
+        try:
+            return super().train(*args, **kwargs)
+        finally:
+            delattr(model, _PARTS)
+
+    @contextmanager
+    def _without_parts(self) -> Iterator[None]:
+        model: Any = self.model
+        if not hasattr(model, _PARTS):
+            yield
+            return
+        delattr(model, _PARTS)
+        try:
+            yield
+        finally:
+            setattr(model, _PARTS, self.objective.parts)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        with self._without_parts():
+            super()._save(output_dir, state_dict)
+        if self.objective.parts is not None and self.args.should_save:
+            file = Path(output_dir or str(self.args.output_dir), _PARTS_FILE)
+            tensors = self.objective.parts.state_dict().items()
+            save_file({name: tensor.contiguous() for name, tensor in tensors}, file)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with self._without_parts():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.objective.parts is not None:
+            self.objective.parts.load_state_dict(
+                load_file(Path(resume_from_checkpoint, _PARTS_FILE))
+            )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the means of the objective's named numbers since the last time."""
@@ -168,7 +192,9 @@ class ObjectiveTrainer(Trainer):
             kind, options = before or self.get_optimizer_cls_and_kwargs(self.args, target)
             if _takes_groups(kind, options):
                 given = (self.args.learning_rate, self.args.weight_decay)
-                groups = self.parametrization.groups(target, *given)
+                groups = self.objective.groups(target, *given)
+                if groups is None:
+                    groups = self.parametrization.groups(target, *given)
                 check_groups(target, groups)
                 options = {**options, "params": _split_by_mesh(groups)}
                 self.optimizer_cls_and_kwargs = kind, options
@@ -230,52 +256,3 @@ def _scale_bounds(scheduler: Any, rates: list[float], arguments: Any) -> None:
         if bounds is not None and not isinstance(asked.get(name), list | tuple):
             setattr(scheduler, f"{name}s", [b * f for b, f in zip(bounds, factors, strict=True)])
             scheduler.eps = 0.0  # a step that is small for one group is small for none
-
-
-class EMACallback(TrainerCallback):
-    """Keeps a running mean of the weights while a model is trained.
-
-    With every checkpoint the mean is stored, too; :meth:`restore` takes it from there. In each step
-    ``decay`` of it is kept; the first count for more, as step n keeps (1 + n) / (10 + n) at most.
-    """
-
-    def __init__(self, decay: float = 0.999) -> None:
-        self.decay = decay
-        self.mean: dict[str, Tensor] = {}
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model: nn.Module = kwargs["model"]
-        step = state.global_step
-        kept = min(self.decay, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for name, tensor in model.state_dict().items():
-                if name not in self.mean or not tensor.is_floating_point():
-                    self.mean[name] = tensor.detach().clone()
-                else:
-                    self.mean[name].lerp_(tensor, 1 - kept)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not state.is_world_process_zero:
-            return
-        from safetensors.torch import save_file
-
-        whole = {name: tensor.contiguous() for name, tensor in self.mean.items()}
-        save_file(whole, Path(args.output_dir, f"checkpoint-{state.global_step}", _MEAN))
-
-    def restore(self, checkpoint: Path) -> None:
-        """Takes the mean that was stored with a checkpoint, which must have one."""
-        from safetensors.torch import load_file
-
-        if not (checkpoint / _MEAN).is_file():
-            raise CheckpointError(f"{checkpoint} holds no mean of the weights")
-        self.mean = load_file(checkpoint / _MEAN)
-
-    @contextmanager
-    def applied_to(self, model: nn.Module) -> Iterator[None]:
-        """Puts the mean into a model while the context lasts."""
-        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        model.load_state_dict(self.mean)
-        try:
-            yield
-        finally:
-            model.load_state_dict(before)

@@ -24,10 +24,12 @@ class Part(ABC):
         encloses_parts: its module may hold modules that are parts of their own.
         is_opaque: what in it reads and writes the residual stream is not known.
         multiplies: it computes matrix products; what else its module may hold does not count.
+        normalizes: it is a normalization.
     """
 
     encloses_parts: ClassVar[bool] = False
     is_opaque: ClassVar[bool] = False
+    normalizes: ClassVar[bool] = False
     multiplies: bool = True
 
     address: str
@@ -262,6 +264,7 @@ class Norm(ModulePart):
     """
 
     multiplies = False
+    normalizes = True
 
     def __init__(self, module: nn.Module, address: str) -> None:
         super().__init__(module, address)
@@ -322,6 +325,8 @@ class Norm(ModulePart):
 
 class LayerScale(Norm):
     """What a branch is multiplied by, channel by channel; nothing is normalized."""
+
+    normalizes = False
 
     @property
     def scale(self) -> Tensor | None:

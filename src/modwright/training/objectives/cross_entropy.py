@@ -1,32 +1,21 @@
-"""Objectives: what is made small. Each is called with a model and a batch, and gives a loss.
+"""Cross-entropy with classes, and the mixings that image classifiers are trained by.
 
-Axes: B images of a batch, K classes.
+Axes: B rows of a batch, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modwright.core.errors import InvalidInputError
-from modwright.core.modes import set_eval
+from modwright.training.batches import Batch, inputs_of, logits_of
+from modwright.training.objectives.base import Losses, Objective, objective
 
-__all__ = ["CrossEntropy", "Distillation", "L1Loss", "Objective", "soft_cross_entropy"]
-
-
-Batch = Mapping[str, Tensor]
-Losses = tuple[Tensor, dict[str, Tensor]]
-
-
-class Objective(Protocol):
-    """A loss of a model on a batch, and named numbers to log beside it."""
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Losses: ...
+__all__ = ["CrossEntropy", "soft_cross_entropy"]
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
@@ -43,9 +32,13 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, temperature: float = 1.0
     return -(wanted * (logits / temperature).log_softmax(-1)).sum(-1).mean()
 
 
+@objective("cross_entropy")
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Cross-entropy with classes, with the mixings that image classifiers are trained by.
+
+    Labels are classes, one for a row or one for each of its positions (-100: not asked for), or
+    shares of the classes.
 
     Attributes:
         label_smoothing: share of the target that is spread over all classes.
@@ -74,21 +67,40 @@ class CrossEntropy:
                 raise InvalidInputError(f"{name} is at least 0, not {getattr(self, name)}")
 
     def __call__(self, model: nn.Module, batch: Batch) -> Losses:
-        pixels, labels = batch["pixel_values"], batch["labels"]
-        mixings = [mix for mix in ("mixup", "cutmix") if getattr(self, mix) > 0]
+        inputs, labels = inputs_of(batch), _labels_of(batch)
+        mixings = [mix for mix in _MIX if getattr(self, mix) > 0]
         if not model.training or not mixings:
-            return self._loss(model(pixel_values=pixels).logits, labels), {}
+            return self.of_logits(logits_of(model(**inputs), model), labels), {}
+        pixels = inputs.get("pixel_values")
+        if pixels is None or pixels.dim() != 4:
+            raise InvalidInputError(
+                f"{' and '.join(mixings)} mix images, and the batch has {', '.join(batch)}"
+            )
         chosen = mixings[int(torch.randint(len(mixings), ()))]
         alpha = float(getattr(self, chosen))
         share = float(torch.distributions.Beta(alpha, alpha).sample())
         other = torch.randperm(len(labels), device=labels.device)
         pixels, share = _MIX[chosen](pixels, pixels[other], share)
-        logits = model(pixel_values=pixels).logits
-        first, second = self._loss(logits, labels), self._loss(logits, labels[other])
+        logits = logits_of(model(**{**inputs, "pixel_values": pixels}), model)
+        first, second = self.of_logits(logits, labels), self.of_logits(logits, labels[other])
         return share * first + (1 - share) * second, {}
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
+    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of logits (..., K) with classes (...), or with shares of them (..., K)."""
+        flat = logits.flatten(0, -2)
+        wanted = labels.flatten(0, -2) if labels.is_floating_point() else labels.flatten()
+        if len(wanted) != len(flat):
+            raise InvalidInputError(
+                f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
+                f"{tuple(logits.shape)}"
+            )
+        return F.cross_entropy(flat, wanted, label_smoothing=self.label_smoothing)
+
+
+def _labels_of(batch: Batch) -> Tensor:
+    if "labels" not in batch:
+        raise InvalidInputError(f"the batch has no labels; it has {', '.join(batch)}")
+    return batch["labels"]
 
 
 def _mixup(pixels: Tensor, others: Tensor, share: float) -> tuple[Tensor, float]:
@@ -114,64 +126,3 @@ def _span(length: int, share: float) -> slice:
 
 
 _MIX = {"mixup": _mixup, "cutmix": _cutmix}
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """A teacher's answers as targets, beside the classes.
-
-    Attributes:
-        teacher: its logits have the classes of the model's. It stays as it is: a student that was
-            made of it gets tensors of its own before it is trained.
-        weight: of the teacher's part; the rest is cross-entropy with the classes.
-        temperature: of soft targets.
-        hard: the teacher's best class is the target, instead of its probabilities
-            (arXiv 2012.12877).
-
-    Raises:
-        InvalidInputError: a number out of its range.
-    """
-
-    teacher: Any
-    weight: float = 0.5
-    temperature: float = 1.0
-    hard: bool = False
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.weight <= 1:
-            raise InvalidInputError(f"weight lies between 0 and 1, not {self.weight}")
-        if self.temperature <= 0:
-            raise InvalidInputError(f"temperature is above 0, not {self.temperature}")
-        set_eval(self.teacher)
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Losses:
-        pixels = batch["pixel_values"]
-        with torch.no_grad():
-            answers = self.teacher(pixel_values=pixels).logits
-        logits = model(pixel_values=pixels).logits
-        of_classes = F.cross_entropy(logits, batch["labels"])
-        of_teacher = (
-            F.cross_entropy(logits, answers.argmax(-1))
-            if self.hard
-            else soft_cross_entropy(logits, answers, self.temperature) * self.temperature**2
-        )
-        loss = (1 - self.weight) * of_classes + self.weight * of_teacher
-        return loss, {"classes": of_classes.detach(), "teacher": of_teacher.detach()}
-
-
-@dataclass(frozen=True)
-class L1Loss:
-    """Mean absolute error of the images that a model gives, as super-resolution is trained by.
-
-    A batch's labels are the images that ``model(pixel_values=...).reconstruction`` should be.
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> batch = {"pixel_values": torch.ones(1, 3, 4, 4), "labels": torch.ones(1, 3, 4, 4)}
-        >>> L1Loss()(lambda pixel_values: SimpleNamespace(reconstruction=2 * pixel_values), batch)
-        (tensor(1.), {})
-    """
-
-    def __call__(self, model: nn.Module, batch: Batch) -> Losses:
-        found = model(pixel_values=batch["pixel_values"]).reconstruction
-        return F.l1_loss(found, batch["labels"]), {}
