@@ -1,7 +1,9 @@
-"""How weights are learned: objectives on transformers' Trainer, teachers, adapters."""
+"""How weights are learned: objectives on transformers' Trainer, teachers, adapters, healing."""
 
 from modwright.training.callbacks import EMACallback
 from modwright.training.fitting import Settings, accuracy, fit
+from modwright.training.heal import Heal, heal
+from modwright.training.heal_result import HealResult
 from modwright.training.learning import learn
 from modwright.training.loop import TrainingInterrupted, TrainResult, train
 from modwright.training.objectives import (
@@ -27,7 +29,7 @@ from modwright.training.parametrization import (
 from modwright.training.teachers import StoredTeacher, store_teacher
 from modwright.training.trainer import ObjectiveTrainer
 
-__all__ = ["AttentionMaps", "CrossEntropy", "Distillation", "EMACallback"]
+__all__ = ["AttentionMaps", "CrossEntropy", "Distillation", "EMACallback", "Heal", "HealResult"]
 __all__ += [
     "HiddenStates",
     "L1Loss",
@@ -39,5 +41,5 @@ __all__ += [
     "Standard",
 ]
 __all__ += ["StoredTeacher", "TrainResult", "Training", "TrainingInterrupted", "TwoHeads"]
-__all__ += ["accuracy", "fit", "learn", "make_objective", "objective", "parametrization_of"]
+__all__ += ["accuracy", "fit", "heal", "learn", "make_objective", "objective", "parametrization_of"]
 __all__ += ["register_parametrization", "soft_cross_entropy", "store_teacher", "train"]

@@ -1,0 +1,380 @@
+"""Healing: a model that was cut learns from the one that it was made of, and is judged by texts
+that it has not seen."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from modwright.anatomy.coerce import model_of
+from modwright.calibration.text import tokenizer_of
+from modwright.core.errors import InvalidInputError
+from modwright.core.files import read_json, write_file
+from modwright.core.progress import Progress
+from modwright.training.checkpoints import newest_checkpoint
+from modwright.training.heal_result import HealPoint, HealResult, summary_sentence
+from modwright.training.held_out import (
+    HeldOut,
+    HeldOutTexts,
+    TokenRows,
+    compared_tokens,
+    token_rows,
+)
+from modwright.training.learning import Learns, check_learns
+from modwright.training.loop import Measured, TrainResult, quarters, train, warn
+from modwright.training.objectives import Distillation, NextToken
+from modwright.training.options import Training
+from modwright.training.teachers import StoredTeacher, as_teacher, model_of_teacher
+
+__all__ = ["Heal", "heal"]
+
+_TIMED = 10
+_TOKENS = 16_384
+_NOTED = "heal.json"
+clock = time.perf_counter
+"""What is asked for the time, before the first step and never again."""
+
+
+@dataclass(frozen=True)
+class Heal:
+    """How a model is healed.
+
+    Attributes:
+        tokens: that it learns from; 16,384 where no minutes are given either.
+        minutes: that it may take, measuring included: ten steps are timed, and the number of steps
+            follows; the clock is not read again.
+        learns: "block[*]", all but embeddings and head; "all"; "norms"; a selector; or
+            ``{"lora": {"r": 16}}``.
+        own_loss: the share of the text's own loss beside the divergence from the teacher; with 1
+            the teacher only judges.
+        temperature: of the teacher's answers.
+        learning_rate: at its height; None takes 1e-4, and 1e-3 for adapters and norms.
+        length: tokens of a window.
+        batch_tokens: tokens of a step.
+        rows_at_once: windows of one forward pass; more passes make a step.
+        held_out_windows: of each held-out text.
+        held_out_length: tokens of such a window.
+        control: the baseline is trained the same way, and stands beside the result.
+        arguments: more of transformers' TrainingArguments; ``max_steps`` overrules tokens.
+
+    Raises:
+        InvalidInputError: a number out of its range.
+
+    Example:
+        >>> Heal(tokens=8192).rate, Heal(learns={"lora": {"r": 8}}).rate
+        (0.0001, 0.001)
+    """
+
+    tokens: int | None = None
+    minutes: float | None = None
+    learns: Learns = "block[*]"
+    own_loss: float = 0.0
+    temperature: float = 1.0
+    learning_rate: float | None = None
+    length: int = 256
+    batch_tokens: int = 1024
+    rows_at_once: int = 2
+    held_out_windows: int = 6
+    held_out_length: int = 512
+    control: bool = False
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.tokens is not None and self.minutes is not None:
+            raise InvalidInputError("heal: give tokens or minutes, not both")
+        for name in ("tokens", "minutes", "learning_rate", "temperature", "batch_tokens"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInputError(f"heal: {name} is above 0, not {value}")
+        for name in ("length", "rows_at_once", "held_out_windows", "held_out_length"):
+            if getattr(self, name) < 1 + (name.endswith("length")):
+                raise InvalidInputError(f"heal: {name} is too small: {getattr(self, name)}")
+        if not 0 <= self.own_loss <= 1:
+            raise InvalidInputError(f"heal: own_loss lies between 0 and 1, not {self.own_loss}")
+        check_learns(self.learns)
+        self.training(1, NextToken())
+
+    @property
+    def rate(self) -> float:
+        """The learning rate at its height."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-3 if isinstance(self.learns, Mapping) or self.learns == "norms" else 1e-4
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Windows of one pass, and passes of a step."""
+        windows = max(round(self.batch_tokens / self.length), 1)
+        at_once = min(self.rows_at_once, windows)
+        return at_once, max(round(windows / at_once), 1)
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens that one step learns from."""
+        at_once, passes = self.rows
+        return at_once * passes * self.length
+
+    def training(self, steps: int, objective: Any) -> Training:
+        """Of so many steps."""
+        at_once, passes = self.rows
+        arguments = {
+            "max_steps": steps,
+            "learning_rate": self.rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": math.ceil(0.05 * steps),
+            "weight_decay": 0.0,
+            "per_device_train_batch_size": at_once,
+            "gradient_accumulation_steps": passes,
+            "save_strategy": "steps",
+            "save_steps": max(steps // 8, 1),
+            "save_total_limit": 2,
+            **{name: value for name, value in self.arguments.items() if name != "max_steps"},
+        }
+        return Training(objective, self.learns, arguments=arguments)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One healing, from here on the same for the model and for its control."""
+
+    options: Heal
+    data: TokenRows
+    texts: HeldOutTexts
+    objective: Any
+    steps: int
+    log: Callable[[str], None]
+    progress: Progress | None
+
+    def run(
+        self,
+        model: Any,
+        output: Path | None,
+        resume: bool = False,
+        only: int | None = None,
+    ) -> TrainResult:
+        """Measured at every quarter, the best state kept; or the state of ``only`` one step."""
+
+        def measure(now: Any, step: int) -> dict[str, Any]:
+            found = self.texts.measure(now)
+            score = sum(one.divergence for one in found.values()) / len(found)
+            return {"score": score, **{name: one.to_dict() for name, one in found.items()}}
+
+        return train(
+            model,
+            self.data,
+            self.options.training(self.steps, self.objective),
+            best=Measured(measure, quarters(self.steps) if only is None else [only]),
+            output=output,
+            resume=resume,
+            progress=self.progress,
+            log=self.log,
+        )
+
+
+def heal(
+    model: Any,
+    teacher: Any,
+    tokenizer: Any,
+    data: Any,
+    held_out: Mapping[str, Any],
+    options: Heal | Mapping[str, Any] | None = None,
+    *,
+    answers: StoredTeacher | str | Path | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    log: Callable[[str], None] = warn,
+) -> HealResult:
+    """Heals a model in place: it learns what its teacher says of a text.
+
+    Held-out texts are measured before, at every quarter and after; the state that is nearest to the
+    teacher there is what the model has in the end, which may be the one before.
+
+    Args:
+        model: that was cut; an opened checkpoint or the result of an edit, too.
+        teacher: the baseline, which stays bit-equal.
+        tokenizer: of both, or what holds it.
+        data: what it learns from: a text, several of them, which are taken in turn, or rows.
+        held_out: texts that judge, by name; one is of another origin than the data.
+        options: how; a mapping has its keys.
+        answers: a file of the teacher's best answers to the data, in place of its live ones.
+        output: a directory for checkpoints; nothing is kept without one.
+        resume: goes on from the newest checkpoint there, if there is one.
+        progress: told of every step.
+        log: is told what it will take, and what is to be known of the result.
+
+    Raises:
+        InvalidInputError: an option out of its range, too little text, too few minutes, a held-out
+            text that is trained on, or models that cannot be compared.
+        TrainingInterrupted: by Ctrl-C; the model has its best state.
+
+    Example:
+        ``heal(edited, "smollm2-135m", tokenizer, "lee-background", {"lee": "lee"}).sentence``
+    """
+    began = clock()
+    options = options if isinstance(options, Heal) else Heal(**(options or {}))
+    model, tokenizer = model_of(model), tokenizer_of(tokenizer)
+    baseline = model_of_teacher(as_teacher(teacher))
+    common = compared_tokens(model, baseline, tokenizer)
+    rows = data if isinstance(data, TokenRows) else _rows_of(tokenizer, data, options.length)
+    sizes = options.held_out_windows, options.held_out_length
+    texts = HeldOutTexts(baseline, tokenizer, held_out, *sizes, vocab_size=common)
+    _refuse_seen(rows, texts)
+    objective = _objective(options, baseline, answers, rows, tokenizer, common)
+    notes = (
+        []
+        if common is None
+        else [f"the vocabularies are padded to different sizes; {common} tokens are compared"]
+    )
+    folder = None if output is None else Path(output)
+    steps = _steps(options, model, rows, texts, objective, folder if resume else None, began)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / _NOTED, json.dumps({"max_steps": steps}))
+    times = steps * options.step_tokens / max(rows.tokens, 1)
+    if times > 1.01:
+        notes.append(f"the text is read {times:.1f} times")
+    job = _Job(options, rows, texts, objective, steps, log, progress)
+    of_teacher = texts.measure(baseline)
+    reads_on = resume and folder is not None and newest_checkpoint(folder) is not None
+    done = job.run(model, folder, reads_on)
+    control, told = _control(job, baseline, of_teacher, folder, done.best_step or 0)
+    result = HealResult(
+        baseline=of_teacher,
+        curve=_curve(done, options),
+        control=control,
+        best_step=done.best_step or 0,
+        steps=done.steps,
+        seconds=done.seconds,
+        parameters=done.parameters,
+        notes=(*notes, *told, *filter(None, [done.stopped])),
+        options=_resolved(options, steps),
+    )
+    result = dataclasses.replace(result, sentence=summary_sentence(result, options.own_loss))
+    for said in (*notes, *told, *filter(None, [result.sentence])):
+        log(said)
+    return result
+
+
+def _rows_of(tokenizer: Any, data: Any, length: int) -> Any:
+    """Windows of texts; rows of one's own are taken as they are."""
+    several = isinstance(data, Sequence) and not isinstance(data, str) and len(data) > 0
+    if several and isinstance(data[0], Mapping):
+        ids = [row["input_ids"] for row in data]
+        if len({len(one) for one in ids}) > 1:
+            raise InvalidInputError("rows that are healed on have one length; pad none")
+        import torch
+
+        return TokenRows(torch.stack(ids), ("rows",), ())
+    return token_rows(tokenizer, data, length)
+
+
+def _refuse_seen(data: TokenRows, texts: HeldOutTexts) -> None:
+    for name, digest in texts.digests.items():
+        if digest in data.digests:
+            raise InvalidInputError(
+                f"the held-out text {name!r} is what the model learns from; hold another one out"
+            )
+
+
+def _objective(
+    options: Heal,
+    baseline: Any,
+    answers: Any,
+    rows: TokenRows,
+    tokenizer: Any,
+    common: int | None,
+) -> Any:
+    """The divergence from the teacher, with or without the text's own loss."""
+    if options.own_loss == 1:
+        return NextToken()
+    teacher: Any = baseline
+    if answers is not None:
+        teacher = answers if isinstance(answers, StoredTeacher) else StoredTeacher(answers)
+        teacher.check_data(tokenizer, (rows[index] for index in range(len(rows))))
+    weight = 1 - options.own_loss
+    return Distillation(teacher, weight, options.temperature, vocab_size=common)
+
+
+def _steps(
+    options: Heal,
+    model: Any,
+    rows: TokenRows,
+    texts: HeldOutTexts,
+    objective: Any,
+    noted: Path | None,
+    began: float,
+) -> int:
+    """Optimizer steps: as given, as noted by the healing that goes on, or as the minutes allow."""
+    told = None if noted is None else read_json(noted / _NOTED)
+    if isinstance(told, dict) and isinstance(told.get("max_steps"), int):
+        return int(told["max_steps"])
+    if "max_steps" in options.arguments:
+        return int(options.arguments["max_steps"])
+    if options.minutes is None:
+        return max(math.ceil((options.tokens or _TOKENS) / options.step_tokens), 1)
+    before = clock()
+    texts.measure(model)
+    measured = clock() - before
+    before = clock()
+    tried = copy.deepcopy(model)
+    train(tried, rows, options.training(_TIMED, objective), log=lambda said: None)
+    each = (clock() - before) / _TIMED
+    del tried
+    # Still to come: five measurements of the model, and one of its teacher.
+    left = options.minutes * 60 - (clock() - began) - 6 * measured
+    steps = int(left / each)
+    if steps < 1:
+        least = (clock() - began + 6 * measured + each) / 60
+        raise InvalidInputError(
+            f"heal: {options.minutes:g} minutes are too few: a step takes {each:.1f} s and the "
+            f"held-out texts {measured:.1f} s, so {least:.1f} minutes are the least"
+        )
+    return steps
+
+
+def _control(
+    job: _Job, baseline: Any, of_teacher: dict[str, HeldOut], folder: Path | None, step: int
+) -> tuple[dict[str, HeldOut] | None, list[str]]:
+    """The baseline trained the same way, after as many steps; and what is to be said of it."""
+    if job.options.own_loss == 0:
+        said = "the control of a healing without the text's own loss is the baseline itself"
+        return (of_teacher, [said]) if job.options.control else (None, [])
+    if not job.options.control:
+        return None, [
+            "the text's own loss teaches its domain, too; control: true trains the baseline the "
+            "same way, and tells the two apart"
+        ]
+    if not step:
+        return of_teacher, []
+    twin = copy.deepcopy(baseline)
+    place = None if folder is None else folder / "control"
+    job.run(twin, place, place is not None and newest_checkpoint(place) is not None, only=step)
+    return job.texts.measure(twin), []
+
+
+def _curve(done: TrainResult, options: Heal) -> tuple[HealPoint, ...]:
+    return tuple(
+        HealPoint(
+            step,
+            step * options.step_tokens,
+            {name: HeldOut(**one) for name, one in found.items() if name != "score"},
+        )
+        for step, found in done.measured
+    )
+
+
+def _resolved(options: Heal, steps: int) -> dict[str, Any]:
+    """The options with the number of steps, which make the same healing again."""
+    plain = dataclasses.asdict(options)
+    plain |= {"minutes": None, "learning_rate": options.rate}
+    plain["tokens"] = None if options.minutes is not None else options.tokens
+    plain["arguments"] = {**options.arguments, "max_steps": steps}
+    return plain
