@@ -161,6 +161,19 @@ def test_options_out_of_range_are_refused(options: Any, says: str) -> None:
         Heal(**{"tokens": None, **options})
 
 
+def test_a_mapping_of_options_is_read_as_a_recipe_has_it(tiny: Any, texts: dict[str, str]) -> None:
+    model, baseline = cut(tiny)
+    given = model, baseline, word_tokenizer(), texts["a"], texts["b"]
+    with pytest.raises(InvalidInputError, match=r"unknown option of heal 'token'.*did you mean"):
+        heal(*given, {"token": 512})
+    with pytest.raises(InvalidInputError, match="heal: tokens: must be a whole number, not 'x'"):
+        heal(*given, {"tokens": "x"})
+    found = heal(*given, {**SMALL, "tokens": 128, "minutes": None}, log=lambda said: None)
+    assert found.steps == 1 and list(found.baseline) == [texts["b"]]
+    with pytest.raises(InvalidInputError, match="own_loss 1 asks no teacher, so it takes no"):
+        heal(*given, {**SMALL, "own_loss": 1.0}, answers="x.safetensors")
+
+
 def test_what_is_trained_on_is_not_held_out(tiny: Any, texts: dict[str, str]) -> None:
     model, baseline = cut(tiny)
     with pytest.raises(

@@ -13,10 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from modwright.anatomy.coerce import model_of
 from modwright.calibration.text import tokenizer_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.files import read_json, write_file
+from modwright.core.options import make_options
 from modwright.core.progress import Progress
 from modwright.training.checkpoints import newest_checkpoint
 from modwright.training.heal_result import HealPoint, HealResult, summary_sentence
@@ -183,7 +186,7 @@ def heal(
     teacher: Any,
     tokenizer: Any,
     data: Any,
-    held_out: Mapping[str, Any],
+    held_out: Mapping[str, Any] | Sequence[str] | str,
     options: Heal | Mapping[str, Any] | None = None,
     *,
     answers: StoredTeacher | str | Path | None = None,
@@ -202,7 +205,8 @@ def heal(
         teacher: the baseline, which stays bit-equal.
         tokenizer: of both, or what holds it.
         data: what it learns from: a text, several of them, which are taken in turn, or rows.
-        held_out: texts that judge, by name; one is of another origin than the data.
+        held_out: texts that judge, by name, or packaged names and paths; one is of another origin
+            than the data.
         options: how; a mapping has its keys.
         answers: a file of the teacher's best answers to the data, in place of its live ones.
         output: a directory for checkpoints; nothing is kept without one.
@@ -216,16 +220,16 @@ def heal(
         TrainingInterrupted: by Ctrl-C; the model has its best state.
 
     Example:
-        ``heal(edited, "smollm2-135m", tokenizer, "lee-background", {"lee": "lee"}).sentence``
+        ``heal(edited, "smollm2-135m", tokenizer, "lee-background", "lee").sentence``
     """
     began = clock()
-    options = options if isinstance(options, Heal) else Heal(**(options or {}))
+    options = options if isinstance(options, Heal) else make_options(Heal, "heal", options)
     model, tokenizer = model_of(model), tokenizer_of(tokenizer)
     baseline = model_of_teacher(as_teacher(teacher))
     common = compared_tokens(model, baseline, tokenizer)
     rows = data if isinstance(data, TokenRows) else _rows_of(tokenizer, data, options.length)
     sizes = options.held_out_windows, options.held_out_length
-    texts = HeldOutTexts(baseline, tokenizer, held_out, *sizes, vocab_size=common)
+    texts = HeldOutTexts(baseline, tokenizer, _named(held_out), *sizes, vocab_size=common)
     _refuse_seen(rows, texts)
     objective = _objective(options, baseline, answers, rows, tokenizer, common)
     notes = (
@@ -270,10 +274,15 @@ def _rows_of(tokenizer: Any, data: Any, length: int) -> Any:
         ids = [row["input_ids"] for row in data]
         if len({len(one) for one in ids}) > 1:
             raise InvalidInputError("rows that are healed on have one length; pad none")
-        import torch
-
         return TokenRows(torch.stack(ids), ("rows",), ())
     return token_rows(tokenizer, data, length)
+
+
+def _named(held_out: Any) -> dict[str, Any]:
+    """Texts by name; those that are names or paths are called so."""
+    if isinstance(held_out, Mapping):
+        return dict(held_out)
+    return {text: text for text in ([held_out] if isinstance(held_out, str) else held_out)}
 
 
 def _refuse_seen(data: TokenRows, texts: HeldOutTexts) -> None:
@@ -294,6 +303,8 @@ def _objective(
 ) -> Any:
     """The divergence from the teacher, with or without the text's own loss."""
     if options.own_loss == 1:
+        if answers is not None:
+            raise InvalidInputError("heal: own_loss 1 asks no teacher, so it takes no answers")
         return NextToken()
     teacher: Any = baseline
     if answers is not None:

@@ -276,7 +276,6 @@ def _keeping(
     folder: Path | None,
 ) -> Iterator[None]:
     """Whatever ends the training, the model has its best state afterwards, adapters merged."""
-    model: Any = trainer.model
     try:
         yield
     except KeyboardInterrupt:
@@ -294,8 +293,8 @@ def _keeping(
             f"cannot write a checkpoint after step {trainer.state.global_step}: {reason(error)}; "
             f"the model has the state of step {step}"
         ) from error
+    distributed.barrier()  # the main process writes the best state, and all read it
     _settle(trainer, chooser, mean)
-    set_eval(model)
 
 
 def _settle(
