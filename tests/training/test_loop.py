@@ -116,7 +116,11 @@ def test_the_best_state_comes_out_and_not_the_last(kept: bool, tiny: Any, tmp_pa
     ("error", "kind", "says"),
     [
         (KeyboardInterrupt(), TrainingInterrupted, "interrupted after step 3; the model has the"),
-        (OSError(errno.ENOSPC, "No space left on device"), WriteFailed, "after step 3: No space"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            WriteFailed,
+            "cannot write after step 3: No",
+        ),
     ],
 )
 def test_whatever_stops_it_leaves_the_best_state_and_one_line(
@@ -137,6 +141,51 @@ def test_whatever_stops_it_leaves_the_best_state_and_one_line(
     assert "\n" not in str(told.value) and "the state of step 1" in str(told.value)
     assert all(torch.equal(t, states[1][n]) for n, t in snapshot(model).items())
     assert told.value.exit_code in (1, 130)
+
+
+def test_a_refused_training_leaves_the_model_as_it_was(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny.copy("tiny-llama")
+    before, names = snapshot(model), set(model.state_dict())
+    monkeypatch.setattr("modwright.checkpoint.memory.available_bytes", lambda: 1000)
+    for learns in ("norms", {"lora": {"r": 2}}):
+        with pytest.raises(InvalidInputError, match="the training needs about"):
+            train(model, ROWS, keys(learns=learns), log=quiet)
+        assert set(model.state_dict()) == names
+        assert all(p.requires_grad for p in model.parameters())
+        assert all(torch.equal(t, before[n]) for n, t in snapshot(model).items())
+
+
+def test_a_best_state_that_cannot_be_written_is_not_the_best(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from modwright.training import callbacks
+
+    write, calls = callbacks.save_file, []
+
+    def full(tensors: Any, file: Path) -> None:
+        calls.append(file)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, file)
+
+    monkeypatch.setattr(callbacks, "save_file", full)
+    measure, states = scores(3.0, 1.0)
+    model = tiny.copy("tiny-llama")
+    best = Measured(measure, [0, 2])
+    with pytest.raises(WriteFailed, match=r"No space left on device; .* state of step 0"):
+        train(model, ROWS, Training(arguments=keys()), best=best, output=tmp_path, log=quiet)
+    assert all(torch.equal(t, states[0][n]) for n, t in snapshot(model).items())
+
+
+def test_rows_that_cannot_be_read_are_no_full_disk(tiny: Any) -> None:
+    class Rows(list[Any]):
+        def __getitem__(self, index: Any) -> Any:
+            raise FileNotFoundError(errno.ENOENT, "No such file or directory", "row.png")
+
+    with pytest.raises(FileNotFoundError, match=r"row\.png"):
+        train(tiny.copy("tiny-llama"), Rows(ROWS), Training(arguments=keys()), log=quiet)
 
 
 def test_another_error_is_not_taken_for_a_full_disk(tiny: Any) -> None:

@@ -68,7 +68,7 @@ def test_fault_A25_merged_adapters_are_what_they_were_live(kind: str, tiny: Any)
     disturb(model)
     live = outputs(model)
     assert worst(live, before) > 1e-3
-    learned.merge()
+    learned.finish()
     assert worst(outputs(model), live) <= 1e-5 * max(1.0, float(live.abs().max()))
     assert set(model.state_dict()) == names
     assert {name: p.requires_grad for name, p in model.named_parameters()} == flags
@@ -109,7 +109,7 @@ def test_a_teacher_keeps_its_memory_when_adapters_are_merged(tiny: Any) -> None:
     shared = {p.data_ptr() for p in teacher.parameters()}
     assert sum(p.data_ptr() in shared for p in student.parameters()) > 20
     disturb(student)
-    learned.merge()
+    learned.finish()
     assert unchanged(teacher, before)
     assert [p.requires_grad for p in teacher.parameters()] == flags
 

@@ -160,8 +160,8 @@ class BestStateCallback(TrainerCallback):
             found = self.values[step] = self.measure(model, step)
             score = float(found["score"])
             if math.isfinite(score) and (self.best is None or score < self.best[0]):
-                self.best = score, step
                 self._keep(model)
+                self.best = score, step
         self._note()
         return found
 

@@ -31,7 +31,7 @@ from modwright.training.held_out import (
     token_rows,
 )
 from modwright.training.learning import Learns, check_learns
-from modwright.training.loop import Measured, TrainResult, quarters, train, warn
+from modwright.training.loop import Measured, TrainResult, quarters, train
 from modwright.training.objectives import Distillation, NextToken
 from modwright.training.options import Training
 from modwright.training.teachers import StoredTeacher, as_teacher, model_of_teacher
@@ -193,7 +193,7 @@ def heal(
     output: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    log: Callable[[str], None] = warn,
+    log: Callable[[str], None] = print,
 ) -> HealResult:
     """Heals a model in place: it learns what its teacher says of a text.
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -33,13 +34,14 @@ class Learned:
         names: of the parameters that do.
         num_parameters: numbers in them.
         notes: what was left out, in sentences.
-        merge: to be called when the training has ended: writes adapters into the weights.
+        finish: to be called once when the training has ended: writes adapters into the weights,
+            and lets that learn which did before.
     """
 
     names: tuple[str, ...]
     num_parameters: int
     notes: tuple[str, ...] = ()
-    merge: Callable[[], None] = lambda: None
+    finish: Callable[[], None] = lambda: None
 
 
 def learn(
@@ -93,6 +95,7 @@ def learn(
         return _learn_adapters(model, Lora.of(_lora_of(learns)), apart_from, seed)
     chosen = _chosen(model, learns, apart_from)
     own_tensors(model, *apart_from, names=chosen)
+    flags = {} if learns is None else _flags(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     left = _frozen_beside_adapters(model) if learns is None and has_adapters(model) else []
@@ -102,7 +105,7 @@ def learn(
             f"{_some(left)}",
             stacklevel=2,
         )
-    return _learned(model)
+    return replace(_learned(model), finish=partial(_set_flags, model, flags))
 
 
 def check_learns(learns: Learns | None) -> None:
@@ -127,6 +130,15 @@ def _lora_of(learns: Mapping[str, Any]) -> Any:
 def _learned(model: nn.Module) -> Learned:
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     return Learned(tuple(name for name, _ in named), sum(p.numel() for _, p in named))
+
+
+def _flags(model: nn.Module) -> dict[str, bool]:
+    return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+
+
+def _set_flags(model: nn.Module, flags: Mapping[str, bool]) -> None:
+    for name, flag in flags.items():
+        model.get_parameter(name).requires_grad_(flag)
 
 
 def _chosen(model: nn.Module, learns: str | None, teachers: Sequence[nn.Module]) -> set[str]:
@@ -178,19 +190,18 @@ def _learn_adapters(
     if has_adapters(model):
         raise InvalidInputError("the model has PEFT adapters; merge them before it gets others")
     own_tensors(model, *teachers, names=())
-    flags = {name: p.requires_grad for name, p in model.named_parameters()}
+    flags = _flags(model)
     adapters = inject_lora(model, lora, seed=seed)
 
-    def merge() -> None:
+    def finish() -> None:
         adapters.merge()
-        for name, flag in flags.items():
-            model.get_parameter(name).requires_grad_(flag)
+        _set_flags(model, flags)
 
     notes = []
     if adapters.left:
         notes.append(f"no adapters for {_some(list(adapters.left))}, which are no matrices")
     found = _learned(model)
-    return Learned(found.names, found.num_parameters, tuple(notes), merge)
+    return replace(found, notes=tuple(notes), finish=finish)
 
 
 def _some(names: list[str]) -> str:

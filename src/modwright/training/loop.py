@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import tempfile
 import time
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from modwright.core import distributed
@@ -112,7 +114,7 @@ def train(
     output: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
-    log: Callable[[str], None] = warn,
+    log: Callable[[str], None] = print,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> TrainResult:
     """Trains a model in place; it is in evaluation mode afterwards, with adapters merged.
@@ -182,17 +184,16 @@ def train(
         if mean is not None:
             trainer.averaged = mean.applied_to
         quieten(trainer, output is None or progress is not None)
-        expected = estimate_training(
-            trainer, averaged=mean is not None, best=best is not None, keeps=folder is not None
-        )
-        for said in (*trainer.learned.notes, f"the training: {expected.sentence()}"):
-            log(said)
-        require_resources(expected, folder)
-        parameters = trainer.learned.num_parameters
-        began = time.perf_counter()
         with _keeping(trainer, chooser, mean, folder):
+            expected = estimate_training(
+                trainer, averaged=mean is not None, best=best is not None, keeps=folder is not None
+            )
+            for said in (*trainer.learned.notes, f"the training: {expected.sentence()}"):
+                log(said)
+            require_resources(expected, folder)
+            began = time.perf_counter()
             stopped = run_trainer(trainer, checkpoint)
-        seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - began
     if stopped:
         log(stopped)
     history = trainer.state.log_history
@@ -201,7 +202,7 @@ def train(
         tuple((entry["step"], entry["loss"]) for entry in history if "loss" in entry),
         trainer.state.global_step,
         seconds,
-        parameters,
+        trainer.learned.num_parameters,
         tuple(entry for entry in history if "loss" in entry or "eval_loss" in entry),
         stopped,
         None if chooser is None or chooser.best is None else chooser.best[1],
@@ -285,13 +286,14 @@ def _keeping(
             f"interrupted after step {trainer.state.global_step}; the model has the state of step "
             f"{step}{kept}"
         ) from None
-    except (OSError, RuntimeError) as error:
-        if not _is_of_files(error):
+    except BaseException as error:
+        if not _is_full_disk(error):
+            trainer.learned.finish()
             raise
         step = _settle(trainer, chooser, mean)
         raise WriteFailed(
-            f"cannot write a checkpoint after step {trainer.state.global_step}: {reason(error)}; "
-            f"the model has the state of step {step}"
+            f"cannot write after step {trainer.state.global_step}: {reason(error)}; the model has "
+            f"the state of step {step}"
         ) from error
     distributed.barrier()  # the main process writes the best state, and all read it
     _settle(trainer, chooser, mean)
@@ -308,19 +310,18 @@ def _settle(
         step = chooser.best[1]
     elif mean is not None and mean.mean:
         model.load_state_dict(mean.mean, strict=False)
-    trainer.learned.merge()
+    trainer.learned.finish()
     set_eval(model)
     return step
 
 
-def _is_of_files(error: BaseException) -> bool:
+def _is_full_disk(error: BaseException) -> bool:
     """A file could not be written; torch and safetensors raise errors of their own for it."""
-    if isinstance(error, OSError):
+    if isinstance(error, WriteFailed | SafetensorError):
         return True
-    said = str(error)
-    return any(
-        word in said for word in ("No space left", "file write failed", "PytorchStreamWriter")
-    )
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)
 
 
 def quarters(steps: int) -> list[int]:
