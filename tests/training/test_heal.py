@@ -174,6 +174,41 @@ def test_a_mapping_of_options_is_read_as_a_recipe_has_it(tiny: Any, texts: dict[
         heal(*given, {**SMALL, "own_loss": 1.0}, answers="x.safetensors")
 
 
+def padded(rows: Any) -> dict[str, torch.Tensor]:
+    """A batch of rows of several lengths."""
+    longest = max(len(row["input_ids"]) for row in rows)
+
+    def stacked(name: str, value: int) -> torch.Tensor:
+        return torch.stack(
+            [
+                torch.nn.functional.pad(row[name], (0, longest - len(row[name])), value=value)
+                for row in rows
+            ]
+        )
+
+    mask = [(torch.arange(longest) < len(row["input_ids"])).long() for row in rows]
+    batch = {"input_ids": stacked("input_ids", 0), "attention_mask": torch.stack(mask)}
+    return {**batch, "labels": stacked("labels", -100)}
+
+
+def test_answers_alone_are_learned_from_where_labels_say_so(
+    tiny: Any, texts: dict[str, str]
+) -> None:
+    ids = token_rows(word_tokenizer(), texts["a"], 32).rows
+    rows = [
+        {"input_ids": row[: 32 - i % 3], "labels": row[: 32 - i % 3].clone()}
+        for i, row in enumerate(ids)
+    ]
+    nothing = [{**row, "labels": torch.full_like(row["labels"], -100)} for row in rows]
+    for data, moves in ((rows, True), (nothing, False)):
+        model, baseline = cut(tiny)
+        before = outputs(model)
+        given = model, baseline, word_tokenizer(), data, texts["b"], SMALL
+        found = heal(*given, collate=padded, log=lambda said: None)
+        assert (worst(outputs(model), before) > 0) is moves
+        assert (found.best_step > 0) is moves and bool(found.sentence) >= (not moves)
+
+
 def test_what_is_trained_on_is_not_held_out(tiny: Any, texts: dict[str, str]) -> None:
     model, baseline = cut(tiny)
     with pytest.raises(

@@ -50,7 +50,7 @@ def test_texts_are_taken_in_turn(text: str, tmp_path: Path) -> None:
     assert all(
         torch.equal(both[i]["input_ids"], row["input_ids"]) for i, row in enumerate(expected)
     )
-    assert both.tokens == 15 * 32 and len(set(both.digests)) == 2
+    assert both.rows.numel() == 15 * 32 and len(set(both.digests)) == 2
 
 
 def test_fault_B25_the_tokens_that_both_know_are_compared(tiny: Any) -> None:

@@ -252,6 +252,17 @@ def test_bfloat16_learns_in_float32(tiny: Any) -> None:
     assert any(not torch.equal(t, before[n]) for n, t in snapshot(model).items())
 
 
+def test_rows_that_are_only_iterated_over_are_learned_from(tiny: Any) -> None:
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(ROWS)
+
+    found = train(tiny.copy("tiny-llama"), Stream(), Training(arguments=keys()), log=quiet)
+    assert found.steps == 4
+    with pytest.raises(InvalidInputError, match="there is no row to learn from"):
+        train(tiny.copy("tiny-llama"), [], Training(arguments=keys()), log=quiet)
+
+
 def test_metrics_are_computed_of_logits_and_labels(tiny: Any) -> None:
     seen: list[Any] = []
 

@@ -2,7 +2,8 @@
 
 from modwright.training.callbacks import EMACallback
 from modwright.training.fitting import Settings, accuracy, fit
-from modwright.training.heal import Heal, heal
+from modwright.training.heal import heal
+from modwright.training.heal_options import Heal
 from modwright.training.heal_result import HealResult
 from modwright.training.learning import learn
 from modwright.training.loop import TrainingInterrupted, TrainResult, train

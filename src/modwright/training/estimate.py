@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def estimate_training(
     changing = learning + sum(b.numel() * b.element_size() for b in model.buffers())
     whole = sum(p.numel() * p.element_size() for p in model.parameters())
     size = args.per_device_train_batch_size
-    seconds, kept = _tried(trainer, min(_PROBE, max(size, 1), len(trainer.train_dataset)))
+    seconds, kept = _tried(trainer, min(_PROBE, max(size, 1)))
     accumulated = args.gradient_accumulation_steps
     steps = _steps(trainer)
     memory = 3 * learning + size * kept + changing * (2 * averaged + best)
@@ -126,11 +127,21 @@ def _saves(args: Any, steps: int) -> int:
     return max(round(args.num_train_epochs), 1)
 
 
-def _tried(trainer: Any, rows: int) -> tuple[float, float]:
+def _first(data: Any, count: int) -> list[Any]:
+    """The first rows of a data set, of one that is only iterated over, too."""
+    if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
+        return [data[index] for index in range(min(count, len(data)))]
+    return list(islice(iter(data), count))
+
+
+def _tried(trainer: Any, count: int) -> tuple[float, float]:
     """Seconds, and bytes that the backward pass keeps, for one row."""
-    data, model = trainer.train_dataset, trainer.model
+    model = trainer.model
     with torch.random.fork_rng(), _untouched(model, trainer.objective.parts):
-        batch = trainer.data_collator([data[index] for index in range(rows)])
+        rows = _first(trainer.train_dataset, count)
+        if not rows:
+            raise InvalidInputError("there is no row to learn from")
+        batch = trainer.data_collator(rows)
         where = next(model.parameters()).device
         batch = {name: tensor.to(where) for name, tensor in batch.items()}
         _checkpoint_activations(model, trainer.args)
@@ -139,7 +150,7 @@ def _tried(trainer: Any, rows: int) -> tuple[float, float]:
             trainer.objective.step(model, batch, lambda loss: loss.backward())
         if where.type == "cuda":
             torch.cuda.synchronize()
-        return (time.perf_counter() - began) / rows, kept[0] / rows
+        return (time.perf_counter() - began) / len(rows), kept[0] / len(rows)
 
 
 def _checkpoint_activations(model: Any, args: Any) -> None:

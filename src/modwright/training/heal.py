@@ -9,11 +9,9 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from modwright.anatomy.coerce import model_of
 from modwright.calibration.text import tokenizer_of
@@ -22,18 +20,16 @@ from modwright.core.files import read_json, write_file
 from modwright.core.options import make_options
 from modwright.core.progress import Progress
 from modwright.training.checkpoints import newest_checkpoint
+from modwright.training.heal_options import Heal
 from modwright.training.heal_result import HealPoint, HealResult, summary_sentence
 from modwright.training.held_out import (
     HeldOut,
     HeldOutTexts,
-    TokenRows,
     compared_tokens,
     token_rows,
 )
-from modwright.training.learning import Learns, check_learns
 from modwright.training.loop import Measured, TrainResult, quarters, train
 from modwright.training.objectives import Distillation, NextToken
-from modwright.training.options import Training
 from modwright.training.teachers import StoredTeacher, as_teacher, model_of_teacher
 
 __all__ = ["Heal", "heal"]
@@ -46,114 +42,17 @@ clock = time.perf_counter
 
 
 @dataclass(frozen=True)
-class Heal:
-    """How a model is healed.
-
-    Attributes:
-        tokens: that it learns from; 16,384 where no minutes are given either.
-        minutes: that it may take, measuring included: ten steps are timed, and the number of steps
-            follows; the clock is not read again.
-        learns: "block[*]", all but embeddings and head; "all"; "norms"; a selector; or
-            ``{"lora": {"r": 16}}``.
-        own_loss: the share of the text's own loss beside the divergence from the teacher; with 1
-            the teacher only judges.
-        temperature: of the teacher's answers.
-        learning_rate: at its height; None takes 1e-4, and 1e-3 for adapters and norms.
-        length: tokens of a window.
-        batch_tokens: tokens of a step.
-        rows_at_once: windows of one forward pass; more passes make a step.
-        held_out_windows: of each held-out text.
-        held_out_length: tokens of such a window.
-        control: the baseline is trained the same way, and stands beside the result.
-        arguments: more of transformers' TrainingArguments; ``max_steps`` overrules tokens.
-
-    Raises:
-        InvalidInputError: a number out of its range.
-
-    Example:
-        >>> Heal(tokens=8192).rate, Heal(learns={"lora": {"r": 8}}).rate
-        (0.0001, 0.001)
-    """
-
-    tokens: int | None = None
-    minutes: float | None = None
-    learns: Learns = "block[*]"
-    own_loss: float = 0.0
-    temperature: float = 1.0
-    learning_rate: float | None = None
-    length: int = 256
-    batch_tokens: int = 1024
-    rows_at_once: int = 2
-    held_out_windows: int = 6
-    held_out_length: int = 512
-    control: bool = False
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.tokens is not None and self.minutes is not None:
-            raise InvalidInputError("heal: give tokens or minutes, not both")
-        for name in ("tokens", "minutes", "learning_rate", "temperature", "batch_tokens"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidInputError(f"heal: {name} is above 0, not {value}")
-        for name in ("length", "rows_at_once", "held_out_windows", "held_out_length"):
-            if getattr(self, name) < 1 + (name.endswith("length")):
-                raise InvalidInputError(f"heal: {name} is too small: {getattr(self, name)}")
-        if not 0 <= self.own_loss <= 1:
-            raise InvalidInputError(f"heal: own_loss lies between 0 and 1, not {self.own_loss}")
-        check_learns(self.learns)
-        self.training(1, NextToken())
-
-    @property
-    def rate(self) -> float:
-        """The learning rate at its height."""
-        if self.learning_rate is not None:
-            return self.learning_rate
-        return 1e-3 if isinstance(self.learns, Mapping) or self.learns == "norms" else 1e-4
-
-    @property
-    def rows(self) -> tuple[int, int]:
-        """Windows of one pass, and passes of a step."""
-        windows = max(round(self.batch_tokens / self.length), 1)
-        at_once = min(self.rows_at_once, windows)
-        return at_once, max(round(windows / at_once), 1)
-
-    @property
-    def step_tokens(self) -> int:
-        """Tokens that one step learns from."""
-        at_once, passes = self.rows
-        return at_once * passes * self.length
-
-    def training(self, steps: int, objective: Any) -> Training:
-        """Of so many steps."""
-        at_once, passes = self.rows
-        arguments = {
-            "max_steps": steps,
-            "learning_rate": self.rate,
-            "lr_scheduler_type": "cosine",
-            "warmup_steps": math.ceil(0.05 * steps),
-            "weight_decay": 0.0,
-            "per_device_train_batch_size": at_once,
-            "gradient_accumulation_steps": passes,
-            "save_strategy": "steps",
-            "save_steps": max(steps // 8, 1),
-            "save_total_limit": 2,
-            **{name: value for name, value in self.arguments.items() if name != "max_steps"},
-        }
-        return Training(objective, self.learns, arguments=arguments)
-
-
-@dataclass(frozen=True)
 class _Job:
     """One healing, from here on the same for the model and for its control."""
 
     options: Heal
-    data: TokenRows
+    data: Any
+    collate: Callable[[Sequence[Any]], Any] | None
     texts: HeldOutTexts
     objective: Any
-    steps: int
     log: Callable[[str], None]
     progress: Progress | None
+    steps: int = 0
 
     def run(
         self,
@@ -173,6 +72,7 @@ class _Job:
             model,
             self.data,
             self.options.training(self.steps, self.objective),
+            collate=self.collate,
             best=Measured(measure, quarters(self.steps) if only is None else [only]),
             output=output,
             resume=resume,
@@ -190,6 +90,7 @@ def heal(
     options: Heal | Mapping[str, Any] | None = None,
     *,
     answers: StoredTeacher | str | Path | None = None,
+    collate: Callable[[Sequence[Any]], Any] | None = None,
     output: str | Path | None = None,
     resume: bool = False,
     progress: Progress | None = None,
@@ -204,11 +105,13 @@ def heal(
         model: that was cut; an opened checkpoint or the result of an edit, too.
         teacher: the baseline, which stays bit-equal.
         tokenizer: of both, or what holds it.
-        data: what it learns from: a text, several of them, which are taken in turn, or rows.
+        data: what it learns from: a text, several of them, which are taken in turn, or rows, whose
+            labels say at which tokens (-100: at none).
         held_out: texts that judge, by name, or packaged names and paths; one is of another origin
             than the data.
         options: how; a mapping has its keys.
         answers: a file of the teacher's best answers to the data, in place of its live ones.
+        collate: makes a batch of rows of several lengths.
         output: a directory for checkpoints; nothing is kept without one.
         resume: goes on from the newest checkpoint there, if there is one.
         progress: told of every step.
@@ -227,7 +130,8 @@ def heal(
     model, tokenizer = model_of(model), tokenizer_of(tokenizer)
     baseline = model_of_teacher(as_teacher(teacher))
     common = compared_tokens(model, baseline, tokenizer)
-    rows = data if isinstance(data, TokenRows) else _rows_of(tokenizer, data, options.length)
+    rows = data if _is_rows(data) else token_rows(tokenizer, data, options.length)
+    options = dataclasses.replace(options, length=max(len(rows[0]["input_ids"]), 2))
     sizes = options.held_out_windows, options.held_out_length
     texts = HeldOutTexts(baseline, tokenizer, _named(held_out), *sizes, vocab_size=common)
     _refuse_seen(rows, texts)
@@ -238,14 +142,15 @@ def heal(
         else [f"the vocabularies are padded to different sizes; {common} tokens are compared"]
     )
     folder = None if output is None else Path(output)
-    steps = _steps(options, model, rows, texts, objective, folder if resume else None, began)
+    job = _Job(options, rows, collate, texts, objective, log, progress)
+    steps = _steps(job, model, folder if resume else None, began)
+    job = dataclasses.replace(job, steps=steps)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         write_file(folder / _NOTED, json.dumps({"max_steps": steps}))
-    times = steps * options.step_tokens / max(rows.tokens, 1)
+    times = steps * options.step_tokens / (len(rows) * options.length)
     if times > 1.01:
         notes.append(f"the text is read {times:.1f} times")
-    job = _Job(options, rows, texts, objective, steps, log, progress)
     of_teacher = texts.measure(baseline)
     reads_on = resume and folder is not None and newest_checkpoint(folder) is not None
     done = job.run(model, folder, reads_on)
@@ -267,15 +172,11 @@ def heal(
     return result
 
 
-def _rows_of(tokenizer: Any, data: Any, length: int) -> Any:
-    """Windows of texts; rows of one's own are taken as they are."""
-    several = isinstance(data, Sequence) and not isinstance(data, str) and len(data) > 0
-    if several and isinstance(data[0], Mapping):
-        ids = [row["input_ids"] for row in data]
-        if len({len(one) for one in ids}) > 1:
-            raise InvalidInputError("rows that are healed on have one length; pad none")
-        return TokenRows(torch.stack(ids), ("rows",), ())
-    return token_rows(tokenizer, data, length)
+def _is_rows(data: Any) -> bool:
+    """Rows of one's own, which are taken as they are, labels and padding included."""
+    if isinstance(data, str) or not hasattr(data, "__getitem__") or not len(data):
+        return False
+    return isinstance(data[0], Mapping)
 
 
 def _named(held_out: Any) -> dict[str, Any]:
@@ -285,9 +186,9 @@ def _named(held_out: Any) -> dict[str, Any]:
     return {text: text for text in ([held_out] if isinstance(held_out, str) else held_out)}
 
 
-def _refuse_seen(data: TokenRows, texts: HeldOutTexts) -> None:
+def _refuse_seen(data: Any, texts: HeldOutTexts) -> None:
     for name, digest in texts.digests.items():
-        if digest in data.digests:
+        if digest in getattr(data, "digests", ()):
             raise InvalidInputError(
                 f"the held-out text {name!r} is what the model learns from; hold another one out"
             )
@@ -297,7 +198,7 @@ def _objective(
     options: Heal,
     baseline: Any,
     answers: Any,
-    rows: TokenRows,
+    rows: Any,
     tokenizer: Any,
     common: int | None,
 ) -> Any:
@@ -314,16 +215,9 @@ def _objective(
     return Distillation(teacher, weight, options.temperature, vocab_size=common)
 
 
-def _steps(
-    options: Heal,
-    model: Any,
-    rows: TokenRows,
-    texts: HeldOutTexts,
-    objective: Any,
-    noted: Path | None,
-    began: float,
-) -> int:
+def _steps(job: _Job, model: Any, noted: Path | None, began: float) -> int:
     """Optimizer steps: as given, as noted by the healing that goes on, or as the minutes allow."""
+    options = job.options
     told = None if noted is None else read_json(noted / _NOTED)
     if isinstance(told, dict) and isinstance(told.get("max_steps"), int):
         return int(told["max_steps"])
@@ -332,11 +226,12 @@ def _steps(
     if options.minutes is None:
         return max(math.ceil((options.tokens or _TOKENS) / options.step_tokens), 1)
     before = clock()
-    texts.measure(model)
+    job.texts.measure(model)
     measured = clock() - before
     before = clock()
     tried = copy.deepcopy(model)
-    train(tried, rows, options.training(_TIMED, objective), log=lambda said: None)
+    asked = options.training(_TIMED, job.objective)
+    train(tried, job.data, asked, collate=job.collate, log=lambda said: None)
     each = (clock() - before) / _TIMED
     del tried
     # Still to come: five measurements of the model, and one of its teacher.

@@ -72,11 +72,6 @@ class TokenRows:
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {"input_ids": self.rows[index]}
 
-    @property
-    def tokens(self) -> int:
-        """In all windows."""
-        return self.rows.numel()
-
 
 Texts = TextData | str | Sequence[TextData | str]
 
