@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from modwright.anatomy.coerce import model_of
-from modwright.calibration.text import tokenizer_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.files import read_json, write_file
 from modwright.core.options import make_options
 from modwright.core.progress import Progress
+from modwright.data.text import tokenizer_of
 from modwright.training.checkpoints import newest_checkpoint
 from modwright.training.heal_options import Heal
 from modwright.training.heal_result import HealPoint, HealResult, summary_sentence

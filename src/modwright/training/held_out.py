@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.anatomy.coerce import model_of
-from modwright.calibration.special_tokens import special_tokens
-from modwright.calibration.text import TextData, require_count, tokenize_text, tokenizer_of
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
+from modwright.data.special_tokens import special_tokens
+from modwright.data.text import TextData, require_count, tokenize_text, tokenizer_of
 from modwright.tasks.forward import call, position_limit, require_causal, require_known_ids
 from modwright.training.batches import Batch
 
@@ -81,7 +81,7 @@ def token_rows(tokenizer: Any, texts: Texts, length: int, windows: int | None = 
 
     Args:
         tokenizer: of the model, or what holds it.
-        texts: packaged names, paths or :class:`~modwright.calibration.text.TextData`.
+        texts: packaged names, paths or :class:`~modwright.data.text.TextData`.
         length: tokens of a window.
         windows: the first so many of each text; all of them by default.
 
