@@ -2,7 +2,7 @@
 
     python benchmarks/agreement_cost.py --windows 2 --repeats 3
 
-Processor time of one thread, so that other work on the machine hardly counts. Agreement runs both
+Processor time of one thread, so that other work on the machine hardly counts. Divergence runs both
 models and compares their distributions; perplexity runs one.
 """
 
@@ -16,8 +16,8 @@ from collections.abc import Callable
 import torch
 
 import modwright
-from modwright.tasks.agreement import agreement
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
+from modwright.metrics.divergence import divergence
+from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -40,7 +40,7 @@ def main() -> None:
     recipe = PerplexityRecipe("lee", given.windows, given.length)
     work: dict[str, Callable[[], object]] = {
         "perplexity": lambda: perplexity(model, tokenizer, recipe),
-        "agreement": lambda: agreement(model, model, tokenizer, recipe),
+        "agreement": lambda: divergence(model, model, tokenizer, recipe),
     }
     times: dict[str, list[float]] = {name: [] for name in work}
     for measure in work.values():

@@ -13,8 +13,8 @@ from mutants.matching import Mutant, load, mutated, probed
 SOURCE = Path(modwright.__file__).parents[1]
 MUTANTS = load()
 PACKAGES = (
-    "nn anatomy edits calibration checkpoint cost models surgery training tasks report recipes"
-    " papers cli core analysis"
+    "nn anatomy edits calibration checkpoint cost models surgery training tasks metrics report"
+    " recipes papers cli core analysis"
 )
 
 

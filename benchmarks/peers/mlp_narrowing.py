@@ -26,8 +26,8 @@ from transformers import LlamaForCausalLM
 import modwright
 from modwright.anatomy import Anatomy
 from modwright.calibration import token_windows
+from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 from modwright.surgery import apply, make_method
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
 
 def without_groups(model: Any) -> Any:

@@ -22,6 +22,7 @@ import modwright
 from golden_checks import GoldenCase
 from modwright.anatomy import Anatomy
 from modwright.calibration import token_windows
+from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 from modwright.nn import FeedForward, FeedForwardShape, PolyNorm, PolyReLU, equal_parameter_width
 from modwright.nn.activations import make_activation
 from modwright.nn.activations.polynomial_functions import (
@@ -31,7 +32,6 @@ from modwright.nn.activations.polynomial_functions import (
     poly_relu,
 )
 from modwright.surgery import apply, make_method
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 from modwright.training import Settings, fit
 from modwright.training.parametrization import Standard
 

@@ -24,8 +24,8 @@ from modwright.calibration import (
 )
 from modwright.edits import Change, Plan, keep_neurons, remove, replace_attention
 from modwright.edits import apply as apply_plan
+from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 from modwright.surgery import make_method
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
 __all__ = ["Workbench"]
 

@@ -328,7 +328,7 @@ def test_numbers_that_are_not_finite_are_still_json(
     wordy_text: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from modwright.tasks import perplexity
+    from modwright.metrics import perplexity
 
     monkeypatch.setattr(perplexity, "_total_nll", lambda *given: float("nan"))
     done = command(f"eval {wordy_model} --data {wordy_text} --length 8 --windows 1 --json")

@@ -19,9 +19,9 @@ from transformers import (
 from modwright.core.errors import InvalidInputError
 from modwright.data.special_tokens import SpecialTokens, special_tokens
 from modwright.data.text import token_windows
-from modwright.tasks.agreement import agreement
-from modwright.tasks.generation import generate_sample
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
+from modwright.metrics.divergence import divergence
+from modwright.metrics.generation import generate_sample
+from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 
 WORDS = 40
 IDS = {"<s>": 40, "</s>": 41, "<unk>": 42, "[CLS]": 43, "[SEP]": 44, "[MASK]": 45}
@@ -127,7 +127,7 @@ def test_fault_A28_perplexity_and_agreement_read_the_windows_that_bos_true_gives
         for bos in ("auto", True, False):
             asked = PerplexityRecipe(text, windows=3, length=8, bos=bos)
             measured = perplexity(model, made, asked)
-            near = agreement(model, other, made, asked)
+            near = divergence(model, other, made, asked)
             assert measured.recipe["sha256"] == near.recipe["sha256"]
             assert measured.recipe["bos"] is (bos is not False)
             found[name, bos] = (measured.value, measured.tokens, near.kl, near.tokens)
@@ -156,12 +156,12 @@ def test_fault_A28_a_separator_after_the_text_is_not_counted(text: str) -> None:
 def test_fault_A28_encoders_are_compared_between_their_special_tokens(text: str) -> None:
     torch.manual_seed(0)
     model = BertForMaskedLM(BertConfig(**SIZES)).eval()
-    framed = agreement(model, model, bert_tokenizer(), PerplexityRecipe(text, 2, 12))
+    framed = divergence(model, model, bert_tokenizer(), PerplexityRecipe(text, 2, 12))
     assert framed.recipe["special_tokens"] == {"before": ["[CLS]"], "after": ["[SEP]"]}
-    bare = agreement(model, model, bert_tokenizer(), PerplexityRecipe(text, 2, 12, bos=False))
+    bare = divergence(model, model, bert_tokenizer(), PerplexityRecipe(text, 2, 12, bos=False))
     assert bare.recipe["special_tokens"] == {"before": [], "after": []}
     with pytest.raises(InvalidInputError, match="valid values of bos: auto, False"):
-        agreement(model, model, bert_tokenizer(), PerplexityRecipe(text, 2, 12, bos=True))
+        divergence(model, model, bert_tokenizer(), PerplexityRecipe(text, 2, 12, bos=True))
 
 
 def test_fault_A28_a_sample_begins_with_them_and_never_after_an_end_token() -> None:

@@ -14,14 +14,14 @@ from harness_tasks import CHOICE, write_task, write_tasks
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT
+from modwright.metrics.lm_eval import HarnessRecipe
+from modwright.metrics.lm_eval_tasks import load_harness_tasks
+from modwright.metrics.perplexity import PerplexityRecipe
 from modwright.recipes import Recipe
 from modwright.recipes.quality import evaluate, evaluation_digest, measure_quality
 from modwright.recipes.run import run
 from modwright.recipes.schema import Evaluate, PerplexityOf
 from modwright.report import read_report
-from modwright.tasks.harness import HarnessRecipe
-from modwright.tasks.harness_tasks import load_harness_tasks
-from modwright.tasks.perplexity import PerplexityRecipe
 from wordy import write_checkpoint
 
 from .shared import DROP, NOTHING, no_work

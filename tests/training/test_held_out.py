@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from modwright.tasks.agreement import agreement
+from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
 from helpers import edit
 from modwright.core.errors import InvalidInputError
 from modwright.edits import remove
-from modwright.tasks.agreement import agreement
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 from modwright.training.held_out import HeldOutTexts, compared_tokens, token_rows
 from wordy import word_tokenizer, write_text
 

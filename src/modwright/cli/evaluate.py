@@ -66,10 +66,10 @@ def evaluate(
     from modwright.calibration import TextData
     from modwright.cli.show import evaluation_lines
     from modwright.core.errors import InvalidInputError
+    from modwright.metrics.generation import generate_sample
+    from modwright.metrics.lm_eval_tasks import HarnessRecipe, load_harness_tasks
+    from modwright.metrics.perplexity import PerplexityRecipe
     from modwright.recipes.quality import evaluate as measure
-    from modwright.tasks.generation import generate_sample
-    from modwright.tasks.harness_tasks import HarnessRecipe, load_harness_tasks
-    from modwright.tasks.perplexity import PerplexityRecipe
 
     asked = None
     of_tasks = (include_path, limit, num_fewshot)

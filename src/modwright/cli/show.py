@@ -23,13 +23,13 @@ from modwright.core.formatting import (
 if TYPE_CHECKING:
     from modwright.checkpoint.export import Exported
     from modwright.edits import Plan
+    from modwright.metrics.lm_eval import Score
     from modwright.papers import Paper
     from modwright.recipes.dry_run import DryRun
     from modwright.recipes.estimate import ResourceEstimate
     from modwright.recipes.quality import Evaluation
     from modwright.recipes.run import RunResult
     from modwright.recipes.training import TrainingRunResult
-    from modwright.tasks.harness import Score
 
 __all__ = ["estimate_table", "evaluation_lines", "paper_lines", "papers_table", "plan_lines"]
 __all__ += ["dry_run_lines", "serving_table", "show_export", "show_result", "show_training"]

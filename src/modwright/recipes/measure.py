@@ -13,10 +13,10 @@ from modwright.checkpoint.export import runtime_support
 from modwright.core.progress import Progress
 from modwright.cost import compare_speed, count, measure_speed
 from modwright.edits.remodeled import edits_of
+from modwright.metrics.generation import generate_sample, repetition
 from modwright.recipes.quality import measure_quality, timed, writes_text
 from modwright.recipes.schema import Evaluate, Speed
 from modwright.report import Stage
-from modwright.tasks.generation import generate_sample, repetition
 
 __all__ = ["Baseline", "is_same_model", "measure_stage"]
 

@@ -18,11 +18,11 @@ from modwright.core.progress import SILENT, Progress
 from modwright.core.reading import read_yaml
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
+from modwright.metrics.perplexity import position_limit
 from modwright.recipes.load import resolved
 from modwright.recipes.quality import text_of
 from modwright.recipes.runner import torch_settings
 from modwright.recipes.schema import Data, Recipe
-from modwright.tasks.perplexity import position_limit
 
 __all__ = ["apply_plans", "load_plans", "make_plans", "save_plans", "step_windows"]
 

@@ -13,17 +13,17 @@ from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
 from modwright.data.text import TextData, load_text
-from modwright.recipes.schema import Data, Evaluate, HarnessTasksOf, PerplexityOf
-from modwright.tasks.agreement import (
-    Agreement,
-    agreement,
+from modwright.metrics.divergence import (
+    Divergence,
+    divergence,
     eval_positions_of,
     require_comparable,
 )
-from modwright.tasks.harness import Harness, HarnessRecipe, require_scorable, run_harness
-from modwright.tasks.harness_tasks import HarnessTasks, load_harness_tasks
-from modwright.tasks.perplexity import Perplexity, PerplexityRecipe, perplexity
-from modwright.tasks.vocabulary import require_same_tokenizer
+from modwright.metrics.lm_eval import Harness, HarnessRecipe, require_scorable, run_harness
+from modwright.metrics.lm_eval_tasks import HarnessTasks, load_harness_tasks
+from modwright.metrics.perplexity import Perplexity, PerplexityRecipe, perplexity
+from modwright.metrics.vocabulary import require_same_tokenizer
+from modwright.recipes.schema import Data, Evaluate, HarnessTasksOf, PerplexityOf
 
 __all__ = ["TEACHER", "Evaluation", "evaluate", "evaluation_digest", "measure_quality"]
 __all__ += ["text_of", "timed", "writes_text"]
@@ -100,7 +100,7 @@ def measure_quality(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """What a stage of the report holds of a model's quality, and the seconds of each measurement.
 
-    Agreement is measured where there is a ``teacher``; all else also on the baseline, in
+    Divergence is measured where there is a ``teacher``; all else also on the baseline, in
     the same run. ``log`` hears of each number as soon as it is known.
     """
     log = log or (lambda message: None)
@@ -117,7 +117,7 @@ def measure_quality(
         log(f"perplexity {quality.value:.2f}")
     if asked.agreement and asked.perplexity is not None and teacher is not None:
         with timed("agreement", seconds), _named("agreement"):
-            near = agreement(teacher, model, tokenizer, _windows(asked.perplexity), progress)
+            near = divergence(teacher, model, tokenizer, _windows(asked.perplexity), progress)
         figures = {"kl": near.kl, "top1": near.top1, "cosine": near.cosine}
         figures = {name: value for name, value in figures.items() if value is not None}
         found["agreement"] = {
@@ -153,7 +153,7 @@ class Evaluation:
 
     model: str  # as it was opened
     perplexity: Perplexity | None  # of causal language models
-    agreement: Agreement | None  # with the model that it is compared with
+    agreement: Divergence | None  # with the model that it is compared with
     harness: Harness | None
     against: Evaluation | None = None  # the same of that other model
 
@@ -203,7 +203,7 @@ def evaluate(
         require_same_tokenizer(against.tokenizer, opened.tokenizer, names, text.data)
         require_comparable(against.model, opened.model)
         first = _alone(against, text, tasks, progress)
-        near = agreement(against.model, opened.model, opened.tokenizer, text, progress)
+        near = divergence(against.model, opened.model, opened.tokenizer, text, progress)
         near = replace(near, recipe={**near.recipe, "teacher": against.source.name})
     found = _alone(opened, text, tasks, progress)
     if against is None and found.perplexity is None and found.harness is None:

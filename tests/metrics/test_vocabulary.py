@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from modwright.core.errors import InvalidInputError
-from modwright.tasks.vocabulary import require_same_tokenizer
+from modwright.metrics.vocabulary import require_same_tokenizer
 
 NAMES = ("small", "large")
 

@@ -26,10 +26,10 @@ from helpers import edit, snapshot, unchanged
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
 from modwright.edits import remove
-from modwright.tasks import harness_tasks
-from modwright.tasks.harness import Harness, HarnessRecipe, run_harness
-from modwright.tasks.harness_tasks import load_harness_tasks
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
+from modwright.metrics import lm_eval_tasks
+from modwright.metrics.lm_eval import Harness, HarnessRecipe, run_harness
+from modwright.metrics.lm_eval_tasks import load_harness_tasks
+from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 
 pytestmark = pytest.mark.slow
 
@@ -365,7 +365,7 @@ def test_without_the_extra_its_name_is_told(missing: str, monkeypatch: pytest.Mo
 
 
 def test_an_old_harness_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness_tasks, "harness_version", lambda: "lm-eval 0.4.9.1")
+    monkeypatch.setattr(lm_eval_tasks, "harness_version", lambda: "lm-eval 0.4.9.1")
     assert "lm-eval 0.4.9.1 is too old; 0.4.13 or newer" in refused(tasks=("words",))
 
 

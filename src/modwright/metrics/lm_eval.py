@@ -14,8 +14,8 @@ from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
-from modwright.tasks.forward import dtype_of, require_causal, require_vocabulary
-from modwright.tasks.harness_tasks import (
+from modwright.metrics.forward import dtype_of, require_causal, require_vocabulary
+from modwright.metrics.lm_eval_tasks import (
     SEEDS,
     HarnessRecipe,
     HarnessTasks,
@@ -110,7 +110,7 @@ def run_harness(
     recipe = tasks.recipe
     import lm_eval
 
-    from modwright.tasks.harness_model import CountedModel
+    from modwright.metrics.lm_eval_model import CountedModel
 
     with eval_mode(model), torch.no_grad(), quiet_harness() as heard, seeded(model):
         begin = time.perf_counter()

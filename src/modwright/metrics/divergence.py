@@ -18,7 +18,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.data.text import TokenWindows, tokenizer_of
-from modwright.tasks.forward import (
+from modwright.metrics.forward import (
     PerplexityRecipe,
     call,
     cut_windows,
@@ -33,7 +33,7 @@ from modwright.tasks.forward import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Agreement", "EvalPositions", "agreement", "eval_positions_of", "require_comparable"]
+__all__ = ["Divergence", "EvalPositions", "divergence", "eval_positions_of", "require_comparable"]
 
 # The wide copies of the outputs are taken in slices of this many numbers (16 MiB in float64).
 _SLICE = 1 << 21
@@ -47,7 +47,7 @@ _NEEDS = (
 
 
 @dataclass(frozen=True)
-class Agreement:
+class Divergence:
     """How far a model is from its teacher.
 
     Attributes:
@@ -74,13 +74,13 @@ class Agreement:
         return all(math.isfinite(x) for x in (self.kl, self.cosine) if x is not None)
 
 
-def agreement(
+def divergence(
     teacher: Any,
     student: Any,
     tokenizer: Any,
     windows: PerplexityRecipe | TokenWindows,
     progress: Progress = SILENT,
-) -> Agreement:
+) -> Divergence:
     """Compare what two models say at the same tokens of the same windows.
 
     What is compared follows from what the models are. Of models that predict the next token: their
@@ -95,7 +95,7 @@ def agreement(
     Args:
         teacher: the original; a model, an opened checkpoint or an edit's result, as the student.
         student: what was made of it.
-        tokenizer: of both, see `modwright.tasks.vocabulary.require_same_tokenizer`. None will do
+        tokenizer: of both, see `modwright.metrics.vocabulary.require_same_tokenizer`. None will do
             for one's own sequences, where nothing has to be masked.
         windows: the recipe of the evaluation windows, or one's own sequences, padded or not.
         progress: told of every batch.
@@ -104,7 +104,7 @@ def agreement(
         InvalidInputError: the outputs cannot be compared; says which and why.
 
     Example:
-        ``agreement(original, smaller, tokenizer, PerplexityRecipe("lee")).kl``
+        ``divergence(original, smaller, tokenizer, PerplexityRecipe("lee")).kl``
     """
     teacher, student = model_of(teacher), model_of(student)
     tokenizer = None if tokenizer is None else tokenizer_of(tokenizer)
@@ -124,7 +124,7 @@ def agreement(
     recipe |= {"tokens_compared": places, **told}
     recipe |= {"dtype": dtype_of(student), "teacher_dtype": dtype_of(teacher)}
     means = {n: sums[n] / places if n in sums else None for n in ("kl", "top1", "cosine")}
-    return Agreement(**means, tokens=places, recipe=recipe, seconds=seconds)
+    return Divergence(**means, tokens=places, recipe=recipe, seconds=seconds)
 
 
 def require_comparable(teacher: PreTrainedModel, student: PreTrainedModel) -> str:

@@ -17,7 +17,7 @@ from modwright.anatomy.coerce import model_of
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.data.text import TokenizedText, tokenizer_of
-from modwright.tasks.forward import (
+from modwright.metrics.forward import (
     PerplexityRecipe,
     call,
     cut_windows,

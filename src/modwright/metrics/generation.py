@@ -16,7 +16,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.data.special_tokens import SpecialTokens, special_tokens
 from modwright.data.text import require_count, tokenizer_of
-from modwright.tasks.forward import dtype_of, position_limit
+from modwright.metrics.forward import dtype_of, position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,4 +1,4 @@
-"""Agreement equals what is computed by hand from the whole logits, and refuses what has none."""
+"""Divergence equals what is computed by hand from the whole logits, and refuses what has none."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from transformers import (
 
 from modwright.core.errors import InvalidInputError
 from modwright.data.text import from_sequences
-from modwright.tasks.agreement import agreement, require_comparable
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
+from modwright.metrics.divergence import divergence, require_comparable
+from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 
 
 def ids_of(path: str, tokenizer: Any = None) -> Tensor:
@@ -63,7 +63,7 @@ def test_next_tokens_equal_the_naive_loop(make: Any, batch_size: int, text: str)
     teacher = make()
     student = disturbed(teacher)
     recipe = PerplexityRecipe(text, windows=4, length=16, batch_size=batch_size)
-    found = agreement(teacher, student, word_tokenizer(), recipe)
+    found = divergence(teacher, student, word_tokenizer(), recipe)
     pieces = [(row, list(range(15))) for row in ids_of(text)[:64].view(4, 16)]
     kl, top1, count = naive(teacher, student, pieces)
     assert found.tokens == count == 60
@@ -82,7 +82,7 @@ def test_the_tokens_compared_are_those_that_perplexity_counts(
     teacher, tokenizer = llama(), word_tokenizer()
     student = disturbed(teacher)
     recipe = PerplexityRecipe(text, windows=5, length=12, stride=stride, bos=bos, batch_size=2)
-    found = agreement(teacher, student, tokenizer, recipe)
+    found = divergence(teacher, student, tokenizer, recipe)
     content, ids = 12 - bos, ids_of(text)
     used = content if stride is None else stride
     pieces = []
@@ -101,15 +101,15 @@ def test_the_tokens_compared_are_those_that_perplexity_counts(
 
 
 def test_a_model_agrees_with_itself_exactly(text: str) -> None:
-    found = agreement(llama(), llama(), word_tokenizer(), PerplexityRecipe(text, 3, 16))
+    found = divergence(llama(), llama(), word_tokenizer(), PerplexityRecipe(text, 3, 16))
     assert (found.kl, found.top1) == (0.0, 1.0)
 
 
 def test_the_direction_is_from_teacher_to_student(text: str) -> None:
     one = llama()
     other, recipe = disturbed(one, 0.3), PerplexityRecipe(text, 3, 16)
-    there = agreement(one, other, word_tokenizer(), recipe)
-    back = agreement(other, one, word_tokenizer(), recipe)
+    there = divergence(one, other, word_tokenizer(), recipe)
+    back = divergence(other, one, word_tokenizer(), recipe)
     assert there.top1 == back.top1
     assert there.kl is not None and abs(there.kl - back.kl) > 0.01 * there.kl
     assert there.recipe["direction"] == "KL(teacher || student)"
@@ -118,9 +118,9 @@ def test_the_direction_is_from_teacher_to_student(text: str) -> None:
 def test_slices_do_not_change_the_numbers(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = llama()
     given = (teacher, disturbed(teacher), word_tokenizer(), PerplexityRecipe(text, 2, 16))
-    whole = agreement(*given)
-    monkeypatch.setattr("modwright.tasks.agreement._SLICE", 2 * VOCABULARY)
-    assert agreement(*given).kl == pytest.approx(whole.kl, rel=1e-12)
+    whole = divergence(*given)
+    monkeypatch.setattr("modwright.metrics.divergence._SLICE", 2 * VOCABULARY)
+    assert divergence(*given).kl == pytest.approx(whole.kl, rel=1e-12)
 
 
 @pytest.mark.slow
@@ -141,7 +141,7 @@ def test_only_one_batch_of_logits_of_each_model_is_alive(text: str) -> None:
     for model in (teacher, student):
         model.register_forward_hook(watch)
     gc.freeze()  # what is there already need not be searched each time
-    agreement(teacher, student, word_tokenizer(), PerplexityRecipe(text, 10, 8, batch_size=2))
+    divergence(teacher, student, word_tokenizer(), PerplexityRecipe(text, 10, 8, batch_size=2))
     gc.unfreeze()
     assert len(alive) > 10
     assert most == 2
@@ -157,7 +157,7 @@ def test_padding_is_neither_compared_nor_seen(make: Any, side: str, text: str) -
     student, ids = disturbed(teacher), ids_of(text)
     rows = [ids[:20], ids[20:29], ids[29:31]]
     padded = from_sequences(rows, pad_id=3, side=side, batch_size=3)
-    found = agreement(teacher, student, word_tokenizer(), padded)
+    found = divergence(teacher, student, word_tokenizer(), padded)
     kl, top1, count = naive(teacher, student, [(row, list(range(len(row) - 1))) for row in rows])
     assert found.tokens == count == 19 + 8 + 1
     assert found.kl == pytest.approx(kl, rel=1e-4)
@@ -166,9 +166,9 @@ def test_padding_is_neither_compared_nor_seen(make: Any, side: str, text: str) -
 
 def test_own_sequences_need_no_tokenizer_and_a_text_does(text: str) -> None:
     teacher, own = llama(), from_sequences([ids_of(text)[:9]], pad_id=0)
-    assert agreement(teacher, disturbed(teacher), None, own).tokens == 8
+    assert divergence(teacher, disturbed(teacher), None, own).tokens == 8
     with pytest.raises(InvalidInputError, match="need the models' tokenizer"):
-        agreement(teacher, teacher, None, PerplexityRecipe(text, 2, 8))
+        divergence(teacher, teacher, None, PerplexityRecipe(text, 2, 8))
 
 
 def test_padding_of_an_encoder_is_neither_masked_nor_seen(text: str) -> None:
@@ -177,8 +177,8 @@ def test_padding_of_an_encoder_is_neither_masked_nor_seen(text: str) -> None:
     cls, sep = torch.tensor([tokenizer.cls_token_id]), torch.tensor([tokenizer.sep_token_id])
     ids = ids_of(text, tokenizer)
     rows = [torch.cat([cls, ids[a:b], sep]) for a, b in ((0, 20), (20, 28))]
-    together = agreement(teacher, student, tokenizer, from_sequences(rows, 45, batch_size=2))
-    alone = agreement(teacher, student, tokenizer, from_sequences(rows, 45, batch_size=1))
+    together = divergence(teacher, student, tokenizer, from_sequences(rows, 45, batch_size=2))
+    alone = divergence(teacher, student, tokenizer, from_sequences(rows, 45, batch_size=1))
     assert together.tokens == alone.tokens == 4  # tokens 3, 10, 17 and 24 of 28
     assert together.kl == pytest.approx(alone.kl, rel=1e-4)
 
@@ -189,7 +189,7 @@ def test_padding_of_an_encoder_is_neither_masked_nor_seen(text: str) -> None:
 def test_a_masked_language_model_is_compared_where_tokens_are_masked(text: str) -> None:
     teacher, tokenizer = tiny_bert(BertForMaskedLM), encoder_tokenizer()
     student = disturbed(teacher)
-    found = agreement(teacher, student, tokenizer, PerplexityRecipe(text, 3, 12, batch_size=2))
+    found = divergence(teacher, student, tokenizer, PerplexityRecipe(text, 3, 12, batch_size=2))
     pieces, seen = [], 0
     for window in ids_of(text, tokenizer)[:30].view(3, 10):
         positions = [at for at in range(10) if (seen + at) % 7 == 3]
@@ -209,14 +209,14 @@ def test_a_masked_language_model_is_compared_where_tokens_are_masked(text: str) 
 def test_windows_that_overlap_mask_only_their_new_tokens(text: str) -> None:
     teacher = tiny_bert(BertForMaskedLM)
     recipe = PerplexityRecipe(text, 4, 16, stride=7)
-    found = agreement(teacher, disturbed(teacher), encoder_tokenizer(), recipe)
+    found = divergence(teacher, disturbed(teacher), encoder_tokenizer(), recipe)
     assert found.tokens == 2 + 3  # of 14 new tokens in the first window, of 7 in each other
 
 
 def test_a_model_without_a_head_is_compared_by_its_hidden_states(text: str) -> None:
     teacher, tokenizer = tiny_bert(BertModel), encoder_tokenizer()
     student = disturbed(teacher)
-    found = agreement(teacher, student, tokenizer, PerplexityRecipe(text, 3, 12))
+    found = divergence(teacher, student, tokenizer, PerplexityRecipe(text, 3, 12))
     cosines = []
     for window in ids_of(text, tokenizer)[:30].view(3, 10):
         framed = torch.cat([torch.tensor([46]), window, torch.tensor([47])])[None]
@@ -231,7 +231,7 @@ def test_a_model_without_a_head_is_compared_by_its_hidden_states(text: str) -> N
 def test_a_decoder_without_a_head_has_hidden_states_too(text: str) -> None:
     torch.manual_seed(0)
     teacher = LlamaModel(llama().config).eval()
-    found = agreement(teacher, teacher, word_tokenizer(), PerplexityRecipe(text, 2, 8, bos=True))
+    found = divergence(teacher, teacher, word_tokenizer(), PerplexityRecipe(text, 2, 8, bos=True))
     assert found.tokens == 14
     assert found.cosine == pytest.approx(1.0, abs=1e-9)
     assert found.recipe["special_tokens"] == {"before": ["<bos>"], "after": []}
@@ -244,13 +244,13 @@ def test_a_broken_student_gives_no_number_and_no_agreement(text: str) -> None:
     teacher = llama()
     broken = llama()
     broken.lm_head.weight.data[:] = math.nan
-    found = agreement(teacher, broken, word_tokenizer(), PerplexityRecipe(text, 2, 16))
+    found = divergence(teacher, broken, word_tokenizer(), PerplexityRecipe(text, 2, 16))
     assert not found.finite
     assert found.top1 == 0.0
     encoder = tiny_bert(BertForMaskedLM)
     broken = tiny_bert(BertForMaskedLM)
     broken.bert.embeddings.word_embeddings.weight.data[:] = math.nan
-    found = agreement(encoder, broken, encoder_tokenizer(), PerplexityRecipe(text, 2, 16))
+    found = divergence(encoder, broken, encoder_tokenizer(), PerplexityRecipe(text, 2, 16))
     assert not found.finite
     assert found.recipe["compared"].endswith("masked"), "what the teacher is decides"
 
@@ -267,18 +267,18 @@ def test_a_token_that_both_rule_out_adds_nothing(text: str) -> None:
     student = disturbed(teacher)
     for model in (teacher, student):
         model.register_forward_hook(Never())
-    found = agreement(teacher, student, word_tokenizer(), PerplexityRecipe(text, 2, 16))
+    found = divergence(teacher, student, word_tokenizer(), PerplexityRecipe(text, 2, 16))
     assert found.finite and found.kl > 0
     student = disturbed(llama())
     student.register_forward_hook(Never())
-    found = agreement(llama(), student, word_tokenizer(), PerplexityRecipe(text, 2, 16))
+    found = divergence(llama(), student, word_tokenizer(), PerplexityRecipe(text, 2, 16))
     assert found.kl == math.inf and not found.finite
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_dtypes_may_differ_and_are_named(text: str, dtype: torch.dtype) -> None:
     recipe = PerplexityRecipe(text, 2, 16)
-    found = agreement(llama(), llama().to(dtype), word_tokenizer(), recipe)
+    found = divergence(llama(), llama().to(dtype), word_tokenizer(), recipe)
     assert 0 < found.kl < 0.02
     assert found.recipe["teacher_dtype"] == "float32"
     assert found.recipe["dtype"] == str(dtype).removeprefix("torch.")
@@ -290,10 +290,10 @@ def test_dtypes_may_differ_and_are_named(text: str, dtype: torch.dtype) -> None:
 def test_the_recipe_is_json_and_modes_are_restored(text: str) -> None:
     teacher, student = gpt2().train(), gpt2()
     recipe = PerplexityRecipe(text, 2, 8)
-    values = {agreement(teacher, student, word_tokenizer(), recipe).kl for _ in range(2)}
+    values = {divergence(teacher, student, word_tokenizer(), recipe).kl for _ in range(2)}
     assert values == {0.0}, "dropout is off"
     assert teacher.training and not student.training
-    told = agreement(teacher, student, word_tokenizer(), recipe).recipe
+    told = divergence(teacher, student, word_tokenizer(), recipe).recipe
     assert json.loads(json.dumps(told)) == told
     assert told["compared"] == "distribution of the next token"
     assert told["unit"] == "nats per token"
@@ -365,4 +365,4 @@ def test_windows_that_cannot_be_read_are_refused(
     model = tiny_bert(make)
     asked = PerplexityRecipe(text, **{"windows": 2, "length": 12, **recipe})
     with pytest.raises(InvalidInputError, match=said):
-        agreement(model, model, tokenizer(), asked)
+        divergence(model, model, tokenizer(), asked)

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from modwright.core.errors import InvalidInputError
-from modwright.tasks.generation import generate_sample, repetition
+from modwright.metrics.generation import generate_sample, repetition
 
 END = 50
 VOCABULARY = 52

@@ -32,7 +32,7 @@ from transformers import (
 )
 
 from modwright.core.errors import InvalidInputError
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
+from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 
 
 def ids_of(path: str) -> torch.Tensor:
@@ -103,7 +103,7 @@ def test_batch_size_does_not_change_the_number(text):
 def test_slices_of_the_logits_do_not_change_the_number(text, monkeypatch):
     recipe = PerplexityRecipe(text, windows=2, length=16)
     whole = perplexity(llama(), word_tokenizer(), recipe).nll_per_token
-    monkeypatch.setattr("modwright.tasks.perplexity._SLICE", 2 * VOCABULARY)
+    monkeypatch.setattr("modwright.metrics.perplexity._SLICE", 2 * VOCABULARY)
     assert perplexity(llama(), word_tokenizer(), recipe).nll_per_token == pytest.approx(whole)
 
 
