@@ -176,7 +176,42 @@ def _recipe_keys() -> str:
         inner = [kind for f in model.model_fields.values() for kind in _models_in(f.annotation)]
         waiting += [kind for kind in dict.fromkeys(inner) if kind not in waiting]
         lines += [f"## {model.__name__}", "", inspect.getdoc(model) or "", "", _keys(model), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, *_metric_keys()])
+
+
+def _metric_keys() -> list[str]:
+    from modwright.metrics.registry import in_order
+    from modwright.recipes.evaluating import metric_options
+
+    lines = []
+    for kind in in_order():
+        options = metric_options(kind)
+        lines += [f"### `evaluate: {{{kind.name}: …}}`", "", inspect.getdoc(options) or "", ""]
+        lines += [_keys(options), ""]
+    return lines
+
+
+def _metrics() -> str:
+    from modwright.metrics.registry import in_order
+    from modwright.recipes.evaluating import metric_options
+    from modwright.recipes.options import summary
+
+    rows = []
+    for kind in in_order():
+        measured = "yes, where the model can have it" if kind.by_default else "when it is named"
+        rows.append(
+            [
+                code(kind.name),
+                summary(kind),
+                ", ".join(column.label for column in kind.columns) or kind.title,
+                kind.unit or "–",
+                kind.direction or "–",
+                measured,
+                _codes(name for name in metric_options(kind).model_fields if name != "required"),
+            ]
+        )
+    heads = ["metric", "what it is", "columns", "unit", "better", "measured by recipes", "options"]
+    return table(heads, rows)
 
 
 def _training_keys() -> str:
@@ -233,6 +268,7 @@ def _value(default: Any) -> str:
 MAKERS = {
     "families": _families,
     "methods": _methods,
+    "metrics": _metrics,
     "options": _options,
     "packaged": _packaged,
     "presets": _presets,

@@ -258,8 +258,8 @@ def test_edit_takes_lists_by_repeating(
     assert (step["pairs"], step["sparsity"]) == (["mlp", "query_key"], 0.3)
     assert step["allocation"] == "uniform"
     assert step["calibration"]["length"] == 24
-    assert report["stages"][1]["quality"] is None
-    assert report["stages"][1]["speed"] is None
+    assert "perplexity" not in report["stages"][1]["measured"]
+    assert "speed" not in report["stages"][1]["measured"]
 
 
 def test_edit_makes_a_recipe_of_its_options(
@@ -278,7 +278,7 @@ def test_edit_makes_a_recipe_of_its_options(
     (recipe,) = asked
     assert (recipe.model, recipe.dtype) == ("m", "bfloat16")
     assert (recipe.calibration.length, recipe.calibration.seed) == (24, 3)
-    assert recipe.evaluate.perplexity.length == 24
+    assert recipe.evaluate.built["perplexity"].length == 24
     options = recipe.steps[0].options
     assert (options["n"], options["target"]) == (2, "block")
     assert (options["consecutive"], options["drop_norm"]) == (True, False)
@@ -292,7 +292,7 @@ def test_eval_gives_the_recipe_of_its_number(
 ) -> None:
     asked = f"eval {wordy_model} --data {wordy_text} --length 24 --windows 2"
     info = value(command(f"{asked} --bos --stride 12 --json"))
-    assert info["sample"] is None
+    assert "generation" not in info
     found = info["perplexity"]
     assert found["finite"] is True
     assert found["value"] > 1
@@ -330,7 +330,7 @@ def test_numbers_that_are_not_finite_are_still_json(
 ) -> None:
     from modwright.metrics import perplexity
 
-    monkeypatch.setattr(perplexity, "_total_nll", lambda *given: float("nan"))
+    monkeypatch.setattr(perplexity, "_window_nlls", lambda *given: [float("nan")])
     done = command(f"eval {wordy_model} --data {wordy_text} --length 8 --windows 1 --json")
     assert "NaN" not in done.out
     assert value(done)["perplexity"]["value"] is None

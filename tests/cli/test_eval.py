@@ -42,15 +42,15 @@ def test_against_the_original_both_are_measured(
     info = value(command(f"{line} --json"))
     assert info["model"] == other
     assert info["against"]["model"] == str(wordy_model)
-    assert info["against"]["agreement"] is None
+    assert "divergence" not in info["against"]
     assert info["perplexity"]["recipe"] == info["against"]["perplexity"]["recipe"]
-    near = info["agreement"]
+    near = info["divergence"]
     assert near["kl"] > 0 and 0 <= near["top1"] <= 1
     assert near["recipe"]["teacher"] == str(wordy_model)
     assert near["recipe"]["sha256"] == info["perplexity"]["recipe"]["sha256"]
     done = command(line)
     assert done.code == 0
-    for words in ("perplexity per token", "change", "agreement over 46 tokens: KL", "top-1"):
+    for words in ("Perplexity", "change", "divergence over 46 tokens: KL", "top-1"):
         assert words in done.out, words
     assert f"{info['perplexity']['value']:.4f} per token" in done.out
 
@@ -61,7 +61,7 @@ def test_tasks_of_ones_own_are_scored_offline_each_with_the_version(
     write_tasks(place / "tasks")
     line = asked(wordy_model, wordy_text, "--tasks words,text --include-path tasks --limit 5")
     info = value(command(f"{line} --json"))
-    scores = {score["task"]: score for score in info["harness"]["scores"]}
+    scores = {score["task"]: score for score in info["lm_eval"]["scores"]}
     assert set(scores) == {"words", "text"}
     assert scores["words"]["documents"] == 5
     assert all(score["harness"].startswith("lm-eval ") for score in scores.values())
@@ -79,7 +79,7 @@ def test_tasks_against_the_original_show_the_change(
     write_tasks(place / "tasks")
     more = f"--against {wordy_model} --tasks words --include-path tasks"
     info = value(command(asked(other, wordy_text, f"{more} --json")))
-    assert info["harness"]["recipe"] == info["against"]["harness"]["recipe"]
+    assert info["lm_eval"]["recipe"] == info["against"]["lm_eval"]["recipe"]
     done = command(asked(other, wordy_text, more))
     assert "words acc" in done.out and "±" in done.out
 
@@ -92,8 +92,11 @@ def test_an_encoder_against_its_original_has_a_cosine(
     word_tokenizer().save_pretrained(place / "encoder")
     done = command(asked("encoder", wordy_text, "--against encoder"))
     assert done.code == 0, done.err
-    assert "no perplexity: encoder is no causal language model" in done.out
-    assert "agreement over 48 tokens: cosine 1.0000" in done.out
+    assert (
+        "perplexity is not measured: it needs a causal language model, and encoder is none"
+        in done.out
+    )
+    assert "divergence over 48 tokens: cosine 1.0000" in done.out
     alone = command(asked("encoder", wordy_text))
     assert alone.code == 2
     assert "perplexity needs a causal language model" in alone.err

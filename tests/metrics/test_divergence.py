@@ -366,3 +366,57 @@ def test_windows_that_cannot_be_read_are_refused(
     asked = PerplexityRecipe(text, **{"windows": 2, "length": 12, **recipe})
     with pytest.raises(InvalidInputError, match=said):
         divergence(model, model, tokenizer(), asked)
+
+
+# Vocabularies that are padded differently, and how sure a number is
+
+
+def padded(model: Any, size: int) -> Any:
+    """The same model with more rows in its tables, which are large so that they would count."""
+    import copy
+
+    changed = copy.deepcopy(model)
+    changed.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        changed.get_output_embeddings().weight[VOCABULARY:] = 3.0
+    return changed
+
+
+def test_vocabularies_that_are_padded_differently_are_compared_over_the_tokenizers_ids(
+    text: str,
+) -> None:
+    teacher = llama()
+    student, recipe = disturbed(teacher), PerplexityRecipe(text, 4, 16, batch_size=3)
+    plain = divergence(teacher, student, word_tokenizer(), recipe)
+    for one, two in ((teacher, padded(student, 64)), (padded(teacher, 56), padded(student, 60))):
+        found = divergence(one, two, word_tokenizer(), recipe)
+        assert found.kl == pytest.approx(plain.kl, rel=1e-9)
+        assert found.top1 == plain.top1
+        assert found.recipe["vocabulary_compared"].startswith(
+            f"the {VOCABULARY} ids of the tokenizer"
+        )
+    assert "vocabulary_compared" not in plain.recipe
+    with pytest.raises(InvalidInputError, match=r"a vocabulary of 52 and .* of 64"):
+        require_comparable(teacher, padded(student, 64))
+
+
+def test_a_tokenizer_with_more_ids_than_one_of_the_models_is_refused(text: str) -> None:
+    teacher, student = padded(llama(), 64), llama()
+    tokenizer = word_tokenizer()
+    tokenizer.add_tokens([f"new{index}" for index in range(4)])
+    with pytest.raises(InvalidInputError, match="only at one size"):
+        divergence(teacher, student, tokenizer, PerplexityRecipe(text, 2, 16))
+
+
+def test_each_window_is_kept_and_the_interval_holds_the_mean(text: str) -> None:
+    teacher = llama()
+    student = disturbed(teacher)
+    found = divergence(teacher, student, word_tokenizer(), PerplexityRecipe(text, 7, 16))
+    rows = ids_of(text)[:112].view(7, 16)
+    each = [naive(teacher, student, [(row, list(range(15)))])[0] * 15 for row in rows]
+    assert found.by_window is not None and found.interval is not None
+    assert found.by_window["kl"] == pytest.approx(each, rel=1e-6)
+    assert found.by_window["counts"] == [15.0] * 7
+    assert found.interval["low"] < found.kl < found.interval["high"]
+    few = divergence(teacher, student, word_tokenizer(), PerplexityRecipe(text, 2, 16))
+    assert few.interval is None

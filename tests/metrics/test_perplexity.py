@@ -304,3 +304,21 @@ def test_smollm2_on_lee_is_what_the_reference_gives():
     measured = perplexity(model, tokenizer, PerplexityRecipe("lee"))
     assert measured.value == pytest.approx(30.9225, abs=0.01)
     assert measured.tokens == 6 * 511
+
+
+def test_each_window_is_kept_and_the_interval_holds_the_value(text: str) -> None:
+    model = llama()
+    found = perplexity(model, word_tokenizer(), PerplexityRecipe(text, 6, 16, batch_size=4))
+    ids = torch.tensor(word_tokenizer()(Path(text).read_text()).input_ids)[:96].view(6, 16)
+    with torch.no_grad():
+        logits = model(input_ids=ids).logits
+    each = [
+        float(F.cross_entropy(row[:-1], window[1:], reduction="sum"))
+        for row, window in zip(logits, ids)
+    ]
+    assert found.by_window is not None and found.interval is not None
+    assert found.by_window["nll"] == pytest.approx(each, rel=1e-5)
+    assert found.by_window["counts"] == [15.0] * 6
+    assert found.value == pytest.approx(math.exp(sum(each) / 90), rel=1e-5)
+    assert found.interval["low"] < found.value < found.interval["high"]
+    assert found.interval["windows"] == 6

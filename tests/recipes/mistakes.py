@@ -48,9 +48,21 @@ MISTAKES: dict[str, tuple[str, tuple[str, ...]]] = {
         "model: m\nevaluate:\n  harness: {tasks: [a], limit: 0}\n" + STEP,
         ("r.yaml line 3, evaluate.harness.limit", "must be 1 or more, not 0"),
     ),
-    "agreement that is a mapping": (
-        "model: m\nevaluate:\n  agreement: {}\n" + STEP,
-        ("r.yaml line 3, evaluate.agreement", "must be true or false"),
+    "divergence that is a number": (
+        "model: m\nevaluate:\n  divergence: 3\n" + STEP,
+        ("r.yaml line 3, evaluate.divergence", "must be a mapping with the keys", "not 3"),
+    ),
+    "a metric of another name": (
+        "model: m\nevaluate:\n  perplexty: {}\n" + STEP,
+        ("r.yaml line 3, evaluate.perplexty", "unknown key", "did you mean 'perplexity'?"),
+    ),
+    "a metric under two names": (
+        "model: m\nevaluate:\n  divergence: true\n  agreement: true\n" + STEP,
+        ("r.yaml line 2, evaluate", "names the metric divergence a second time"),
+    ),
+    "a metric that needs a mapping": (
+        "model: m\nevaluate:\n  accuracy: true\n" + STEP,
+        ("r.yaml line 3, evaluate.accuracy", "needs a mapping with images"),
     ),
     "unknown key in a flow mapping": (
         "model: m\nevaluate: {speed: {promt: 4}}\n" + STEP,

@@ -53,7 +53,7 @@ RECIPES = st.fixed_dictionaries(
             {},
             optional={
                 "perplexity": st.none() | st.fixed_dictionaries({}, optional={"windows": SIZES}),
-                "agreement": st.booleans(),
+                "agreement": st.booleans() | st.fixed_dictionaries({}, optional={"windows": SIZES}),
                 "harness": st.none()
                 | st.fixed_dictionaries(
                     {"tasks": st.lists(WORDS, min_size=1, max_size=2)},

@@ -37,7 +37,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     found = load_recipe(write(tmp_path, "model: here\n" + STEP))
     assert found.steps == [Step(method="llm_drop", options={"n": 1})]
     assert (found.dtype, found.seed, found.threads, found.output) == (None, 0, None, "")
-    assert found.evaluate.perplexity is not None
+    assert list(found.evaluate.built) == ["perplexity", "speed", "generation"]
     assert found.calibration.data == "lee-background"
 
 
@@ -68,8 +68,7 @@ def test_a_step_can_have_calibration_of_its_own(tmp_path: Path) -> None:
 
 def test_null_leaves_a_measurement_out(tmp_path: Path) -> None:
     found = load_recipe(write(tmp_path, "model: m\nevaluate: {speed: null}\n" + STEP))
-    assert found.evaluate.speed is None
-    assert found.evaluate.perplexity is not None
+    assert list(found.evaluate.built) == ["perplexity", "generation"]
 
 
 def test_anchors_and_merged_keys_are_plain_yaml(tmp_path: Path) -> None:
@@ -170,9 +169,9 @@ def test_extends_changes_mappings_key_by_key_and_lists_as_a_whole(tmp_path: Path
     found = load_recipe(file)
     assert (found.model, found.title) == ("m", "base")
     assert (found.calibration.windows, found.calibration.length) == (4, 99)
-    assert found.evaluate.perplexity is not None
-    assert (found.evaluate.perplexity.windows, found.evaluate.perplexity.stride) == (2, 5)
-    assert found.evaluate.speed is None
+    quality = found.evaluate.built["perplexity"]
+    assert (quality.windows, quality.stride) == (2, 5)
+    assert "speed" not in found.evaluate.built
     assert [step.method for step in found.steps] == ["modegpt"]
 
 
@@ -223,9 +222,8 @@ def test_set_changes_values_and_reads_them_as_yaml(tmp_path: Path) -> None:
     assert found.steps[1].options["pairs"] == ["mlp"]
     assert found.steps[1].calibration is not None
     assert found.steps[1].calibration.windows == 8
-    assert found.evaluate.generate is None
-    assert found.evaluate.speed is not None
-    assert found.evaluate.speed.prompt == 5
+    assert "generation" not in found.evaluate.built
+    assert found.evaluate.built["speed"].prompt == 5
     assert found.title == "a = b"
     assert load_recipe(file, ["steps.0={method: modegpt}"]).steps[0].method == "modegpt"
 

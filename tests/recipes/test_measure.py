@@ -14,17 +14,23 @@ from modwright.core.progress import SILENT
 from modwright.edits import apply as apply_plan
 from modwright.edits import remove
 from modwright.edits.plan import Plan
-from modwright.recipes.measure import Baseline, is_same_model, measure_stage
-from modwright.recipes.schema import Evaluate, Speed
-from modwright.report import Report, summary_sentences
+from modwright.metrics.registry import Subject
+from modwright.metrics.speed import is_same_model
+from modwright.recipes.measure import measure_stage
+from modwright.recipes.schema import Evaluate
+from modwright.report import Report, Stage, summary_sentences
 from modwright.surgery import apply, make_method
 
 EVALUATE = Evaluate(
     perplexity=None,
     generate=None,
-    speed=Speed(prompt=4, new_tokens=2, repeats=1, max_seconds=5),
+    speed={"prompt": 4, "new_tokens": 2, "repeats": 1, "max_seconds": 5},
     length=8,
 )
+
+
+def beside(model: Any, baseline: Any, first: Stage) -> Subject:
+    return Subject(model, reference=Subject(baseline, found=first.measured))
 
 
 class Counted:
@@ -41,22 +47,20 @@ class Counted:
 @pytest.mark.parametrize("name", ["tiny-llama", "tiny-gpt2", "tiny-bert"])
 def test_fault_A18_an_unchanged_model_is_not_timed_and_not_faster(tiny: Any, name: str) -> None:
     model = tiny(name)
-    first = measure_stage(model, None, EVALUATE, SILENT, name="before")
+    first = measure_stage(Subject(model), EVALUATE, SILENT, name="before")
     method = make_method("llm_drop", {"target": "attention", "n": 0})
     applied = apply(model, method)
     assert is_same_model(model, applied.model)
     seen = Counted(applied.model)
     after = measure_stage(
-        applied.model,
-        None,
+        beside(applied.model, model, first),
         EVALUATE,
         SILENT,
-        Baseline(model, first.speed),
         name="1 llm_drop",
         method="llm_drop",
     )
     assert seen.calls == 0 or name == "tiny-bert"
-    assert after.speed is not None and after.speed["unchanged"] is True
+    assert after.measured["speed"]["unchanged"] is True
     said = [
         line for line in summary_sentences(Report("r", stages=[first, after])) if "peed" in line
     ]
@@ -67,17 +71,16 @@ def test_fault_A18_an_unchanged_model_is_not_timed_and_not_faster(tiny: Any, nam
 
 def test_fault_A18_a_changed_model_carries_the_intervals_of_its_ratios(tiny: Any) -> None:
     model = tiny("tiny-llama")
-    first = measure_stage(model, None, EVALUATE, SILENT, name="before")
+    first = measure_stage(Subject(model), EVALUATE, SILENT, name="before")
     anatomy = Anatomy.of(model)
     plan = Plan.of(anatomy, "drop", remove(anatomy.blocks[0].attention))
     edited = apply(model, plan).model
-    after = measure_stage(
-        edited, None, EVALUATE, SILENT, Baseline(model, first.speed), name="1 x", method="x"
-    )
-    assert after.speed is not None and set(after.speed["ratios"]) == {"prefill", "decode"}
-    for ratio in after.speed["ratios"].values():
+    after = measure_stage(beside(edited, model, first), EVALUATE, SILENT, name="1 x", method="x")
+    speed = after.measured["speed"]
+    assert set(speed["ratios"]) == {"prefill", "decode"}
+    for ratio in speed["ratios"].values():
         assert ratio["low"] <= ratio["median"] <= ratio["high"] and ratio["pairs"] >= 6
-    assert "unchanged" not in after.speed
+    assert "unchanged" not in speed
 
 
 def test_models_differ_by_one_number(tiny: Any) -> None:
@@ -96,6 +99,6 @@ def test_a_stage_tells_the_states_that_a_model_keeps_and_only_then(tiny: Any) ->
     source = tiny("tiny-llama")
     model = apply_plan(source, toys(Anatomy.of(source), (1,)), check=False).model
     plain = Evaluate(perplexity=None, generate=None, speed=None, length=8)
-    stages = [measure_stage(m, None, plain, SILENT, name="x") for m in (source, model)]
+    stages = [measure_stage(Subject(m), plain, SILENT, name="x") for m in (source, model)]
     assert "state_bytes" not in stages[0].cost
     assert stages[1].cost["state_bytes"] == ToyRecurrent(48).state_bytes(torch.float32)

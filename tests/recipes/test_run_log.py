@@ -52,7 +52,7 @@ def test_a_finished_run_is_told_whole(recipe: MakeRecipe, tmp_path: Path) -> Non
         "measured 1 llm_drop",
         "measured 2 modegpt",
     ]
-    assert f"perplexity {done.report.after.perplexity}" in measured[-1]
+    assert f"perplexity {done.report.after.measured['perplexity']['value']}" in measured[-1]
 
 
 def test_the_resolved_recipe_can_be_copied_out_of_it(recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -35,40 +35,43 @@ def stage(
     timing: dict[str, Any] | None = None,
     ratios: dict[str, tuple[float, float, float, int]] | None = None,
     unchanged: bool = False,
+    by_window: dict[str, list[float]] | None = None,
     plain: bool = True,
     **cost: float,
 ) -> Stage:
     """A stage with unit costs, changed by ``cost``; a perplexity of None is not measured.
 
     ``recipe``, ``timing`` and ``asked`` are how perplexity, speed and scores were taken; ``ratios``
-    are median, low, high and number of pairs of a phase against the baseline.
+    are median, low, high and number of pairs of a phase against the baseline; ``by_window`` is what
+    perplexity has of each window.
     """
-    speed: dict[str, Any] = {
-        "decode_tokens_per_second": decode,
-        "prefill_tokens_per_second": prefill,
-    }
-    if ratios is not None:
-        names = ("median", "low", "high", "pairs")
-        speed["ratios"] = {phase: dict(zip(names, found)) for phase, found in ratios.items()}
-    if unchanged:
-        speed["unchanged"] = True
+    measured: dict[str, Any] = {}
+    if perplexity is not None:
+        windows = {} if by_window is None else {"by_window": by_window}
+        used = RECIPE if recipe is None else recipe
+        measured["perplexity"] = {"value": perplexity, "recipe": used, **windows}
+    if agreement is not None:
+        measured["divergence"] = agreement
+    if scores is not None:
+        measured["lm_eval"] = {"scores": scores, "recipe": ASKED if asked is None else asked}
+    if decode is not None or prefill is not None:
+        measured["speed"] = {
+            "decode_tokens_per_second": decode,
+            "prefill_tokens_per_second": prefill,
+            "recipe": TIMING if timing is None else timing,
+            **({"unchanged": True} if unchanged else {}),
+        }
+        if ratios is not None:
+            names = ("median", "low", "high", "pairs")
+            found = {phase: dict(zip(names, ends)) for phase, ends in ratios.items()}
+            measured["speed"]["ratios"] = found
+    if repetition is not None:
+        measured["generation"] = {"prompt": "Say.", "text": text, "repetition": repetition}
     return Stage(
         name,
         method=None if name == "before" else name.split()[-1],
         cost={**COST, **cost},
-        quality=None
-        if perplexity is None
-        else {"perplexity": perplexity, "recipe": RECIPE if recipe is None else recipe},
-        agreement=agreement,
-        harness=None
-        if scores is None
-        else {"scores": scores, "recipe": ASKED if asked is None else asked},
-        speed=None
-        if decode is None and prefill is None
-        else {**speed, "recipe": TIMING if timing is None else timing},
-        sample=None
-        if repetition is None
-        else {"prompt": "Say.", "text": text, "repetition": repetition},
+        measured=measured,
         plain=plain,
     )
 

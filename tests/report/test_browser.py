@@ -88,9 +88,16 @@ def hard(example: Report) -> Report:
         notes=[long],
         options={long: long},
         servable={"a": long},
-        sample={"prompt": long, "text": long},
+        measured={**example.after.measured, "generation": {"prompt": long, "text": long}},
     )
-    broken = replace(example.after, name="3 broken", quality={"perplexity": None, "finite": False})
+    broken = replace(
+        example.after,
+        name="3 broken",
+        measured={
+            **example.after.measured,
+            "perplexity": {"value": None, "finite": False},
+        },
+    )
     return replace(
         example,
         title=long,

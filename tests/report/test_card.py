@@ -69,7 +69,8 @@ def test_a_plain_result_does_not_need_us() -> None:
 
 def test_code_quotes_any_prompt_and_place() -> None:
     odd = 'a "quote", a \\ and\na line \' 日本 🙂'
-    last = Stage("1 x", "x", sample={"prompt": odd, "text": "t", "settings": {"chat": True}})
+    written = {"prompt": odd, "text": "t", "settings": {"chat": True}}
+    last = Stage("1 x", "x", measured={"generation": written})
     tree = ast.parse(code(model_card(report(Stage("before"), last), location=odd)))
     strings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
     assert strings.count(odd) == 2

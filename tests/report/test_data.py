@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modwright.core.errors import InvalidInputError
-from modwright.report import Report, Stage
+from modwright.report import Report, Stage, render_markdown
 
 from .conftest import EXAMPLE
 
@@ -51,33 +51,50 @@ def test_what_is_passed_in_is_copied() -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), float("-inf")])
 def test_a_perplexity_that_is_no_number_is_marked(value: float) -> None:
-    stage = Stage("before", quality={"perplexity": value, "recipe": {}})
-    assert stage.is_broken and stage.perplexity is None
-    assert stage.quality == {"perplexity": None, "recipe": {}, "finite": False}
+    stage = Stage("before", measured={"perplexity": {"value": value, "recipe": {}}})
+    assert stage.broken == ["perplexity"]
+    assert stage.measured["perplexity"] == {"value": None, "recipe": {}, "finite": False}
 
 
 def test_a_number_marked_as_not_finite_is_not_used() -> None:
-    assert Stage("before", quality={"perplexity": 3.0, "finite": False}).is_broken
+    stage = Stage("before", measured={"perplexity": {"value": 3.0, "finite": False}})
+    assert stage.broken == ["perplexity"]
 
 
 def test_agreement_and_scores_that_are_no_numbers_are_marked() -> None:
-    found = Stage("before", agreement={"kl": float("inf"), "top1": 0.5}).agreement
-    assert found == {"kl": None, "top1": 0.5, "finite": False}
-    assert Stage("before", agreement={"cosine": 0.5}).agreement == {"cosine": 0.5, "finite": True}
-    assert Stage("before", harness={"scores": []}).harness == {"scores": [], "finite": True}
-    read = Stage.from_dict(Stage("before", agreement={"kl": float("nan"), "top1": 0.5}).to_dict())
-    assert read.agreement == {"kl": None, "top1": 0.5, "finite": False}
+    def found(name: str, **values: Any) -> dict[str, Any]:
+        return Stage("before", measured={name: values}).measured[name]
+
+    broken = {"kl": None, "top1": 0.5, "finite": False}
+    assert found("divergence", kl=float("inf"), top1=0.5) == broken
+    assert found("divergence", cosine=0.5) == {"cosine": 0.5, "finite": True}
+    assert found("lm_eval", scores=[]) == {"scores": [], "finite": True}
+    stage = Stage("before", measured={"divergence": {"kl": float("nan"), "top1": 0.5}})
+    assert Stage.from_dict(stage.to_dict()).measured["divergence"] == broken
 
 
-def test_a_report_of_format_1_is_still_read() -> None:
-    stored = json.loads(EXAMPLE.with_name("report_format_1.json").read_text(encoding="utf-8"))
-    assert stored["format"] == 1
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_report_of_an_older_format_is_still_read(number: int) -> None:
+    stored = json.loads(EXAMPLE.with_name(f"report_format_{number}.json").read_text("utf-8"))
+    assert stored["format"] == number
     read = Report.from_dict(stored)
-    assert [stage.perplexity for stage in read.stages] == [
-        stage["quality"]["perplexity"] for stage in stored["stages"]
-    ]
-    assert read.before.agreement is None and read.before.harness is None
-    assert read.to_dict()["format"] == 2
+    names = {"quality": "perplexity", "agreement": "divergence", "harness": "lm_eval"}
+    names |= {"speed": "speed", "sample": "generation"}
+    for stage, old in zip(read.stages, stored["stages"]):
+        there = {names[field] for field in names if old.get(field) is not None}
+        assert set(stage.measured) == there
+        assert stage.measured["perplexity"]["value"] == old["quality"]["perplexity"]
+        assert stage.measured["perplexity"]["recipe"] == old["quality"]["recipe"]
+        assert stage.measured["generation"]["text"] == old["sample"]["text"]
+    assert read.to_dict()["format"] == 3
+    assert Report.from_dict(read.to_dict()) == read
+
+
+def test_a_metric_that_is_not_registered_here_is_kept_and_its_recipe_shown() -> None:
+    values = {"value": 3.0, "recipe": {"data": "somewhere"}, "own": [1, 2]}
+    read = Stage.from_dict(Stage("before", measured={"of_a_plugin": values}).to_dict())
+    assert read.measured["of_a_plugin"] == values
+    assert "somewhere" in render_markdown(Report("r", stages=[read]))
 
 
 REFUSED: list[tuple[Callable[[], object], str]] = [
@@ -94,13 +111,22 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Stage("a", notes="one"), "stage 'a', notes: must be a list, not 'one'"),  # type: ignore[arg-type]
     (lambda: Stage("a", plain=None), "plain: must be true or false"),  # type: ignore[arg-type]
     (lambda: Stage("a", cost={"parameters": "many"}), "cost.parameters: must be a number"),
-    (lambda: Stage("a", agreement={"top1": "most"}), "agreement.top1: must be a number"),
-    (lambda: Stage("a", harness={"scores": [{}]}), "harness.scores.0.name: is missing"),
     (
-        lambda: Stage("a", harness={"scores": [{"name": "x acc", "value": "high"}]}),
-        "harness.scores.0.value: must be a number",
+        lambda: Stage("a", measured={"divergence": {"top1": "most"}}),
+        "measured.divergence.top1: must be a number",
     ),
-    (lambda: Stage("a", sample={"text": 3}), "sample.text: must be text"),
+    (
+        lambda: Stage("a", measured={"lm_eval": {"scores": [{}]}}),
+        "measured.lm_eval.scores.0.name: is missing",
+    ),
+    (
+        lambda: Stage("a", measured={"lm_eval": {"scores": [{"name": "x acc", "value": "high"}]}}),
+        "measured.lm_eval.scores.0.value: must be a number",
+    ),
+    (
+        lambda: Stage("a", measured={"generation": {"text": 3}}),
+        "measured.generation.text: must be text",
+    ),
     (lambda: Stage("a", shape=[{"mlp": 3}]), "shape.0.attention: is missing"),
     (
         lambda: Stage("a", shape=[{"mlp": 3, "attention": {"heads": 1}}]),
@@ -112,7 +138,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: Report.from_dict({"stages": []}), "needs the field 'title'"),
     (lambda: Report.from_dict({"title": "r", "stages": {}}), "must be a list"),
     (lambda: Report.from_dict([]), "a mapping of fields"),  # type: ignore[arg-type]
-    (lambda: Stage.from_dict({"name": "a", "sampel": {}}), "did you mean 'sample'"),
+    (lambda: Stage.from_dict({"name": "a", "measurd": {}}), "did you mean 'measured'"),
 ]
 
 

@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from modwright.report import Report, Stage, render_html, summary_sentences
-from modwright.report.columns import shown_metrics
-from modwright.report.summary import RULES
+from modwright.report.columns import shown_columns
+from modwright.report.summary import summary_rules
 from modwright.report.tables import measured, serving_rows
 
 from .small import report, stage
@@ -87,18 +87,18 @@ def test_every_number_of_the_table_is_there(example: Report, page: Page) -> None
         attrs["data-value"] for tag, attrs in page.tags if tag == "td" and "data-value" in attrs
     }
     for shown in example.stages:
-        for metric in shown_metrics(example):
+        for metric in shown_columns(example):
             assert metric.cell(shown) in page.text
             value = metric.of(shown)
             assert ("" if value is None else str(value)) in values
             assert metric.change_cell(example.before, shown) in page.text
-    assert len(shown_metrics(example)) == 13
+    assert len(shown_columns(example)) == 13
 
 
 def test_every_sentence_rule_and_recipe_entry_is_there(example: Report, page: Page) -> None:
     for line in summary_sentences(example):
         assert all(part.strip() in page.text for part in line.split("`"))
-    for word, rule in RULES:
+    for word, rule in summary_rules():
         assert word in page.text and rule in page.text
     for entry in measured(example):
         for name, value in entry.recipe.items():
@@ -110,8 +110,8 @@ def test_the_rest_of_the_report_is_there(example: Report, page: Page, html: str)
         assert shown.title in page.text
         assert all(note in page.text for note in shown.notes)
         assert all(f"{n} {word}" in page.text for word, n in shown.accounting.items())
-    for sample in (example.before.sample, example.after.sample):
-        assert sample is not None and sample["text"] in page.text
+    for shown in (example.before, example.after):
+        assert shown.measured["generation"]["text"] in page.text
     for cells in serving_rows(example.after):
         assert all(part.strip() in page.text for cell in cells for part in cell.split("`"))
     assert example.reproduce in page.text
@@ -129,8 +129,10 @@ def test_text_from_the_report_is_escaped() -> None:
         options={ATTACK: ATTACK},
         seconds={ATTACK: 1.0},
         cost={"parameters": 5, "recipe": {ATTACK: ATTACK}},
-        quality={"perplexity": 3.0, "recipe": {"data": ATTACK}},
-        sample={"prompt": ATTACK, "text": ATTACK, "repetition": 0.9},
+        measured={
+            "perplexity": {"value": 3.0, "recipe": {"data": ATTACK}},
+            "generation": {"prompt": ATTACK, "text": ATTACK, "repetition": 0.9},
+        },
         reasons={"scores": {"mlp": [1.0, 2.0]}, "meaning": ATTACK, ATTACK: [ATTACK]},
         notes=[ATTACK, f"`{ATTACK}`"],
         accounting={ATTACK: 3},
@@ -166,7 +168,10 @@ def test_equal_reports_give_equal_pages(example: Report, html: str) -> None:
         [Stage("before"), Stage("1 x", "x")],
         [stage(perplexity=float("nan")), stage("1 x", perplexity=float("inf"))],
         [stage(), stage("1 x", perplexity=3e9, repetition=1.0, text="")],
-        [Stage("before", sample={"text": "no prompt"}), Stage("1 x", "x", sample={"prompt": "p"})],
+        [
+            Stage("before", measured={"generation": {"text": "no prompt"}}),
+            Stage("1 x", "x", measured={"generation": {"prompt": "p"}}),
+        ],
     ],
     ids=["one empty stage", "two empty stages", "not finite", "far off", "half a sample"],
 )

@@ -6,7 +6,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from modwright.report import Report, Stage, render_markdown, summary_sentences
-from modwright.report.columns import shown_metrics
+from modwright.report.columns import shown_columns
 from modwright.report.pages import fenced, inline
 from modwright.report.tables import measured
 
@@ -36,7 +36,7 @@ def plain(html: str) -> str:
 def test_every_number_sentence_and_recipe_is_there(example: Report) -> None:
     text = plain(rendered(render_markdown(example)))
     for shown in example.stages:
-        for metric in shown_metrics(example):
+        for metric in shown_columns(example):
             assert metric.cell(shown) in text
             assert metric.change_cell(example.before, shown) in text
         assert shown.title in text
@@ -54,7 +54,7 @@ def test_tables_are_tables(example: Report) -> None:
         assert not line.startswith("|") or line.endswith("|")
     rows = re.findall(r"<tr>(.*?)</tr>", html.split("</table>")[0], re.DOTALL)
     assert len(rows) == 1 + len(example.stages)
-    assert {len(re.findall(r"<t[hd]", row)) for row in rows} == {1 + len(shown_metrics(example))}
+    assert {len(re.findall(r"<t[hd]", row)) for row in rows} == {1 + len(shown_columns(example))}
 
 
 @pytest.mark.parametrize("text", ATTACKS)

@@ -4,8 +4,9 @@ import re
 
 import pytest
 
+from modwright.metrics.generation import REPEATS
+from modwright.metrics.perplexity import FAR_OUTSIDE, NEARLY_FREE
 from modwright.report import Report, Stage, summary_sentences
-from modwright.report.summary import FAR_OUTSIDE, NEARLY_FREE, REPEATS
 
 from .small import ASKED, near, report, score, stage
 
@@ -72,7 +73,7 @@ CASES: list[tuple[str, list[Stage], str, str]] = [
     (
         "not measured",
         [stage(perplexity=None), stage("1 x", perplexity=None)],
-        r"Perplexity was not measured, so nothing is said about quality\.",
+        r"Quality was not measured, so nothing is said about it\.",
         "rose|stayed",
     ),
     (
@@ -187,7 +188,7 @@ CASES: list[tuple[str, list[Stage], str, str]] = [
             ),
         ],
         r"have a mean cosine of 0\.9877 at 30 tokens of text\.",
-        "nothing is said about quality|nats",
+        "nothing is said about it|nats",
     ),
     (
         "a score fell beyond its error",
@@ -219,7 +220,11 @@ CASES: list[tuple[str, list[Stage], str, str]] = [
         "a score of a model that gives NaN",
         [
             stage(scores=[score(0.8)]),
-            Stage("1 x", "x", harness={"scores": [score(None)], "finite": False, "recipe": ASKED}),
+            Stage(
+                "1 x",
+                "x",
+                measured={"lm_eval": {"scores": [score(None)], "finite": False, "recipe": ASKED}},
+            ),
         ],
         r"words acc cannot be said: the model gives NaN \(words ",
         "words acc rose|words acc fell|compared",

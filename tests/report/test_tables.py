@@ -2,16 +2,16 @@ from __future__ import annotations
 
 from modwright.core.formatting import MISSING, bytes_text
 from modwright.report import Report
-from modwright.report.columns import METRICS, shown_metrics
+from modwright.report.columns import all_columns, shown_columns
 from modwright.report.tables import by_layer, measured, samples
 
 from .small import report, stage
 
-BY_NAME = {metric.name: metric for metric in METRICS}
+BY_NAME = {metric.name: metric for metric in all_columns()}
 
 
 def test_columns_without_a_number_are_left_out() -> None:
-    names = {metric.name for metric in shown_metrics(report(stage(perplexity=None)))}
+    names = {metric.name for metric in shown_columns(report(stage(perplexity=None)))}
     assert "parameters" in names
     assert not names & {"perplexity", "decode_tokens_per_second"}
 
@@ -19,7 +19,7 @@ def test_columns_without_a_number_are_left_out() -> None:
 def test_a_broken_model_keeps_the_perplexity_column() -> None:
     broken = stage("1 x", perplexity=float("inf"))
     metric = BY_NAME["perplexity"]
-    assert metric in shown_metrics(report(stage(perplexity=None), broken))
+    assert metric in shown_columns(report(stage(perplexity=None), broken))
     assert metric.cell(broken) == "not finite"
     assert metric.change_cell(stage(), broken) == ""
 
@@ -63,7 +63,7 @@ def test_a_recipe_that_holds_for_all_stages_stands_once(example: Report) -> None
     found = [(entry.title, entry.stages) for entry in measured(example)]
     assert found == [
         ("Perplexity", ()),
-        ("Agreement with the baseline", ("1 llm_drop", "2 modegpt")),
+        ("Divergence from the baseline", ("1 llm_drop", "2 modegpt")),
         ("Harness scores", ()),
         ("Cost (counted, not timed)", ()),
         ("Speed (timed)", ()),
@@ -97,4 +97,4 @@ def test_states_have_a_column_where_a_stage_keeps_one() -> None:
     without, one = stage(), stage("1 x", state_bytes=2_000)
     assert (metric.cell(without), metric.cell(one)) == (MISSING, bytes_text(2_000))
     for stages, shown in (([without], False), ([without, one], True)):
-        assert (metric in shown_metrics(report(*stages))) == shown
+        assert (metric in shown_columns(report(*stages))) == shown

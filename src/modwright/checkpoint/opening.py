@@ -23,7 +23,7 @@ from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.modes import set_eval
 from modwright.core.progress import SILENT, Progress
 
-__all__ = ["DTYPES", "Checkpoint", "check_finite", "open"]
+__all__ = ["DTYPES", "Checkpoint", "check_finite", "known_device", "open"]
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 # Words of from_pretrained, and ours.
@@ -134,7 +134,7 @@ def open(
         return source
     if not isinstance(source, str | os.PathLike | Source):
         return _open_live(source, dtype=dtype, device=device, head=head)
-    kind, place, found = _dtype(dtype), _device(device), locate(source)
+    kind, place, found = _dtype(dtype), known_device(device), locate(source)
     if found.path is None:
         loaded = _open_preset(found, kind, place, head)
     elif found.is_gguf:
@@ -201,7 +201,7 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     return found
 
 
-def _device(device: str | torch.device | None) -> torch.device | None:
+def known_device(device: str | torch.device | None) -> torch.device | None:
     """The device, tried out; None for the CPU."""
     if device is None:
         return None

@@ -105,6 +105,7 @@ def cost(
     model: arg.Model,
     length: arg.Length = 512,
     batch: Annotated[int, Option(help="Sequences at once.")] = 1,
+    device: arg.Device = None,
     dtype: arg.Dtype = None,
     measure: Annotated[bool, Option("--measure", help="Also time prefill and decode.")] = False,
     new_tokens: Annotated[int, Option(help="Tokens to decode when timing.")] = 32,
@@ -120,7 +121,7 @@ def cost(
     from modwright.cost import count, measure_speed
 
     progress = make_progress()
-    opened = open_checkpoint(model, dtype=dtype, progress=progress)
+    opened = open_checkpoint(model, dtype=dtype, device=device, progress=progress)
     counted = count(opened.model, length=length, batch=batch)
     speed = None
     if measure:
@@ -144,6 +145,8 @@ def plan(
     recipe: arg.Recipe,
     changes: arg.Set = None,
     plugins: arg.Plugins = None,
+    device: arg.Device = None,
+    dtype: arg.Dtype = None,
     save: Annotated[
         Path | None,
         Option(
@@ -165,7 +168,8 @@ def plan(
 
     if save is not None:
         require_new_directory(save, force)
-    asked = load_recipe(recipe, changes or (), arg.named_plugins(plugins))
+    changed = arg.with_options(changes, device=device, dtype=dtype)
+    asked = load_recipe(recipe, changed, arg.named_plugins(plugins))
     progress = make_progress()
     opened = open_model(asked, progress)
     expected = estimate_resources(asked, opened.model, opened.name)
@@ -227,6 +231,8 @@ def upscale(
         Option(help="Side of square tiles; without it the whole image is taken at once."),
     ] = None,
     overlap: Annotated[int, Option(help="Pixels that neighboring tiles share.")] = 32,
+    device: arg.Device = None,
+    dtype: arg.Dtype = None,
     force: arg.ReplaceFile = False,
 ) -> None:
     """Upscale an image with a super-resolution model.
@@ -245,7 +251,7 @@ def upscale(
 
     require_new(out, force)
     small = torch.from_numpy(np.asarray(read_image(image, single=True)).copy()).permute(2, 0, 1)
-    opened: Any = open_checkpoint(str(model)).model
+    opened: Any = open_checkpoint(str(model), device=device, dtype=dtype).model
     if not hasattr(opened.config, "upscale"):
         raise InvalidInputError(f"{model}: {type(opened).__name__} is not a super-resolution model")
     large = upscale_image(set_eval(opened), small, tile, overlap)

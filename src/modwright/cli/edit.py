@@ -13,6 +13,7 @@ from typer import Option
 
 from modwright.cli import parameters as arg
 from modwright.cli.console import log, make_progress
+from modwright.metrics.registry import in_order
 from modwright.recipes.load import parse_recipe
 from modwright.recipes.options import option_help, summary
 from modwright.recipes.schema import Data
@@ -110,6 +111,7 @@ def _edit(
         int, Option(help="Tokens of a window, in calibration and perplexity.")
     ] = _DATA.length,
     seed: Annotated[int | None, Option(help="Draw calibration windows at random with it.")] = None,
+    device: arg.Device = None,
     dtype: arg.Dtype = None,
     no_eval: Annotated[
         bool, Option("--no-eval", help="Count the cost, measure nothing else.")
@@ -122,14 +124,17 @@ def _edit(
     from modwright.recipes.run import run
 
     make_method(method, options)  # refuses in the words of the command line, not of a recipe
-    nothing = {"perplexity": None, "generate": None, "speed": None}
+    nothing = {kind.name: None for kind in in_order() if kind.by_default}
     recipe = parse_recipe(
         {
             "model": model,
             "dtype": dtype,
+            "device": device,
             "calibration": {"data": data, "windows": windows, "length": length, "seed": seed},
             "steps": [{"method": method, "options": options}],
-            "evaluate": nothing if no_eval else {"perplexity": {"length": length}},
+            "evaluate": nothing
+            if no_eval
+            else {"perplexity": {"length": length, "required": False}},
         },
         name=f"edit {method}",
         plugins=arg.named_plugins(None),

@@ -8,9 +8,20 @@ from typing import Annotated, Any
 
 from typer import Argument, Option
 
-__all__ = ["TEXTS", "Dtype", "Force", "Json", "Length", "Model", "Out", "OutOrRecipe", "Plugins"]
+__all__ = [
+    "TEXTS",
+    "Device",
+    "Dtype",
+    "Force",
+    "Json",
+    "Length",
+    "Model",
+    "Out",
+    "OutOrRecipe",
+    "Plugins",
+]
 __all__ += ["Recipe", "ReplaceFile", "Set", "key_values", "named_plugins", "set_option"]
-__all__ += ["to_output"]
+__all__ += ["to_output", "with_options"]
 
 TEXTS = (
     "lee, lee-background, fortunes, a text file, a folder of them, a file of rows "
@@ -66,6 +77,18 @@ Dtype = Annotated[
         help="Type of the weights: float32, bfloat16, float16 or float64; the source's by default."
     ),
 ]
+
+
+Device = Annotated[
+    str | None,
+    Option(metavar="NAME", help="Where the model runs: cpu, cuda, cuda:1; the CPU by default."),
+]
+
+
+def with_options(changes: Sequence[str] | None, **options: str | None) -> list[str]:
+    """What ``--set`` was given, and options of a command that are keys of its recipe."""
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    return [*(changes or ()), *given]
 
 
 def named_plugins(given: Sequence[str] | None) -> list[str]:

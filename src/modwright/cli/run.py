@@ -18,6 +18,8 @@ def run(
     out: arg.OutOrRecipe = None,
     changes: arg.Set = None,
     plugins: arg.Plugins = None,
+    device: arg.Device = None,
+    dtype: arg.Dtype = None,
     force: arg.Force = False,
     no_check: Annotated[
         bool, Option("--no-check", help="Do not reopen the result in a new process.")
@@ -44,7 +46,8 @@ def run(
 
     with distributed.init_distributed():
         with distributed.fail_together():
-            asked = load_recipe(recipe, changes or (), arg.named_plugins(plugins))
+            changed = arg.with_options(changes, device=device, dtype=dtype)
+            asked = load_recipe(recipe, changed, arg.named_plugins(plugins))
         progress = make_progress()
         if dry_run:
             tried = rehearsing.dry_run(asked, out, force=force, progress=progress, log=log)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +12,13 @@ from rich.text import Text
 
 from modwright.cli.console import log, output
 from modwright.core.formatting import (
-    difference_text,
     format_bytes,
     format_number,
-    nats_text,
-    score_text,
 )
 
 if TYPE_CHECKING:
     from modwright.checkpoint.export import Exported
     from modwright.edits import Plan
-    from modwright.metrics.lm_eval import Score
     from modwright.papers import Paper
     from modwright.recipes.dry_run import DryRun
     from modwright.recipes.estimate import ResourceEstimate
@@ -40,14 +35,15 @@ _bytes = partial(format_number, unit="B")
 def show_result(result: RunResult) -> None:
     """The before/after table, the summary sentences in words, and how to load the result."""
     from modwright.report import summary_sentences
+    from modwright.report.tables import sample_of
 
     report, console = result.report, output()
     console.print(_before_after(report))
     for sentence in summary_sentences(report):
         console.print(f"- {sentence}")
     for stage in (report.before, report.after):
-        if stage.sample is not None:
-            console.print(f"{stage.name} writes: {stage.sample['text'].strip()}")
+        if (sample := sample_of(stage)) is not None:
+            console.print(f"{stage.name} writes: {str(sample.get('text', '')).strip()}")
     if result.reopened is not None:
         console.print(f"checked: {result.reopened}")
     console.print(f"checkpoint and report.html: {result.output}")
@@ -88,17 +84,24 @@ def _table(
 
 def _before_after(report: Any) -> Table:
     """One row per stage. Where runs were paired, a row's speed is how many times as fast it is."""
-    from modwright.report.speeds import speed_cells
+    from modwright.metrics.registry import in_order
+    from modwright.metrics.speed_words import speed_cells
+    from modwright.report.columns import shown_columns
 
-    numbers = ("parameters", "bytes", "perplexity", "KV bytes", "prefill tok/s", "decode tok/s")
+    shown = {column.group: column for column in reversed(shown_columns(report))}
+    quality = [
+        shown[metric.name] for metric in in_order() if metric.is_quality and metric.name in shown
+    ][:2]  # the table is narrow; the sentences and report.html have all
+    labels = [column.label.partition(",")[0] for column in quality]
+    labels = [label.lower() if label.istitle() else label for label in labels]
+    numbers = ("parameters", "bytes", *labels, "KV bytes", "prefill tok/s", "decode tok/s")
     table = _table(report.title, ["stage"], numbers)
     for stage in report.stages:
         counts = [stage.cost.get(key) for key in ("parameters", "stored_bytes", "kv_bytes")]
         weights, stored, cache = ("-" if n is None else f"{int(n):,}" for n in counts)
-        quality = "-" if stage.perplexity is None else f"{stage.perplexity:,.2f}"
-        quality = "broken" if stage.is_broken else quality
+        cells = ["broken" if one.is_broken(stage) else one.cell(stage) for one in quality]
         speeds = speed_cells(report.before, stage)
-        table.add_row(stage.title or stage.name, weights, stored, quality, cache, *speeds)
+        table.add_row(stage.title or stage.name, weights, stored, *cells, cache, *speeds)
     return table
 
 
@@ -203,72 +206,36 @@ def paper_lines(one: Paper) -> Group:
     return Group(*lines)
 
 
-def evaluation_lines(found: Evaluation, sample: Any = None) -> Group:
+def evaluation_lines(found: Evaluation) -> Group:
     """All numbers with their recipes; a table of both models where there are two."""
-    lines: list[Any] = []
-    if found.against is not None:
-        lines.append(_both(found, found.against))
-    if found.perplexity is not None:
-        number = found.perplexity
-        lines += [
-            f"perplexity {number.value:.4f} per token over {number.tokens:,} tokens",
-            f"  {number.bits_per_byte:.4f} bits per byte; {number.word_perplexity:,.1f} per word",
-            _recipe(number.recipe),
-        ]
-    elif found.agreement is not None:
-        lines.append(f"no perplexity: {found.model} is no causal language model")
-    if found.agreement is not None:
-        near = found.agreement
-        lines.append(f"agreement over {near.tokens:,} tokens: {', '.join(_near(near))}")
-        lines.append(_recipe(near.recipe))
-    if found.harness is not None:
-        lines += [*map(_said, found.harness.scores), _recipe(found.harness.recipe)]
-    if sample is not None:
-        lines.append(f"after {sample.prompt!r}: {sample.text.strip()}")
+    from modwright.metrics.registry import in_order
+
+    lines: list[Any] = [] if found.against is None else [_both(found, found.against)]
+    lines += [f"{name} is not measured: it {why}" for name, why in found.left_out.items()]
+    for metric in in_order():
+        if (values := found.measured.get(metric.name)) is not None:
+            lines += metric.lines(values)
+            lines += [_recipe(recipe)] if (recipe := values.get("recipe")) else []
     return Group(*lines)
-
-
-def _near(near: Any) -> Iterator[str]:
-    if near.kl is not None:
-        yield f"KL {nats_text(near.kl)} nats per token"
-    if near.top1 is not None:
-        yield f"top-1 {100 * near.top1:.1f} %"
-    if near.cosine is not None:
-        yield f"cosine {score_text(near.cosine)}"
-
-
-def _said(score: Score) -> str:
-    shots = "" if score.num_fewshot is None else f"{score.num_fewshot}-shot, "
-    said = f"{score.harness}, version {score.version}, {shots}{score.documents:,} documents"
-    return f"{'' if score.asked else '  '}{score.name} {_value(score)} ({said})"
-
-
-def _value(score: Score) -> str:
-    if score.value is None:
-        return "not finite"
-    error = "" if score.stderr is None else f" ± {score_text(score.stderr)}"
-    return f"{score_text(score.value)}{error}"
 
 
 def _both(found: Evaluation, against: Evaluation) -> Table:
     """One row per number: the original's, the model's, and the change."""
+    from modwright.core.formatting import MISSING
+    from modwright.metrics.registry import in_order
+    from modwright.report import Stage
+
     table = Table("")
     for name in (against.model, found.model, "change"):
         table.add_column(name, justify="right", overflow="fold")
-    if found.perplexity is not None and against.perplexity is not None:
-        one, two = against.perplexity.value, found.perplexity.value
-        known = math.isfinite(one) and math.isfinite(two)
-        change = f"× {two / one:.3f}" if known else "-"
-        table.add_row("perplexity per token", f"{one:.2f}", f"{two:.2f}", change)
-    for words in _near(found.agreement):
-        name, _, value = words.partition(" ")
-        table.add_row(f"{name} to {against.model}", "", value, "")
-    earlier = {score.name: score for score in (against.harness.scores if against.harness else ())}
-    for score in found.harness.scores if found.harness else ():
-        first, change = earlier[score.name], "-"
-        if score.value is not None and first.value is not None:
-            change = difference_text(score.value - first.value)
-        table.add_row(score.name, _value(first), _value(score), change)
+    before = Stage("before", measured=dict(against.measured))
+    after = Stage("after", "eval", measured=dict(found.measured))
+    for metric in in_order():
+        for column in metric.columns_of([before, after]):
+            cells = ["" if (cell := column.cell(s)) == MISSING else cell for s in (before, after)]
+            if cells[1]:
+                start = f"{column.label} to {against.model}" if metric.compares else column.label
+                table.add_row(start, *cells, column.change_cell(before, after))
     return table
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,27 +21,26 @@ from modwright.data.text import TokenWindows, tokenizer_of
 from modwright.metrics.forward import (
     PerplexityRecipe,
     call,
-    cut_windows,
     dtype_of,
     first_ids,
     looks_ahead,
-    require_known_ids,
     require_vocabulary,
     vocabulary_size,
 )
+from modwright.metrics.images import EvalImages, class_logits
+from modwright.metrics.interval import mean_interval
+from modwright.metrics.positions import HIDDEN, MASKED, NEXT, EvalPositions, eval_positions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Divergence", "EvalPositions", "divergence", "eval_positions_of", "require_comparable"]
+__all__ = ["Divergence", "compare_distributions", "divergence", "divergence_of"]
+__all__ += ["image_divergence", "require_comparable"]
 
 # The wide copies of the outputs are taken in slices of this many numbers (16 MiB in float64).
 _SLICE = 1 << 21
-_NEXT, _MASKED, _HIDDEN = "next token", "masked token", "hidden state"
-# One token in seven is masked, about the share that masked language models are trained with.
-_EVERY, _FIRST = 7, 3
 _NEEDS = (
-    "agreement needs models of text that give every token logits over the vocabulary or a hidden "
+    "divergence needs models of text that give every token logits over the vocabulary or a hidden "
     "state"
 )
 
@@ -59,6 +58,9 @@ class Divergence:
         recipe: JSON-able: what `Perplexity.recipe` says of the windows, what was compared at which
             tokens, direction, unit, both dtypes.
         seconds: of the forward passes of both.
+        interval: ``low``, ``high`` and ``windows``: where the mean KL, or the mean cosine, lies
+            with 95 % confidence, as as many windows tell; None where they are too few.
+        by_window: sums of each window, by the names above, with ``counts`` of its positions.
     """
 
     kl: float | None
@@ -67,6 +69,8 @@ class Divergence:
     tokens: int
     recipe: dict[str, Any]
     seconds: float
+    interval: dict[str, Any] | None = None
+    by_window: dict[str, list[float]] | None = None
 
     @property
     def finite(self) -> bool:
@@ -109,26 +113,71 @@ def divergence(
     teacher, student = model_of(teacher), model_of(student)
     tokenizer = None if tokenizer is None else tokenizer_of(tokenizer)
     with eval_mode(teacher, student), torch.no_grad():
-        kind = require_comparable(teacher, student)
+        kind = require_comparable(teacher, student, tokenizer)
         batches, recipe = eval_positions_of(kind, teacher, tokenizer, windows)
-        output, compare, told = _COMPARED[kind == _HIDDEN]
-        sums, places = Counter[str](), 0
+        shared = _shared_ids(teacher, student, tokenizer) if kind != HIDDEN else None
+        output, compare, told = _COMPARED[kind == HIDDEN]
+        rows: list[tuple[dict[str, float], int]] = []
         begin = time.perf_counter()
-        with progress.phase("agreement", sum(len(batch.ids) for batch in batches)) as task:
+        with progress.phase("divergence", sum(len(batch.ids) for batch in batches)) as task:
             for batch in batches:
-                for one, two in _pairs(teacher, student, batch, output):
-                    sums.update(compare(one, two))
-                    places += len(one)
+                rows += _row_sums(_pairs(teacher, student, batch, output, shared), compare)
                 task.advance(len(batch.ids))
         seconds = time.perf_counter() - begin
-    recipe |= {"tokens_compared": places, **told}
-    recipe |= {"dtype": dtype_of(student), "teacher_dtype": dtype_of(teacher)}
-    means = {n: sums[n] / places if n in sums else None for n in ("kl", "top1", "cosine")}
-    return Divergence(**means, tokens=places, recipe=recipe, seconds=seconds)
+    found = divergence_of(rows, recipe | told, seconds)
+    facts: dict[str, Any] = {"tokens_compared": found.tokens, "dtype": dtype_of(student)}
+    facts["teacher_dtype"] = dtype_of(teacher)
+    if shared is not None:
+        sizes = [vocabulary_size(model) for model in (teacher, student)]
+        facts["vocabulary_compared"] = (
+            f"the {shared:,} ids of the tokenizer, of {sizes[0]:,} and {sizes[1]:,}"
+        )
+    return replace(found, recipe=found.recipe | facts)
 
 
-def require_comparable(teacher: PreTrainedModel, student: PreTrainedModel) -> str:
-    """What of two models can be compared, seen from a few tokens; refuses two that differ in it."""
+def divergence_of(
+    rows: Sequence[tuple[Mapping[str, float], int]], recipe: dict[str, Any], seconds: float
+) -> Divergence:
+    """Means and their interval from the sums of each window and the number of its positions."""
+    counted = [(sums, count) for sums, count in rows if count]
+    counts = [float(count) for _, count in counted]
+    names = counted[0][0] if counted else ()
+    by_window = {name: [float(sums[name]) for sums, _ in counted] for name in names}
+    means = {name: sum(values) / sum(counts) for name, values in by_window.items()}
+    sure = mean_interval(by_window.get("kl") or by_window.get("cosine") or (), counts)
+    return Divergence(
+        **{name: means.get(name) for name in ("kl", "top1", "cosine")},
+        tokens=int(sum(counts)),
+        recipe=recipe,
+        seconds=seconds,
+        interval=None if sure is None else asdict(sure),
+        by_window={**by_window, "counts": counts},
+    )
+
+
+def _row_sums(
+    pairs: Iterable[tuple[int, Tensor, Tensor]],
+    compare: Callable[[Tensor, Tensor], dict[str, Any]],
+) -> list[tuple[dict[str, float], int]]:
+    """For every row of a batch the sums of what its positions give, and how many those are."""
+    sums: dict[int, Counter[str]] = {}
+    counts = Counter[int]()
+    for row, one, two in pairs:
+        sums.setdefault(row, Counter()).update(compare(one, two))
+        counts[row] += len(one)
+    return [(dict(found), counts[row]) for row, found in sums.items()]
+
+
+def require_comparable(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> str:
+    """What of two models can be compared, seen from a few tokens; refuses two that differ in it.
+
+    Vocabularies of two sizes are compared over the ids that the ``tokenizer`` has, where both have
+    them all: tables of embeddings are padded to different multiples.
+    """
     models, names = (teacher, student), [type(model).__name__ for model in (teacher, student)]
     with eval_mode(*models), torch.no_grad():
         kinds = [_kind_of(model) for model in models]
@@ -136,17 +185,31 @@ def require_comparable(teacher: PreTrainedModel, student: PreTrainedModel) -> st
     if len(set(known)) > 1:
         said = " and ".join(f"{name} gives a {kind}" for name, kind in zip(names, kinds))
         raise InvalidInputError(f"two models can be compared if they give the same; {said}")
-    kind, what = known[0] if known else _NEXT, "a vocabulary"
+    kind, what = known[0] if known else NEXT, "a vocabulary"
     sizes = [vocabulary_size(model) for model in models]
-    if kind == _HIDDEN:
+    if kind == HIDDEN:
         what = "hidden states"
         sizes = [getattr(m.config.get_text_config(), "hidden_size", None) for m in models]
-    if sizes[0] != sizes[1]:
+    padded = kind != HIDDEN and _shared_ids(teacher, student, tokenizer) is not None
+    if sizes[0] != sizes[1] and not padded:
         raise InvalidInputError(
             f"{names[0]} has {what} of {sizes[0]} and {names[1]} of {sizes[1]}; they can be "
             "compared only at one size"
         )
     return kind
+
+
+def _shared_ids(
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> int | None:
+    """How many ids the tokenizer has, where two vocabularies differ and both have all of these."""
+    sizes = [vocabulary_size(model) for model in (teacher, student)]
+    if sizes[0] == sizes[1] or None in sizes or tokenizer is None:
+        return None
+    count = max(tokenizer.get_vocab().values(), default=-1) + 1
+    return count if 0 < count <= min(size for size in sizes if size is not None) else None
 
 
 def _kind_of(model: PreTrainedModel) -> str | None:
@@ -158,115 +221,23 @@ def _kind_of(model: PreTrainedModel) -> str | None:
         hidden = getattr(output, "last_hidden_state", None)
         if hidden is None or hidden.shape[:2] != ids.shape:
             raise InvalidInputError(f"{_NEEDS}; {type(model).__name__} gives neither")
-        return _HIDDEN
+        return HIDDEN
     del output
     ahead = looks_ahead(model, ids, _NEEDS)
-    return None if ahead is None else _MASKED if ahead else _NEXT
-
-
-@dataclass(frozen=True, eq=False)
-class EvalPositions:
-    """Inputs of one batch: token ids (B, T), which are real (None: all), and where to compare.
-
-    ``read`` (B, T) marks the positions whose outputs are compared. ``positions`` (B, T) are given
-    to the model where padding stands before the text.
-    """
-
-    ids: Tensor
-    read: Tensor
-    mask: Tensor | None = None
-    positions: Tensor | None = None
-
-
-def eval_positions_of(
-    kind: str,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    windows: PerplexityRecipe | TokenWindows,
-) -> tuple[list[EvalPositions], dict[str, Any]]:
-    """The inputs of every batch with the positions to compare, and what a recipe says of them.
-
-    Raises:
-        InvalidInputError: too little text, numbers outside their range, no mask token.
-    """
-    if isinstance(windows, TokenWindows):
-        counted, recipe = _given(kind, tokenizer, windows), dict(windows.recipe)
-    elif tokenizer is None:
-        raise InvalidInputError("the windows of a text need the models' tokenizer; give it")
-    else:
-        counted, recipe = _cut(model, tokenizer, windows)
-    said = "last hidden state of every token"
-    if kind == _NEXT:
-        counted, said = [_before_each(b) for b in counted], "distribution of the next token"
-    elif kind == _MASKED:
-        counted = list(_masked(counted, getattr(tokenizer, "mask_token_id", None)))
-        said = f"distribution at every {_EVERY}th token, masked"
-    if not any(batch.read.any() for batch in counted):
-        raise InvalidInputError(
-            "the windows hold too few tokens to compare anything at; give longer ones"
-        )
-    for batch in counted:
-        require_known_ids(model, batch.ids)
-    return counted, {**recipe, "compared": said}
-
-
-def _cut(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recipe: PerplexityRecipe
-) -> tuple[list[EvalPositions], dict[str, Any]]:
-    """The windows of a recipe, with their special tokens, and the tokens that count."""
-    windows = cut_windows(model, tokenizer, recipe)
-    counts = torch.zeros(len(windows.rows), windows.content, dtype=torch.bool)
-    for row, new in zip(counts, windows.new):
-        row[-new:] = True
-    size, counts = recipe.batch_size, windows.special.padded(counts)
-    parts = zip(windows.rows.split(size), counts.split(size))
-    return [EvalPositions(*part) for part in parts], windows.recipe
-
-
-def _given(
-    kind: str, tokenizer: PreTrainedTokenizerBase | None, windows: TokenWindows
-) -> list[EvalPositions]:
-    """One's own sequences as they are. An encoder's special tokens are in them and do not count."""
-    special = torch.tensor([] if kind == _NEXT or tokenizer is None else tokenizer.all_special_ids)
-    batches = []
-    for batch in windows:
-        ids, mask = batch.input_ids, batch.attention_mask
-        counts = ~torch.isin(ids, special)
-        if mask is not None:
-            counts, mask = counts & mask.bool(), None if mask.all() else mask
-        batches.append(EvalPositions(ids, counts, mask))
-    return batches
-
-
-def _before_each(batch: EvalPositions) -> EvalPositions:
-    """The position before every token that counts and has a real one before it."""
-    ids, counts, mask = batch.ids, batch.read, batch.mask
-    if mask is None:
-        return EvalPositions(ids, F.pad(counts[:, 1:], (0, 1), value=False))
-    read = F.pad(counts[:, 1:] & mask[:, :-1].bool(), (0, 1), value=False)
-    # Without them a row with padding before its text would stand at later positions.
-    return EvalPositions(ids, read, mask, (mask.cumsum(-1) - 1).clamp(min=0))
-
-
-def _masked(batches: list[EvalPositions], mask_token: int | None) -> Iterator[EvalPositions]:
-    """Every seventh token that counts, with the mask token in its place."""
-    if mask_token is None:
-        raise InvalidInputError(
-            "the models see the tokens after a token, so it must be masked to be predicted, and "
-            "there is no tokenizer with a mask token"
-        )
-    seen = 0
-    for batch in batches:
-        order = seen + batch.read.flatten().cumsum(0).view_as(batch.read) - 1
-        chosen = batch.read & (order % _EVERY == _FIRST)
-        yield EvalPositions(batch.ids.masked_fill(chosen, mask_token), chosen, batch.mask)
-        seen += int(batch.read.sum())
+    return None if ahead is None else MASKED if ahead else NEXT
 
 
 def _pairs(
-    teacher: PreTrainedModel, student: PreTrainedModel, batch: EvalPositions, output: str
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Outputs (N, V or d) of both models at these positions, a slice at a time, widened."""
+    teacher: PreTrainedModel,
+    student: PreTrainedModel,
+    batch: EvalPositions,
+    output: str,
+    shared: int | None = None,
+) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Row and outputs (N, V or d) of both models at these positions, a slice at a time, widened.
+
+    Of a vocabulary the first ``shared`` ids are taken, where that is said.
+    """
     # Columns before the first position of any row are not asked for.
     keep = batch.ids.shape[1] - int(batch.read.any(0).int().argmax())
     wanted = {"attention_mask": batch.mask, "position_ids": batch.positions, "logits_to_keep": keep}
@@ -274,6 +245,7 @@ def _pairs(
     device = found[1].device
     wide = torch.float32 if device.type == "mps" else torch.float64
     size = max(1, _SLICE // found[1].shape[-1])
+    found = [out[..., :shared] for out in found]
     for row, read in enumerate(batch.read):
         for positions in read.nonzero()[:, 0].split(size):
             # A model that gave fewer columns gave the last ones.
@@ -281,10 +253,10 @@ def _pairs(
                 out[row, (positions - (len(read) - out.shape[1])).to(out.device)].to(device, wide)
                 for out in found
             )
-            yield one, two
+            yield row, one, two
 
 
-def _distributions(teacher: Tensor, student: Tensor) -> dict[str, Any]:
+def compare_distributions(teacher: Tensor, student: Tensor) -> dict[str, Any]:
     """Sums over positions of how two distributions over a vocabulary compare."""
     whole = ~(teacher.isnan().any(-1) | student.isnan().any(-1))
     same = (teacher.argmax(-1) == student.argmax(-1)) & whole
@@ -300,6 +272,38 @@ def _states(teacher: Tensor, student: Tensor) -> dict[str, Any]:
 
 
 _COMPARED: tuple[tuple[str, Callable[[Tensor, Tensor], dict[str, Any]], dict[str, str]], ...] = (
-    ("logits", _distributions, {"direction": "KL(teacher || student)", "unit": "nats per token"}),
+    (
+        "logits",
+        compare_distributions,
+        {"direction": "KL(teacher || student)", "unit": "nats per token"},
+    ),
     ("last_hidden_state", _states, {"unit": "mean cosine"}),
 )
+
+
+@torch.no_grad()
+def image_divergence(
+    teacher: Any, student: Any, images: EvalImages, progress: Progress = SILENT
+) -> Divergence:
+    """Compare what two image classifiers say of the same images; each image is a window.
+
+    Raises:
+        InvalidInputError: a model gives no logits over classes, or the two have other classes.
+    """
+    teacher, student = model_of(teacher), model_of(student)
+    if (names := [dict(model.config.id2label) for model in (teacher, student)])[0] != names[1]:
+        raise InvalidInputError(
+            f"{type(teacher).__name__} and {type(student).__name__} have different classes: "
+            f"{len(names[0])} and {len(names[1])}, or other names"
+        )
+    rows: list[tuple[dict[str, float], int]] = []
+    begin = time.perf_counter()
+    with eval_mode(teacher, student), progress.phase("divergence", len(images)) as task:
+        for pixels, _ in images.batches():
+            one, two = (class_logits(model, pixels).double().cpu() for model in (teacher, student))
+            rows += [(compare_distributions(a[None], b[None]), 1) for a, b in zip(one, two)]
+            task.advance(len(pixels))
+    recipe = {**images.recipe, "compared": "distribution over the classes", **_COMPARED[0][2]}
+    recipe |= {"unit": "nats per image", "dtype": dtype_of(student)}
+    recipe |= {"teacher_dtype": dtype_of(teacher)}
+    return divergence_of(images.grouped(rows), recipe, time.perf_counter() - begin)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,22 @@ import torch
 
 from modwright.anatomy.coerce import model_of
 from modwright.core.errors import InvalidInputError
+from modwright.core.formatting import share_text
 from modwright.core.modes import eval_mode
+from modwright.core.progress import SILENT, Progress
 from modwright.data.special_tokens import SpecialTokens, special_tokens
 from modwright.data.text import require_count, tokenizer_of
+from modwright.metrics.column import StageLike
 from modwright.metrics.forward import dtype_of, position_limit
+from modwright.metrics.registry import Metric, Subject, metric, refused
+from modwright.metrics.windows import AtLeastOne
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Sample", "generate_sample", "repetition"]
+__all__ = ["REPEATS", "GenerationMetric", "Sample", "generate_sample", "repetition"]
+
+REPEATS = 0.5
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 
@@ -44,6 +51,11 @@ class Sample:
     seconds: float
     tokens_per_second: float
     settings: dict[str, Any]
+
+    @property
+    def repetition(self) -> float:
+        """The share of its 4-grams that have stood before in it."""
+        return repetition(self.text)
 
 
 def generate_sample(
@@ -177,3 +189,119 @@ def _greedy(model: PreTrainedModel, settings: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         model.generation_config = own
+
+
+@metric(
+    "generation",
+    unit="",
+    direction=None,
+    title="Sample",
+    columns=(),
+    must_be_finite=(),
+    by_default=True,
+    is_quality=False,
+    of_text=True,
+    old_key="generate",
+    old_field="sample",
+    order=95,
+    rules=(
+        ("repeats itself", f"at least {share_text(REPEATS)} of the sample's 4-grams are repeated"),
+    ),
+)
+@dataclass(frozen=True)
+class GenerationMetric(Metric):
+    """A sample of what the model writes, before and after.
+
+    Attributes:
+        prompt: what it goes on with.
+        max_new_tokens: the most tokens to write.
+        chat: whether to use the tokenizer's chat template; null uses it where there is one.
+    """
+
+    prompt: str = "What is the capital of France? Answer in one sentence."
+    max_new_tokens: AtLeastOne = 40
+    chat: bool | None = None
+
+    def unsupported(self, subject: Subject) -> str | None:
+        if not subject.writes_text:
+            return f"needs a model that writes text, with its tokenizer, and {subject.name} is none"
+        return None
+
+    def require(self, subject: Subject) -> str:
+        reason = self.unsupported(subject)
+        if reason is not None:
+            raise refused(reason, self.name)
+        return ""
+
+    def measure(self, subject: Subject, progress: Progress = SILENT) -> StoredSample:
+        with progress.phase("sample", 1) as task:
+            made = generate_sample(
+                subject.model,
+                subject.tokenizer,
+                self.prompt,
+                max_new_tokens=self.max_new_tokens,
+                chat=self.chat,
+            )
+            task.advance()
+        return StoredSample(made.prompt, made.text, made.repetition, made.settings)
+
+    def memory_estimate(self, anatomy: Any) -> int:
+        from modwright.cost import kv_cache_bytes, state_bytes
+
+        positions = self.max_new_tokens + _PROMPT
+        return int(kv_cache_bytes(anatomy, positions) + state_bytes(anatomy))
+
+    @classmethod
+    def sample_of(cls, values: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        return values
+
+    @classmethod
+    def problem_of(cls, values: Mapping[str, Any]) -> str | None:
+        for key in ("prompt", "text"):
+            if not isinstance(values.get(key, ""), str):
+                return f"{key}: must be text, not {values[key]!r}"
+        share = values.get("repetition")
+        if isinstance(share, bool) or not isinstance(share, int | float | None):
+            return f"repetition: must be a number, not {share!r}"
+        return None
+
+    @classmethod
+    def sentences(cls, before: StageLike, after: StageLike) -> Iterator[str]:
+        return iter(())
+
+    @classmethod
+    def step_sentences(cls, before: StageLike, after: StageLike, name: str) -> Iterator[str]:
+        return iter(())
+
+    @classmethod
+    def stage_sentences(cls, stage: StageLike) -> Iterator[str]:
+        sample = stage.measured.get(cls.name)
+        if sample is None:
+            return
+        where = "before" if stage.method is None else f"after step {stage.name}"
+        share = sample.get("repetition")
+        if not str(sample.get("text") or "").strip():
+            yield f"The sample written {where} is empty: 0 words followed the prompt."
+        elif share is not None and share >= REPEATS:
+            yield (
+                f"The sample repeats itself: {share_text(share)} of the 4-grams written "
+                f"{where} occur earlier in the same text."
+            )
+
+    @classmethod
+    def lines(cls, values: Mapping[str, Any]) -> Iterator[str]:
+        yield f"after {values.get('prompt', '')!r}: {str(values.get('text') or '').strip()}"
+
+
+@dataclass(frozen=True)
+class StoredSample:
+    """What a report stores of a sample."""
+
+    prompt: str
+    text: str
+    repetition: float
+    settings: dict[str, Any]
+
+
+# Tokens that a prompt may have, for estimates.
+_PROMPT = 64

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
+from modwright.metrics.column import Column, StageLike
 from modwright.metrics.forward import dtype_of, require_causal, require_vocabulary
+from modwright.metrics.lm_eval_model import counted_model
 from modwright.metrics.lm_eval_tasks import (
     SEEDS,
     HarnessRecipe,
@@ -24,11 +27,20 @@ from modwright.metrics.lm_eval_tasks import (
     quiet_harness,
     seeded,
 )
+from modwright.metrics.lm_eval_words import (
+    ScoreTable,
+    score_columns,
+    score_lines,
+    score_sentences,
+    score_table,
+)
+from modwright.metrics.registry import Metric, Subject, metric
+from modwright.metrics.windows import AtLeastOne
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["Harness", "HarnessRecipe", "Score", "require_scorable", "run_harness"]
+__all__ = ["Harness", "HarnessRecipe", "LmEvalMetric", "Score", "require_scorable", "run_harness"]
 
 _NO_LM = "the harness scores causal language models"
 _RESAMPLES = 1_000
@@ -110,11 +122,9 @@ def run_harness(
     recipe = tasks.recipe
     import lm_eval
 
-    from modwright.metrics.lm_eval_model import CountedModel
-
     with eval_mode(model), torch.no_grad(), quiet_harness() as heard, seeded(model):
         begin = time.perf_counter()
-        lm = CountedModel(model, tokenizer, recipe.batch_size, progress)
+        lm = counted_model()(model, tokenizer, recipe.batch_size, progress)
         for task in tasks.loaded["tasks"].values():
             task.set_fewshot_seed(seed=SEEDS["fewshot"])
         options: dict[str, Any] = {"limit": recipe.limit, "bootstrap_iters": _RESAMPLES}
@@ -211,3 +221,102 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None  # "N/A", or a metric that is no number
     return float(value) if math.isfinite(value) else None
+
+
+@metric(
+    "lm_eval",
+    unit="",
+    direction=None,
+    title="Harness scores",
+    columns=(),
+    must_be_finite=(),
+    old_key="harness",
+    old_field="harness",
+    order=60,
+    rules=(
+        (
+            "within the standard error of the difference",
+            "a score's change is at most the root of the sum of both squared standard errors",
+        ),
+    ),
+)
+@dataclass(frozen=True)
+class LmEvalMetric(Metric):
+    """Scores of tasks of the evaluation harness (lm-eval); needs the extra ``text``.
+
+    Attributes:
+        tasks: names of tasks, groups or tags, or paths of task files.
+        include_path: a directory of one's own tasks.
+        limit: documents of each task; null takes all.
+        num_fewshot: examples before each question; null: as the task says.
+        batch_size: requests at once.
+    """
+
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    include_path: str | None = None
+    limit: AtLeastOne | None = None
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    batch_size: AtLeastOne = 1
+
+    def asked(self) -> HarnessRecipe:
+        """The same as what runs the harness takes it."""
+        return HarnessRecipe(**{**asdict(self), "tasks": tuple(self.tasks)})
+
+    def require(self, subject: Subject) -> str:
+        require_scorable(subject.model, subject.tokenizer)
+        return load_harness_tasks(self.asked()).digest()
+
+    def measure(self, subject: Subject, progress: Progress = SILENT) -> StoredScores:
+        found = run_harness(subject.model, subject.tokenizer, self.asked(), progress)
+        scores = tuple({"name": score.name, **asdict(score)} for score in found.scores)
+        return StoredScores(scores, found.finite, found.recipe, found.seconds)
+
+    @classmethod
+    def columns_of(cls, stages: Sequence[StageLike]) -> list[Column]:
+        return list(score_columns(stages))
+
+    @classmethod
+    def problem_of(cls, values: Mapping[str, Any]) -> str | None:
+        scores = values.get("scores") or []
+        if not isinstance(scores, list):
+            return "scores: must be a list"
+        for at, score in enumerate(scores):
+            if not isinstance(score, dict) or not isinstance(score.get("name"), str):
+                return f"scores.{at}.name: is missing"
+            for key in ("value", "stderr"):
+                number = score.get(key)
+                if isinstance(number, bool) or not isinstance(number, int | float | None):
+                    return f"scores.{at}.{key}: must be a number, not {number!r}"
+        return None
+
+    @classmethod
+    def described(cls, values: Mapping[str, Any]) -> str:
+        recipe = values.get("recipe") or {}
+        tasks = ", ".join(recipe.get("tasks") or ())
+        return f"scores of {recipe.get('harness', 'the harness')} ({tasks})"
+
+    @classmethod
+    def sentences(cls, before: StageLike, after: StageLike) -> Iterator[str]:
+        return score_sentences(before, after)
+
+    @classmethod
+    def step_sentences(cls, before: StageLike, after: StageLike, name: str) -> Iterator[str]:
+        return iter(())
+
+    @classmethod
+    def table(cls, stages: Sequence[StageLike]) -> ScoreTable | None:
+        return score_table(stages)
+
+    @classmethod
+    def lines(cls, values: Mapping[str, Any]) -> Iterator[str]:
+        return score_lines(values)
+
+
+@dataclass(frozen=True)
+class StoredScores:
+    """What a report stores of a run of the harness: each score as a mapping, with its name."""
+
+    scores: tuple[dict[str, Any], ...]
+    finite: bool
+    recipe: dict[str, Any]
+    seconds: float

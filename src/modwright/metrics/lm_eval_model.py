@@ -1,4 +1,4 @@
-"""A live model as the evaluation harness sees it. Imports the harness: import it where needed."""
+"""A live model as lm-eval sees it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import copy
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-
-from lm_eval.models.huggingface import HFLM
 
 from modwright.core.progress import Progress, Task
 
@@ -17,10 +16,22 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["CountedModel"]
+__all__ = ["counted_model"]
 
 
-class CountedModel(HFLM):
+@cache
+def counted_model() -> Any:
+    """The class of :class:`_Counted` over lm-eval's own, which is imported then."""
+    from lm_eval.models.huggingface import HFLM
+
+    return type("CountedModel", (_Counted, HFLM), {})
+
+
+# lm-eval is an extra and slow to import, so its class is put below when it is needed.
+_Base: Any = object
+
+
+class _Counted(_Base):
     """HFLM over a model in memory, which tells its progress and whether its logits are numbers.
 
     The tokenizer is copied: the harness may give it a padding token, and a checkpoint saved later

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from modwright.anatomy import Anatomy
 from modwright.checkpoint import Checkpoint, require_memory, weights_bytes
 from modwright.checkpoint import open as open_checkpoint
+from modwright.checkpoint.opening import known_device
 from modwright.checkpoint.source import Source
 from modwright.core.errors import InvalidInputError, ModwrightError, did_you_mean
 from modwright.core.progress import SILENT, Progress
@@ -33,6 +34,7 @@ class Asked(Protocol):
 
     model: Any
     dtype: Any
+    device: Any
     seed: int
 
 
@@ -53,7 +55,9 @@ def open_model(recipe: Asked, progress: Progress = SILENT) -> Checkpoint:
         ModwrightError: as of :func:`modwright.open` and :func:`modwright.edits.compose`.
     """
     if isinstance(recipe.model, str):
-        return open_checkpoint(recipe.model, dtype=recipe.dtype, progress=progress)
+        return open_checkpoint(
+            recipe.model, dtype=recipe.dtype, device=recipe.device, progress=progress
+        )
     base, parts, head, fields = _spoken(recipe.model)
     if recipe.dtype is not None:
         fields["dtype"] = recipe.dtype
@@ -61,6 +65,8 @@ def open_model(recipe: Asked, progress: Progress = SILENT) -> Checkpoint:
     needed = 2 * weights_bytes(target.skeleton())  # the stock model gives its values
     require_memory(needed, f"composing {base}")
     model = compose(base, parts, seed=recipe.seed, head=head, **fields)
+    if (place := known_device(recipe.device)) is not None:
+        model.to(place)
     said = f"{base} composed with start values of seed {recipe.seed}"
     return Checkpoint(model, Source("composed", base, description=said))
 

@@ -13,7 +13,6 @@ from modwright.checkpoint import available_bytes, require_memory, weights_bytes
 from modwright.core.compat.transformers import attention_implementation
 from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.core.files import require_space
-from modwright.cost import activation_bytes, kv_cache_bytes, state_bytes
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Evaluate, Recipe
 
@@ -24,11 +23,6 @@ __all__ = [
     "estimate_resources",
     "require_room",
 ]
-
-# A forward pass holds about this many times what it cannot do without.
-_TEMPORARIES = 2
-# Logits are compared in slices of this many bytes, which stand up to three times.
-_SLICE = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -175,20 +169,7 @@ def require_room(expected: ResourceEstimate, place: Path) -> int:
 
 def _measuring(anatomy: Anatomy, evaluate: Evaluate) -> int:
     """Bytes of the activations of the longest forward pass that is measured."""
-    sizes = [0]
-    states = state_bytes(anatomy)
-    quality, speed, sample = evaluate.perplexity, evaluate.speed, evaluate.generate
-    if quality is not None:
-        logits = 4 * quality.length * int(getattr(anatomy.config, "vocab_size", None) or 0)
-        forward = _TEMPORARIES * activation_bytes(anatomy, quality.length, quality.batch_size)
-        sizes.append(forward + 3 * min(_SLICE, logits))
-    if speed is not None:
-        cache = kv_cache_bytes(anatomy, speed.prompt + speed.new_tokens, speed.batch)
-        cache += speed.batch * states
-        sizes.append(_TEMPORARIES * activation_bytes(anatomy, speed.prompt, speed.batch) + cache)
-    if sample is not None:
-        sizes.append(kv_cache_bytes(anatomy, sample.max_new_tokens + 64) + states)
-    return max(sizes)
+    return max([0, *(metric.memory_estimate(anatomy) for metric in evaluate.built.values())])
 
 
 def estimate_bytes(

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.core.plugins import add_plugin, load_plugins
 from modwright.recipes.composed import check_composed, composed_schema
+from modwright.recipes.evaluating import check_evaluate, evaluate_schema
 from modwright.recipes.options import option_help, summary, validated
 from modwright.recipes.reading import Lines, Positions, read_changed
 from modwright.recipes.schema import Recipe
@@ -75,6 +76,7 @@ def parse_recipe(
     recipe = recipe.model_copy(update={"plugins": load_named(recipe.plugins, lines, plugins)})
     if isinstance(recipe.model, dict):
         check_composed(recipe.model, lines)
+    check_evaluate(recipe.evaluate, lines)
     for index, step in enumerate(recipe.steps):
         try:
             _ = step.built
@@ -93,6 +95,7 @@ def parse_recipe(
 def resolved(recipe: Recipe) -> dict[str, Any]:
     """The recipe with every default written out; running it again gives the same result."""
     tree = recipe.model_dump(mode="json")
+    tree["evaluate"] = recipe.evaluate.resolved()
     tree["steps"] = [
         {
             "method": step.method,
@@ -119,6 +122,7 @@ def recipe_schema() -> dict[str, Any]:
     names = method_names()
     for name in names:
         definitions[name] = _step(name, calibration, definitions)
+    definitions["Evaluate"] = evaluate_schema(definitions)
     definitions["Step"] = {
         "title": "Step",
         "type": "object",

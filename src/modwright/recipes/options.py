@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
@@ -31,7 +31,16 @@ def option_help(method: Any) -> dict[str, str]:
         >>> option_help(method_type("modegpt"))["sparsity"]
         'Average share of the inner widths that goes, in [0, 1).'
     """
-    text = inspect.cleandoc(method.__doc__ or "")
+    if isinstance(method, type):  # options of a class that it derives from are its own, too
+        found = {}
+        for kind in reversed(method.__mro__):
+            found.update(_said_options(vars(kind).get("__doc__")) if kind is not object else {})
+        return found
+    return _said_options(method.__doc__)
+
+
+def _said_options(docstring: str | None) -> dict[str, str]:
+    text = inspect.cleandoc(docstring or "")
     start = "Attributes:\n" if "Attributes:\n" in text else "Args:\n"
     section = text.partition(start)[2].partition("\n\n")[0]
     found = re.split(r"^ {4}(\w+): ", section, flags=re.MULTILINE)
@@ -55,10 +64,10 @@ def options_of(made: Callable[..., Any]) -> type[Strict]:
         >>> options_of(digits).model_fields["side"].description
         'Of the images, in pixels.'
     """
-    hints, info = get_type_hints(made), option_help(made)
+    hints, info = get_type_hints(made, include_extras=True), option_help(made)
     fields: dict[str, Any] = {}
     for name, parameter in inspect.signature(made).parameters.items():
-        kind = str if hints[name] == str | Path else hints[name]
+        kind = str if hints[name] == str | Path else _as_written(hints[name])
         default: Any = ... if parameter.default is inspect.Parameter.empty else parameter.default
         if getattr(kind, "__origin__", None) is dict:
             default = {}
@@ -67,6 +76,16 @@ def options_of(made: Callable[..., Any]) -> type[Strict]:
         made.__name__, __base__=Strict, __doc__=summary(made), **fields
     )
     return found
+
+
+def _as_written(hint: Any) -> Any:
+    """A type as YAML gives its values: tuples are lists there."""
+    if get_origin(hint) is Annotated:
+        inner, *more = get_args(hint)
+        return Annotated[(_as_written(inner), *more)]
+    if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
+        return list[get_args(hint)[0]]  # type: ignore[misc]
+    return hint
 
 
 @dataclass(frozen=True)
@@ -152,6 +171,8 @@ def _of_a_mapping(item: Mapping[str, Any], at: Location, root: Any) -> str:
         near = did_you_mean(at[-1], names, cutoff=0.6)
         return f"unknown key; valid keys: {', '.join(names)}{near}"
     description = model.model_fields[str(at[-1])].description
+    if description and description[1:2].islower():
+        description = description[0].lower() + description[1:]
     return f"is missing: {description}" if kind == "missing" else f"must be the {description}"
 
 

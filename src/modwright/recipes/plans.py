@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import TokenWindows, token_windows
+from modwright.calibration import TextData, TokenWindows, token_windows
 from modwright.checkpoint import Checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
@@ -20,7 +20,6 @@ from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.metrics.perplexity import position_limit
 from modwright.recipes.load import resolved
-from modwright.recipes.quality import text_of
 from modwright.recipes.runner import torch_settings
 from modwright.recipes.schema import Data, Recipe
 
@@ -60,7 +59,8 @@ def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
         raise InvalidInputError(
             f"length is {data.length}; the model has positions for 2..{limit} tokens"
         )
-    text, fields = text_of(data)
+    fields = data.model_dump()
+    text = TextData(*map(fields.pop, ("data", "split", "column", "encoding")))
     return token_windows(opened.tokenizer, text, **fields)
 
 

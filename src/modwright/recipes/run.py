@@ -26,14 +26,15 @@ from modwright.edits.verify import Reopened, check_reopens
 from modwright.recipes.composed import model_name, open_model
 from modwright.recipes.estimate import estimate_resources, require_room
 from modwright.recipes.load import resolved
-from modwright.recipes.measure import Baseline, measure_stage
+from modwright.recipes.measure import measure_stage
 from modwright.recipes.plans import step_windows
-from modwright.recipes.quality import evaluation_digest
+from modwright.recipes.quality import TEACHER, evaluation_digest, subject_of
 from modwright.recipes.run_directory import Inputs, file_stamps, step_key
 from modwright.recipes.run_log import auto_class, environment, listed, opened_files, versions
 from modwright.recipes.runner import Listener, Runner, require_output, torch_settings, unheard
 from modwright.recipes.schema import Recipe
 from modwright.report import Report, Stage, model_card, read_report, write_report
+from modwright.report.columns import stage_numbers
 
 __all__ = ["RunResult", "run"]
 
@@ -153,7 +154,7 @@ class _Run(Runner):
         if done <= 1:
             return opened.model, done
         self.log(f"{done - 1} finished steps are taken over")
-        return self.work.model(done - 1), done
+        return self.work.model(done - 1, self.recipe.device), done
 
     def _step(self, index: int, opened: Checkpoint, model: Any) -> Any:
         """One step in every process; the main one measures what came of it and keeps it."""
@@ -202,17 +203,14 @@ class _Run(Runner):
 
     def _measure(self, index: int, opened: Checkpoint, model: Any, info: dict[str, Any]) -> None:
         """Measures a state and keeps it."""
-        stage = measure_stage(
-            model,
-            opened.tokenizer,
-            self.recipe.evaluate,
-            self.progress,
-            Baseline(opened.model, self.stages[0].speed) if index else None,
-            self.log,
-            **info,
-        )
+        baseline = subject_of(opened)
+        subject = replace(baseline, model=model)
+        if index:
+            known = replace(baseline, name=TEACHER, found=self.stages[0].measured)
+            subject = replace(subject, name="the result", reference=known)
+        stage = measure_stage(subject, self.recipe.evaluate, self.progress, self.log, **info)
         self.stages.append(stage)
-        facts = {"parameters": stage.cost["parameters"], "perplexity": stage.perplexity}
+        facts = {"parameters": stage.cost["parameters"], **stage_numbers(stage)}
         self.run_log.write(f"measured {stage.name}: {listed(facts)}")
         for note in stage.notes:
             self.run_log.write(f"note: {note}")
@@ -267,6 +265,7 @@ class _Run(Runner):
             raise InvalidInputError(
                 f"the weights came as {dtype} and would be written as {model.dtype}"
             )
+        model.to("cpu")  # where the new process compares
         seen: list[Reopened] = []
         parts = "weights, new process, report" if check else "weights, report"
         with self.progress.phase(f"write ({parts})", parts.count(",") + 1) as task:

@@ -113,9 +113,9 @@ class RunDirectory:
         """Whether the model of a state is there; that of an earlier state is not kept."""
         return (self.step(index) / "model").is_dir()
 
-    def model(self, index: int) -> Any:
+    def model(self, index: int, device: str | None = None) -> Any:
         """The stored model of a state."""
-        return open_checkpoint(self.step(index) / "model").model
+        return open_checkpoint(self.step(index) / "model", device=device).model
 
     def keep(self, index: int, key: str, stage: Stage, model: Any | None) -> None:
         """Stores a state: the model first, so that measurements mean that it is whole."""

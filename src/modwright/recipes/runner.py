@@ -86,13 +86,17 @@ def is_complete(place: Path, full: dict[str, Any], force: bool, info: str = "rep
         return distributed.broadcast(distributed.is_main() and _stands(place, full, force, info))
 
 
+# Keys that recipes beside older results do not have.
+_NEWER: dict[str, Any] = {"plugins": [], "device": None}
+
+
 def _stands(place: Path, full: dict[str, Any], force: bool, info: str) -> bool:
     if force or not place.is_dir() or not any(place.iterdir()):
         return False
     with suppress(CheckpointError):
         whole = all((place / name).is_file() for name in ("config.json", info))
         found = read_yaml(place / "recipe.yaml")
-        if whole and isinstance(found, dict) and {"plugins": [], **found} == full:
+        if whole and isinstance(found, dict) and {**_NEWER, **found} == full:
             return True
     raise CheckpointError(
         f"{str(place)!r} holds something else than the result of this recipe; name another "

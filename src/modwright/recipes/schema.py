@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
@@ -15,10 +16,18 @@ from pydantic import (
 )
 from pydantic_core import PydanticKnownError
 
+from modwright.core.errors import InvalidInputError
+from modwright.metrics.registry import (
+    Metric,
+    in_order,
+    make_metric,
+    metric_names,
+    metric_type,
+    old_keys,
+)
 from modwright.surgery import make_method
 
-__all__ = ["Data", "Evaluate", "Generate", "HarnessTasksOf", "PerplexityOf", "Recipe", "Speed"]
-__all__ += ["Step", "Strict"]
+__all__ = ["Data", "Evaluate", "Recipe", "Step", "Strict"]
 
 
 class Strict(BaseModel):
@@ -60,71 +69,106 @@ class Data(Strict):
     bos: Bos = "auto"
 
 
-class PerplexityOf(Strict):
-    """Held-out text for perplexity."""
-
-    data: str = "lee"
-    split: str = "train"
-    column: str = "text"
-    encoding: str = "utf-8"
-    windows: int = Field(default=6, ge=1)
-    length: int = Field(default=512, ge=2)
-    stride: int | None = Field(default=None, ge=1)
-    bos: Bos = "auto"
-    batch_size: int = Field(default=1, ge=1)
-
-
-class Generate(Strict):
-    """A sample before and after."""
-
-    prompt: str = "What is the capital of France? Answer in one sentence."
-    max_new_tokens: int = Field(default=40, ge=1)
-    chat: bool | None = None
-
-
-class Speed(Strict):
-    """Timing of prefill and decoding."""
-
-    batch: int = Field(default=1, ge=1)
-    prompt: int = Field(default=128, ge=1)
-    new_tokens: int = Field(default=32, ge=1)
-    repeats: int = Field(default=3, ge=1, description="timed runs, or pairs of runs, at least")
-    max_seconds: float = Field(
-        default=20,
-        ge=0,
-        description="more pairs are timed so long, until the intervals of their ratios are narrow",
-    )
-
-
-class HarnessTasksOf(Strict):
-    """Tasks of the evaluation harness (lm-eval); needs the extra ``text``."""
-
-    tasks: list[str] = Field(
-        min_length=1, description="names of tasks, groups or tags, or paths of task files"
-    )
-    include_path: str | None = Field(default=None, description="a directory of one's own tasks")
-    limit: int | None = Field(
-        default=None, ge=1, description="documents of each task; null takes all"
-    )
-    num_fewshot: int | None = Field(
-        default=None, ge=0, description="examples before each question; null: as the task says"
-    )
-    batch_size: int = Field(default=1, ge=1)
-
-
 class Evaluate(Strict):
-    """What is measured before the first step and after each; null leaves a measurement out."""
+    """What is measured before the first step and after each, by the names of metrics.
 
-    perplexity: PerplexityOf | None = PerplexityOf()
-    agreement: bool = Field(
-        default=False,
-        description="after each step also how far it is from the baseline, on the windows "
-        "of perplexity",
-    )
-    harness: HarnessTasksOf | None = None
-    generate: Generate | None = Generate()
-    speed: Speed | None = Speed()
+    Each metric stands as a key with a mapping of its options; true takes the defaults, null or
+    false leaves it out. Those that are measured unless a recipe says otherwise are left out, too,
+    where the model cannot have them. One that a recipe names is refused then, unless its mapping
+    says ``required: false``.
+    """
+
     length: int = Field(default=512, ge=1, description="tokens for MACs and key/value cache")
+    metrics: dict[str, Any] = Field(
+        default_factory=dict,
+        description="not written out: each metric is a key of its own beside length",
+    )
+
+    @classmethod
+    def valid_keys(cls) -> list[str]:
+        return ["length", *metric_names()]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _metrics_beside_length(cls, value: Any) -> Any:
+        """Metrics stand beside ``length``: ``{perplexity: {windows: 3}, speed: null}``."""
+        if not isinstance(value, dict):
+            return value
+        own = {name: value[name] for name in ("length",) if name in value}
+        given = value["metrics"] if set(value) == {"length", "metrics"} else value
+        metrics = {str(name): v for name, v in given.items() if name != "length"}
+        return {**own, "metrics": metrics}
+
+    @cached_property
+    def named(self) -> dict[str, Any]:
+        """What was said of each metric, by its name of today.
+
+        Raises:
+            InvalidInputError: a metric stands under its old name and its new one.
+        """
+        aliases, found = old_keys(), dict[str, Any]()
+        for key, said in self.metrics.items():
+            name = aliases.get(key, key)
+            if name in found:
+                raise InvalidInputError(f"{key}: names the metric {name} a second time; keep one")
+            found[name] = said
+        return found
+
+    @cached_property
+    def built(self) -> dict[str, Metric]:
+        """The metrics that are measured, with their options, in the order of reports.
+
+        Raises:
+            InvalidInputError: an unknown metric or option, or an invalid value.
+        """
+        found = {}
+        for name in self.named:
+            metric_type(name)
+        for kind in in_order():
+            said = self.named.get(kind.name, kind.by_default)
+            if said is None or said is False:
+                continue
+            options = {k: v for k, v in self._options(kind.name, said).items() if k != "required"}
+            found[kind.name] = make_metric(kind.name, options)
+        return found
+
+    def is_required(self, name: str) -> bool:
+        """Whether a metric was asked for, so that a model that cannot have it is refused.
+
+        Recipes with a key of older versions are read as those versions read them: what is measured
+        by default is never required.
+        """
+        said = self.named.get(name)
+        is_old = bool(old_keys().keys() & self.metrics.keys())
+        default = not (is_old and metric_type(name).by_default)
+        return bool(said.get("required", default)) if isinstance(said, dict) else said is True
+
+    def resolved(self) -> dict[str, Any]:
+        """The mapping of a recipe with every default written out."""
+        found: dict[str, Any] = {"length": self.length}
+        for name, metric in self.built.items():
+            options = {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in asdict(metric).items()  # type: ignore[call-overload]
+            }
+            found[name] = options if self.is_required(name) else {**options, "required": False}
+        for kind in in_order():
+            if kind.by_default and kind.name not in found:
+                found[kind.name] = None
+        return found
+
+    def _options(self, name: str, said: Any) -> dict[str, Any]:
+        """The options of a metric; those that are not said are another's, where it takes them."""
+        own = dict(said) if isinstance(said, dict) else {}
+        kind = metric_type(name)
+        other = self.named.get(kind.defaults_from) if kind.defaults_from else None
+        if not isinstance(other, dict):
+            return own
+        shared = {field.name for field in fields(kind)} & {  # type: ignore[arg-type]
+            field.name
+            for field in fields(metric_type(kind.defaults_from))  # type: ignore[arg-type]
+        }
+        return {**{k: v for k, v in other.items() if k in shared}, **own}
 
 
 class Step(Strict):
@@ -187,6 +231,9 @@ class Recipe(Strict):
     )
     dtype: Literal["float32", "bfloat16", "float16", "float64"] | None = Field(
         default=None, description="type of the weights; null keeps the source's"
+    )
+    device: str | None = Field(
+        default=None, description="where the model runs: cpu, cuda, cuda:1; null: the CPU"
     )
     seed: int = 0
     threads: int | None = Field(default=None, ge=1, description="CPU threads; null: torch chooses")

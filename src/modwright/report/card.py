@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
+from modwright.metrics.registry import in_order
 from modwright.report.data import Report
 from modwright.report.document import Block, recipe_block, serving_blocks, stage_table
 from modwright.report.pages import markdown
 from modwright.report.summary import summary_sentences
+from modwright.report.tables import sample_of
 
 __all__ = ["model_card"]
 
@@ -62,7 +64,8 @@ def model_card(report: Report, location: str = ".") -> str:
 
 def _auto_class(report: Report) -> str:
     """The class that opens the result: as the report says, else by what could be measured."""
-    spoke = any(stage.quality is not None or stage.sample is not None for stage in report.stages)
+    of_text = {metric.name for metric in in_order() if metric.of_text}
+    spoke = any(of_text & stage.measured.keys() for stage in report.stages)
     return str(report.model.get("auto_class") or (_CAUSAL if spoke else "AutoModel"))
 
 
@@ -81,7 +84,8 @@ def _front_matter(report: Report) -> str:
 def _loading(report: Report, location: str) -> str:
     quoted = partial(json.dumps, ensure_ascii=False)
     auto = _auto_class(report)
-    sample = next((s.sample for s in reversed(report.stages) if s.sample is not None), {})
+    samples = (sample_of(stage) for stage in reversed(report.stages))
+    sample = next((found for found in samples if found is not None), {})
     prompt = quoted(sample.get("prompt") or "The capital of France is")
     settings = sample.get("settings") or {}
     lines = [] if report.after.plain else ["import modwright  # registers the edited architecture"]
@@ -115,14 +119,18 @@ def _loading(report: Report, location: str) -> str:
 
 def _limits(report: Report) -> list[str]:
     measures = " and as ".join(_measures(report))
+    timed = any(
+        not metric.is_quality and not metric.of_text and metric.name in report.after.measured
+        for metric in in_order()
+    )
     return [
         f"Quality was measured as {measures} only; other languages, tasks and longer contexts can "
         "have lost more."
         if measures
         else "Quality was not measured.",
-        "Speed was not timed."
-        if report.after.speed is None
-        else "Speed was timed on one machine; other hardware can gain less or more.",
+        "Speed was timed on one machine; other hardware can gain less or more."
+        if timed
+        else "Speed was not timed.",
         "What the edits did to the model's knowledge, its refusals and its biases was not "
         "measured.",
         "The license of the base model holds for these weights too.",
@@ -131,14 +139,9 @@ def _limits(report: Report) -> list[str]:
 
 def _measures(report: Report) -> Iterator[str]:
     """What quality was measured as, and on what."""
-    for group in ("quality", "agreement", "harness"):
-        measured = [values for stage in report.stages if (values := getattr(stage, group))]
-        if not measured:
-            continue
-        recipe = measured[0].get("recipe") or {}
-        if group == "harness":
-            tasks = ", ".join(recipe.get("tasks") or ())
-            yield f"scores of {recipe.get('harness', 'the harness')} ({tasks})"
-        else:
-            what = "perplexity" if group == "quality" else "agreement with the base model"
-            yield f"{what} on one text" + (f" ({recipe['data']})" if recipe.get("data") else "")
+    for metric in in_order():
+        found = [
+            stage.measured[metric.name] for stage in report.stages if metric.name in stage.measured
+        ]
+        if found and metric.is_quality:
+            yield metric.described(found[0])

@@ -20,13 +20,11 @@ from pydantic import (
 
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.options import one_line
+from modwright.metrics.registry import METRICS, old_fields
 
 __all__ = ["FORMAT", "Report", "Stage"]
 
-FORMAT = 2  # since 2 a stage has agreement and harness
-
-# Of these groups: the numbers that must be finite for the whole to be.
-_FINITE = {"quality": ("perplexity",), "agreement": ("kl", "cosine"), "harness": ()}
+FORMAT = 3  # since 3 a stage has what was measured by the names of the metrics
 
 
 @dataclass(frozen=True)
@@ -46,14 +44,8 @@ class Stage:
         cost: ``parameters``, ``stored_bytes``, ``prefill_macs``, ``decode_macs`` (per token),
             ``kv_bytes``, ``state_bytes`` where there are states, ``activation_bytes``, and
             ``recipe``.
-        quality: ``perplexity``, ``finite`` and ``recipe``.
-        agreement: with the baseline: ``kl`` (nats per token) and ``top1`` (a share), or
-            ``cosine`` for a model without a head; ``tokens``, ``finite`` and ``recipe``.
-        harness: ``scores``, ``finite`` and ``recipe``. A score has ``name``, ``task``, ``metric``,
-            ``filter``, ``value``, ``stderr``, ``higher_is_better``, ``documents``, ``num_fewshot``,
-            ``version``, ``harness``, and ``asked``: False for a task of a group that was asked for.
-        speed: ``prefill_tokens_per_second``, ``decode_tokens_per_second`` and ``recipe``.
-        sample: ``prompt``, ``text``, ``repetition`` (0 to 1) and ``settings``.
+        measured: by the name of a metric what it stored, with ``finite`` and ``recipe``; see the
+            metrics' own results in `modwright.metrics`.
         shape: per block ``{"attention": {"heads", "kv_heads", "qk", "v"} or None, "mlp": width or
             None}``, with ``qk`` and ``v`` per head.
         source_blocks: which block of the baseline each block is; None for a new one.
@@ -71,8 +63,8 @@ class Stage:
         InvalidInputError: a value is not plain, or ``shape`` and ``source_blocks`` do not fit.
 
     Example:
-        >>> Stage("before", quality={"perplexity": float("inf")}).quality
-        {'perplexity': None, 'finite': False}
+        >>> Stage("before", measured={"perplexity": {"value": float("inf")}}).measured
+        {'perplexity': {'value': None, 'finite': False}}
     """
 
     name: str
@@ -81,11 +73,7 @@ class Stage:
     options: dict[str, Any] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     cost: dict[str, Any] = field(default_factory=dict)
-    quality: dict[str, Any] | None = None
-    agreement: dict[str, Any] | None = None
-    harness: dict[str, Any] | None = None
-    speed: dict[str, Any] | None = None
-    sample: dict[str, Any] | None = None
+    measured: dict[str, dict[str, Any]] = field(default_factory=dict)
     shape: list[dict[str, Any]] = field(default_factory=list)
     source_blocks: list[int | None] = field(default_factory=list)
     reasons: dict[str, Any] = field(default_factory=dict)
@@ -95,12 +83,14 @@ class Stage:
     servable: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = {group: getattr(self, group) for group in _FINITE}
+        given = self.measured
         where = f"stage {self.name!r}"
         checked = _plain_record(self, where)
-        for group, names in _FINITE.items():
-            if given[group] is not None:
-                object.__setattr__(self, group, _finite(given[group], getattr(self, group), names))
+        measured = {
+            name: _checked_metric(name, given[name], values, f"{where}, measured.{name}")
+            for name, values in self.measured.items()
+        }
+        object.__setattr__(self, "measured", measured)
         servable = {name: runtime.model_dump() for name, runtime in checked.servable.items()}
         object.__setattr__(self, "servable", servable)
         if self.source_blocks and len(self.source_blocks) != len(self.shape):
@@ -110,14 +100,9 @@ class Stage:
             )
 
     @property
-    def perplexity(self) -> float | None:
-        """The perplexity, or None where it was not measured or is not finite."""
-        return self.quality.get("perplexity") if self.quality else None
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether perplexity was measured and is not a finite number."""
-        return self.quality is not None and not self.quality["finite"]
+    def broken(self) -> list[str]:
+        """The metrics that were measured and gave no finite number."""
+        return [name for name, values in self.measured.items() if not values.get("finite", True)]
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as plain JSON values."""
@@ -125,11 +110,11 @@ class Stage:
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Stage:
-        """The stage that ``to_dict`` wrote; an unknown field is refused, and no name."""
-        return cls(**_fields_of(cls, stored, "stage"))
+        """The stage that ``to_dict`` wrote, or an older version; an unknown field is refused."""
+        return cls(**_fields_of(cls, _of_old(stored), "stage"))
 
     def __repr__(self) -> str:
-        return f"Stage({self.name!r}, {self.title!r}, perplexity {self.perplexity})"
+        return f"Stage({self.name!r}, {self.title!r}, {len(self.measured)} metrics)"
 
 
 @dataclass(frozen=True)
@@ -263,22 +248,12 @@ class _Block(_Values, extra="forbid"):
     mlp: Any
 
 
-class _Score(_Values):
-    name: str
-    value: float | None = None
-    stderr: float | None = None
-
-
 _COST = ("parameters", "stored_bytes", "prefill_macs", "decode_macs", "kv_bytes")
 _SAID = {"list_type": lambda item: "must be a list"}  # no recipe
 _READ: dict[str, Any] = {
     "seconds": dict[str, Any],
     "cost": _numbers(*_COST, "state_bytes", "activation_bytes"),
-    "quality": _numbers("perplexity") | None,
-    "agreement": _numbers("kl", "top1", "cosine") | None,
-    "harness": _values(scores=(list[_Score] | None, None)) | None,
-    "speed": _numbers("prefill_tokens_per_second", "decode_tokens_per_second") | None,
-    "sample": _values(prompt=(str, ""), text=(str, ""), repetition=(float | None, None)) | None,
+    "measured": dict[str, dict[str, Any]],
     "shape": list[_Block],
     "servable": dict[str, _Runtime],
     "stages": list[InstanceOf[Stage]],
@@ -326,10 +301,40 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-def _finite(given: Any, stored: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    """A group with ``finite`` set, and without the numbers of one that is not.
+def _of_old(stored: Any) -> Any:
+    """A stage of formats 1 and 2, which had a field for each metric, as it is stored now."""
+    if not isinstance(stored, Mapping) or "measured" in stored:
+        return stored
+    fields = old_fields()
+    kept = {name: value for name, value in stored.items() if name not in fields}
+    found = {
+        metric.name: metric.of_old(stored[name]) if isinstance(stored[name], Mapping) else None
+        for name, metric in fields.items()
+        if stored.get(name) is not None
+    }
+    return {**kept, "measured": found}
 
-    A number that was given and is gone was not finite; a group without any is not either.
+
+def _checked_metric(
+    name: str, given: Mapping[str, Any], stored: dict[str, Any], where: str
+) -> dict[str, Any]:
+    """What a metric stored, with ``finite``; one that is not registered here is kept as it is."""
+    if name not in METRICS:
+        return stored
+    metric = METRICS[name]
+    for key in (column.key or column.name for column in metric.columns):
+        number = stored.get(key)
+        if isinstance(number, bool) or not isinstance(number, int | float | None):
+            raise InvalidInputError(f"{where}.{key}: must be a number, not {number!r}")
+    if (problem := metric.problem_of(stored)) is not None:
+        raise InvalidInputError(f"{where}.{problem}")
+    return _finite(given, stored, metric.must_be_finite)
+
+
+def _finite(given: Any, stored: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """The values with ``finite`` set, and without the numbers of a metric that is not.
+
+    A number that was given and is gone was not finite; a metric without any is not either.
     """
     lost = any(given.get(name) is not None and stored.get(name) is None for name in names)
     empty = bool(names) and all(stored.get(name) is None for name in names)

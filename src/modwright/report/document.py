@@ -10,27 +10,23 @@ from typing import Any, NamedTuple
 import yaml
 
 from modwright.core.formatting import MISSING, bytes_text, seconds_text, share_text
-from modwright.report.columns import MEANINGS, METRICS, shown_metrics
+from modwright.metrics.registry import in_order
+from modwright.report.columns import all_columns, shown_columns
 from modwright.report.data import Report, Stage
-from modwright.report.scores import score_table
-from modwright.report.summary import RULES, summary_sentences
+from modwright.report.summary import summary_rules, summary_sentences
 from modwright.report.tables import (
     SERVING_HEADS,
     by_layer,
     flat,
     format_value,
     measured,
+    sample_of,
     samples,
     serving_rows,
 )
 
 __all__ = ["Block", "Cell", "Table", "recipe_block", "sections", "serving_blocks", "stage_table"]
 __all__ += ["subtitle"]
-
-# Metrics that stand at the top of the page, with "not measured" where they are missing.
-_HEADLINE = ("parameters", "stored_bytes", "perplexity", "decode_tokens_per_second")
-# These stand there where they were measured. The baseline is what they compare with.
-_AGAINST = ("top1", "cosine")
 
 
 @dataclass(frozen=True)
@@ -89,13 +85,13 @@ def sections(report: Report, figures: Sequence[Any] = ()) -> list[Block]:
         again.append(Block("fold", [recipe_block(report)], "The resolved recipe"))
     sizes = {name: bytes_text(size) for name, size in report.files.items()}
     again += _pairs("Model", flat(report.model)) + _pairs("Files", sizes, ("File", "Size"))
-    meanings = [(m.label, m.meaning or MEANINGS[m.name]) for m in shown_metrics(report)]
+    meanings = [(m.label, m.meaning or m.label) for m in shown_columns(report)]
     meaning = Block("fold", [Block("terms", meanings)], "What the columns mean")
     table = [stage_table(report, report.stages), meaning]
     found = (
         ("headline", "In short", _headline(report)),
         ("table", "Results by step", table),
-        ("scores", "Harness scores", _scores(report)),
+        *_tables(report),
         ("plots", "Figures", [Block("figures", figures)] if figures else []),
         ("samples", "Sample output", _samples(report)),
         ("steps", "Step by step", _steps(report)),
@@ -128,25 +124,34 @@ def recipe_block(report: Report) -> Block:
 
 def _headline(report: Report) -> list[Block]:
     before, after = report.before, report.after
-    by_name = {metric.name: metric for metric in METRICS}
+    shown = shown_columns(report)
+    quality = {metric.name for metric in in_order() if metric.is_quality}
+    says_quality = any(column.group in quality for column in shown)
     cards = []
-    for metric in (by_name[name] for name in _HEADLINE):
-        if metric.has_headline(before, after):
-            hint = "lower is better" if metric.group == "quality" else ""
-            cards.append((metric, before, after, hint))
-    for metric in (by_name[name] for name in _AGAINST):
-        if metric in shown_metrics(report):
-            cards.append((metric, after, after, "with the baseline"))
+    against = []
+    for column in all_columns(report):
+        is_quality = column.group in quality
+        better = "lower" if column.lower_is_better else "higher"
+        hint = f"{better} is better" if is_quality and column.lower_is_better is not None else ""
+        if column.headline == "against" and column in shown:
+            against.append((column, after, after, "with the baseline"))
+        elif (column.headline == "measured" and column in shown) or (
+            column.headline == "always"
+            and (column in shown or not is_quality or not says_quality)
+            and column.has_headline(before, after)
+        ):
+            cards.append((column, before, after, hint))
+    cards += against
     return [
         Block("cards", cards),
         Block("bullets", summary_sentences(report)),
-        Block("fold", [Block("terms", RULES)], "How these statements are chosen"),
+        Block("fold", [Block("terms", summary_rules())], "How these statements are chosen"),
     ]
 
 
 def stage_table(report: Report, stages: Sequence[Stage]) -> Block:
     """The before/after table; ``stages`` are its rows."""
-    metrics = shown_metrics(report)
+    metrics = shown_columns(report)
     rows = []
     for at, stage in enumerate(stages):
         cells = [
@@ -158,12 +163,14 @@ def stage_table(report: Report, stages: Sequence[Stage]) -> Block:
     return Block("table", Table("Stages", heads, rows, sortable=True))
 
 
-def _scores(report: Report) -> list[Block]:
-    found = score_table(report)
-    if found is None:
-        return []
-    told = f"As {found.harness} gives them, with one standard error."
-    return [Block("note", told), _table("Harness scores", found.heads, found.rows)]
+def _tables(report: Report) -> list[tuple[str, str, list[Block]]]:
+    """A section for every metric that has a table of its own."""
+    found = []
+    for metric in in_order():
+        if (made := metric.table(report.stages)) is not None:
+            blocks = [Block("note", made.note), _table(metric.title, made.heads, made.rows)]
+            found.append((f"scores-{metric.name}", metric.title, blocks))
+    return found
 
 
 def _samples(report: Report) -> list[Block]:
@@ -213,8 +220,8 @@ def _step(before: Stage, stage: Stage, is_last: bool) -> list[Block]:
         table = _table(f"Layers in {stage.name}", ["Layer", *layers], rows)
         blocks.append(Block("part", [table], "Layer by layer"))
     blocks += _pairs("Other reasons", rest, ("Reason", "Value"))
-    if stage.sample is not None and not is_last:
-        text = Block("sample", stage.sample.get("text", ""))
+    if (sample := sample_of(stage)) is not None and not is_last:
+        text = Block("sample", sample.get("text", ""))
         blocks.append(Block("part", [text], "Sample after this step"))
     return blocks
 

@@ -14,6 +14,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from matplotlib.transforms import Bbox
 
 from modwright.core.formatting import number_text, scaled_text, share_text, tick_text
+from modwright.metrics.column import Column
+from modwright.report.columns import quality_columns
 from modwright.report.data import Report, Stage
 from modwright.report.svg import BASE, GONE, KEPT, LINE, WIDTH, canvas, inline_svg, style
 
@@ -57,17 +59,20 @@ def plots(report: Report) -> list[Plot]:
 
 @style()
 def curve(report: Report) -> Plot | None:
-    """Perplexity against parameters, one point per stage; None with fewer than two points."""
-    points = [
-        (stage.name, float(stage.cost["parameters"]), float(stage.perplexity))
-        for stage in report.stages
-        if stage.cost.get("parameters") and stage.perplexity
-    ]
-    if len(points) < 2:
+    """The first number of quality against parameters, one point per stage.
+
+    It is the first that two stages have; None where there is none.
+    """
+    column = next((one for one in quality_columns(report) if len(_points(report, one)) > 1), None)
+    if column is None:
         return None
+    points = _points(report, column)
+    what = column.label.partition(",")[0].lower() if column.label.istitle() else column.label
+    better = "" if column.lower_is_better is None else "higher"
+    better = "lower" if column.lower_is_better else better
     names, xs, ys = zip(*points)
     missing = [stage.name for stage in report.stages if stage.name not in names]
-    is_log = max(ys) > 10 * min(ys)
+    is_log = min(ys) > 0 and max(ys) > 10 * min(ys)
     figure = canvas(280)
     axes = figure.add_subplot()
     axes.plot(xs, ys, color=BASE, linewidth=1.5, zorder=2)
@@ -83,27 +88,39 @@ def curve(report: Report) -> Plot | None:
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y")
     axes.set_xlabel("parameters")
-    axes.set_ylabel(f"perplexity{', log scale' if is_log else ''} (lower is better)")
+    hint = f" ({better} is better)" if better else ""
+    axes.set_ylabel(f"{what}{', log scale' if is_log else ''}{hint}")
     figure.draw_without_rendering()
-    _label_points(axes, points)
+    _label_points(axes, points, column.text)
     told = "; ".join(
-        f"{name}: {number_text(y)} at {scaled_text(x)} parameters" for name, x, y in points
+        f"{name}: {column.text(y)} at {scaled_text(x)} parameters" for name, x, y in points
     )
+    way = {"lower": ", further down is better", "higher": ", further up is better"}.get(better, "")
     caption = (
         "Each point is the model after a step; the line joins them in order. Further left is "
-        "smaller, further down is better."
+        f"smaller{way}."
     )
     if missing:
-        caption += f" Not drawn, for want of a finite perplexity or a count: {', '.join(missing)}."
-    svg = inline_svg(figure, "curve", f"Perplexity against parameters. {told}.")
+        caption += f" Not drawn, for want of a finite {what} or a count: {', '.join(missing)}."
+    svg = inline_svg(figure, "curve", f"{column.label} against parameters. {told}.")
     return Plot("Quality against size", caption, svg)
 
 
-def _label_points(axes: Axes, points: Sequence[tuple[str, float, float]]) -> None:
-    spots = [tuple(spot) for spot in axes.transData.transform([point[1:] for point in points])]
-    texts = [
-        f"{name if len(name) <= 24 else f'{name[:23]}…'}: {number_text(y)}" for name, _, y in points
+def _points(report: Report, column: Column) -> list[tuple[str, float, float]]:
+    """Name, parameters and the number of every stage that has both."""
+    numbers = ((stage, column.of(stage)) for stage in report.stages)
+    return [
+        (stage.name, float(stage.cost["parameters"]), float(number))
+        for stage, number in numbers
+        if stage.cost.get("parameters") and number is not None
     ]
+
+
+def _label_points(
+    axes: Axes, points: Sequence[tuple[str, float, float]], text: Callable[[float], str]
+) -> None:
+    spots = [tuple(spot) for spot in axes.transData.transform([point[1:] for point in points])]
+    texts = [f"{name if len(name) <= 24 else f'{name[:23]}…'}: {text(y)}" for name, _, y in points]
     frame = axes.get_window_extent()
     room = Bbox.from_extents(frame.x0 + 2, frame.y0 + 2, WIDTH - 4, frame.y1)
     for (_, x, y), text, (dx, dy) in zip(points, texts, place_labels(spots, texts, room)):

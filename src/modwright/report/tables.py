@@ -6,21 +6,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from modwright.core.formatting import MISSING
+from modwright.metrics.registry import METRICS, in_order
 from modwright.report.data import Report, Stage
 
 __all__ = ["SERVING_HEADS", "Measured", "by_layer", "flat", "format_value", "measured"]
-__all__ += ["samples", "serving_rows"]
+__all__ += ["sample_of", "samples", "serving_rows"]
 
 SERVING_HEADS = ("Runtime", "Supported", "Notes")
 _MOST_CHARACTERS = 2_000
-_MEASURED = (
-    ("Perplexity", "quality", "recipe"),
-    ("Agreement with the baseline", "agreement", "recipe"),
-    ("Harness scores", "harness", "recipe"),
-    ("Cost (counted, not timed)", "cost", "recipe"),
-    ("Speed (timed)", "speed", "recipe"),
-    ("Sample", "sample", "settings"),
-)
 
 
 class Measured(NamedTuple):
@@ -34,10 +27,11 @@ class Measured(NamedTuple):
 def measured(report: Report) -> list[Measured]:
     """Every recipe of the report once, with the stages it was used for."""
     found = []
-    for title, group, key in _MEASURED:
+    for title, group in _groups(report):
         holders: list[tuple[dict[str, Any], list[str]]] = []
         for stage in report.stages:
-            if recipe := (getattr(stage, group) or {}).get(key):
+            values = stage.cost if group is None else stage.measured.get(group) or {}
+            if recipe := values.get("recipe") or values.get("settings"):
                 names = next((names for known, names in holders if known == recipe), None)
                 if names is None:
                     holders.append((recipe, names := []))
@@ -46,6 +40,16 @@ def measured(report: Report) -> list[Measured]:
             only = () if len(names) == len(report.stages) else tuple(names)
             found.append(Measured(title, only, flat(recipe)))
     return found
+
+
+def _groups(report: Report) -> Iterator[tuple[str, str | None]]:
+    """Title and name of what was measured; None is the counted cost."""
+    known = in_order()
+    yield from ((metric.title, metric.name) for metric in known if metric.is_quality)
+    yield "Cost (counted, not timed)", None
+    yield from ((metric.title, metric.name) for metric in known if not metric.is_quality)
+    names = dict.fromkeys(name for stage in report.stages for name in stage.measured)
+    yield from ((name, name) for name in names if name not in METRICS)
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, str]:
@@ -92,11 +96,21 @@ def format_value(value: Any) -> str:
 def samples(report: Report) -> list[tuple[str, dict[str, Any]]]:
     """The samples of the first and the last stage that have one, with a heading."""
     having = [
-        ("before" if stage is report.before else f"after step {stage.name}", stage.sample)
+        ("before" if stage is report.before else f"after step {stage.name}", dict(sample))
         for stage in report.stages
-        if stage.sample is not None
+        if (sample := sample_of(stage)) is not None
     ]
     return having[:1] + having[1:][-1:]
+
+
+def sample_of(stage: Stage) -> Mapping[str, Any] | None:
+    """The text that a stage has to show: ``prompt``, ``text``, ``repetition``, ``settings``."""
+    texts = (
+        metric.sample_of(stage.measured[metric.name])
+        for metric in in_order()
+        if metric.name in stage.measured
+    )
+    return next((text for text in texts if text is not None), None)
 
 
 def serving_rows(stage: Stage) -> list[tuple[str, str, str]]:

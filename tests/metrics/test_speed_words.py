@@ -6,12 +6,11 @@ import re
 
 import pytest
 
+from modwright.metrics.speed_words import MACS_FALL, paired_ratio, speed_cells
 from modwright.report import Report, Stage, render_html, render_markdown, summary_sentences
 from modwright.report.card import model_card
-from modwright.report.columns import METRICS
-from modwright.report.speeds import MACS_FALL, paired_ratio, speed_cells
-
-from .small import report, stage
+from modwright.report.columns import all_columns
+from report.small import report, stage
 
 SENTENCE = r"is faster|is slower|no difference|did not pay|× 1"
 
@@ -95,7 +94,7 @@ def test_fault_A18_only_a_difference_that_was_seen_stands_in_tables_and_headline
     name: str,
 ) -> None:
     before, after = stage(decode=20.0), CASES[name][0]
-    metric = next(m for m in METRICS if m.name == "decode_tokens_per_second")
+    metric = next(m for m in all_columns() if m.name == "decode_tokens_per_second")
     seen = name in ("faster", "slower with fewer MACs", "MACs hardly fell")
     assert bool(metric.change_cell(before, after)) is seen
     assert bool(metric.summary_sentence(before, after)) is seen

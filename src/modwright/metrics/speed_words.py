@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from modwright.core.formatting import MISSING, interval_text, number_text, share_text
 from modwright.core.paired import PairedRatio
-from modwright.report.data import Stage
-from modwright.report.metrics import Metric, differing, ratio
+from modwright.metrics.column import Column, StageLike, differing, ratio
 
-__all__ = ["MACS_FALL", "SpeedMetric", "missed_sentences", "paired_ratio", "speed_cells"]
+__all__ = ["MACS_FALL", "SpeedColumn", "missed_sentences", "paired_ratio", "speed_cells"]
 __all__ += ["speed_sentences"]
 
 MACS_FALL = 0.03
 _SAME = PairedRatio(1.0, 1.0, 1.0, 0)
+
+
+def _speed(stage: StageLike) -> Mapping[str, Any]:
+    return stage.measured.get("speed") or {}
 
 
 class Phase(NamedTuple):
@@ -24,9 +27,9 @@ class Phase(NamedTuple):
     doing: str
     work: tuple[str, ...]
 
-    def rate(self, stage: Stage) -> float | None:
+    def rate(self, stage: StageLike) -> float | None:
         """Tokens per second."""
-        return (stage.speed or {}).get(f"{self.name}_tokens_per_second")
+        return _speed(stage).get(f"{self.name}_tokens_per_second")
 
 
 _PHASES = (
@@ -35,7 +38,7 @@ _PHASES = (
 )
 
 
-def paired_ratio(before: Stage, after: Stage, phase: str) -> PairedRatio | None:
+def paired_ratio(before: StageLike, after: StageLike, phase: str) -> PairedRatio | None:
     """How many times as fast the second stage is; None where pairs of runs were not timed.
 
     Two stages after steps were both timed against the baseline: their intervals are divided
@@ -48,21 +51,21 @@ def paired_ratio(before: Stage, after: Stage, phase: str) -> PairedRatio | None:
     return PairedRatio(two.median / one.median, two.low / one.high, two.high / one.low, pairs)
 
 
-def _against_first(stage: Stage, phase: str) -> PairedRatio | None:
-    speed = stage.speed or {}
+def _against_first(stage: StageLike, phase: str) -> PairedRatio | None:
+    speed = _speed(stage)
     if stage.method is None or speed.get("unchanged"):
         return _SAME
     told = (speed.get("ratios") or {}).get(phase)
     return None if told is None else PairedRatio(**told)
 
 
-def _change(before: Stage, after: Stage, key: str) -> float | None:
+def _change(before: StageLike, after: StageLike, key: str) -> float | None:
     if differing(before, after, "cost"):
         return None
     return ratio(before.cost.get(key), after.cost.get(key))
 
 
-def _beyond(before: Stage, after: Stage, phase: Phase, found: PairedRatio) -> float | None:
+def _beyond(before: StageLike, after: StageLike, phase: Phase, found: PairedRatio) -> float | None:
     """How many times as fast a phase can become when only the counted work takes time.
 
     None where that is not known, or the interval reaches down to it.
@@ -71,17 +74,17 @@ def _beyond(before: Stage, after: Stage, phase: Phase, found: PairedRatio) -> fl
     return max(*falls, 1.0) if falls and found.low > max(*falls, 1.0) else None
 
 
-class SpeedMetric(Metric):
+class SpeedColumn(Column):
     """A column of tokens per second: it names a change only where a difference was seen."""
 
-    def shift(self, before: Stage, stage: Stage) -> float | None:
+    def shift(self, before: StageLike, stage: StageLike) -> float | None:
         phase = next(phase for phase in _PHASES if self.name.startswith(phase.name))
         found = paired_ratio(before, stage, phase.name)
         if found is None or not found.differs or _beyond(before, stage, phase, found):
             return None
         return found.median
 
-    def has_headline(self, before: Stage, stage: Stage) -> bool:
+    def has_headline(self, before: StageLike, stage: StageLike) -> bool:
         """Also where nothing was compared: then the number, or that it was not measured."""
         return (
             before is stage
@@ -90,16 +93,16 @@ class SpeedMetric(Metric):
         )
 
 
-def speed_sentences(before: Stage, after: Stage) -> Iterator[str]:
+def speed_sentences(before: StageLike, after: StageLike) -> Iterator[str]:
     """One sentence per phase: faster, slower, or no difference seen, with the interval."""
-    if after.speed is None or before.speed is None:
+    if not _speed(after) or not _speed(before):
         yield "Speed was not timed before and after; fewer MACs alone do not mean less time."
     elif odd := differing(before, after, "speed"):
         yield (
             "Speeds before and after cannot be compared: they were timed differently "
             f"({', '.join(odd)})."
         )
-    elif before.method is None and after.speed.get("unchanged"):
+    elif before.method is None and _speed(after).get("unchanged"):
         yield (
             "Speed: structure and weights are those of the baseline, so nothing was timed again."
         )
@@ -109,7 +112,7 @@ def speed_sentences(before: Stage, after: Stage) -> Iterator[str]:
                 yield _sentence(before, after, phase.doing.capitalize(), phase)
 
 
-def missed_sentences(before: Stage, after: Stage, name: str) -> Iterator[str]:
+def missed_sentences(before: StageLike, after: StageLike, name: str) -> Iterator[str]:
     """As :func:`speed_sentences`, of what needs fewer MACs and is not faster; it is called so."""
     for phase in _PHASES:
         if phase.rate(before) is None or phase.rate(after) is None:
@@ -120,7 +123,7 @@ def missed_sentences(before: Stage, after: Stage, name: str) -> Iterator[str]:
             yield _sentence(before, after, f"{name}: {phase.doing}", phase)
 
 
-def speed_cells(first: Stage, stage: Stage) -> tuple[str, str]:
+def speed_cells(first: StageLike, stage: StageLike) -> tuple[str, str]:
     """Prefill and decoding of a stage for a narrow table.
 
     Tokens per second, or beside the first stage the interval of the ratio: ``× 0.93–1.08``.
@@ -129,7 +132,7 @@ def speed_cells(first: Stage, stage: Stage) -> tuple[str, str]:
     return prefill, decode
 
 
-def _cell(first: Stage, stage: Stage, phase: Phase) -> str:
+def _cell(first: StageLike, stage: StageLike, phase: Phase) -> str:
     rate = phase.rate(stage)
     if rate is None:
         return MISSING
@@ -139,13 +142,13 @@ def _cell(first: Stage, stage: Stage, phase: Phase) -> str:
     return f"× {interval_text(found.low, found.high)}" if found.pairs else "unchanged"
 
 
-def _fall(before: Stage, after: Stage, phase: Phase) -> float | None:
+def _fall(before: StageLike, after: StageLike, phase: Phase) -> float | None:
     """The share by which the MACs of a phase fell, where that is more than a little."""
     macs = _change(before, after, phase.work[0])
     return 1 - macs if macs is not None and macs < 1 - MACS_FALL else None
 
 
-def _sentence(before: Stage, after: Stage, start: str, phase: Phase) -> str:
+def _sentence(before: StageLike, after: StageLike, start: str, phase: Phase) -> str:
     one, two = (number_text(phase.rate(stage) or 0.0) for stage in (before, after))
     timed = f"{start} was timed at {two} tokens/s instead of {one}"
     found = paired_ratio(before, after, phase.name)
