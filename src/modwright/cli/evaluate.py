@@ -78,9 +78,10 @@ def evaluate(
     ] = None,
     json: arg.Json = False,
 ) -> None:
-    """Measure perplexity, accuracy, the divergence from a baseline and scores of tasks.
+    """Measure how good a model is, alone or beside another one.
 
-    Each number comes with its recipe. With --against both models are measured, in one run.
+    Perplexity or accuracy, with --against both models and the divergence between them, scores of
+    tasks, and any other metric. Each number comes with its recipe.
     """
     from modwright.cli.show import evaluation_lines
     from modwright.core.errors import InvalidInputError

@@ -234,6 +234,11 @@ def _exp(value: float) -> float:
             f"perplexity after / before is above {FAR_OUTSIDE:g}",
         ),
         (
+            "did not pay",
+            f"perplexity after / before is above {NEARLY_FREE} and neither parameters, bytes on "
+            "disk nor MACs fell",
+        ),
+        (
             "within noise",
             "both were measured on the same windows, and the 95 % interval of the change, from "
             "windows drawn again with replacement, covers no change",

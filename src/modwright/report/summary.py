@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from itertools import chain, pairwise
 
 from modwright.core.formatting import bytes_text, count_text, number_text
-from modwright.metrics.perplexity import NEARLY_FREE
 from modwright.metrics.registry import in_order
 from modwright.metrics.words import SAME, changed_by, cost_change
 from modwright.report.data import Report, Stage
@@ -17,11 +16,6 @@ __all__ = ["summary_rules", "summary_sentences"]
 OPENED = 0.05
 
 _RULES = (
-    (
-        "did not pay",
-        f"perplexity after / before is above {NEARLY_FREE} and neither parameters, bytes on disk "
-        "nor MACs fell",
-    ),
     ("did not pay on disk", "parameters fell and bytes on disk did not"),
     ("stayed the same", f"the change is smaller than {100 * SAME:.2f} %"),
 )
