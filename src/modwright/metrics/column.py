@@ -191,6 +191,6 @@ def differing(before: StageLike, after: StageLike, group: str) -> list[str]:
     found = [stage.cost if group == "cost" else stage.measured.get(group) for stage in stages]
     if not found[0] or not found[1]:
         return []
-    one, two = (values.get("recipe") or {} for values in found)
+    one, two = ((values or {}).get("recipe") or {} for values in found)
     names = [name for name in {**one, **two} if name not in _HARMLESS]
     return [name for name in names if one.get(name) != two.get(name)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +29,8 @@ from modwright.metrics.vocabulary import require_same_tokenizer
 from modwright.metrics.windows import AtLeastOne, WindowOptions
 
 __all__ = ["DivergenceMetric"]
+
+_IMAGES = 32  # at once, at least
 
 _SHARE: dict[str, Any] = {"change": percent_text, "lower_is_better": False, "headline": "against"}
 
@@ -136,12 +138,20 @@ class DivergenceMetric(WindowOptions):
         return replace(found, recipe={**found.recipe, "teacher": reference.name})
 
     def _images(self) -> ImageOptions:
-        return ImageOptions(str(self.images), self.image_size, self.limit, self.batch_size)
+        batch_size = max(_IMAGES, self.batch_size)
+        return ImageOptions(str(self.images), self.image_size, self.limit, batch_size)
+
+    @classmethod
+    def columns_of(cls, stages: Sequence[StageLike]) -> list[Column]:
+        kl, *others = cls.columns
+        of_images = any(_unit(kl.stored(stage)) == "image" for stage in stages)
+        return [replace(kl, label="KL, nats/image") if of_images else kl, *others]
 
     @classmethod
     def described(cls, values: Mapping[str, Any]) -> str:
         data = (values.get("recipe") or {}).get("data")
-        return "agreement with the base model on one text" + (f" ({data})" if data else "")
+        what = "images" if _unit(values) == "image" else "one text"
+        return f"agreement with the base model on {what}" + (f" ({data})" if data else "")
 
     @classmethod
     def sentences(cls, before: StageLike, after: StageLike) -> Iterator[str]:
@@ -165,14 +175,21 @@ class DivergenceMetric(WindowOptions):
 
     @classmethod
     def lines(cls, values: Mapping[str, Any]) -> Iterator[str]:
-        told = []
+        told, unit = [], _unit(values)
         if values.get("kl") is not None:
-            told.append(f"KL {nats_text(values['kl'])} nats per token{_ends(values)}")
+            told.append(f"KL {nats_text(values['kl'])} nats per {unit}{_ends(values)}")
         if values.get("top1") is not None:
             told.append(f"top-1 {share_text(values['top1'])}")
         if values.get("cosine") is not None:
             told.append(f"cosine {score_text(values['cosine'])}{_ends(values)}")
-        yield f"divergence over {values.get('tokens', 0):,} tokens: {', '.join(told)}"
+        shown = ", ".join(told) if values.get("finite", True) else "not finite"
+        yield f"divergence over {values.get('tokens', 0):,} {unit}s: {shown}"
+
+
+def _unit(values: Mapping[str, Any]) -> str:
+    """What the numbers are means over."""
+    said = str((values.get("recipe") or {}).get("unit"))
+    return "image" if said.endswith("image") else "token"
 
 
 def _ends(values: Mapping[str, Any]) -> str:
@@ -188,7 +205,7 @@ def _said(after: StageLike) -> Iterator[str]:
     if near is None:
         return
     said = f"at {count_text(near.get('tokens') or 0)} tokens of text"
-    if "image" in str((near.get("recipe") or {}).get("unit")):
+    if _unit(near) == "image":
         said = f"of {count_text(near.get('tokens') or 0)} images"
     if not near["finite"]:
         yield (

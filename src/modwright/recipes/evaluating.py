@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import yaml
@@ -21,7 +20,6 @@ __all__ = ["check_evaluate", "evaluate_schema", "metric_options", "named_metric"
 _REQUIRED = "false leaves it out where the model cannot have it"
 
 
-@cache
 def metric_options(kind: type[Metric]) -> type[Strict]:
     """What the mapping of a metric can hold."""
     made: type[Strict] = create_model(

@@ -123,7 +123,7 @@ def _label_points(
     texts = [f"{name if len(name) <= 24 else f'{name[:23]}…'}: {text(y)}" for name, _, y in points]
     frame = axes.get_window_extent()
     room = Bbox.from_extents(frame.x0 + 2, frame.y0 + 2, WIDTH - 4, frame.y1)
-    for (_, x, y), text, (dx, dy) in zip(points, texts, place_labels(spots, texts, room)):
+    for (_, x, y), told, (dx, dy) in zip(points, texts, place_labels(spots, texts, room)):
         leader = {  # a thin line from the near corner of the text
             "arrowstyle": "-",
             "color": BASE,
@@ -133,7 +133,7 @@ def _label_points(
             "shrinkB": 3,
         }
         note = axes.annotate(
-            text,
+            told,
             (x, y),
             xytext=(dx, dy),
             textcoords="offset points",
