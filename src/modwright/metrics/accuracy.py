@@ -18,7 +18,7 @@ from modwright.metrics.column import DifferenceColumn, points_text
 from modwright.metrics.forward import dtype_of
 from modwright.metrics.images import EvalImages, ImageOptions, class_logits, require_classifier
 from modwright.metrics.interval import mean_interval
-from modwright.metrics.registry import Metric, Subject, metric, refused
+from modwright.metrics.registry import Metric, Subject, metric
 from modwright.metrics.windows import AtLeastOne
 
 __all__ = ["Accuracy", "AccuracyMetric", "image_accuracy"]
@@ -149,10 +149,7 @@ class AccuracyMetric(Metric):
             return f"needs an image classifier, and {subject.name} is none"
         return None
 
-    def require(self, subject: Subject) -> str:
-        reason = self.unsupported(subject)
-        if reason is not None:
-            raise refused(reason, self.name)
+    def digest(self, subject: Subject) -> str:
         images = self._images().read(subject)
         require_classifier(subject.model, images)
         return images.digest

@@ -24,7 +24,7 @@ from modwright.metrics.divergence import (
 )
 from modwright.metrics.images import ImageOptions, require_classifier
 from modwright.metrics.positions import eval_positions_of
-from modwright.metrics.registry import Subject, metric, refused
+from modwright.metrics.registry import Subject, metric
 from modwright.metrics.vocabulary import require_same_tokenizer
 from modwright.metrics.windows import AtLeastOne, WindowOptions
 
@@ -108,10 +108,7 @@ class DivergenceMetric(WindowOptions):
             return f"is measured on text, and {subject.name} has no tokenizer"
         return None
 
-    def require(self, subject: Subject) -> str:
-        reason = self.unsupported(subject)
-        if reason is not None:
-            raise refused(reason, self.name)
+    def digest(self, subject: Subject) -> str:
         model, tokenizer, reference = subject.model, subject.tokenizer, subject.reference
         if subject.reads_images:
             images = self._images().read(subject)

@@ -20,7 +20,7 @@ from modwright.data.special_tokens import SpecialTokens, special_tokens
 from modwright.data.text import require_count, tokenizer_of
 from modwright.metrics.column import StageLike
 from modwright.metrics.forward import dtype_of, position_limit
-from modwright.metrics.registry import Metric, Subject, metric, refused
+from modwright.metrics.registry import Metric, Subject, metric
 from modwright.metrics.windows import AtLeastOne
 
 if TYPE_CHECKING:
@@ -227,12 +227,6 @@ class GenerationMetric(Metric):
             return f"needs a model that writes text, with its tokenizer, and {subject.name} is none"
         return None
 
-    def require(self, subject: Subject) -> str:
-        reason = self.unsupported(subject)
-        if reason is not None:
-            raise refused(reason, self.name)
-        return ""
-
     def measure(self, subject: Subject, progress: Progress = SILENT) -> StoredSample:
         with progress.phase("sample", 1) as task:
             made = generate_sample(
@@ -264,14 +258,6 @@ class GenerationMetric(Metric):
         if isinstance(share, bool) or not isinstance(share, int | float | None):
             return f"repetition: must be a number, not {share!r}"
         return None
-
-    @classmethod
-    def sentences(cls, before: StageLike, after: StageLike) -> Iterator[str]:
-        return iter(())
-
-    @classmethod
-    def step_sentences(cls, before: StageLike, after: StageLike, name: str) -> Iterator[str]:
-        return iter(())
 
     @classmethod
     def stage_sentences(cls, stage: StageLike) -> Iterator[str]:

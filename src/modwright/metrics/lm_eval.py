@@ -262,7 +262,7 @@ class LmEvalMetric(Metric):
         """The same as what runs the harness takes it."""
         return HarnessRecipe(**{**asdict(self), "tasks": tuple(self.tasks)})
 
-    def require(self, subject: Subject) -> str:
+    def digest(self, subject: Subject) -> str:
         require_scorable(subject.model, subject.tokenizer)
         return load_harness_tasks(self.asked()).digest()
 

@@ -30,7 +30,7 @@ from modwright.metrics.forward import (
     require_vocabulary,
 )
 from modwright.metrics.interval import mean_interval
-from modwright.metrics.registry import Subject, metric, refused
+from modwright.metrics.registry import Subject, metric
 from modwright.metrics.windows import WindowOptions
 from modwright.metrics.words import SAME, changed_by, cost_change
 
@@ -257,12 +257,6 @@ class PerplexityMetric(WindowOptions):
         if not subject.writes_text:
             return f"needs a causal language model, and {subject.name} is none"
         return None
-
-    def require(self, subject: Subject) -> str:
-        reason = self.unsupported(subject)
-        if reason is not None:
-            raise refused(reason, self.name)
-        return self.digest_of_windows(subject)
 
     def measure(self, subject: Subject, progress: Progress = SILENT) -> Perplexity:
         return perplexity(subject.model, subject.tokenizer, self.text_windows(), progress)

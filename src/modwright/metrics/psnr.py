@@ -22,7 +22,7 @@ from modwright.data.image_files import is_image, read_image
 from modwright.metrics.column import Column, DifferenceColumn
 from modwright.metrics.forward import dtype_of
 from modwright.metrics.interval import mean_interval
-from modwright.metrics.registry import Metric, Subject, metric, refused
+from modwright.metrics.registry import Metric, Subject, metric
 from modwright.metrics.windows import AtLeastOne
 from modwright.tasks.upscaling import bicubic, psnr, sample_image_pairs, ssim
 
@@ -109,10 +109,7 @@ class PsnrMetric(Metric):
             return f"needs a super-resolution model, and {subject.name} is none"
         return None
 
-    def require(self, subject: Subject) -> str:
-        reason = self.unsupported(subject)
-        if reason is not None:
-            raise refused(reason, self.name)
+    def digest(self, subject: Subject) -> str:
         return sha256_of(self._listed())
 
     @torch.no_grad()

@@ -127,13 +127,19 @@ class Metric:
         """Why a model cannot have it, in a few words after "it"; None where it can."""
         return None
 
-    def require(self, subject: Subject) -> str:
-        """Digest of what it is measured on; what could not be measured later is refused.
+    def digest(self, subject: Subject) -> str:
+        """Of what it is measured on; what could not be measured later is refused.
 
         Raises:
             InvalidInputError: the model, the data or the options do not go together.
         """
         return ""
+
+    def require(self, subject: Subject) -> str:
+        """The digest, of a model that can have it; one that cannot is refused."""
+        if (reason := self.unsupported(subject)) is not None:
+            raise refused(reason, self.name)
+        return self.digest(subject)
 
     def measure(self, subject: Subject, progress: Progress = SILENT) -> Any:
         """The numbers, in a frozen dataclass with a ``recipe``, as :class:`Result` is one."""

@@ -56,8 +56,8 @@ class WindowOptions(Metric):
             data, self.windows, self.length, self.stride, self.bos, self.batch_size
         )
 
-    def digest_of_windows(self, subject: Subject) -> str:
-        """Digest of the tokens; too little text and windows that do not fit are refused."""
+    def digest(self, subject: Subject) -> str:
+        """Of the tokens; too little text and windows that do not fit are refused."""
         return str(
             cut_windows(subject.model, subject.tokenizer, self.text_windows()).recipe["sha256"]
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import yaml
@@ -22,9 +23,10 @@ _REQUIRED = "false leaves it out where the model cannot have it"
 
 def metric_options(kind: type[Metric]) -> type[Strict]:
     """What the mapping of a metric can hold."""
+    maker: Callable[..., Any] = kind
     made: type[Strict] = create_model(
         kind.__name__,
-        __base__=options_of(kind),
+        __base__=options_of(maker),
         __doc__=summary(kind),
         required=(bool, Field(default=True, description=_REQUIRED)),
     )
