@@ -1,4 +1,4 @@
-"""Held-out texts: as perplexity and agreement measure them, window by window."""
+"""Held-out texts: as perplexity and divergence measure them, window by window."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from modwright.tasks.agreement import agreement
-from modwright.tasks.perplexity import PerplexityRecipe, perplexity
 
 from helpers import edit
 from modwright.core.errors import InvalidInputError
 from modwright.edits import remove
+from modwright.metrics.divergence import divergence
+from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 from modwright.training.held_out import HeldOutTexts, compared_tokens, token_rows
 from wordy import word_tokenizer, write_text
 
@@ -23,7 +23,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_it_is_what_perplexity_and_agreement_say(
+def test_it_is_what_perplexity_and_divergence_say(
     kept: bool, text: str, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modwright.training.held_out._KEPT", 1 << 28 if kept else 0)
@@ -34,7 +34,7 @@ def test_it_is_what_perplexity_and_agreement_say(
     for _ in range(2):
         found = texts.measure(student)["words"]
     assert found.perplexity == pytest.approx(perplexity(student, tokenizer, recipe).value, rel=1e-5)
-    both = agreement(teacher, student, tokenizer, recipe)
+    both = divergence(teacher, student, tokenizer, recipe)
     assert found.divergence == pytest.approx(both.kl, rel=1e-4) and found.top1 == both.top1
     assert found.tokens == both.tokens == 93
     same = texts.measure(teacher)["words"]

@@ -21,7 +21,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.data.special_tokens import special_tokens
 from modwright.data.text import TextData, require_count, tokenize_text, tokenizer_of
-from modwright.tasks.forward import call, position_limit, require_causal, require_known_ids
+from modwright.metrics.forward import call, position_limit, require_causal, require_known_ids
 from modwright.training.batches import Batch
 
 __all__ = ["HeldOut", "HeldOutTexts", "TokenRows", "compared_tokens", "token_rows"]
