@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from modwright.analysis import radial_spectrum
 from modwright.data.super_resolution import SuperResolutionDataset, bicubic, sample_image_pairs
+from modwright.metrics.psnr import psnr, ssim
 from modwright.models import create_model
 from modwright.nn.cross_refinement import CrossRefinementBlock, HighFrequencyBlock
-from modwright.tasks.upscaling import psnr, ssim
 from modwright.training import L1Loss, Settings, fit
 
 pytestmark = pytest.mark.slow

@@ -22,7 +22,7 @@ from modwright.data.super_resolution import (
     sample_image_pairs,
 )
 
-__all__ = ["ImagePairs", "image_pair_folder", "super_resolution_rows"]
+__all__ = ["ImagePairs", "image_pair_folder", "large_images", "super_resolution_rows"]
 
 
 @dataclass(eq=False)
@@ -30,7 +30,8 @@ class ImagePairs:
     """Pieces of large images and the small ones that are made of them, one for each file.
 
     A whole image is made smaller before its piece is cut. Pieces to learn from lie anywhere, drawn
-    anew in each epoch, turned and mirrored; those to measure on are the middle.
+    anew in each epoch, turned and mirrored; those to measure on are the middle. Without a ``side``
+    images are whole.
 
     Shapes:
         ``pixel_values`` (3, side, side), ``labels`` (3, scale side, scale side), from 0 to 1.
@@ -38,7 +39,7 @@ class ImagePairs:
 
     paths: tuple[Path, ...]
     scale: int
-    side: int
+    side: int | None = None
     drawn: bool = False
     seed: int = 0
     epoch: int = 0
@@ -51,13 +52,15 @@ class ImagePairs:
         path = self.paths[index]
         large = _tensor(path)
         height, width = (length // self.scale for length in large.shape[1:])
-        if min(height, width) < self.side:
+        if min(height, width) < (self.side or 1):
             raise InvalidInputError(
                 f"{path} is {large.shape[2]} x {large.shape[1]}; pieces need "
-                f"{self.side * self.scale} pixels each way"
+                f"{(self.side or 1) * self.scale} pixels each way"
             )
         large = large[:, : height * self.scale, : width * self.scale]
         small = (bicubic(large[None], 1 / self.scale)[0] * 255).round().clamp(0, 255) / 255
+        if self.side is None:
+            return {"pixel_values": small, "labels": large}
         top, left = (height - self.side) // 2, (width - self.side) // 2
         turns, mirrored = 0, False
         if self.drawn:
@@ -81,6 +84,22 @@ class ImagePairs:
         return sha256_of(*files, f"{self.scale} {self.side}")
 
 
+def large_images(path: str) -> list[Path]:
+    """The images of a folder and of those in it, sorted.
+
+    Raises:
+        CheckpointError: there is no such folder.
+        InvalidInputError: it holds no images.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder")
+    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and is_image(file)]
+    if not files:
+        raise InvalidInputError(f"{folder} holds no images")
+    return files
+
+
 def _tensor(path: Path) -> Tensor:
     numbers = np.asarray(read_image(path))
     return torch.from_numpy(numbers.copy()).permute(2, 0, 1).float() / 255
@@ -102,15 +121,12 @@ def image_pair_folder(
         InvalidInputError: a number outside its range, or too few images for two splits.
         CheckpointError: there is no such folder.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder")
     if scale < 2 or side < 1 or not 0 < held_out < 1:
         raise InvalidInputError("scale is at least 2, side above 0, held_out between 0 and 1")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and is_image(path)]
+    files = large_images(path)
     count = max(round(len(files) * held_out), 1)
     if count >= len(files):
-        raise InvalidInputError(f"{folder}: {len(files)} images cannot be split at {held_out:g}")
+        raise InvalidInputError(f"{path}: {len(files)} images cannot be split at {held_out:g}")
     order = [files[i] for i in permutation(len(files), seed)]
     train = ImagePairs(tuple(order[count:]), scale, side, True, seed)
     return train, ImagePairs(tuple(sorted(order[:count])), scale, side)

@@ -1,1 +1,0 @@
-"""Data that models are trained and measured on: deterministic, offline."""
