@@ -11,10 +11,11 @@ import torch
 
 from helpers import edit, outputs, snapshot, unchanged, worst
 from modwright.core.errors import InvalidInputError
+from modwright.data import make_data
 from modwright.edits import remove
 from modwright.training import Heal, TrainingInterrupted, heal, store_teacher
 from modwright.training.heal_result import HealPoint, HealResult, summary_sentence
-from modwright.training.held_out import HeldOut, token_rows
+from modwright.training.held_out import HeldOut
 from wordy import word_tokenizer, write_text
 
 SMALL: dict[str, Any] = {
@@ -84,7 +85,7 @@ def test_a_stored_teacher_heals_as_the_live_one(
     tiny: Any, texts: dict[str, str], tmp_path: Path
 ) -> None:
     _, one, baseline = healed(tiny, texts)
-    rows = token_rows(word_tokenizer(), texts["a"], 32)
+    rows = make_data({"text": texts["a"], "length": 32}, word_tokenizer()).train
     place = tmp_path / "answers.safetensors"
     store_teacher(baseline, rows, place, tokenizer=word_tokenizer(), k=128)
     _, two, _ = healed(tiny, texts, answers=place)
@@ -194,7 +195,10 @@ def padded(rows: Any) -> dict[str, torch.Tensor]:
 def test_answers_alone_are_learned_from_where_labels_say_so(
     tiny: Any, texts: dict[str, str]
 ) -> None:
-    ids = token_rows(word_tokenizer(), texts["a"], 32).rows
+    ids = [
+        row["input_ids"]
+        for row in make_data({"text": texts["a"], "length": 32}, word_tokenizer()).train
+    ]
     rows = [
         {"input_ids": row[: 32 - i % 3], "labels": row[: 32 - i % 3].clone()}
         for i, row in enumerate(ids)

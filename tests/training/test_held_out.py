@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.edits import remove
 from modwright.metrics.divergence import divergence
 from modwright.metrics.perplexity import PerplexityRecipe, perplexity
-from modwright.training.held_out import HeldOutTexts, compared_tokens, token_rows
+from modwright.training.held_out import HeldOutTexts, compared_tokens
 from wordy import word_tokenizer, write_text
 
 
@@ -41,23 +40,11 @@ def test_it_is_what_perplexity_and_divergence_say(
     assert same.divergence == pytest.approx(0, abs=1e-6) and same.top1 == 1
 
 
-def test_texts_are_taken_in_turn(text: str, tmp_path: Path) -> None:
-    other = str(write_text(tmp_path / "more.txt", 100, seed=3))
-    both = token_rows(word_tokenizer(), [text, other], 32)
-    alone = [token_rows(word_tokenizer(), one, 32) for one in (text, other)]
-    assert len(both) == len(alone[0]) + len(alone[1]) == 15 and len(alone[1]) == 3
-    expected = [alone[i % 2][i // 2] for i in range(6)] + [alone[0][i] for i in range(3, 12)]
-    assert all(
-        torch.equal(both[i]["input_ids"], row["input_ids"]) for i, row in enumerate(expected)
-    )
-    assert both.rows.numel() == 15 * 32 and len(set(both.digests)) == 2
-
-
 def test_fault_B25_the_tokens_that_both_know_are_compared(tiny: Any) -> None:
     small, padded = tiny("tiny-llama"), tiny("tiny-llama", vocab_size=160)
     assert compared_tokens(small, small, word_tokenizer()) is None
     assert compared_tokens(small, padded, word_tokenizer()) == 128
-    with pytest.raises(InvalidInputError, match="the tokenizer has 140 tokens, and the two models"):
+    with pytest.raises(InvalidInputError, match="compared only at one size"):
         compared_tokens(small, padded, word_tokenizer(140))
 
 

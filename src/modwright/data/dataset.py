@@ -112,6 +112,7 @@ class Data:
         options: the key ``data`` of a recipe with every default written out.
         license: of the data; empty where it is not known.
         source: where the data comes from, in a few words.
+        sources: the SHA-256 of each whole text that rows are cut from, where they are.
         processor: what a model that learns from it is saved with as ``preprocessor_config.json``;
             empty where there is no image processor that does the same.
 
@@ -132,6 +133,7 @@ class Data:
     license: str = ""
     source: str = ""
     processor: Mapping[str, Any] = field(default_factory=dict)
+    sources: tuple[str, ...] = ()
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -108,6 +108,7 @@ def mixed(parts: Sequence[Data], weights: Sequence[float]) -> Data:
         each_once(part.license for part in parts),
         each_once(part.source for part in parts),
         first.processor,
+        tuple(source for part in parts for source in part.sources),
     )
 
 

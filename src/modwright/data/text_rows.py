@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.data.dataset import IGNORED, Data, TensorRows
 from modwright.data.registry import data_kind
@@ -73,6 +74,7 @@ def text_rows(
         TensorRows({"input_ids": rows[:train], "labels": labels[:train]}),
         TensorRows({"input_ids": rows[train:], "labels": labels[train:]}) if test else None,
         notes=notes if left and windows is None else (),
+        sources=(sha256_of(tokens.text),),
     )
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["Divergence", "compare_distributions", "divergence", "divergence_of"]
-__all__ += ["image_divergence", "require_comparable"]
+__all__ += ["image_divergence", "require_comparable", "shared_ids", "wide_of"]
 
 # The wide copies of the outputs are taken in slices of this many numbers (16 MiB in float64).
 _SLICE = 1 << 21
@@ -115,7 +115,7 @@ def divergence(
     with eval_mode(teacher, student), torch.no_grad():
         kind = require_comparable(teacher, student, tokenizer)
         batches, recipe = eval_positions_of(kind, teacher, tokenizer, windows)
-        shared = _shared_ids(teacher, student, tokenizer) if kind != HIDDEN else None
+        shared = shared_ids(teacher, student, tokenizer) if kind != HIDDEN else None
         output, compare, told = _COMPARED[kind == HIDDEN]
         rows: list[tuple[dict[str, float], int]] = []
         begin = time.perf_counter()
@@ -190,7 +190,7 @@ def require_comparable(
     if kind == HIDDEN:
         what = "hidden states"
         sizes = [getattr(m.config.get_text_config(), "hidden_size", None) for m in models]
-    padded = kind != HIDDEN and _shared_ids(teacher, student, tokenizer) is not None
+    padded = kind != HIDDEN and shared_ids(teacher, student, tokenizer) is not None
     if sizes[0] != sizes[1] and not padded:
         raise InvalidInputError(
             f"{names[0]} has {what} of {sizes[0]} and {names[1]} of {sizes[1]}; they can be "
@@ -199,7 +199,7 @@ def require_comparable(
     return kind
 
 
-def _shared_ids(
+def shared_ids(
     teacher: PreTrainedModel,
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -243,7 +243,7 @@ def _pairs(
     wanted = {"attention_mask": batch.mask, "position_ids": batch.positions, "logits_to_keep": keep}
     found = [getattr(call(model, batch.ids, **wanted), output) for model in (teacher, student)]
     device = found[1].device
-    wide = torch.float32 if device.type == "mps" else torch.float64
+    wide = wide_of(found[1])
     size = max(1, _SLICE // found[1].shape[-1])
     found = [out[..., :shared] for out in found]
     for row, read in enumerate(batch.read):
@@ -254,6 +254,11 @@ def _pairs(
                 for out in found
             )
             yield row, one, two
+
+
+def wide_of(logits: Tensor) -> torch.dtype:
+    """The widest type where these lie: float64, but for devices that have none."""
+    return torch.float32 if logits.device.type == "mps" else torch.float64
 
 
 def compare_distributions(teacher: Tensor, student: Tensor) -> dict[str, Any]:

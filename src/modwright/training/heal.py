@@ -18,6 +18,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.files import read_json, write_file
 from modwright.core.options import make_options
 from modwright.core.progress import Progress
+from modwright.data import make_data
 from modwright.data.text import tokenizer_of
 from modwright.training.checkpoints import newest_checkpoint
 from modwright.training.heal_options import Heal
@@ -26,7 +27,6 @@ from modwright.training.held_out import (
     HeldOut,
     HeldOutTexts,
     compared_tokens,
-    token_rows,
 )
 from modwright.training.loop import Measured, TrainResult, quarters, train
 from modwright.training.objectives import Distillation, NextToken
@@ -105,8 +105,8 @@ def heal(
         model: that was cut; an opened checkpoint or the result of an edit, too.
         teacher: the baseline, which stays bit-equal.
         tokenizer: of both, or what holds it.
-        data: what it learns from: a text, several of them, which are taken in turn, or rows, whose
-            labels say at which tokens (-100: at none).
+        data: what it learns from: the key ``data`` of a recipe, as a text, or several of them,
+            which are taken in turn; or rows, whose labels say at which tokens (-100: at none).
         held_out: texts that judge, by name, or packaged names and paths; one is of another origin
             than the data.
         options: how; a mapping has its keys.
@@ -130,11 +130,16 @@ def heal(
     model, tokenizer = model_of(model), tokenizer_of(tokenizer)
     baseline = model_of_teacher(as_teacher(teacher))
     common = compared_tokens(model, baseline, tokenizer)
-    rows = data if _is_rows(data) else token_rows(tokenizer, data, options.length)
+    found = data if _is_rows(data) else make_data(_asked(data, options.length), tokenizer)
+    rows, collate = getattr(found, "train", found), collate or getattr(found, "collate", None)
     options = dataclasses.replace(options, length=max(len(rows[0]["input_ids"]), 2))
     sizes = options.held_out_windows, options.held_out_length
     texts = HeldOutTexts(baseline, tokenizer, _named(held_out), *sizes, vocab_size=common)
-    _refuse_seen(rows, texts)
+    for name, sources in texts.sources.items():
+        if set(sources) & set(getattr(found, "sources", ())):
+            raise InvalidInputError(
+                f"the held-out text {name!r} is what the model learns from; hold another one out"
+            )
     objective = _objective(options, baseline, answers, rows, tokenizer, common)
     notes = (
         []
@@ -186,12 +191,11 @@ def _named(held_out: Any) -> dict[str, Any]:
     return {text: text for text in ([held_out] if isinstance(held_out, str) else held_out)}
 
 
-def _refuse_seen(data: Any, texts: HeldOutTexts) -> None:
-    for name, digest in texts.digests.items():
-        if digest in getattr(data, "digests", ()):
-            raise InvalidInputError(
-                f"the held-out text {name!r} is what the model learns from; hold another one out"
-            )
+def _asked(data: Any, length: int) -> Any:
+    """The key ``data`` with the length of a window, where texts do not say their own."""
+    entries = [data] if isinstance(data, str | Mapping) else list(data)
+    named = [{"text": one} if isinstance(one, str) else dict(one) for one in entries]
+    return [{"length": length, **one} if "text" in one else one for one in named]
 
 
 def _objective(

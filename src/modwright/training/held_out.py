@@ -7,7 +7,7 @@ Axes: W windows, T tokens of a window, K tokens of the vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,15 +16,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modwright.anatomy.coerce import model_of
-from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
-from modwright.data.special_tokens import special_tokens
-from modwright.data.text import TextData, require_count, tokenize_text, tokenizer_of
+from modwright.data import make_data
+from modwright.data.text import tokenizer_of
+from modwright.metrics.divergence import (
+    compare_distributions,
+    require_comparable,
+    shared_ids,
+    wide_of,
+)
 from modwright.metrics.forward import call, position_limit, require_causal, require_known_ids
 from modwright.training.batches import Batch
 
-__all__ = ["HeldOut", "HeldOutTexts", "TokenRows", "compared_tokens", "token_rows"]
+__all__ = ["HeldOut", "HeldOutTexts", "compared_tokens"]
 
 _NEEDS = "healing needs a causal language model"
 # Logits of a teacher on all windows are kept up to this many bytes, else computed each time.
@@ -52,84 +57,15 @@ class HeldOut:
         return asdict(self)
 
 
-@dataclass(frozen=True, eq=False)
-class TokenRows:
-    """Windows of tokens as rows that a training takes, and where they come from.
-
-    Attributes:
-        rows: (W, T).
-        names: of the texts.
-        digests: of the whole texts.
-    """
-
-    rows: Tensor
-    names: tuple[str, ...]
-    digests: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self.rows[index]}
-
-
-Texts = TextData | str | Sequence[TextData | str]
-
-
-def token_rows(tokenizer: Any, texts: Texts, length: int, windows: int | None = None) -> TokenRows:
-    """Windows of one text, or of several in turn, with the tokenizer's own special tokens.
-
-    Args:
-        tokenizer: of the model, or what holds it.
-        texts: packaged names, paths or :class:`~modwright.data.text.TextData`.
-        length: tokens of a window.
-        windows: the first so many of each text; all of them by default.
-
-    Raises:
-        InvalidInputError: too little text.
-    """
-    tokenizer = tokenizer_of(tokenizer)
-    given = [texts] if isinstance(texts, TextData | str) else list(texts)
-    if not given:
-        raise InvalidInputError("no text is given")
-    parts, names, digests = [], [], []
-    for data in given:
-        text = tokenize_text(tokenizer, data)
-        special = special_tokens(tokenizer, text.text)
-        require_count("length", length, least=2 + len(special))
-        content = length - len(special)
-        count = text.available(content, content) if windows is None else windows
-        text.require(max(count, 1), content, content)
-        rows, _ = text.cut([content * index for index in range(count)], content, special)
-        parts.append(rows)
-        names.append(str(text.facts["data"]))
-        digests.append(sha256_of(text.text))
-    return TokenRows(torch.stack(list(_in_turn(parts))), tuple(names), tuple(digests))
-
-
-def _in_turn(parts: Sequence[Iterable[Tensor]]) -> Iterable[Tensor]:
-    """One of each, again and again; those that are longer go on alone."""
-    left = [list(part) for part in parts]
-    for index in range(max(map(len, left))):
-        yield from (rows[index] for rows in left if index < len(rows))
-
-
 def compared_tokens(model: Any, teacher: Any, tokenizer: Any) -> int | None:
     """How many logits of two models are compared: those of the tokenizer, where their vocabularies
     are padded to different sizes; None for all.
 
     Raises:
-        InvalidInputError: one knows fewer tokens than the tokenizer has.
+        InvalidInputError: one knows fewer tokens than the tokenizer has, or is no language model.
     """
-    sizes = [one.get_output_embeddings().weight.shape[0] for one in (model, teacher)]
-    if sizes[0] == sizes[1]:
-        return None
-    tokens = len(tokenizer_of(tokenizer))
-    if tokens > min(sizes):
-        raise InvalidInputError(
-            f"the tokenizer has {tokens} tokens, and the two models know {sizes[0]} and {sizes[1]}"
-        )
-    return tokens
+    require_comparable(teacher, model, tokenizer)
+    return shared_ids(teacher, model, tokenizer)
 
 
 class HeldOutTexts:
@@ -138,7 +74,7 @@ class HeldOutTexts:
     Args:
         teacher: a model.
         tokenizer: of both models.
-        texts: by name: a packaged name, a path, or rows of tokens.
+        texts: by name: a key ``data`` of a recipe, as a packaged name or a path, or rows of tokens.
         windows: of each text.
         length: tokens of a window; cut to what the model has positions for.
         vocab_size: so many logits are compared; None for all.
@@ -161,14 +97,15 @@ class HeldOutTexts:
         self.teacher, self.vocab_size = model_of(teacher), vocab_size
         length = min(length, position_limit(self.teacher) or length)
         self.rows: dict[str, Tensor] = {}
-        self.digests: dict[str, str] = {}
+        self.sources: dict[str, tuple[str, ...]] = {}
         for name, text in texts.items():
-            if isinstance(text, str | TextData):
-                found = token_rows(tokenizer, text, length, windows)
-                self.rows[name], self.digests[name] = found.rows, found.digests[0]
-            else:
-                self.rows[name] = _stacked(text)
-                self.digests[name] = sha256_of(self.rows[name].long())
+            given = text
+            if isinstance(text, str | Mapping):
+                asked = {"text": text} if isinstance(text, str) else dict(text)
+                asked = {"length": length, "windows": windows, **asked}
+                given = make_data(asked, tokenizer_of(tokenizer))
+            self.sources[name] = getattr(given, "sources", ())
+            self.rows[name] = _stacked(getattr(given, "train", given))
         for rows in self.rows.values():
             require_known_ids(self.teacher, rows)
         with eval_mode(self.teacher), torch.no_grad():
@@ -190,10 +127,9 @@ class HeldOutTexts:
             wanted = self._answer(name, index).to(logits.device)
             asked = ids[0, 1:].to(logits.device)
             nll += float(F.cross_entropy(logits, asked, reduction="sum"))
-            ours, theirs = logits[:, : self.vocab_size], wanted[:, : self.vocab_size]
-            same += float((ours.argmax(-1) == theirs.argmax(-1)).sum())
-            logs = theirs.log_softmax(-1), ours.log_softmax(-1)
-            divergence += float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).double().sum())
+            both = (one[:, : self.vocab_size].to(wide_of(one)) for one in (wanted, logits))
+            found = compare_distributions(*both)
+            divergence, same = divergence + found["kl"], same + found["top1"]
         tokens = len(rows) * (rows.shape[1] - 1)
         mean = nll / tokens
         perplexity = math.exp(mean) if mean < 700 else math.inf

@@ -20,6 +20,7 @@ from modwright.core import distributed
 from modwright.core.errors import InvalidInputError, ModwrightError, WriteFailed, reason
 from modwright.core.modes import set_eval
 from modwright.core.progress import Progress
+from modwright.data import Data
 from modwright.training.callbacks import (
     BestStateCallback,
     EMACallback,
@@ -32,6 +33,7 @@ from modwright.training.checkpoints import (
     newest_checkpoint,
     remove_incomplete,
 )
+from modwright.training.epoch_callback import EpochCallback
 from modwright.training.estimate import TrainingEstimate, estimate_training, require_resources
 from modwright.training.options import Training
 from modwright.training.parametrization import Parametrization
@@ -125,11 +127,13 @@ def train(
 
     Args:
         model: of transformers, or one of ours, perhaps edited.
-        data: rows, each a mapping of tensors, as transformers' Trainer takes them.
+        data: what :func:`~modwright.data.make_data` makes; or rows, each a mapping of tensors, as
+            transformers' Trainer takes them.
         training: how; a mapping has the keys of a recipe.
-        eval_data: what ``compute_metrics`` and the evaluations of the arguments are made of.
+        eval_data: what ``compute_metrics`` and the evaluations of the arguments are made of; what
+            the data holds out, unless it is said.
         compute_metrics: as transformers' Trainer takes it.
-        collate: makes a batch of rows; they are stacked without it.
+        collate: makes a batch of rows; the data's own, or they are stacked, without it.
         source: what the teacher "source" means.
         best: what chooses the best state; the last is the result without it.
         parametrization: learning rates and decay by groups of parameters.
@@ -157,6 +161,9 @@ def train(
     """
     training = training if isinstance(training, Training) else Training.of(training or {})
     objective = with_teacher(training.objective, source)
+    if isinstance(data, Data):
+        collate, eval_data = collate or data.collate, eval_data or data.test
+        data = data.train
     checkpoint = _checkpoint_of(output, resume, log)
     folder = None if output is None else Path(output)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
@@ -166,6 +173,8 @@ def train(
         if mean is not None and checkpoint is not None:
             mean.restore(checkpoint)
         watchers: list[TrainerCallback] = [*callbacks, *filter(None, (mean, chooser))]
+        if hasattr(data, "set_epoch"):
+            watchers.append(EpochCallback(data))
         if progress is not None:
             watchers.append(StepProgressCallback(progress, stack))
         trainer = ObjectiveTrainer(
