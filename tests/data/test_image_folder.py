@@ -136,8 +136,10 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"2 images cannot be split at 0\.2"):
         find_images(tmp_path, 0.2, 0)
     images(tmp_path, {"cat": 4, "dog": 4})
-    with pytest.raises(InvalidInputError, match="8 images cannot be split at 1"):
-        find_images(tmp_path, 1, 0)
+    with pytest.raises(InvalidInputError, match=r"8 images cannot be split at 1\.5"):
+        find_images(tmp_path, 1.5, 0)
+    (_, learned), (_, measured) = find_images(tmp_path, 1, 0).splits
+    assert not learned and measured == sorted(measured) and len(measured) == 8
 
 
 def test_images_of_a_folder_are_scaled_and_upright(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.data.images import digits
 from modwright.metrics.accuracy import image_accuracy
 from modwright.metrics.divergence import image_divergence
-from modwright.metrics.images import ImageOptions
+from modwright.metrics.images import eval_images
 from modwright.metrics.registry import Subject, make_metric
 from modwright.models import create_model
 from modwright.training.fitting import accuracy
@@ -65,7 +65,7 @@ def prepared(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_folder_is_counted_image_by_image(folder: Path) -> None:
     model = classifier().train()
     pixels, labels = prepared(folder)
-    images = ImageOptions(str(folder), batch_size=5).read(Subject(model))
+    images = eval_images(Subject(model), str(folder), batch_size=5)
     found = image_accuracy(model, images)
     assert model.training, "modes are restored"
     logits = model.eval()(pixel_values=pixels).logits
@@ -83,22 +83,22 @@ def test_digits_are_counted_as_training_counts_them() -> None:
     names = tuple("0123456789")
     model = classifier(names)
     subject = Subject(model.eval())
-    found = image_accuracy(model, ImageOptions("digits").read(subject))
+    found = image_accuracy(model, eval_images(subject, "digits"))
     assert found.images == 500
     assert found.top1 == pytest.approx(accuracy(model, digits(side=32)[1]))
-    half = ImageOptions("digits", limit=250).read(subject)
-    assert len(half) == 250 and half.digest != ImageOptions("digits").read(subject).digest
+    half = eval_images(subject, "digits", limit=250)
+    assert len(half) == 250 and half.digest != eval_images(subject, "digits").digest
 
 
 def test_classes_are_found_by_name_whatever_their_order(folder: Path) -> None:
     order = (*reversed(CLASSES), "hen")
-    images = ImageOptions(str(folder)).read(Subject(classifier(order)))
+    images = eval_images(Subject(classifier(order)), str(folder))
     assert images.labels[0] == order.index("ant")
     unnamed = classifier(tuple(f"LABEL_{index}" for index in range(7)))
-    told = ImageOptions(str(folder)).read(Subject(unnamed)).recipe["classes"]
+    told = eval_images(Subject(unnamed), str(folder)).recipe["classes"]
     assert told.startswith("by the order of their names")
     with pytest.raises(InvalidInputError, match="class 'gnu', which m has not; it has 6: ant, bee"):
-        ImageOptions(str(folder)).read(Subject(classifier(CLASSES[:6]), name="m"))
+        eval_images(Subject(classifier(CLASSES[:6]), name="m"), str(folder))
 
 
 def test_a_folder_with_splits_is_measured_on_the_one_held_out(folder: Path) -> None:
@@ -107,8 +107,8 @@ def test_a_folder_with_splits_is_measured_on_the_one_held_out(folder: Path) -> N
         (folder / name).rename(folder / "train" / name)
         (folder / "val" / name).mkdir(parents=True)
         (folder / "train" / name / "0.png").rename(folder / "val" / name / "0.png")
-    images = ImageOptions(str(folder)).read(Subject(classifier()))
-    assert len(images) == 7 and images.recipe["data"].endswith(", val")
+    images = eval_images(Subject(classifier()), str(folder))
+    assert len(images) == 7
 
 
 def test_logits_that_are_no_numbers_are_never_right(folder: Path) -> None:
@@ -116,7 +116,7 @@ def test_logits_that_are_no_numbers_are_never_right(folder: Path) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(math.nan)
-    found = image_accuracy(model, ImageOptions(str(folder)).read(Subject(model)))
+    found = image_accuracy(model, eval_images(Subject(model), str(folder)))
     assert (found.top1, found.top5, found.finite) == (0.0, 0.0, False)
 
 
@@ -132,9 +132,9 @@ def test_the_images_processor_of_the_model_prepares_where_it_has_one(
         "image_std": [0.5] * 3,
     }
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(stored))
-    images = ImageOptions(str(folder)).read(Subject(model, folder=tmp_path))
+    images = eval_images(Subject(model, folder=tmp_path), str(folder))
     pixels, _ = next(images.batches())
-    assert images.recipe["prepared"] == "by the model's image processor"
+    assert images.recipe["prepared"] == "by the model's processor"
     assert pixels.shape == (21, 3, 32, 32) and float(pixels.abs().max()) <= 1
 
 
@@ -145,7 +145,7 @@ def test_the_images_processor_of_the_model_prepares_where_it_has_one(
 def test_divergence_of_classifiers_is_the_mean_over_images(folder: Path) -> None:
     one = classifier()
     other = disturbed(one)
-    images = ImageOptions(str(folder), batch_size=4).read(Subject(one))
+    images = eval_images(Subject(one), str(folder), batch_size=4)
     found = image_divergence(one, other, images)
     pixels, _ = prepared(folder)
     p, q = (m.eval()(pixel_values=pixels).logits.double().log_softmax(-1) for m in (one, other))

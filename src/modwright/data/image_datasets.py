@@ -36,7 +36,8 @@ def image_path(
 
     Args:
         path: of the folder.
-        held_out: share of each class that is to measure on where the folder has no splits.
+        held_out: share of each class that is to measure on where the folder has no splits; 1 is
+            all of them.
         seed: of the order, and of what is held out.
         field: the column of metadata that holds the label.
         classes: names of the labels of idx files other than (Fashion-)MNIST.

@@ -137,7 +137,8 @@ def find_images(folder: Path, test: float, seed: int) -> ImageFiles:
     """The images of a folder that has one folder per class, or such a folder for each split.
 
     Folders ``train`` and ``val`` (or ``validation``, ``test``) are splits; without them every class
-    gives the share ``test`` of its images, at least one where it has two, of a permutation of all.
+    gives the share ``test`` of its images, at least one where it has two, of a permutation of all;
+    1 holds all of them out.
     Hidden folders and those of the system are no classes.
 
     Raises:
@@ -255,15 +256,15 @@ def divided(
     """Two splits in which every class has its share."""
     classes, files = found
     counts = Counter(index for _, index in files)
-    wanted = {i: min(max(round(n * test), 1), n - 1) for i, n in counts.items()}
-    if not 0 < test < 1 or not any(wanted.values()):
+    wanted = {i: min(max(round(n * test), 1), n - (test < 1)) for i, n in counts.items()}
+    if not 0 < test <= 1 or not any(wanted.values()):
         raise InvalidInputError(f"{folder}: {len(files)} images cannot be split at {test:g}")
     single = [classes[index] for index, count in wanted.items() if not count]
     if single:
         notes.append(f"{folder}: one image only, so none to measure on: {listed_names(single)}")
     learned: list[tuple[Path, int]] = []
     measured: list[tuple[Path, int]] = []
-    for i in permutation(len(files), seed):
+    for i in permutation(len(files), seed) if test < 1 else range(len(files)):
         path, index = files[i]
         wanted[index] -= 1
         (measured if wanted[index] >= 0 else learned).append((path, index))

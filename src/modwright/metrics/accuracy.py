@@ -16,7 +16,7 @@ from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
 from modwright.metrics.column import DifferenceColumn, points_text
 from modwright.metrics.forward import dtype_of
-from modwright.metrics.images import EvalImages, ImageOptions, class_logits, require_classifier
+from modwright.metrics.images import EvalImages, class_logits, eval_images, require_classifier
 from modwright.metrics.interval import mean_interval
 from modwright.metrics.registry import Metric, Subject, metric
 from modwright.metrics.windows import AtLeastOne
@@ -150,15 +150,15 @@ class AccuracyMetric(Metric):
         return None
 
     def digest(self, subject: Subject) -> str:
-        images = self._images().read(subject)
+        images = self._images(subject)
         require_classifier(subject.model, images)
         return images.digest
 
     def measure(self, subject: Subject, progress: Progress = SILENT) -> Accuracy:
-        return image_accuracy(subject.model, self._images().read(subject), progress)
+        return image_accuracy(subject.model, self._images(subject), progress)
 
-    def _images(self) -> ImageOptions:
-        return ImageOptions(self.images, self.image_size, self.limit, self.batch_size)
+    def _images(self, subject: Subject) -> EvalImages:
+        return eval_images(subject, self.images, self.image_size, self.limit, self.batch_size)
 
     @classmethod
     def lines(cls, values: Mapping[str, Any]) -> Iterator[str]:

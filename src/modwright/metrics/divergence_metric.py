@@ -22,7 +22,7 @@ from modwright.metrics.divergence import (
     image_divergence,
     require_comparable,
 )
-from modwright.metrics.images import ImageOptions, require_classifier
+from modwright.metrics.images import EvalImages, eval_images, require_classifier
 from modwright.metrics.positions import eval_positions_of
 from modwright.metrics.registry import Subject, metric
 from modwright.metrics.vocabulary import require_same_tokenizer
@@ -111,7 +111,7 @@ class DivergenceMetric(WindowOptions):
     def digest(self, subject: Subject) -> str:
         model, tokenizer, reference = subject.model, subject.tokenizer, subject.reference
         if subject.reads_images:
-            images = self._images().read(subject)
+            images = self._images(subject)
             require_classifier(model, images)
             return images.digest
         if reference is not None:
@@ -126,7 +126,7 @@ class DivergenceMetric(WindowOptions):
         if reference is None:
             raise InvalidInputError(f"{self.name} needs a model to compare with")
         if subject.reads_images:
-            images = self._images().read(subject)
+            images = self._images(subject)
             found = image_divergence(reference.model, subject.model, images, progress)
         else:
             found = divergence(
@@ -134,9 +134,9 @@ class DivergenceMetric(WindowOptions):
             )
         return replace(found, recipe={**found.recipe, "teacher": reference.name})
 
-    def _images(self) -> ImageOptions:
+    def _images(self, subject: Subject) -> EvalImages:
         batch_size = max(_IMAGES, self.batch_size)
-        return ImageOptions(str(self.images), self.image_size, self.limit, batch_size)
+        return eval_images(subject, str(self.images), self.image_size, self.limit, batch_size)
 
     @classmethod
     def columns_of(cls, stages: Sequence[StageLike]) -> list[Column]:

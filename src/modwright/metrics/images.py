@@ -7,21 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
-from modwright.data.image_files import find_images, read_image
-from modwright.data.images import digits
+from modwright.data import Data, make_data
+from modwright.data.image_rows import ImageFileList, ImageRows
+from modwright.data.registry import datasets_of
 from modwright.metrics.registry import Subject
 
-__all__ = ["EvalImages", "ImageOptions", "class_logits", "require_classifier"]
+__all__ = ["EvalImages", "class_logits", "eval_images", "image_size_of", "processor_of"]
+__all__ += ["require_classifier"]
 
-# Where no image processor says how: as images of a folder are prepared for training.
-_MEAN, _SPREAD = 0.45, 0.225
 # Sums of images are kept in at most so many groups, which stand for windows.
 _GROUPS = 200
 
@@ -68,87 +67,80 @@ class EvalImages:
         return found
 
 
-@dataclass(frozen=True)
-class ImageOptions:
-    """Which images a classifier is measured on."""
+def eval_images(
+    subject: Subject,
+    images: str,
+    image_size: int | None = None,
+    limit: int | None = None,
+    batch_size: int = 32,
+) -> EvalImages:
+    """Images by name or of a folder, with the labels that the model knows.
 
-    images: str
-    image_size: int | None = None
-    limit: int | None = None
-    batch_size: int = 32
+    The split that is held out is taken, and all images of a folder without splits. A model's own
+    image processor prepares files, where it has one.
 
-    def read(self, subject: Subject) -> EvalImages:
-        """The images with the labels that the model knows; nothing is decoded yet, but for digits.
-
-        Raises:
-            CheckpointError: there is no such folder.
-            InvalidInputError: a class is none of the model's, or too few images.
-        """
-        size = self._size(subject.model.config)
-        if self.images == "digits":
-            return self._digits(subject, size)
-        folder = Path(self.images).expanduser()
-        found = find_images(folder, test=0.5, seed=0)
-        learned, held_out = found.splits
-        is_split = not learned[0].startswith("train, seed")
-        files = held_out[1] if is_split else sorted(learned[1] + held_out[1])
-        files = [files[at] for at in self._chosen(len(files))]
-        known, how = _labels(found.classes, subject)
-        listed = [
-            [str(path.relative_to(folder)), path.stat().st_size, label] for path, label in files
-        ]
-        prepare, prepared = _preparation(subject, size)
-        return EvalImages(
-            torch.tensor([known[label] for _, label in files]),
-            lambda positions: torch.stack([prepare(read_image(files[at][0])) for at in positions]),
-            self.batch_size,
-            {
-                "data": str(folder) + (f", {held_out[0]}" if is_split else ""),
-                "images": len(files),
-                "classes": how,
-                "prepared": prepared,
-                "batch_size": self.batch_size,
-                "sha256": sha256_of(listed),
-            },
-        )
-
-    def _digits(self, subject: Subject, size: tuple[int, int]) -> EvalImages:
-        if size[0] != size[1]:
-            raise InvalidInputError(f"digits are square, and {subject.name} reads {size}")
-        _, test = digits(size[0], int(getattr(subject.model.config, "num_channels", 3)))
-        known, how = _labels(test.classes, subject)
-        chosen = self._chosen(len(test))
-        return EvalImages(
-            torch.tensor([known[int(test.labels[at])] for at in chosen]),
-            lambda positions: test.pixels[[chosen[at] for at in positions]],
-            self.batch_size,
-            {
-                "data": test.name,
-                "images": len(chosen),
-                "classes": how,
-                "batch_size": self.batch_size,
-                "sha256": sha256_of([test.name, chosen]),
-            },
-        )
-
-    def _chosen(self, count: int) -> list[int]:
-        if self.limit is None or self.limit >= count:
-            return list(range(count))
-        return [at * count // self.limit for at in range(self.limit)]
-
-    def _size(self, config: Any) -> tuple[int, int]:
-        given = self.image_size or getattr(config, "image_size", None) or 224
-        height, width = (given, given) if isinstance(given, int) else given
-        return int(height), int(width)
+    Raises:
+        CheckpointError: there is no such folder.
+        InvalidInputError: a class is none of the model's, or too few images.
+    """
+    channels = int(getattr(subject.model.config, "num_channels", 3))
+    asked = {"images": images, "image_size": image_size or image_size_of(subject.model.config)}
+    if images not in datasets_of("images"):
+        asked["held_out"] = 1.0
+    data = make_data({**asked, "channels": channels})
+    rows: Any = data.test
+    count = len(rows)
+    chosen = [at * count // limit for at in range(limit)] if limit and limit < count else None
+    positions = list(range(count)) if chosen is None else chosen
+    known, how = _labels(data, subject)
+    processor = processor_of(subject.folder) if isinstance(rows.source, ImageFileList) else None
+    return EvalImages(
+        torch.tensor([known[int(rows.source.labels[at])] for at in positions]),
+        lambda batch: torch.stack([_pixels(rows, positions[at], processor) for at in batch]),
+        batch_size,
+        {
+            "data": images,
+            "images": len(positions),
+            "classes": how,
+            "prepared": repr(rows.preparation) if processor is None else "by the model's processor",
+            "batch_size": batch_size,
+            "sha256": sha256_of(rows.source.digest(), positions),
+        },
+    )
 
 
-def _labels(classes: Sequence[str], subject: Subject) -> tuple[list[int], str]:
+def _pixels(rows: ImageRows, index: int, processor: Any) -> Tensor:
+    if processor is None:
+        return rows[index]["pixel_values"]
+    made = processor(images=rows.source.read(index), return_tensors="pt")
+    return torch.as_tensor(made["pixel_values"][0])
+
+
+def image_size_of(config: Any) -> int:
+    """Pixels of a side of the images that a model reads; one that reads others is refused."""
+    size = getattr(config, "image_size", None) or 224
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) > 1:
+        raise InvalidInputError(f"images are made square, and the model reads {tuple(size)}")
+    return int(sides.pop())
+
+
+def processor_of(folder: Any) -> Any:
+    """The image processor that is saved with a model; None where there is none."""
+    if folder is None or not (Path(folder) / "preprocessor_config.json").is_file():
+        return None
+    from transformers import AutoImageProcessor
+
+    return AutoImageProcessor.from_pretrained(folder)
+
+
+def _labels(data: Data, subject: Subject) -> tuple[list[int], str]:
     """For each class of the images the model's index of it, and how that was found.
 
     Raises:
         InvalidInputError: the model has no class of that name.
     """
-    config = subject.model.config
+    config, classes = subject.model.config, data.labels
     names = {str(name): int(index) for index, name in config.id2label.items()}
     if all(name in names for name in classes):
         return [names[name] for name in classes], "by name"
@@ -161,36 +153,6 @@ def _labels(classes: Sequence[str], subject: Subject) -> tuple[list[int], str]:
         f"the images have the class {missing!r}, which {subject.name} has not; it has "
         f"{len(names)}: {shown}"
     )
-
-
-def _preparation(subject: Subject, size: tuple[int, int]) -> tuple[Callable[[Any], Tensor], str]:
-    """What makes pixels (C, H, W) of a Pillow image, and that in words."""
-    folder = subject.folder
-    if folder is not None and (Path(folder) / "preprocessor_config.json").is_file():
-        from transformers import AutoImageProcessor
-
-        processor: Any = AutoImageProcessor.from_pretrained(folder)
-
-        def process(image: Any) -> Tensor:
-            pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
-            return pixels
-
-        return process, "by the model's image processor"
-
-    from PIL import Image, ImageOps
-
-    channels = int(getattr(subject.model.config, "num_channels", 3))
-
-    def fit(image: Any) -> Tensor:
-        fitted = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BICUBIC)
-        if channels == 1:
-            fitted = fitted.convert("L")
-        raw = torch.from_numpy(np.asarray(fitted).copy()).float() / 255
-        raw = raw[None] if channels == 1 else raw.permute(2, 0, 1)
-        return (raw - _MEAN) / _SPREAD
-
-    height, width = size
-    return fit, f"shorter side fitted, middle of {height} x {width}, ({_MEAN}, {_SPREAD})"
 
 
 def require_classifier(model: Any, images: EvalImages) -> None:
