@@ -14,14 +14,16 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import torch
+from torch.utils.data import Subset
 
 from modwright.cost import forward_macs
-from modwright.data.images import idx_pictures
+from modwright.data import make_data
 from modwright.models import create_model
 from modwright.training import Settings, fit
 
@@ -114,7 +116,7 @@ def measure(family: str, data: Any, settings: Settings) -> dict[str, Any]:
     """Trains one model."""
     torch.manual_seed(settings.seed)
     model = build(family)
-    fitted = fit(model, *data, settings)
+    fitted = fit(model, data, None, settings)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "macs": forward_macs(model, 1, 3, SIDE, SIDE),
@@ -179,7 +181,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     chosen = {name: getattr(options, name) for name in ("epochs", "train", "seed", "threads")}
-    train, test = idx_pictures(options.folder, side=SIDE)
+    data = make_data({"images": str(options.folder), "image_size": SIDE})
+    data = replace(data, train=Subset(data.train, range(options.train)))
     settings = Settings(epochs=options.epochs, batch_size=128, seed=options.seed)
     rows = []
     options.results.parent.mkdir(parents=True, exist_ok=True)
@@ -188,11 +191,7 @@ def main() -> None:
     for family in options.families:
         key = {"family": family, "fields": MODELS[family][1], **chosen}
         known = [row for row in done if key.items() <= row.items()]
-        row = (
-            known[-1]
-            if known
-            else key | measure(family, (train.take(options.train), test), settings)
-        )
+        row = known[-1] if known else key | measure(family, data, settings)
         if not known:
             with options.results.open("a") as out:
                 out.write(json.dumps(row) + "\n")

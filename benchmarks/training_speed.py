@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from turns import CLOCKS, in_turns
 
 from modwright.core.paired import PairedRatio
-from modwright.data.images import Pictures, digits
+from modwright.data import TensorRows, make_data, stack_rows
 from modwright.models import create_model
 from modwright.training import Settings, fit
 
@@ -38,7 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def plain_loop(model: Any, train: Pictures, settings: Settings) -> list[float]:
+def plain_loop(model: Any, train: Any, settings: Settings) -> list[float]:
     """What one would write by hand; the losses, as means of ten steps."""
     torch.manual_seed(settings.seed)
     decayed = [p for p in model.parameters() if p.dim() > 1]
@@ -81,7 +81,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = CLOCKS[options.clock]
-    train, per_epoch = digits()[0].take(PICTURES), PICTURES // BATCH
+    decoded, per_epoch = make_data({"images": "digits"}).train, PICTURES // BATCH
+    train = TensorRows(stack_rows([decoded[index] for index in range(PICTURES)]))
     print("| model | step by hand, ms | step of fit, ms | times as fast | begin of fit, ms |")
     print("|---|---|---|---|---|")
     for name, fields in MODELS.items():

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from modwright.data.images import Pictures, idx_pictures
+from labeled_images import images
+from modwright.data import Data
 
 __all__ = ["FOLDER", "clothes", "needs_clothes"]
 
@@ -19,6 +20,6 @@ needs_clothes = pytest.mark.skipif(
 
 
 @cache
-def clothes() -> tuple[Pictures, Pictures]:
+def clothes() -> Data:
     """60,000 images for training and 10,000 for testing, of 28 pixels, made 32."""
-    return idx_pictures(FOLDER)
+    return images("fashion-mnist")

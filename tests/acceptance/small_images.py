@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from figures import note
 
-from modwright.data.images import Pictures
+from modwright.data import Data
 from modwright.training import Settings, fit
 
 __all__ = ["mean_accuracy"]
@@ -18,7 +18,7 @@ __all__ = ["mean_accuracy"]
 def mean_accuracy(
     figure: str,
     make: Callable[[], Any],
-    data: tuple[Pictures, Pictures],
+    data: Data,
     seeds: Sequence[int],
     **settings: Any,
 ) -> float:
@@ -29,7 +29,7 @@ def mean_accuracy(
     found, seconds = [], 0.0
     for seed in seeds:
         torch.manual_seed(seed)
-        fitted = fit(make(), *data, Settings(seed=seed, **settings))
+        fitted = fit(make(), data, None, Settings(seed=seed, **settings))
         assert fitted.accuracy is not None
         found.append(100 * fitted.accuracy)
         seconds += fitted.seconds

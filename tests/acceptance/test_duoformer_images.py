@@ -16,7 +16,8 @@ from small_images import mean_accuracy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modwright.data.images import Pictures, digits
+from labeled_images import digits, first, pixels
+from modwright.data import Data
 from modwright.models import create_model
 from modwright.models.classifier import ImageConfig, PyramidClassifier
 from modwright.nn.conv_backbone import ConvBackbone
@@ -32,9 +33,8 @@ FEW = {"epochs": 8, "batch_size": 32}
 MANY = {"epochs": 1, "batch_size": 32}
 
 
-def data(count: int) -> tuple[Pictures, Pictures]:
-    train, test = clothes() if ON_CLOTHES else digits()
-    return train.take(count), test.take(2000 if ON_CLOTHES else 500)
+def data(count: int) -> Data:
+    return first(clothes() if ON_CLOTHES else digits(), count, 2000 if ON_CLOTHES else 500)
 
 
 class Pyramid(PyramidClassifier):
@@ -122,8 +122,8 @@ def alikeness(model: Any, images: Tensor) -> list[float]:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_cells_become_alike_without_residuals(seed: int) -> None:
     """12 blocks over cells, fresh; where figures are wanted, two that were trained as well."""
-    train, test = data(500)
-    images = test.pixels[:100]
+    few = data(500)
+    images = pixels(few.test)[:100]
     found: dict[str, list[float]] = {}
     for name, fields in (("released", {}), ("whole blocks", WHOLE_BLOCKS)):
         torch.manual_seed(seed)
@@ -133,7 +133,7 @@ def test_cells_become_alike_without_residuals(seed: int) -> None:
         if FULL:
             torch.manual_seed(seed)
             model = duoformer(**fields)
-            fit(model, train, None, Settings(seed=seed, **FEW))
+            fit(model, few.train, None, Settings(seed=seed, **FEW))
             note(f"duoformer-alike-{name}", seed=seed, trained=alikeness(model, images))
     assert found["released"][-1] > 0.999
     assert found["whole blocks"][-1] < found["released"][-1]

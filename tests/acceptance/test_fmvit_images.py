@@ -17,9 +17,9 @@ from figures import FULL, note
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from labeled_images import digits, first, pixels
 from modwright.analysis import Spectrum, map_spectra
 from modwright.cost import forward_macs
-from modwright.data.images import Pictures, digits
 from modwright.models import create_model
 from modwright.models.reparameterize import reparameterize
 from modwright.nn.block import FrequencyPair
@@ -61,13 +61,13 @@ def settle(model: nn.Module, images: Tensor) -> None:
 @pytest.fixture(scope="module")
 def briefly() -> Any:
     """50 steps on digits. Running means are far behind weights that move so fast: 11 % right."""
-    train, test = digits()
+    data = digits()
     torch.manual_seed(0)
     model = nano()
     settings = Settings(batch_size=64, learning_rate=1e-3, more={"max_steps": 50})
-    behind = fit(model, train, test, settings).accuracy
-    settle(model, train.pixels)
-    settled = accuracy(model, test)
+    behind = fit(model, data, None, settings).accuracy
+    settle(model, pixels(data.train))
+    settled = accuracy(model, data.test)
     note("fmvit-50-steps", behind=behind, settled=settled)
     assert settled >= 0.5
     return model
@@ -77,10 +77,10 @@ def briefly() -> Any:
 
 
 def test_after_training_the_fused_model_gives_the_same_logits(briefly: Any) -> None:
-    train, test = digits()
+    data = digits()
     model = briefly
     twin = reparameterize(model)
-    images = torch.cat((test.pixels, train.pixels[:500]))
+    images = torch.cat((pixels(data.test), pixels(data.train)[:500]))
     with torch.no_grad():
         logits, fused = (
             torch.cat([part(batch).logits for batch in images.split(250)]) for part in (model, twin)
@@ -107,9 +107,8 @@ def test_after_training_the_fused_model_gives_the_same_logits(briefly: Any) -> N
 # Which frequencies the halves hold
 
 
-def larger(images: Pictures, side: int) -> Pictures:
-    pixels = F.interpolate(images.pixels, size=(side, side), mode="bilinear")
-    return Pictures(images.name, pixels, images.labels, images.classes)
+def larger(images: Tensor, side: int) -> Tensor:
+    return F.interpolate(images, size=(side, side), mode="bilinear")
 
 
 def halves(model: nn.Module) -> list[str]:
@@ -130,7 +129,7 @@ def shares(found: dict[str, Spectrum]) -> dict[str, list[float]]:
 
 def test_attention_adds_less_of_high_frequencies_than_convolution(briefly: Any) -> None:
     """At 128 pixels the last mixing block has 4 x 4 places; at 32 a single one."""
-    found = shares(map_spectra(briefly, larger(digits()[1].take(50), 128).pixels, halves(briefly)))
+    found = shares(map_spectra(briefly, larger(pixels(digits().test)[:50], 128), halves(briefly)))
     note("fmvit-spectrum-after-50-steps", **found)
     assert sum(a < b for a, b in zip(found["low mixer"], found["high mixer"])) >= 2, found
 
@@ -141,13 +140,12 @@ def test_attention_adds_less_of_high_frequencies_than_convolution(briefly: Any) 
 @figures_only
 @needs_clothes
 def test_the_small_model_learns_fashion_mnist() -> None:
-    train, test = clothes()
-    train = train.take(40_000)
+    data = first(clothes(), 40_000, 10_000)
     torch.manual_seed(0)
     model = nano()
-    fitted = fit(model, train, test, Settings(seed=0, **RECIPE))
-    settle(model, train.take(5000).pixels)
-    settled = accuracy(model, test)
+    fitted = fit(model, data, None, Settings(seed=0, **RECIPE))
+    settle(model, pixels(data.train)[:5000])
+    settled = accuracy(model, data.test)
     note(
         "fmvit-nano",
         running=fitted.accuracy,
@@ -155,7 +153,7 @@ def test_the_small_model_learns_fashion_mnist() -> None:
         parameters=fitted.parameters,
         seconds=fitted.seconds,
     )
-    images = larger(test.take(100), 128).pixels
+    images = larger(pixels(data.test)[:100], 128)
     spectra = shares(map_spectra(model, images, halves(model)))
     note("fmvit-nano-at-128", **spectra)
     assert sum(a < b for a, b in zip(spectra["low"], spectra["high"])) >= 2, spectra
@@ -199,8 +197,7 @@ def changed(name: str, **fields: Any) -> Any:
 @needs_clothes
 def test_what_halves_and_branches_are_worth() -> None:
     """A thinner one, so that twelve trainings are short; the variant would leave a single key."""
-    train, test = clothes()
-    train, test = train.take(3000), test.take(2000)
+    data = first(clothes(), 3000, 2000)
     thin = {"depths": [1, 1, 1, 1], "stem_widths": [32, 16, 32, 64], "reductions": [8, 2, 1, 1]}
     found = {}
     for name in CHANGES:
@@ -208,9 +205,9 @@ def test_what_halves_and_branches_are_worth() -> None:
         for seed in SEEDS:
             torch.manual_seed(seed)
             model = changed(name, **thin)
-            fit(model, train, None, Settings(**{**RECIPE, "seed": seed, "epochs": 2}))
-            settle(model, train.pixels)
-            each.append(100 * accuracy(model, test))
+            fit(model, data.train, None, Settings(**{**RECIPE, "seed": seed, "epochs": 2}))
+            settle(model, pixels(data.train))
+            each.append(100 * accuracy(model, data.test))
         parameters = sum(p.numel() for p in model.parameters())
         note(f"fmvit-{name}", mean=mean(each), each=each, parameters=parameters)
         found[name] = mean(each)

@@ -13,7 +13,7 @@ import pytest
 from figures import FULL
 from small_images import mean_accuracy
 
-from modwright.data.images import digits
+from labeled_images import digits
 from modwright.models import create_model
 from modwright.nn.block import Block
 

@@ -12,7 +12,7 @@ import pytest
 from figures import FULL
 from small_images import mean_accuracy
 
-from modwright.data.images import digits
+from labeled_images import digits, first
 from modwright.models import create_model
 
 pytestmark = pytest.mark.slow
@@ -33,8 +33,7 @@ def accuracy(kind: str, images: int, **settings: Any) -> float:
     def make() -> Any:
         return create_model("sret_t", num_classes=10, drop_path_rate=0.0, **SIZES, **KINDS[kind])
 
-    train, test = digits()
-    data = (train.take(images), test)
+    data = first(digits(), images, 500)
     return mean_accuracy(f"sret-{kind}-{images}", make, data, SEEDS, **settings)
 
 

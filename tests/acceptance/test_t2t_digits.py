@@ -13,7 +13,7 @@ import pytest
 from figures import FULL
 from small_images import mean_accuracy
 
-from modwright.data.images import digits
+from labeled_images import digits, first
 from modwright.models import create_model
 
 pytestmark = pytest.mark.slow
@@ -46,8 +46,7 @@ SHAPES = {
 
 def accuracy(name: str) -> float:
     """Mean test accuracy in percent of a training on the first 200 images."""
-    train, test = digits()
-    few = train.take(FEW), test
+    few = first(digits(), FEW, 500)
     settings = {"epochs": 25, "batch_size": 32}
     return mean_accuracy(f"t2t-{name}", STRUCTURES[name], few, SEEDS, **settings)
 

@@ -12,7 +12,7 @@ import pytest
 from figures import FULL
 from small_images import mean_accuracy
 
-from modwright.data.images import digits
+from labeled_images import digits
 from modwright.models import create_model
 
 pytestmark = pytest.mark.slow

@@ -24,7 +24,7 @@ RECIPE: dict[str, Any] = {
         "hidden_sizes": [8, 16],
         "stem": [3, 4, 1],
     },
-    "data": {"pictures": "digits", "train": 64},
+    "data": {"images": "digits", "train": 64},
     "settings": {"epochs": 2, "batch_size": 16},
     "threads": 1,
 }
@@ -40,7 +40,7 @@ def recipe(place: Path) -> Path:
 
 
 def test_a_training_leaves_a_checkpoint_with_its_course(command: Command, recipe: Path) -> None:
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     done = command("train train.yaml -o out")
     assert done.code == 0, done.err
@@ -48,19 +48,22 @@ def test_a_training_leaves_a_checkpoint_with_its_course(command: Command, recipe
     auto = "AutoModelForImageClassification"
     load = f"import modwright; from transformers import {auto}; {auto}.from_pretrained('out')"
     assert f"load: {load}" in done.out
-    assert "learns from 64 images (digits, train, seed 0, 32 x 32)" in done.err
+    assert "learns from digits: 64 rows to learn from, 1,733 to measure on" in done.err
     info = json.loads(Path("out/training.json").read_text())
-    assert (info["steps"], info["pictures"]["test"][1]) == (8, 1733)
-    assert [entry["step"] for entry in info["log"] if "accuracy" in entry] == [4, 8]
-    assert info["log"][-1]["loss"] > 0 and info["recipe"]["settings"]["clip"] == 1.0
+    assert (info["steps"], info["data"]["rows"]["test"]) == (8, 1733)
+    assert [entry["step"] for entry in info["log"] if "eval_accuracy" in entry] == [4, 8]
+    assert info["log"][0]["loss"] > 0 and info["recipe"]["settings"]["clip"] == 1.0
     assert Path("out/curves.svg").read_text().startswith("<svg")
     assert "accuracy on the test images" in Path("out/curves.svg").read_text()
     model: Any = AutoModelForImageClassification.from_pretrained("out").eval()
     assert model.config.id2label[3] == "3"
-    from modwright.data.images import digits
+    from modwright.data import make_data
     from modwright.training import accuracy
 
-    assert accuracy(model, digits(train=64)[1]) == info["accuracy"]
+    data = make_data({"images": "digits", "train": 64})
+    assert accuracy(model, data.test) == info["accuracy"]
+    processor = AutoImageProcessor.from_pretrained("out")
+    assert processor.crop_size == {"height": 32, "width": 32}
     again = command("train train.yaml -o out --json")
     assert again.code == 0 and json.loads(again.out) == info
     assert again.err == "out holds the result of this recipe already; --force makes it again\n"
@@ -75,11 +78,11 @@ def test_a_checkpoint_teaches_and_is_trained_further(command: Command, recipe: P
     assert command("train train.yaml -o teacher").code == 0
     (recipe.parent / "more.yaml").write_text(
         "extends: train.yaml\nmodel: {checkpoint: teacher}\n"
-        "objective: {loss: distillation, teacher: teacher, temperature: 2}\n"
+        "objective: {distillation: {teacher: teacher, temperature: 2}}\n"
         "settings: {average: 0.9}\n"
     )
     tree = {**RECIPE, "model": {"checkpoint": "teacher"}, "checkpoint_every": 3}
-    tree["objective"] = {"loss": "distillation", "teacher": "teacher", "temperature": 2}
+    tree["objective"] = {"distillation": {"teacher": "teacher", "temperature": 2}}
     (recipe.parent / "more.yaml").write_text(yaml.safe_dump(tree))
     done = command("train more.yaml -o out --set settings.average=0.9")
     assert done.code == 0, done.err
@@ -99,7 +102,7 @@ def shades(folder: Path, *names: str) -> str:
         for index in range(10):
             pixels = drawn.integers(0, 60, (40, 50, 3)) + 90 * level
             Image.fromarray(pixels.astype("uint8")).save(folder / name / f"{index}.png")
-    return f"'data={{pictures: folder, folder: {folder.name}, side: 32, test: 0.3}}'"
+    return f"'data={{images: {folder.name}, image_size: 32, held_out: 0.3}}'"
 
 
 def test_fault_A8_a_model_that_is_trained_further_answers_in_the_new_names(
@@ -123,7 +126,7 @@ def test_fault_A8_a_model_that_is_trained_further_answers_in_the_new_names(
     given = "'model.id2label={0: Amber, 1: Blue, 2: Green}'"
     assert command(f"train train.yaml -o given --set {second} --set {given}").code == 0
     assert labels("given") == ["Amber", "Blue", "Green"]
-    teacher = "'objective={loss: distillation, teacher: one}'"
+    teacher = "'objective={distillation: {teacher: one}}'"
     done = command(f"train train.yaml -o taught --set {second} --set {teacher}")
     assert done.code == 2 and "objective.teacher: its classes are blue, green, red" in done.err
 
@@ -140,7 +143,7 @@ def test_images_of_a_folder(command: Command, recipe: Path) -> None:
     done = command(f"train train.yaml -o out --set {data}")
     assert done.code == 0, done.err
     info = json.loads(Path("out/training.json").read_text())
-    assert info["pictures"]["classes"] == ["dark", "light"]
+    assert info["data"]["labels"] == ["dark", "light"]
     assert json.loads(Path("out/config.json").read_text())["id2label"] == {
         "0": "dark",
         "1": "light",
@@ -161,12 +164,12 @@ REFUSED = [
     ("", "--set model.num_classes=3", ("has 3 classes, the images 10",)),
     ("", "--set 'model={name: craft_x2}'", ("model.name", "craft_x2 is no classifier")),
     ("", "--set 'model={checkpoint: gone}'", ("gone",)),
-    ("", "--set data.pictures=digit", ("valid values: digits, idx, folder", "'digits'?")),
-    ("", "--set 'data={pictures: idx}'", ("data.folder", "is missing")),
-    ("", "--set 'data={pictures: idx, folder: gone}'", ("gone has no train-images",)),
+    ("", "--set data.images=digit", ("unknown images dataset 'digit'", "'digits'?")),
+    ("", "--set 'data={pictures: idx}'", ("data: folder: is missing",)),
+    ("", "--set 'data={pictures: idx, folder: gone}'", ("unknown images dataset 'gone'",)),
     ("", "--set data.train=9999", ("of 1797 digits 1 to 1796",)),
-    ("", "--set data.side=8", ("model: does not take images of", "at least 32")),
-    ("", "--set 'objective={loss: distillation}'", ("objective.teacher", "is missing")),
+    ("", "--set data.image_size=8", ("model: does not take images of", "at least 32")),
+    ("", "--set 'objective={loss: distillation}'", ("distillation.teacher", "is missing")),
     ("", "--set 'objective={loss: cross_entropy, mixup: -1}'", ("mixup is at least 0",)),
     ("", "--set tensorboard=true", ("pip install tensorboard",)),
     ("", "--set steps=[]", ("unknown key", "valid keys: model, data, objective")),
@@ -198,10 +201,10 @@ def test_the_schema_knows_every_option(command: Command) -> None:
     done = command("schema --train")
     assert done.code == 0
     schema = json.loads(done.out)
-    kinds = {one["title"]: one for one in schema["properties"]["data"]["oneOf"]}
-    assert set(kinds) == {"digits", "idx", "folder"}
-    assert kinds["folder"]["required"] == ["pictures", "folder"]
-    assert kinds["digits"]["properties"]["side"]["description"] == "Of the images, in pixels."
+    kinds = {one["title"]: one for one in schema["properties"]["data"]["anyOf"][1]["oneOf"]}
+    assert {"images: digits", "images: a path", "text: lee"} <= set(kinds)
+    assert kinds["images: a path"]["required"] == ["images"]
+    assert kinds["images: digits"]["properties"]["image_size"]["description"] == "Pixels of a side."
     assert schema["anyOf"][1]["required"] == ["model", "data"]
 
 

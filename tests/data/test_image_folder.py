@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from labeled_images import images as decoded
+from labeled_images import pixels
 from modwright.core.errors import CheckpointError, InvalidInputError
+from modwright.data import make_data
 from modwright.data.image_files import find_images
-from modwright.data.images import folder_pictures
 
 
 def images(folder: Path, counts: Mapping[str, int], suffix: str = ".png") -> Path:
@@ -33,12 +36,11 @@ def images(folder: Path, counts: Mapping[str, int], suffix: str = ".png") -> Pat
 def test_fault_A9_folders_of_splits_are_splits(tmp_path: Path, learned: str, measured: str) -> None:
     images(tmp_path / learned, {"cat": 4, "dog": 3, "owl": 2})
     images(tmp_path / measured, {"dog": 2, "owl": 1})
-    with pytest.warns(UserWarning, match=f"learns from {learned}, is measured on {measured}"):
-        train, test = folder_pictures(tmp_path, side=8)
-    assert train.classes == test.classes == ("cat", "dog", "owl")
-    assert Counter(train.labels.tolist()) == {0: 4, 1: 3, 2: 2}
-    assert test.labels.tolist() == [1, 1, 2]
-    assert learned in train.name and measured in test.name
+    data: Any = decoded(str(tmp_path), 8)
+    assert any(f"learns from {learned}, is measured on {measured}" in n for n in data.notes)
+    assert data.labels == ("cat", "dog", "owl")
+    assert Counter(data.train.tensors["labels"].tolist()) == {0: 4, 1: 3, 2: 2}
+    assert data.test.tensors["labels"].tolist() == [1, 1, 2]
 
 
 def test_fault_A9_a_third_split_is_not_used_and_said(tmp_path: Path) -> None:
@@ -100,13 +102,11 @@ def test_fault_A10_what_is_left_out_is_counted_and_named(tmp_path: Path) -> None
     for name in ("a.heic", "b.heic", "labels.csv", "README"):
         (tmp_path / "dog" / name).write_bytes(b"something else")
     images(tmp_path, {"": 1}, ".jpg")
-    with pytest.warns(UserWarning, match="4 files that are no readable images") as told:
-        train, _ = folder_pictures(tmp_path, side=8, test=0.5)
-    said = "\n".join(str(one.message) for one in told)
+    said = "\n".join(make_data({"images": str(tmp_path), "held_out": 0.5}).notes)
+    assert "4 files that are no readable images" in said
     assert "(1 .csv, 2 .heic, 1 no suffix)" in said
     assert "dog/README, dog/a.heic, dog/b.heic and 1 more" in said
     assert "1 images in no folder of a class (0.jpg)" in said
-    assert train.notes == tuple(str(one.message) for one in told)
     for file in (tmp_path / "dog").glob("*.png"):
         file.unlink()
     with pytest.raises(
@@ -154,9 +154,9 @@ def test_images_of_a_folder_are_scaled_and_upright(tmp_path: Path) -> None:
         stored.save(tmp_path / "cat" / f"{index}.jpg", exif=exif, quality=95)
         ramp = (torch.arange(256).view(16, 16) * 257).numpy().astype("uint16")
         Image.fromarray(ramp).save(tmp_path / "dog" / f"{index}.png")
-    train, _ = folder_pictures(tmp_path, side=16, test=0.5)
-    pixels = train.pixels * 0.225 + 0.45
-    cat, dog = (pixels[train.labels == label][0] for label in (0, 1))
+    train: Any = decoded(str(tmp_path), 16).train
+    found = pixels(train) * 0.225 + 0.45
+    cat, dog = (found[train.tensors["labels"] == label][0] for label in (0, 1))
     assert (cat[:, 4, 8] - torch.tensor([0.98, 0, 0])).abs().max() < 0.05
     assert (cat[:, 12, 8] - torch.tensor([0, 0, 0.98])).abs().max() < 0.05
     assert (dog[0].flatten() - torch.arange(256) / 255).abs().max() < 1e-6

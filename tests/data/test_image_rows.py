@@ -27,7 +27,6 @@ from modwright.data.image_rows import (
     ImageSplits,
     image_data,
 )
-from modwright.data.images import digits as digits_in_memory
 from modwright.training.epoch_callback import EpochCallback
 
 LIST = ["random_resized_crop", "hflip", "rand_augment", {"random_erasing": {"probability": 1.0}}]
@@ -134,13 +133,21 @@ def test_the_image_processor_does_the_same(size: tuple[int, int], crop_pct: floa
     assert (theirs["pixel_values"][0] - own).abs().max() * 0.25 * 255 <= 2, "but for rounding"
 
 
-def test_digits_are_those_of_the_dataset_in_memory() -> None:
-    data = make_data({"images": "digits", "image_size": 24})
-    for split, expected in zip((data.train, data.test), digits_in_memory(side=24)):
-        assert split is not None and len(split) == len(expected)
-        for i in (0, 7, len(split) - 1):
-            assert torch.equal(split[i]["pixel_values"], expected[i]["pixel_values"])
-            assert split[i]["labels"] == expected[i]["labels"]
+def test_digits_are_split_once_and_for_all() -> None:
+    from sklearn.datasets import load_digits
+
+    given = {"images": "digits", "image_size": 24}
+    data, other = make_data(given), make_data({**given, "seed": 1})
+    assert (len(data.train), len(data.test or ())) == (1297, 500)
+    assert data.digest == make_data(given).digest != other.digest
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(0))
+    raw: Any = load_digits()
+    for index in (0, 7, 1296):
+        row = data.train[index]
+        whole = torch.tensor(raw.images[order[index]], dtype=torch.float32)[None, None] / 16
+        large = torch.nn.functional.interpolate(whole, size=(24, 24), mode="bilinear")[0]
+        assert torch.allclose(row["pixel_values"], (large.expand(3, -1, -1) - 0.3) / 0.35)
+        assert row["labels"] == raw.target[order[index]]
 
 
 def test_the_same_seed_gives_the_same_rows_whatever_was_read_before() -> None:

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 from small_models import disturbed
 
+from labeled_images import digits
 from modwright.cli.entry import run_command
 from modwright.core.errors import InvalidInputError
-from modwright.data.images import digits
 from modwright.metrics.accuracy import image_accuracy
 from modwright.metrics.divergence import image_divergence
 from modwright.metrics.images import eval_images
@@ -85,7 +85,7 @@ def test_digits_are_counted_as_training_counts_them() -> None:
     subject = Subject(model.eval())
     found = image_accuracy(model, eval_images(subject, "digits"))
     assert found.images == 500
-    assert found.top1 == pytest.approx(accuracy(model, digits(side=32)[1]))
+    assert found.top1 == pytest.approx(accuracy(model, digits().test))
     half = eval_images(subject, "digits", limit=250)
     assert len(half) == 250 and half.digest != eval_images(subject, "digits").digest
 

@@ -109,7 +109,7 @@ def test_named_models_take_either_name() -> None:
 
 def test_recipes_take_either_name(tmp_path: Path) -> None:
     written = tmp_path / "recipe.yaml"
-    lines = "data: {pictures: digits, train: 32}\nsettings: {epochs: 1}\n"
+    lines = "data: {images: digits, train: 32}\nsettings: {epochs: 1}\n"
     for name in ("widths", "hidden_sizes"):
         written.write_text(
             f"model: {{name: poolformer_s12, depths: [1], {name}: [8]}}\n"

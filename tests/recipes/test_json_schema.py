@@ -77,10 +77,12 @@ def test_the_examples_fit() -> None:
     "change",
     [
         {"modle": {}},
-        {"data": {"pictures": "digit"}},
-        {"data": {"pictures": "digits", "sid": 3}},
-        {"data": {"pictures": "idx"}},
-        {"objective": {"loss": "distillation"}},
+        {"data": {"images": "digit"}},
+        {"data": {"images": "digits", "sid": 3}},
+        {"data": {"images": 3}},
+        {"objective": "distillation"},
+        {"objective": {"distillation": {"weight": 1.0}}},
+        {"objective": {"cross_entropy": {"mixu": 1.0}}},
         {"settings": {"epoch": 3}},
         {"model": {"name": "poolformer"}},
         {"model": {"checkpoint": "a", "more": 1}},
@@ -89,7 +91,7 @@ def test_the_examples_fit() -> None:
 )
 def test_the_schema_of_trainings_marks_what_is_refused(change: dict[str, Any]) -> None:
     schema = training_schema()
-    good = {"model": {"name": "poolformer_s12"}, "data": {"pictures": "digits"}}
+    good = {"model": {"name": "poolformer_s12"}, "data": {"images": "digits"}}
     assert not list(faults(good, schema, schema))
     assert list(faults({**good, **change}, schema, schema))
     with pytest.raises(InvalidInputError):

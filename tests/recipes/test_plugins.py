@@ -22,7 +22,7 @@ USERS = Path(__file__).parents[1] / "users_plugin.py"
 STEPS = "steps: [{method: users_method, block: 0}]\n"
 TRAINING = """\
 model: {name: users_pools, depths: [1, 1]}
-data: {pictures: digits}
+data: {images: digits}
 """
 POOLS = """\
 from modwright.models import register_model

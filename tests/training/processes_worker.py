@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from labeled_images import digits, first
 from models.tiny import tiny
 from modwright.core import distributed
-from modwright.data.images import digits
 from modwright.models import create_model
 from modwright.training import Settings, fit
 from modwright.training.parametrization import Standard
@@ -50,15 +50,15 @@ def trained(**more: Any) -> dict[str, Tensor]:
     torch.manual_seed(0)
     fields = {"depths": [1, 1], "hidden_sizes": [8, 16], "stem": [3, 4, 1], "drop_path_rate": 0.0}
     model = create_model("poolformer_s12", num_classes=10, **fields)
-    first = FirstGradients()
+    watch = FirstGradients()
     settings = Settings(epochs=2, batch_size=16, average=0.9, more=more)
-    train = digits()[0].take(64)
-    found = fit(model, train, None, settings, callbacks=[first], parametrization=QUARTER)
+    train = first(digits(), 64)
+    found = fit(model, train, None, settings, callbacks=[watch], parametrization=QUARTER)
     return {
-        **{f"grad {name}": gradient for name, gradient in first.found.items()},
+        **{f"grad {name}": gradient for name, gradient in watch.found.items()},
         **{f"weight {name}": tensor for name, tensor in model.state_dict().items()},
         "steps": torch.tensor(found.steps),
-        "rates": torch.tensor(first.rates, dtype=torch.float64),
+        "rates": torch.tensor(watch.rates, dtype=torch.float64),
     }
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from modwright.data.images import Pictures
+from labeled_images import noise
+from modwright.data import Data
 from modwright.models import create_model
 from modwright.training import Settings, fit
 from modwright.training.checkpoints import newest_checkpoint, remove_incomplete
@@ -24,11 +25,11 @@ SETTINGS = Settings(
 )
 
 
-def made() -> tuple[Any, Pictures]:
+def made() -> tuple[Any, Data]:
     torch.manual_seed(0)
     model = create_model("poolformer_s12", num_classes=2, depths=[1], hidden_sizes=[8])
     pixels = torch.randn(8, 3, 32, 32)
-    return model, Pictures("noise", pixels, torch.arange(8) % 2, ("a", "b"))
+    return model, noise(pixels, torch.arange(8) % 2, ("a", "b"))
 
 
 @pytest.fixture(scope="module")

@@ -9,18 +9,19 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from labeled_images import noise
 from modwright.core.errors import InvalidInputError
-from modwright.data.images import Pictures
+from modwright.data import Data
 from modwright.models import create_model
 from modwright.training import Settings, fit
 
 SMALL: dict[str, Any] = {"depths": [1], "hidden_sizes": [8]}
 
 
-def images(count: int, *classes: str, side: int = 32) -> Pictures:
+def images(count: int, *classes: str, side: int = 32) -> Data:
     torch.manual_seed(0)
     labels = torch.arange(count) % len(classes)
-    return Pictures("noise", torch.randn(count, 3, side, side), labels, classes)
+    return noise(torch.randn(count, 3, side, side), labels, classes)
 
 
 def test_fault_A8_classes_are_called_as_those_of_the_images() -> None:
@@ -68,10 +69,11 @@ def test_fault_B6_one_image_left_over_is_known_before_the_start() -> None:
     said: list[str] = []
     four = Settings(epochs=2, batch_size=4)
     assert fit(model, left_over, None, four, log=said.append).steps == 4
-    assert said == [
-        "the last batch of an epoch is left out: of 9 images in batches of 4 it holds one, which a "
+    assert said[0] == (
+        "the last batch of an epoch is left out: of 9 rows in batches of 4 it holds one, which a "
         "BatchNorm cannot be trained on"
-    ]
+    )
+    assert len(said) == 2 and said[1].startswith("the training: ")
     with pytest.warns(UserWarning, match="the last batch of an epoch is left out"):
         fit(model, left_over, None, four)
     larger = images(9, "a", "b")  # where maps are larger, one image can be trained on

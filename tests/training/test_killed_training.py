@@ -20,8 +20,8 @@ RECIPE = """\
 model:
   {name: poolformer_s12, depths: [1, 1], hidden_sizes: [8, 16], stem: [3, 4, 1],
    drop_path_rate: 0.2}
-data: {pictures: digits, train: 64}
-objective: {loss: cross_entropy, mixup: 0.4, cutmix: 1.0}
+data: {images: digits, train: 64}
+objective: {cross_entropy: {mixup: 0.4, cutmix: 1.0}}
 settings: {epochs: 3, batch_size: 16, average: AVERAGE, more: {logging_steps: 2}}
 threads: 1
 checkpoint_every: 3
@@ -88,7 +88,7 @@ def test_killed_anywhere_it_ends_the_same(
     assert unbroken["code"] == 0, unbroken["said"]
     wanted = result(tmp_path / "unbroken" / "out")
     entries = wanted["told"]["log"]
-    assert [e["step"] for e in entries if "accuracy" in e] == [4, 8, 12]
+    assert [e["step"] for e in entries if "eval_accuracy" in e] == [4, 8, 12]
     assert {2, 3, 4, 6, 8, 9, 10, 12} == {e["step"] for e in entries if "loss" in e}
     for number, (moment, call) in enumerate(moments):
         out = tmp_path / str(number) / "out"

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from helpers import edit, outputs, snapshot, unchanged
+from labeled_images import noise
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
-from modwright.data.images import Pictures
+from modwright.data import Data
 from modwright.edits import Change, factorize, remove
 from modwright.edits.apply import own_tensors, sharing_with
 from modwright.training import CrossEntropy, Distillation, Settings, fit, learn
@@ -20,12 +21,12 @@ from modwright.training import CrossEntropy, Distillation, Settings, fit, learn
 SETTINGS = Settings(epochs=1, batch_size=4, learning_rate=0.05, average=0.5)
 
 
-def images(model: Any) -> Pictures:
+def images(model: Any) -> Data:
     size = model.config.image_size
     sides = (size, size) if isinstance(size, int) else tuple(size)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(8, 3, *sides, generator=generator)
-    return Pictures("noise", pixels, torch.arange(8) % 5, tuple("abcde"))
+    return noise(pixels, torch.arange(8) % 5, "abcde")
 
 
 def student_of(teacher: Any) -> Any:

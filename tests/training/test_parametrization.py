@@ -16,11 +16,12 @@ from transformers.trainer_utils import SchedulerType
 
 import modwright
 from helpers import edit
+from labeled_images import noise
 from models.tiny import TINY, tiny
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError
 from modwright.core.registry import registries_restored
-from modwright.data.images import Pictures
+from modwright.data import Data
 from modwright.edits import Change, Replace, compose, register_part
 from modwright.models import create_model
 from modwright.nn.component import component
@@ -82,10 +83,10 @@ def model(seed: int = 0, **fields: Any) -> Any:
     return create_model("poolformer_s12", num_classes=10, drop_path_rate=0.0, **sizes)
 
 
-def images(count: int = 16) -> Pictures:
+def images(count: int = 16) -> Data:
     drawn = torch.Generator().manual_seed(0)
     pixels = torch.randn(count, 3, 32, 32, generator=drawn)
-    return Pictures("noise", pixels, torch.arange(count) % 10, tuple("abcdefghij"))
+    return noise(pixels, torch.arange(count) % 10, "abcdefghij")
 
 
 def trainer(of: Any, folder: Path, **options: Any) -> ObjectiveTrainer:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from labeled_images import digits, first
 from models.tiny import TINY, tiny
-from modwright.data.images import digits
 from modwright.models import create_model
 from modwright.training import Settings, fit
 
@@ -21,7 +21,7 @@ def learner() -> Any:
 
 
 def test_bfloat16_stays_close_to_float32() -> None:
-    train = digits()[0].take(128)
+    train = first(digits(), 128)
     settings = {"epochs": 4, "batch_size": 32, "learning_rate": 3e-3}
     losses = {}
     for bf16 in (False, True):
@@ -35,7 +35,7 @@ def test_bfloat16_stays_close_to_float32() -> None:
 
 
 def test_a_training_with_recomputed_activations_is_the_same() -> None:
-    train = digits()[0].take(64)
+    train = first(digits(), 64)
     found = []
     for again in (False, True):
         model = learner()

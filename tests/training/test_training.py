@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from labeled_images import digits, first, noise
 from modwright.core.errors import InvalidInputError
-from modwright.data.images import Pictures, digits
 from modwright.data.super_resolution import SuperResolutionDataset
 from modwright.models import create_model
 from modwright.training import (
@@ -142,20 +142,22 @@ def test_averages_follow_the_weights_and_are_put_back() -> None:
 
 
 def test_a_training_lowers_the_loss_and_can_be_had_again() -> None:
-    train, test = digits(side=32)
-    train, settings = train.take(640), Settings(epochs=6, batch_size=32, learning_rate=6e-3, seed=3)
+    data, settings = (
+        first(digits(), 640, 500),
+        Settings(epochs=6, batch_size=32, learning_rate=6e-3, seed=3),
+    )
     wide = {"depths": [1, 1, 2], "hidden_sizes": [16, 32, 48], "stem": [3, 2, 1]}
-    first, second = model(**wide), model(**wide)
-    found = fit(first, train, test, settings)
+    one, two = model(**wide), model(**wide)
+    found = fit(one, data, None, settings)
     assert found.steps == 120 and found.losses[-1][1] < 0.5 * found.losses[0][1]
-    assert found.accuracy == accuracy(first, test) > 0.6
-    again = fit(second, train, test, settings)
+    assert found.accuracy == accuracy(one, data.test) > 0.6
+    again = fit(two, data, None, settings)
     assert again.losses == found.losses and again.accuracy == found.accuracy
-    assert not first.training
+    assert not one.training
 
 
 def test_a_training_that_was_stopped_goes_on_to_the_same_losses(tmp_path: Path) -> None:
-    train = digits(side=32)[0].take(64)
+    train = first(digits(), 64)
     settings = Settings(epochs=4, batch_size=16, more={"logging_steps": 1})
     whole = model()
     losses = fit(whole, train, None, settings, output=tmp_path / "whole").losses
@@ -176,12 +178,12 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_losses(tmp_path: Path) 
 
 def test_too_few_classes_are_refused() -> None:
     few = create_model("poolformer_s12", num_classes=3, depths=[1, 1], hidden_sizes=[8, 16])
-    with pytest.raises(InvalidInputError, match="the model has 3 classes, the images 10"):
-        fit(few, digits()[0].take(8))
+    with pytest.raises(InvalidInputError, match="the model has 3 classes, the data 10"):
+        fit(few, first(digits(), 8))
 
 
 def test_averaged_weights_are_what_comes_out() -> None:
-    images = Pictures("x", torch.randn(8, 3, 32, 32), torch.arange(8), tuple("abcdefgh"))
+    images = noise(torch.randn(8, 3, 32, 32), torch.arange(8), "abcdefgh")
     plain, averaged = model(), model()
     fit(plain, images, None, Settings(epochs=2, batch_size=4))
     fit(averaged, images, None, Settings(epochs=2, batch_size=4, average=0.9))

@@ -48,7 +48,7 @@ def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path: Path
 def test_a_recipe_is_trained_by_two_processes(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(
         "model: {name: poolformer_s12, depths: [1, 1], hidden_sizes: [8, 16], stem: [3, 4, 1]}\n"
-        "data: {pictures: digits, train: 64}\n"
+        "data: {images: digits, train: 64}\n"
         "settings: {epochs: 1, batch_size: 16}\n"
     )
     command = ["-m", "modwright", "train", "recipe.yaml", "-o", "out"]

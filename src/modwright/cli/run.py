@@ -88,7 +88,7 @@ def train(
     """Train a vision model from a recipe, and save it.
 
     The smallest recipe has two lines: `model: {name: poolformer_s12}` and
-    `data: {pictures: digits}`.
+    `data: {images: digits}`.
 
     model is a named model with fields of its config, or {checkpoint: DIR}. data.pictures is digits,
     idx (the four files of MNIST or Fashion-MNIST) or folder (one folder per class). objective.loss

@@ -5,20 +5,19 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
-from modwright.core.errors import InvalidInputError, did_you_mean, unknown_name
+from modwright.core.errors import InvalidInputError, did_you_mean
 from modwright.core.options import problem
 from modwright.recipes.reading import Lines, Location
 from modwright.recipes.schema import Strict
 from modwright.surgery import method_names
 
-__all__ = ["RegistryOption", "option_help", "options_of", "summary", "validated"]
+__all__ = ["option_help", "options_of", "summary", "validated"]
 
 _M = TypeVar("_M", bound=Strict)
 
@@ -60,9 +59,9 @@ def options_of(made: Callable[..., Any]) -> type[Strict]:
     Types and defaults are those of its signature, descriptions those of its docstring.
 
     Example:
-        >>> from modwright.data.images import digits
-        >>> options_of(digits).model_fields["side"].description
-        'Of the images, in pixels.'
+        >>> from modwright.training import Settings
+        >>> options_of(Settings).model_fields["epochs"].description
+        'Passes over the data.'
     """
     hints, info = get_type_hints(made, include_extras=True), option_help(made)
     fields: dict[str, Any] = {}
@@ -86,46 +85,6 @@ def _as_written(hint: Any) -> Any:
     if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
         return list[get_args(hint)[0]]  # type: ignore[misc]
     return hint
-
-
-@dataclass(frozen=True)
-class RegistryOption:
-    """One of several things by name, with the options of that one beside the name."""
-
-    at: str  # where the mapping stands in the recipe
-    key: str  # whose value is the name
-    makers: Mapping[str, Callable[..., Any]]  # name -> what makes the thing of its options
-
-    def resolved(self, given: Mapping[str, Any], lines: Lines) -> dict[str, Any]:
-        """The mapping with every default written out; refuses what is not valid, with its place."""
-        if self.key not in given:
-            valid = ", ".join(self.makers)
-            raise InvalidInputError(
-                f"{lines.of((self.at,))}, {self.at}.{self.key}: is missing; valid values: {valid}"
-            )
-        chosen = given[self.key]
-        if chosen not in self.makers:
-            said = unknown_name(self.key, chosen, self.makers)
-            where = lines.of((self.at, self.key))
-            raise InvalidInputError(f"{where}, {self.at}.{self.key}: {said}")
-        rest = {k: v for k, v in given.items() if k != self.key}
-        found = validated(options_of(self.makers[chosen]), rest, lines, under=(self.at,))
-        return {self.key: chosen, **found.model_dump(mode="json")}
-
-    def make(self, resolved: Mapping[str, Any]) -> Any:
-        """The thing that a resolved mapping asks for."""
-        options = {key: value for key, value in resolved.items() if key != self.key}
-        return self.makers[resolved[self.key]](**options)
-
-    def schema(self) -> dict[str, Any]:
-        """As JSON Schema."""
-        schemas = []
-        for name, made in self.makers.items():
-            found = options_of(made).model_json_schema()
-            found["properties"] = {self.key: {"const": name}, **found.get("properties", {})}
-            required = [self.key, *found.get("required", [])]
-            schemas.append({**found, "title": name, "required": required})
-        return {"oneOf": schemas}
 
 
 def validated(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,22 +16,22 @@ from transformers import TrainerCallback
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
 from modwright.core import distributed
-from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError, ModwrightError, VerificationError, first_line
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
 from modwright.core.plugins import plugin_digests
 from modwright.core.progress import SILENT, Progress
-from modwright.data.images import Pictures
+from modwright.data import Data, make_data
 from modwright.edits.remodeled import is_plain
 from modwright.recipes.run_directory import file_stamps
 from modwright.recipes.run_log import auto_class, environment, versions
 from modwright.recipes.runner import Listener, Runner, unheard
-from modwright.recipes.training_schema import CHOICES, TrainingRecipe, make_model
+from modwright.recipes.training_schema import TrainingRecipe, make_model
 from modwright.report.plots import training_curves
 from modwright.training import Settings, TrainResult, fit
 from modwright.training.checkpoints import newest_checkpoint, remove_incomplete
-from modwright.training.objectives import as_objective
+from modwright.training.objectives import make_objective
+from modwright.training.teachers import with_teacher
 
 __all__ = ["TrainingRunResult", "train"]
 
@@ -87,8 +86,8 @@ class _Training(Runner):
                 goes_on = distributed.broadcast(newest_checkpoint(self.checkpoints) is not None)
             fitted = fit(
                 self.model,
-                self.train,
-                self.test,
+                self.data,
+                None,
                 self._settings(),
                 self.objective,
                 self.checkpoints,
@@ -106,22 +105,22 @@ class _Training(Runner):
         """Refuses now what would fail after hours."""
         if self.recipe.tensorboard and find_spec("tensorboard") is None:
             raise InvalidInputError("tensorboard: true needs the package: pip install tensorboard")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the log says them
-            self.train, self.test = CHOICES["data"].make(self.recipe.data)
+        self.data = make_data(self.recipe.data)
+        if self.data.test is None:
+            raise InvalidInputError(f"data: {self.data.name} holds out nothing to measure on")
         named = self.recipe.model.get("id2label")
         if named is not None:  # names that the user gives to the classes of the images
-            self.train, self.test = (_renamed(part, named) for part in (self.train, self.test))
+            self.data = _renamed(self.data, named)
         torch.manual_seed(self.recipe.seed)
-        self.model = make_model(self.recipe.model, self.train)
-        self.objective = as_objective(CHOICES["objective"].make(self.recipe.objective))
-        _try(self.model, self.train, "model")
+        self.model = make_model(self.recipe.model, self.data)
+        self.objective = with_teacher(make_objective(self.recipe.objective))
+        _try(self.model, self.data, "model")
         for teacher in self.objective.teachers():
-            _try(teacher, self.train, "objective.teacher")
-            if other := _other_names(teacher, self.train):
+            _try(teacher, self.data, "objective.teacher")
+            if other := _other_names(teacher, self.data):
                 raise InvalidInputError(
                     f"objective.teacher: its classes are {other}; those of the images are "
-                    f"{', '.join(self.train.classes)}"
+                    f"{', '.join(self.data.labels)}"
                 )
         if distributed.is_main():
             rehearse(self.model, self.place, force=self.force)
@@ -135,14 +134,14 @@ class _Training(Runner):
 
     def _begin_or_go_on(self) -> None:
         """From here on the training leaves traces. What another one left is removed."""
-        parts = (self.train, self.test)
+        ((_, options),) = self.recipe.objective.items()
         depends = {
             "versions": versions(),
             "plugins": plugin_digests(),
             "processes": distributed.size(),
-            "pictures": [sha256_of(part.labels, part.pixels) for part in parts],
+            "data": self.data.digest,
             "model": _stamps(self.recipe.model, "checkpoint", "checkpoint_path"),
-            "teacher": _stamps(self.recipe.objective, "teacher"),
+            "teacher": _stamps(options, "teacher"),
         }
         known = self.work.root / "depends.json"
         same = self.work.belongs_to(self.full) and read_json(known) == depends
@@ -154,10 +153,10 @@ class _Training(Runner):
         write_file(known, json.dumps(depends), kept_in=self.work.root)
         count = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         who = f"{type(self.model).__name__} with {count:,} parameters"
-        self.log(f"{who} learns from {len(self.train)} images ({self.train.name})")
-        notes = list(self.train.notes)
-        if old := _other_names(self.model, self.train):
-            new = ", ".join(self.train.classes)
+        self.log(f"{who} learns from {self.data.describe()}")
+        notes = list(self.data.notes)
+        if old := _other_names(self.model, self.data):
+            new = ", ".join(self.data.labels)
             notes.append(f"classes were {old} and are now those of the images: {new}")
         for note in notes + broken:
             self.log(note)
@@ -175,16 +174,11 @@ class _Training(Runner):
 
     def _info(self, fitted: TrainResult) -> dict[str, Any]:
         return {
-            "title": self.recipe.title or f"{type(self.model).__name__} on {self.train.name}",
+            "title": self.recipe.title or f"{type(self.model).__name__} on {self.data.name}",
             **{name: getattr(fitted, name) for name in _FITTED},
             "auto_class": auto_class(self.model),
             "plain": is_plain(self.model),
-            "pictures": {
-                "train": [self.train.name, len(self.train)],
-                "test": [self.test.name, len(self.test)],
-                "classes": list(self.train.classes),
-                "notes": list(self.train.notes),
-            },
+            "data": self.data.facts(),
             "log": [dict(entry) for entry in fitted.log],
             "recipe": self.full,
             "versions": versions(),
@@ -199,6 +193,9 @@ class _Training(Runner):
             "recipe.yaml": self.text,
             self.info: json.dumps(info, indent=2, ensure_ascii=False) + "\n",
         }
+        if self.data.processor:
+            told = json.dumps(self.data.processor, indent=2)
+            files["preprocessor_config.json"] = told + "\n"
         curves = training_curves(info["log"])
         if curves is not None:
             files["curves.svg"] = curves.svg
@@ -219,33 +216,34 @@ class _Training(Runner):
 
 
 @torch.no_grad()
-def _try(model: Any, images: Pictures, what: str) -> None:
+def _try(model: Any, images: Data, what: str) -> None:
     """One image through a model, so that another size or another task is seen before work."""
     try:
         with eval_mode(model):
-            found = model(pixel_values=images.pixels[:1].to(model.dtype))
+            pixels = images.train[0]["pixel_values"][None]
+            found = model(pixel_values=pixels.to(model.dtype))
     except (ModwrightError, ValueError, TypeError, RuntimeError) as error:
         info = first_line(error)
         raise InvalidInputError(f"{what}: does not take images of {images.name}: {info}") from None
     if getattr(found, "logits", None) is None or found.logits.dim() != 2:
         raise InvalidInputError(f"{what}: {type(model).__name__} is no classifier of images")
-    known, shown = found.logits.shape[1], len(images.classes)
+    known, shown = found.logits.shape[1], len(images.labels)
     if known < shown:
         more = "; num_classes gives it others" if what == "model" else ""
         raise InvalidInputError(f"{what}: has {known} classes, the images {shown}{more}")
 
 
-def _renamed(images: Pictures, named: Mapping[Any, str]) -> Pictures:
+def _renamed(images: Data, named: Mapping[Any, str]) -> Data:
     given = {int(index): str(name) for index, name in named.items()}
-    if sorted(given) != list(range(len(images.classes))):
-        raise InvalidInputError(f"model.id2label: names the classes 0 to {len(images.classes) - 1}")
-    return replace(images, classes=tuple(given[i] for i in sorted(given)))
+    if sorted(given) != list(range(len(images.labels))):
+        raise InvalidInputError(f"model.id2label: names the classes 0 to {len(images.labels) - 1}")
+    return replace(images, labels=tuple(given[i] for i in sorted(given)))
 
 
-def _other_names(model: Any, images: Pictures) -> str:
+def _other_names(model: Any, images: Data) -> str:
     """Names that a model was given for its first classes, where they are not the images'."""
-    names = [str(model.config.id2label.get(i)) for i in range(len(images.classes))]
-    own = names not in ([f"LABEL_{i}" for i in range(len(names))], list(images.classes))
+    names = [str(model.config.id2label.get(i)) for i in range(len(images.labels))]
+    own = names not in ([f"LABEL_{i}" for i in range(len(names))], list(images.labels))
     return ", ".join(names) if own else ""
 
 
@@ -256,9 +254,8 @@ def _stamps(options: Mapping[str, Any], *keys: str) -> list[Any]:
 
 def _card(info: Mapping[str, Any], name: str) -> str:
     """The model card: how it is opened, how good it is, and the command that made it."""
-    (train_name, train_count), (test_name, test_count) = (
-        info["pictures"][split] for split in ("train", "test")
-    )
+    data = info["data"]
+    rows, source = data["rows"], ", ".join(filter(None, (data["source"], data["license"])))
     return f"""---
 library_name: transformers
 tags: [modwright]
@@ -272,9 +269,10 @@ from transformers import {info["auto_class"]}
 model = {info["auto_class"]}.from_pretrained("{name}")
 ```
 
-{info["parameters"]:,} trained parameters, {info["steps"]} steps on {train_count} images
-({train_name}). Accuracy on {test_count} others ({test_name}): {100 * info["accuracy"]:.2f} %.
-Images are prepared as the key `data` of `recipe.yaml` says, with `modwright.data.images`.
+{info["parameters"]:,} trained parameters, {info["steps"]} steps on {rows["train"]:,} images of
+{data["name"]} ({source or "of one's own"}). Accuracy on {rows["test"]:,} others:
+{100 * info["accuracy"]:.2f} %. Images are prepared as the key `data` of `recipe.yaml` says, with
+`modwright.data.make_data`.
 
 `training.json` holds losses and settings, `curves.svg` draws them. Made by
 `modwright train recipe.yaml -o {name}`.

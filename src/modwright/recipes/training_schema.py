@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
-from functools import cache, wraps
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import Field
 from transformers import TrainingArguments
@@ -20,62 +20,22 @@ from modwright.core.errors import (
     first_line,
     unknown_name,
 )
-from modwright.data.images import Pictures, digits, folder_pictures, idx_pictures
+from modwright.data import Data, resolve_data
+from modwright.data.schema import data_schema
 from modwright.models import create_model, list_models
 from modwright.models.registry import variant_config
 from modwright.recipes.load import load_named, of_file
-from modwright.recipes.options import RegistryOption, options_of, validated
+from modwright.recipes.options import option_help, options_of, validated
 from modwright.recipes.reading import Lines, Positions, read_changed
 from modwright.recipes.schema import Strict
 from modwright.training import Settings
-from modwright.training.objectives import OBJECTIVES
-from modwright.training.teachers import with_teacher
+from modwright.training.objectives.base import OBJECTIVES, resolve_objective
+from modwright.training.teachers import SOURCE
 
-__all__ = ["CHOICES", "TrainingRecipe", "load_training", "make_model", "parse_training"]
+__all__ = ["TrainingRecipe", "load_training", "make_model", "parse_training"]
 __all__ += ["training_schema"]
 
 
-class _OfImages(Mapping[str, Callable[..., Any]]):
-    """The objectives by name, as a recipe of images makes them; a teacher is a path there."""
-
-    def __getitem__(self, name: str) -> Callable[..., Any]:
-        kind = OBJECTIVES[name]
-        return _with_path(kind) if "teacher" in inspect.signature(kind).parameters else kind
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(OBJECTIVES.names())
-
-    def __len__(self) -> int:
-        return len(OBJECTIVES.names())
-
-    def __contains__(self, name: object) -> bool:
-        return name in OBJECTIVES
-
-
-@cache
-def _with_path(kind: Callable[..., Any]) -> Callable[..., Any]:
-    """An objective whose teacher must be given, as the directory of a checkpoint."""
-
-    @wraps(kind, updated=())
-    def made(**options: Any) -> Any:
-        return with_teacher(kind(**options))
-
-    taken = inspect.signature(kind).parameters.values()
-    path = {"annotation": str, "default": inspect.Parameter.empty}
-    given = [p.replace(**path) if p.name == "teacher" else p for p in taken]
-    told: Any = made
-    told.__signature__ = inspect.Signature(given)
-    told.__annotations__ = {**get_type_hints(kind), "teacher": str}
-    del told.__wrapped__
-    return made
-
-
-CHOICES = {
-    "data": RegistryOption(
-        "data", "pictures", {"digits": digits, "idx": idx_pictures, "folder": folder_pictures}
-    ),
-    "objective": RegistryOption("objective", "loss", _OfImages()),
-}
 _SettingsOf: Any = options_of(Settings)
 
 # Arguments of transformers' Trainer that have a key of their own in a recipe.
@@ -102,13 +62,13 @@ class TrainingRecipe(Strict):
         description="{name: poolformer_s12, depths: [1, 1]}: a named model with fields of its "
         "config; or {checkpoint: DIR}"
     )
-    data: dict[str, Any] = Field(
-        description="{pictures: digits, side: 32}; `pictures` is one of "
-        f"{', '.join(CHOICES['data'].makers)}"
+    data: Any = Field(
+        description="{images: digits, image_size: 32}: a dataset by kind and name, or a path; or a "
+        "list of these, which are mixed"
     )
-    objective: dict[str, Any] = Field(
-        default={"loss": "cross_entropy"},
-        description="{loss: cross_entropy, label_smoothing: 0.1}; loss is the name of an objective",
+    objective: Any = Field(
+        default="cross_entropy",
+        description="the name of an objective, or {cross_entropy: {label_smoothing: 0.1}}",
     )
     settings: _SettingsOf = Field(default=_SettingsOf(), description="how long and how fast")
     output: str = Field(default="", description="directory to write; the command line may give it")
@@ -158,15 +118,26 @@ def parse_training(
         InvalidInputError: names the place, the value and what is valid.
 
     Example:
-        >>> given = {"model": {"name": "poolformer_s12"}, "data": {"pictures": "digits"}}
-        >>> parse_training(given).data["side"]
+        >>> given = {"model": {"name": "poolformer_s12"}, "data": {"images": "digits"}}
+        >>> parse_training(given).data["image_size"]
         32
     """
     lines = Lines(positions or {}, name)
+    with _at("data", lines):
+        tree = _of_today(tree)
     recipe = validated(TrainingRecipe, tree, lines, keys="model and data")
     recipe = recipe.model_copy(update={"plugins": load_named(recipe.plugins, lines, plugins)})
     _check_model(recipe.model, lines)
-    found = {at: one.resolved(getattr(recipe, at), lines) for at, one in CHOICES.items()}
+    with _at("data", lines):
+        found = {"data": resolve_data(recipe.data)}
+        entries = found["data"] if isinstance(found["data"], list) else [found["data"]]
+        if any("images" not in entry for entry in entries):
+            raise InvalidInputError("recipes of training learn from images: {images: digits}")
+    with _at("objective", lines):
+        found["objective"] = resolve_objective(recipe.objective)
+        ((chosen, options),) = found["objective"].items()
+        if options.get("teacher") == SOURCE:
+            raise InvalidInputError(f"{chosen}.teacher: is missing; the directory of a checkpoint")
     arguments = [field.name for field in fields(TrainingArguments)]
     for key in recipe.settings.more:
         where = f"{lines.of(('settings', 'more', key))}, settings.more.{key}"
@@ -183,6 +154,36 @@ def parse_training(
         where = lines.of(("settings", str(error).split()[0]))
         raise InvalidInputError(f"{where}, settings: {error}") from None
     return recipe.model_copy(update=found)
+
+
+@contextmanager
+def _at(key: str, lines: Lines) -> Iterator[None]:
+    """What is wrong here is said with the place of a key."""
+    try:
+        yield
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{lines.of((key,))}, {key}: {error}") from None
+
+
+def _of_today(tree: Any) -> Any:
+    """A recipe of version 0.1 in the words of today: ``pictures``, ``side`` and ``loss``."""
+    if not isinstance(tree, Mapping):
+        return tree
+    tree, data, loss = dict(tree), tree.get("data"), tree.get("objective")
+    if isinstance(data, Mapping) and "pictures" in data:
+        data = dict(data)
+        kind = data.pop("pictures")
+        size = {"idx": {"image_size": 32}}.get(kind, {})
+        if kind in ("idx", "folder"):
+            if "folder" not in data:
+                raise InvalidInputError("folder: is missing")
+            kind = data.pop("folder")
+        words = {"side": "image_size", "test": "held_out"}
+        given = {words.get(key, key): value for key, value in data.items()}
+        tree["data"] = {"images": kind, **size, **given}
+    if isinstance(loss, Mapping) and "loss" in loss:
+        tree["objective"] = {loss["loss"]: {k: v for k, v in loss.items() if k != "loss"}}
+    return tree
 
 
 def _check_model(given: Mapping[str, Any], lines: Lines) -> None:
@@ -214,7 +215,7 @@ def _check_model(given: Mapping[str, Any], lines: Lines) -> None:
             raise refuse(unknown_name("key", key, valid), key)
 
 
-def make_model(given: Mapping[str, Any], images: Pictures) -> Any:
+def make_model(given: Mapping[str, Any], images: Data) -> Any:
     """The model of a recipe, made for these images: their classes, their size unless it is said."""
     if "checkpoint" in given:
         model: Any = open_checkpoint(given["checkpoint"]).model
@@ -226,7 +227,8 @@ def make_model(given: Mapping[str, Any], images: Pictures) -> Any:
                 )
             model.reset_classifier(num_classes)
         return model
-    options = {"num_classes": len(images.classes), "image_size": images.pixels.shape[-1], **given}
+    size = images.train[0]["pixel_values"].shape[-1]
+    options = {"num_classes": len(images.labels), "image_size": size, **given}
     for named in ("id2label", "label2id"):  # training names the classes
         options.pop(named, None)
     try:
@@ -242,12 +244,13 @@ def training_schema() -> dict[str, Any]:
     """The JSON Schema of recipes of training; a model's own fields are not listed.
 
     Example:
-        >>> training_schema()["properties"]["data"]["oneOf"][0]["properties"]["side"]["default"]
-        32
+        >>> schema = training_schema()["properties"]["data"]["anyOf"][1]["oneOf"]
+        >>> next(one for one in schema if one["title"] == "images: digits")["required"]
+        ['images']
     """
     schema = TrainingRecipe.model_json_schema()
-    for at, choice in CHOICES.items():
-        schema["properties"][at].update(choice.schema())
+    schema["properties"]["data"].update(data_schema(option_help))
+    schema["properties"]["objective"].update(_objective_schema())
     named = {
         "type": "object",
         "properties": {"name": {"enum": list_models()}},
@@ -261,3 +264,19 @@ def training_schema() -> dict[str, Any]:
     }
     schema["properties"]["model"]["oneOf"] = [named, stored]
     return of_file(schema)
+
+
+def _objective_schema() -> dict[str, Any]:
+    """A name, or a name with its options; the directory of a teacher must be said."""
+    named, alone = [], []
+    for name in OBJECTIVES.names():
+        options = options_of(OBJECTIVES[name]).model_json_schema()
+        if "teacher" in options["properties"]:
+            options["properties"]["teacher"] = {"type": "string"}
+            options["required"] = ["teacher"]
+        else:
+            alone.append(name)
+        properties = {name: options}
+        entry = {"type": "object", "properties": properties, "required": [name]}
+        named.append({**entry, "additionalProperties": False})
+    return {"anyOf": [{"enum": alone}, *named]}

@@ -311,7 +311,7 @@ def training_curves(log: Sequence[Mapping[str, float]]) -> Plot | None:
     """Losses and accuracies against steps; None where nothing was logged.
 
     Args:
-        log: entries with ``step`` and ``loss`` or ``accuracy``.
+        log: entries with ``step`` and ``loss`` or ``eval_accuracy``.
 
     Example:
         >>> plot = training_curves([{"step": 1, "loss": 2.0}, {"step": 2, "loss": 1.0}])
@@ -320,7 +320,7 @@ def training_curves(log: Sequence[Mapping[str, float]]) -> Plot | None:
     """
     kinds = (
         ("loss", "training loss", KEPT),
-        ("accuracy", "accuracy on the test images", GONE),
+        ("eval_accuracy", "accuracy on the test images", GONE),
     )
     drawn = [kind for kind in kinds if any(kind[0] in entry for entry in log)]
     if not drawn:

@@ -212,13 +212,22 @@ def train(
         trainer.state.global_step,
         seconds,
         trainer.learned.num_parameters,
-        tuple(entry for entry in history if "loss" in entry or "eval_loss" in entry),
+        tuple(map(_without_times, filter(_is_told, history))),
         stopped,
         None if chooser is None or chooser.best is None else chooser.best[1],
         () if chooser is None else tuple(sorted(chooser.values.items())),
         objective.result(model),
         expected,
     )
+
+
+def _is_told(entry: Mapping[str, float]) -> bool:
+    return "loss" in entry or "eval_loss" in entry
+
+
+def _without_times(entry: Mapping[str, float]) -> dict[str, float]:
+    """An entry of the log that is the same whenever the training is done again."""
+    return {k: v for k, v in entry.items() if not k.endswith(("_runtime", "_per_second"))}
 
 
 def _checkpoint_of(output: Any, resume: bool, log: Callable[[str], None]) -> Path | None:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from inspect import signature
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError
-from modwright.core.options import make_options
+from modwright.core.options import checked_options, make_options
 from modwright.core.registry import Registry
 from modwright.training.batches import Batch
 
 __all__ = ["OBJECTIVES", "Backward", "Losses", "Objective", "as_objective"]
-__all__ += ["check_share", "make_objective", "objective"]
+__all__ += ["check_share", "make_objective", "objective", "resolve_objective"]
 
 Losses = tuple[Tensor, dict[str, Tensor]]
 Backward = Callable[[Tensor], None]
@@ -148,16 +149,37 @@ def make_objective(
 attention_maps, cross_entropy, distillation, hidden_states, l1, next_token, two_heads \
 (did you mean 'cross_entropy'?)
     """
-    if isinstance(given, Mapping):
-        if len(given) != 1:
-            raise InvalidInputError(
-                f"an objective is one name with its options, not {len(given)} names"
-            )
-        ((given, own),) = given.items()
-        options = {**(own or {}), **(options or {})}
-    if not isinstance(given, str):
+    if not isinstance(given, str | Mapping):
         return as_objective(given)
-    return as_objective(make_options(OBJECTIVES[given], given, options))
+    name, own = _named(given)
+    return as_objective(make_options(OBJECTIVES[name], name, {**own, **(options or {})}))
+
+
+def resolve_objective(given: str | Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The same name with every option written out; no teacher is opened.
+
+    Raises:
+        InvalidInputError: as :func:`make_objective`.
+
+    Example:
+        >>> resolve_objective("next_token")
+        {'next_token': {'label_smoothing': 0.0}}
+    """
+    name, own = _named(given)
+    checked = checked_options(OBJECTIVES[name], name, own)
+    taken = signature(OBJECTIVES[name]).parameters
+    return {name: {key: checked.get(key, one.default) for key, one in taken.items()}}
+
+
+def _named(given: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(given, str):
+        return given, {}
+    if len(given) != 1:
+        raise InvalidInputError(
+            f"an objective is one name with its options, not {len(given)} names"
+        )
+    ((name, own),) = given.items()
+    return name, dict(own or {})
 
 
 def check_share(**numbers: float) -> None:
