@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -238,7 +237,7 @@ class PsnrMetric(Metric):
             by_window={"psnr": values, "counts": counts},
         )
 
-    def _rows(self, scale: int) -> tuple[Sequence[Any], list[Any]]:
+    def _rows(self, scale: int) -> tuple[Any, list[Any]]:
         """Rows of small and large images, and what tells them from others."""
         if self.images == "sample":
             _, test = sample_image_pairs(scale, train=1)

@@ -18,7 +18,7 @@ from modwright.core.errors import InvalidInputError
 from modwright.core.files import read_json, write_file
 from modwright.core.options import make_options
 from modwright.core.progress import Progress
-from modwright.data import make_data
+from modwright.data import Data, make_data
 from modwright.data.text import tokenizer_of
 from modwright.training.checkpoints import newest_checkpoint
 from modwright.training.heal_options import Heal
@@ -106,7 +106,8 @@ def heal(
         teacher: the baseline, which stays bit-equal.
         tokenizer: of both, or what holds it.
         data: what it learns from: the key ``data`` of a recipe, as a text, or several of them,
-            which are taken in turn; or rows, whose labels say at which tokens (-100: at none).
+            which are taken in turn; what ``make_data`` makes of it; or rows, whose labels say at
+            which tokens (-100: at none).
         held_out: texts that judge, by name, or packaged names and paths; one is of another origin
             than the data.
         options: how; a mapping has its keys.
@@ -130,7 +131,9 @@ def heal(
     model, tokenizer = model_of(model), tokenizer_of(tokenizer)
     baseline = model_of_teacher(as_teacher(teacher))
     common = compared_tokens(model, baseline, tokenizer)
-    found = data if _is_rows(data) else make_data(_asked(data, options.length), tokenizer)
+    found: Any = data
+    if not isinstance(data, Data) and not _is_rows(data):
+        found = make_data(_asked(data, options.length), tokenizer)
     rows, collate = getattr(found, "train", found), collate or getattr(found, "collate", None)
     options = dataclasses.replace(options, length=max(len(rows[0]["input_ids"]), 2))
     sizes = options.held_out_windows, options.held_out_length

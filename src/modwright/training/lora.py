@@ -93,7 +93,7 @@ class LowRankDelta(nn.Module):
         *stack, out_features, in_features = shape
         r = min(r, out_features, in_features)
         wide = torch.promote_types(weight.dtype, torch.float32)
-        here = {"dtype": wide, "device": weight.device}
+        here: dict[str, Any] = {"dtype": wide, "device": weight.device}
         self.scale = scale
         self.a = nn.Parameter(torch.empty(*stack, r, in_features, **here))
         self.b = nn.Parameter(torch.zeros(*stack, out_features, r, **here))
@@ -201,7 +201,7 @@ def _inject_peft(model: Any, names: list[str], lora: Lora) -> None:
     exactly = "|".join(re.escape(name) for name in names)
     config = LoraConfig(
         r=lora.r,
-        lora_alpha=lora.scale * lora.r,  # type: ignore[arg-type]
+        lora_alpha=lora.scale * lora.r,
         target_modules=f"({exactly})",
         fan_in_fan_out=True in transposed,
     )

@@ -59,7 +59,7 @@ def attention_settings(model: Any) -> list[tuple[Any, str | None]]:
     The public way to set it goes through a config to those inside of it, and reads one of them.
     """
     found: dict[int, tuple[Any, str | None]] = {}
-    stack = [getattr(module, "config", None) for module in model.modules()]
+    stack: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     while stack:
         config = stack.pop()
         if hasattr(config, "_attn_implementation_internal") and id(config) not in found:

@@ -114,7 +114,7 @@ class _Called(Objective):
         return (teacher,) if isinstance(teacher, nn.Module) else ()
 
     @property
-    def parametrization(self) -> Any:  # type: ignore[override]
+    def parametrization(self) -> Any:
         return getattr(self.function, "parametrization", None)
 
 

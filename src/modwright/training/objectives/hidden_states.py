@@ -165,7 +165,7 @@ def _cosine(ours: Tensor, theirs: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(ours, theirs, dim=-1).mean()
 
 
-_LOSSES = {"mse": F.mse_loss, "normalized_mse": _normalized, "cosine": _cosine}
+_LOSSES: dict[str, Any] = {"mse": F.mse_loss, "normalized_mse": _normalized, "cosine": _cosine}
 
 
 def naive_hidden_loss(ours: Tensor, theirs: Tensor, loss: str) -> Tensor:
