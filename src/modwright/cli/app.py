@@ -12,6 +12,7 @@ from typer import Argument, Option
 from modwright.cli import parameters as arg
 from modwright.cli.console import emit_json, log, make_progress, open_checkpoint, output
 from modwright.cli.evaluate import evaluate
+from modwright.cli.heal import heal, predict
 from modwright.cli.run import run, train
 from modwright.cli.weights import export, import_model, rename
 from modwright.core.files import require_new, require_new_directory, write_file
@@ -304,6 +305,8 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("apply", apply, "apply out/plan -o out/smaller"),
     ("run", run, "run examples/demo.yaml -o out/demo"),
     ("train", train, "train examples/train.yaml -o out/digits --set settings.epochs=3"),
+    ("heal", heal, "heal out/demo --teacher smollm2-135m --tokens 16384 -o out/healed"),
+    ("predict", predict, "predict out/digits image.png"),
     ("import", import_model, "import poolformer_s12 poolformer_s12.pth.tar -o out/poolformer"),
     ("rename", rename, "rename out/poolformer --to official -o poolformer_s12.pth"),
     ("upscale", upscale, "upscale out/craft small.png -o large.png --tile 256"),

@@ -14,12 +14,13 @@ from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.data import Data, make_data
-from modwright.data.image_rows import ImageFileList, ImageRows
+from modwright.data.image_files import read_image
+from modwright.data.image_rows import ImageFileList, ImagePreparation, ImageRows
 from modwright.data.registry import datasets_of
 from modwright.metrics.registry import Subject
 
-__all__ = ["EvalImages", "class_logits", "eval_images", "image_size_of", "processor_of"]
-__all__ += ["require_classifier"]
+__all__ = ["EvalImages", "class_logits", "eval_images", "image_size_of", "predict_classes"]
+__all__ += ["processor_of", "require_classifier"]
 
 # Sums of images are kept in at most so many groups, which stand for windows.
 _GROUPS = 200
@@ -118,7 +119,7 @@ def _pixels(rows: ImageRows, index: int, processor: Any) -> Tensor:
 
 def image_size_of(config: Any) -> int:
     """Pixels of a side of the images that a model reads; one that reads others is refused."""
-    size = getattr(config, "image_size", None) or 224
+    size: Any = getattr(config, "image_size", None) or 224
     sides = {size} if isinstance(size, int) else set(size)
     if len(sides) > 1:
         raise InvalidInputError(f"images are made square, and the model reads {tuple(size)}")
@@ -171,3 +172,38 @@ def class_logits(model: Any, pixels: Tensor) -> Tensor:
             f"{type(model).__name__} gives no logits over classes; an image classifier does"
         )
     return torch.as_tensor(logits)
+
+
+@torch.no_grad()
+def predict_classes(opened: Any, image: str | Path, top: int = 5) -> dict[str, float]:
+    """The likeliest classes of an image file with their probabilities, as a classifier sees it.
+
+    Args:
+        opened: a checkpoint of a classifier; its image processor prepares the image, where it has
+            one.
+        image: path of the file.
+        top: how many classes.
+
+    Raises:
+        CheckpointError: there is no such file, or none that can be read.
+        InvalidInputError: the model is no image classifier, or ``top`` is below 1.
+    """
+    if top < 1:
+        raise InvalidInputError(f"top is 1 or more, not {top}")
+    subject = Subject(opened.model, name=opened.name)
+    if not subject.classifies_images:
+        raise InvalidInputError(f"{opened.name} is no image classifier")
+    raw, config = read_image(image), opened.model.config
+    processor = processor_of(opened.source.path)
+    if processor is None:
+        channels = int(getattr(config, "num_channels", 3))
+        pixels = ImagePreparation(image_size_of(config), channels).pixels(raw)
+    else:
+        pixels = torch.as_tensor(processor(images=raw, return_tensors="pt")["pixel_values"][0])
+    with eval_mode(opened.model):
+        shares = class_logits(opened.model, pixels[None]).float().softmax(-1)[0]
+    best = shares.topk(min(top, len(shares)))
+    return {
+        str(config.id2label.get(index, index)): share
+        for share, index in zip(best.values.tolist(), best.indices.tolist())
+    }

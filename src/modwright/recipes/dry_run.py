@@ -22,7 +22,7 @@ from modwright.core.progress import SILENT, Progress
 from modwright.recipes.composed import model_name, open_model
 from modwright.recipes.estimate import ResourceEstimate, estimate_resources, require_room
 from modwright.recipes.load import resolved
-from modwright.recipes.plans import step_windows
+from modwright.recipes.plans import step_digests, step_windows
 from modwright.recipes.quality import evaluation_digest
 from modwright.recipes.run_directory import RunDirectory
 from modwright.recipes.runner import is_complete, output_path, require_output, torch_settings
@@ -99,6 +99,7 @@ def dry_run(
         log(f"rehearsing the save to {place}")
         require_output(opened, place, force)
         windows = step_windows(recipe, opened)
+        step_digests(recipe, opened, windows)
         evaluation_digest(opened, recipe.evaluate)
         together = distributed.local_size()
         expected = estimate_resources(recipe, opened.model, opened.name, processes=together)

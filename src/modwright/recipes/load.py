@@ -11,11 +11,13 @@ from pydantic import TypeAdapter
 
 from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.core.plugins import add_plugin, load_plugins
+from modwright.data.registry import plain
 from modwright.recipes.composed import check_composed, composed_schema
 from modwright.recipes.evaluating import check_evaluate, evaluate_schema
 from modwright.recipes.options import option_help, summary, validated
 from modwright.recipes.reading import Lines, Positions, read_changed
-from modwright.recipes.schema import Recipe
+from modwright.recipes.schema import EXPORT, METHOD, Recipe
+from modwright.recipes.steps import STEPS
 from modwright.surgery import method_names, method_type, plain_options
 
 __all__ = ["load_named", "load_recipe", "of_file", "parse_recipe", "recipe_schema", "resolved"]
@@ -86,9 +88,12 @@ def parse_recipe(
                 key: re.search(rf"\b{re.escape(str(key))}\b", str(error)) for key in step.options
             }
             found = {key: match.start() for key, match in said.items() if match}
-            option = min(found, key=found.__getitem__, default="method")
+            option = min(found, key=found.__getitem__, default=step.kind)
             place = lines.of(("steps", index, option))
             raise InvalidInputError(f"{place}, steps.{index}: {error}") from None
+        if step.kind != EXPORT and index and recipe.steps[index - 1].kind == EXPORT:
+            place = lines.of(("steps", index - 1))
+            raise InvalidInputError(f"{place}, steps.{index - 1}: export stands behind all others")
     return recipe
 
 
@@ -102,6 +107,8 @@ def resolved(recipe: Recipe) -> dict[str, Any]:
             **plain_options(step.built),
             "calibration": (step.calibration or recipe.calibration).model_dump(mode="json"),
         }
+        if step.kind == METHOD
+        else {step.kind: plain(step.built.resolved())}
         for step in recipe.steps
     ]
     return tree
@@ -123,12 +130,12 @@ def recipe_schema() -> dict[str, Any]:
     for name in names:
         definitions[name] = _step(name, calibration, definitions)
     definitions["Evaluate"] = evaluate_schema(definitions)
+    kinds = [_closed({kind: STEPS[kind].schema()}, [kind]) for kind in STEPS.names()]
     definitions["Step"] = {
         "title": "Step",
         "type": "object",
         "properties": {"method": {"enum": names}},
-        "required": ["method"],
-        "oneOf": [{"$ref": f"#/$defs/{name}"} for name in names],
+        "oneOf": [*({"$ref": f"#/$defs/{name}"} for name in names), *kinds],
     }
     return of_file(schema)
 

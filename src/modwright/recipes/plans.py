@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from modwright.edits import apply as apply_plan
 from modwright.metrics.perplexity import position_limit
 from modwright.recipes.load import resolved
 from modwright.recipes.runner import torch_settings
-from modwright.recipes.schema import Data, Recipe
+from modwright.recipes.schema import METHOD, Data, Recipe
 
-__all__ = ["apply_plans", "load_plans", "make_plans", "save_plans", "step_windows"]
+__all__ = ["apply_plans", "load_plans", "make_plans", "save_plans", "step_digests"]
+__all__ += ["step_windows"]
 
 
 def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None]:
@@ -40,6 +42,20 @@ def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None
                 where = f"steps.{index}.calibration" if step.calibration else "calibration"
                 raise InvalidInputError(f"{where}: {error}") from error
         found.append(made[data] if needed else None)
+    return found
+
+
+def step_digests(
+    recipe: Recipe, opened: Checkpoint, windows: Sequence[TokenWindows | None]
+) -> list[str | None]:
+    """Of what each step reads; what could not be done later is refused."""
+    found: list[str | None] = []
+    for index, (step, tokens) in enumerate(zip(recipe.steps, windows)):
+        try:
+            own = None if step.kind == METHOD else step.built.digest(opened)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"steps.{index}.{step.kind}: {error}") from error
+        found.append(own if tokens is None else tokens.recipe["sha256"])
     return found
 
 
@@ -70,6 +86,11 @@ def make_plans(
     """Plans of all steps, each on the model that the earlier ones lead to, and the last model."""
     model = opened.model
     plans: list[Plan] = []
+    for index, step in enumerate(recipe.steps):
+        if step.kind != METHOD:
+            raise InvalidInputError(
+                f"steps.{index}: {step.built.title()} has no plan; `modwright run` does it"
+            )
     for step, windows in zip(recipe.steps, step_windows(recipe, opened)):
         with torch_settings(recipe):
             plan = step.built.plan(Anatomy.of(model), windows, progress=progress)

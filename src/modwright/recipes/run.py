@@ -5,34 +5,31 @@ from __future__ import annotations
 import datetime
 import os
 import shlex
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import TokenWindows
 from modwright.checkpoint import Checkpoint, check_finite, save
 from modwright.core import distributed
-from modwright.core.errors import InvalidInputError, VerificationError
+from modwright.core.errors import InvalidInputError
 from modwright.core.formatting import format_bytes
 from modwright.core.plugins import plugin_digests
 from modwright.core.progress import SILENT, Progress
-from modwright.edits import Plan
-from modwright.edits import apply as apply_plan
-from modwright.edits.canonical import target_of
 from modwright.edits.remodeled import is_plain
 from modwright.edits.verify import Reopened, check_reopens
 from modwright.recipes.composed import model_name, open_model
 from modwright.recipes.estimate import estimate_resources, require_room
 from modwright.recipes.load import resolved
 from modwright.recipes.measure import measure_stage
-from modwright.recipes.plans import step_windows
+from modwright.recipes.plans import step_digests, step_windows
 from modwright.recipes.quality import TEACHER, evaluation_digest, subject_of
 from modwright.recipes.run_directory import Inputs, file_stamps, step_key
 from modwright.recipes.run_log import auto_class, environment, listed, opened_files, versions
 from modwright.recipes.runner import Listener, Runner, require_output, torch_settings, unheard
-from modwright.recipes.schema import Recipe
+from modwright.recipes.schema import EXPORT, METHOD, Recipe
+from modwright.recipes.steps import StepContext
+from modwright.recipes.steps.method import run_method
 from modwright.report import Report, Stage, model_card, read_report, write_report
 from modwright.report.columns import stage_numbers
 
@@ -88,11 +85,13 @@ class _Run(Runner):
         self.progress = self.run_log.progress(self.progress)
         self.versions = versions()
         self.stages: list[Stage] = []  # the main process's
+        self.exports = [step.built for step in self.recipe.steps if step.kind == EXPORT]
+        self.measured = len(self.recipe.steps) - len(self.exports)  # steps that change the model
         with self.alone():
             with distributed.fail_together():
                 opened = self._open()
                 model, done = self._resume(opened)
-            for index in range(done, len(self.recipe.steps) + 1):
+            for index in range(done, self.measured + 1):
                 with torch_settings(self.recipe):
                     model = self._step(index, opened, model)
             reopened = distributed.main_process_only(lambda: self._save(opened, model, check))
@@ -117,7 +116,7 @@ class _Run(Runner):
     def _check_and_begin(self, opened: Checkpoint) -> None:
         self.inputs = Inputs(
             model=file_stamps(opened.source.path),
-            calibration=[None if w is None else w.recipe["sha256"] for w in self.windows],
+            calibration=step_digests(self.recipe, opened, self.windows),
             evaluation=evaluation_digest(opened, self.recipe.evaluate),
             plugins=plugin_digests(),
         )
@@ -142,7 +141,7 @@ class _Run(Runner):
     def _resume(self, opened: Checkpoint) -> tuple[Any, int]:
         """Takes over finished steps; returns the model that they led to, and how many stages."""
         if distributed.is_main():
-            for index in range(len(self.recipe.steps) + 1):
+            for index in range(self.measured + 1):
                 stage = self.work.stage(index, self._key(index))
                 if stage is None:
                     break
@@ -170,36 +169,29 @@ class _Run(Runner):
             distributed.main_process_only(lambda: self._measure(0, opened, model, info))
             return model
         step = self.recipe.steps[index - 1]
-        method = step.built
-        self.log(f"step {index} of {len(self.recipe.steps)}: {method.title()}")
-        start = time.monotonic()
-        with distributed.fail_together():
-            plan = self._plan(index, model, method)
-            planned = time.monotonic()
-            with self.progress.phase("apply and verify", 1) as task:
-                applied = apply_plan(model, plan)
-                task.advance()
-        done = time.monotonic()
-
-        def measure() -> None:
-            account = applied.tensor_diff
-            counted = ("kept", "changed", "added", "removed")
-            info = {
-                "name": f"{index} {step.method}",
-                "method": step.method,
-                "title": method.title(),
-                "options": dict(plan.options),
-                "seconds": {"plan": planned - start, "apply and verify": done - planned},
-                "source_blocks": self._source_blocks(model, plan),
-                "reasons": dict(plan.reasons),
-                "notes": list(plan.notes),
-                "accounting": {name: len(getattr(account, name)) for name in counted},
-                "plain": applied.plain,
-            }
-            self._measure(index, opened, applied.model, info)
-
-        distributed.main_process_only(measure)
-        return applied.model
+        self.log(f"step {index} of {len(self.recipe.steps)}: {step.built.title()}")
+        directory = None
+        if distributed.is_main():
+            directory = self.work.statistics(index, self._key(index)).resolve()
+        context = StepContext(
+            opened,
+            model,
+            distributed.broadcast(directory),
+            self.windows[index - 1],
+            self.recipe.seed,
+            self.stages[-1].source_blocks if distributed.is_main() else None,
+            self.progress,
+            self.log,
+        )
+        if step.kind == METHOD:
+            with distributed.fail_together():
+                outcome = run_method(step.built, context)
+        else:
+            outcome = step.built.run(context)
+        names = {"name": f"{index} {step.method}", "method": step.method}
+        info = {**names, "title": step.built.title(), **outcome.info}
+        distributed.main_process_only(lambda: self._measure(index, opened, outcome.model, info))
+        return outcome.model
 
     def _measure(self, index: int, opened: Checkpoint, model: Any, info: dict[str, Any]) -> None:
         """Measures a state and keeps it."""
@@ -216,29 +208,6 @@ class _Run(Runner):
             self.run_log.write(f"note: {note}")
         self.work.keep(index, self._key(index), stage, model if index else None)
         self.work.forget_before(index)
-
-    def _plan(self, index: int, model: Any, method: Any) -> Plan:
-        windows: TokenWindows | None = self.windows[index - 1]
-        directory = None
-        if windows is not None:
-            self.log(f"calibration: {windows.describe()}")
-        if distributed.is_main():
-            directory = self.work.statistics(index, self._key(index)).resolve()
-        directory = distributed.broadcast(directory)
-        plan: Plan = method.plan(
-            Anatomy.of(model), windows, directory=directory, progress=self.progress
-        )
-        edits = [edit.to_dict() for edit in plan.edits]
-        if any(others != edits for others in distributed.all_gather(edits)):
-            raise VerificationError(
-                f"{method.title()}: the processes planned differently from the same statistics; "
-                "give them the same machine, packages and threads"
-            )
-        return plan
-
-    def _source_blocks(self, model: Any, plan: Plan) -> list[int | None]:
-        before = self.stages[-1].source_blocks
-        return [before[i] for i in target_of(Anatomy.of(model), plan.edits).blocks]
 
     def _report(self, opened: Checkpoint, model: Any) -> Report:
         return Report(
@@ -272,6 +241,10 @@ class _Run(Runner):
 
             def finish(folder: Path) -> None:
                 task.advance()
+                for target in self.exports:
+                    self.log(
+                        f"{target.title()}: {target.write(replace(opened, model=model), folder)}"
+                    )
                 if check:
                     self.log("reopening it in a new process")
                     seen.append(check_reopens(model, folder))

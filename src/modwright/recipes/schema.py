@@ -25,9 +25,10 @@ from modwright.metrics.registry import (
     metric_type,
     old_keys,
 )
+from modwright.recipes.steps.base import STEPS
 from modwright.surgery import make_method
 
-__all__ = ["Data", "Evaluate", "Recipe", "Step", "Strict"]
+__all__ = ["EXPORT", "METHOD", "Data", "Evaluate", "Recipe", "Step", "Strict"]
 
 
 class Strict(BaseModel):
@@ -171,30 +172,39 @@ class Evaluate(Strict):
         return {**{k: v for k, v in other.items() if k in shared}, **own}
 
 
-class Step(Strict):
-    """One method with its options; calibration data of its own if it likes."""
+METHOD, EXPORT = "method", "export"
 
+
+class Step(Strict):
+    """One method with its options; calibration data of its own if it likes. Or another kind."""
+
+    kind: str = METHOD
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
     calibration: Data | None = None
 
     @cached_property
     def built(self) -> Any:
-        """The method with its options.
+        """The method with its options, or what another kind of step makes of its own.
 
         Raises:
             InvalidInputError: an unknown method or option, or an invalid value.
         """
+        if self.kind != METHOD:
+            return STEPS[self.kind].of(self.options["given"])
         return make_method(self.method, self.options)
 
     @classmethod
     def valid_keys(cls) -> list[str]:
-        return ["method", "calibration", "options (or each option by its own name)"]
+        return [METHOD, "calibration", "options (or each option by its own name)", *STEPS.names()]
 
     @model_validator(mode="before")
     @classmethod
     def _options_beside_method(cls, value: Any) -> Any:
-        """Options stand beside ``method``: ``{method: llm_drop, n: 4}``."""
+        """Options stand beside ``method``: ``{method: llm_drop, n: 4}``; ``{train: {...}}``."""
+        if isinstance(value, dict) and len(value) == 1 and next(iter(value)) in STEPS:
+            ((kind, given),) = value.items()
+            return {"kind": kind, "method": kind, "options": {"given": given}}
         if not isinstance(value, dict) or "options" in value:
             return value
         own = {name: value[name] for name in ("method", "calibration") if name in value}
