@@ -52,7 +52,8 @@ def test_a_training_leaves_a_checkpoint_with_its_course(command: Command, recipe
     info = json.loads(Path("out/training.json").read_text())
     assert (info["steps"], info["data"]["rows"]["test"]) == (8, 1733)
     assert [entry["step"] for entry in info["log"] if "eval_accuracy" in entry] == [4, 8]
-    assert info["log"][0]["loss"] > 0 and info["recipe"]["settings"]["clip"] == 1.0
+    assert [entry["loss"] > 0 for entry in info["log"] if "loss" in entry] == [True]
+    assert info["recipe"]["settings"]["clip"] == 1.0
     assert Path("out/curves.svg").read_text().startswith("<svg")
     assert "accuracy on the test images" in Path("out/curves.svg").read_text()
     model: Any = AutoModelForImageClassification.from_pretrained("out").eval()
@@ -87,7 +88,7 @@ def test_a_checkpoint_teaches_and_is_trained_further(command: Command, recipe: P
     done = command("train more.yaml -o out --set settings.average=0.9")
     assert done.code == 0, done.err
     info = json.loads(Path("out/training.json").read_text())
-    assert {"classes", "teacher"} <= info["log"][-1].keys()
+    assert {"classes", "teacher"} <= set().union(*info["log"])
     other = command(
         "train train.yaml -o other --set 'model={checkpoint: teacher, num_classes: 12}'"
     )

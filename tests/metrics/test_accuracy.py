@@ -50,12 +50,11 @@ def folder(tmp_path: Path) -> Path:
 
 def prepared(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """All images of a folder by hand: 32 x 32, as images are prepared for training."""
-    from PIL import ImageOps
-
     pixels, labels = [], []
     for path in sorted(folder.rglob("*.png")):
-        fitted = ImageOps.fit(Image.open(path), (32, 32), Image.Resampling.BICUBIC)
-        raw = torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 255
+        resized = Image.open(path).resize((38, 32), Image.Resampling.BICUBIC)
+        fitted = np.asarray(resized.crop((3, 0, 35, 32)))  # the middle
+        raw = torch.from_numpy(fitted.copy()).permute(2, 0, 1).float() / 255
         pixels.append((raw - 0.45) / 0.225)
         labels.append(CLASSES.index(path.parent.name))
     return torch.stack(pixels), torch.tensor(labels)
@@ -200,7 +199,7 @@ def test_eval_measures_images_and_refuses_what_does_not_go_with_them(
     assert "top-1 " in printed and "top-5 " in printed and "of 21 images" in printed
     for wrong, told in (
         (f"eval {tmp_path / 'model'}", "perplexity is measured on text, and"),
-        (f"eval {tmp_path / 'model'} --images gone", "gone: no such folder"),
+        (f"eval {tmp_path / 'model'} --images gone", "unknown images dataset 'gone'"),
         (f"eval preset:tiny-llama --images {folder}", "accuracy needs an image classifier"),
     ):
         assert run_command(shlex.split(wrong)) == 2

@@ -77,7 +77,7 @@ def test_the_examples_fit() -> None:
     "change",
     [
         {"modle": {}},
-        {"data": {"images": "digit"}},
+        {"data": {"image": "digits"}},
         {"data": {"images": "digits", "sid": 3}},
         {"data": {"images": 3}},
         {"objective": "distillation"},

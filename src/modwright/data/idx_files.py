@@ -52,9 +52,8 @@ def read_idx(path: str | Path) -> Tensor:
 
 
 def is_idx_folder(folder: Path) -> bool:
-    """Whether a folder holds such files, by the images to learn from."""
-    name = "train-images-idx3-ubyte"
-    return any((folder / one).is_file() for one in (name, f"{name}.gz"))
+    """Whether a folder holds such files, be it one of them."""
+    return any(folder.glob("*-idx[13]-ubyte*"))
 
 
 def idx_arrays(

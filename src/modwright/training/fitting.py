@@ -162,6 +162,11 @@ def fit(
             f"the last batch of an epoch is left out: of {len(rows)} rows in batches of "
             f"{settings.batch_size} it holds one, which a BatchNorm cannot be trained on"
         )
+
+    def told(sentence: str) -> None:
+        if log is not warn or not sentence.startswith("the training: "):  # nothing to warn of
+            log(sentence)
+
     evaluated = {"eval_data": test, "compute_metrics": _top1} if measure_epochs else {}
     found = train(
         model,
@@ -172,7 +177,7 @@ def fit(
         output=output,
         resume=resume,
         progress=progress,
-        log=log,
+        log=told,
         callbacks=[*callbacks, *([_EpochEvaluationCallback()] if measure_epochs else [])],
     )
     return found if test is None else replace(found, accuracy=accuracy(model, test))
