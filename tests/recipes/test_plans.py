@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from transformers import ViTConfig, ViTForImageClassification
 
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
 from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
 from modwright.recipes import Recipe
-from modwright.recipes.load import resolved
-from modwright.recipes.plans import apply_plans, load_plans, make_plans, save_plans
+from modwright.recipes.load import parse_recipe, resolved
+from modwright.recipes.plans import apply_plans, load_plans, make_plans, save_plans, step_windows
 from modwright.recipes.run import RunResult
 
 from .shared import config_of, same_weights, snapshot
@@ -124,3 +126,39 @@ def test_a_damaged_plan_is_refused(planned: Path, tmp_path: Path) -> None:
 def test_there_must_be_a_plan() -> None:
     with pytest.raises(CheckpointError, match="no plan to apply"):
         apply_plans(open_checkpoint("preset:tiny-llama").model, [])
+
+
+def test_calibration_takes_the_key_data(wordy_model: Path, wordy_text: Path) -> None:
+    """A mapping is the text that it names; of a list, texts are taken in turn."""
+    opened = open_checkpoint(wordy_model)
+
+    def windows(data: Any) -> Any:
+        calibration = {"data": data, "windows": 4, "length": 32}
+        steps = [{"method": "modegpt", "sparsity": 0.1}]
+        tree = {"model": str(wordy_model), "calibration": calibration, "steps": steps}
+        return step_windows(parse_recipe(tree), opened)[0]
+
+    plain = windows(str(wordy_text))
+    assert windows({"text": str(wordy_text)}).recipe["sha256"] == plain.recipe["sha256"]
+    both = windows([{"text": str(wordy_text), "weight": 3}, {"text": str(wordy_text)}])
+    assert [part["windows"] for part in both.recipe["parts"]] == [3, 1]
+
+
+def test_a_model_of_images_is_calibrated_on_images(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = ViTConfig(**sizes, num_attention_heads=2, image_size=16, patch_size=4)
+    ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
+    calibration = {"data": {"images": "digits", "image_size": 16}, "windows": 6, "batch_size": 4}
+    steps = [{"method": "modegpt", "sparsity": 0.2}]
+    asked = parse_recipe(
+        {"model": str(tmp_path / "vit"), "calibration": calibration, "steps": steps}
+    )
+    opened = open_checkpoint(tmp_path / "vit")
+    (data,) = step_windows(asked, opened)
+    assert data is not None and data.describe().startswith("digits: 6 rows in 2 batches")
+    plans, model = make_plans(asked, opened)
+    assert len(plans) == 1 and model.num_parameters() < opened.model.num_parameters()
+    text = parse_recipe({"model": str(tmp_path / "vit"), "steps": steps})
+    with pytest.raises(InvalidInputError, match=r"give it images: calibration: \{data: \{images"):
+        step_windows(text, opened)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from modwright.core.errors import InvalidInputError
 from modwright.data.special_tokens import Bos, SpecialTokens, special_tokens
-from modwright.data.text import TextData, TokenizedText, require_count, tokenize_text
+from modwright.data.text import TokenizedText, require_count, tokenize_text
+from modwright.data.text_sources import TextSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -127,7 +128,7 @@ class PerplexityRecipe:
     """What is measured, as a whole: two numbers are comparable when their recipes are equal.
 
     Attributes:
-        data: the text; a string is a packaged name or a path.
+        data: the text; a string is a packaged name or a path, a mapping ``{text: NAME, ...}``.
         windows: how many windows, from the start of the text.
         length: tokens of a window, special tokens included.
         stride: text tokens from one window's start to the next one's. None lets windows not
@@ -138,7 +139,7 @@ class PerplexityRecipe:
         batch_size: windows of a batch; changes speed and memory, not the number.
     """
 
-    data: TextData | str
+    data: TextSource
     windows: int = 6
     length: int = 512
     stride: int | None = None

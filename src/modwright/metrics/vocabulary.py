@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from modwright.core.errors import InvalidInputError
-from modwright.data.text import TextData, load_text
+from modwright.data.text import load_text
+from modwright.data.text_sources import TextSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,7 @@ def require_same_tokenizer(
     one: PreTrainedTokenizerBase | None,
     other: PreTrainedTokenizerBase | None,
     names: tuple[str, str],
-    data: TextData | str | None = None,
+    data: TextSource | None = None,
 ) -> None:
     """Refuse two tokenizers that differ, naming the first difference.
 

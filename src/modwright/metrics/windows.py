@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,7 @@ class WindowOptions(Metric):
 
     Attributes:
         data: lee, lee-background, fortunes, a text file, a folder of text files, a file of rows
-            (jsonl, csv, parquet), or datasets:NAME.
+            (jsonl, csv, parquet), or datasets:NAME; or ``{text: NAME}`` with its options.
         split: of a dataset.
         column: that holds the text, in a file of rows or a dataset.
         encoding: of text files.
@@ -39,7 +40,7 @@ class WindowOptions(Metric):
         batch_size: windows at once.
     """
 
-    data: str = "lee"
+    data: str | Mapping[str, Any] = "lee"
     split: str = "train"
     column: str = "text"
     encoding: str = "utf-8"
@@ -51,7 +52,9 @@ class WindowOptions(Metric):
 
     def text_windows(self) -> PerplexityRecipe:
         """The same as what measures takes it."""
-        data = TextData(self.data, self.split, self.column, self.encoding)
+        data: Any = self.data
+        if isinstance(data, str):
+            data = TextData(data, self.split, self.column, self.encoding)
         return PerplexityRecipe(
             data, self.windows, self.length, self.stride, self.bos, self.batch_size
         )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from modwright.anatomy import Anatomy, Block
-from modwright.calibration import CalibrationData, Collector, TokenWindows
+from modwright.calibration import CalibrationData, Collector
 from modwright.calibration.layerwise import compute_device, measure_block
 from modwright.calibration.recording import ModelInput, on_device, record
 from modwright.checkpoint import check_finite, peak_rss_bytes
@@ -123,7 +123,7 @@ def dry_run(
         return None
 
 
-def _step(method: Any, anatomy: Anatomy, data: TokenWindows | None) -> StepDryRun:
+def _step(method: Any, anatomy: Anatomy, data: CalibrationData | None) -> StepDryRun:
     tried = None if data is None else dry_run_block(anatomy, data, method.collectors())
     needed = sum(method.memory_estimate(anatomy)) if hasattr(method, "memory_estimate") else 0
     # Ones, not zeros: memory that nobody has written to is not taken.

@@ -10,13 +10,21 @@ from typing import Any
 import yaml
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import TextData, TokenWindows, token_windows
+from modwright.calibration import (
+    TensorBatches,
+    TextData,
+    TokenWindows,
+    from_tensors,
+    token_windows,
+)
 from modwright.checkpoint import Checkpoint
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
 from modwright.core.plugins import add_plugin
 from modwright.core.progress import SILENT, Progress
 from modwright.core.reading import read_yaml
+from modwright.data import make_data
+from modwright.data.text_mixture import mixed_windows
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.metrics.perplexity import position_limit
@@ -27,26 +35,29 @@ from modwright.recipes.schema import METHOD, Data, Recipe
 __all__ = ["apply_plans", "load_plans", "make_plans", "save_plans", "step_digests"]
 __all__ += ["step_windows"]
 
+Tokens = TokenWindows | TensorBatches
 
-def step_windows(recipe: Recipe, opened: Checkpoint) -> list[TokenWindows | None]:
-    """For each step the tokens that it calibrates on, or None where it needs none."""
-    made: dict[Data, TokenWindows] = {}
-    found: list[TokenWindows | None] = []
+
+def step_windows(recipe: Recipe, opened: Checkpoint) -> list[Tokens | None]:
+    """For each step what it calibrates on, or None where it needs none."""
+    made: dict[str, Any] = {}
+    found: list[Any] = []
     for index, step in enumerate(recipe.steps):
         data = step.calibration or recipe.calibration
         needed = step.built.requires.calibration and step.built.wants_data()
-        if needed and data not in made:
+        key = data.model_dump_json()
+        if needed and key not in made:
             try:
-                made[data] = _windows(opened, step.method, data)
+                made[key] = _windows(opened, step.method, data)
             except InvalidInputError as error:
                 where = f"steps.{index}.calibration" if step.calibration else "calibration"
                 raise InvalidInputError(f"{where}: {error}") from error
-        found.append(made[data] if needed else None)
+        found.append(made[key] if needed else None)
     return found
 
 
 def step_digests(
-    recipe: Recipe, opened: Checkpoint, windows: Sequence[TokenWindows | None]
+    recipe: Recipe, opened: Checkpoint, windows: Sequence[Tokens | None]
 ) -> list[str | None]:
     """Of what each step reads; what could not be done later is refused."""
     found: list[str | None] = []
@@ -59,11 +70,13 @@ def step_digests(
     return found
 
 
-def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
+def _windows(opened: Checkpoint, method: str, data: Data) -> Any:
     if not opened.anatomy.family.inputs().is_text:
+        if isinstance(data.data, dict) and "images" in data.data:
+            return _images(data)
         raise InvalidInputError(
             f"{method} calibrates on text here, and {opened.source.name} reads images; give it "
-            "images in Python: modwright.apply(model, method, calibration.from_tensors(batches))"
+            "images: calibration: {data: {images: FOLDER}}"
         )
     if opened.tokenizer is None:
         raise InvalidInputError(
@@ -76,8 +89,20 @@ def _windows(opened: Checkpoint, method: str, data: Data) -> TokenWindows:
             f"length is {data.length}; the model has positions for 2..{limit} tokens"
         )
     fields = data.model_dump()
-    text = TextData(*map(fields.pop, ("data", "split", "column", "encoding")))
-    return token_windows(opened.tokenizer, text, **fields)
+    text, *others = map(fields.pop, ("data", "split", "column", "encoding"))
+    if isinstance(text, list):
+        return mixed_windows(opened.tokenizer, text, **fields)
+    source = TextData(text, *others) if isinstance(text, str) else text
+    return token_windows(opened.tokenizer, source, **fields)
+
+
+def _images(data: Data) -> TensorBatches:
+    """As many images as there would be windows of text."""
+    made = make_data(data.data)
+    rows = min(data.windows, len(made.train))
+    batches = made.batches("train", data.batch_size, rows)
+    pixels = [{"pixel_values": batch["pixel_values"]} for batch in batches]
+    return from_tensors(pixels, made.name)
 
 
 def make_plans(

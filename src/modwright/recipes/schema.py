@@ -52,13 +52,27 @@ Bos = Annotated[
 ]
 
 
-class Data(Strict):
-    """Calibration text and how it is cut into windows."""
+def _name_or_mappings(value: Any) -> Any:
+    if isinstance(value, str | dict) or (isinstance(value, list) and value):
+        return value
+    raise PydanticKnownError("string_type")
 
-    data: str = Field(
+
+NameOrMappings = Annotated[
+    Any,
+    BeforeValidator(_name_or_mappings),
+    WithJsonSchema({"anyOf": [{"type": kind} for kind in ("string", "object", "array")]}),
+]
+
+
+class Data(Strict):
+    """Calibration data: text, cut into windows, or images."""
+
+    data: NameOrMappings = Field(
         default="lee-background",
         description="lee, lee-background, fortunes, a text file, a folder of text files, a file of "
-        "rows (jsonl, csv, parquet), or datasets:NAME",
+        "rows (jsonl, csv, parquet), or datasets:NAME; {text: NAME}; a list of these, which are "
+        "taken in turn; {images: FOLDER} for a model that reads them",
     )
     split: str = "train"
     column: str = "text"

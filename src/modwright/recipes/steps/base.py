@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from modwright.anatomy import Anatomy
-from modwright.calibration import TokenWindows
+from modwright.calibration import TensorBatches, TokenWindows
 from modwright.checkpoint import Checkpoint
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
@@ -42,7 +42,7 @@ class StepContext:
     opened: Checkpoint
     model: Any
     directory: Path
-    windows: TokenWindows | None = None
+    windows: TokenWindows | TensorBatches | None = None
     seed: int = 0
     source_blocks: list[int | None] | None = None
     progress: Progress = SILENT
