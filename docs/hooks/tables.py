@@ -215,17 +215,19 @@ def _metrics() -> str:
 
 
 def _training_keys() -> str:
+    from modwright.data import datasets
     from modwright.recipes.options import options_of
-    from modwright.recipes.training_schema import CHOICES, TrainingRecipe
+    from modwright.recipes.training_schema import TrainingRecipe
     from modwright.training import Settings
+    from modwright.training.objectives import OBJECTIVES
 
     lines = [_keys(TrainingRecipe), "", "### Settings", "", _keys(options_of(Settings)), ""]
-    for choice in CHOICES.values():
-        for name, made in choice.makers.items():
-            options = options_of(made)
-            lines += [f"### `{choice.at}: {{{choice.key}: {name}}}`", "", inspect.getdoc(options)]
-            lines += ["", _keys(options), ""]
-    return "\n".join(lines)
+    for name in OBJECTIVES.names():
+        options = options_of(OBJECTIVES[name])
+        lines += [f"### `objective: {{{name}: …}}`", "", inspect.getdoc(options) or ""]
+        lines += ["", _keys(options), ""]
+    rows = [[code(f"{{{one.kind}: {one.name}}}"), one.source, one.license] for one in datasets()]
+    return "\n".join([*lines, "### Data", "", table(["data", "what it is", "license"], rows)])
 
 
 def _keys(model: Any) -> str:

@@ -17,7 +17,7 @@ from modwright.surgery import method_names
 
 Command = Callable[[str], Any]
 COMMANDS = ["inspect", "cost", "plan", "apply", "run", "train", "import", "rename"]
-COMMANDS += ["upscale", "eval", "papers", "schema", "edit"]
+COMMANDS += ["heal", "predict", "upscale", "eval", "papers", "schema", "edit"]
 MEASURED = {"parameters", "stored_bytes", "prefill_macs", "decode_macs", "kv_bytes"}
 
 

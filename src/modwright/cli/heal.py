@@ -43,7 +43,7 @@ def heal(
     force: arg.Force = False,
     json: arg.Json = False,
 ) -> None:
-    """Heal a model that was cut: it learns from its baseline, judged by held-out texts.
+    """Let a cut model learn from its baseline, judged by held-out texts.
 
     It is the recipe `steps: [{heal: {...}}]`: DIR gets the checkpoint with its report, whose curve
     over tokens has each held-out text. The best state is kept, which may be the one before; a

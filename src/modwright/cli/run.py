@@ -90,11 +90,12 @@ def train(
     The smallest recipe has two lines: `model: {name: poolformer_s12}` and
     `data: {images: digits}`.
 
-    model is a named model with fields of its config, or {checkpoint: DIR}. data.pictures is digits,
-    idx (the four files of MNIST or Fashion-MNIST) or folder (one folder per class). objective.loss
-    is cross_entropy (label_smoothing, mixup, cutmix) or distillation (teacher: DIR). settings has
-    epochs, batch_size, learning_rate and so on. Unknown keys are refused with a list of the valid
-    ones; `modwright schema --train` prints all of them.
+    model is a named model with fields of its config, or {checkpoint: DIR}. data.images is digits,
+    fashion-mnist, or a folder of images. objective is cross_entropy (label_smoothing, mixup,
+    cutmix), distillation (teacher: DIR) or another one. settings has epochs, batch_size,
+    learning_rate and so on. Unknown keys are refused with a list of the valid ones;
+    `modwright schema --train` prints all of them. Text is learned from by a step of `modwright
+    run`: `{train: {objective: next_token, data: {text: FILE}}}`.
 
     DIR gets a checkpoint for transformers' Auto classes, training.json, curves.svg and the recipe
     with every default written out. A training that was stopped, or killed, goes on from its newest

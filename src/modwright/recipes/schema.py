@@ -190,9 +190,12 @@ METHOD, EXPORT = "method", "export"
 
 
 class Step(Strict):
-    """One method with its options; calibration data of its own if it likes. Or another kind."""
+    """One method with its options; calibration data of its own if it likes.
 
-    kind: str = METHOD
+    Or one of ``{train: {...}}``, ``{heal: {...}}`` and ``{export: TARGET}``.
+    """
+
+    kind: str = Field(default=METHOD, description="not written out: the key of a step tells it")
     method: str
     options: dict[str, Any] = Field(default_factory=dict)
     calibration: Data | None = None

@@ -20,9 +20,8 @@ from modwright.data import make_data, resolve_data
 from modwright.data.schema import data_schema
 from modwright.recipes.options import option_help
 from modwright.recipes.steps.base import StepContext, StepKind, StepOutcome, options_in, step_kind
-from modwright.recipes.steps.train import learner, learning_bytes, trained
+from modwright.recipes.steps.train import goes_on, learner, learning_bytes, trained
 from modwright.training import Heal, HealResult, heal
-from modwright.training.checkpoints import newest_checkpoint
 from modwright.training.options import argument_names
 from modwright.training.teachers import SOURCE
 
@@ -118,7 +117,7 @@ class HealStep(StepKind):
             self.held_out,
             dataclasses.replace(self.options, arguments=arguments),
             output=context.directory,
-            resume=newest_checkpoint(context.directory) is not None,
+            resume=goes_on(context),
             progress=context.progress,
             log=context.log,
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 from modwright.anatomy import Anatomy
 from modwright.checkpoint import Checkpoint, weights_bytes
+from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
 from modwright.data import make_data, resolve_data
 from modwright.data.schema import data_schema
@@ -20,7 +21,7 @@ from modwright.training.checkpoints import newest_checkpoint
 from modwright.training.objectives.base import OBJECTIVES, resolve_objective
 from modwright.training.options import argument_names
 
-__all__ = ["TrainStep", "learner", "learning_bytes", "trained"]
+__all__ = ["TrainStep", "goes_on", "learner", "learning_bytes", "trained"]
 
 _KEYS = ("objective", "teacher", "learns", "ema_decay", "data")
 
@@ -102,7 +103,7 @@ class TrainStep(StepKind):
             replace(self.training, arguments=arguments),
             source=context.opened.model,
             output=context.directory,
-            resume=newest_checkpoint(context.directory) is not None,
+            resume=goes_on(context),
             progress=context.progress,
             log=context.log,
         )
@@ -110,6 +111,11 @@ class TrainStep(StepKind):
         facts["losses"] = [list(entry) for entry in done.losses]
         notes = [*data.notes, *filter(None, [done.stopped])]
         return trained(context, model, self.resolved(), facts, notes, time.monotonic() - began)
+
+
+def goes_on(context: StepContext) -> bool:
+    """Whether the step was stopped before; said alike in every process."""
+    return bool(distributed.broadcast(newest_checkpoint(context.directory) is not None))
 
 
 def learner(context: StepContext) -> Any:
