@@ -12,8 +12,8 @@ from modwright.data.text_sources import TextSource, load_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-__all__ = ["BYTE_VOCABULARY", "CHAT_TEMPLATE", "SPECIAL", "byte_tokenizer", "make_tokenizer"]
-__all__ += ["trained_tokenizer"]
+__all__ = ["BYTE_VOCABULARY", "CHAT_TEMPLATE", "SPECIAL", "byte_tokenizer", "check_tokenizer"]
+__all__ += ["make_tokenizer", "trained_tokenizer"]
 
 SPECIAL = ("<|endoftext|>", "<|pad|>", "<|im_start|>", "<|im_end|>")
 """Special tokens: the end of a text, padding, and what stands around a message of a chat."""
@@ -116,8 +116,16 @@ def make_tokenizer(given: str | Mapping[str, Any]) -> PreTrainedTokenizerFast:
         >>> len(make_tokenizer("bytes"))
         260
     """
+    check_tokenizer(given)
+    if isinstance(given, Mapping):
+        return trained_tokenizer(given["train"], given["size"])
+    return byte_tokenizer()
+
+
+def check_tokenizer(given: Any) -> None:
+    """Refuses what :func:`make_tokenizer` does not take; no text is read."""
     if given == "bytes":
-        return byte_tokenizer()
+        return
     if not isinstance(given, Mapping):
         raise unknown_name("tokenizer", given, ["bytes", "{train: TEXT, size: NUMBER}"])
     for key in given:
@@ -128,7 +136,6 @@ def make_tokenizer(given: str | Mapping[str, Any]) -> PreTrainedTokenizerFast:
         raise InvalidInputError(
             "a tokenizer to train needs a text and a whole number: {train: TEXT, size: NUMBER}"
         )
-    return trained_tokenizer(given["train"], size)
 
 
 def _pieces(text: str) -> Iterator[str]:

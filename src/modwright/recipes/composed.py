@@ -13,6 +13,7 @@ from modwright.checkpoint.opening import known_device
 from modwright.checkpoint.source import Source
 from modwright.core.errors import InvalidInputError, ModwrightError, did_you_mean
 from modwright.core.progress import SILENT, Progress
+from modwright.data.tokenizers import check_tokenizer, make_tokenizer
 from modwright.edits.compose import (
     Part,
     base_config,
@@ -26,7 +27,8 @@ from modwright.recipes.reading import Lines
 
 __all__ = ["check_composed", "composed_schema", "model_name", "open_model"]
 
-_OWN = ("compose", "parts", "head")
+_SPECIAL = ("bos", "eos", "pad")
+_OWN = ("compose", "parts", "head", "tokenizer")
 
 
 class Asked(Protocol):
@@ -61,6 +63,12 @@ def open_model(recipe: Asked, progress: Progress = SILENT) -> Checkpoint:
     base, parts, head, fields = _spoken(recipe.model)
     if recipe.dtype is not None:
         fields["dtype"] = recipe.dtype
+    tokenizer = None
+    if "tokenizer" in recipe.model:
+        tokenizer = make_tokenizer(recipe.model["tokenizer"])
+        ids = {"vocab_size": len(tokenizer)}
+        ids |= {f"{of}_token_id": getattr(tokenizer, f"{of}_token_id") for of in _SPECIAL}
+        fields = {name: ids[name] for name in field_names(base) if name in ids} | fields
     _, target = compose_target(base_config(base, fields), parts, head)
     needed = 2 * weights_bytes(target.skeleton())  # the stock model gives its values
     require_memory(needed, f"composing {base}")
@@ -68,7 +76,10 @@ def open_model(recipe: Asked, progress: Progress = SILENT) -> Checkpoint:
     if (place := known_device(recipe.device)) is not None:
         model.to(place)
     said = f"{base} composed with start values of seed {recipe.seed}"
-    return Checkpoint(model, Source("composed", base, description=said))
+    opened = Checkpoint(model, Source("composed", base, description=said))
+    if tokenizer is not None:
+        vars(opened)["tokenizer"] = tokenizer  # what would be loaded when it is first asked for
+    return opened
 
 
 def check_composed(given: Mapping[str, Any], lines: Lines) -> None:
@@ -85,6 +96,11 @@ def check_composed(given: Mapping[str, Any], lines: Lines) -> None:
 
     _check_words(given, refuse)
     base, parts, head, fields = _spoken(given)
+    if "tokenizer" in given:
+        try:
+            check_tokenizer(given["tokenizer"])
+        except ModwrightError as error:
+            raise refuse(error, "tokenizer") from None
     try:
         valid = field_names(base)
     except ModwrightError as error:
@@ -195,6 +211,10 @@ def composed_schema() -> dict[str, Any]:
                 "additionalProperties": {"anyOf": [{"type": "null"}, name, part]},
             },
             "head": {"anyOf": [name, {"type": "null"}]},
+            "tokenizer": {
+                "anyOf": [{"const": "bytes"}, {"type": "object", "required": ["train", "size"]}],
+                "description": "bytes, or {train: TEXT, size: NUMBER}; saved with the model",
+            },
         },
         "required": ["compose"],
     }

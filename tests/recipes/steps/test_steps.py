@@ -153,3 +153,22 @@ def test_a_stopped_training_step_goes_on_to_the_same_bits(
     run(asked, tmp_path / "part", check=False)
     weights = [tmp_path / place / "model.safetensors" for place in ("whole", "part")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+def test_a_language_model_from_scratch_reloads_with_its_tokenizer(
+    text: str, tmp_path: Path
+) -> None:
+    from transformers import pipeline
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    model = {"compose": "llama", **sizes, **heads, "tokenizer": {"train": text, "size": 300}}
+    done = run(recipe(train(text), model=model), tmp_path / "out", check=False)
+    writes = pipeline("text-generation", str(tmp_path / "out"), device="cpu")
+    assert writes.tokenizer("w6 w7")["input_ids"] and len(writes.tokenizer) == 300
+    assert writes.model.config.eos_token_id == writes.tokenizer.eos_token_id
+    assert len(writes("w6 w7", max_new_tokens=4)[0]["generated_text"]) > 5
+    assert done.report.stages[1].reasons["steps"] == 3
+    for wrong, says in (("byte", "unknown tokenizer 'byte'"), ({"train": "lee"}, "needs a text")):
+        with pytest.raises(InvalidInputError, match=rf"model\.tokenizer: .*{says}"):
+            recipe(train(text), model={**model, "tokenizer": wrong})
