@@ -27,7 +27,7 @@ from modwright.data.image_rows import (
     ImageSplits,
     image_data,
 )
-from modwright.training.epoch_callback import EpochCallback
+from modwright.training.callbacks import EpochCallback
 
 LIST = ["random_resized_crop", "hflip", "rand_augment", {"random_erasing": {"probability": 1.0}}]
 

@@ -21,8 +21,8 @@ from modwright.core.modes import eval_mode
 from modwright.core.progress import Progress, Task
 from modwright.training.objectives.base import Objective
 
-__all__ = ["BestStateCallback", "EMACallback", "LastLogCallback", "NotFinite", "ObjectiveCallback"]
-__all__ += ["StepProgressCallback", "learning_state"]
+__all__ = ["BestStateCallback", "EMACallback", "EpochCallback", "LastLogCallback", "NotFinite"]
+__all__ += ["ObjectiveCallback", "StepProgressCallback", "learning_state"]
 
 _MEAN = "mean_weights.safetensors"
 _PARTS = "objective_parts."
@@ -89,6 +89,20 @@ def _norms(model: nn.Module) -> list[Tensor]:
             by_mesh.setdefault(mesh, []).append(parameter.grad)
     norms: list[Any] = [torch.nn.utils.get_total_norm(grads) for grads in by_mesh.values()]
     return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+
+
+class EpochCallback(TrainerCallback):
+    """Calls ``set_epoch`` of a dataset that has it before the rows of each epoch are read.
+
+    Data loaders tell it by themselves only where one process begins an epoch at its first batch.
+    """
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(int(state.epoch or 0))
 
 
 class LastLogCallback(TrainerCallback):

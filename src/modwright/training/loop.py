@@ -24,6 +24,7 @@ from modwright.data import Data
 from modwright.training.callbacks import (
     BestStateCallback,
     EMACallback,
+    EpochCallback,
     LastLogCallback,
     NotFinite,
     StepProgressCallback,
@@ -33,7 +34,6 @@ from modwright.training.checkpoints import (
     newest_checkpoint,
     remove_incomplete,
 )
-from modwright.training.epoch_callback import EpochCallback
 from modwright.training.estimate import TrainingEstimate, estimate_training, require_resources
 from modwright.training.options import Training
 from modwright.training.parametrization import Parametrization
@@ -173,8 +173,7 @@ def train(
         if mean is not None and checkpoint is not None:
             mean.restore(checkpoint)
         watchers: list[TrainerCallback] = [*callbacks, *filter(None, (mean, chooser))]
-        if hasattr(data, "set_epoch"):
-            watchers.append(EpochCallback(data))
+        watchers.append(EpochCallback(data))
         if progress is not None:
             watchers.append(StepProgressCallback(progress, stack))
         trainer = ObjectiveTrainer(

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from modwright.training.epoch_callback import EpochCallback
+from modwright.training.callbacks import EpochCallback
 
 
 class Told:
