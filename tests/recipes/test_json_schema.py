@@ -73,6 +73,30 @@ def test_the_examples_fit() -> None:
         assert list(faults(tree, schema, schema)) == [], file.name
 
 
+STEPS: list[tuple[Any, bool]] = [
+    ({"train": {"data": {"text": "lee"}, "max_steps": 5, "learns": {"lora": {"r": 2}}}}, True),
+    ({"train": {"data": "lee", "max_step": 5}}, False),
+    ({"train": {}}, False),
+    ({"heal": {"tokens": 64, "learning_rate": 1e-4, "data": [{"text": "lee"}]}}, True),
+    ({"heal": {"token": 64}}, False),
+    ({"export": "standalone"}, True),
+    ({"export": {"gguf": {"type": "q8_0"}}}, True),
+    ({"export": {"guf": {}}}, False),
+    ({"trian": {}}, False),
+]
+
+
+@pytest.mark.parametrize(("step", "fits"), STEPS)
+def test_steps_of_other_kinds_fit_where_they_load(step: Any, fits: bool) -> None:
+    tree = {"model": "m", "steps": [step]}
+    assert (found(tree) == []) is fits
+    if fits:
+        assert found(resolved(parse_recipe(tree))) == []
+    else:
+        with pytest.raises(InvalidInputError):
+            parse_recipe(tree)
+
+
 @pytest.mark.parametrize(
     "change",
     [

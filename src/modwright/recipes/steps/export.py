@@ -40,10 +40,12 @@ class ExportStep(StepKind):
 
     @classmethod
     def schema(cls) -> dict[str, Any]:
-        named = {name: {"type": ["object", "null"]} for name in target_names()}
-        closed = {"properties": named, "minProperties": 1, "maxProperties": 1}
-        mapping = {"type": "object", **closed, "additionalProperties": False}
-        return {"anyOf": [{"enum": target_names()}, mapping]}
+        options = {"anyOf": [{"type": "object"}, {"type": "null"}]}
+        closed = {"type": "object", "additionalProperties": False}
+        named = [
+            {**closed, "properties": {name: options}, "required": [name]} for name in target_names()
+        ]
+        return {"anyOf": [{"enum": target_names()}, *named]}
 
     def title(self) -> str:
         return f"export to {self.target}"
