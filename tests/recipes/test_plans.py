@@ -140,6 +140,8 @@ def test_calibration_takes_the_key_data(wordy_model: Path, wordy_text: Path) -> 
 
     plain = windows(str(wordy_text))
     assert windows({"text": str(wordy_text)}).recipe["sha256"] == plain.recipe["sha256"]
+    with pytest.raises(InvalidInputError, match=r"calibration\.data: data: unknown kind of data"):
+        windows({"txt": str(wordy_text)})
     both = windows([{"text": str(wordy_text), "weight": 3}, {"text": str(wordy_text)}])
     assert [part["windows"] for part in both.recipe["parts"]] == [3, 1]
 

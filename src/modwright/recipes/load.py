@@ -11,12 +11,13 @@ from pydantic import TypeAdapter
 
 from modwright.core.errors import InvalidInputError, ModwrightError
 from modwright.core.plugins import add_plugin, load_plugins
+from modwright.data import resolve_data
 from modwright.data.registry import plain
 from modwright.recipes.composed import check_composed, composed_schema
 from modwright.recipes.evaluating import check_evaluate, evaluate_schema
 from modwright.recipes.options import option_help, summary, validated
 from modwright.recipes.reading import Lines, Positions, read_changed
-from modwright.recipes.schema import EXPORT, METHOD, Recipe
+from modwright.recipes.schema import EXPORT, METHOD, Data, Recipe
 from modwright.recipes.steps import STEPS
 from modwright.surgery import method_names, method_type, plain_options
 
@@ -79,7 +80,10 @@ def parse_recipe(
     if isinstance(recipe.model, dict):
         check_composed(recipe.model, lines)
     check_evaluate(recipe.evaluate, lines)
+    _check_data(recipe.calibration, ("calibration",), lines)
     for index, step in enumerate(recipe.steps):
+        if step.calibration is not None:
+            _check_data(step.calibration, ("steps", index, "calibration"), lines)
         try:
             _ = step.built
         except ModwrightError as error:
@@ -95,6 +99,18 @@ def parse_recipe(
             place = lines.of(("steps", index - 1))
             raise InvalidInputError(f"{place}, steps.{index - 1}: export stands behind all others")
     return recipe
+
+
+def _check_data(asked: Data, at: tuple[str | int, ...], lines: Lines) -> None:
+    """Refuses what names no dataset; a text that is a name alone is looked for when it is read."""
+    if isinstance(asked.data, str):
+        return
+    try:
+        resolve_data(asked.data)
+    except InvalidInputError as error:
+        where = (*at, "data")
+        path = ".".join(map(str, where))
+        raise InvalidInputError(f"{lines.of(where)}, {path}: {error}") from None
 
 
 def resolved(recipe: Recipe) -> dict[str, Any]:
