@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from modwright.anatomy.coerce import model_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.files import read_json, write_file
@@ -184,7 +186,8 @@ def _is_rows(data: Any) -> bool:
     """Rows of one's own, which are taken as they are, labels and padding included."""
     if isinstance(data, str) or not hasattr(data, "__getitem__") or not len(data):
         return False
-    return isinstance(data[0], Mapping)
+    first = data[0]
+    return isinstance(first, Mapping) and all(isinstance(one, Tensor) for one in first.values())
 
 
 def _named(held_out: Any) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_a_first_step_that_trains_leaves_the_source(text: str, tmp_path: Path) -
         ([{"heal": {"token": 3}}], r"unknown key of heal 'token'.*did you mean 'tokens'"),
         ([{"heal": {"tokens": 3, "minutes": 1}}], "give tokens or minutes, not both"),
         ([{"heal": {"held_out": {"x": {"text": "leee"}}}}], "unknown text dataset 'leee'"),
-        ([{"export": "guf"}], r"unknown export target 'guf'.*did you mean 'gguf'"),
+        ([{"export": "guf"}], r"unknown target 'guf'.*did you mean 'gguf'"),
         ([{"export": []}], "export: must be a mapping of options"),
         ([{"export": "plain"}, CUT], r"steps\.0: export stands behind all others"),
         ([{"trian": {}}], r"steps\.0\.method: is missing"),
