@@ -241,10 +241,10 @@ class _Run(Runner):
 
             def finish(folder: Path) -> None:
                 task.advance()
+                result = replace(opened, model=model)
+                vars(result)["tokenizer"] = opened.tokenizer  # also one that was made
                 for target in self.exports:
-                    self.log(
-                        f"{target.title()}: {target.write(replace(opened, model=model), folder)}"
-                    )
+                    self.log(f"{target.title()}: {target.write(result, folder)}")
                 if check:
                     self.log("reopening it in a new process")
                     seen.append(check_reopens(model, folder))

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from modwright.anatomy import Anatomy
 from modwright.checkpoint import Checkpoint
 from modwright.checkpoint import open as open_checkpoint
+from modwright.checkpoint.source import locate
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.options import make_options
 from modwright.data import make_data, resolve_data
@@ -96,7 +97,9 @@ class HealStep(StepKind):
 
     def digest(self, opened: Checkpoint) -> str:
         if opened.tokenizer is None:
-            raise InvalidInputError(f"heal: {opened.source.name} has no tokenizer")
+            raise InvalidInputError(f"{opened.source.name} has no tokenizer")
+        if self.teacher != SOURCE:
+            locate(self.teacher)
         return make_data(self.data, opened.tokenizer).digest
 
     def memory_estimate(self, anatomy: Anatomy) -> tuple[int, int]:
