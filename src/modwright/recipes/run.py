@@ -243,8 +243,10 @@ class _Run(Runner):
         return [before[i] for i in target_of(Anatomy.of(model), plan.edits).blocks]
 
     def _report(self, opened: Checkpoint, model: Any) -> Report:
+        steps = len(self.recipe.steps)
+        counted = f"{steps} step{'' if steps == 1 else 's'}"
         return Report(
-            title=self.recipe.title or f"{opened.name}: {len(self.recipe.steps)} steps",
+            title=self.recipe.title or f"{opened.name}: {counted}",
             model={
                 "name": opened.name,
                 "family": Anatomy.of(model).family.name,
