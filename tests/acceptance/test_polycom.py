@@ -277,6 +277,7 @@ def test_fitted_coefficients_are_a_better_start_in_smollm2() -> None:
     learn("fitted and trained", fitted)
     if FULL:
         learn("start values, trained", start)
+        learn("as it was, trained", source.model)
     note("polycom-smollm2", block=BLOCK, **found)
     assert found["fitted"] < found["start values"]
     assert found["fitted and trained"] < found["fitted"]
