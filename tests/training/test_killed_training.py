@@ -42,7 +42,7 @@ Train = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def train() -> Iterator[Train]:
+def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
     """Runs ``modwright train`` in a process of its own: its exit code and what it said."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with subprocess.Popen(
@@ -54,6 +54,10 @@ def train() -> Iterator[Train]:
         env=environment,
     ) as worker:
         assert worker.stdin is not None and worker.stdout is not None
+        first = tmp_path_factory.mktemp("first")
+        (first / "recipe.yaml").write_text(RECIPE.replace("AVERAGE", "0.9"))
+        arguments = ["train", str(first / "recipe.yaml"), "-o", str(first / "out")]
+        worker.stdin.write(json.dumps({"arguments": arguments}) + "\n")
 
         def run(recipe: Path, out: Path, moment: str = "", call: int = 0) -> dict[str, Any]:
             assert worker.stdin is not None and worker.stdout is not None
