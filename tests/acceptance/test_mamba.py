@@ -336,7 +336,7 @@ def test_selective_copying_needs_parameters_that_depend_on_the_input() -> None:
 def test_induction_heads_reach_sixteen_times_as_far_as_they_were_trained() -> None:
     state, attention = induction("mamba1"), induction("attention")
     assert state[1024] >= 95
-    assert attention[64] >= 95
+    assert attention[64] - attention[1024] >= 50
     assert state[1024] - attention[1024] >= 25
 
 
