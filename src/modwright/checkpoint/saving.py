@@ -20,7 +20,7 @@ from modwright.checkpoint.directory import INDEX, read_headers
 from modwright.checkpoint.memory import weights_bytes
 from modwright.checkpoint.silence import silence_transformers
 from modwright.checkpoint.source import Source, load_tokenizer
-from modwright.core.compat.transformers import keys_not_saved, names_in_files
+from modwright.core.compat.transformers import keys_not_saved, names_in_files, names_when_read
 from modwright.core.errors import (
     CheckpointError,
     InvalidInputError,
@@ -241,6 +241,12 @@ def _expected(model: PreTrainedModel) -> list[dict[str, tuple[int, ...]]]:
     # Files keep the names of the original format, which for some families (experts) are others
     # than the model's; transformers' own rules, run without values, tell which.
     kept, reverted = names_in_files(model, state)
+    for name, read in names_when_read(model, sorted(kept.intersection(reverted))).items():
+        if name != read:
+            raise InvalidInputError(
+                f"{name} would be opened as {read}: files of this model may have names of an older "
+                "version, which transformers changes; give the component's parameter another name"
+            )
     if set(reverted) != kept:
         return [{name: tuple(tensor.shape)} for name, tensor in reverted.items()]
     groups: dict[str, dict[str, tuple[int, ...]]] = {}
