@@ -195,7 +195,7 @@ def test_values_that_are_not_there_are_refused(tmp_path: Path) -> None:
 
 def test_a_name_that_would_be_changed_when_it_is_read_is_refused(tmp_path: Path) -> None:
     model = tiny_llama()
-    model.model.LayerNorm = torch.nn.Module()  # names of TensorFlow's files are changed in any model
+    model.model.LayerNorm = torch.nn.Module()  # a name of TensorFlow's files
     model.model.LayerNorm.gamma = torch.nn.Parameter(torch.ones(3))
     with pytest.raises(InvalidInputError) as refused:
         save(model, tmp_path / "out")

@@ -294,7 +294,7 @@ def test_a_config_forgets_that_it_was_quantized() -> None:
 
 
 def test_names_in_files_are_those_of_a_saved_model(llama: Any, tmp_path: Path) -> None:
-    """``revert_weight_conversion``, ``remove_tied_weights_from_state_dict``, ``rename_source_key``"""
+    """``revert_weight_conversion``, ``rename_source_key``, and what leaves out tied tensors."""
     from safetensors import safe_open
 
     mixtral = of_transformers.build(

@@ -94,8 +94,9 @@ class Mixture(nn.Module):
     """Sum over the chosen experts of weight times down(act(gate x) * up x): (b, t, d) -> (b, t, d).
 
     Each expert runs once, on the positions that chose it; in an exported graph, which cannot loop
-    over what was chosen, on all positions. Parameter names are those of Mixtral. All experts share ``act``, which reads the neurons of one expert at a time: one that normalizes does
-    so within an expert.
+    over what was chosen, on all positions. Parameter names are those of Mixtral. All experts share
+    ``act``, which reads the neurons of one expert at a time: one that normalizes does so within an
+    expert.
 
     Example:
         >>> shape = MixtureShape(8, intermediate_size=16, num_experts=4, top_k=2, activation="silu")
