@@ -1,9 +1,9 @@
 """Lets transformers' Auto classes find remodeled checkpoints after ``import modwright``.
 
-That import must be quick, without torch. So nothing is built here, and only Python's own modules
-are imported: once transformers' table of configs exists, its registered entries are given a
-look-up that makes "modwright_llama" out of "llama" when it is first asked for, and that imports an
-architecture of modwright's own by its type.
+That import must be quick, without torch. So nothing is built here, and beside what finds plugins
+only Python's own modules are imported: once transformers' table of configs exists, its registered
+entries are given a look-up that makes "modwright_llama" out of "llama" when it is first asked for,
+and that imports an architecture of modwright's own by its type.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from modwright.calibration import TokenWindows
 from modwright.checkpoint import Checkpoint, check_finite, save
 from modwright.core import distributed
 from modwright.core.errors import InvalidInputError, VerificationError
-from modwright.core.formatting import format_bytes
+from modwright.core.formatting import counted_text, format_bytes
 from modwright.core.plugins import plugin_digests
 from modwright.core.progress import SILENT, Progress
 from modwright.edits import Plan
@@ -243,10 +243,9 @@ class _Run(Runner):
         return [before[i] for i in target_of(Anatomy.of(model), plan.edits).blocks]
 
     def _report(self, opened: Checkpoint, model: Any) -> Report:
-        steps = len(self.recipe.steps)
-        counted = f"{steps} step{'' if steps == 1 else 's'}"
+        steps = counted_text(len(self.recipe.steps), "step")
         return Report(
-            title=self.recipe.title or f"{opened.name}: {counted}",
+            title=self.recipe.title or f"{opened.name}: {steps}",
             model={
                 "name": opened.name,
                 "family": Anatomy.of(model).family.name,
