@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Generator, Iterator
@@ -76,6 +77,12 @@ def pytest_collect_file(
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = in_order(items, json.loads(RECORDED.read_text()) if RECORDED.exists() else {})
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: collectors of garbage need not search it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 _since_last_report = pytest.StashKey[float]()

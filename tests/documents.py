@@ -15,11 +15,12 @@ import io
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+
+from warm_processes import run_python
 
 __all__ = ["ROOT", "Block", "blocks_of", "check_setup", "pages", "run_blocks", "shell_lines"]
 __all__ += ["expected_output"]
@@ -168,7 +169,7 @@ def _run_command(line: str, block: Block, modwright: Callable[[Sequence[str]], i
         assert words[:1] == ["python"] and words[1:2] and words[1].endswith(".py"), (
             f"{place}: only modwright and python files can be run here; tag `setup`"
         )
-        done = subprocess.run([sys.executable, *words[1:]], capture_output=True, text=True)
+        done = run_python(words[1:], library=True)
         code, printed, said = done.returncode, done.stdout, done.stderr
     assert code == 0, f"{place}: exit code {code}: {said}"
     if file is not None:

@@ -58,6 +58,7 @@ def launch(
         start(
             arguments,
             cwd=cwd,
+            library=True,
             env={
                 **shared,
                 f"{rank_of}_RANK".lstrip("_"): str(rank),

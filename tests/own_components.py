@@ -107,7 +107,7 @@ def placed_in(source: Any, toy: str, at: int = 1) -> Placed:
     anatomy, before = Anatomy.of(source), snapshot(source)
     role = _ROLES[COMPONENTS[toy].kind]
     has = [block.index for block in anatomy.blocks if block.at(role) is not None]
-    index = has[at] if len(has) > 2 else has[-1]
+    index = has[min(at, len(has) - 1)]
     change, values = _change_of(anatomy, toy, index)
     applied = edit(source, change)
     return Placed(toy, source, applied, index, values, unchanged(source, before))

@@ -19,32 +19,38 @@ SMALLER: dict[str, dict[str, int]] = {
 }
 
 
-def stand_ins(shared: Path, blocks: int | None = None) -> Path:
+FEW = 8
+"""Blocks of a decoder where a page names none of the late ones."""
+
+
+def stand_ins(shared: Path, few: bool) -> Path:
     """The folder for ``MODWRIGHT_STAND_INS``, made once by whichever process comes first.
 
     Args:
         shared: a folder that all processes of the test session see.
-        blocks: of the decoder; as many as the real one has by default.
+        few: the decoder has ``FEW`` blocks, not as many as the real one.
     """
-    folder = shared / f"stand-ins-{blocks}"
-    with FileLock(f"{folder}.lock"):
+    folders = {True: shared / "stand-ins-few", False: shared / "stand-ins"}
+    with FileLock(shared / "stand-ins.lock"):
         for name, fields in SMALLER.items():
-            if not (folder / name).exists():
-                fewer = {"num_hidden_layers": blocks} if blocks and name != "minilm" else {}
-                _write(name, {**fields, **fewer}, folder / name)
-    return folder
+            if not (folders[few] / name).exists():
+                _write(name, fields, folders)
+    return folders[few]
 
 
-def _write(name: str, fields: dict[str, Any], target: Path) -> None:
+def _write(name: str, fields: dict[str, Any], folders: dict[bool, Path]) -> None:
+    """Both sizes: to open the real model takes longer than all else."""
     import torch
 
     import modwright
 
     real = modwright.open(name)
-    config = type(real.model.config)(**{**real.model.config.to_dict(), **fields})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        small = type(real.model)(config).eval()
-    if hasattr(real.model, "generation_config"):
-        small.generation_config = real.model.generation_config
-    modwright.save(small, target, source=real.source, tokenizer=real.tokenizer)
+    for few, folder in folders.items():
+        fewer = {"num_hidden_layers": FEW} if few and name != "minilm" else {}
+        config = type(real.model.config)(**{**real.model.config.to_dict(), **fields, **fewer})
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            small = type(real.model)(config).eval()
+        if hasattr(real.model, "generation_config"):
+            small.generation_config = real.model.generation_config
+        modwright.save(small, folder / name, source=real.source, tokenizer=real.tokenizer)

@@ -16,8 +16,8 @@ WRITTEN = with_evidence()
 
 def required(file: Path) -> list[str]:
     """Names of the tests that CI runs; others are measured for pages alone."""
-    tree = ast.parse(file.read_text())
-    named = (node for node in tree.body if isinstance(node, ast.Assign))
+    tree, shared = (ast.parse(one.read_text()) for one in (file, file.with_name("figures.py")))
+    named = (node for node in (*tree.body, *shared.body) if isinstance(node, ast.Assign))
     skips = {ast.unparse(n.targets[0]) for n in named if "skipif" in ast.unparse(n.value)}
 
     def always_runs(test: ast.FunctionDef) -> bool:

@@ -58,6 +58,10 @@ def image_model(architecture: str) -> Any:
     return model
 
 
+FIRST = ("swin", "swinv2", "duoformer")
+"""Where it stands in the first block: later ones differ, or read its first token alone."""
+
+
 @pytest.fixture(scope="module")
 def placed(tiny: Any) -> Callable[[str, str], Placed]:
     """``placed(preset or architecture, toy)``: made once for all that looks at it."""
@@ -65,7 +69,7 @@ def placed(tiny: Any) -> Callable[[str, str], Placed]:
     @cache
     def make(name: str, toy: str) -> Placed:
         source = image_model(name) if name in IMAGE_MODELS else tiny(name)
-        return placed_in(source, toy, at=0 if name in ("swin", "swinv2") else 1)
+        return placed_in(source, toy, at=0 if name in FIRST else 1)
 
     return make
 
@@ -126,7 +130,7 @@ def test_models_are_composed_of_them_from_scratch(preset: str) -> None:
     memory, turn = blocks[1].at("attention").module, blocks[2].at("mlp").module
     assert 0.3 < memory.decay.std() < 0.8 and memory.decay.abs().max() <= 1
     reach = len(memory.decay) ** -0.5  # of torch's rule; those of hosts have a spread of 0.02
-    assert 0.5 * reach < memory.value.weight.std() * 3**0.5 and memory.value.weight.max() <= reach
+    assert 0.5 * reach < memory.inner.weight.std() * 3**0.5 and memory.inner.weight.max() <= reach
     assert turn.shift == 3 and 0.6 < turn.scale.std() < 1.4
     if "mlp[0]" in parts:
         assert blocks[0].mlp.parameters()["act.slope"] == torch.tensor(0.6)

@@ -25,7 +25,7 @@ class ToyMemory(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.value = nn.Linear(hidden_size, hidden_size)
+        self.inner = nn.Linear(hidden_size, hidden_size)
         self.decay = nn.Parameter(torch.empty(hidden_size))
         self.out = nn.Linear(hidden_size, hidden_size, bias=False)
         self.reset_parameters()
@@ -34,7 +34,7 @@ class ToyMemory(nn.Module):
         nn.init.uniform_(self.decay, -1.0, 1.0)
 
     def projections(self) -> dict[str, nn.Module]:
-        return {"v": self.value, "o": self.out}
+        return {"v": self.inner, "o": self.out}
 
     def macs(self, batch: int, length: int, cached: int = 0) -> int:
         width = len(self.decay)
@@ -51,7 +51,7 @@ class ToyMemory(nn.Module):
     ) -> tuple[Tensor, Any]:
         real = torch.ones_like(x[..., :1]) if padding_mask is None else padding_mask[..., None]
         real = real.float()
-        value = self.value(x).float() * real
+        value = self.inner(x).float() * real
         steps, log = real.cumsum(1), logsigmoid(self.decay.float())
         order = torch.arange(x.shape[1], device=x.device)
         apart = (steps.unsqueeze(2) - steps.unsqueeze(1)).clamp(min=0)  # (B, L, L, 1)

@@ -19,9 +19,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import modwright
+
 __all__ = ["WarmProcess", "cold", "run", "run_python", "seconds_of_processes", "start"]
 
 SERVER = Path(__file__).with_name("warm_server.py")
+LIBRARY = str(Path(modwright.__file__).parents[1])
 _seconds: list[float] = []
 _is_cold = [False]
 
@@ -57,16 +60,22 @@ class WarmProcess:
             arguments.
         env: the whole environment.
         cwd: the directory that it runs in.
+        library: modwright is imported in it already; for programs that import it first.
     """
 
     def __init__(
-        self, words: Sequence[str], env: Mapping[str, str], cwd: Path | str | None = None
+        self,
+        words: Sequence[str],
+        env: Mapping[str, str],
+        cwd: Path | str | None = None,
+        library: bool = False,
     ) -> None:
         self.returncode: int | None = None
         self._kept = tempfile.TemporaryDirectory(prefix="warm-")
         self._folder = Path(self._kept.name)
         request = {"words": list(words), "env": dict(env), "folder": str(self._folder)}
         request["cwd"] = str(cwd or Path.cwd())
+        request["library"] = LIBRARY if library else ""
         server = _server()
         assert server.stdin is not None
         server.stdin.write(json.dumps(request) + "\n")
@@ -99,10 +108,12 @@ class WarmProcess:
             os.kill(self.pid, signal.SIGKILL)
 
 
-def start(words: Sequence[str], env: Mapping[str, str], cwd: Path | None) -> Any:
+def start(
+    words: Sequence[str], env: Mapping[str, str], cwd: Path | None, library: bool = False
+) -> Any:
     """``python WORDS`` as a process whose output is kept."""
     if not _is_cold[-1]:
-        return WarmProcess(words, env, cwd)
+        return WarmProcess(words, env, cwd, library)
     out: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *words], env=env, cwd=cwd, **out)
 
@@ -112,19 +123,15 @@ def run_python(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     timeout: float = 900,
+    library: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Runs ``python WORDS``; its exit code, and what it printed."""
-    process = start(words, os.environ if env is None else env, cwd)
+    process = start(words, os.environ if env is None else env, cwd, library)
     out, err = process.communicate(timeout=timeout)
     return subprocess.CompletedProcess(list(words), process.wait(), out, err)
 
 
 def run(command: Sequence[str], *, env: Mapping[str, str], cwd: Any, **more: Any) -> Any:
-    """Stands for ``subprocess.run`` where the library opens a checkpoint in a new process.
-
-    The place for code that comes with a checkpoint is read when transformers is imported: such
-    checkpoints are opened in a process of their own.
-    """
-    if json.loads(command[3])["trust"]:
-        return subprocess.run(command, env=env, cwd=cwd, **more)
-    return run_python(command[1:], env, cwd)
+    """Stands for ``subprocess.run`` where the library opens a checkpoint in a new process."""
+    library = json.loads(command[3])["library"] == "imported"
+    return run_python(command[1:], env, cwd, library=library)

@@ -1,11 +1,13 @@
 """Run by `warm_processes`: has torch and transformers imported, and forks for each line it reads.
 
-A line is a request: words behind ``python``, environment, directory, and a folder for the output.
+A line is a request: words behind ``python``, environment, directory, a folder for the output, and
+where modwright is found if it is imported before the fork.
 """
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -14,15 +16,23 @@ import runpy
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 
 IMPORTED = ["transformers.models.llama.modeling_llama", "transformers.trainer", "torch._dynamo"]
 IMPORTED += ["sklearn.datasets", "matplotlib.axes"]  # not in every environment
-for module in IMPORTED:
-    with contextlib.suppress(ImportError):
-        importlib.import_module(module)
+LIBRARY = ["modwright", "modwright.checkpoint.export", "modwright.cli.entry", "modwright.models"]
+LIBRARY += ["modwright.recipes.run", "modwright.recipes.training", "modwright.training"]
+
+
+def import_all(names: list[str]) -> None:
+    """Imports what is there, and keeps it out of the way of collectors after forks."""
+    for name in names:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
 
 
 def be_a_new_process(request: dict[str, Any]) -> None:
@@ -36,6 +46,8 @@ def be_a_new_process(request: dict[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["env"])
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    if cache := os.environ.get("HF_MODULES_CACHE"):  # transformers reads it when it is imported
+        importlib.import_module("transformers.dynamic_module_utils").HF_MODULES_CACHE = cache
     program, *sys.argv = request["words"]
     own = "" if program in ("-c", "-m") else str(Path(program).parent)
     paths = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
@@ -80,18 +92,39 @@ def leave(target: Path, text: str) -> None:
     part.rename(target)
 
 
-def main() -> None:
-    for line in sys.stdin:
+def with_library(place: str) -> TextIO:
+    """A fork that imports modwright, too, and serves what is written into the stream."""
+    reading, writing = os.pipe()
+    if not os.fork():
+        os.close(writing)
+        sys.path[:1] = [place]
+        import_all(LIBRARY)
+        with os.fdopen(reading) as requests:
+            serve(requests)
+        os._exit(0)
+    os.close(reading)
+    return os.fdopen(writing, "w")
+
+
+def serve(requests: TextIO) -> None:
+    """Forks for each line; those that want modwright go to a fork that has it."""
+    library: TextIO | None = None
+    for line in requests:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
-        if not os.fork():
+        request = json.loads(line)
+        if request["library"] and "modwright" not in sys.modules:
+            library = library or with_library(request["library"])
+            print(line, end="", file=library, flush=True)
+        elif not os.fork():
             os.setsid()
             try:
-                wait_for(json.loads(line))
+                wait_for(request)
             finally:
                 os._exit(0)
 
 
 if __name__ == "__main__":
-    main()
+    import_all(IMPORTED)
+    serve(sys.stdin)

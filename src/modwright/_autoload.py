@@ -1,8 +1,9 @@
 """Lets transformers' Auto classes find remodeled checkpoints after ``import modwright``.
 
-That import must be quick, without torch. So nothing is built here: once transformers' table of
-configs exists, its registered entries are given a look-up that makes "modwright_llama" out of
-"llama" when it is first asked for, and that imports an architecture of modwright's own by its type.
+That import must be quick, without torch. So nothing is built here, and beside what finds plugins
+only Python's own modules are imported: once transformers' table of configs exists, its registered
+entries are given a look-up that makes "modwright_llama" out of "llama" when it is first asked for,
+and that imports an architecture of modwright's own by its type.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from modwright.core.compat.transformers import extend_registered_configs
-from modwright.core.plugins import load_plugins
+from modwright.core import plugin_modules as plugin_modules  # they are found from now on
 
 __all__ = ["PREFIX", "watch"]
 
@@ -42,6 +42,8 @@ class _Entries(dict[str, Any]):
             if _is_architecture(key):
                 return True
             if key not in getattr(sys.modules.get(_AWAITED), "CONFIG_MAPPING_NAMES", ()):
+                from modwright.core.plugins import load_plugins
+
                 load_plugins()  # one of them may bring it
             return super().__contains__(key)
         name = key.removeprefix(PREFIX)
@@ -67,6 +69,8 @@ def _is_architecture(model_type: str) -> bool:
 
 
 def _extend(module: Any) -> None:
+    from modwright.core.compat.transformers import extend_registered_configs
+
     extend_registered_configs(module.CONFIG_MAPPING, _Entries)
 
 

@@ -1,7 +1,7 @@
 """Mamba (arXiv 2312.00752): right, linear in the length, and able to choose what it keeps.
 
 Times stand in benchmarks/scan_speed.py and benchmarks/state_decode.py; here work and memory are
-counted. With MODWRIGHT_FIGURES the trainings take three seeds and more arms, and are written down.
+counted. With MODWRIGHT_FIGURES more arms are trained, and the trainings are written down.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from figures import FULL, figures_only, note
+from figures import figures_only, note
 from small_language import own_loss
 from torch import Tensor
 from torch.nn import functional as F
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.slow
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mamba"
 WIDTH, LAYERS = 64, 2
-SEEDS = (0, 1, 2) if FULL else (0,)
+SEEDS = (0, 1, 2)
 
 
 # 1, 2 and 4: right
@@ -307,13 +307,13 @@ def accuracies(
 
 
 COPYING = {"batch_size": 32, "learning_rate": 3e-3}
-LENGTHS = (64, 256, 1024, 4096) if FULL else (64, 1024)
+LENGTHS = (64, 256, 1024, 4096)
 
 
 def copying(arm: str, seeds: tuple[int, ...] = SEEDS) -> float:
     """Percent of the tokens that are copied, among 64."""
     tests = {64: selective_copying(500)}
-    train = partial(selective_copying, 64_000)
+    train = partial(selective_copying, 48_000)
     rate = {"learning_rate": 2e-3} if arm == "attention" else {}
     return accuracies("copying", arm, train, tests, seeds, **{**COPYING, **rate})[64]
 
@@ -323,22 +323,20 @@ def induction(arm: str, seeds: tuple[int, ...] = SEEDS) -> dict[int, float]:
     tests = {length: induction_heads(200, length) for length in LENGTHS}
     attention = arm == "attention"
     train = partial(induction_heads, 96_000 if attention else 25_600)
-    rate = 2e-3 if attention else 5e-3
+    rate = 2e-3 if attention else 3e-3
     return accuracies("induction", arm, train, tests, seeds, batch_size=32, learning_rate=rate)
 
 
-@figures_only
 def test_selective_copying_needs_parameters_that_depend_on_the_input() -> None:
     chosen, frozen = copying("mamba1"), copying("mamba1, frozen")
     assert chosen >= 95
     assert chosen - frozen >= 25
 
 
-@figures_only
 def test_induction_heads_reach_sixteen_times_as_far_as_they_were_trained() -> None:
     state, attention = induction("mamba1"), induction("attention")
     assert state[1024] >= 95
-    assert attention[64] >= 95
+    assert attention[64] - attention[1024] >= 50
     assert state[1024] - attention[1024] >= 25
 
 

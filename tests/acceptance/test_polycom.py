@@ -229,7 +229,6 @@ def test_models_of_all_activations_have_equally_many_weights() -> None:
     assert sizes["poly_norm"] - sizes["swiglu"] == 3 * 4
 
 
-@figures_only
 @pytest.mark.slow
 @pytest.mark.parametrize("text", LEAST)
 def test_poly_norm_ends_below_relu_and_below_gelu(text: str) -> None:
@@ -251,7 +250,6 @@ BLOCK = 15
 HELD_OUT = PerplexityRecipe("lee", windows=6, length=512)
 
 
-@figures_only
 @pytest.mark.slow
 @pytest.mark.models
 def test_fitted_coefficients_are_a_better_start_in_smollm2() -> None:
@@ -279,6 +277,7 @@ def test_fitted_coefficients_are_a_better_start_in_smollm2() -> None:
     learn("fitted and trained", fitted)
     if FULL:
         learn("start values, trained", start)
+        learn("as it was, trained", source.model)
     note("polycom-smollm2", block=BLOCK, **found)
     assert found["fitted"] < found["start values"]
     assert found["fitted and trained"] < found["fitted"]

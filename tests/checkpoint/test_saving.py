@@ -193,6 +193,19 @@ def test_values_that_are_not_there_are_refused(tmp_path: Path) -> None:
         save(model, tmp_path / "out")
 
 
+def test_a_name_that_would_be_changed_when_it_is_read_is_refused(tmp_path: Path) -> None:
+    model = tiny_llama()
+    model.model.LayerNorm = torch.nn.Module()  # a name of TensorFlow's files
+    model.model.LayerNorm.gamma = torch.nn.Parameter(torch.ones(3))
+    for write in (save, saving.rehearse):  # before long work, too
+        with pytest.raises(InvalidInputError) as refused:
+            write(model, tmp_path / "out")
+        assert str(refused.value).startswith(
+            "model.LayerNorm.gamma would be opened as model.LayerNorm.weight: "
+        )
+        assert not any(tmp_path.iterdir())
+
+
 def test_a_model_transformers_cannot_write_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

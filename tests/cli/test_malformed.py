@@ -28,7 +28,7 @@ def test_fault_B21_malformed_inputs_are_refused_in_one_line(tmp_path: Path) -> N
             odd.append(one)
     assert not odd, json.dumps(odd[:10], indent=1)
     for one in found[:: len(found) // 10][:10]:
-        alone = run_python(["-m", "modwright.cli", *one["words"]], timeout=60)
+        alone = run_python(["-m", "modwright.cli", *one["words"]], timeout=60, library=True)
         last = alone.stderr.strip().splitlines()[-1]
         assert alone.returncode == 2 and last.startswith("modwright: "), one
         assert "Traceback" not in alone.stderr

@@ -313,7 +313,7 @@ def test_a_config_forgets_that_it_was_quantized() -> None:
 
 
 def test_names_in_files_are_those_of_a_saved_model(llama: Any, tmp_path: Path) -> None:
-    """``revert_weight_conversion``, ``remove_tied_weights_from_state_dict``"""
+    """``revert_weight_conversion``, ``rename_source_key``, and what leaves out tied tensors."""
     from safetensors import safe_open
 
     mixtral = of_transformers.build(
@@ -336,6 +336,9 @@ def test_names_in_files_are_those_of_a_saved_model(llama: Any, tmp_path: Path) -
         kept, found = of_transformers.names_in_files(model, model.state_dict())
         assert set(found) == written and (kept != written) == renamed
         assert all(tensor.is_meta for tensor in found.values())
+        read = of_transformers.names_when_read(model, ["old.LayerNorm.gamma", *written & kept])
+        assert {name for name, other in read.items() if name != other} == {"old.LayerNorm.gamma"}
+        assert read["old.LayerNorm.gamma"] == "old.LayerNorm.weight"
 
 
 def test_what_is_overridden_is_there_to_override() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from modwright.core import plugins
+from modwright.core import plugin_modules
 from modwright.core.errors import InvalidInputError
+from modwright.core.plugin_modules import PLUGIN_MODULE
 from modwright.core.plugins import (
     GROUP,
     VARIABLE,
@@ -25,7 +26,7 @@ from modwright.core.plugins import (
     plugin_names,
     plugins_restored,
 )
-from modwright.core.registry import PLUGIN_MODULE, Registry
+from modwright.core.registry import Registry
 from warm_processes import run_python
 
 Write = Callable[..., Path]
@@ -305,4 +306,4 @@ def test_a_name_of_the_package_is_not_taken_whichever_is_first(tmp_path: Path) -
 
 
 def test_there_is_one_finder() -> None:
-    assert sum(type(one) is plugins._Finder for one in sys.meta_path) == 1
+    assert sum(type(one) is plugin_modules._Finder for one in sys.meta_path) == 1

@@ -11,7 +11,7 @@ from modwright.core.subprocesses import open_in_new_process
 from modwright.edits import remove
 from modwright.edits.verify import probe_batch
 
-pytestmark = [pytest.mark.slow, pytest.mark.cold_processes]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -21,6 +21,7 @@ def saved(tmp_path: Path) -> tuple[Any, Path]:
     return model, tmp_path / "saved"
 
 
+@pytest.mark.cold_processes
 @pytest.mark.parametrize("library", ["imported", "left out", "forbidden"])
 def test_another_process_computes_the_same(
     library: Any, saved: tuple[Any, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path

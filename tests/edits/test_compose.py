@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from modwright.edits import verify
 from modwright.edits.compose import base_config, compose
 from modwright.edits.remodeled import is_plain
 from modwright.nn.component import component
+from warm_processes import run_python
 
 RELU = ("feed_forward", {"activation": "relu", "gated": False})
 
@@ -184,7 +183,7 @@ def test_it_learns_is_saved_and_reopened_in_a_new_process(tmp_path: Path) -> Non
         "with torch.no_grad(): out = m(**load_file('batch'))[0]\n"
         "save_file({'out': out.contiguous()}, 'out')\n"
     )
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True)
+    run_python(["-c", code], cwd=tmp_path, library=True).check_returncode()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     with torch.no_grad():

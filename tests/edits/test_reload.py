@@ -22,6 +22,7 @@ from modwright.anatomy import Anatomy
 from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
 from modwright.edits import Applied, Change, Replace, keep_neurons, remove, replace_attention
 from modwright.edits.remodeled import base_class, remodeled
+from warm_processes import run_python
 
 REFUSALS = (StrictDataclassError, RuntimeError)
 EDITED = [name for name, case in CASES.items() if not case.plain]
@@ -381,9 +382,7 @@ def test_without_modwright_nothing_loads_and_importing_it_late_is_enough(
     tiny: Any, tmp_path: Path
 ) -> None:
     apply_case(tiny("tiny-llama"), "several").model.save_pretrained(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", LATE, str(tmp_path)], capture_output=True, text=True, timeout=120
-    )
+    done = run_python(["-c", LATE, str(tmp_path)], timeout=120)
     assert done.returncode == 0, done.stderr
 
 

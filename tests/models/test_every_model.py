@@ -93,7 +93,7 @@ def test_saved_and_reopened_in_a_new_process_they_are_the_same(tmp_path: Path) -
         told = {"autos": autos[name], "images": given[name]}
         torch.save(told, tmp_path / name / "given.pt")
     worker = Path(__file__).parent / "reload_worker.py"
-    done = run_python([str(worker), str(tmp_path)])
+    done = run_python([str(worker), str(tmp_path)], library=True)
     assert done.returncode == 0, done.stderr[-2000:]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as there: sums of several threads are rounded otherwise

@@ -7,6 +7,7 @@ package; the process kills itself there as the system would, with SIGKILL.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -115,6 +116,8 @@ def forked(request: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     first = json.loads(sys.stdin.readline())
     running.run(parse_recipe(first["recipe"]), first["out"], check=False)
+    gc.collect()
+    gc.freeze()
     print("ready", flush=True)
     for line in sys.stdin:
         print(json.dumps(forked(json.loads(line))), flush=True)

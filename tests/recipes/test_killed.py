@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ RECIPES: dict[str, list[dict[str, Any]]] = {
 }
 Runs = Callable[..., dict[str, Any]]
 Tree = Callable[[str], dict[str, Any]]
+Unbroken = Callable[[str], tuple[dict[str, Any], Path]]
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +78,20 @@ def runs(tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]
         worker.stdin.close()
 
 
+@pytest.fixture(scope="module")
+def unbroken(runs: Runs, tree: Tree, tmp_path_factory: pytest.TempPathFactory) -> Unbroken:
+    """What a recipe's run says that nothing stops, and where its output is; run once."""
+
+    @cache
+    def make(name: str) -> tuple[dict[str, Any], Path]:
+        out = tmp_path_factory.mktemp("unbroken") / "out"
+        answer = runs(recipe=tree(name), out=str(out))
+        assert answer["code"] == 0, answer
+        return answer, out
+
+    return make
+
+
 def result(out: Path) -> dict[str, Any]:
     """All that a run leaves and that does not depend on time."""
     files: dict[str, Any] = snapshot(out)
@@ -91,14 +107,13 @@ def result(out: Path) -> dict[str, Any]:
 @pytest.mark.contract("L1")
 @pytest.mark.parametrize("name", RECIPES)
 def test_killed_anywhere_it_ends_the_same(
-    name: str, runs: Runs, tree: Tree, tmp_path: Path
+    name: str, runs: Runs, tree: Tree, unbroken: Unbroken, tmp_path: Path
 ) -> None:
     """At the last time that each moment comes."""
     recipe = tree(name)
-    unbroken = runs(recipe=recipe, out=str(tmp_path / "unbroken" / "out"))
-    assert unbroken["code"] == 0, unbroken
-    wanted = result(tmp_path / "unbroken" / "out")
-    for number, (moment, call) in enumerate(unbroken["calls"].items()):
+    answer, whole = unbroken(name)
+    wanted = result(whole)
+    for number, (moment, call) in enumerate(answer["calls"].items()):
         assert call, f"the moment never comes: {moment}"
         place = tmp_path / str(number)
         place.mkdir()
@@ -128,10 +143,11 @@ def test_fault_B22_a_killed_run_with_force_goes_on_without_it(
     assert not (out / "old").exists() and (out / "report.json").exists()
 
 
-def test_killed_again_and_again_it_ends_the_same(runs: Runs, tree: Tree, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_ends_the_same(
+    runs: Runs, tree: Tree, unbroken: Unbroken, tmp_path: Path
+) -> None:
     """Every time a little further."""
     recipe = tree("two steps")
-    runs(recipe=recipe, out=str(tmp_path / "unbroken" / "out"))
     order = [
         ("measuring is done", 1),
         ("calibration, a block is not written", 2),
@@ -148,7 +164,7 @@ def test_killed_again_and_again_it_ends_the_same(runs: Runs, tree: Tree, tmp_pat
         assert killed["code"] == -signal.SIGKILL, (moment, killed)
     done = runs(recipe=recipe, out=str(tmp_path / "out"))
     assert done["code"] == 0
-    assert result(tmp_path / "out") == result(tmp_path / "unbroken" / "out")
+    assert result(tmp_path / "out") == result(unbroken("two steps")[1])
     # The log tells of all attempts: it is one file from the first to the last.
     log = (tmp_path / "out.log").read_text()
     assert log.count("modwright run into") == len(order) + 1
@@ -159,21 +175,22 @@ def test_killed_again_and_again_it_ends_the_same(runs: Runs, tree: Tree, tmp_pat
     "moment", ["a save is whole and has the wrong name", "work is not removed"]
 )
 def test_an_older_output_is_there_until_the_new_one_is(
-    moment: str, runs: Runs, tree: Tree, tmp_path: Path
+    moment: str, runs: Runs, tree: Tree, unbroken: Unbroken, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "old.txt").write_text("old")
     recipe = tree("llm_drop")
-    count = runs(recipe=recipe, out=str(tmp_path / "other" / "out"))["calls"][moment]
+    answer, whole = unbroken("llm_drop")
+    count = answer["calls"][moment]
     killed = runs(recipe=recipe, out=str(out), force=True, moment=moment, call=count)
     assert killed["code"] == -signal.SIGKILL
     if moment == "work is not removed":
-        assert result(out) == result(tmp_path / "other" / "out")
+        assert result(out) == result(whole)
     else:
         assert snapshot(out) == {"old.txt": b"old"}
     done = runs(recipe=recipe, out=str(out), force=moment != "work is not removed")
     assert done["code"] == 0 and done["done_before"] == (moment == "work is not removed")
-    assert result(out) == result(tmp_path / "other" / "out")
+    assert result(out) == result(whole)
     left = sorted(entry.name for entry in tmp_path.iterdir())
-    assert left == ["other", "out", "out.log"]
+    assert left == ["out", "out.log"]

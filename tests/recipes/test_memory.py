@@ -33,7 +33,7 @@ MARGIN, ALLOCATORS = 0.05, 12e6
 # And how much of the estimate it takes at least.
 TAKEN = 0.6
 
-WIDE = {"hidden_size": 240, "intermediate_size": 2560, "num_hidden_layers": 6}
+WIDE = {"hidden_size": 240, "intermediate_size": 2560, "num_hidden_layers": 3}
 DEEP = {"hidden_size": 768, "intermediate_size": 1536, "num_hidden_layers": 4, "vocab_size": 4096}
 MLP = {"method": "modegpt", "sparsity": 0.3, "pairs": ["mlp"]}
 ATTENTION = {"method": "modegpt", "sparsity": 0.1, "pairs": ["query_key", "value_output"]}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from json import loads
 from pathlib import Path
@@ -22,6 +20,7 @@ from modwright.recipes.load import resolved
 from modwright.recipes.run import RunResult, run
 from modwright.recipes.run_log import auto_class
 from modwright.report import read_report
+from warm_processes import run_python
 from wordy import ENDS, write_checkpoint
 
 from .shared import BLOCK, DROP, NOTHING, config_of, no_work, same_weights, snapshot, weights
@@ -340,15 +339,11 @@ def test_results_open_in_new_processes(
     plain = run(recipe(steps=BLOCK, evaluate=NOTHING), tmp_path / "plain", check=False)
     assert plain.report.after.plain
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    commands = [
-        [sys.executable, str(WORKER), str(plain.output), str(finished.output), which]
+    outputs = [str(plain.output), str(finished.output)]
+    stock, ours = (
+        loads(run_python([str(WORKER), *outputs, which], environment, timeout=120).stdout)
         for which in ("nothing", "modwright")
-    ]
-    started = [
-        subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        for command in commands
-    ]
-    stock, ours = (loads(process.communicate(timeout=120)[0]) for process in started)
+    )
 
     assert not stock["modwright imported"]
     assert stock["plain"]["class"] == "LlamaForCausalLM"

@@ -101,7 +101,7 @@ def test_what_is_left_out_would_be_seen(kind: str, left_out: str) -> None:
 def test_graphs_of_any_length_are_traced_of_our_scans_and_not_of_the_stock_ones(
     tmp_path: Path,
 ) -> None:
-    stock = wide_model("mamba")
+    stock = wide_model("mamba", num_hidden_layers=1)
     with pytest.raises(VerificationError, match="`modwright edit fast_scan` puts scans of any le"):
         export(stock, tmp_path / "stock", "onnx")
     assert export(

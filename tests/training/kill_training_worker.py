@@ -1,12 +1,13 @@
 """Runs ``modwright train`` in processes that are killed at a chosen moment; for the tests alone.
 
-Reads one request per line and answers with one. Each command runs in a fork of this process, so
-that everything is imported once. The moment is a call of one function; the process kills itself
-there as the system would, with SIGKILL.
+Reads one request per line and answers with one. Each command runs in a fork of this process, which
+has trained once, so that everything is imported. The moment is a call of one function; the process
+kills itself there as the system would, with SIGKILL.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,11 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import matplotlib.axes
-import sklearn.datasets
 import torch
-import torch._dynamo
-from transformers import Trainer
 
 import modwright.core.files as files
 import modwright.recipes.run_directory as working
@@ -26,7 +23,6 @@ import modwright.training.checkpoints as keeping
 import modwright.training.trainer as training
 from modwright.cli.entry import run_command
 
-__all__ = ["Trainer", "matplotlib", "sklearn"]  # what every training imports is imported once
 torch.set_num_threads(1)
 
 # moment: object, name of its function, whether the call is made before the process dies.
@@ -76,6 +72,9 @@ def run(request: dict[str, Any]) -> dict[str, Any]:
 if __name__ == "__main__":
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    assert run_command(json.loads(sys.stdin.readline())["arguments"]) == 0
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         answers.write(json.dumps(run(json.loads(line))) + "\n")
         answers.flush()

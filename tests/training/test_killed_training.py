@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ Train = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def train() -> Iterator[Train]:
+def train(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Train]:
     """Runs ``modwright train`` in a process of its own: its exit code and what it said."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     with subprocess.Popen(
@@ -54,6 +55,10 @@ def train() -> Iterator[Train]:
         env=environment,
     ) as worker:
         assert worker.stdin is not None and worker.stdout is not None
+        first = tmp_path_factory.mktemp("first")
+        (first / "recipe.yaml").write_text(RECIPE.replace("AVERAGE", "0.9"))
+        arguments = ["train", str(first / "recipe.yaml"), "-o", str(first / "out")]
+        worker.stdin.write(json.dumps({"arguments": arguments}) + "\n")
 
         def run(recipe: Path, out: Path, moment: str = "", call: int = 0) -> dict[str, Any]:
             assert worker.stdin is not None and worker.stdout is not None
@@ -70,6 +75,21 @@ def train() -> Iterator[Train]:
         worker.stdin.close()
 
 
+@pytest.fixture(scope="module")
+def unbroken(train: Train, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The output of a training that nothing stops, with this average of its weights; run once."""
+
+    @cache
+    def make(average: str) -> Path:
+        place = tmp_path_factory.mktemp("unbroken")
+        (place / "recipe.yaml").write_text(RECIPE.replace("AVERAGE", average))
+        done = train(place / "recipe.yaml", place / "out")
+        assert done["code"] == 0, done["said"]
+        return place / "out"
+
+    return make
+
+
 def result(out: Path) -> dict[str, Any]:
     """All that a training leaves and that does not depend on time."""
     told = json.loads((out / "training.json").read_text())
@@ -80,13 +100,15 @@ def result(out: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("average", "moments"), [("null", MOMENTS[1:3]), ("0.9", MOMENTS)])
 def test_killed_anywhere_it_ends_the_same(
-    average: str, moments: list[tuple[str, int]], train: Train, tmp_path: Path
+    average: str,
+    moments: list[tuple[str, int]],
+    train: Train,
+    unbroken: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.replace("AVERAGE", average))
-    unbroken = train(recipe, tmp_path / "unbroken" / "out")
-    assert unbroken["code"] == 0, unbroken["said"]
-    wanted = result(tmp_path / "unbroken" / "out")
+    wanted = result(unbroken(average))
     entries = wanted["told"]["log"]
     assert [e["step"] for e in entries if "eval_accuracy" in e] == [4, 8, 12]
     assert {2, 3, 4, 6, 8, 9, 10, 12} == {e["step"] for e in entries if "loss" in e}
@@ -101,16 +123,17 @@ def test_killed_anywhere_it_ends_the_same(
         assert left == ["out", "out.log"], moment
 
 
-def test_killed_again_and_again_it_ends_the_same(train: Train, tmp_path: Path) -> None:
+def test_killed_again_and_again_it_ends_the_same(
+    train: Train, unbroken: Callable[[str], Path], tmp_path: Path
+) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.replace("AVERAGE", "0.9"))
-    assert train(recipe, tmp_path / "unbroken" / "out")["code"] == 0
     out = tmp_path / "out"
     for _ in range(3):  # each time it comes as far as the next checkpoint and one step more
         assert train(recipe, out, "a step is done", 4)["code"] == -signal.SIGKILL
     last = train(recipe, out)
     assert last["code"] == 0 and "goes on from step 9" in last["said"]
-    assert result(out) == result(tmp_path / "unbroken" / "out")
+    assert result(out) == result(unbroken("0.9"))
 
 
 def test_a_changed_recipe_begins_anew(train: Train, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from modwright.checkpoint.directory import INDEX, read_headers
 from modwright.checkpoint.memory import weights_bytes
 from modwright.checkpoint.silence import silence_transformers
 from modwright.checkpoint.source import Source, load_tokenizer
-from modwright.core.compat.transformers import keys_not_saved, names_in_files
+from modwright.core.compat.transformers import keys_not_saved, names_in_files, names_when_read
 from modwright.core.errors import (
     CheckpointError,
     InvalidInputError,
@@ -205,6 +205,13 @@ def _check_model(model: PreTrainedModel) -> None:
                 f"{name} is on the meta device, its values are not in memory; load the model "
                 "without offloading before saving"
             )
+    kept, reverted = names_in_files(model, _saved_state(model))
+    for name, read in names_when_read(model, sorted(kept.intersection(reverted))).items():
+        if name != read:
+            raise InvalidInputError(
+                f"{name} would be opened as {read}: files of this model may have names of an older "
+                "version, which transformers changes; give the component's parameter another name"
+            )
 
 
 def verify_files(model: PreTrainedModel, directory: Path) -> None:
@@ -236,8 +243,7 @@ def verify_files(model: PreTrainedModel, directory: Path) -> None:
 
 def _expected(model: PreTrainedModel) -> list[dict[str, tuple[int, ...]]]:
     """The tensors a checkpoint must hold: one entry each, with all its names if it is tied."""
-    ignored, tied = keys_not_saved(model), stored_names(model)
-    state = {name: t for name, t in state_apart(model).items() if name not in ignored}
+    tied, state = stored_names(model), _saved_state(model)
     # Files keep the names of the original format, which for some families (experts) are others
     # than the model's; transformers' own rules, run without values, tell which.
     kept, reverted = names_in_files(model, state)
@@ -247,6 +253,11 @@ def _expected(model: PreTrainedModel) -> list[dict[str, tuple[int, ...]]]:
     for name, tensor in state.items():
         groups.setdefault(tied[name], {})[name] = tuple(tensor.shape)
     return list(groups.values())
+
+
+def _saved_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    ignored = keys_not_saved(model)
+    return {name: t for name, t in state_apart(model).items() if name not in ignored}
 
 
 def _check_index(directory: Path, stored: dict[str, str]) -> None:

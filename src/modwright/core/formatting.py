@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["MISSING", "bytes_text", "count_text", "difference_text", "factor_text"]
+__all__ = ["MISSING", "bytes_text", "count_text", "counted_text", "difference_text", "factor_text"]
 __all__ += ["format_bytes", "format_number", "interval_text", "nats_text", "number_text"]
 __all__ += ["percent", "percent_text", "scaled_text", "score_text", "seconds_text"]
 __all__ += ["share_text", "tick_text"]
@@ -60,6 +60,11 @@ def bytes_text(value: float) -> str:
 def count_text(value: float) -> str:
     """A whole number with separators: ``'134,515,008'``."""
     return f"{round(value):,}"
+
+
+def counted_text(count: int, noun: str) -> str:
+    """How many there are of what: ``'1 step'``, ``'2 steps'``."""
+    return f"{count_text(count)} {noun}{'' if count == 1 else 's'}"
 
 
 def number_text(value: float) -> str:

@@ -15,19 +15,19 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 from modwright.core.errors import InvalidInputError, ModwrightError, did_you_mean, first_line
-from modwright.core.registry import PLUGIN_MODULE, Origin, Registry
+from modwright.core.plugin_modules import PLUGIN_MODULE
+from modwright.core.registry import Origin, Registry
 
 __all__ = ["GROUP", "GUARD", "VARIABLE", "add_plugin", "is_of_plugin", "load_plugins"]
 __all__ += ["added_plugins", "plugin_being_loaded", "plugin_digests", "plugin_in", "plugin_names"]
-__all__ += ["plugins_restored"]
+__all__ += ["plugins_restored", "spec_of_plugin"]
 
 GROUP = "modwright.plugins"
 """The group of entry points of packages that bring plugins."""
@@ -316,22 +316,12 @@ def _sources(plugin: _Plugin) -> list[Path]:
     return sorted(Path(found).parent.rglob("*.py"))
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds plugins that are files by the names of their modules."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if not name.startswith(PLUGIN_MODULE):
-            return None
-        for one in _named():
-            if one.module == name and one.file is not None:
-                inside = [one.name] if one.name != str(one.file) else None
-                return importlib.util.spec_from_file_location(
-                    name, one.file, submodule_search_locations=inside
-                )
-        return None
-
-
-sys.meta_path.append(_Finder())
-Registry.when_asked.append(load_plugins)
+def spec_of_plugin(module: str) -> importlib.machinery.ModuleSpec | None:
+    """Where the module of a plugin that is a file is found."""
+    for one in _named():
+        if one.module == module and one.file is not None:
+            inside = [one.name] if one.name != str(one.file) else None
+            return importlib.util.spec_from_file_location(
+                module, one.file, submodule_search_locations=inside
+            )
+    return None

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from modwright.core.errors import InvalidInputError, unknown_name
+from modwright.core.plugin_modules import PLUGIN_MODULE
 
-__all__ = ["PLUGIN_MODULE", "KindRegistry", "Origin", "Registry", "registries_restored"]
+__all__ = ["KindRegistry", "Origin", "Registry", "registries_restored"]
 
 T = TypeVar("T")
 R = TypeVar("R", bound=Any)
-
-PLUGIN_MODULE = "modwright_plugin_"
-"""How the module of a plugin that is given as a file is called, in every process: so it begins."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,6 @@ class Registry(Generic[T]):
     """
 
     _all: ClassVar[list[Registry[Any]]] = []
-    when_asked: ClassVar[list[Callable[[], None]]] = []
-    """What is called whenever any registry is asked: what loads plugins."""
 
     def __init__(self, what: str, package: str | None = None, prefix: str = "") -> None:
         self.what, self.package, self.prefix = what, package, prefix
@@ -182,8 +178,7 @@ class Registry(Generic[T]):
 
     def _look(self) -> None:
         self._import_files()
-        for call in Registry.when_asked:
-            call()
+        importlib.import_module("modwright.core.plugins").load_plugins()
 
     def _import_files(self) -> None:
         if self._looked:

@@ -13,7 +13,7 @@ from modwright.anatomy import Anatomy
 from modwright.checkpoint import Checkpoint, check_finite, save
 from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
-from modwright.core.formatting import format_bytes
+from modwright.core.formatting import counted_text, format_bytes
 from modwright.core.plugins import plugin_digests
 from modwright.core.progress import SILENT, Progress
 from modwright.edits.remodeled import is_plain
@@ -170,7 +170,7 @@ class _Run(Runner):
             return model
         step = self.recipe.steps[index - 1]
         self.log(f"step {index} of {len(self.recipe.steps)}: {step.built.title()}")
-        directory = None
+        directory = Path()  # the main process knows it
         if distributed.is_main():
             directory = self.work.statistics(index, self._key(index)).resolve()
         context = StepContext(
@@ -210,8 +210,9 @@ class _Run(Runner):
         self.work.forget_before(index)
 
     def _report(self, opened: Checkpoint, model: Any) -> Report:
+        steps = counted_text(len(self.recipe.steps), "step")
         return Report(
-            title=self.recipe.title or f"{opened.name}: {len(self.recipe.steps)} steps",
+            title=self.recipe.title or f"{opened.name}: {steps}",
             model={
                 "name": opened.name,
                 "family": Anatomy.of(model).family.name,

@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from modwright.core.formatting import MISSING, bytes_text, seconds_text, share_text
+from modwright.core.formatting import (
+    MISSING,
+    bytes_text,
+    counted_text,
+    seconds_text,
+    share_text,
+)
 from modwright.metrics.registry import in_order
 from modwright.report.columns import all_columns, shown_columns
 from modwright.report.data import Report, Stage
@@ -111,8 +117,7 @@ def subtitle(report: Report) -> str:
     """
     name, family = report.model.get("name"), report.model.get("family")
     model = f"{name} ({family})" if name and family else name
-    steps = len(report.stages) - 1
-    said = [model, f"{steps} step{'' if steps == 1 else 's'}", report.created]
+    said = [model, counted_text(len(report.stages) - 1, "step"), report.created]
     return ", ".join(str(word) for word in said if word)
 
 

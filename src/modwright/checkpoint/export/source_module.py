@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from modwright.core.errors import InvalidInputError
-from modwright.core.registry import PLUGIN_MODULE
+from modwright.core.plugin_modules import PLUGIN_MODULE
 
 __all__ = ["Imported", "SourceModule", "is_installed", "short_name"]
 

@@ -12,7 +12,7 @@ __all__ += ["can_set_experts", "drops_final_norm", "extend_registered_configs"]
 __all__ += ["forget_quantization", "has_adapters", "is_initialized", "is_loaded"]
 __all__ += ["is_wholly_loaded", "keep_float32_on_loading", "keys_not_saved"]
 __all__ += ["keys_without_a_type", "mark_initialized"]
-__all__ += ["model_classes", "names_in_files", "register_classes"]
+__all__ += ["model_classes", "names_in_files", "names_when_read", "register_classes"]
 __all__ += ["renew_parents", "set_attention"]
 
 
@@ -175,3 +175,14 @@ def names_in_files(model: Any, state: Mapping[str, Any]) -> tuple[set[str], dict
     kept = remove_tied_weights_from_state_dict(dict(state), model)
     hollow = {name: torch.empty_like(tensor, device="meta") for name, tensor in kept.items()}
     return set(hollow), dict(revert_weight_conversion(model, dict(hollow)))
+
+
+def names_when_read(model: Any, names: Iterable[str]) -> dict[str, str]:
+    """Names in files -> the names that transformers makes of them when it opens such a model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    others = [rule for rule in rules if not isinstance(rule, WeightRenaming)]
+    return {name: rename_source_key(name, renamings, others)[0] for name in names}

@@ -93,9 +93,10 @@ class ExpertStack(nn.Module):
 class Mixture(nn.Module):
     """Sum over the chosen experts of weight times down(act(gate x) * up x): (b, t, d) -> (b, t, d).
 
-    Each expert runs once, on the positions that chose it. Parameter names are those of Mixtral. All
-    experts share ``act``, which reads the neurons of one expert at a time: one that normalizes does
-    so within an expert.
+    Each expert runs once, on the positions that chose it; in an exported graph, which cannot loop
+    over what was chosen, on all positions. Parameter names are those of Mixtral. All experts share
+    ``act``, which reads the neurons of one expert at a time: one that normalizes does so within an
+    expert.
 
     Example:
         >>> shape = MixtureShape(8, intermediate_size=16, num_experts=4, top_k=2, activation="silu")
@@ -113,6 +114,8 @@ class Mixture(nn.Module):
         self.experts = ExpertStack(shape)
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if torch.compiler.is_exporting():
+            return naive_mixture(self, hidden_states)
         x = hidden_states.flatten(0, -2)
         index, weights = route(self.gate(x), self.top_k)
         mixed = torch.zeros_like(x)

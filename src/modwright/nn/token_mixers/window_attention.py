@@ -170,11 +170,14 @@ class RectangleWindowAttention(SelfAttention):
         down, along = self.steps(window)
         if self.shift:
             qkv = qkv.roll((-down, -along), (3, 4))
-        q, k, v = (split_windows(part, window) for part in qkv.unbind(0))
+        windows = split_windows(qkv.flatten(0, 1), window)
+        q, k, v = windows.unflatten(0, (3, -1)).flatten(1, 2).unbind(0)
+        bias = bias[None]  # the fused kernel and ONNX want four axes
         if self.shift and self.mask_shift:
             apart = wrapped_apart(spatial_shape, window, (down, along), bias.device)[:, None]
-            bias = bias.masked_fill(apart, float("-inf"))
+            bias = bias.masked_fill(apart, float("-inf")).repeat(qkv.shape[1], 1, 1, 1)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+        mixed = mixed.unflatten(0, (qkv.shape[1], -1))
         joined = join_windows(mixed, window, spatial_shape)
         return joined.roll((down, along), (2, 3)) if self.shift else joined
 

@@ -78,7 +78,7 @@ class HealStep(StepKind):
     def schema(cls) -> dict[str, Any]:
         found = TypeAdapter(Heal).json_schema()
         data = data_schema(option_help)
-        others = {name: {} for name in argument_names()}
+        others: dict[str, Any] = {name: {} for name in argument_names()}
         own = {"data": data, "held_out": {}, "teacher": {"type": "string"}}
         properties = {**others, **found["properties"], **own}
         return {**found, "properties": properties, "additionalProperties": False}
