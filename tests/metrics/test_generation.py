@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from modwright.core.errors import InvalidInputError
+from modwright.metrics import Subject, make_metric
 from modwright.metrics.generation import generate_sample, repetition
 
 END = 50
@@ -223,3 +224,19 @@ def test_repetition_of_prose_is_small():
     from modwright.data.text import load_text
 
     assert repetition(load_text("lee")[:600]) < 0.05
+
+
+def test_of_several_prompts_the_worst_answer_is_shown_and_all_are_stored() -> None:
+    model, tokenizer = llama(), word_tokenizer()
+    prompts = ["w3 w4", "w5", "w6 w7 w8"]
+    metric = make_metric("generation", {"prompt": prompts, "max_new_tokens": 12})
+    found = metric.measure(Subject(model, tokenizer=tokenizer))
+    alone = [generate_sample(model, tokenizer, one, max_new_tokens=12) for one in prompts]
+    assert [(one.prompt, one.text) for one in found.samples] == [
+        (one.prompt, one.text) for one in alone
+    ]
+    assert found.repetition == max(one.repetition for one in alone)
+    shown = next(one for one in alone if one.prompt == found.prompt)
+    assert (shown.text, shown.repetition) == (found.text, found.repetition)
+    one = make_metric("generation", {"prompt": "w5", "max_new_tokens": 12})
+    assert one.measure(Subject(model, tokenizer=tokenizer)).samples == ()

@@ -7,9 +7,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 
 from modwright.anatomy.coerce import model_of
 from modwright.core.errors import InvalidInputError
@@ -213,12 +214,15 @@ class GenerationMetric(Metric):
     """A sample of what the model writes, before and after.
 
     Attributes:
-        prompt: what it goes on with.
+        prompt: what it goes on with; of several the sample that repeats itself most is shown, and
+            all are stored.
         max_new_tokens: the most tokens to write.
         chat: whether to use the tokenizer's chat template; null uses it where there is one.
     """
 
-    prompt: str = "What is the capital of France? Answer in one sentence."
+    prompt: str | Annotated[list[str], Field(min_length=1)] = (
+        "What is the capital of France? Answer in one sentence."
+    )
     max_new_tokens: AtLeastOne = 40
     chat: bool | None = None
 
@@ -228,16 +232,23 @@ class GenerationMetric(Metric):
         return None
 
     def measure(self, subject: Subject, progress: Progress = SILENT) -> StoredSample:
-        with progress.phase("sample", 1) as task:
-            made = generate_sample(
-                subject.model,
-                subject.tokenizer,
-                self.prompt,
-                max_new_tokens=self.max_new_tokens,
-                chat=self.chat,
-            )
-            task.advance()
-        return StoredSample(made.prompt, made.text, made.repetition, made.settings)
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        made = []
+        with progress.phase("sample", len(prompts)) as task:
+            for prompt in prompts:
+                sample = generate_sample(
+                    subject.model,
+                    subject.tokenizer,
+                    prompt,
+                    max_new_tokens=self.max_new_tokens,
+                    chat=self.chat,
+                )
+                made.append(sample)
+                task.advance()
+        worst = max(made, key=lambda one: (not one.text.strip(), one.repetition))
+        each = tuple(WrittenText(one.prompt, one.text, one.repetition) for one in made)
+        several = each if len(each) > 1 else ()
+        return StoredSample(worst.prompt, worst.text, worst.repetition, worst.settings, several)
 
     def memory_estimate(self, anatomy: Any) -> int:
         from modwright.cost import kv_cache_bytes, state_bytes
@@ -280,13 +291,20 @@ class GenerationMetric(Metric):
 
 
 @dataclass(frozen=True)
-class StoredSample:
-    """What a report stores of a sample."""
+class WrittenText:
+    """What was written after a prompt."""
 
     prompt: str
     text: str
     repetition: float
+
+
+@dataclass(frozen=True)
+class StoredSample(WrittenText):
+    """What a report stores: of several the one that repeats itself most, and all of them."""
+
     settings: dict[str, Any]
+    samples: tuple[WrittenText, ...] = ()
 
 
 # Tokens that a prompt may have, for estimates.

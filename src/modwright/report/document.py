@@ -181,8 +181,10 @@ def _tables(report: Report) -> list[tuple[str, str, list[Block]]]:
 def _samples(report: Report) -> list[Block]:
     parts = []
     for when, sample in samples(report):
+        count = len(sample.get("samples") or ())
+        aside = f" (of {count} prompts, the one whose answer repeats itself most)" if count else ""
         blocks = [
-            Block("note", f"Prompt: “{sample.get('prompt', '')}”"),
+            Block("note", f"Prompt: “{sample.get('prompt', '')}”{aside}"),
             Block("sample", sample.get("text", "")),
         ]
         if (share := sample.get("repetition")) is not None:

@@ -184,7 +184,7 @@ def heal(
 
 def _is_rows(data: Any) -> bool:
     """Rows of one's own, which are taken as they are, labels and padding included."""
-    if isinstance(data, str) or not hasattr(data, "__getitem__") or not len(data):
+    if isinstance(data, str | Mapping) or not hasattr(data, "__getitem__") or not len(data):
         return False
     first = data[0]
     return isinstance(first, Mapping) and all(isinstance(one, Tensor) for one in first.values())
