@@ -220,7 +220,7 @@ class GenerationMetric(Metric):
         chat: whether to use the tokenizer's chat template; null uses it where there is one.
     """
 
-    prompt: str | Annotated[list[str], Field(min_length=1)] = (
+    prompt: str | Annotated[tuple[str, ...], Field(min_length=1)] = (
         "What is the capital of France? Answer in one sentence."
     )
     max_new_tokens: AtLeastOne = 40
