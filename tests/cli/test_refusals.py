@@ -15,7 +15,7 @@ REFUSALS: list[tuple[str, tuple[str, ...]]] = [
         "inspekt model",
         (
             "'inspekt'",
-            "cost, edit, eval, export, import, inspect",
+            "cost, edit, eval, export, heal, import, inspect",
             "did you mean 'inspect'?",
         ),
     ),

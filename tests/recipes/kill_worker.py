@@ -21,6 +21,7 @@ import modwright.checkpoint.saving as saving
 import modwright.core.files as files
 import modwright.recipes.run as running
 import modwright.recipes.run_directory as working
+import modwright.recipes.steps.method as method_step
 import modwright.report.writing as reporting
 from modwright.calibration import Statistics
 from modwright.calibration.hidden_states import HiddenStatesFile
@@ -39,8 +40,8 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "calibration, its statistics are written, its stream is not": (Statistics, "store", True),
     "calibration, the stream is written": (HiddenStatesFile, "rename", True),
     "calibration, the walk is noted": (Statistics, "_claim", True),
-    "apply begins": (running, "apply_plan", False),
-    "apply is done": (running, "apply_plan", True),
+    "apply begins": (method_step, "apply_plan", False),
+    "apply is done": (method_step, "apply_plan", True),
     "measuring begins": (running, "measure_stage", False),
     "measuring is done": (running, "measure_stage", True),
     "a save has weights and nothing else": (saving, "_write_weights", True),

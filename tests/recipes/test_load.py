@@ -92,7 +92,8 @@ def test_anchors_and_merged_keys_are_plain_yaml(tmp_path: Path) -> None:
 
 def test_the_example_recipe_loads() -> None:
     example = Path(__file__).parents[2] / "examples" / "demo.yaml"
-    assert [step.method for step in load_recipe(example).steps] == ["llm_drop", "modegpt"]
+    steps = [step.method for step in load_recipe(example).steps]
+    assert steps == ["llm_drop", "modegpt", "heal", "export"]
 
 
 # What is refused

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import modwright.recipes.run as running
+import modwright.recipes.steps.method as method_step
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.progress import SILENT
 from modwright.recipes import Recipe
@@ -73,7 +74,7 @@ def test_what_fails_is_told_with_its_traceback(
         raise RuntimeError("the machine is\non fire")
 
     with monkeypatch.context() as patch:
-        patch.setattr(running, "apply_plan", fail)
+        patch.setattr(method_step, "apply_plan", fail)
         with pytest.raises(RuntimeError):
             run(recipe(steps=DROP, evaluate=NOTHING), tmp_path / "out")
     info = lines(tmp_path / "out.log")
@@ -95,7 +96,7 @@ def test_a_refusal_on_the_way_is_told(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise InvalidInputError("not with me")
 
-    monkeypatch.setattr(running, "apply_plan", refuse)
+    monkeypatch.setattr(method_step, "apply_plan", refuse)
     with pytest.raises(InvalidInputError):
         run(recipe(steps=DROP, evaluate=NOTHING), tmp_path / "out")
     assert lines(tmp_path / "out.log")[-1] == "InvalidInputError: not with me"

@@ -53,6 +53,7 @@ def heal(
 
     from modwright.cli.show import show_result
     from modwright.core import distributed
+    from modwright.metrics import metric_names
     from modwright.recipes.load import parse_recipe
     from modwright.recipes.run import run
 
@@ -68,7 +69,7 @@ def heal(
             "device": device,
             "dtype": dtype,
             "steps": [{"heal": {k: v for k, v in options.items() if v is not None}}],
-            "evaluate": {"perplexity": None, "generation": None, "speed": None},
+            "evaluate": dict.fromkeys(metric_names()),
         },
         name="heal",
         plugins=arg.named_plugins(None),

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, ValidationError, create_model
 
@@ -84,6 +85,8 @@ def _as_written(hint: Any) -> Any:
         return Annotated[(_as_written(inner), *more)]
     if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
         return list[get_args(hint)[0]]  # type: ignore[misc]
+    if get_origin(hint) in (Union, UnionType):
+        return Union[tuple(map(_as_written, get_args(hint)))]  # noqa: UP007
     return hint
 
 

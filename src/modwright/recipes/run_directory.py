@@ -44,7 +44,10 @@ def file_stamps(place: Path | None) -> list[list[Any]]:
 def step_key(recipe: dict[str, Any], steps: int, versions: dict[str, str], inputs: Inputs) -> str:
     """Names the state after ``steps`` steps: the same key means the same result."""
     info = {
-        **{name: recipe[name] for name in ("model", "dtype", "seed", "threads", "evaluate")},
+        **{
+            name: recipe[name]
+            for name in ("model", "device", "dtype", "seed", "threads", "evaluate")
+        },
         "inputs": asdict(replace(inputs, calibration=list(inputs.calibration[:steps]))),
         "steps": recipe["steps"][:steps],
         "versions": versions,

@@ -346,6 +346,6 @@ def quarters(steps: int) -> list[int]:
 
     Example:
         >>> quarters(10), quarters(2)
-        ([0, 2, 5, 8, 10], [0, 1, 2])
+        ([0, 3, 5, 8, 10], [0, 1, 2])
     """
     return sorted({math.floor(steps * part / 4 + 0.5) for part in range(5)})

@@ -233,8 +233,9 @@ def matching_parameters(model: nn.Module, pattern: str) -> list[nn.Parameter]:
 
 
 def matching_modules(model: nn.Module, selector: str) -> list[nn.Module]:
-    """The modules that hold tensors of the parts that a selector means."""
-    return [module for part in select(Anatomy.of(model), selector) for module in part.modules()]
+    """The modules that hold tensors of the parts that a selector means, each once."""
+    found = (module for part in select(Anatomy.of(model), selector) for module in part.modules())
+    return list(dict.fromkeys(found))
 
 
 def _named_by_components(model: nn.Module, word: str) -> Iterator[tuple[Tensor, Any]]:

@@ -137,8 +137,5 @@ def _facts(done: HealResult) -> dict[str, Any]:
         rows = {"baseline": baseline}
         rows |= {f"{point.tokens:,} tokens": point.texts[name] for point in done.curve}
         rows |= {} if done.control is None else {"control": done.control[name]}
-        found[f"on {name}"] = {
-            row: {"perplexity": one.perplexity, "divergence": one.divergence}
-            for row, one in rows.items()
-        }
+        found[f"on {name}"] = {row: one.to_dict() for row, one in rows.items()}
     return found
