@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from modwright.anatomy import Anatomy
-from modwright.core.capture import HookPoint, capture_attention
+from modwright.core.capture import capture_attention
 from modwright.core.errors import InvalidInputError
 from modwright.training.batches import Batch, inputs_of, unwrapped
-from modwright.training.objectives.base import Losses, Objective, objective
-from modwright.training.objectives.hidden_states import Layers, paired
-from modwright.training.teachers import LiveTeacher, as_teacher, model_of_teacher, opened
+from modwright.training.objectives.base import Losses, objective
+from modwright.training.objectives.hidden_states import BlockObjective, paired
+from modwright.training.teachers import LiveTeacher
 
 __all__ = ["AttentionMaps", "map_divergence", "naive_map_divergence"]
 
@@ -47,15 +47,13 @@ def naive_map_divergence(ours: Tensor, theirs: Tensor) -> Tensor:
 
 @objective("attention_maps")
 @dataclass(eq=False)
-class AttentionMaps(Objective):
+class AttentionMaps(BlockObjective):
     """The weights of attentions are those of the teacher's (arXiv 2002.10957).
 
     Both models run with eager attention in the step. Blocks without an attention learn nothing
     here. Maps are compared head by head; where the numbers of heads differ, their means are.
 
     Attributes:
-        teacher: a model, the path of one, or "source".
-        layers: "last", "uniform", or block of the student -> block of the teacher.
         heads: "each", "mean", or "auto": the first where both have as many.
 
     Raises:
@@ -71,17 +69,7 @@ class AttentionMaps(Objective):
         0.0
     """
 
-    teacher: Any = "source"
-    layers: Layers = "uniform"
     heads: Literal["auto", "each", "mean"] = "auto"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.teacher, str):
-            self.teacher = as_teacher(self.teacher)
-        self._points: dict[int, tuple[HookPoint, HookPoint]] = {}
-
-    def teachers(self) -> tuple[nn.Module, ...]:
-        return (model_of_teacher(opened(self.teacher)),)
 
     def prepare(self, model: Any) -> None:
         ours, theirs = Anatomy.of(model), Anatomy.of(self.teachers()[0])

@@ -17,7 +17,7 @@ from modwright.training.batches import Batch, inputs_of
 from modwright.training.objectives.base import Losses, Objective, objective
 from modwright.training.teachers import LiveTeacher, as_teacher, model_of_teacher, opened
 
-__all__ = ["HiddenStates", "naive_hidden_loss", "paired"]
+__all__ = ["BlockObjective", "HiddenStates", "naive_hidden_loss", "paired"]
 
 Layers = Literal["last", "uniform"] | dict[int, int]
 Loss = Literal["mse", "cosine", "normalized_mse"]
@@ -61,17 +61,39 @@ def paired(layers: Any, ours: int, theirs: int) -> dict[int, int]:
     return found
 
 
+@dataclass(eq=False)
+class BlockObjective(Objective):
+    """Compares hook points in blocks of a student with those of a live teacher.
+
+    Attributes:
+        teacher: a model, the path of one, or "source".
+        layers: "last", "uniform", or block of the student -> block of the teacher.
+
+    Raises:
+        InvalidInputError: a stored teacher.
+    """
+
+    teacher: Any = "source"
+    layers: Layers = "uniform"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.teacher, str):
+            self.teacher = as_teacher(self.teacher)
+        self._points: dict[int, tuple[HookPoint, HookPoint]] = {}
+
+    def teachers(self) -> tuple[nn.Module, ...]:
+        return (model_of_teacher(opened(self.teacher)),)
+
+
 @objective("hidden_states")
 @dataclass(eq=False)
-class HiddenStates(Objective):
+class HiddenStates(BlockObjective):
     """What the residual stream holds behind blocks is that of the teacher (arXiv 1909.10351).
 
     Where the two have different widths, a linear layer of this objective maps the student's; it
     learns along and is no part of the result. Padding does not count.
 
     Attributes:
-        teacher: a model, the path of one, or "source".
-        layers: "last", "uniform", or block of the student -> block of the teacher.
         loss: "mse"; "normalized_mse", which is divided by the mean square of the teacher's; or
             "cosine", 1 - cosine.
 
@@ -87,18 +109,8 @@ class HiddenStates(Objective):
         0.0
     """
 
-    teacher: Any = "source"
-    layers: Layers = "uniform"
     loss: Loss = "normalized_mse"
     parts: nn.Module | None = field(default=None, init=False)  # type: ignore[misc]
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.teacher, str):
-            self.teacher = as_teacher(self.teacher)
-        self._points: dict[int, tuple[HookPoint, HookPoint]] = {}
-
-    def teachers(self) -> tuple[nn.Module, ...]:
-        return (model_of_teacher(opened(self.teacher)),)
 
     def prepare(self, model: Any) -> None:
         ours, theirs = Anatomy.of(model), Anatomy.of(self.teachers()[0])
