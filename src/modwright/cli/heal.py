@@ -21,11 +21,19 @@ def heal(
     ],
     data: Annotated[
         list[str] | None,
-        Option(metavar="TEXT", help=f"What it learns from: {arg.TEXTS}. Repeat it for several."),
+        Option(
+            metavar="TEXT",
+            help=f"What it learns from: {arg.TEXTS}; news and the reference of Python in turn, "
+            "unless it is said. Repeat it for several.",
+        ),
     ] = None,
     held_out: Annotated[
         list[str] | None,
-        Option(metavar="TEXT", help="A text that judges it, one of another origin. Repeat it."),
+        Option(
+            metavar="TEXT",
+            help="A text that judges it; other news and descriptions of data sets, unless it is "
+            "said. Repeat it.",
+        ),
     ] = None,
     tokens: Annotated[int | None, Option(help="Tokens to learn from; 16,384 by default.")] = None,
     minutes: Annotated[

@@ -24,7 +24,7 @@ __all__ += ["Recipe", "ReplaceFile", "Set", "key_values", "named_plugins", "set_
 __all__ += ["to_output", "with_options"]
 
 TEXTS = (
-    "lee, lee-background, fortunes, a text file, a folder of them, a file of rows "
+    "a text by name (lee and others), a text file, a folder of them, a file of rows "
     "(jsonl, csv, parquet), or datasets:NAME"
 )
 

@@ -27,7 +27,7 @@ class WindowOptions(Metric):
     """A text, cut into windows of tokens.
 
     Attributes:
-        data: lee, lee-background, fortunes, a text file, a folder of text files, a file of rows
+        data: a text by name (lee and others), a text file, a folder of text files, a file of rows
             (jsonl, csv, parquet), or datasets:NAME; or ``{text: NAME}`` with its options.
         split: of a dataset.
         column: that holds the text, in a file of rows or a dataset.

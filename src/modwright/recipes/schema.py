@@ -70,8 +70,8 @@ class Data(Strict):
 
     data: NameOrMappings = Field(
         default="lee-background",
-        description="lee, lee-background, fortunes, a text file, a folder of text files, a file of "
-        "rows (jsonl, csv, parquet), or datasets:NAME; {text: NAME}; a list of these, which are "
+        description="a text by name (lee and others), a text file, a folder of text files, a file "
+        "of rows (jsonl, csv, parquet), or datasets:NAME; {text: NAME}; a list of these, which are "
         "taken in turn; {images: FOLDER} for a model that reads them",
     )
     split: str = "train"
