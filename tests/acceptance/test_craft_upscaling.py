@@ -166,7 +166,7 @@ def trained(name: str, cubic: bool = True, rate: float = 1e-3) -> float:
     return mean(f.psnr for f in found)
 
 
-def test_it_beats_bicubic_on_held_out_pieces() -> None:
+def test_fault_C1_it_beats_bicubic_on_held_out_pieces() -> None:
     _, test = sample_image_pairs(train=1, where="left")
     plain = measured(bicubic(test.small, 2), test)
     note("craft-bicubic", psnr=plain.psnr, ssim=plain.ssim, fine_error=plain.fine,

@@ -75,7 +75,7 @@ def held(value: Any, seen: set[int]) -> int:
     return own + sum(held(one, seen) for one in inside)
 
 
-def test_memory_does_not_grow_with_the_number_of_files() -> None:
+def test_fault_B7_memory_does_not_grow_with_the_number_of_files() -> None:
     """Nothing is kept of an image: only the path and the label of each file are, 200 bytes."""
     after = {}
     for count in (100, 10_000):
