@@ -13,7 +13,7 @@ from mutants.matching import Mutant, load, mutated, probed
 SOURCE = Path(modwright.__file__).parents[1]
 MUTANTS = load()
 PACKAGES = (
-    "nn anatomy edits calibration checkpoint cost models surgery training tasks metrics report"
+    "nn anatomy edits calibration checkpoint cost models surgery training data metrics report"
     " recipes papers cli core analysis"
 )
 

@@ -67,15 +67,15 @@ def convolutions_alone(model: nn.Module) -> None:
         block.low.forward = lambda x, grid: x  # tokens as they are
 
 
-def cubic_taps() -> Tensor:
+def cubic_weights() -> Tensor:
     """(2, 3): a pixel of the upper and one of the lower half of a small one, from it and both
-    neighbors: cubic convolution (a = -1/2), whose fourth tap goes to the others."""
+    neighbors: cubic convolution (a = -1/2), whose fourth weight goes to the others."""
     distances = torch.tensor([1.25, 0.25, 0.75])
     near = 1.5 * distances**3 - 2.5 * distances**2 + 1
     far = -0.5 * distances**3 + 2.5 * distances**2 - 4 * distances + 2
-    taps = torch.where(distances <= 1, near, far)
-    taps = taps / taps.sum()
-    return torch.stack((taps.flip(0), taps))
+    weights = torch.where(distances <= 1, near, far)
+    weights = weights / weights.sum()
+    return torch.stack((weights.flip(0), weights))
 
 
 @torch.no_grad()
@@ -85,7 +85,7 @@ def begin_as_cubic(model: Any) -> None:
     From random weights the few steps of a test go into finding out that a large image looks like
     the small one; the authors take 500,000 steps.
     """
-    taps = cubic_taps()
+    cubic = cubic_weights()
     for conv in (model.conv, model.up.conv):
         conv.weight.zero_()
         conv.bias.zero_()
@@ -94,7 +94,7 @@ def begin_as_cubic(model: Any) -> None:
         stem.weight[color] = 0
         stem.bias[color] = 0
         stem.weight[color, color, 1, 1] = 1
-        kernels = torch.einsum("ay,bx->abyx", taps, taps).flatten(0, 1)
+        kernels = torch.einsum("ay,bx->abyx", cubic, cubic).flatten(0, 1)
         up.weight[scale**2 * color : scale**2 * (color + 1), color] = kernels
 
 
