@@ -27,7 +27,7 @@ from modwright.core.plugins import plugins_restored
 from modwright.core.registry import registries_restored
 from modwright.recipes.load import parse_recipe
 from modwright.surgery import method_names
-from stand_ins import stand_ins
+from stand_ins import SMALLER, stand_ins
 
 PAGES = pages()
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -93,6 +93,19 @@ def test_what_a_page_shows_of_a_real_model_is_not_compared(page: Path) -> None:
     """Slow blocks show no output: a small model would print another."""
     for block in blocks_of(page):
         assert not (is_slow(block) and expected_output(block)), block.place
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_page_that_names_a_packaged_model_is_run_on_a_small_one(page: Path) -> None:
+    """Where no block is slow the real model would be opened."""
+    named = [
+        block.place
+        for block in blocks_of(page)
+        if block.language in ("python", "bash", "console", "yaml")
+        and not block.tags & {"setup", "peer"}
+        and any(model in block.text for model in SMALLER)
+    ]
+    assert not named or page in ON_REAL_MODELS, f"{named}: tag the blocks that open it with slow"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
