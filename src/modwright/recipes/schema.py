@@ -246,8 +246,9 @@ class Recipe(Strict):
     """A model, steps, and what to measure."""
 
     model: Model = Field(
-        description="directory, GGUF file, packaged name, preset:NAME or hub id; or a model from "
-        "scratch, such as {compose: llama, hidden_size: 128, parts: {'mlp[*]': {part: NAME}}}"
+        description="directory, GGUF file, packaged name, preset:NAME or hub id; {checkpoint: DIR, "
+        "num_classes: 3} for a fresh classifier of images; or a model from scratch, such as "
+        "{compose: llama, hidden_size: 128, parts: {'mlp[*]': {part: NAME}}}"
     )
     output: str = Field(default="", description="directory to write; the command line may give it")
     title: str = ""
