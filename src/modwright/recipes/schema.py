@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from modwright.core.errors import InvalidInputError
+from modwright.data.texts import default_texts
 from modwright.metrics.registry import (
     Metric,
     in_order,
@@ -69,7 +70,7 @@ class Data(Strict):
     """Calibration data: text, cut into windows, or images."""
 
     data: NameOrMappings = Field(
-        default="lee-background",
+        default=default_texts(),
         description="lee, lee-background, fortunes, a text file, a folder of text files, a file of "
         "rows (jsonl, csv, parquet), or datasets:NAME; {text: NAME}; a list of these, which are "
         "taken in turn; {images: FOLDER} for a model that reads them",
