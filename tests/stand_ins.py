@@ -11,7 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
-__all__ = ["stand_ins"]
+__all__ = ["SMALLER", "stand_ins"]
 
 SMALLER: dict[str, dict[str, int]] = {
     "smollm2-135m": {"hidden_size": 72, "head_dim": 8, "intermediate_size": 192},

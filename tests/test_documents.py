@@ -27,7 +27,7 @@ from modwright.core.plugins import plugins_restored
 from modwright.core.registry import registries_restored
 from modwright.recipes.load import parse_recipe
 from modwright.surgery import method_names
-from stand_ins import stand_ins
+from stand_ins import SMALLER, stand_ins
 
 PAGES = pages()
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -43,6 +43,10 @@ ON_REAL_MODELS = [page for page in PAGES if any(is_slow(block) for block in bloc
 
 DEEP = {"docs/howto/evaluate.md", "docs/papers/emoe.md"}
 """Pages that name late blocks of the real model."""
+
+
+DRAWN = {"docs/howto/fine-tune-on-images.md": ("shapes",)}
+"""Folders that the recipes of a page read and that its blocks make."""
 
 
 def name(page: Path) -> str:
@@ -96,6 +100,19 @@ def test_what_a_page_shows_of_a_real_model_is_not_compared(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
+def test_a_page_that_names_a_packaged_model_is_run_on_a_small_one(page: Path) -> None:
+    """Where no block is slow the real model would be opened."""
+    named = [
+        block.place
+        for block in blocks_of(page)
+        if block.language in ("python", "bash", "console", "yaml")
+        and not block.tags & {"setup", "peer"}
+        and any(model in block.text for model in SMALLER)
+    ]
+    assert not named or page in ON_REAL_MODELS, f"{named}: tag the blocks that open it with slow"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_for_setting_up_are_there(page: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
     for block in blocks_of(page):
@@ -104,8 +121,13 @@ def test_commands_for_setting_up_are_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_yaml_blocks_are_recipes(page: Path) -> None:
+def test_yaml_blocks_are_recipes(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """But for those with plugins, which are there only while the page is run."""
+    for folder in DRAWN.get(name(page), ()):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path)
     for block in blocks_of(page):
         if block.language == "yaml":
             tree = yaml.safe_load(block.text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import copy
 import json
 import shlex
@@ -38,8 +37,6 @@ from modwright.recipes.load import parse_recipe, recipe_schema, resolved
 from modwright.recipes.run import run
 from modwright.report import Report, Stage, model_card, render_html, render_markdown
 from modwright.report.summary import summary_sentences
-
-SOURCE = Path(modwright.__file__).parent
 
 
 @pytest.fixture
@@ -231,38 +228,6 @@ def test_a_number_that_is_not_finite_and_one_measured_otherwise_are_said(
     assert "measured differently (tokens)" in said(before, stage("1 x", 3.0, tokens=5))
     assert "stayed at 2.0000" in said(before, stage("1 x", 2.0))
     assert "rose from 2.0000 to 3.0000 (× 1.50)" in said(before, stage("1 x", 3.0))
-
-
-# One place
-
-
-def literals(tree: ast.AST) -> Iterator[tuple[int, set[str]]]:
-    """Collections written out in a file: the line of each, and the texts in it."""
-    for node in ast.walk(tree):
-        parts: list[Any] = []
-        if isinstance(node, ast.List | ast.Tuple | ast.Set):
-            parts = node.elts
-        elif isinstance(node, ast.Dict):
-            parts = [*node.keys, *node.values]
-        texts = {p.value for p in parts if isinstance(p, ast.Constant) and isinstance(p.value, str)}
-        yield getattr(node, "lineno", 0), texts
-
-
-def test_the_search_finds_a_list_and_a_mapping_of_metrics() -> None:
-    tree = ast.parse("a = ['x', 'y']\nb = {'x': 1, 'z': 'y'}\nc = f('x'), 'y'\n")
-    assert [line for line, texts in literals(tree) if {"x", "y"} <= texts] == [1, 2]
-
-
-def test_no_collection_outside_of_metrics_names_two_of_them() -> None:
-    names = {*metric_names(), *old_keys()}
-    found = [
-        f"{path.relative_to(SOURCE)}:{line}: {', '.join(sorted(texts & names))}"
-        for path in sorted(SOURCE.rglob("*.py"))
-        if not path.is_relative_to(SOURCE / "metrics")
-        for line, texts in literals(ast.parse(path.read_text(encoding="utf-8")))
-        if len(texts & names) > 1
-    ]
-    assert not found, "\n".join(found)
 
 
 def test_metrics_of_a_plugin_are_measured_by_the_recipe_that_names_it(

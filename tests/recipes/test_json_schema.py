@@ -86,6 +86,25 @@ STEPS: list[tuple[Any, bool]] = [
 ]
 
 
+MODELS: list[tuple[Any, bool]] = [
+    ({"checkpoint": "m", "num_classes": 3}, True),
+    ({"checkpoint": "m"}, True),
+    ({"checkpoint": "m", "num_classes": 0}, False),
+    ({"checkpoint": "m", "classes": 3}, False),
+]
+
+
+@pytest.mark.parametrize(("model", "fits"), MODELS)
+def test_models_with_other_classes_fit_where_they_load(model: Any, fits: bool) -> None:
+    tree = {"model": model, "steps": [STEPS[0][0]]}
+    assert (found(tree) == []) is fits
+    if fits:
+        assert found(resolved(parse_recipe(tree))) == []
+    else:
+        with pytest.raises(InvalidInputError):
+            parse_recipe(tree)
+
+
 @pytest.mark.parametrize(("step", "fits"), STEPS)
 def test_steps_of_other_kinds_fit_where_they_load(step: Any, fits: bool) -> None:
     tree = {"model": "m", "steps": [step]}

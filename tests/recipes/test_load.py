@@ -8,6 +8,7 @@ from textwrap import dedent
 import pytest
 
 from modwright.core.errors import CheckpointError, ModwrightError
+from modwright.data.texts import default_texts
 from modwright.recipes import load_recipe
 from modwright.recipes.load import resolved
 from modwright.recipes.schema import Step
@@ -38,7 +39,7 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     assert found.steps == [Step(method="llm_drop", options={"n": 1})]
     assert (found.dtype, found.seed, found.threads, found.output) == (None, 0, None, "")
     assert list(found.evaluate.built) == ["perplexity", "speed", "generation"]
-    assert found.calibration.data == "lee-background"
+    assert found.calibration.data == default_texts() == ["lee-background", "python-topics"]
 
 
 def test_options_stand_beside_the_method_or_together(tmp_path: Path) -> None:

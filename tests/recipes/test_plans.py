@@ -14,6 +14,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import save
 from modwright.core.errors import CheckpointError, InvalidInputError, ModwrightError
+from modwright.data.texts import default_texts
 from modwright.recipes import Recipe
 from modwright.recipes.load import parse_recipe, resolved
 from modwright.recipes.plans import apply_plans, load_plans, make_plans, save_plans, step_windows
@@ -144,6 +145,20 @@ def test_calibration_takes_the_key_data(wordy_model: Path, wordy_text: Path) -> 
         windows({"txt": str(wordy_text)})
     both = windows([{"text": str(wordy_text), "weight": 3}, {"text": str(wordy_text)}])
     assert [part["windows"] for part in both.recipe["parts"]] == [3, 1]
+
+
+def test_where_no_text_is_named_two_origins_are_read_in_turn() -> None:
+    opened = open_checkpoint("preset:byte-llama")
+
+    def read(windows: int) -> Any:
+        calibration = {"windows": windows, "length": 32}
+        steps = [{"method": "modegpt", "sparsity": 0.1}]
+        tree = {"model": "preset:byte-llama", "calibration": calibration, "steps": steps}
+        return step_windows(parse_recipe(tree), opened)[0].recipe
+
+    assert [part["data"] for part in read(4)["parts"]] == default_texts()
+    assert [part["windows"] for part in read(4)["parts"]] == [2, 2]
+    assert [part["data"] for part in read(1)["parts"]] == default_texts()[:1]
 
 
 def test_a_model_of_images_is_calibrated_on_images(tmp_path: Path) -> None:

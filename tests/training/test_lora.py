@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.utils import parametrize
 from helpers import batch_of, edit, outputs, snapshot, unchanged, worst
 from models.tiny import tiny as tiny_image_model
 from modwright.anatomy import Anatomy
+from modwright.checkpoint import with_classes
 from modwright.core.errors import InvalidInputError
 from modwright.edits import factorize, keep_neurons, remove
 from modwright.training.learning import learn
@@ -36,6 +38,8 @@ def alive(model: Any) -> Any:
             parameter.add_(torch.randn_like(parameter) * 0.2)
     return model
 
+
+WHOLE = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
 
 MODELS = {
     "linear layers": lambda tiny: tiny.copy("tiny-llama"),
@@ -147,3 +151,24 @@ def test_the_same_seed_gives_the_same_adapters_and_draws_nothing_else(tiny: Any)
     assert found[0].keys() == found[1].keys()
     assert all(torch.equal(p, found[1][n]) for n, p in found[0].items())
     assert any(parametrize.is_parametrized(m) for m in model.modules())
+
+
+def test_what_is_saved_whole_learns_beside_the_adapters(tiny: Any) -> None:
+    model = with_classes(tiny.copy("tiny-vit"), 3)
+    twin = copy.deepcopy(model)
+    keys = {"r": 2, "modules_to_save": "classifier.*; mlp[0]"}
+    found = learn(model, {"lora": keys}, apart_from=[twin])
+    learns = {name for name in found.names if "lora_" not in name}
+    whole = {f"vit.layers.0.mlp.{name}" for name in WHOLE}
+    assert learns == {"classifier.weight", "classifier.bias"} | whole
+    assert not any("layers.0.mlp" in name and "lora_" in name for name in found.names)
+    assert any("layers.1.mlp" in name and "lora_" in name for name in found.names)
+    disturb(model)
+    live = model(**(batch := batch_of(model))).logits
+    found.finish()
+    assert torch.allclose(model(**batch).logits, live, atol=1e-5)
+    assert model.state_dict().keys() == twin.state_dict().keys()
+    assert all(p.requires_grad for p in model.parameters())
+    assert not torch.equal(model.classifier.weight, twin.classifier.weight)
+    with pytest.raises(InvalidInputError, match=r"'head\.\*' matches no parameter"):
+        learn(model, {"lora": {"modules_to_save": "head.*"}})

@@ -2,6 +2,7 @@
 
 from modwright.checkpoint.auxiliary_files import auxiliary_files, copy_auxiliary_files
 from modwright.checkpoint.export import Exported, export, target_names
+from modwright.checkpoint.fresh_classifier import with_classes
 from modwright.checkpoint.memory import (
     available_bytes,
     peak_rss_bytes,
@@ -42,4 +43,5 @@ __all__ = [
     "target_names",
     "weights_bytes",
     "whole_directory",
+    "with_classes",
 ]

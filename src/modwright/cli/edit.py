@@ -105,7 +105,12 @@ def _edit(
     options: dict[str, Any],
     model: arg.Model,
     out: arg.Out,
-    data: Annotated[str, Option(help=f"Calibration text: {arg.TEXTS}.")] = _DATA.data,
+    data: Annotated[
+        str | None,
+        Option(
+            help=f"Calibration text: {arg.TEXTS}; {' and '.join(_DATA.data)} unless it is said."
+        ),
+    ] = None,
     windows: Annotated[int, Option(help="Windows of calibration text.")] = _DATA.windows,
     length: Annotated[
         int, Option(help="Tokens of a window, in calibration and perplexity.")
@@ -125,12 +130,13 @@ def _edit(
 
     make_method(method, options)  # refuses in the words of the command line, not of a recipe
     nothing = {kind.name: None for kind in in_order() if kind.by_default}
+    text = {} if data is None else {"data": data}
     recipe = parse_recipe(
         {
             "model": model,
             "dtype": dtype,
             "device": device,
-            "calibration": {"data": data, "windows": windows, "length": length, "seed": seed},
+            "calibration": {**text, "windows": windows, "length": length, "seed": seed},
             "steps": [{"method": method, "options": options}],
             "evaluate": nothing
             if no_eval

@@ -61,7 +61,7 @@ def heal(
 
     from modwright.cli.show import show_result
     from modwright.core import distributed
-    from modwright.metrics import metric_names
+    from modwright.metrics.registry import in_order
     from modwright.recipes.load import parse_recipe
     from modwright.recipes.run import run
 
@@ -77,7 +77,7 @@ def heal(
             "device": device,
             "dtype": dtype,
             "steps": [{"heal": {k: v for k, v in options.items() if v is not None}}],
-            "evaluate": dict.fromkeys(metric_names()),
+            "evaluate": {kind.name: None for kind in in_order() if kind.by_default},
         },
         name="heal",
         plugins=arg.named_plugins(None),

@@ -85,7 +85,8 @@ def eval_images(
         InvalidInputError: a class is none of the model's, or too few images.
     """
     channels = int(getattr(subject.model.config, "num_channels", 3))
-    asked = {"images": images, "image_size": image_size or image_size_of(subject.model.config)}
+    asked = {"images": images, **subject.preparation}
+    asked["image_size"] = image_size or image_size_of(subject.model.config)
     if images not in datasets_of("images"):
         asked["held_out"] = 1.0
     data = make_data({**asked, "channels": channels})

@@ -39,6 +39,8 @@ class Subject:
         reference: the model that it is compared with; None for that one itself.
         found: what was measured of it before, by metric, as reports store it.
         folder: the checkpoint's directory, where it has one.
+        preparation: of the images that it reads, as options of the kind "images", where no image
+            processor is saved with it.
     """
 
     model: Any
@@ -47,6 +49,7 @@ class Subject:
     reference: Subject | None = None
     found: Mapping[str, Any] = field(default_factory=dict)
     folder: Any = None
+    preparation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def reads_images(self) -> bool:

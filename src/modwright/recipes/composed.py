@@ -1,17 +1,18 @@
-"""A model that a recipe composes: checked where it is read, made where other models are opened."""
+"""A model that a recipe composes or changes the classes of: checked where it is read."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Protocol
 
 from modwright.anatomy import Anatomy
-from modwright.checkpoint import Checkpoint, require_memory, weights_bytes
+from modwright.checkpoint import Checkpoint, require_memory, weights_bytes, with_classes
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint.opening import known_device
 from modwright.checkpoint.source import Source
-from modwright.core.errors import InvalidInputError, ModwrightError, did_you_mean
+from modwright.core.errors import InvalidInputError, ModwrightError, did_you_mean, unknown_name
 from modwright.core.progress import SILENT, Progress
 from modwright.data.tokenizers import check_tokenizer, make_tokenizer
 from modwright.edits.compose import (
@@ -29,6 +30,7 @@ __all__ = ["check_composed", "composed_schema", "model_name", "open_model"]
 
 _SPECIAL = ("bos", "eos", "pad")
 _OWN = ("compose", "parts", "head", "tokenizer")
+_CHANGED = ("checkpoint", "num_classes")
 
 
 class Asked(Protocol):
@@ -47,19 +49,27 @@ def model_name(model: str | Mapping[str, Any]) -> str:
         >>> model_name({"compose": "llama"}), model_name("preset:tiny-llama")
         ('a composed llama', 'preset:tiny-llama')
     """
-    return model if isinstance(model, str) else f"a composed {model['compose']}"
+    if isinstance(model, str):
+        return model
+    return model["checkpoint"] if "checkpoint" in model else f"a composed {model['compose']}"
 
 
 def open_model(recipe: Asked, progress: Progress = SILENT) -> Checkpoint:
     """The model that a recipe begins with, opened or composed of its seed.
 
     Raises:
-        ModwrightError: as of :func:`modwright.open` and :func:`modwright.edits.compose`.
+        ModwrightError: as of :func:`modwright.open`, :func:`modwright.checkpoint.with_classes` and
+            :func:`modwright.edits.compose`.
     """
     if isinstance(recipe.model, str):
-        return open_checkpoint(
-            recipe.model, dtype=recipe.dtype, device=recipe.device, progress=progress
-        )
+        return _opened(recipe, recipe.model, progress)
+    if "checkpoint" in recipe.model:
+        found = _opened(recipe, recipe.model["checkpoint"], progress)
+        if (count := recipe.model.get("num_classes")) is None:
+            return found
+        model = with_classes(found.model, count, seed=recipe.seed)
+        told = () if model is found.model else (f"Its classifier is fresh, for {count} classes.",)
+        return replace(found, model=model, remarks=(*found.remarks, *told))
     base, parts, head, fields = _spoken(recipe.model)
     if recipe.dtype is not None:
         fields["dtype"] = recipe.dtype
@@ -82,6 +92,10 @@ def open_model(recipe: Asked, progress: Progress = SILENT) -> Checkpoint:
     return opened
 
 
+def _opened(recipe: Asked, model: str, progress: Progress) -> Checkpoint:
+    return open_checkpoint(model, dtype=recipe.dtype, device=recipe.device, progress=progress)
+
+
 def check_composed(given: Mapping[str, Any], lines: Lines) -> None:
     """Refuses what names no base, field, place, component or argument, by its line.
 
@@ -94,6 +108,9 @@ def check_composed(given: Mapping[str, Any], lines: Lines) -> None:
         path = ".".join(piece if piece.isprintable() else repr(piece) for piece in at)
         return InvalidInputError(f"{lines.of(at)}, {path}: {problem}")
 
+    if "checkpoint" in given:
+        _check_changed(given, refuse)
+        return
     _check_words(given, refuse)
     base, parts, head, fields = _spoken(given)
     if "tokenizer" in given:
@@ -132,6 +149,18 @@ def check_composed(given: Mapping[str, Any], lines: Lines) -> None:
         compose_target(config, parts, head)[1].skeleton()
     except ModwrightError as error:
         raise refuse(f"no {kind.__name__} can be built so: {error}", "parts") from None
+
+
+def _check_changed(given: Mapping[str, Any], refuse: Any) -> None:
+    """A checkpoint with other classes: what the keys hold."""
+    for key in given:
+        if key not in _CHANGED:
+            raise refuse(unknown_name("key", key, _CHANGED), str(key))
+    if not isinstance(given["checkpoint"], str):
+        raise refuse(f"must be text, not {given['checkpoint']!r}", "checkpoint")
+    count = given.get("num_classes")
+    if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+        raise refuse(f"is a whole number above 0, not {count!r}", "num_classes")
 
 
 def _check_words(given: Mapping[str, Any], refuse: Any) -> None:
@@ -218,4 +247,11 @@ def composed_schema() -> dict[str, Any]:
         },
         "required": ["compose"],
     }
-    return {"anyOf": [name, composed]}
+    changed = {
+        "type": "object",
+        "description": "a model of images with a fresh classifier",
+        "properties": {"checkpoint": name, "num_classes": {"type": "integer", "minimum": 1}},
+        "required": ["checkpoint"],
+        "additionalProperties": False,
+    }
+    return {"anyOf": [name, composed, changed]}

@@ -19,6 +19,7 @@ from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
+from modwright.recipes.classifying import learned_images
 from modwright.recipes.composed import model_name, open_model
 from modwright.recipes.estimate import ResourceEstimate, estimate_resources, require_room
 from modwright.recipes.load import resolved
@@ -98,9 +99,10 @@ def dry_run(
         check_finite(opened.model)
         log(f"rehearsing the save to {place}")
         require_output(opened, place, force)
+        images = learned_images(recipe, opened, log)
         windows = step_windows(recipe, opened)
         step_digests(recipe, opened, windows)
-        evaluation_digest(opened, recipe.evaluate)
+        evaluation_digest(opened, recipe.evaluate, images.preparation)
         together = distributed.local_size()
         expected = estimate_resources(recipe, opened.model, opened.name, processes=together)
         free_disk = require_room(expected, place)

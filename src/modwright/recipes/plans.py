@@ -25,6 +25,7 @@ from modwright.core.progress import SILENT, Progress
 from modwright.core.reading import read_yaml
 from modwright.data import make_data
 from modwright.data.text_mixture import mixed_windows
+from modwright.data.texts import default_texts
 from modwright.edits import Applied, Plan
 from modwright.edits import apply as apply_plan
 from modwright.metrics.perplexity import position_limit
@@ -90,6 +91,8 @@ def _windows(opened: Checkpoint, method: str, data: Data) -> Any:
         )
     fields = data.model_dump()
     text, *others = map(fields.pop, ("data", "split", "column", "encoding"))
+    if text == default_texts():  # what nobody asked for is no reason to refuse one window
+        text = text[: data.windows]
     if isinstance(text, list):
         return mixed_windows(opened.tokenizer, text, **fields)
     source = TextData(text, *others) if isinstance(text, str) else text

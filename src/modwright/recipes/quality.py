@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from modwright.checkpoint import Checkpoint
+from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
 from modwright.metrics.registry import Metric, Subject, refused, stored
@@ -20,8 +21,12 @@ __all__ += ["supported"]
 TEACHER = "the baseline"
 
 
-def subject_of(opened: Checkpoint, reference: Subject | None = None) -> Subject:
-    """An opened checkpoint as metrics take it."""
+def subject_of(
+    opened: Checkpoint,
+    reference: Subject | None = None,
+    preparation: Mapping[str, Any] | None = None,
+) -> Subject:
+    """An opened checkpoint as metrics take it; ``preparation`` is of the images that it reads."""
     folder = opened.source.path
     return Subject(
         opened.model,
@@ -29,6 +34,7 @@ def subject_of(opened: Checkpoint, reference: Subject | None = None) -> Subject:
         opened.source.name,
         reference,
         folder=folder if folder is not None and folder.is_dir() else None,
+        preparation=preparation or {},
     )
 
 
@@ -68,16 +74,20 @@ def supported(asked: Evaluate, subject: Subject) -> tuple[list[Metric], list[str
     return found, notes
 
 
-def evaluation_digest(opened: Checkpoint, asked: Evaluate) -> str | None:
+def evaluation_digest(
+    opened: Checkpoint, asked: Evaluate, preparation: Mapping[str, Any] | None = None
+) -> str | None:
     """Digest of all that is measured on; None where nothing is.
 
     What could not be measured later is refused: a missing text, a task that is unknown, a metric
     that the model cannot have.
     """
-    subject, digests = subject_of(opened), []
+    subject, digests = subject_of(opened, preparation=preparation), []
     for metric in supported(asked, subject)[0]:
         with _named(metric.name):
             digests.append(metric.require(subject))
+    if any(digests) and preparation:
+        digests.append(sha256_of(dict(preparation), dict(opened.model.config.id2label)))
     return "+".join(filter(None, digests)) or None
 
 

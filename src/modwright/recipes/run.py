@@ -18,6 +18,7 @@ from modwright.core.plugins import plugin_digests
 from modwright.core.progress import SILENT, Progress
 from modwright.edits.remodeled import is_plain
 from modwright.edits.verify import Reopened, check_reopens
+from modwright.recipes.classifying import learned_images
 from modwright.recipes.composed import model_name, open_model
 from modwright.recipes.estimate import estimate_resources, require_room
 from modwright.recipes.load import resolved
@@ -108,6 +109,7 @@ class _Run(Runner):
         check_finite(opened.model)
         if distributed.is_main():
             require_output(opened, self.place, self.force)
+        self.images = learned_images(self.recipe, opened, self.log)
         self.windows = step_windows(self.recipe, opened)
         if distributed.is_main():
             self._check_and_begin(opened)
@@ -117,7 +119,7 @@ class _Run(Runner):
         self.inputs = Inputs(
             model=file_stamps(opened.source.path),
             calibration=step_digests(self.recipe, opened, self.windows),
-            evaluation=evaluation_digest(opened, self.recipe.evaluate),
+            evaluation=evaluation_digest(opened, self.recipe.evaluate, self.images.preparation),
             plugins=plugin_digests(),
         )
         together = distributed.local_size()
@@ -195,7 +197,7 @@ class _Run(Runner):
 
     def _measure(self, index: int, opened: Checkpoint, model: Any, info: dict[str, Any]) -> None:
         """Measures a state and keeps it."""
-        baseline = subject_of(opened)
+        baseline = subject_of(opened, preparation=self.images.preparation)
         subject = replace(baseline, model=model)
         if index:
             known = replace(baseline, name=TEACHER, found=self.stages[0].measured)
@@ -265,7 +267,11 @@ class _Run(Runner):
                 tokenizer=opened.tokenizer,
                 max_shard_size=self.recipe.max_shard_size,
                 force=self.force,
-                files={"README.md": model_card(report), "recipe.yaml": self.text},
+                files={
+                    **self.images.files,
+                    "README.md": model_card(report),
+                    "recipe.yaml": self.text,
+                },
                 check=finish,
             )
         self.end()

@@ -17,6 +17,7 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from modwright.core.errors import InvalidInputError
+from modwright.data.texts import default_texts
 from modwright.metrics.registry import (
     Metric,
     in_order,
@@ -69,7 +70,7 @@ class Data(Strict):
     """Calibration data: text, cut into windows, or images."""
 
     data: NameOrMappings = Field(
-        default="lee-background",
+        default=default_texts(),
         description="a text by name (lee and others), a text file, a folder of text files, a file "
         "of rows (jsonl, csv, parquet), or datasets:NAME; {text: NAME}; a list of these, which are "
         "taken in turn; {images: FOLDER} for a model that reads them",
@@ -246,8 +247,9 @@ class Recipe(Strict):
     """A model, steps, and what to measure."""
 
     model: Model = Field(
-        description="directory, GGUF file, packaged name, preset:NAME or hub id; or a model from "
-        "scratch, such as {compose: llama, hidden_size: 128, parts: {'mlp[*]': {part: NAME}}}"
+        description="directory, GGUF file, packaged name, preset:NAME or hub id; {checkpoint: DIR, "
+        "num_classes: 3} for a fresh classifier of images; or a model from scratch, such as "
+        "{compose: llama, hidden_size: 128, parts: {'mlp[*]': {part: NAME}}}"
     )
     output: str = Field(default="", description="directory to write; the command line may give it")
     title: str = ""

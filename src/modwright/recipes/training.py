@@ -16,13 +16,13 @@ from transformers import TrainerCallback
 from modwright.checkpoint import open as open_checkpoint
 from modwright.checkpoint import rehearse, save
 from modwright.core import distributed
-from modwright.core.errors import InvalidInputError, ModwrightError, VerificationError, first_line
+from modwright.core.errors import InvalidInputError, VerificationError
 from modwright.core.files import read_json, write_file
-from modwright.core.modes import eval_mode
 from modwright.core.plugins import plugin_digests
 from modwright.core.progress import SILENT, Progress
 from modwright.data import Data, make_data
 from modwright.edits.remodeled import is_plain
+from modwright.recipes.classifying import PROCESSOR, other_names, require_images
 from modwright.recipes.run_directory import file_stamps
 from modwright.recipes.run_log import auto_class, environment, versions
 from modwright.recipes.runner import Listener, Runner, unheard
@@ -112,12 +112,12 @@ class _Training(Runner):
         if named is not None:  # names that the user gives to the classes of the images
             self.data = _renamed(self.data, named)
         torch.manual_seed(self.recipe.seed)
-        self.model = make_model(self.recipe.model, self.data)
+        self.model = make_model(self.recipe.model, self.data, self.recipe.seed)
         self.objective = with_teacher(make_objective(self.recipe.objective))
-        _try(self.model, self.data, "model")
+        require_images(self.model, self.data, "model")
         for teacher in self.objective.teachers():
-            _try(teacher, self.data, "objective.teacher")
-            if other := _other_names(teacher, self.data):
+            require_images(teacher, self.data, "objective.teacher")
+            if other := other_names(teacher, self.data):
                 raise InvalidInputError(
                     f"objective.teacher: its classes are {other}; those of the images are "
                     f"{', '.join(self.data.labels)}"
@@ -155,7 +155,7 @@ class _Training(Runner):
         who = f"{type(self.model).__name__} with {count:,} parameters"
         self.log(f"{who} learns from {self.data.describe()}")
         notes = list(self.data.notes)
-        if old := _other_names(self.model, self.data):
+        if old := other_names(self.model, self.data):
             new = ", ".join(self.data.labels)
             notes.append(f"classes were {old} and are now those of the images: {new}")
         for note in notes + broken:
@@ -195,7 +195,7 @@ class _Training(Runner):
         }
         if self.data.processor:
             told = json.dumps(self.data.processor, indent=2)
-            files["preprocessor_config.json"] = told + "\n"
+            files[PROCESSOR] = told + "\n"
         curves = training_curves(info["log"])
         if curves is not None:
             files["curves.svg"] = curves.svg
@@ -215,36 +215,11 @@ class _Training(Runner):
         self.end()
 
 
-@torch.no_grad()
-def _try(model: Any, images: Data, what: str) -> None:
-    """One image through a model, so that another size or another task is seen before work."""
-    try:
-        with eval_mode(model):
-            pixels = images.train[0]["pixel_values"][None]
-            found = model(pixel_values=pixels.to(model.dtype))
-    except (ModwrightError, ValueError, TypeError, RuntimeError) as error:
-        info = first_line(error)
-        raise InvalidInputError(f"{what}: does not take images of {images.name}: {info}") from None
-    if getattr(found, "logits", None) is None or found.logits.dim() != 2:
-        raise InvalidInputError(f"{what}: {type(model).__name__} is no classifier of images")
-    known, shown = found.logits.shape[1], len(images.labels)
-    if known < shown:
-        more = "; num_classes gives it others" if what == "model" else ""
-        raise InvalidInputError(f"{what}: has {known} classes, the images {shown}{more}")
-
-
 def _renamed(images: Data, named: Mapping[Any, str]) -> Data:
     given = {int(index): str(name) for index, name in named.items()}
     if sorted(given) != list(range(len(images.labels))):
         raise InvalidInputError(f"model.id2label: names the classes 0 to {len(images.labels) - 1}")
     return replace(images, labels=tuple(given[i] for i in sorted(given)))
-
-
-def _other_names(model: Any, images: Data) -> str:
-    """Names that a model was given for its first classes, where they are not the images'."""
-    names = [str(model.config.id2label.get(i)) for i in range(len(images.labels))]
-    own = names not in ([f"LABEL_{i}" for i in range(len(names))], list(images.labels))
-    return ", ".join(names) if own else ""
 
 
 def _stamps(options: Mapping[str, Any], *keys: str) -> list[Any]:

@@ -13,6 +13,7 @@ from pydantic import Field
 from transformers import TrainingArguments
 
 from modwright.checkpoint import open as open_checkpoint
+from modwright.checkpoint import with_classes
 from modwright.core.errors import (
     InvalidInputError,
     ModwrightError,
@@ -215,18 +216,16 @@ def _check_model(given: Mapping[str, Any], lines: Lines) -> None:
             raise refuse(unknown_name("key", key, valid), key)
 
 
-def make_model(given: Mapping[str, Any], images: Data) -> Any:
+def make_model(given: Mapping[str, Any], images: Data, seed: int = 0) -> Any:
     """The model of a recipe, made for these images: their classes, their size unless it is said."""
     if "checkpoint" in given:
         model: Any = open_checkpoint(given["checkpoint"]).model
-        num_classes = given.get("num_classes")
-        if num_classes is not None and num_classes != model.config.num_labels:
-            if not hasattr(model, "reset_classifier"):
-                raise InvalidInputError(
-                    f"model: {type(model).__name__} cannot be given other classes"
-                )
-            model.reset_classifier(num_classes)
-        return model
+        if (num_classes := given.get("num_classes")) is None:
+            return model
+        try:
+            return with_classes(model, num_classes, seed=seed)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"model: {error}") from None
     size = images.train[0]["pixel_values"].shape[-1]
     options = {"num_classes": len(images.labels), "image_size": size, **given}
     for named in ("id2label", "label2id"):  # training names the classes

@@ -61,9 +61,10 @@ def learn(
         model: changed in place. Parameters that it shared are new objects afterwards, so optimizers
             and masks are made later.
         learns: "all"; "norms"; selectors and patterns of names, ``block[2:]; norms; *.bias``;
-            ``{"lora": {"r": 16, "target": "all-linear"}}`` for adapters. None leaves it as the
-            model has it: parameters that a teacher shares were frozen for the teacher's sake, and
-            learn; where all are frozen, all learn.
+            ``{"lora": {"r": 16, "target": "all-linear"}}`` for adapters, with what learns whole
+            beside them as ``modules_to_save``. None leaves it as the model has it: parameters that
+            a teacher shares were frozen for the teacher's sake, and learn; where all are frozen,
+            all learn.
         apart_from: teachers, which keep their tensors; the model itself is refused.
         seed: of the first values of adapters.
 
@@ -189,9 +190,10 @@ def _learn_adapters(
 ) -> Learned:
     if has_adapters(model):
         raise InvalidInputError("the model has PEFT adapters; merge them before it gets others")
-    own_tensors(model, *teachers, names=())
+    whole = _chosen(model, lora.modules_to_save, teachers) if lora.modules_to_save else set()
+    own_tensors(model, *teachers, names=whole)
     flags = _flags(model)
-    adapters = inject_lora(model, lora, seed=seed)
+    adapters = inject_lora(model, lora, seed=seed, whole=whole)
 
     def finish() -> None:
         adapters.merge()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,8 @@ class Lora:
         alpha: what is added is multiplied by alpha / r; None for 2 r.
         target: "all-linear", every matrix in the blocks; a selector, such as ``mlp[*]``; or the
             ends of names of modules, separated by commas: ``q_proj, v_proj``.
+        modules_to_save: what learns whole beside the adapters, as ``learns`` says it: a fresh
+            classifier, ``classifier.*``.
 
     Raises:
         InvalidInputError: a number that is not above 0.
@@ -50,6 +52,7 @@ class Lora:
     r: int = 16
     alpha: float | None = None
     target: str = ALL_LINEAR
+    modules_to_save: str = ""
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -142,7 +145,7 @@ class Adapters:
             vars(self.model).pop("peft_config", None)
 
 
-def inject_lora(model: Any, lora: Lora, *, seed: int = 0) -> Adapters:
+def inject_lora(model: Any, lora: Lora, *, seed: int = 0, whole: Collection[str] = ()) -> Adapters:
     """Puts adapters into a model in place; nothing but them learns afterwards.
 
     Before its first step the model says what it said before.
@@ -151,6 +154,7 @@ def inject_lora(model: Any, lora: Lora, *, seed: int = 0) -> Adapters:
         model: of transformers, or one of ours, perhaps edited.
         lora: where and how.
         seed: of the first values of the adapters.
+        whole: names of parameters that learn, too; what they are of gets no adapter.
 
     Raises:
         InvalidInputError: nothing matches the target, or PEFT is missing.
@@ -165,7 +169,7 @@ def inject_lora(model: Any, lora: Lora, *, seed: int = 0) -> Adapters:
     """
     peft_names, own, left = [], [], []
     for path, module in _targets(model, lora.target):
-        matrices = list(_matrices(module, path))
+        matrices = [n for n in _matrices(module, path) if f"{path}.{n}" not in whole]
         if matrices and _is_of_peft(model, path, module):
             peft_names.append(path)
             continue
@@ -173,10 +177,11 @@ def inject_lora(model: Any, lora: Lora, *, seed: int = 0) -> Adapters:
         left += [
             f"{path}.{name}"
             for name, p in module.named_parameters(recurse=False)
-            if p.dim() > 1 and name not in matrices
+            if p.dim() > 1 and name not in matrices and f"{path}.{name}" not in whole
         ]
     if not peft_names and not own:
         raise InvalidInputError(f"lora: {lora.target!r} matches no matrix of the model")
+    learns = [parameter for name, parameter in model.named_parameters() if name in whole]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     with torch.random.fork_rng(devices=[]):
@@ -187,6 +192,8 @@ def inject_lora(model: Any, lora: Lora, *, seed: int = 0) -> Adapters:
             module = model.get_submodule(path)
             delta = LowRankDelta(getattr(module, name), lora.r, lora.scale)
             parametrize.register_parametrization(module, name, delta)
+    for parameter in learns:  # PEFT freezes all but its own
+        parameter.requires_grad_(True)
     return Adapters(model, tuple(peft_names), tuple(own), tuple(left))
 
 

@@ -12,6 +12,7 @@ import yaml
 
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import InvalidInputError
+from modwright.data.texts import default_texts, held_out_texts
 from modwright.recipes.load import load_recipe, parse_recipe, resolved
 from modwright.recipes.plans import make_plans
 from modwright.recipes.run import run
@@ -84,6 +85,13 @@ def test_a_healing_stands_in_the_report(text: str, other: str, tmp_path: Path) -
     assert stage.options["arguments"]["max_steps"] == 2
     page = (tmp_path / "out" / "report.html").read_text()
     assert "128 tokens" in page and json.dumps(stage.to_dict())
+
+
+def test_a_healing_that_names_no_text_reads_the_default_ones() -> None:
+    given = resolved(recipe({"heal": None}))["steps"][0]["heal"]
+    assert given["data"] == [{"text": name} for name in default_texts()]
+    assert given["held_out"] == {name: {"text": name} for name in held_out_texts()}
+    assert not set(default_texts()) & set(held_out_texts())
 
 
 def test_a_first_step_that_trains_leaves_the_source(text: str, tmp_path: Path) -> None:

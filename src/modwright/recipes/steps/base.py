@@ -13,6 +13,7 @@ from modwright.checkpoint import Checkpoint
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
 from modwright.core.registry import Registry
+from modwright.data import Data
 from modwright.surgery.method import Requirements
 
 __all__ = ["STEPS", "StepContext", "StepKind", "StepOutcome", "step_kind"]
@@ -86,6 +87,10 @@ class StepKind:
 
     def digest(self, opened: Checkpoint) -> str | None:
         """Of what it reads; what could not be done later is refused."""
+        return None
+
+    def images(self, opened: Checkpoint) -> Data | None:
+        """What it learns from, where the model is one of images."""
         return None
 
     def run(self, context: StepContext) -> StepOutcome:

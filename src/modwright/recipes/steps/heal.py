@@ -19,6 +19,7 @@ from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.core.options import make_options
 from modwright.data import make_data, resolve_data
 from modwright.data.schema import data_schema
+from modwright.data.texts import default_texts, held_out_texts
 from modwright.recipes.options import option_help
 from modwright.recipes.steps.base import StepContext, StepKind, StepOutcome, options_in, step_kind
 from modwright.recipes.steps.train import goes_on, learner, learning_bytes, trained
@@ -28,9 +29,13 @@ from modwright.training.teachers import SOURCE
 
 __all__ = ["HealStep"]
 
-# Two origins to learn from, and two other ones to be judged by.
-_DATA = [{"text": "lee-background"}, {"text": "python-topics"}]
-_HELD_OUT = {"lee": {"text": "lee"}, "sklearn-descr": {"text": "sklearn-descr"}}
+
+def _learned() -> list[dict[str, str]]:
+    return [{"text": name} for name in default_texts()]
+
+
+def _held_out() -> dict[str, dict[str, str]]:
+    return {name: {"text": name} for name in held_out_texts()}
 
 
 @step_kind("heal")
@@ -47,8 +52,8 @@ class HealStep(StepKind):
     """
 
     options: Heal
-    data: Any = field(default_factory=lambda: list(_DATA))
-    held_out: Mapping[str, Any] = field(default_factory=lambda: dict(_HELD_OUT))
+    data: Any = field(default_factory=_learned)
+    held_out: Mapping[str, Any] = field(default_factory=_held_out)
     teacher: str = SOURCE
 
     @classmethod
@@ -70,7 +75,7 @@ class HealStep(StepKind):
         if isinstance(own.get("held_out"), str | list):
             texts = own["held_out"]
             own["held_out"] = {one: one for one in ([texts] if isinstance(texts, str) else texts)}
-        for text in (own.get("data", _DATA), *own.get("held_out", {}).values()):
+        for text in (own.get("data", _learned()), *own.get("held_out", {}).values()):
             resolve_data(text)
         return cls(make_options(Heal, "heal", options), **own)
 
@@ -137,5 +142,8 @@ def _facts(done: HealResult) -> dict[str, Any]:
         rows = {"baseline": baseline}
         rows |= {f"{point.tokens:,} tokens": point.texts[name] for point in done.curve}
         rows |= {} if done.control is None else {"control": done.control[name]}
-        found[f"on {name}"] = {row: one.to_dict() for row, one in rows.items()}
+        found[f"on {name}"] = {
+            row: {key: value for key, value in one.to_dict().items() if key != "tokens"}
+            for row, one in rows.items()
+        }
     return found

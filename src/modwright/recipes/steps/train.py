@@ -11,9 +11,10 @@ from modwright.anatomy import Anatomy
 from modwright.checkpoint import Checkpoint, weights_bytes
 from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
-from modwright.data import make_data, resolve_data
+from modwright.data import Data, make_data, resolve_data
 from modwright.data.schema import data_schema
 from modwright.edits.remodeled import is_plain
+from modwright.metrics.registry import Subject
 from modwright.recipes.options import option_help
 from modwright.recipes.steps.base import StepContext, StepKind, StepOutcome, options_in, step_kind
 from modwright.training import Training, train
@@ -83,6 +84,11 @@ class TrainStep(StepKind):
 
     def digest(self, opened: Checkpoint) -> str:
         return make_data(self.data, opened.tokenizer).digest
+
+    def images(self, opened: Checkpoint) -> Data | None:
+        if not Subject(opened.model).reads_images:
+            return None
+        return make_data(self.data, opened.tokenizer)
 
     def memory_estimate(self, anatomy: Anatomy) -> tuple[int, int]:
         return learning_bytes(anatomy)
