@@ -23,8 +23,12 @@ import modwright.recipes.run as running
 import modwright.recipes.run_directory as working
 import modwright.recipes.steps.method as method_step
 import modwright.report.writing as reporting
+import modwright.training.callbacks as learning
+import modwright.training.checkpoints as keeping
+import modwright.training.trainer as training
 from modwright.calibration import Statistics
 from modwright.calibration.hidden_states import HiddenStatesFile
+from modwright.core.digest import sha256_of
 from modwright.recipes.load import parse_recipe
 
 torch.set_num_threads(1)
@@ -52,19 +56,29 @@ MOMENTS: dict[str, tuple[Any, str, bool]] = {
     "the report is half written": (reporting, "render_html", True),
     "work is not removed": (working.RunDirectory, "remove", False),
 }
+# Of recipes that learn.
+LEARNING: dict[str, tuple[Any, str, bool]] = {
+    "a training step is done": (training.ObjectiveTrainer, "training_step", True),
+    "a checkpoint has weights alone": (training.ObjectiveTrainer, "save_model", True),
+    "a checkpoint lacks its mark": (keeping.CheckpointCompleteCallback, "on_save", False),
+    "a checkpoint is whole": (keeping.CheckpointCompleteCallback, "on_save", True),
+    "a best state is kept and not noted": (learning.BestStateCallback, "_keep", True),
+    "what has learned is measured": (running, "measure_stage", True),
+    "a state is not yet known": (working, "write_file", False),
+}
 
 
 class Moments:
     """Counts the calls of every moment's function, and kills the process at one of them."""
 
-    def __init__(self, moment: str = "", call: int = 0) -> None:
-        self.moment, self.call = moment, call
-        self.calls = dict.fromkeys(MOMENTS, 0)
-        for place, name in {(place, name) for place, name, _ in MOMENTS.values()}:
+    def __init__(self, moments: dict[str, Any], moment: str = "", call: int = 0) -> None:
+        self.moments, self.moment, self.call = moments, moment, call
+        self.calls = dict.fromkeys(moments, 0)
+        for place, name in {(place, name) for place, name, _ in moments.values()}:
             setattr(place, name, self._watched(place, name, getattr(place, name)))
 
     def _watched(self, place: Any, name: str, function: Callable[..., Any]) -> Any:
-        mine = {m: after for m, (p, n, after) in MOMENTS.items() if p is place and n == name}
+        mine = {m: after for m, (p, n, after) in self.moments.items() if p is place and n == name}
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             for moment in mine:
@@ -82,9 +96,24 @@ class Moments:
         return watched
 
 
+def tensors_digest(model: Any) -> str:
+    """Of all tensors of a model."""
+    return sha256_of(*(part for named in sorted(model.state_dict().items()) for part in named))
+
+
 def work(request: dict[str, Any], answer: int) -> None:
-    moments = Moments(request.get("moment", ""), request.get("call", 0))
+    watched = LEARNING if request.get("learns") else MOMENTS
+    moments = Moments(watched, request.get("moment", ""), request.get("call", 0))
     said: list[str] = []
+    opened: list[tuple[Any, str]] = []
+    open_model = running.open_model
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        found = open_model(*args, **kwargs)
+        opened.append((found, tensors_digest(found.model)))
+        return found
+
+    running.open_model = noted
     result = running.run(
         parse_recipe(request["recipe"]),
         request["out"],
@@ -93,6 +122,7 @@ def work(request: dict[str, Any], answer: int) -> None:
         log=said.append,
     )
     info = {"calls": moments.calls, "said": said, "done_before": result.done_before}
+    info["source_stays"] = all(tensors_digest(one.model) == digest for one, digest in opened)
     os.write(answer, json.dumps(info).encode())
 
 

@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from .shared import snapshot
+from wordy import write_text
+
+from .shared import NOTHING, snapshot
 
 pytestmark = pytest.mark.slow
 
@@ -194,3 +196,88 @@ def test_an_older_output_is_there_until_the_new_one_is(
     assert result(out) == result(whole)
     left = sorted(entry.name for entry in tmp_path.iterdir())
     assert left == ["out", "out.log"]
+
+
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+CUT = {"method": "drop", "parts": "attention[1]"}
+# (moment, its call): 5 steps, a checkpoint after steps 2 and 4, and after the last.
+TRAINED = [
+    ("a training step is done", 1),  # nothing is kept yet
+    ("a checkpoint has weights alone", 1),
+    ("a checkpoint lacks its mark", 1),
+    ("a checkpoint is whole", 1),
+    ("a training step is done", 4),
+    ("a checkpoint is whole", 2),
+    ("what has learned is measured", 2),
+    ("a state is not yet known", 2),
+]
+# 4 steps, each measured and kept.
+HEALED = [
+    ("a best state is kept and not noted", 1),
+    ("a training step is done", 2),
+    ("a checkpoint lacks its mark", 2),
+    ("a best state is kept and not noted", 3),
+    ("a checkpoint is whole", 3),
+    ("a checkpoint is whole", 4),
+    ("what has learned is measured", 3),
+]
+
+
+def learns(name: str, source: Path, text: Path, other: Path) -> dict[str, Any]:
+    """A recipe that trains a model from scratch, or one that heals an opened one."""
+    if name == "train":
+        data = {"text": str(text), "length": 32, "windows": 20}
+        steps = {"max_steps": 5, "save_strategy": "steps", "save_steps": 2, "logging_steps": 2}
+        keys = {**steps, "learning_rate": 1e-3, "per_device_train_batch_size": 4}
+        model: Any = {"compose": "llama", **SIZES, **HEADS, "tokenizer": "bytes"}
+        asked: list[Any] = [{"train": {"data": data, **keys}}]
+    else:
+        sizes = {"length": 16, "batch_tokens": 64, "held_out_windows": 2, "held_out_length": 16}
+        texts = {"data": {"text": str(text)}, "held_out": {"other": {"text": str(other)}}}
+        model = str(source)
+        asked = [CUT, {"heal": {"tokens": 256, "learning_rate": 3e-3, **sizes, **texts}}]
+    return {"model": model, "threads": 1, "steps": asked, "evaluate": NOTHING}
+
+
+@pytest.mark.parametrize(("name", "moments"), [("train", TRAINED), ("heal", HEALED)])
+def test_killed_while_it_learns_it_ends_the_same(
+    name: str,
+    moments: list[tuple[str, int]],
+    runs: Runs,
+    wordy_model: Path,
+    wordy_text: Path,
+    tmp_path: Path,
+) -> None:
+    other = write_text(tmp_path / "other.txt", 300, seed=5)
+    asked = {"recipe": learns(name, wordy_model, wordy_text, other), "learns": True}
+    before = snapshot(wordy_model)
+    whole = runs(**asked, out=str(tmp_path / "whole" / "out"))
+    assert whole["code"] == 0 and whole["source_stays"], whole
+    wanted = result(tmp_path / "whole" / "out")
+    for number, (moment, call) in enumerate(moments):
+        place = tmp_path / str(number)
+        place.mkdir()
+        killed = runs(**asked, out=str(place / "out"), moment=moment, call=call)
+        assert killed["code"] == -signal.SIGKILL, (moment, call, killed)
+        resumed = runs(**asked, out=str(place / "out"))
+        assert resumed["code"] == 0, (moment, call, resumed)
+        assert result(place / "out") == wanted, (moment, call)
+        assert sorted(entry.name for entry in place.iterdir()) == ["out", "out.log"], moment
+        assert resumed["source_stays"], "the teacher's tensors are not what they were"
+    assert snapshot(wordy_model) == before, "the teacher's files are not what they were"
+
+
+def test_killed_again_and_again_while_it_heals_it_ends_the_same(
+    runs: Runs, wordy_model: Path, wordy_text: Path, tmp_path: Path
+) -> None:
+    other = write_text(tmp_path / "other.txt", 300, seed=5)
+    asked = {"recipe": learns("heal", wordy_model, wordy_text, other), "learns": True}
+    out = str(tmp_path / "out")
+    for _ in range(3):  # each time it comes as far as the next checkpoint and one step more
+        killed = runs(**asked, out=out, moment="a training step is done", call=2)
+        assert killed["code"] == -signal.SIGKILL, killed
+    last = runs(**asked, out=out, moment="a checkpoint is whole", call=9)
+    assert last["code"] == 0 and last["calls"]["a training step is done"] == 1
+    assert runs(**asked, out=str(tmp_path / "whole" / "out"))["code"] == 0
+    assert result(tmp_path / "out") == result(tmp_path / "whole" / "out")

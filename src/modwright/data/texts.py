@@ -9,21 +9,21 @@ from modwright.core.errors import InvalidInputError
 from modwright.data.registry import dataset
 from modwright.data.text_sources import Text, text_files
 
-__all__ = ["default_texts", "fortunes", "held_out_texts", "lee", "lee_background"]
-__all__ += ["python_topics", "sklearn_descr"]
+__all__ = ["default_texts", "fortunes", "held_out_texts", "inside_package", "lee"]
+__all__ += ["lee_background", "python_topics", "sklearn_descr"]
 
 _FORTUNES = "/usr/share/games/fortunes"
 _NEWS = "news of the Australian Broadcasting Corporation, 2000 to 2001, in gensim"
 
 
-def _inside(name: str, package: str, place: str, distribution: str = "") -> Path:
+def inside_package(what: str, package: str, place: str, distribution: str = "") -> Path:
     """A file or folder of an installed package, which is located and never imported."""
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec is not None else None
     path = Path(folders[0] if folders else "", place)
     if not folders or not path.exists():
         raise InvalidInputError(
-            f"text {name!r} is {place} of the package {package}, which is not installed: "
+            f"{what} is {place} of the package {package}, which is not installed: "
             f"pip install --no-deps {distribution or package}"
         )
     return path
@@ -32,13 +32,13 @@ def _inside(name: str, package: str, place: str, distribution: str = "") -> Path
 @dataset("lee", "text", license="not stated", source=_NEWS)
 def lee() -> Text:
     """50 news items."""
-    return text_files(_inside("lee", "gensim", "test/test_data/lee.cor"), "latin-1")
+    return text_files(inside_package("text 'lee'", "gensim", "test/test_data/lee.cor"), "latin-1")
 
 
 @dataset("lee-background", "text", license="not stated", source=_NEWS)
 def lee_background() -> Text:
     """300 news items, other ones than those of ``lee``."""
-    place = _inside("lee-background", "gensim", "test/test_data/lee_background.cor")
+    place = inside_package("text 'lee-background'", "gensim", "test/test_data/lee_background.cor")
     return text_files(place, "latin-1")
 
 
@@ -63,7 +63,7 @@ def python_topics() -> Text:
 )
 def sklearn_descr() -> Text:
     """What scikit-learn says of its datasets, a document each."""
-    place = _inside("sklearn-descr", "sklearn", "datasets/descr", "scikit-learn")
+    place = inside_package("text 'sklearn-descr'", "sklearn", "datasets/descr", "scikit-learn")
     files = sorted(place.glob("*.rst"))
     return Text(tuple(file.read_text("utf-8") for file in files), "file", encoding="utf-8")
 

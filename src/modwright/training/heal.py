@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from modwright.anatomy.coerce import model_of
+from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
 from modwright.core.files import read_json, write_file
 from modwright.core.options import make_options
@@ -157,6 +158,7 @@ def heal(
     job = dataclasses.replace(job, steps=steps)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
+    if folder is not None and distributed.is_main():
         write_file(folder / _NOTED, json.dumps({"max_steps": steps}))
     times = steps * options.step_tokens / (len(rows) * options.length)
     if times > 1.01:
@@ -235,20 +237,22 @@ def _steps(job: _Job, model: Any, noted: Path | None, began: float) -> int:
         return int(options.arguments["max_steps"])
     if options.minutes is None:
         return max(math.ceil((options.tokens or _TOKENS) / options.step_tokens), 1)
+    # What is timed is the main process's time in all: they take the same number of steps.
     before = clock()
     job.texts.measure(model)
-    measured = clock() - before
+    measured = distributed.broadcast(clock() - before)
     before = clock()
     tried = copy.deepcopy(model)
     asked = options.training(_TIMED, job.objective)
     train(tried, job.data, asked, collate=job.collate, log=lambda said: None)
-    each = (clock() - before) / _TIMED
+    each = distributed.broadcast((clock() - before) / _TIMED)
+    spent = distributed.broadcast(clock() - began)
     del tried
     # Still to come: five measurements of the model, and one of its teacher.
-    left = options.minutes * 60 - (clock() - began) - 6 * measured
+    left = options.minutes * 60 - spent - 6 * measured
     steps = int(left / each)
     if steps < 1:
-        least = (clock() - began + 6 * measured + each) / 60
+        least = (spent + 6 * measured + each) / 60
         raise InvalidInputError(
             f"heal: {options.minutes:g} minutes are too few: a step takes {each:.1f} s and the "
             f"held-out texts {measured:.1f} s, so {least:.1f} minutes are the least"

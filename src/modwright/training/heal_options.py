@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
 from modwright.training.learning import Learns, check_learns
 from modwright.training.objectives import NextToken
@@ -30,7 +31,7 @@ class Heal:
         temperature: of the teacher's answers.
         learning_rate: at its height; None takes 1e-4, and 1e-3 for adapters and norms.
         length: tokens of a window.
-        batch_tokens: tokens of a step.
+        batch_tokens: tokens of a step, over all processes.
         rows_at_once: windows of one forward pass; more passes make a step.
         held_out_windows: of each held-out text.
         held_out_length: tokens of such a window.
@@ -83,16 +84,21 @@ class Heal:
 
     @property
     def rows(self) -> tuple[int, int]:
-        """Windows of one pass, and passes of a step."""
-        windows = max(round(self.batch_tokens / self.length), 1)
-        at_once = min(self.rows_at_once, windows)
-        return at_once, max(round(windows / at_once), 1)
+        """Windows of one pass, and passes of a step; of one process."""
+        windows, shared = max(round(self.batch_tokens / self.length), 1), distributed.size()
+        if windows % shared:
+            raise InvalidInputError(
+                f"heal: {shared} processes cannot share the {windows} windows of a step; give "
+                f"batch_tokens a multiple of {shared} x {self.length}"
+            )
+        at_once = min(self.rows_at_once, windows // shared)
+        return at_once, max(round(windows // shared / at_once), 1)
 
     @property
     def step_tokens(self) -> int:
-        """Tokens that one step learns from."""
+        """Tokens that one step learns from, over all processes."""
         at_once, passes = self.rows
-        return at_once * passes * self.length
+        return at_once * passes * self.length * distributed.size()
 
     def training(self, steps: int, objective: Any) -> Training:
         """Of so many steps."""

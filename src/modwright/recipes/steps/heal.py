@@ -105,6 +105,7 @@ class HealStep(StepKind):
             raise InvalidInputError(f"{opened.source.name} has no tokenizer")
         if self.teacher != SOURCE:
             locate(self.teacher)
+        _ = self.options.rows  # refused where the processes cannot share a step
         return make_data(self.data, opened.tokenizer).digest
 
     def memory_estimate(self, anatomy: Anatomy) -> tuple[int, int]:
