@@ -167,8 +167,9 @@ class WholeAfterwards(TrainerCallback):
     def restore(self) -> None:
         """Puts the parameters together, in all processes at once."""
         for module in self.model.modules():
-            if hasattr(module, "reshard"):
-                module.reshard()
+            reshard: Any = getattr(module, "reshard", None)
+            if reshard is not None:
+                reshard()
         learned = dict(self.model.named_parameters(remove_duplicate=False))
         for name, parameter in self.parameters.items():
             if parameter.requires_grad and not parameter.numel():
