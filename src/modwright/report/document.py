@@ -25,6 +25,7 @@ from modwright.report.tables import (
     by_layer,
     flat,
     format_value,
+    grids,
     measured,
     sample_of,
     samples,
@@ -218,7 +219,13 @@ def _step(before: Stage, stage: Stage, is_last: bool) -> list[Block]:
     if stage.seconds:
         times = ", ".join(f"{phase} {seconds_text(s)}" for phase, s in stage.seconds.items())
         blocks.append(Block("part", [Block("text", f"{times}.")], "Time"))
-    layers, rest = by_layer(stage.reasons, len(before.shape))
+    tables, others = grids(stage.reasons)
+    for name, given in tables.items():
+        heads = ["", *(key.replace("_", " ") for key in next(iter(given.values())))]
+        cells = [[row, *map(format_value, values.values())] for row, values in given.items()]
+        title = name[0].upper() + name[1:].replace("_", " ")
+        blocks.append(Block("part", [_table(f"{stage.name}: {name}", heads, cells)], title))
+    layers, rest = by_layer(others, len(before.shape))
     if layers:
         rows = [
             [str(at), *(MISSING if value is None else format_value(value) for value in row)]

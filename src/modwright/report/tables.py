@@ -9,7 +9,7 @@ from modwright.core.formatting import MISSING
 from modwright.metrics.registry import METRICS, in_order
 from modwright.report.data import Report, Stage
 
-__all__ = ["SERVING_HEADS", "Measured", "by_layer", "flat", "format_value", "measured"]
+__all__ = ["SERVING_HEADS", "Measured", "by_layer", "flat", "format_value", "grids", "measured"]
 __all__ += ["sample_of", "samples", "serving_rows"]
 
 SERVING_HEADS = ("Runtime", "Supported", "Notes")
@@ -153,6 +153,27 @@ def by_layer(
             cut = f"{text[:_MOST_CHARACTERS]} … (the rest stands in report.json)"
             rest[label] = text if len(text) <= _MOST_CHARACTERS else cut
     return columns, rest
+
+
+def grids(reasons: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """The reasons that are tables, rows of the same plain entries by name, and the others.
+
+    Example:
+        >>> curve = {"0 tokens": {"perplexity": 40.0}, "512 tokens": {"perplexity": 36.5}}
+        >>> found, others = grids({"steps": 2, "on lee": curve})
+        >>> list(found), others
+        (['on lee'], {'steps': 2})
+    """
+    found = {name: dict(value) for name, value in reasons.items() if _is_grid(value)}
+    return found, {name: value for name, value in reasons.items() if name not in found}
+
+
+def _is_grid(value: Any) -> bool:
+    rows = list(value.values()) if isinstance(value, Mapping) else []
+    if len(rows) < 2 or not all(isinstance(row, Mapping) and row for row in rows):
+        return False
+    plain = not any(isinstance(one, list | dict) for row in rows for one in row.values())
+    return plain and len({tuple(row) for row in rows}) == 1
 
 
 def _columns(label: str, values: list[Any]) -> Iterator[tuple[str, list[Any]]]:

@@ -84,7 +84,7 @@ def test_a_healing_stands_in_the_report(text: str, other: str, tmp_path: Path) -
     assert curve["baseline"]["divergence"] < 1e-6 < curve["0 tokens"]["divergence"]
     assert stage.options["arguments"]["max_steps"] == 2
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "128 tokens" in page and json.dumps(stage.to_dict())
+    assert "On other" in page and "128 tokens" in page and json.dumps(stage.to_dict())
 
 
 def test_a_healing_that_names_no_text_reads_the_default_ones() -> None:
