@@ -43,10 +43,10 @@ def facts(model: nn.Module) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("preset", ["byte-llama", "tiny-gpt2"])
-def test_a_sharded_model_is_whole_afterwards(preset: str, mesh: Any) -> None:
-    model = modwright.open(f"preset:{preset}").model
-    model.get_input_embeddings().weight.requires_grad_(preset == "tiny-gpt2")
+@pytest.mark.parametrize("base", ["byte-llama", "tiny-gpt2"])
+def test_a_sharded_model_is_whole_afterwards(base: str, mesh: Any) -> None:
+    model = modwright.open(f"preset:{base}").model
+    model.get_input_embeddings().weight.requires_grad_(base == "tiny-gpt2")
     alone = copy.deepcopy(model)
     before, parameters = facts(model), dict(model.named_parameters())
     for _ in range(2):
