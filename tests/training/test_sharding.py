@@ -30,6 +30,7 @@ def mesh() -> Iterator[Any]:
 
 def learned(model: Any) -> None:
     """One step of gradient descent."""
+    model.zero_grad()
     ids = torch.arange(6)[None]
     model(input_ids=ids, labels=ids).loss.backward()
     torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1).step()
