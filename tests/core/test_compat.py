@@ -66,13 +66,18 @@ def test_a_module_can_be_sharded_once_more() -> None:
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
         layer = nn.Linear(2, 2)
-        before = type(layer), dict(vars(layer))
+        kept = dict(vars(layer))
+
+        def whole() -> None:
+            layer.__class__ = nn.Linear
+            vars(layer).clear()
+            vars(layer).update(kept)
+
         fully_shard(layer)
-        layer.__class__ = before[0]
-        vars(layer).clear()
-        vars(layer).update(before[1])
+        whole()
         with pytest.raises(AssertionError, match="more than once"):
             fully_shard(layer)
+        whole()
         of_torch.forget_sharding(layer)
         fully_shard(layer)
     finally:

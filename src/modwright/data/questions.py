@@ -210,7 +210,8 @@ def question_rows(
         raise InvalidInputError(f"{name} holds no question")
     if limit is not None:
         require_count("limit", limit)
-        made = [made[at * len(made) // limit] for at in range(min(limit, len(made)))]
+        count = min(limit, len(made))
+        made = [made[at * len(made) // count] for at in range(count)]
     groups: dict[str, list[Rows]] = {}
     encoded = _encoded(tokenizer, [_written(one, template, lettered) for one in made])
     for question, row in zip(made, encoded):

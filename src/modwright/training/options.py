@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import tempfile
 from collections.abc import Mapping
@@ -127,7 +128,7 @@ arguments={'max_steps': 5, 'learning_rate': 0.0001})
 
 def _made(given: Mapping[str, Any]) -> TrainingArguments:
     try:
-        return TrainingArguments(**given)
+        return TrainingArguments(**copy.deepcopy(dict(given)))  # it writes into its tables
     except (TypeError, ValueError, ImportError) as error:
         raise InvalidInputError(f"transformers' TrainingArguments: {first_line(error)}") from error
 

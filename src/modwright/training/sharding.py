@@ -95,7 +95,9 @@ def check_sharding(training: Training, *, chooses: bool = False) -> None:
             "ema_decay"
         )
     config = arguments.get("fsdp_config") or {}
-    given = {key.removeprefix("fsdp_"): value for key, value in dict(config).items()}
+    if not isinstance(config, Mapping):
+        raise InvalidInputError("fsdp_config: must be a mapping of options")
+    given = {key.removeprefix("fsdp_"): value for key, value in config.items()}
     if str(given.get("version", 2)) != "2":
         raise InvalidInputError("fsdp_config: models are sharded by version 2 alone")
     if given.get("activation_checkpointing"):
@@ -167,8 +169,8 @@ class WholeAfterwards(TrainerCallback):
     def restore(self) -> None:
         """Puts the parameters together, in all processes at once."""
         for module in self.model.modules():
-            reshard: Any = getattr(module, "reshard", None)
-            if reshard is not None:
+            reshard = getattr(module, "reshard", None)
+            if callable(reshard):
                 reshard()
         learned = dict(self.model.named_parameters(remove_duplicate=False))
         for name, parameter in self.parameters.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -134,9 +134,9 @@ class ObjectiveTrainer(Trainer):
 
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
-        options: Any = self.args.fsdp_plugin_args
+        options, model = getattr(self.args, "fsdp_plugin_args", None), cast(Any, self.model)
         if options and distributed.size() > 1:
-            use_plugin(self.accelerator, options, self.model)
+            use_plugin(self.accelerator, options, model)
             self.is_fsdp_enabled = True
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -157,7 +157,7 @@ class ObjectiveTrainer(Trainer):
 
     def _train_sharded(self, *args: Any, **kwargs: Any) -> Any:
         """The model is in one piece afterwards, unless one process alone failed."""
-        whole = WholeAfterwards(self.model)
+        whole = WholeAfterwards(cast(Any, self.model))
         self.add_callback(whole)
         try:
             found = super().train(*args, **kwargs)
