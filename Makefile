@@ -99,6 +99,7 @@ bench: $(READY) $(MERGEKIT)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/apply_save.py --threads 2
 	$(BIN)/python benchmarks/layerwise.py --threads 2
+	$(BIN)/python benchmarks/image_memory.py
 	$(BIN)/python benchmarks/decode_speed.py --repeats 3 --threads 2
 	$(BIN)/python benchmarks/norm_error.py
 	$(BIN)/python benchmarks/norm_speed.py --repeats 50 --threads 1
