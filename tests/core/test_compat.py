@@ -58,32 +58,6 @@ def test_hooks_are_seen() -> None:
     assert not any(of_torch.hooks_of(step).values())
 
 
-def test_a_module_can_be_sharded_once_more() -> None:
-    """``_module_state_mapping``"""
-    from torch import distributed
-    from torch.distributed.fsdp import fully_shard
-
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    try:
-        layer = nn.Linear(2, 2)
-        kept = dict(vars(layer))
-
-        def whole() -> None:
-            layer.__class__ = nn.Linear
-            vars(layer).clear()
-            vars(layer).update(kept)
-
-        fully_shard(layer)
-        whole()
-        with pytest.raises(AssertionError, match="more than once"):
-            fully_shard(layer)
-        whole()
-        of_torch.forget_sharding(layer)
-        fully_shard(layer)
-    finally:
-        distributed.destroy_process_group()
-
-
 def test_tensors_in_a_tree_are_found_and_changed() -> None:
     tree = {"a": (torch.ones(2), [torch.zeros(3)]), "b": "word", "c": None}
     assert [t.shape[0] for t in of_torch.tensors_of(tree)] == [2, 3]

@@ -22,7 +22,7 @@ from modwright.core.errors import InvalidInputError, ModwrightError, ProcessFail
 
 __all__ = ["all_gather", "all_reduce_", "barrier", "broadcast", "device"]
 __all__ += ["fail_together", "init_distributed", "is_main", "local_size", "main_process_only"]
-__all__ += ["rank", "shard", "shard_modules_", "size", "whole"]
+__all__ += ["rank", "shard", "shard_modules_", "size"]
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others to finish their shard of one block."""
@@ -209,13 +209,6 @@ def shard_modules_(modules: Sequence[nn.Module], mesh: Any = None) -> None:
         mesh = init_device_mesh(next(modules[0].parameters()).device.type, (size(),))
     for module in modules:
         fully_shard(module, mesh=mesh)
-
-
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor that processes share the parts of, put together in each; any other as it is."""
-    from torch.distributed.tensor import DTensor
-
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 _groups: dict[Any, Any] = {}

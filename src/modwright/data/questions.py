@@ -75,7 +75,7 @@ def question_file(
     path: str,
     *,
     question: str = "question",
-    choices: str | list[str] = "choices",
+    choices: str | tuple[str, ...] = "choices",
     answer: str = "answer",
     category: str | None = None,
     encoding: str = "utf-8",
@@ -274,7 +274,7 @@ def _encoded(tokenizer: Any, written: Sequence[tuple[str, str]]) -> list[dict[st
     source="word analogies of word2vec (arXiv 1301.3781), in gensim",
 )
 def word_analogies(
-    categories: list[str] | None = None, choices: int = 4, seed: int = 0
+    categories: tuple[str, ...] | None = None, choices: int = 4, seed: int = 0
 ) -> list[Question]:
     """Which word is to a third what a second is to the first.
 

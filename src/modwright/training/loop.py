@@ -37,7 +37,6 @@ from modwright.training.checkpoints import (
 from modwright.training.estimate import TrainingEstimate, estimate_training, require_resources
 from modwright.training.options import Training
 from modwright.training.parametrization import Parametrization
-from modwright.training.sharding import check_sharding, kept_environment
 from modwright.training.teachers import with_teacher
 from modwright.training.trainer import ObjectiveTrainer
 
@@ -165,10 +164,9 @@ def train(
     if isinstance(data, Data):
         collate, eval_data = collate or data.collate, eval_data or data.test
         data = data.train
-    check_sharding(training, chooses=best is not None)
     checkpoint = _checkpoint_of(output, resume, log)
     folder = None if output is None else Path(output)
-    with kept_environment(), tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         arguments = training.training_arguments(str(output or scratch), keep=output is not None)
         mean = None if training.ema_decay is None else EMACallback(training.ema_decay)
         chooser = _chooser(best, folder, mean)

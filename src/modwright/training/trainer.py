@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from modwright.core import distributed
 from modwright.core.errors import InvalidInputError
 from modwright.training.batches import inputs_of, logits_of, unwrapped
-from modwright.training.callbacks import NotFinite, ObjectiveCallback
+from modwright.training.callbacks import ObjectiveCallback
 from modwright.training.learning import Learns, learn
 from modwright.training.objectives.base import Objective, as_objective
 from modwright.training.objectives.next_token import UNASKED
@@ -26,7 +25,6 @@ from modwright.training.parametrization import (
     decayed_names,
     parametrization_of,
 )
-from modwright.training.sharding import WholeAfterwards, use_plugin
 from modwright.training.teachers import with_teacher
 
 __all__ = ["ObjectiveTrainer"]
@@ -132,20 +130,9 @@ class ObjectiveTrainer(Trainer):
         with self.averaged(unwrapped(self.model)):
             return super().evaluate(*args, **kwargs)
 
-    def create_accelerator_and_postprocess(self) -> None:
-        super().create_accelerator_and_postprocess()
-        options, model = getattr(self.args, "fsdp_plugin_args", None), cast(Any, self.model)
-        if options and distributed.size() > 1:
-            use_plugin(self.accelerator, options, model)
-            self.is_fsdp_enabled = True
-
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """With the objective's own parameters beside those of the model, for so long."""
         parts: Any = self.objective.parts
-        if self.is_fsdp_enabled:
-            if parts is not None:
-                raise InvalidInputError("fsdp: an objective that learns itself is not sharded")
-            return self._train_sharded(*args, **kwargs)
         if parts is None:
             return super().train(*args, **kwargs)
         model: Any = self.model
@@ -154,18 +141,6 @@ class ObjectiveTrainer(Trainer):
             return super().train(*args, **kwargs)
         finally:
             delattr(model, _PARTS)
-
-    def _train_sharded(self, *args: Any, **kwargs: Any) -> Any:
-        """The model is in one piece afterwards, unless one process alone failed."""
-        whole = WholeAfterwards(cast(Any, self.model))
-        self.add_callback(whole)
-        try:
-            found = super().train(*args, **kwargs)
-        except NotFinite:
-            whole.restore()
-            raise
-        whole.restore()
-        return found
 
     @contextmanager
     def _without_parts(self) -> Iterator[None]:

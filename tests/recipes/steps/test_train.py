@@ -1,8 +1,7 @@
-"""A training step in two processes: the weights are those of one, sharded (FSDP2) or not."""
+"""A training step in two processes: the weights are those of one."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,13 @@ import torch
 import yaml
 
 from launch import Ended, launch
-from modwright.core import distributed
-from modwright.core.errors import InvalidInputError
 from modwright.recipes.load import load_recipe
 from modwright.recipes.run import run
 from modwright.report import read_report
-from modwright.training import Training
-from modwright.training.sharding import check_sharding
 from recipes.shared import NOTHING, weights
 from wordy import write_text
 
 pytestmark = pytest.mark.slow
-
-WORKER = str(Path(__file__).with_name("train_worker.py"))
 
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -55,9 +48,8 @@ def write(tmp_path: Path) -> Write:
     return made
 
 
-def together(file: Path, **more: str) -> list[Ended]:
-    command = [WORKER, "run", file.name, "-o", "out", "--no-check"]
-    return launch(command, cwd=file.parent, **more)
+def together(file: Path) -> list[Ended]:
+    return launch(["-m", "modwright", "run", file.name, "-o", "out", "--no-check"], cwd=file.parent)
 
 
 def same(one: Path, other: Path) -> None:
@@ -84,45 +76,3 @@ def test_two_processes_train_what_one_trains(model: Any, write: Write, tmp_path:
     half = run(load_recipe(write(2, model)), tmp_path / "half", check=False).output
     a, b = weights(alone), weights(half)
     assert max(float((a[name] - b[name]).abs().max()) for name in a) > 1e-4
-
-
-def test_two_processes_that_shard_the_model_train_what_one_trains(
-    write: Write, tmp_path: Path
-) -> None:
-    keys = {"save_strategy": "steps", "save_steps": 2}
-    alone = run(load_recipe(write(1, **keys)), tmp_path / "alone", check=False).output
-    file = write(2, fsdp=True, **keys)
-    killed = together(file, KILLED_AT="4")
-    assert [one.code for one in killed] == [-signal.SIGKILL] * 2
-    held = [tuple(map(int, (tmp_path / f"held-{i}").read_text().split())) for i in (0, 1)]
-    parameters = sum(value.numel() for value in weights(alone).values())
-    assert [whole for _, whole in held] == [parameters] * 2
-    assert sum(part for part, _ in held) == parameters
-    assert max(part for part, _ in held) < 0.6 * parameters
-    main, other = together(file)
-    assert main.code == 0, main.err
-    assert (other.code, other.out) == (0, "")
-    assert "goes on from step 2" in main.err or "from step 2" in main.err, main.err
-    same(tmp_path / "out", alone)
-
-
-def test_one_process_is_not_sharded(write: Write, tmp_path: Path) -> None:
-    with pytest.raises(InvalidInputError, match="fsdp: shards a model over several processes"):
-        run(load_recipe(write(1, fsdp=True)), tmp_path / "out", check=False)
-
-
-@pytest.mark.parametrize(
-    ("keys", "says"),
-    [
-        ({"ema_decay": 0.9}, "fsdp: a sharded training keeps no running mean and no best state"),
-        ({"fsdp_config": {"version": 1}}, "fsdp_config: models are sharded by version 2 alone"),
-        ({"fsdp_config": {"activation_checkpointing": True}}, "write gradient_checkpointing"),
-    ],
-)
-def test_what_cannot_be_sharded_is_one_line(
-    keys: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(distributed, "size", lambda: 2)
-    with pytest.raises(InvalidInputError, match=says) as refused:
-        check_sharding(Training.of({"fsdp": True, **keys}))
-    assert "\n" not in str(refused.value)

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-__all__ = ["BATCH_NORMS", "DROPOUTS", "child_modules", "forget_sharding", "has_forward_hooks"]
-__all__ += ["hooks_of"]
+__all__ = ["BATCH_NORMS", "DROPOUTS", "child_modules", "has_forward_hooks", "hooks_of"]
 __all__ += ["on_tensors_of", "tensor_tables", "tensors_of"]
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._BatchNorm,)
@@ -46,13 +45,6 @@ def hooks_of(module: nn.Module) -> dict[str, list[Any]]:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Someone looks at what the module reads or gives, so it must really be called."""
     return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
-def forget_sharding(module: nn.Module) -> None:
-    """A module that is whole again may be sharded once more: torch notes for ever that it was."""
-    from torch.distributed import _composable_state
-
-    _composable_state._module_state_mapping.pop(module, None)
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
