@@ -209,6 +209,7 @@ TRAINED = [
     ("a checkpoint is whole", 1),
     ("a training step is done", 4),
     ("a checkpoint is whole", 2),
+    ("a checkpoint is whole", 3),
     ("what has learned is measured", 2),
     ("a state is not yet known", 2),
 ]
@@ -233,10 +234,11 @@ def learns(name: str, source: Path, text: Path, other: Path) -> dict[str, Any]:
         model: Any = {"compose": "llama", **SIZES, **HEADS, "tokenizer": "bytes"}
         asked: list[Any] = [{"train": {"data": data, **keys}}]
     else:
-        sizes = {"length": 16, "batch_tokens": 64, "held_out_windows": 2, "held_out_length": 16}
+        sizes = {"length": 16, "batch_tokens": 64, "rows_at_once": 4, "held_out_windows": 2}
         texts = {"data": {"text": str(text)}, "held_out": {"other": {"text": str(other)}}}
         model = str(source)
-        asked = [CUT, {"heal": {"tokens": 256, "learning_rate": 3e-3, **sizes, **texts}}]
+        heal = {"tokens": 256, "learning_rate": 3e-4, "held_out_length": 16, **sizes, **texts}
+        asked = [CUT, {"heal": heal}]
     return {"model": model, "threads": 1, "steps": asked, "evaluate": NOTHING}
 
 

@@ -222,6 +222,15 @@ def test_a_stopped_training_goes_on_to_the_same_bits_and_the_same_best_state(
         train(again, ROWS, asked, output=tmp_path / "none", resume=True, log=quiet)
 
 
+def test_a_training_whose_last_step_is_stored_takes_no_step_more(tiny: Any, tmp_path: Path) -> None:
+    asked = Training(arguments=keys(max_steps=3, save_strategy="steps", save_steps=1))
+    whole, again = tiny.copy("tiny-llama"), tiny.copy("tiny-llama")
+    first = train(whole, ROWS, asked, output=tmp_path / "out", log=quiet)
+    second = train(again, ROWS, asked, output=tmp_path / "out", resume=True, log=quiet)
+    assert first.steps == second.steps == 3 and first.losses == second.losses
+    assert all(torch.equal(t, snapshot(whole)[n]) for n, t in snapshot(again).items())
+
+
 def test_accumulated_batches_are_one_batch(tiny: Any) -> None:
     states = []
     for size, passes in ((4, 1), (2, 2)):

@@ -21,8 +21,14 @@ from modwright.core.modes import eval_mode
 from modwright.core.progress import Progress, Task
 from modwright.training.objectives.base import Objective
 
-__all__ = ["BestStateCallback", "EMACallback", "EpochCallback", "LastLogCallback", "NotFinite"]
-__all__ += ["ObjectiveCallback", "StepProgressCallback", "learning_state"]
+__all__ = ["BestStateCallback", "EMACallback", "EpochCallback", "LastLogCallback", "NoStepLeft"]
+__all__ += [
+    "NoStepLeftCallback",
+    "NotFinite",
+    "ObjectiveCallback",
+    "StepProgressCallback",
+    "learning_state",
+]
 
 _MEAN = "mean_weights.safetensors"
 _PARTS = "objective_parts."
@@ -103,6 +109,18 @@ class EpochCallback(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(int(state.epoch or 0))
+
+
+class NoStepLeft(Exception):
+    """All steps were done when the training was stopped: its last checkpoint is the end of it."""
+
+
+class NoStepLeftCallback(TrainerCallback):
+    """Ends a training that goes on behind its last step: the Trainer would take one more."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise NoStepLeft
 
 
 class LastLogCallback(TrainerCallback):

@@ -26,6 +26,8 @@ from modwright.training.callbacks import (
     EMACallback,
     EpochCallback,
     LastLogCallback,
+    NoStepLeft,
+    NoStepLeftCallback,
     NotFinite,
     StepProgressCallback,
 )
@@ -187,7 +189,12 @@ def train(
             learns=training.learns,
             one_cycle=training.one_cycle,
             parametrization=parametrization,
-            callbacks=[*watchers, LastLogCallback(), CheckpointCompleteCallback()],
+            callbacks=[
+                *watchers,
+                NoStepLeftCallback(),
+                LastLogCallback(),
+                CheckpointCompleteCallback(),
+            ],
         )
         if mean is not None:
             trainer.averaged = mean.applied_to
@@ -272,6 +279,8 @@ def run_trainer(trainer: Any, checkpoint: Path | None = None) -> str:
     """
     try:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    except NoStepLeft:
+        trainer.callback_handler.on_train_end(trainer.args, trainer.state, trainer.control)
     except NotFinite as error:
         if error.step == 0:
             raise ModwrightError(
