@@ -55,13 +55,15 @@ def _no_load_reports() -> Iterator[None]:
 
 
 @pytest.fixture
-def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where transformers keeps the code of checkpoints: of this test alone."""
+def modules_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where transformers keeps the code of checkpoints: of this test alone, files and modules."""
     from transformers import dynamic_module_utils
 
     place = tmp_path / "modules"
     monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(place))
-    return place
+    yield place
+    for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
+        del sys.modules[name]
 
 
 def write(model: Any, place: Path) -> Path:
