@@ -27,7 +27,7 @@ export TOKENIZERS_PARALLELISM := false
   test-transformers docs lint format figures durations bench bench-vision clean help
 
 help:
-	@echo "make demo     cut a real model in two ways, report, reload it in a new process (minutes)"
+	@echo "make demo     cut a real model in two ways, heal it, report, reload it in a new process (minutes)"
 	@echo "make test     what must hold before a change lands: style, types, layers, doctests, tests"
 	@echo "make test-full  the same with whole products in place of covering tests, and pages on real models"
 	@echo "make mutants  plant faults and see which tests find them (an hour, after the recording)"

@@ -54,7 +54,7 @@ def test_an_operation_is_that_of_timm(name: str, interpolation: str) -> None:
     for magnitude, spread in settings:
         hparams: dict[str, Any] = {"img_mean": (128, 128, 128), "magnitude_std": spread}
         if interpolation != "random":
-            hparams["interpolation"] = interpolation
+            hparams["interpolation"] = Image.Resampling[interpolation.upper()]
         theirs = auto_augment.AugmentOp(TIMM[name], 0.5, magnitude, hparams)
         own = RandAugment(magnitude, spread, interpolation=interpolation)  # type: ignore[arg-type]
         for seed in range(12):
@@ -87,7 +87,7 @@ def test_a_crop_is_that_of_timm(size: tuple[int, int], scale: tuple[float, float
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_erased_boxes_are_those_of_timm(count: int) -> None:
-    theirs = random_erasing.RandomErasing(0.7, mode="const", count=count)
+    theirs = random_erasing.RandomErasing(0.7, max_count=count, device="cpu")
     own = RandomErasing(0.7, count=count)
     for seed in range(60):
         pixels = torch.randn(3, 32, 40, generator=torch.Generator().manual_seed(seed))
@@ -98,7 +98,7 @@ def test_erased_boxes_are_those_of_timm(count: int) -> None:
 
 @pytest.mark.parametrize("mode", ["rand", "pixel"])
 def test_noise_stands_where_timm_puts_it(mode: str) -> None:
-    theirs = random_erasing.RandomErasing(1.0, mode=mode)
+    theirs = random_erasing.RandomErasing(1.0, mode=mode, device="cpu")
     own = RandomErasing(1.0, mode=mode)  # type: ignore[arg-type]
     for seed in range(20):
         pixels = torch.full((3, 32, 40), 50.0)
@@ -138,7 +138,7 @@ def test_cutmix_is_that_of_timm(
 ) -> None:
     pixels, labels = torch.randn(4, 3, 16, 12), torch.tensor([0, 2, 1, 2])
     Drawn(monkeypatch, share, list(middle))
-    theirs = mixup.Mixup(0.0, 1.0, num_classes=3)
+    theirs = mixup.Mixup(0.0, 1.0, num_classes=3, label_smoothing=0.0)
     mixed, targets = theirs(pixels.clone(), labels)
 
     class Middle(random.Random):

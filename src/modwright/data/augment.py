@@ -322,8 +322,8 @@ class Mixup:
         side = math.sqrt(1 - share)
         spans = []
         for length in (height, width):
-            half, middle = int(length * side) // 2, draw.randrange(length)
-            spans.append(slice(max(middle - half, 0), min(middle + half, length)))
+            cut, middle = int(length * side), draw.randrange(length)
+            spans.append(slice(max(middle - cut // 2, 0), min(middle + (cut + 1) // 2, length)))
         mixed = pixels.clone()
         mixed[:, :, spans[0], spans[1]] = pixels.flip(0)[:, :, spans[0], spans[1]]
         area = (spans[0].stop - spans[0].start) * (spans[1].stop - spans[1].start)
