@@ -189,12 +189,7 @@ def train(
             learns=training.learns,
             one_cycle=training.one_cycle,
             parametrization=parametrization,
-            callbacks=[
-                *watchers,
-                NoStepLeftCallback(),
-                LastLogCallback(),
-                CheckpointCompleteCallback(),
-            ],
+            callbacks=[*watchers, *(callback() for callback in _LAST)],
         )
         if mean is not None:
             trainer.averaged = mean.applied_to
@@ -225,6 +220,9 @@ def train(
         objective.result(model),
         expected,
     )
+
+
+_LAST = (NoStepLeftCallback, LastLogCallback, CheckpointCompleteCallback)
 
 
 def _is_told(entry: Mapping[str, float]) -> bool:
