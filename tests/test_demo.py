@@ -36,7 +36,7 @@ def healing(report: Any) -> Any:
     return next(stage for stage in report.stages if stage.method == "heal")
 
 
-def test_fault_C6_the_demo_shows_a_cut_that_pays(shown: Path) -> None:
+def test_the_demo_shows_a_cut_that_pays(shown: Path) -> None:
     report = read_report(shown)
     assert report.after.cost["parameters"] <= 124_000_000
     for text, bound in (("lee", 1.16), ("sklearn-descr", 1.21)):
