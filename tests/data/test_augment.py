@@ -166,7 +166,7 @@ def test_cutmix_labels_by_the_area_that_is_seen() -> None:
             assert torch.isclose(own + other, torch.tensor(1.0))
             assert torch.isclose(found["labels"][i, i], own, atol=1e-6)
         shares.append(float(own))
-    assert min(shares) < 0.6 and max(shares) == 1.0
+    assert min(shares) < 0.6 and max(shares) > 0.95  # large boxes and small ones
 
 
 def test_mixing_is_drawn_by_the_batch() -> None:

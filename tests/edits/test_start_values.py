@@ -144,7 +144,7 @@ def test_it_holds_again_when_weights_are_initialized_again(tiny: Any) -> None:
 
 @pytest.mark.parametrize("lost", ["dt.weight", "A_log", "inner.0.bias", "powers", ""])
 def test_what_a_checkpoint_lacks_is_set_and_what_it_has_stays(tiny: Any, lost: str) -> None:
-    model = placed(tiny("tiny-llama"), "toy", "blocks.1.attention")
+    model = placed(tiny.copy("tiny-llama"), "toy", "blocks.1.attention")
     with torch.no_grad():
         for tensor in model.state_dict().values():
             tensor.copy_(torch.randn_like(tensor))
