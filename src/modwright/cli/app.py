@@ -14,6 +14,7 @@ from modwright.cli.console import emit_json, log, make_progress, open_checkpoint
 from modwright.cli.evaluate import evaluate
 from modwright.cli.heal import heal, predict
 from modwright.cli.run import run, train
+from modwright.cli.study import compare, study
 from modwright.cli.weights import export, import_model, rename
 from modwright.core.files import require_new, require_new_directory, write_file
 
@@ -304,6 +305,8 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("plan", plan, "plan examples/demo.yaml --set steps.0.n=6"),
     ("apply", apply, "apply out/plan -o out/smaller"),
     ("run", run, "run examples/demo.yaml -o out/demo"),
+    ("study", study, "study examples/study.yaml -o out/study --workers 2"),
+    ("compare", compare, "compare out/a out/b smollm2-135m -o out/comparison"),
     ("train", train, "train examples/train.yaml -o out/digits --set settings.epochs=3"),
     ("heal", heal, "heal out/demo --teacher smollm2-135m --tokens 16384 -o out/healed"),
     ("predict", predict, "predict out/digits image.png"),

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["estimate_table", "evaluation_lines", "paper_lines", "papers_table", "plan_lines"]
 __all__ += ["dry_run_lines", "serving_table", "show_export", "show_result", "show_training"]
+__all__ += ["text_table"]
 
 _bytes = partial(format_number, unit="B")
 
@@ -70,7 +71,7 @@ def _load(auto: str, place: Any, plain: bool | None) -> str:
     return f"load: {first}from transformers import {auto}; {auto}.from_pretrained({str(place)!r})"
 
 
-def _table(
+def text_table(
     title: str, words: Sequence[str], numbers: Sequence[str] = (), overflow: Any = "ellipsis"
 ) -> Table:
     """A table without rows: columns of words, and columns of numbers behind them."""
@@ -95,7 +96,7 @@ def _before_after(report: Any) -> Table:
     labels = [column.label.partition(",")[0] for column in quality]
     labels = [label.lower() if label.istitle() else label for label in labels]
     numbers = ("parameters", "bytes", *labels, "KV bytes", "prefill tok/s", "decode tok/s")
-    table = _table(report.title, ["stage"], numbers)
+    table = text_table(report.title, ["stage"], numbers)
     for stage in report.stages:
         counts = [stage.cost.get(key) for key in ("parameters", "stored_bytes", "kv_bytes")]
         weights, stored, cache = ("-" if n is None else f"{int(n):,}" for n in counts)
@@ -109,7 +110,7 @@ def estimate_table(expected: ResourceEstimate) -> Group:
     """What a recipe would do, step by step."""
     title = f"{expected.model}: {expected.parameters:,} parameters"
     numbers = ("parameters left", "calibration tokens", "memory", "disk")
-    table = _table(title, ["step"], numbers)
+    table = text_table(title, ["step"], numbers)
     for step in expected.steps:
         low, high = step.parameters
         left = f"{high:,}" if low == high else f"{low / 1e6:.1f} M to {high / 1e6:.1f} M"
@@ -155,7 +156,7 @@ def _duration(seconds: float) -> str:
 
 def plan_lines(made: Plan) -> Table:
     """What one plan edits."""
-    table = _table(f"plan of {made.method}", ["where", "what will stand there"])
+    table = text_table(f"plan of {made.method}", ["where", "what will stand there"])
     for path, what in made.summary():
         table.add_row(path, what)
     return table
@@ -163,7 +164,7 @@ def plan_lines(made: Plan) -> Table:
 
 def show_export(done: Exported, target: str) -> None:
     """What was written, beside what the model weighs, and how it compared."""
-    table = _table(f"exported to {target}", ["file"], ["size"])
+    table = text_table(f"exported to {target}", ["file"], ["size"])
     for name in done.made:
         table.add_row(name, format_bytes(done.files[name]))
     table.add_section()
@@ -180,7 +181,7 @@ def show_export(done: Exported, target: str) -> None:
 def serving_table(name: str, found: Sequence[Any]) -> Table:
     """One row per runtime: whether it takes the model, and why not."""
     words = ("runtime", "answer", "why", "command")
-    table = _table(f"where {name} runs", words, overflow="fold")
+    table = text_table(f"where {name} runs", words, overflow="fold")
     for entry in found:
         table.add_row(entry.runtime, entry.answer, entry.why, entry.command)
     return table
@@ -190,7 +191,7 @@ def papers_table(chosen: Sequence[Paper]) -> Table:
     """All papers, a line each."""
     works = sum(one.status == "works" for one in chosen)
     words = ("slug", "status", "arXiv", "what it does")
-    table = _table(f"{len(chosen)} papers, {works} work", words, overflow="fold")
+    table = text_table(f"{len(chosen)} papers, {works} work", words, overflow="fold")
     for one in chosen:
         table.add_row(one.slug, one.status, one.arxiv, one.summary)
     return table

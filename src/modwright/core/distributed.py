@@ -21,8 +21,8 @@ from modwright.core.compat.tools import forget_processes
 from modwright.core.errors import InvalidInputError, ModwrightError, ProcessFailed
 
 __all__ = ["all_gather", "all_reduce_", "barrier", "broadcast", "device"]
-__all__ += ["fail_together", "init_distributed", "is_main", "local_size", "main_process_only"]
-__all__ += ["rank", "shard", "shard_modules_", "size"]
+__all__ += ["fail_together", "init_distributed", "is_main", "launched", "local_size"]
+__all__ += ["main_process_only", "rank", "shard", "shard_modules_", "size"]
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others to finish their shard of one block."""
@@ -33,6 +33,11 @@ _LONG = datetime.timedelta(days=7)  # while the main process measures and writes
 _SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 T = TypeVar("T")
+
+
+def launched() -> int:
+    """How many processes a launcher says that it started, of which this is one; 1 without it."""
+    return max(int(os.environ.get(name, "1")) for name in _SIZES)
 
 
 @contextmanager
@@ -46,7 +51,7 @@ def init_distributed() -> Iterator[None]:
         ...     rank(), size()
         (0, 1)
     """
-    if _ready() or max(int(os.environ.get(name, "1")) for name in _SIZES) < 2:
+    if _ready() or launched() < 2:
         yield
         return
     from accelerate import PartialState

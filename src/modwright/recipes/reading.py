@@ -12,7 +12,8 @@ from modwright.core.errors import CheckpointError, InvalidInputError, nearest
 from modwright.core.plugins import plugin_in
 from modwright.core.reading import parse_yaml, require_regular
 
-__all__ = ["Lines", "Location", "Positions", "read_changed"]
+__all__ = ["Lines", "Location", "Positions", "extended", "override", "read_changed"]
+__all__ += ["set_value"]
 
 Location = tuple[str | int, ...]
 Positions = dict[Location, str]
@@ -35,7 +36,7 @@ def read_changed(path: str | Path, overrides: Iterable[str]) -> tuple[Any, Posit
     file = Path(path)
     tree, positions = _read_tree(file)
     for text in overrides:
-        _override(tree, positions, text)
+        override(tree, positions, text)
     return tree, positions, file.name
 
 
@@ -58,27 +59,38 @@ def _read_tree(file: Path, extended_by: tuple[Path, ...] = ()) -> tuple[Any, Pos
     positions: Positions = {}
     if node is not None:
         _note_positions(node, (), positions, file.name, set())
+    return extended(tree, positions, file.parent, (*extended_by, place)), positions
+
+
+def extended(
+    tree: Any, positions: Positions, folder: Path, extended_by: tuple[Path, ...] = ()
+) -> Any:
+    """A recipe over the file that it extends; that and its plugins are relative to ``folder``.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+        InvalidInputError: it is no name of a file, or files extend each other.
+    """
     if isinstance(tree, dict) and isinstance(tree.get("plugins"), list):
         tree["plugins"] = [
-            plugin_in(file.parent, one) if isinstance(one, str) else one for one in tree["plugins"]
+            plugin_in(folder, one) if isinstance(one, str) else one for one in tree["plugins"]
         ]
     if not isinstance(tree, dict) or "extends" not in tree:
-        return tree, positions
+        return tree
     parent = tree.pop("extends")
     if not isinstance(parent, str):
         raise InvalidInputError(
             f"{positions[('extends',)]}, extends: must name one recipe file, not {parent!r}"
         )
-    base, base_positions = _read_tree(file.parent / parent, (*extended_by, place))
-    return _merged(base, tree, (), base_positions, positions), positions
+    base, base_positions = _read_tree(folder / parent, extended_by)
+    return _merged(base, tree, (), base_positions, positions)
 
 
-def _override(tree: Any, positions: Positions, text: str) -> None:
+def override(tree: Any, positions: Positions, text: str) -> None:
     """Changes one value: ``steps.0.n=6``; the value is read as YAML."""
     path, equals, value = text.partition("=")
-    pieces = path.split(".")
     said = f"--set {text!r}"
-    if not equals or not all(pieces):
+    if not equals or not all(path.split(".")):
         raise InvalidInputError(f"{said}: write KEY=VALUE, for example steps.0.n=6")
     try:
         parsed = parse_yaml(value, said)
@@ -86,15 +98,24 @@ def _override(tree: Any, positions: Positions, text: str) -> None:
         raise InvalidInputError(
             f"{said}: {value!r} is not a YAML value; put text into quotes"
         ) from None
+    set_value(tree, positions, path, parsed, said)
+
+
+def set_value(tree: Any, positions: Positions, path: str, value: Any, said: str) -> None:
+    """Puts a value at a dotted path; ``said`` is where it was written.
+
+    Raises:
+        InvalidInputError: a value on the way has nothing below it.
+    """
     here = tree
     at: Location = ()
-    for piece in pieces:
+    for piece in path.split("."):
         if at:
             if isinstance(here, dict) and here.get(at[-1]) is None:
                 here[at[-1]] = {}
             here = here[at[-1]]
         at = (*at, _key(here, piece, at, said))
-    here[at[-1]] = parsed
+    here[at[-1]] = value
     for place in [place for place in positions if place[: len(at)] == at]:
         del positions[place]
     positions[at] = said

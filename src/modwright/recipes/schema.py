@@ -29,7 +29,7 @@ from modwright.metrics.registry import (
 from modwright.recipes.steps.base import STEPS
 from modwright.surgery import make_method
 
-__all__ = ["EXPORT", "METHOD", "Data", "Evaluate", "Recipe", "Step", "Strict"]
+__all__ = ["EXPORT", "METHOD", "Data", "Evaluate", "NameOrMapping", "Recipe", "Step", "Strict"]
 
 
 class Strict(BaseModel):
@@ -236,11 +236,8 @@ def _name_or_mapping(value: Any) -> Any:
     raise PydanticKnownError("string_type")
 
 
-Model = Annotated[
-    Any,
-    BeforeValidator(_name_or_mapping),
-    WithJsonSchema({"type": "string"}),
-]
+NameOrMapping = Annotated[Any, BeforeValidator(_name_or_mapping)]
+Model = Annotated[NameOrMapping, WithJsonSchema({"type": "string"})]
 
 
 class Recipe(Strict):

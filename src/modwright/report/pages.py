@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from modwright.report.data import Report
 from modwright.report.document import Block, Cell, Table, sections, subtitle
 
-__all__ = ["fenced", "inline", "markdown", "render_html", "render_markdown"]
+__all__ = ["fenced", "html_page", "inline", "markdown", "render_html", "render_markdown"]
 
+_LEDE = (
+    "What a model was before a series of edits, what it is after them, and what each edit cost and "
+    "gained. How each number was measured stands further down."
+)
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
 
@@ -22,9 +26,20 @@ def render_html(report: Report) -> str:
         >>> page.startswith("<!doctype html>"), "<link" in page
         (True, False)
     """
-    import jinja2
-
     from modwright.report.plots import plots
+
+    return html_page(report.title, subtitle(report), sections(report, plots(report)))
+
+
+def html_page(
+    title: str,
+    subtitle: str,
+    sections: Sequence[Block],
+    kind: str = "before and after",
+    lede: str = _LEDE,
+) -> str:
+    """Sections as one page; ``kind`` stands beside its title, ``lede`` says what it is about."""
+    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("modwright.report", ""),
@@ -34,7 +49,7 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("template.html.j2").render(
-        title=report.title, subtitle=subtitle(report), sections=sections(report, plots(report))
+        title=title, subtitle=subtitle, sections=sections, kind=kind, lede=lede
     )
 
 

@@ -19,8 +19,8 @@ from modwright.report.columns import quality_columns
 from modwright.report.data import Report, Stage
 from modwright.report.svg import BASE, GONE, KEPT, LINE, WIDTH, canvas, inline_svg, style
 
-__all__ = ["Plot", "curve", "label_box", "place_labels", "plots", "scores", "shapes", "sparsity"]
-__all__ += ["training_curves"]
+__all__ = ["Plot", "curve", "label_box", "label_points", "place_labels", "plots", "scores"]
+__all__ += ["set_log_scale", "set_ticks", "shapes", "sparsity", "training_curves", "words_of"]
 
 _KINDS = ("attention", "mlp", "block")
 _REMOVED: dict[str, Any] = {"fill": False, "edgecolor": GONE, "hatch": "/////"}
@@ -67,31 +67,22 @@ def curve(report: Report) -> Plot | None:
     if column is None:
         return None
     points = _points(report, column)
-    what = column.label.partition(",")[0].lower() if column.label.istitle() else column.label
-    better = "" if column.lower_is_better is None else "higher"
-    better = "lower" if column.lower_is_better else better
+    what, better = words_of(column)
     names, xs, ys = zip(*points)
     missing = [stage.name for stage in report.stages if stage.name not in names]
-    is_log = min(ys) > 0 and max(ys) > 10 * min(ys)
     figure = canvas(280)
     axes = figure.add_subplot()
     axes.plot(xs, ys, color=BASE, linewidth=1.5, zorder=2)
     axes.scatter(xs, ys, s=44, color=KEPT, zorder=3)
     axes.margins(x=0.12, y=0.2)
-    _ticks(axes.xaxis, 4, tick_text)
-    if is_log:
-        axes.set_yscale("log")
-    _ticks(axes.yaxis, 5, tick_text)
-    if is_log:
-        steps = (1,) if max(ys) > 300 * min(ys) else (1, 2, 5)
-        axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    set_ticks(axes.xaxis, 4, tick_text)
+    is_log = set_log_scale(axes.yaxis, ys)
     axes.grid(axis="y")
     axes.set_xlabel("parameters")
     hint = f" ({better} is better)" if better else ""
     axes.set_ylabel(f"{what}{', log scale' if is_log else ''}{hint}")
     figure.draw_without_rendering()
-    _label_points(axes, points, column.text)
+    label_points(axes, points, column.text)
     told = "; ".join(
         f"{name}: {column.text(y)} at {scaled_text(x)} parameters" for name, x, y in points
     )
@@ -106,6 +97,29 @@ def curve(report: Report) -> Plot | None:
     return Plot("Quality against size", caption, svg)
 
 
+def words_of(column: Column) -> tuple[str, str]:
+    """What a number is called beside an axis, and which way is better, if that is known."""
+    what = column.label.partition(",")[0].lower() if column.label.istitle() else column.label
+    if column.lower_is_better is None:
+        return what, ""
+    return what, "lower" if column.lower_is_better else "higher"
+
+
+def set_log_scale(axis: Axis, values: Sequence[float]) -> bool:
+    """A log scale where values differ by more than ten times, with ticks; whether it is one."""
+    low, high = min(values), max(values)
+    is_log = low > 0 and high > 10 * low
+    if is_log:
+        (axis.axes.set_yscale if axis.axis_name == "y" else axis.axes.set_xscale)("log")
+    set_ticks(axis, 5, tick_text)
+    if is_log:
+        axis.set_major_locator(
+            LogLocator(subs=(1,) if high > 300 * low else (1, 2, 5), numticks=12)
+        )
+        axis.set_minor_formatter(NullFormatter())
+    return is_log
+
+
 def _points(report: Report, column: Column) -> list[tuple[str, float, float]]:
     """Name, parameters and the number of every stage that has both."""
     numbers = ((stage, column.of(stage)) for stage in report.stages)
@@ -116,7 +130,7 @@ def _points(report: Report, column: Column) -> list[tuple[str, float, float]]:
     ]
 
 
-def _label_points(
+def label_points(
     axes: Axes, points: Sequence[tuple[str, float, float]], text: Callable[[float], str]
 ) -> None:
     spots = [tuple(spot) for spot in axes.transData.transform([point[1:] for point in points])]
@@ -334,7 +348,7 @@ def training_curves(log: Sequence[Mapping[str, float]]) -> Plot | None:
             axes.plot(steps, values, color=color, linewidth=1.5, marker="o", markersize=3)
             axes.set_title(title)
             axes.grid(axis="y")
-            _ticks(axes.yaxis, 4, "{:.3g}".format)
+            set_ticks(axes.yaxis, 4, "{:.3g}".format)
             if axes is grid[0]:
                 axes.set_ylim(bottom=min(0.0, *values))
             first, last = number_text(values[0]), number_text(values[-1])
@@ -362,13 +376,13 @@ def _by_layer(axes: Axes, layers: int, most: int, text: Callable[[float], str]) 
     axes.set_xlim(-0.7, layers - 0.3)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.grid(axis="y", color=LINE)
-    _ticks(axes.yaxis, most, text)
+    set_ticks(axes.yaxis, most, text)
     spot = axes.get_subplotspec()
     if spot is None or spot.is_last_row():
         axes.set_xlabel("layer, counted from 0")
 
 
-def _ticks(axis: Axis, most: int, text: Callable[[float], str]) -> None:
+def set_ticks(axis: Axis, most: int, text: Callable[[float], str]) -> None:
     axis.set_major_locator(MaxNLocator(most))
     axis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
