@@ -17,7 +17,7 @@ from modwright.recipes.quality import subject_of
 from modwright.recipes.run_log import versions
 from modwright.recipes.runner import Listener, unheard
 from modwright.recipes.schema import Evaluate
-from modwright.report import Report, Stage, read_report
+from modwright.report import Report, read_report
 from modwright.report.comparison import Comparison, Measured, Row
 
 __all__ = ["compare"]

@@ -17,6 +17,7 @@ from modwright.metrics.registry import in_order
 from modwright.report.data import Report, Stage
 
 __all__ = ["all_columns", "quality_columns", "shown_columns", "stage_numbers"]
+__all__ += ["words_of"]
 
 _FEWER = ("fewer", "more")
 _SMALLER = ("smaller", "larger")
@@ -137,3 +138,11 @@ def stage_numbers(stage: Stage) -> dict[str, float | None]:
         for one in columns
         if one.of(stage) is not None or one.is_broken(stage)
     }
+
+
+def words_of(column: Column) -> tuple[str, str]:
+    """What a number is called beside an axis, and which way is better, if that is known."""
+    what = column.label.partition(",")[0].lower() if column.label.istitle() else column.label
+    if column.lower_is_better is None:
+        return what, ""
+    return what, "lower" if column.lower_is_better else "higher"

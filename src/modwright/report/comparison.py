@@ -109,11 +109,12 @@ class Row:
         """How far the mean is from the baseline's, and whether that is within noise.
 
         Of several seeds that both have, noise is that of the differences seed by seed, by
-        Student's t; of one model each, that of the windows it was measured on.
+        Student's t. Where neither differs between its seeds, it is that of the windows that they
+        were measured on.
         """
         if baseline is self:
             return ""
-        if len(self.models) == len(baseline.models) == 1:
+        if not self.spread(column) and not baseline.spread(column):
             return column.change_cell(baseline.each()[0], self.each()[0])
         text = column.change_cell(baseline.mean_numbers, self.mean_numbers)
         return f"{text}, within noise" if text and self._is_noise(baseline, column) else text

@@ -12,6 +12,7 @@ import yaml
 from modwright.core.files import write_file
 from modwright.core.formatting import counted_text
 from modwright.metrics.column import Column
+from modwright.report.columns import words_of
 from modwright.report.comparison import Comparison, Row
 from modwright.report.document import Block, Cell, Table
 from modwright.report.pages import html_page, markdown
@@ -79,8 +80,8 @@ def comparison_sentences(comparison: Comparison) -> list[str]:
         name, label = comparison.kept
         said = ", ".join(filter(None, (name, label)))
         found.append(
-            f"Kept as the result: {said}, by {column.label} on the data that it is reported on, so "
-            "that its number flatters it."
+            f"Kept as the result: {said}, by {words_of(column)[0]} on the data that it is "
+            "reported on, so that its number flatters it."
         )
     return [*found, *comparison.differently(), *comparison.notes]
 
@@ -90,7 +91,7 @@ def _best(comparison: Comparison, row: Row, column: Column) -> str:
     over = f" over {len(row.models)} seeds" if len(row.models) > 1 else ""
     change = row.change(comparison.baseline, column)
     against = f", {change} of {comparison.baseline.name}" if change else ""
-    return f"The {way} {column.label}: {row.name} with {row.cell(column)}{over}{against}."
+    return f"The {way} {words_of(column)[0]}: {row.name} with {row.cell(column)}{over}{against}."
 
 
 def _subtitle(comparison: Comparison) -> str:

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 
 from modwright.core.formatting import number_text, scaled_text, tick_text
 from modwright.metrics.column import Column
+from modwright.report.columns import words_of
 from modwright.report.comparison import Comparison, Row
-from modwright.report.plots import Plot, label_points, set_log_scale, set_ticks, words_of
+from modwright.report.plots import Plot, label_points, set_log_scale, set_ticks
 from modwright.report.svg import BASE, GONE, KEPT, canvas, inline_svg, style
 
 __all__ = ["pareto", "pareto_front"]

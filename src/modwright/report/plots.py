@@ -15,12 +15,12 @@ from matplotlib.transforms import Bbox
 
 from modwright.core.formatting import number_text, scaled_text, share_text, tick_text
 from modwright.metrics.column import Column
-from modwright.report.columns import quality_columns
+from modwright.report.columns import quality_columns, words_of
 from modwright.report.data import Report, Stage
 from modwright.report.svg import BASE, GONE, KEPT, LINE, WIDTH, canvas, inline_svg, style
 
 __all__ = ["Plot", "curve", "label_box", "label_points", "place_labels", "plots", "scores"]
-__all__ += ["set_log_scale", "set_ticks", "shapes", "sparsity", "training_curves", "words_of"]
+__all__ += ["set_log_scale", "set_ticks", "shapes", "sparsity", "training_curves"]
 
 _KINDS = ("attention", "mlp", "block")
 _REMOVED: dict[str, Any] = {"fill": False, "edgecolor": GONE, "hatch": "/////"}
@@ -95,14 +95,6 @@ def curve(report: Report) -> Plot | None:
         caption += f" Not drawn, for want of a finite {what} or a count: {', '.join(missing)}."
     svg = inline_svg(figure, "curve", f"{column.label} against parameters. {told}.")
     return Plot("Quality against size", caption, svg)
-
-
-def words_of(column: Column) -> tuple[str, str]:
-    """What a number is called beside an axis, and which way is better, if that is known."""
-    what = column.label.partition(",")[0].lower() if column.label.istitle() else column.label
-    if column.lower_is_better is None:
-        return what, ""
-    return what, "lower" if column.lower_is_better else "higher"
 
 
 def set_log_scale(axis: Axis, values: Sequence[float]) -> bool:
