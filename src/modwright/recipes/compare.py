@@ -91,6 +91,10 @@ def _asked(metrics: Sequence[Metric], report: Report | None) -> Evaluate:
 
 
 def _names(models: Sequence[str]) -> list[str]:
-    """The last part of each path, where these differ."""
-    short = [Path(model).name or model for model in models]
-    return short if len(set(short)) == len(short) else list(models)
+    """As many last parts of each path as tell them apart."""
+    parts = [Path(model).parts for model in models]
+    for count in range(1, max(map(len, parts))):
+        short = ["/".join(one[-count:]) for one in parts]
+        if len(set(short)) == len(short):
+            return short
+    return list(models)

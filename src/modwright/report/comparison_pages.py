@@ -90,7 +90,7 @@ def _best(comparison: Comparison, row: Row, column: Column) -> str:
     way = "lowest" if column.lower_is_better else "highest"
     over = f" over {len(row.models)} seeds" if len(row.models) > 1 else ""
     change = row.change(comparison.baseline, column)
-    against = f", {change} of {comparison.baseline.name}" if change else ""
+    against = f" ({change}, against {comparison.baseline.name})" if change else ""
     return f"The {way} {words_of(column)[0]}: {row.name} with {row.cell(column)}{over}{against}."
 
 
