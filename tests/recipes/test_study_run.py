@@ -65,7 +65,7 @@ def table(place: Path) -> Any:
 
 
 def weights(place: Path) -> dict[str, str]:
-    files = place.glob("cells/*/*/model.safetensors")
+    files = place.glob("cells/*/seed-?/model.safetensors")
     return {str(f.relative_to(place)): sha256_of(f.read_bytes()) for f in files}
 
 
@@ -96,7 +96,7 @@ def test_killed_and_started_again_it_gives_the_same_table(
     words = ["-m", "modwright.cli", "study", "s.yaml", "-o", "out"]
     process = start(words, {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path, library=True)
     out, until = tmp_path / "out", time.monotonic() + 120
-    while not list(out.glob("cells/*/*/report.json")) and time.monotonic() < until:
+    while not list(out.glob("cells/*/seed-?/report.json")) and time.monotonic() < until:
         time.sleep(0.01)
     process.kill()
     process.wait()
