@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import modwright
 from modwright.core.errors import InvalidInputError, ProcessFailed
 from modwright.core.workers import work_in_processes
 
@@ -37,7 +38,8 @@ def work(n, folder=""):
 @pytest.fixture
 def function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "piece_of_work.py").write_text(WORK)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    library = str(Path(modwright.__file__).parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), library)))
     return "piece_of_work:work"
 
 
@@ -79,7 +81,8 @@ def test_processes_end_with_the_one_that_asked_them(function: str, tmp_path: Pat
     code = f"from modwright.core.workers import *; work_in_processes({function!r}, {asked!r}, 2)"
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
         until = time.monotonic() + 100
-        while len(list(place.iterdir())) < 2 and time.monotonic() < until:
+        while len(list(place.iterdir())) < 2 and parent.poll() is None:
+            assert time.monotonic() < until
             time.sleep(0.02)
         workers = [int(file.name) for file in place.iterdir()]
         parent.send_signal(signal.SIGKILL)

@@ -65,7 +65,7 @@ def test_metrics_that_are_asked_for_are_measured_of_all(results: Path) -> None:
     assert sum(line.endswith(": measured now") for line in heard) == 2
     kinds = [set(row.models[0].stage.measured) for row in found.rows]
     assert kinds == [{"perplexity"}, {"perplexity", "divergence"}]
-    assert found.rows[1].models[0].stage.measured["divergence"]["value"] > 0
+    assert found.rows[1].models[0].stage.measured["divergence"]["kl"] > 0
 
 
 def test_what_was_measured_differently_is_not_compared(results: Path, tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_what_was_measured_differently_is_not_compared(results: Path, tmp_path: 
     [
         (["preset:byte-llama"], None, "at least two models"),
         (["a", "b"], "c", "--baseline 'c' is none of a, b"),
-        (["a", "b", "a"], None, "two models are called 'a'"),
+        (["a", "b", "a"], None, "'a' stands there twice"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(

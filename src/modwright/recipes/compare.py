@@ -56,11 +56,12 @@ def compare(
         if baseline not in models:
             raise InvalidInputError(f"--baseline {baseline!r} is none of {', '.join(models)}")
         models = [baseline, *(one for one in models if one != baseline)]
+    names = _names(models)
     reports = {} if metrics else {one: found for one in models if (found := _report_of(one))}
     asked = _asked(metrics, next(iter(reports.values()), None))
     rows: list[Row] = []
     reference: Subject | None = None
-    for model, name in zip(models, _names(models)):
+    for model, name in zip(models, names):
         if model in reports:
             log(f"{model}: read from its report")
             rows.append(Row(name, (Measured("", reports[model].after, place=model),)))
@@ -92,6 +93,9 @@ def _asked(metrics: Sequence[Metric], report: Report | None) -> Evaluate:
 
 def _names(models: Sequence[str]) -> list[str]:
     """As many last parts of each path as tell them apart."""
+    for at, model in enumerate(models):
+        if model in models[:at]:
+            raise InvalidInputError(f"{model!r} stands there twice; name each model once")
     parts = [Path(model).parts for model in models]
     for count in range(1, max(map(len, parts))):
         short = ["/".join(one[-count:]) for one in parts]
