@@ -305,7 +305,7 @@ _COMMANDS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("plan", plan, "plan examples/demo.yaml --set steps.0.n=6"),
     ("apply", apply, "apply out/plan -o out/smaller"),
     ("run", run, "run examples/demo.yaml -o out/demo"),
-    ("study", study, "study examples/study.yaml -o out/study --workers 2"),
+    ("study", study, "study widths.yaml -o out/widths --workers 2"),
     ("compare", compare, "compare out/a out/b smollm2-135m -o out/comparison"),
     ("train", train, "train examples/train.yaml -o out/digits --set settings.epochs=3"),
     ("heal", heal, "heal out/demo --teacher smollm2-135m --tokens 16384 -o out/healed"),
