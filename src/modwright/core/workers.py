@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -125,7 +126,7 @@ def _requests(inlet: IO[str]) -> queue.Queue[str]:
     def read() -> None:
         for line in inlet:
             found.put(line)
-        os._exit(0)
+        os.kill(os.getpid(), signal.SIGTERM)  # also a main thread that is inside of torch
 
     threading.Thread(target=read, daemon=True).start()
     return found

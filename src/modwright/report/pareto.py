@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -17,7 +18,7 @@ from modwright.report.svg import BASE, GONE, KEPT, canvas, inline_svg, style
 
 __all__ = ["pareto", "pareto_front"]
 
-_DOT = {"s": 14, "color": BASE, "zorder": 2}
+_DOT: dict[str, Any] = {"s": 14, "color": BASE, "zorder": 2}
 _LONGEST = 20
 
 Point = tuple[str, float, float]  # a row, its parameters, its number
@@ -133,7 +134,7 @@ def _row_by_row(rows: Sequence[Row], points: Sequence[Point], column: Column) ->
     return figure, f"All have {number_text(points[0][1])} parameters."
 
 
-def _mean(color: str, marker: str) -> dict[str, object]:
+def _mean(color: str, marker: str) -> dict[str, Any]:
     return {"s": 44, "color": color, "marker": marker, "zorder": 3}
 
 

@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -102,7 +102,7 @@ def set_log_scale(axis: Axis, values: Sequence[float]) -> bool:
     low, high = min(values), max(values)
     is_log = low > 0 and high > 10 * low
     if is_log:
-        (axis.axes.set_yscale if axis.axis_name == "y" else axis.axes.set_xscale)("log")
+        (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
     set_ticks(axis, 5, tick_text)
     if is_log:
         axis.set_major_locator(
