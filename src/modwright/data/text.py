@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -88,15 +89,23 @@ def tokenize_text(
     """Tokenize a whole text once, uncut; ``offsets`` asks for ``ends``, which not all can tell."""
     text, facts = read_text(data, name)
     offsets = offsets and tokenizer.is_fast
+    ids, ends = _encode(tokenizer, len(tokenizer), text, offsets)
+    if not len(ids):
+        raise InvalidInputError(f"text {facts['data']!r} gives no token with this tokenizer")
+    return TokenizedText(text, ids, ends, {**facts, "vocabulary": len(tokenizer)})
+
+
+@lru_cache(maxsize=4)  # every stage of a run is measured on the same texts
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, size: int, text: str, offsets: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Ids and, where they are asked for, ends; ``size`` tells tokenizers that grew apart."""
     # verbose: the text is cut afterwards, so the warning about its length would be wrong.
     encoded = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=offsets, verbose=False
     )
     ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
-    if not len(ids):
-        raise InvalidInputError(f"text {facts['data']!r} gives no token with this tokenizer")
-    ends = torch.tensor([end for _, end in encoded["offset_mapping"]]) if offsets else None
-    return TokenizedText(text, ids, ends, {**facts, "vocabulary": len(tokenizer)})
+    return ids, torch.tensor([end for _, end in encoded["offset_mapping"]]) if offsets else None
 
 
 @dataclass(frozen=True, eq=False)
