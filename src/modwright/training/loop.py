@@ -39,6 +39,7 @@ from modwright.training.checkpoints import (
 from modwright.training.estimate import TrainingEstimate, estimate_training, require_resources
 from modwright.training.options import Training
 from modwright.training.parametrization import Parametrization
+from modwright.training.sharding import sharding_note
 from modwright.training.teachers import with_teacher
 from modwright.training.trainer import ObjectiveTrainer
 
@@ -199,8 +200,8 @@ def train(
             expected = estimate_training(
                 trainer, averaged=mean is not None, best=best is not None, keeps=folder is not None
             )
-            if training.sharded and not trainer.sharded:
-                log("fsdp: one process has nobody to share with, so plain training runs")
+            if training.sharded:
+                log(sharding_note(trainer.sharded))
             for said in (*trainer.learned.notes, f"the training: {expected.sentence()}"):
                 log(said)
             require_resources(expected, folder)

@@ -10,11 +10,12 @@ from torch import nn
 
 from modwright.core.compat.torch import BATCH_NORMS, on_tensors_of, undoable
 from modwright.core.compat.transformers import blocks_in_one_piece
-from modwright.core.distributed import shard_modules_, sharded_like, whole
+from modwright.core.distributed import shard_modules_, sharded_like, size, whole
 from modwright.core.errors import InvalidInputError
 from modwright.nn.block import blocks_in
 
 __all__ = ["Sharded", "asks_sharding", "blocks_of", "check_sharding", "shard_blocks"]
+__all__ += ["sharding_note"]
 
 # What stands beside fsdp, whose way of the same is not the one here.
 _BESIDE = ("auto_find_batch_size", "deepspeed", "fp16", "torch_compile")
@@ -96,6 +97,13 @@ def check_sharding(model: nn.Module, parts: Any) -> None:
         raise InvalidInputError("fsdp: a BatchNorm counts in each process for itself")
     if not blocks_of(model):
         raise InvalidInputError(f"fsdp: {type(model).__name__} has no blocks that are known here")
+
+
+def sharding_note(shared: bool) -> str:
+    """What is said where it was asked for."""
+    if shared:
+        return f"fsdp: {size()} processes share the weights, gradients and moments of the optimizer"
+    return "fsdp: one process has nobody to share with, so it is a plain training"
 
 
 class Sharded:
