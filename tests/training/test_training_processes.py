@@ -12,7 +12,6 @@ import processes_worker
 import pytest
 import torch
 
-import modwright
 from launch import launch
 from models.tiny import TINY, tiny
 from modwright.core.errors import InvalidInputError
@@ -92,7 +91,7 @@ def test_a_sharded_training_is_that_of_one_process_and_goes_on_when_killed(tmp_p
     for name in ("whole", "resumed", "once more"):
         assert first[name]["in_parts"] == {True}
         same(first[name], second[name], 0)
-    same(first["resumed"], first["whole"], 0, entries=slice(-1, None))
+    same(first["resumed"], first["whole"], 0)
 
     never = processes_worker.Ends()
     alone = processes_worker.sharded(tmp_path / "alone", never, ema_decay=0.9)
@@ -103,19 +102,18 @@ def test_a_sharded_training_is_that_of_one_process_and_goes_on_when_killed(tmp_p
     # The best state, which every process has, not the last one, which lies in parts.
     stopped = first["interrupted"]
     assert "interrupted after step 3; the model has the state of step 2" in stopped["stopped"]
-    start = modwright.open("preset:tiny-llama").model.state_dict()
-    assert any(not value.equal(start[name]) for name, value in stopped["weights"].items())
+    alone = processes_worker.sharded(None, processes_worker.Ends(3))
+    for name, value in stopped["weights"].items():
+        assert torch.allclose(value, alone["weights"][name], atol=1e-5, rtol=0), name
 
 
-def same(
-    one: dict[str, Any], other: dict[str, Any], far: float, entries: Any = slice(None)
-) -> None:
+def same(one: dict[str, Any], other: dict[str, Any], far: float) -> None:
     """Weights, losses, norms and what was measured."""
     assert len(one["losses"]) == 6
     for name, value in one["weights"].items():
         assert float((value - other["weights"][name]).abs().max()) <= far, name
     for name in ("losses", "norms"):
-        numbers = [torch.tensor(it[name]).double()[entries] for it in (one, other)]
+        numbers = [torch.tensor(it[name]).double() for it in (one, other)]
         assert float((numbers[0] - numbers[1]).abs().max()) <= far, name
     scores = [torch.tensor([v["score"] for _, v in it["measured"]]) for it in (one, other)]
     assert len(scores[0]) == 4 and float((scores[0] - scores[1]).abs().max()) <= far
@@ -138,7 +136,7 @@ def test_what_does_not_go_with_sharding_is_refused_at_once(more: Any, said: str)
 
 def test_models_and_objectives_that_cannot_be_sharded_are_refused() -> None:
     with pytest.raises(InvalidInputError, match="a BatchNorm counts in each process"):
-        check_sharding(create_model("resnet50", depths=[1, 1, 1, 1], num_classes=2), None)
+        check_sharding(create_model("resnet18", num_classes=2), None)
     with pytest.raises(InvalidInputError, match="Linear has no blocks"):
         check_sharding(torch.nn.Linear(2, 2), None)
     with pytest.raises(InvalidInputError, match="parameters of its own"):
