@@ -45,7 +45,7 @@ class FirstGradients(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if not self.found:
             named = given["model"].named_parameters()
-            self.found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+            self.found = {name: whole(p.grad) for name, p in named if p.grad is not None}
 
 
 def trained(**more: Any) -> dict[str, Tensor]:
@@ -156,7 +156,12 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
-WORKS = {"train": lambda folder: trained(), "killed": killed, "resumed": resumed}
+WORKS = {
+    "train": lambda folder: trained(),
+    "train sharded": lambda folder: trained(fsdp=True),
+    "killed": killed,
+    "resumed": resumed,
+}
 
 
 def main() -> None:

@@ -33,8 +33,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path: Path) -> None:
-    asked = json.dumps({"work": "train", "folder": str(tmp_path)})
+@pytest.mark.parametrize("work", ["train", "train sharded"])
+def test_two_processes_learn_what_one_learns_from_the_joint_batch(
+    work: str, tmp_path: Path
+) -> None:
+    asked = json.dumps({"work": work, "folder": str(tmp_path)})
     ended = launch([WORKER], 2, TRAIN_WORKER=asked)
     assert [one.code for one in ended] == [0, 0], ended[0].err[-2000:]
     first, second = (torch.load(tmp_path / f"{index}.pt") for index in (0, 1))
