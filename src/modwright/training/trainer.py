@@ -170,10 +170,14 @@ class ObjectiveTrainer(Trainer):
                 self.shards.end(gather=together)
                 self.shards = None
 
-    def _shard(self) -> None:
+    def _shard(self, made: Any) -> None:
         """Now, when a checkpoint was read and no optimizer is made."""
-        if self.optimizer is not None:
+        if made is not None:
             raise InvalidInputError("fsdp: an optimizer made before holds the whole model")
+        given = self.optimizer_cls_and_kwargs
+        kind, _ = given or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        if not str(kind.__module__).startswith("torch.optim."):
+            raise InvalidInputError(f"fsdp: {kind.__name__} is no optimizer of torch's own")
         self.shards, self.left_at = Sharded(self.model), int(self.state.global_step)
         # What it wraps a model in would take care of the gradients a second time.
         prepare: Any = self.accelerator.prepare_model
@@ -241,7 +245,7 @@ class ObjectiveTrainer(Trainer):
         before = self.optimizer_cls_and_kwargs
         made: Any = self.optimizer
         if self.sharded and self.shards is None:
-            self._shard()
+            self._shard(made)
         if made is None:
             target = self.model if model is None else model
             kind, options = before or self.get_optimizer_cls_and_kwargs(self.args, target)

@@ -91,4 +91,5 @@ def undoable(model: nn.Module, change: Callable[[], Any]) -> Callable[[], None]:
 
 
 def _tables(module: nn.Module) -> list[str]:
-    return [name for name in vars(module) if name == "_parameters" or "_hooks" in name]
+    found = {name for name, value in vars(module).items() if isinstance(value, dict)}
+    return [name for name in found if name == "_parameters" or "_hooks" in name]
