@@ -39,7 +39,6 @@ from modwright.training.checkpoints import (
 from modwright.training.estimate import TrainingEstimate, estimate_training, require_resources
 from modwright.training.options import Training
 from modwright.training.parametrization import Parametrization
-from modwright.training.sharding import sharding_note
 from modwright.training.teachers import with_teacher
 from modwright.training.trainer import ObjectiveTrainer
 
@@ -200,8 +199,6 @@ def train(
             expected = estimate_training(
                 trainer, averaged=mean is not None, best=best is not None, keeps=folder is not None
             )
-            if training.sharded:
-                log(sharding_note(trainer.sharded))
             for said in (*trainer.learned.notes, f"the training: {expected.sentence()}"):
                 log(said)
             require_resources(expected, folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +29,7 @@ from modwright.training.parametrization import (
     decayed_names,
     parametrization_of,
 )
-from modwright.training.sharding import Sharded, check_sharding
+from modwright.training.sharding import Sharded, check_sharding, sharding_note
 from modwright.training.teachers import with_teacher
 
 __all__ = ["ObjectiveTrainer"]
@@ -80,6 +81,9 @@ class ObjectiveTrainer(Trainer):
         self.left_at: int | None = None  # the step of the state that a model in parts fell back to
         seed = getattr(kwargs.get("args", args[0] if args else None), "seed", 0)
         self.learned = learn(model, learns, self.objective.teachers(), seed=seed)
+        if sharded:
+            noted = sharding_note(self.sharded), *self.learned.notes
+            self.learned = replace(self.learned, notes=noted)
         self.losses: list[Tensor] = []  # of the batches since the last step
         callbacks = kwargs.pop("callbacks", None) or []
         first: TrainerCallback = ObjectiveCallback(self.objective, self.losses)
