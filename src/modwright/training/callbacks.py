@@ -212,7 +212,7 @@ class BestStateCallback(TrainerCallback):
             self.values = {int(step): value for step, value in told["values"].items()}
 
     def _keep(self, model: Any) -> None:
-        state = learning_state(model)
+        state = _whole(learning_state(model))
         if self.file is None:
             self.state = {name: tensor.detach().clone() for name, tensor in state.items()}
         elif distributed.is_main():
@@ -228,6 +228,10 @@ class BestStateCallback(TrainerCallback):
         with torch.no_grad():
             for name, tensor in best.items():
                 current[name].copy_(tensor)
+
+
+def _whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: distributed.whole(tensor) for name, tensor in state.items()}
 
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -259,12 +263,14 @@ class EMACallback(TrainerCallback):
                 if name not in self.mean or not tensor.is_floating_point():
                     self.mean[name] = tensor.detach().clone()
                 else:
-                    self.mean[name].lerp_(tensor, 1 - kept)
+                    mean = self.mean[name] = distributed.sharded_like(self.mean[name], tensor)
+                    mean.lerp_(tensor, 1 - kept)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        whole = self.whole()
         if not state.is_world_process_zero:
             return
-        whole = {name: tensor.contiguous() for name, tensor in self.mean.items()}
+        whole = {name: tensor.contiguous() for name, tensor in whole.items()}
         save_file(whole, Path(args.output_dir, f"checkpoint-{state.global_step}", _MEAN))
 
     def restore(self, checkpoint: Path) -> None:
@@ -273,11 +279,16 @@ class EMACallback(TrainerCallback):
             raise CheckpointError(f"{checkpoint} holds no mean of the weights")
         self.mean = load_file(checkpoint / _MEAN)
 
+    def whole(self) -> dict[str, Tensor]:
+        """The mean, its parts put together; all processes call it."""
+        return _whole(self.mean)
+
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Puts the mean into a model while the context lasts."""
         before = {name: tensor.clone() for name, tensor in learning_state(model).items()}
-        model.load_state_dict(self.mean, strict=False)
+        mean = {n: distributed.sharded_like(t, before[n]) for n, t in self.mean.items()}
+        model.load_state_dict(mean, strict=False)
         try:
             yield
         finally:
