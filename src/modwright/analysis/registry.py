@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 from modwright.analysis.finding import Finding
 from modwright.anatomy import Anatomy
@@ -211,7 +211,11 @@ def analyze(
     if asked.needs_data and subject.data is None:
         raise InvalidInputError(f"{asked.name} runs the model over data: pass token windows")
     found = asked.run(subject, directory=directory, progress=progress)
-    recipe = {"analysis": asked.name, "options": dataclasses.asdict(asked), "subject": subject.name}
+    recipe = {
+        "analysis": asked.name,
+        "options": dataclasses.asdict(cast(Any, asked)),
+        "subject": subject.name,
+    }
     if subject.data is not None:
         recipe["data"] = subject.data.recipe
     return dataclasses.replace(found, recipe={**recipe, **found.recipe})

@@ -18,6 +18,7 @@ from pydantic import Field
 from modwright.analysis.finding import Finding
 from modwright.anatomy import Anatomy
 from modwright.checkpoint import require_memory, weights_bytes
+from modwright.checkpoint.silence import silence_transformers
 from modwright.core.digest import sha256_of
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import set_eval
@@ -75,7 +76,7 @@ def untrained(model: Any, seed: int) -> Iterator[Anatomy]:
     require_memory(weights_bytes(model), "an untrained model beside this one")
     parameter = next(model.parameters())
     devices = [parameter.device] if parameter.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    with torch.random.fork_rng(devices=devices), silence_transformers():
         torch.manual_seed(seed)
         made = type(model)(copy.deepcopy(model.config))
     yield Anatomy.of(set_eval(made.to(parameter.device, parameter.dtype)))
@@ -92,6 +93,8 @@ def measured(
 
     Those that ``directory`` keeps from before are not measured again.
     """
+    if directory is not None:
+        directory.mkdir(parents=True, exist_ok=True)
     of_model = measure(anatomy, None if directory is None else directory / "model")
     others = []
     said = sha256_of(json.dumps(anatomy.config.to_dict(), sort_keys=True, default=str))
