@@ -52,6 +52,7 @@ class Chart:
             null = list(self.null) if isinstance(self.null, Sequence) else [self.null] * len(at)
             look = {"color": "#8d98a5", "linestyle": "--", "label": "null"}
             axes.plot(at[: len(null)] if several else at, null, **look)
+        axes.xaxis.get_major_locator().set_params(integer=not self.at)
         axes.set_xlabel(self.x)
         axes.set_ylabel(self.y)
         if self.log:

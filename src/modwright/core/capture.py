@@ -209,29 +209,34 @@ def token_positions(model: nn.Module) -> Iterator[Callable[[], Tensor]]:
         >>> seen
         [[[0, 1, 2]], [[3]]]
     """
-    now: dict[str, Any] = {}
+    now: list[Tensor] = []
 
     def see(name: str, call: Call) -> None:
-        now.update(tokens=first_tensor(call), given=call.kwargs)
+        now[:] = [_positions(call)]  # at once: a cache grows while the pass goes on
 
     def positions() -> Tensor:
-        if now.get("tokens") is None:
-            raise InvalidInputError("token_positions: no pass of the model is under way")
-        tokens, given = now["tokens"], now["given"]
-        count = tokens.shape[1]
-        mask, told = given.get("attention_mask"), given.get("position_ids")
-        if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= count:
-            real = mask.to(tokens.device).long()
-            at = (real.cumsum(1) - 1).masked_fill(real == 0, -1)
-            return at[:, at.shape[1] - count :]
-        if isinstance(told, Tensor) and told.dim() == 2:
-            return told.to(tokens.device).expand(len(tokens), count)
-        cache = given.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        return torch.arange(past, past + count, device=tokens.device).expand(len(tokens), count)
+        if not now:
+            raise InvalidInputError("token_positions: the model has not run")
+        return now[0]
 
     with on_forward({"model": model}, see, "input"):
         yield positions
+
+
+def _positions(call: Call) -> Tensor:
+    tokens, given = first_tensor(call), call.kwargs
+    if tokens is None:
+        raise InvalidInputError("token_positions: the model is called without tokens")
+    count = tokens.shape[1]
+    mask, told = given.get("attention_mask"), given.get("position_ids")
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= count:
+        real = mask.to(tokens.device).long()
+        return (real.cumsum(1) - 1).masked_fill(real == 0, -1)[:, mask.shape[1] - count :]
+    if isinstance(told, Tensor) and told.dim() == 2:
+        return told.to(tokens.device).expand(len(tokens), count)
+    cache = given.get("past_key_values")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    return torch.arange(past, past + count, device=tokens.device).expand(len(tokens), count)
 
 
 @contextmanager

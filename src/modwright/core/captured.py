@@ -87,7 +87,7 @@ def capture_batches(
 
     Raises:
         CheckpointError: the disk cannot hold what is to come, judged by the first batch; or the
-            directory holds batches of other data.
+            directory holds batches of other data, points or weights.
         InvalidInputError: a point that no tensor passes, or no batch.
 
     Example:
@@ -100,6 +100,7 @@ def capture_batches(
     folder = None if to is None else Path(to)
     count = len(batches) if isinstance(batches, Sized) else 0
     device = next(iter(model.parameters()), torch.empty(0)).device
+    weights = "" if folder is None else sha256_of(*(p for p in model.parameters()))
     held: list[Mapping[str, Tensor]] = []
     files: list[Path] = []
     lock: Any = nullcontext() if folder is None else alone_at(folder, str(to))
@@ -109,7 +110,8 @@ def capture_batches(
         for index, batch in enumerate(batches):
             inputs = dict(batch if isinstance(batch, Mapping) else batch.tensors())
             file = None if folder is None else folder / f"batch-{index:06d}.safetensors"
-            if file is None or not _stands(file, inputs, points):
+            about = {} if file is None else _about(inputs, points, weights)
+            if file is None or not _stands(file, about):
                 with capture(points, copy=True, device=None if file is None else "cpu") as seen:
                     model(**{name: value.to(device) for name, value in inputs.items()})
                 if silent := [name for name in points if name not in seen]:
@@ -117,7 +119,7 @@ def capture_batches(
                 if file is None:
                     held.append(dict(seen))
                 else:
-                    _write(file, seen, inputs, max(count - index, 1))
+                    _write(file, seen, about, max(count - index, 1))
             files += [] if file is None else [file]
             task.advance()
     if not held and not files:
@@ -125,19 +127,18 @@ def capture_batches(
     return Captured(tuple(held), tuple(files))
 
 
-def _write(file: Path, seen: Mapping[str, Tensor], inputs: Mapping[str, Tensor], left: int) -> None:
+def _write(file: Path, seen: Mapping[str, Tensor], about: dict[str, str], left: int) -> None:
     """One batch; refused where the disk cannot hold as many more as are left."""
     from safetensors.torch import save_file
 
     size = sum(value.numel() * value.element_size() for value in seen.values())
     require_space(file.parent, left * size, f"capturing {left} batches")
     tensors = {name: value.contiguous() for name, value in seen.items()}
-    about = {"inputs": _digest(inputs), "points": " ".join(sorted(seen))}
     with writing(file.parent):
         write_file(file, lambda partial: save_file(tensors, partial, about), kept_in=file.parent)
 
 
-def _stands(file: Path, inputs: Mapping[str, Tensor], points: Mapping[str, HookPoint]) -> bool:
+def _stands(file: Path, about: dict[str, str]) -> bool:
     """Whether a batch is there from before; one of something else is refused."""
     from safetensors import SafetensorError, safe_open
 
@@ -148,12 +149,15 @@ def _stands(file: Path, inputs: Mapping[str, Tensor], points: Mapping[str, HookP
             found = stored.metadata()
     except (OSError, SafetensorError):
         return False
-    if found != {"inputs": _digest(inputs), "points": " ".join(sorted(points))}:
+    if found != about:
         raise CheckpointError(
-            f"{str(file.parent)!r} holds batches of other data or points; name another directory"
+            f"{str(file.parent)!r} holds batches of other data, points or weights; name another "
+            "directory"
         )
     return True
 
 
-def _digest(inputs: Mapping[str, Tensor]) -> str:
-    return sha256_of(*(part for pair in sorted(inputs.items()) for part in pair))
+def _about(inputs: Mapping[str, Tensor], points: Iterable[str], weights: str) -> dict[str, str]:
+    """What a file of a batch says that it is of."""
+    given = sha256_of(*(part for pair in sorted(inputs.items()) for part in pair))
+    return {"inputs": given, "points": " ".join(sorted(points)), "weights": weights}
