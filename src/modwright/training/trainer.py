@@ -71,7 +71,12 @@ class ObjectiveTrainer(Trainer):
         seed = getattr(kwargs.get("args", args[0] if args else None), "seed", 0)
         masks = MaskCallback(model)
         learned = learn(model, learns, self.objective.teachers(), seed=seed)
-        self.learned = replace(learned, finish=lambda: (learned.finish(), masks.apply())[1])
+
+        def finish() -> None:
+            learned.finish()
+            masks.apply()
+
+        self.learned = replace(learned, finish=finish)
         self.losses: list[Tensor] = []  # of the batches since the last step
         callbacks = kwargs.pop("callbacks", None) or []
         first: TrainerCallback = ObjectiveCallback(self.objective, self.losses)
