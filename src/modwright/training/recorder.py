@@ -36,7 +36,7 @@ class Recorder(TrainerCallback):
     Args:
         file: of a :class:`~modwright.calibration.trajectory.Trajectory`, with the suffix
             .safetensors.
-        quantities: see :func:`at_points` and :func:`of_parameters`; a function of one's own will do.
+        quantities: :func:`at_points`, :func:`of_parameters`, or a function of one's own.
         every: steps between two records behind ``dense``.
         dense: powers of two are recorded up to here.
         force: a training from the start may replace the file.
