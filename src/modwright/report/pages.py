@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from modwright.report.data import Report
 from modwright.report.document import Block, Cell, Table, sections, subtitle
 
-__all__ = ["fenced", "inline", "markdown", "render_html", "render_markdown"]
+__all__ = ["fenced", "html_page", "inline", "markdown", "render_html", "render_markdown"]
 
 _SPECIAL = re.compile(r"([\\`*_\[\]|#~$])")
 
@@ -22,9 +22,14 @@ def render_html(report: Report) -> str:
         >>> page.startswith("<!doctype html>"), "<link" in page
         (True, False)
     """
-    import jinja2
-
     from modwright.report.plots import plots
+
+    return html_page(report.title, subtitle(report), sections(report, plots(report)))
+
+
+def html_page(title: str, subtitle: str, sections: Iterable[Block]) -> str:
+    """A page of sections as one HTML file."""
+    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("modwright.report", ""),
@@ -34,7 +39,7 @@ def render_html(report: Report) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template("template.html.j2").render(
-        title=report.title, subtitle=subtitle(report), sections=sections(report, plots(report))
+        title=title, subtitle=subtitle, sections=sections
     )
 
 

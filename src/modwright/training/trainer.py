@@ -18,7 +18,7 @@ from modwright.core import distributed
 from modwright.core.compat.torch import on_tensors_of
 from modwright.core.errors import InvalidInputError
 from modwright.training.batches import inputs_of, logits_of, unwrapped
-from modwright.training.callbacks import NoStepLeft, NotFinite, ObjectiveCallback
+from modwright.training.callbacks import MaskCallback, NoStepLeft, NotFinite, ObjectiveCallback
 from modwright.training.learning import Learns, learn
 from modwright.training.objectives.base import Objective, as_objective
 from modwright.training.objectives.next_token import UNASKED
@@ -80,14 +80,19 @@ class ObjectiveTrainer(Trainer):
         self.shards: Sharded | None = None
         self.left_at: int | None = None  # the step of the state that a model in parts fell back to
         seed = getattr(kwargs.get("args", args[0] if args else None), "seed", 0)
-        self.learned = learn(model, learns, self.objective.teachers(), seed=seed)
-        if sharded:
-            noted = sharding_note(self.sharded), *self.learned.notes
-            self.learned = replace(self.learned, notes=noted)
+        masks = MaskCallback(model)
+        learned = learn(model, learns, self.objective.teachers(), seed=seed)
+        noted = [sharding_note(self.sharded)] if sharded else []
+
+        def finish() -> None:
+            learned.finish()
+            masks.apply()
+
+        self.learned = replace(learned, notes=(*noted, *learned.notes), finish=finish)
         self.losses: list[Tensor] = []  # of the batches since the last step
         callbacks = kwargs.pop("callbacks", None) or []
         first: TrainerCallback = ObjectiveCallback(self.objective, self.losses)
-        super().__init__(model, *args, callbacks=[first, *callbacks], **kwargs)
+        super().__init__(model, *args, callbacks=[first, masks, *callbacks], **kwargs)
         self.one_cycle = one_cycle
         self.averaged: Callable[[Any], AbstractContextManager[None]] = lambda model: nullcontext()
         self.loss_only = False  # of the evaluation that is going on
