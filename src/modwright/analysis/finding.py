@@ -20,7 +20,7 @@ F = TypeVar("F", bound="Finding")
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over layers, steps and the like; :meth:`draw` is overridden for other pictures.
+    """Lines over layers, steps and the like; :meth:`draw` is overridden for other figures.
 
     Attributes:
         title, caption: its heading, and how it is read.

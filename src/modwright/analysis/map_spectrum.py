@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,9 +65,10 @@ class SpectrumAnalysis(Untrained, Analysis):
         self, subject: Subject, *, directory: Path | None = None, progress: Progress = SILENT
     ) -> MapSpectra:
         def measure(anatomy: Anatomy, folder: Path | None) -> dict[str, list[float | None]]:
+            reads: Any = anatomy.family.inputs()
             points = {str(block.index): block.resid_post for block in anatomy.blocks}
             found = capture_batches(anatomy.model, subject.data or (), points)
-            maps = (_maps(found[name], anatomy.family.inputs()) for name in points)
+            maps = (_maps(found[name], reads) for name in points)
             return {"high": [None if x is None else float(band_energy(x)[-1]) for x in maps]}
 
         shares, others = measured(subject.anatomy, measure, self.untrained, directory, progress)

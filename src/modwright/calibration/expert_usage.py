@@ -64,7 +64,7 @@ class ExpertUsage:
     counts: Mapping[str, Tensor]
     tokens: int
 
-    def share(self, address: str) -> Tensor:
+    def shares(self, address: str) -> Tensor:
         """(N,): the share of tokens that used each expert of an MLP."""
         return self.counts[address] / self.tokens
 

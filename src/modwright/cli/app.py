@@ -29,7 +29,7 @@ def _version(shown: bool) -> None:
 
 
 def build(arguments: Sequence[str] = ()) -> Any:
-    """The command tree, for ``arguments`` that begin with a command.
+    """The command tree, for ``arguments`` that name a command.
 
     Methods become subcommands of ``edit``, analyses of ``analyze``, only when they are asked for.
     """
@@ -76,11 +76,11 @@ def build(arguments: Sequence[str] = ()) -> Any:
         "beside what nothing would give. An analysis' --help lists its options.",
         epilog="Example: modwright analyze stream_mean smollm2-135m -o out/mean",
     )
-    if "edit" in arguments[:1]:
+    if "edit" in arguments:
         from modwright.cli.edit import add_methods
 
         add_methods(edit)
-    if "analyze" in arguments[:1]:
+    if "analyze" in arguments:
         from modwright.cli.analyze import add_analyses
 
         add_analyses(look)

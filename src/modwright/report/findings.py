@@ -6,7 +6,8 @@ import io
 import json
 from pathlib import Path
 
-from matplotlib import cycler, rc_context
+from cycler import cycler
+from matplotlib import rc_context
 
 from modwright.analysis import ANALYSES, Chart, Finding
 from modwright.core.errors import InvalidInputError

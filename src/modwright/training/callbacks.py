@@ -19,10 +19,12 @@ from modwright.core.errors import CheckpointError
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
 from modwright.core.progress import Progress, Task
+from modwright.edits.masks import masked_parameters
 from modwright.training.objectives.base import Objective
 
 __all__ = ["BestStateCallback", "EMACallback", "EpochCallback", "LastLogCallback", "NoStepLeft"]
 __all__ += [
+    "MaskCallback",
     "NoStepLeftCallback",
     "NotFinite",
     "ObjectiveCallback",
@@ -95,6 +97,34 @@ def _norms(model: nn.Module) -> list[Tensor]:
             by_mesh.setdefault(mesh, []).append(parameter.grad)
     norms: list[Any] = [torch.nn.utils.get_total_norm(grads) for grads in by_mesh.values()]
     return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+
+
+class MaskCallback(TrainerCallback):
+    """Keeps the zeros of masked weights zero, whatever the optimizer does; behind every step.
+
+    Averages of the weights then have the same zeros, and so have adapters that are merged.
+
+    Args:
+        model: that is trained, before adapters are put into it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.keep = {n: tensor.detach() != 0 for n, tensor in masked_parameters(model).items()}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for name in self.keep.keys() & dict(self.model.named_parameters()).keys():
+            self.keep[name] = self.model.get_parameter(name).detach() != 0  # perhaps sharded now
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.apply()
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Sets the masked numbers to zero in place; what stands in adapters waits for its end."""
+        there = dict(self.model.named_parameters()) if self.keep else {}
+        for name in self.keep.keys() & there.keys():
+            there[name].mul_(self.keep[name])
 
 
 class EpochCallback(TrainerCallback):

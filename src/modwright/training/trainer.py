@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 
 from modwright.core.errors import InvalidInputError
 from modwright.training.batches import inputs_of, logits_of, unwrapped
-from modwright.training.callbacks import ObjectiveCallback
+from modwright.training.callbacks import MaskCallback, ObjectiveCallback
 from modwright.training.learning import Learns, learn
 from modwright.training.objectives.base import Objective, as_objective
 from modwright.training.objectives.next_token import UNASKED
@@ -68,11 +69,18 @@ class ObjectiveTrainer(Trainer):
         self.parametrization = parametrization_of(parametrization, objective)
         self.objective.prepare(model)
         seed = getattr(kwargs.get("args", args[0] if args else None), "seed", 0)
-        self.learned = learn(model, learns, self.objective.teachers(), seed=seed)
+        masks = MaskCallback(model)
+        learned = learn(model, learns, self.objective.teachers(), seed=seed)
+
+        def finish() -> None:
+            learned.finish()
+            masks.apply()
+
+        self.learned = replace(learned, finish=finish)
         self.losses: list[Tensor] = []  # of the batches since the last step
         callbacks = kwargs.pop("callbacks", None) or []
         first: TrainerCallback = ObjectiveCallback(self.objective, self.losses)
-        super().__init__(model, *args, callbacks=[first, *callbacks], **kwargs)
+        super().__init__(model, *args, callbacks=[first, masks, *callbacks], **kwargs)
         self.one_cycle = one_cycle
         self.averaged: Callable[[Any], AbstractContextManager[None]] = lambda model: nullcontext()
         self.loss_only = False  # of the evaluation that is going on
