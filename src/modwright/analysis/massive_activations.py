@@ -1,0 +1,483 @@
+"""The few values of the residual stream that are thousands of times larger than the rest.
+
+Detection and intervention follow arXiv 2402.17762, which arXiv 2508.03616 builds on. Indices count
+from 0; h_l (T, d) is the stream behind block l, of one sequence, in float32 or what is finer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modwright.analysis.finding import Chart, Finding
+from modwright.analysis.registry import Analysis, Subject, analysis
+from modwright.anatomy import Anatomy
+from modwright.core.capture import (
+    HookPoint,
+    StopForward,
+    eager_attention,
+    intervene,
+    on_tensors,
+    token_positions,
+)
+from modwright.core.errors import InvalidInputError
+from modwright.core.modes import eval_mode
+from modwright.core.progress import SILENT, Progress
+from modwright.metrics.forward import require_causal, require_vocabulary
+
+__all__ = ["Entry", "MassiveActivations", "MassiveReport", "detect_massive", "intervention_table"]
+__all__ += ["mean_activations", "set_activations"]
+
+Pairs = Mapping[tuple[int, int], float]
+"""(position, dimension) -> what is put there."""
+
+_TINY = 1e-12
+_CONTROLS = 10
+_ELSEWHERE = 5  # positions further on: where the same dimension is a control
+
+
+class Entry(NamedTuple):
+    """One massive activation; ``position`` counts from the first real token."""
+
+    sequence: int
+    layer: int
+    position: int
+    dimension: int
+    value: float
+    ratio: float
+    token: int | None = None
+
+
+@dataclass(frozen=True)
+class MassiveReport:
+    """What the streams of some sequences hold.
+
+    Attributes:
+        stats: (sequences, 4, L): the three largest of abs(h), and its median (the lower one).
+        peaks: of each layer (sequences, d), the largest abs(h) of every dimension.
+        entries: the massive ones, by sequence, layer, position and dimension.
+        sinks: of each layer, the mean attention probability on the first position; None where
+            attention weights cannot be read.
+    """
+
+    stats: Tensor
+    peaks: tuple[Tensor, ...]
+    entries: tuple[Entry, ...]
+    sinks: tuple[float | None, ...]
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dimensions with a massive entry: what pruning by magnitude may want to leave out."""
+        return tuple(sorted({entry.dimension for entry in self.entries}))
+
+    @property
+    def emergence(self) -> int | None:
+        """The first layer with a massive entry."""
+        return min((entry.layer for entry in self.entries), default=None)
+
+    def ratios(self, layer: int) -> Tensor:
+        """(d,) largest of every dimension beside the median, averaged over sequences."""
+        return (self.peaks[layer] / self.stats[:, 3, layer, None].clamp(min=_TINY)).mean(0)
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(position, dimension) of the first layer that most sequences have one at."""
+        here = [e for e in self.entries if e.layer == self.emergence]
+        seen = [(e.position, e.dimension) for e in here]
+        return tuple(sorted(p for p in set(seen) if 2 * seen.count(p) > len(self.stats)))
+
+
+def _rows(batches: Iterable[Any], device: torch.device) -> Iterator[dict[str, Tensor]]:
+    """Sequences one by one, without their padding."""
+    for batch in batches:
+        given = dict(batch if isinstance(batch, Mapping) else batch.tensors())
+        mask = given.get("attention_mask")
+        for number in range(len(next(iter(given.values())))):
+            row = {n: value[number : number + 1].to(device) for n, value in given.items()}
+            if isinstance(mask, Tensor) and mask.dim() == 2:
+                real = mask[number].bool().to(device)
+                row = {n: v[:, real] if v.shape[1:2] == real.shape else v for n, v in row.items()}
+            yield row
+
+
+def detect_massive(
+    model: nn.Module | Anatomy,
+    batches: Iterable[Any],
+    *,
+    absolute: float = 100.0,
+    relative: float = 1000.0,
+    sink_from: int = 16,
+    progress: Progress = SILENT,
+) -> MassiveReport:
+    """Finds values above ``absolute`` and at least ``relative`` times the median of their state.
+
+    Args:
+        model: it is left as it is.
+        batches: for each pass the model's keyword arguments, or batches of calibration data; a
+            sequence has two positions or more.
+        sink_from: the first query position that counts for attention sinks.
+        progress: told of the sequences.
+
+    Raises:
+        InvalidInputError: no block, no batch, or too short a sequence.
+
+    Example:
+        >>> import modwright
+        >>> model = modwright.open("preset:tiny-llama").model
+        >>> found = detect_massive(model, [{"input_ids": torch.arange(1, 21)[None]}])
+        >>> tuple(found.stats.shape), found.dims, found.emergence
+        ((1, 4, 4), (), None)
+    """
+    anatomy = Anatomy.of(model)
+    blocks = anatomy.blocks
+    if not blocks:
+        raise InvalidInputError("massive activations: the model has no blocks")
+    stats: list[Tensor] = []
+    peaks: list[list[Tensor]] = [[] for _ in blocks]
+    entries: list[Entry] = []
+    row: dict[str, Tensor] = {}
+    sinks = _Sinks(len(blocks), sink_from)
+
+    def see(layer: int, stream: Tensor) -> None:
+        state = stream.reshape(-1, stream.shape[-1])
+        state = state if state.dtype == torch.float64 else state.float()
+        if len(state) < 2:
+            raise InvalidInputError("massive activations: a sequence has two positions or more")
+        size = state.abs()
+        median = size.median()
+        top = size.flatten().topk(3).values
+        stats[-1][:, layer] = torch.cat([top, median[None]]).cpu()
+        peaks[layer].append(size.amax(0).cpu())
+        ids = row.get("input_ids")
+        massive = (size > absolute) & (size >= relative * median)
+        for position, dimension in massive.nonzero().tolist():
+            token = None if ids is None else int(ids[0, position])
+            value = float(state[position, dimension])
+            ratio = abs(value) / max(float(median), _TINY)
+            entries.append(Entry(len(stats) - 1, layer, position, dimension, value, ratio, token))
+
+    streams = dict(enumerate(block.resid_post for block in blocks))
+    with (
+        eval_mode(anatomy.model),
+        torch.no_grad(),
+        eager_attention(anatomy.model),
+        on_tensors(streams, see),
+        on_tensors(_weights(anatomy), sinks.see),
+        progress.phase("massive activations", 0) as task,
+    ):
+        for row in _rows(batches, _device(anatomy)):
+            stats.append(torch.zeros(4, len(blocks), dtype=torch.float64))
+            anatomy.model(**row)
+            task.advance()
+    if not stats:
+        raise InvalidInputError("massive activations: there is no batch to look at")
+    return MassiveReport(
+        torch.stack(stats), tuple(map(torch.stack, peaks)), tuple(entries), sinks.means()
+    )
+
+
+class _Sinks:
+    """Mean attention probability on the first position, layer by layer."""
+
+    def __init__(self, layers: int, start: int) -> None:
+        self.start = start
+        self.seen: list[list[float]] = [[] for _ in range(layers)]
+
+    def see(self, layer: int, weights: Tensor) -> None:
+        """Weights (1, H, t, s)."""
+        if weights.dim() == 4 and weights.shape[2] > self.start:
+            self.seen[layer].append(float(weights[:, :, self.start :, 0].double().mean()))
+
+    def means(self) -> tuple[float | None, ...]:
+        return tuple(sum(one) / len(one) if one else None for one in self.seen)
+
+
+def _weights(anatomy: Anatomy) -> dict[int, HookPoint]:
+    found = ((b.index, getattr(b.at("attention"), "weights", None)) for b in anatomy.blocks)
+    return {index: point for index, point in found if isinstance(point, HookPoint)}
+
+
+def _device(anatomy: Anatomy) -> torch.device:
+    return next(anatomy.model.parameters()).device
+
+
+@contextmanager
+def set_activations(model: nn.Module | Anatomy, layer: int, values: Pairs) -> Iterator[None]:
+    """Puts numbers into the stream behind a block, in every sequence, while the block lasts.
+
+    Args:
+        model: decoding with a cache has the same result as without one. Afterwards it is as it was.
+        layer: the block.
+        values: (position, dimension) -> number; positions count from the first real token.
+
+    Raises:
+        InvalidInputError: a layer, position or dimension that there is not, the last while it runs.
+
+    Example:
+        >>> import modwright
+        >>> opened = modwright.open("preset:tiny-llama")
+        >>> with set_activations(opened.model, 1, {(0, 7): 0.0}):
+        ...     answer = opened.model(input_ids=torch.ones(1, 5, dtype=torch.long))
+    """
+    anatomy = Anatomy.of(model)
+    point = _stream(anatomy, layer)
+    if any(position < 0 or dimension < 0 for position, dimension in values):
+        raise InvalidInputError("positions and dimensions of activations count from 0")
+
+    def put(h: Tensor) -> Tensor:
+        at = where().to(h.device)
+        for (position, dimension), value in values.items():
+            if dimension >= h.shape[-1]:
+                raise InvalidInputError(f"the stream has {h.shape[-1]} dimensions, no {dimension}")
+            h[..., dimension] = h[..., dimension].masked_fill(at == position, value)
+        return h
+
+    with token_positions(anatomy.model) as where, intervene(point, put):
+        yield
+
+
+def _stream(anatomy: Anatomy, layer: int) -> HookPoint:
+    if not 0 <= layer < len(anatomy.blocks):
+        raise InvalidInputError(f"the model has {len(anatomy.blocks)} blocks, no block {layer}")
+    return anatomy.blocks[layer].resid_post
+
+
+def mean_activations(
+    model: nn.Module | Anatomy,
+    layer: int,
+    positions: Sequence[int],
+    batches: Iterable[Any],
+    progress: Progress = SILENT,
+) -> dict[int, Tensor]:
+    """The mean (d,) over sequences of the stream behind a block, at each of some positions.
+
+    Raises:
+        InvalidInputError: there is no such block, or no sequence that is long enough.
+    """
+    anatomy = Anatomy.of(model)
+    found: dict[int, list[Tensor]] = {position: [] for position in positions}
+
+    def see(name: str, stream: Tensor) -> None:
+        for position in found.keys() & set(range(stream.shape[1])):
+            found[position].append(stream[0, position].double())
+        raise StopForward  # what comes after the block is not needed
+
+    with (
+        eval_mode(anatomy.model),
+        torch.no_grad(),
+        on_tensors({"stream": _stream(anatomy, layer)}, see),
+        progress.phase("mean activations", 0) as task,
+    ):
+        for row in _rows(batches, _device(anatomy)):
+            with suppress(StopForward):
+                anatomy.model(**row)
+            task.advance()
+    if missing := [position for position, rows in found.items() if not rows]:
+        raise InvalidInputError(f"no sequence of the calibration has a position {missing[0]}")
+    return {position: torch.stack(rows).mean(0) for position, rows in found.items()}
+
+
+def intervention_table(
+    model: nn.Module | Anatomy,
+    batches: Iterable[Any],
+    calibration: Iterable[Any],
+    report: MassiveReport,
+    *,
+    seed: int = 0,
+    progress: Progress = SILENT,
+) -> dict[str, float]:
+    """Perplexities: as it is, massive activations as zero and as their mean, and controls.
+
+    They are set behind the block where they emerge. Controls are ten random dimensions and the ten
+    next largest at the same position, and the same dimension at another position, all to zero.
+
+    Args:
+        model: a causal language model.
+        batches: what perplexity is measured on.
+        calibration: other sequences, which means are taken of.
+        report: what was detected.
+
+    Raises:
+        InvalidInputError: it is no causal language model.
+    """
+    anatomy, kept, pairs = Anatomy.of(model), list(batches), report.pairs()
+    layer = report.emergence
+    if layer is None or not pairs:
+        return {}
+    means = mean_activations(
+        anatomy, layer, sorted({p for p, _ in pairs}), calibration, progress=progress
+    )
+    first, dims = pairs[0][0], {dimension for _, dimension in pairs}
+    others = [d for d in means[first].abs().argsort(descending=True).tolist() if d not in dims]
+    drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).tolist()
+    arms: dict[str, Pairs] = {
+        "intact": {},
+        "zero": dict.fromkeys(pairs, 0.0),
+        "mean": {(p, d): float(means[p][d]) for p, d in pairs},
+        "random dimensions": {(first, others[i]): 0.0 for i in drawn[:_CONTROLS]},
+        "next largest dimensions": {(first, d): 0.0 for d in others[:_CONTROLS]},
+        "another position": {(p + _ELSEWHERE, d): 0.0 for p, d in pairs},
+    }
+    found = {}
+    with progress.phase("interventions", len(arms)) as task:
+        for name, values in arms.items():
+            with set_activations(anatomy, layer, values):
+                found[name] = _perplexity(anatomy, kept)
+            task.advance()
+    return found
+
+
+def _perplexity(anatomy: Anatomy, batches: list[Any]) -> float:
+    """Over all tokens that have one before them."""
+    require_vocabulary(anatomy.model, "interventions measure perplexity")
+    total, count = 0.0, 0
+    with eval_mode(anatomy.model), torch.no_grad():
+        for row in _rows(batches, _device(anatomy)):
+            ids = row["input_ids"][0]
+            logits = anatomy.model(**row, use_cache=False).logits[0, :-1]
+            total += float(F.cross_entropy(logits.float(), ids[1:], reduction="sum"))
+            count += len(ids) - 1
+    return math.exp(min(total / count, 700.0))
+
+
+@dataclass(frozen=True)
+class _Bars(Chart):
+    """One bar for each label."""
+
+    def draw(self, axes: Any) -> None:
+        names = list(self.series)
+        axes.barh(names, [self.series[name][0] for name in names])
+        axes.set_xlabel(self.y)
+        axes.set_xscale("log")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MassiveFinding(Finding):
+    """Which dimensions are massive, where, and what the model is without them.
+
+    Attributes:
+        dims: massive dimensions.
+        emergence: the first layer with a massive entry.
+        pairs: (position, dimension) that most sequences have one at, there.
+        largest, next_largest, random: of each layer the ratio to the median of the largest
+            dimension, of the largest that is not massive, and the mean of all those.
+        top1, median: of each layer, averaged over sequences.
+        sinks: mean attention probability on the first position.
+        entries: how many sequences have a massive entry in each layer.
+        perplexities: as :func:`intervention_table` gives them.
+    """
+
+    dims: tuple[int, ...]
+    emergence: int | None
+    pairs: tuple[tuple[int, int], ...]
+    largest: tuple[float, ...]
+    next_largest: tuple[float, ...]
+    random: tuple[float, ...]
+    top1: tuple[float, ...]
+    median: tuple[float, ...]
+    sinks: tuple[float | None, ...]
+    entries: tuple[int, ...]
+    perplexities: dict[str, float]
+
+    def charts(self) -> list[Chart]:
+        """Ratios and sizes by layer, and perplexities."""
+        names = ("largest", "next_largest", "random")
+        ratios = {name.replace("_", " "): getattr(self, name) for name in names}
+        sizes = {"largest": self.top1, "median": self.median}
+        told = "Behind each block, averaged over sequences; dashed: the null."
+        found = [
+            Chart("Largest value beside the median", told, "block", "ratio", ratios, self.null,
+                  log=True),
+            Chart("Largest value and median", "Behind each block.", "block", "size", sizes,
+                  log=True),
+        ]  # fmt: skip
+        bars = {name: [value] for name, value in self.perplexities.items()}
+        title = "Perplexity with activations set to zero, or to their mean"
+        return found + ([_Bars(title, "All at one block.", "", "perplexity", bars)] if bars else [])
+
+    def lines(self) -> list[str]:
+        """Places, and perplexities."""
+        if self.emergence is None:
+            return ["  no massive activation"]
+        places = (
+            ", ".join(f"dimension {d} at position {p}" for p, d in self.pairs) or "no one place"
+        )
+        layers = [layer for layer, count in enumerate(self.entries) if count]
+        said = [f"  blocks {layers[0]} to {layers[-1]}; behind the first: {places}"]
+        return said + [f"  {name}: perplexity {v:.5g}" for name, v in self.perplexities.items()]
+
+
+@analysis(
+    "massive_activations",
+    finding=MassiveFinding,
+    value="the largest activation in multiples of the median of its state",
+    null="the rule's limit, or the largest of the dimensions that are not massive",
+    paper="massive-activations",
+)
+@dataclass(frozen=True)
+class MassiveActivations(Analysis):
+    """Values thousands of times larger than the rest, and what the model is without them.
+
+    Attributes:
+        sequences: how many statistics and perplexities are taken of.
+        calibration: how many of the next ones means are taken of.
+        absolute, relative: a massive value is above the first, and so many times the median.
+        interventions: whether perplexities are measured, of causal language models.
+    """
+
+    sequences: Annotated[int, Field(ge=1)] = 3
+    calibration: Annotated[int, Field(ge=1)] = 8
+    absolute: Annotated[float, Field(gt=0)] = 100.0
+    relative: Annotated[float, Field(gt=1)] = 1000.0
+    interventions: bool = True
+
+    def unsupported(self, subject: Subject) -> str | None:
+        return None if subject.anatomy.blocks else "has no blocks"
+
+    def run(
+        self, subject: Subject, *, directory: Path | None = None, progress: Progress = SILENT
+    ) -> MassiveFinding:
+        anatomy = subject.anatomy
+        rows = list(islice(_rows(subject.data or (), _device(anatomy)), self.sequences
+                           + self.calibration))  # fmt: skip
+        measured, others = rows[: self.sequences], rows[self.sequences :]
+        limits = {"absolute": self.absolute, "relative": self.relative}
+        report = detect_massive(anatomy, measured, **limits, progress=progress)
+        perplexities = {}
+        if self.interventions and report.dims and "input_ids" in rows[0]:
+            require_causal(anatomy.model, "interventions need a causal language model")
+            perplexities = intervention_table(
+                anatomy, measured, others or measured, report, progress=progress
+            )
+        ratios = [report.ratios(layer) for layer in range(len(report.peaks))]
+        usual = [r[[d not in report.dims for d in range(len(r))]] for r in ratios]
+        largest = tuple(float(r.max()) for r in ratios)
+        following = tuple(float(r.max()) for r in usual)
+        stats = report.stats.mean(0)
+        layers = [
+            {e.sequence for e in report.entries if e.layer == at} for at in range(len(ratios))
+        ]
+        return MassiveFinding(
+            value=max(largest),
+            null=max(self.relative, *following),
+            dims=report.dims,
+            emergence=report.emergence,
+            pairs=report.pairs(),
+            largest=largest,
+            next_largest=following,
+            random=tuple(float(r.mean()) for r in usual),
+            top1=tuple(stats[0].tolist()),
+            median=tuple(stats[3].tolist()),
+            sinks=report.sinks,
+            entries=tuple(map(len, layers)),
+            perplexities=perplexities,
+        )
