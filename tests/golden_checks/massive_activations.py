@@ -16,7 +16,8 @@ from modwright.analysis.massive_activations import (
 )
 from modwright.analysis.trajectory_fit import fit_trajectory
 
-TOLERANCE = 1e-9
+# The model is in float64, but its norms, rotary positions and eager softmax round to float32.
+TOLERANCE = 1e-6
 
 
 def check(case: GoldenCase) -> None:

@@ -33,7 +33,7 @@ from modwright.core.capture import (
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
 from modwright.core.progress import SILENT, Progress
-from modwright.metrics.forward import require_causal, require_vocabulary
+from modwright.metrics.forward import require_causal
 
 __all__ = ["Entry", "MassiveActivations", "MassiveReport", "detect_massive", "intervention_table"]
 __all__ += ["mean_activations", "set_activations"]
@@ -65,7 +65,7 @@ class MassiveReport:
     Attributes:
         stats: (sequences, 4, L): the three largest of abs(h), and its median (the lower one).
         peaks: of each layer (sequences, d), the largest abs(h) of every dimension.
-        entries: the massive ones, by sequence, layer, position and dimension.
+        entries: the massive ones, by layer, sequence, position and dimension.
         sinks: of each layer, the mean attention probability on the first position; None where
             attention weights cannot be read.
     """
@@ -169,17 +169,19 @@ def detect_massive(
     with (
         eval_mode(anatomy.model),
         torch.no_grad(),
-        eager_attention(anatomy.model),
-        on_tensors(streams, see),
-        on_tensors(_weights(anatomy), sinks.see),
         progress.phase("massive activations", 0) as task,
     ):
         for row in _rows(batches, _device(anatomy)):
             stats.append(torch.zeros(4, len(blocks), dtype=torch.float64))
-            anatomy.model(**row)
+            with on_tensors(streams, see):
+                anatomy.model(**row)
+            # A pass of its own: eager attention may round softmax, and the stream with it.
+            with eager_attention(anatomy.model), on_tensors(_weights(anatomy), sinks.see):
+                anatomy.model(**row)
             task.advance()
     if not stats:
         raise InvalidInputError("massive activations: there is no batch to look at")
+    entries.sort(key=lambda entry: (entry.layer, *entry[:1], *entry[2:4]))
     return MassiveReport(
         torch.stack(stats), tuple(map(torch.stack, peaks)), tuple(entries), sinks.means()
     )
@@ -338,7 +340,6 @@ def intervention_table(
 
 def _perplexity(anatomy: Anatomy, batches: list[Any]) -> float:
     """Over all tokens that have one before them."""
-    require_vocabulary(anatomy.model, "interventions measure perplexity")
     total, count = 0.0, 0
     with eval_mode(anatomy.model), torch.no_grad():
         for row in _rows(batches, _device(anatomy)):
@@ -454,7 +455,8 @@ class MassiveActivations(Analysis):
         report = detect_massive(anatomy, measured, **limits, progress=progress)
         perplexities = {}
         if self.interventions and report.dims and "input_ids" in rows[0]:
-            require_causal(anatomy.model, "interventions need a causal language model")
+            with eval_mode(anatomy.model), torch.no_grad():
+                require_causal(anatomy.model, "interventions measure perplexity")
             perplexities = intervention_table(
                 anatomy, measured, others or measured, report, progress=progress
             )
