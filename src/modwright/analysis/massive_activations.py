@@ -359,6 +359,7 @@ class _Bars(Chart):
         axes.barh(names, [self.series[name][0] for name in names])
         axes.set_xlabel(self.y)
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")  # powers would need mathematical text
 
 
 @dataclass(frozen=True, kw_only=True)
