@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from golden_checks import GoldenCase
-from modwright.analysis.massive_activations import (
+from modwright.analysis.massive_values import (
     detect_massive,
     mean_activations,
     set_activations,
