@@ -89,7 +89,7 @@ def _perplexity(anatomy: Anatomy, batches: list[Any]) -> float:
     """Over all tokens that have one before them."""
     total, count = 0.0, 0
     with eval_mode(anatomy.model), torch.no_grad():
-        for row in rows_of(batches, anatomy.model.device):
+        for row in rows_of(batches, anatomy):
             ids = row["input_ids"][0]
             logits = anatomy.model(**row, use_cache=False).logits[0, :-1]
             total += float(F.cross_entropy(logits.float(), ids[1:], reduction="sum"))
@@ -196,7 +196,7 @@ class MassiveActivations(Analysis):
         self, subject: Subject, *, directory: Path | None = None, progress: Progress = SILENT
     ) -> MassiveFinding:
         anatomy = subject.anatomy
-        rows = list(islice(rows_of(subject.data or (), anatomy.model.device), self.sequences
+        rows = list(islice(rows_of(subject.data or (), anatomy), self.sequences
                            + self.calibration))  # fmt: skip
         measured, others = rows[: self.sequences], rows[self.sequences :]
         report = detect_massive(

@@ -86,8 +86,9 @@ class MassiveReport:
         return tuple(sorted(p for p in set(seen) if 2 * seen.count(p) > len(self.stats)))
 
 
-def rows_of(batches: Iterable[Any], device: torch.device) -> Iterator[dict[str, Tensor]]:
-    """Sequences one by one, without their padding."""
+def rows_of(batches: Iterable[Any], anatomy: Anatomy) -> Iterator[dict[str, Tensor]]:
+    """Sequences one by one, without their padding, where the model is."""
+    device = next(anatomy.model.parameters()).device
     for batch in batches:
         given = dict(batch if isinstance(batch, Mapping) else batch.tensors())
         mask = given.get("attention_mask")
@@ -161,7 +162,7 @@ def detect_massive(
         torch.no_grad(),
         progress.phase("massive activations", 0) as task,
     ):
-        for row in rows_of(batches, _device(anatomy)):
+        for row in rows_of(batches, anatomy):
             stats.append(torch.zeros(4, len(blocks), dtype=torch.float64))
             with on_tensors(streams, see):
                 anatomy.model(**row)
@@ -196,10 +197,6 @@ class _Sinks:
 def _weights(anatomy: Anatomy) -> dict[int, HookPoint]:
     found = ((b.index, getattr(b.at("attention"), "weights", None)) for b in anatomy.blocks)
     return {index: point for index, point in found if isinstance(point, HookPoint)}
-
-
-def _device(anatomy: Anatomy) -> torch.device:
-    return next(anatomy.model.parameters()).device
 
 
 @contextmanager
@@ -269,7 +266,7 @@ def mean_activations(
         on_tensors({"stream": _stream(anatomy, layer)}, see),
         progress.phase("mean activations", 0) as task,
     ):
-        for row in rows_of(batches, _device(anatomy)):
+        for row in rows_of(batches, anatomy):
             with suppress(StopForward):
                 anatomy.model(**row)
             task.advance()
