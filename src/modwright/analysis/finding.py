@@ -57,6 +57,7 @@ class Chart:
         axes.set_ylabel(self.y)
         if self.log:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
 
 
 @dataclass(frozen=True, kw_only=True)
