@@ -9,6 +9,7 @@ import pytest
 
 from modwright.checkpoint import open as open_checkpoint
 from modwright.core.errors import InvalidInputError
+from modwright.core.formatting import number_text
 from modwright.metrics.registry import Subject, make_metric
 from modwright.recipes.load import parse_recipe
 from modwright.recipes.quality import seen_text_notes, supported
@@ -32,6 +33,11 @@ def recipe(calibration: Any = "lee-background", **evaluate: Any) -> Any:
     )
 
 
+def with_step(step: Any) -> Any:
+    steps = parse_recipe({"model": "preset:byte-llama", "steps": [step]}, name="one").steps
+    return recipe().model_copy(update={"steps": steps})
+
+
 def test_fault_C7_it_stands_in_every_report(tmp_path: Path) -> None:
     result = run(recipe(), tmp_path / "out", check=False)
     report = result.report
@@ -41,8 +47,12 @@ def test_fault_C7_it_stands_in_every_report(tmp_path: Path) -> None:
     assert found[0]["interval"]["windows"] == 6
     said = [one for one in summary_sentences(report) if one.startswith("Perplexity on a second")]
     assert len(said) == 1 and f"{found[0]['value']:.4g}"[:5] in said[0]
-    for page in ("report.md", "report.html", "README.md"):
-        assert "second text" in (tmp_path / "out" / page).read_text().lower(), page
+    for page in ("report.md", "report.html"):
+        text = (tmp_path / "out" / page).read_text()
+        for one in found:
+            assert number_text(one["value"]) in text, page
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "perplexity on a second text (sklearn-descr)" in card
     assert report.before.notes == []
 
 
@@ -51,15 +61,15 @@ def test_fault_C7_a_text_that_a_step_sees_is_named() -> None:
     said = seen_text_notes(recipe(["lee-background", {"text": "sklearn-descr"}]))
     assert len(said) == 1 and said[0].startswith("second_text is measured on sklearn-descr")
     assert seen_text_notes(recipe("lee"))[0].startswith("perplexity is measured on lee")
-    healed = recipe().model_copy(
-        update={
-            "steps": parse_recipe(
-                {"model": "preset:byte-llama", "steps": [{"train": {"data": {"text": "lee"}}}]},
-                name="trained",
-            ).steps
-        }
-    )
-    assert seen_text_notes(healed)[0].startswith("perplexity is measured on lee")
+    trained = with_step({"train": {"data": {"text": "lee"}}})
+    assert seen_text_notes(trained)[0].startswith("perplexity is measured on lee, which a step")
+
+
+def test_texts_that_choose_the_state_of_a_healing_are_named() -> None:
+    said = seen_text_notes(with_step({"heal": {"tokens": 512}}))
+    assert [one.split()[0] for one in said] == ["perplexity", "second_text"]
+    assert all("by which a step chooses the state" in one for one in said)
+    assert seen_text_notes(with_step({"heal": {"held_out": "fortunes"}})) == []
 
 
 def test_it_takes_the_windows_of_perplexity_and_another_text() -> None:

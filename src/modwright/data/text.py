@@ -30,6 +30,8 @@ __all__ += ["load_text", "require_count", "text_names", "token_windows", "tokeni
 
 # A tokenizer without a limit of its own reports a number of thirty digits.
 _SANE_LENGTH = 1_000_000
+# Characters of a text whose tokens are kept for the next time.
+_KEPT = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,13 +91,14 @@ def tokenize_text(
     """Tokenize a whole text once, uncut; ``offsets`` asks for ``ends``, which not all can tell."""
     text, facts = read_text(data, name)
     offsets = offsets and tokenizer.is_fast
-    ids, ends = _encode(tokenizer, len(tokenizer), text, offsets)
+    encode = _encode if len(text) <= _KEPT else _encode.__wrapped__
+    ids, ends = encode(tokenizer, len(tokenizer), text, offsets)
     if not len(ids):
         raise InvalidInputError(f"text {facts['data']!r} gives no token with this tokenizer")
     return TokenizedText(text, ids, ends, {**facts, "vocabulary": len(tokenizer)})
 
 
-@lru_cache(maxsize=4)  # every stage of a run is measured on the same texts
+@lru_cache(maxsize=4)  # every stage of a run is measured on the same few texts
 def _encode(
     tokenizer: PreTrainedTokenizerBase, size: int, text: str, offsets: bool
 ) -> tuple[Tensor, Tensor | None]:

@@ -75,22 +75,24 @@ def supported(asked: Evaluate, subject: Subject) -> tuple[list[Metric], list[str
 
 
 def seen_text_notes(recipe: Recipe) -> list[str]:
-    """Sentences on texts that judge the model and that a step learns from or is calibrated on."""
+    """Sentences on texts that judge the result and that a step of the recipe saw before."""
     seen: set[str] = set()
+    chose: set[str] = set()
     for step in recipe.steps:
         if step.built.requires.calibration and step.built.wants_data():
             seen |= _text_names((step.calibration or recipe.calibration).data)
         seen |= _text_names(getattr(step.built, "data", None))
-    measured = {
-        name: _text_names(getattr(metric, "data", None)) & seen
-        for name, metric in recipe.evaluate.built.items()
-    }
-    return [
-        f"{name} is measured on {', '.join(sorted(texts))}, which a step sees, too: it says little "
-        "of texts that the model has not seen"
-        for name, texts in measured.items()
-        if texts
-    ]
+        chose |= _text_names(list(getattr(step.built, "held_out", {}).values()))
+    notes = []
+    for name, metric in recipe.evaluate.built.items():
+        measured = _text_names(getattr(metric, "data", None))
+        for texts, how in (
+            (seen, "which a step sees, too: it says little of texts that the model has not seen"),
+            (chose - seen, "by which a step chooses the state that it keeps"),
+        ):
+            if both := ", ".join(sorted(measured & texts)):
+                notes.append(f"{name} is measured on {both}, {how}")
+    return notes
 
 
 def _text_names(data: Any) -> set[str]:
