@@ -44,6 +44,7 @@ def healed(cut: Any, baseline: Any, way: str, asked: argparse.Namespace) -> Iter
             tokens=asked.tokens,
             learning_rate=asked.rate,
             length=asked.length,
+            batch_tokens=asked.batch_tokens,
             arguments={"seed": seed, "use_cpu": True},
             **WAYS[way],
         )
@@ -85,6 +86,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=16_384)
     parser.add_argument("--rate", type=float)
     parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--batch-tokens", type=int, default=1024)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     asked = parser.parse_args()

@@ -12,7 +12,7 @@ _WIDTH = 84
 def _commands() -> str:
     from modwright.cli.app import build
 
-    root = build(["edit"])
+    root = build(["edit", "analyze"])
     lines: list[str] = []
     for name, command in root.commands.items():
         inner = getattr(command, "commands", {})

@@ -214,6 +214,21 @@ def _metrics() -> str:
     return table(heads, rows)
 
 
+def _analyses() -> str:
+    from modwright.analysis import ANALYSES
+    from modwright.papers import paper
+    from modwright.recipes.options import summary
+
+    rows = []
+    for name in ANALYSES.names():
+        kind = ANALYSES[name]
+        options = _codes(field.name for field in dataclasses.fields(kind))
+        source = "" if kind.paper is None else f"[arXiv {paper(kind.paper).arxiv}]"
+        link = f"{source}(../papers/{kind.paper}.md)" if source else "–"
+        rows.append([code(name), summary(kind), kind.value, kind.null, options or "–", link])
+    return table(["analysis", "what it says", "number", "null", "options", "paper"], rows)
+
+
 def _training_keys() -> str:
     from modwright.data import datasets
     from modwright.recipes.options import options_of
@@ -268,6 +283,7 @@ def _value(default: Any) -> str:
 
 
 MAKERS = {
+    "analyses": _analyses,
     "families": _families,
     "methods": _methods,
     "metrics": _metrics,

@@ -177,7 +177,7 @@ def test_every_expert_is_used_by_some_tokens(opened: Any) -> None:
     usage = expert_usage(split, data)
     told = {}
     for address, counts in usage.counts.items():
-        share = usage.share(address)
+        share = usage.shares(address)
         assert float(share.sum()) == pytest.approx(16)
         told[address] = {
             "least": round(float(share.min()), 4),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from helpers import batch_of, edit, number_of_hooks
+from helpers import batch_of, edit, number_of_hooks, outputs, snapshot, unchanged
 from modwright.anatomy import Anatomy
 from modwright.core.capture import (
     Call,
@@ -20,9 +21,12 @@ from modwright.core.capture import (
     channels_last,
     eager_attention,
     first_tensor,
+    intervene,
     on_forward,
     on_tensors,
+    token_positions,
 )
+from modwright.core.errors import InvalidInputError
 from modwright.edits import keep_heads
 
 
@@ -237,3 +241,134 @@ def test_an_item_that_a_module_does_not_give_is_passed_over() -> None:
     with capture({"beside": HookPoint(named, "output", item=1)}) as seen:
         named(hidden_states=torch.ones(1, 2))
     assert not seen
+
+
+# Writing
+
+
+def test_what_is_written_takes_the_place_of_what_passes(model: Model) -> None:
+    there = points(model)
+    for name, given in (("in", PICTURES * 0), ("conv", None), ("keyword", None), ("tuple", None)):
+        with intervene(there[name], lambda x: x * 0), capture(there, copy=True) as seen:
+            answer = model(PICTURES)
+        if given is not None:
+            assert torch.equal(answer, model(given))
+        else:
+            assert not answer.any()
+        assert seen["in"].shape == (2, 5, 6, 3)
+    assert number_of_hooks(model) == 0 and model(PICTURES).any()
+
+
+def test_channels_are_last_for_a_function_that_writes(model: Model) -> None:
+    def first_to_one(x: Tensor) -> Tensor:
+        assert x.shape == (2, 5, 6, 4)
+        x[..., 0] = 1  # in place: it has a copy
+        return x.double()
+
+    with intervene(points(model)["conv"], first_to_one):
+        answer = model(PICTURES)
+    expected = 2 * model.conv(PICTURES).relu()
+    expected[:, 0] = 2
+    assert torch.equal(answer, expected) and answer.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("given", "told"), [(torch.ones(1), r"gives \(1,\) for"), (None, "NoneType")]
+)
+def test_another_shape_is_refused(model: Model, given: Any, told: str) -> None:
+    with (
+        pytest.raises(InvalidInputError, match=told) as refusal,
+        intervene(points(model)["conv"], lambda x: given),
+    ):
+        model(PICTURES)
+    assert "\n" not in str(refusal.value) and number_of_hooks(model) == 0
+    with (
+        pytest.raises(InvalidInputError, match="no tensor passes"),
+        intervene(HookPoint(model.named, "output", item=1), torch.zeros_like),
+    ):
+        model(PICTURES)
+
+
+def test_outputs_of_transformers_and_named_tuples_keep_their_kind() -> None:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class Part(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x
+
+    part = Part()
+    for given in (BaseModelOutput(hidden_states=(1,), attentions=None), Call((), {}, 1)):
+        assert part(given) is given
+    given = BaseModelOutput(last_hidden_state=torch.ones(2), hidden_states=(torch.ones(1),))
+    with intervene(HookPoint(part, "output"), lambda x: x + 1):
+        found = part(given)
+        assert isinstance(part([torch.ones(1), "beside"]), list)
+    assert type(found) is BaseModelOutput and found.hidden_states is given.hidden_states
+    assert torch.equal(found.last_hidden_state, torch.full((2,), 2.0))
+    assert torch.equal(given.last_hidden_state, torch.ones(2))
+
+
+def silenced(model: Any, where: Any) -> Any:
+    """The first tokens lose some channels behind block 1."""
+    point = Anatomy.of(model).blocks[1].resid_post
+
+    def f(h: Tensor) -> Tensor:
+        h[..., :5] = h[..., :5].masked_fill((where() == 0)[..., None], 0)
+        return h
+
+    return intervene(point, f)
+
+
+def test_an_intervention_holds_while_decoding_with_a_cache(tiny: Any, decoder: str) -> None:
+    model = tiny(decoder)
+    before, hooks, plain = snapshot(model), number_of_hooks(model), outputs(model)
+    ids = torch.randint(6, 100, (2, 6), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[1, :2] = 0
+    how: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "output_logits": True}
+    how |= {"return_dict_in_generate": True, "eos_token_id": None, "pad_token_id": 0}
+    found = {}
+    with torch.no_grad(), token_positions(model) as where, silenced(model, where):
+        for cached in (True, False):
+            made = model.generate(ids, attention_mask=mask, use_cache=cached, **how)
+            found[cached] = torch.stack(made.logits)
+    free = torch.stack(model.generate(ids, attention_mask=mask, **how).logits)
+    assert torch.allclose(found[True], found[False], atol=1e-4)
+    assert not torch.allclose(found[True], free, atol=1e-3)
+    assert torch.equal(outputs(model), plain) and unchanged(model, before)
+    assert number_of_hooks(model) == hooks
+
+
+def test_positions_are_counted_from_the_first_real_token(tiny: Any) -> None:
+    model = tiny("tiny-llama")
+    ids = torch.ones(1, 3, dtype=torch.long)
+    with token_positions(model) as where:
+        with pytest.raises(InvalidInputError, match="the model has not run"):
+            where()
+        cache = model(input_ids=ids, attention_mask=torch.tensor([[0, 1, 1]])).past_key_values
+        assert where().tolist() == [[-1, 0, 1]]
+        model(input_ids=ids[:, :1], past_key_values=cache)
+        assert where().tolist() == [[3]]
+        model(input_ids=ids, position_ids=torch.tensor([[4, 5, 6]]))
+        assert where().tolist() == [[4, 5, 6]]
+
+
+def test_many_calls_leave_no_memory_behind(tiny: Any) -> None:
+    model = tiny("tiny-llama")
+    anatomy, batch = Anatomy.of(model), batch_of(model)
+    points = {block.address: block.resid_post for block in anatomy.blocks}
+
+    def call() -> None:
+        with torch.no_grad(), capture(points, copy=True), intervene(points["blocks.1"], abs):
+            model(**batch)
+        with torch.no_grad(), capture_attention(model, {"a": anatomy.blocks[0].attention.weights}):
+            model(**batch)
+
+    for _ in range(10):
+        call()
+    gc.collect()
+    before = len(gc.get_objects())
+    for _ in range(100):
+        call()
+    gc.collect()
+    assert len(gc.get_objects()) - before < 100  # not one object for each call

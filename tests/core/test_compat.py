@@ -12,8 +12,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 from modwright.core.compat import tools
@@ -56,6 +59,30 @@ def test_hooks_are_seen() -> None:
         handle.remove()
     assert not of_torch.has_forward_hooks(step)
     assert not any(of_torch.hooks_of(step).values())
+
+
+def test_a_model_is_sharded_once_more_when_that_was_undone(tmp_path: Path) -> None:
+    """``_module_state_mapping``, ``_parameters`` and the tables of hooks"""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    handle = model.register_forward_hook(lambda module, inputs, output: -output)
+    own, expected = list(model.parameters()), model(torch.ones(1, 2))
+    dist.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for _ in range(2):
+            undo = of_torch.undoable(model, lambda: fully_shard(model, mesh=mesh))
+            assert type(model) is not nn.Sequential
+            assert all(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+            undo()
+            assert type(model) is nn.Sequential and not model.__dict__.keys() - vars(
+                nn.Sequential()
+            )
+            assert all(a is b for a, b in zip(model.parameters(), own, strict=True))
+            assert model(torch.ones(1, 2)).equal(expected)
+    finally:
+        dist.destroy_process_group()
+    handle.remove()
+    assert model(torch.ones(1, 2)).equal(-expected)
 
 
 def test_tensors_in_a_tree_are_found_and_changed() -> None:

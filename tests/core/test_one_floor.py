@@ -125,7 +125,7 @@ RULES = [
         "several processes",
         "core.distributed",
         reaches("torch.distributed"),
-        ("core/distributed.py",),
+        ("core/distributed.py", "core/compat/torch.py"),
         (
             "import torch.distributed as dist",
             "from torch.distributed import all_reduce",

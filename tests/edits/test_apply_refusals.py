@@ -106,7 +106,7 @@ def test_plans_are_not_written_over_and_bad_ones_not_read(tiny: Any, tmp_path: P
         Plan.load(tmp_path / "elsewhere")
     stored = json.loads((tmp_path / "plan.json").read_text())
     (tmp_path / "plan.json").write_text(json.dumps({**stored, "format": 9}))
-    with pytest.raises(CheckpointError, match="format 9; known up to 1"):
+    with pytest.raises(CheckpointError, match="format 9; known up to 2"):
         Plan.load(tmp_path)
     (tmp_path / "plan.json").write_text("{")
     with pytest.raises(CheckpointError, match="holds no readable plan"):

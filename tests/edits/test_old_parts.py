@@ -42,7 +42,8 @@ def test_a_checkpoint_gives_what_it_gave_and_is_saved_in_the_names_of_today(
     assert stored["edits"][0]["part"] == "token_mixer"
     told = load_file(WRITTEN / name / "expected.safetensors")
     model = modwright.open(WRITTEN / name).model
-    assert torch.equal(answer(model, told["x"]), told["y"])
+    # Written on another kind of processor, whose kernels add in another order.
+    torch.testing.assert_close(answer(model, told["x"]), told["y"], rtol=1e-5, atol=1e-6)
     mixer = name.partition("-")[2]
     assert edits_of(model.config)[0].to_dict()["part"] == mixer
     part = Anatomy.of(model).blocks[0].at("attention")

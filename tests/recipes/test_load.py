@@ -38,7 +38,12 @@ def test_defaults_are_filled_in(tmp_path: Path) -> None:
     found = load_recipe(write(tmp_path, "model: here\n" + STEP))
     assert found.steps == [Step(method="llm_drop", options={"n": 1})]
     assert (found.dtype, found.seed, found.threads, found.output) == (None, 0, None, "")
-    assert list(found.evaluate.built) == ["perplexity", "speed", "generation"]
+    assert list(found.evaluate.built) == [
+        "perplexity",
+        "second_text",
+        "speed",
+        "generation",
+    ]
     assert found.calibration.data == default_texts() == ["lee-background", "python-topics"]
 
 
@@ -69,7 +74,7 @@ def test_a_step_can_have_calibration_of_its_own(tmp_path: Path) -> None:
 
 def test_null_leaves_a_measurement_out(tmp_path: Path) -> None:
     found = load_recipe(write(tmp_path, "model: m\nevaluate: {speed: null}\n" + STEP))
-    assert list(found.evaluate.built) == ["perplexity", "generation"]
+    assert list(found.evaluate.built) == ["perplexity", "second_text", "generation"]
 
 
 def test_anchors_and_merged_keys_are_plain_yaml(tmp_path: Path) -> None:

@@ -137,9 +137,9 @@ def test_the_user_is_told_what_is_done(
 ) -> None:
     said: list[str] = []
     done = run(recipe(), tmp_path / "out", log=said.append)
-    beginnings = ["opening", "measuring", "perplexity 1", "step 1 of 2", "calibration:"]
-    beginnings += ["perplexity 1", "step 2 of 2", "calibration:", "perplexity 1"]
-    beginnings += ["writing", "reopening"]
+    measured = ["perplexity 1", "Perplexity on a second text"]
+    beginnings = ["opening", "measuring", *measured, "step 1 of 2", "calibration:", *measured]
+    beginnings += ["step 2 of 2", "calibration:", *measured, "writing", "reopening"]
     assert [line.startswith(start) for line, start in zip(said, beginnings)] == [True] * len(said)
     assert len(said) == len(beginnings)
     assert done.reopened is not None

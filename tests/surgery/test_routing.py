@@ -114,7 +114,7 @@ def test_usage_counts_every_token_but_padding(tiny: Any, preset: str) -> None:
     assert list(usage.counts) == [f"blocks.{i}.mlp" for i in range(4)]
     for address, counts in usage.counts.items():
         assert int(counts.sum()) == 2 * usage.tokens  # top 2
-        assert float(usage.share(address).sum()) == pytest.approx(2.0)
+        assert float(usage.shares(address).sum()) == pytest.approx(2.0)
 
 
 def experts_holder(tiny: Any) -> Any:

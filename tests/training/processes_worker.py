@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,13 @@ from transformers import TrainerCallback
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import modwright
 from labeled_images import digits, first
 from models.tiny import tiny
 from modwright.core import distributed
 from modwright.models import create_model
-from modwright.training import Settings, fit
+from modwright.training import Settings, TrainingInterrupted, fit, train
+from modwright.training.loop import Measured
 from modwright.training.parametrization import Standard
 from modwright.training.sharding import shard_blocks
 
@@ -42,7 +45,7 @@ class FirstGradients(TrainerCallback):
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if not self.found:
             named = given["model"].named_parameters()
-            self.found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+            self.found = {name: whole(p.grad) for name, p in named if p.grad is not None}
 
 
 def trained(**more: Any) -> dict[str, Tensor]:
@@ -60,6 +63,64 @@ def trained(**more: Any) -> dict[str, Tensor]:
         "steps": torch.tensor(found.steps),
         "rates": torch.tensor(watch.rates, dtype=torch.float64),
     }
+
+
+class Ends(TrainerCallback):
+    """Ends a training behind a step; meanwhile it sees whether weights are in parts."""
+
+    def __init__(self, step: int = -1, signal: int = 0) -> None:
+        self.step, self.signal, self.in_parts = step, signal, set[bool]()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        parameters = given["model"].parameters()
+        self.in_parts |= {hasattr(parameter, "full_tensor") for parameter in parameters}
+        if state.global_step == self.step:
+            if self.signal:
+                os.kill(os.getpid(), self.signal)
+            raise KeyboardInterrupt
+
+
+def sharded(
+    output: Path | None, ends: Ends, resume: bool = False, model: Any = None, **more: Any
+) -> dict[str, Any]:
+    """A language model and what came of six steps, its best state chosen and weights averaged."""
+    model = modwright.open("preset:tiny-llama").model if model is None else model
+    kinds = [type(module) for module in model.modules()]
+    rows = [{"input_ids": (torch.arange(i, i + 12) * 7) % 90} for i in range(32)]
+    keys = {"max_steps": 6, "learning_rate": 3e-3, "logging_steps": 1, "max_grad_norm": 0.5}
+    keys |= {"save_strategy": "steps", "save_steps": 2, "gradient_accumulation_steps": 2}
+    keys |= {"per_device_train_batch_size": 4 // distributed.size(), "fsdp": True, **more}
+
+    def measure(now: Any, step: int) -> dict[str, float]:
+        ids = torch.stack([row["input_ids"] for row in rows[:2]])
+        return {"score": float(now(input_ids=ids, labels=ids).loss)}
+
+    said: list[str] = []
+    best, calls = Measured(measure, [0, 2, 4, 6]), [ends]
+    where = {"best": best, "output": output, "resume": resume, "log": said.append}
+    try:
+        found = train(model, rows, keys, callbacks=calls, **where)  # type: ignore[arg-type]
+        numbers = {"losses": found.losses, "measured": found.measured}
+        numbers["norms"] = [entry["grad_norm"] for entry in found.log]
+    except TrainingInterrupted as error:
+        numbers = {"stopped": str(error)}
+    assert kinds == [type(module) for module in model.modules()]
+    assert {type(parameter) for parameter in model.parameters()} == {torch.nn.Parameter}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    return {**numbers, "weights": weights, "in_parts": ends.in_parts, "said": said, "model": model}
+
+
+def killed(folder: Path) -> None:
+    sharded(folder / "kept", Ends(5, signal.SIGKILL), ema_decay=0.9)
+
+
+def resumed(folder: Path) -> dict[str, Any]:
+    """What was killed, one that nothing stops, one behind it, and one that is interrupted."""
+    found = {"resumed": sharded(folder / "kept", Ends(), resume=True, ema_decay=0.9)}
+    found["whole"] = sharded(folder / "whole", Ends(), ema_decay=0.9)
+    found["once more"] = sharded(None, Ends(), model=found["whole"]["model"])
+    found["interrupted"] = sharded(None, Ends(3))
+    return {name: {k: v for k, v in one.items() if k != "model"} for name, one in found.items()}
 
 
 def batch_of(model: Any, count: int) -> tuple[Tensor, Tensor]:
@@ -95,12 +156,21 @@ def whole(tensor: Any) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor.clone()
 
 
+WORKS = {
+    "train": lambda folder: trained(),
+    "train sharded": lambda folder: trained(fsdp=True),
+    "killed": killed,
+    "resumed": resumed,
+}
+
+
 def main() -> None:
     asked = json.loads(os.environ["TRAIN_WORKER"])
     with distributed.init_distributed():
         folder = Path(asked["folder"])
-        if asked["work"] == "train":
-            torch.save(trained(), folder / f"{distributed.rank()}.pt")
+        if asked["work"] in WORKS:
+            found = WORKS[asked["work"]](folder)
+            torch.save(found, folder / f"{distributed.rank()}.pt")
             return
         for model_type in asked["models"]:
             found = gradients(model_type, distributed.rank(), distributed.size())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import processes_worker
 import pytest
@@ -13,7 +15,9 @@ import torch
 from launch import launch
 from models.tiny import TINY, tiny
 from modwright.core.errors import InvalidInputError
-from modwright.training.sharding import blocks_of, shard_blocks
+from modwright.models import create_model
+from modwright.training import Training
+from modwright.training.sharding import blocks_of, check_sharding, shard_blocks
 
 WORKER = processes_worker.__file__
 SHARDED = sorted(set(TINY) - {"craft"})
@@ -29,8 +33,11 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_two_processes_learn_what_one_learns_from_the_joint_batch(tmp_path: Path) -> None:
-    asked = json.dumps({"work": "train", "folder": str(tmp_path)})
+@pytest.mark.parametrize("work", ["train", "train sharded"])
+def test_two_processes_learn_what_one_learns_from_the_joint_batch(
+    work: str, tmp_path: Path
+) -> None:
+    asked = json.dumps({"work": work, "folder": str(tmp_path)})
     ended = launch([WORKER], 2, TRAIN_WORKER=asked)
     assert [one.code for one in ended] == [0, 0], ended[0].err[-2000:]
     first, second = (torch.load(tmp_path / f"{index}.pt") for index in (0, 1))
@@ -74,6 +81,69 @@ def test_sharded_blocks_have_the_gradients_of_the_whole_model(tmp_path: Path) ->
             assert shared.keys() == alone.keys(), model_type
             for name, gradient in alone.items():
                 assert torch.allclose(shared[name], gradient, atol=1e-6, rtol=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_sharded_training_is_that_of_one_process_and_goes_on_when_killed(tmp_path: Path) -> None:
+    asked = {"folder": str(tmp_path)}
+    ended = launch([WORKER], 2, TRAIN_WORKER=json.dumps({"work": "killed", **asked}))
+    assert [one.code for one in ended] == [-signal.SIGKILL] * 2, ended[0].err[-2000:]
+    ended = launch([WORKER], 2, TRAIN_WORKER=json.dumps({"work": "resumed", **asked}))
+    assert [one.code for one in ended] == [0, 0], ended[0].err[-2000:]
+    first, second = (torch.load(tmp_path / f"{index}.pt") for index in (0, 1))
+    for name in ("whole", "resumed", "once more"):
+        assert first[name]["in_parts"] == {True}
+        same(first[name], second[name], 0)
+    same(first["resumed"], first["whole"], 0)
+
+    never = processes_worker.Ends()
+    alone = processes_worker.sharded(tmp_path / "alone", never, ema_decay=0.9)
+    assert never.in_parts == {False} and "one process has nobody" in alone["said"][0]
+    same(first["whole"], alone, 1e-5)
+    alone = processes_worker.sharded(None, never, model=alone["model"])
+    same(first["once more"], alone, 1e-5)
+    # The best state, which every process has, not the last one, which lies in parts.
+    stopped = first["interrupted"]
+    assert "interrupted after step 3; the model has the state of step 2" in stopped["stopped"]
+    alone = processes_worker.sharded(None, processes_worker.Ends(3))
+    for name, value in stopped["weights"].items():
+        assert torch.allclose(value, alone["weights"][name], atol=1e-5, rtol=0), name
+
+
+def same(one: dict[str, Any], other: dict[str, Any], far: float) -> None:
+    """Weights, losses, norms and what was measured."""
+    assert len(one["losses"]) == 6
+    for name, value in one["weights"].items():
+        assert float((value - other["weights"][name]).abs().max()) <= far, name
+    for name in ("losses", "norms"):
+        numbers = [torch.tensor(it[name]).double() for it in (one, other)]
+        assert float((numbers[0] - numbers[1]).abs().max()) <= far, name
+    scores = [torch.tensor([v["score"] for _, v in it["measured"]]) for it in (one, other)]
+    assert len(scores[0]) == 4 and float((scores[0] - scores[1]).abs().max()) <= far
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"fsdp": "shard_grad_op"}, "fsdp is true, full_shard or false"),
+        ({"fsdp_config": {"version": 1}}, "fsdp_config is {version: 2}"),
+        ({"fp16": True}, "fp16 does not go with fsdp"),
+    ],
+)
+def test_what_does_not_go_with_sharding_is_refused_at_once(more: Any, said: str) -> None:
+    with pytest.raises(InvalidInputError, match=said):
+        Training.of({"fsdp": True, **more})
+    assert Training.of({"fsdp": "full_shard", "fsdp_config": {"version": 2}}).sharded
+    assert not Training.of({"fsdp": False}).sharded
+
+
+def test_models_and_objectives_that_cannot_be_sharded_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="a BatchNorm counts in each process"):
+        check_sharding(create_model("resnet18", num_classes=2), None)
+    with pytest.raises(InvalidInputError, match="Linear has no blocks"):
+        check_sharding(torch.nn.Linear(2, 2), None)
+    with pytest.raises(InvalidInputError, match="parameters of its own"):
+        check_sharding(tiny("metaformer"), torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("model_type", sorted(TINY))

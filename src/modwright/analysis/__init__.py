@@ -1,5 +1,16 @@
 """What a model does inside: numbers, each beside what nothing would give."""
 
+from modwright.analysis.finding import Chart, Finding
+from modwright.analysis.registry import (
+    ANALYSES,
+    Analysis,
+    FileAnalysis,
+    Subject,
+    analysis,
+    analyze,
+    load_finding,
+    make_analysis,
+)
 from modwright.analysis.residual_stream import StreamMean, stream_mean
 from modwright.analysis.spectrum import (
     Spectrum,
@@ -9,12 +20,6 @@ from modwright.analysis.spectrum import (
     relative_log_amplitude,
 )
 
-__all__ = [
-    "Spectrum",
-    "StreamMean",
-    "band_energy",
-    "map_spectra",
-    "radial_spectrum",
-    "relative_log_amplitude",
-    "stream_mean",
-]
+__all__ = ["ANALYSES", "Analysis", "Chart", "FileAnalysis", "Finding", "Spectrum", "StreamMean"]
+__all__ += ["Subject", "analysis", "analyze", "band_energy", "load_finding", "make_analysis"]
+__all__ += ["map_spectra", "radial_spectrum", "relative_log_amplitude", "stream_mean"]

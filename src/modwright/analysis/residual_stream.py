@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sized
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from modwright.analysis.finding import Chart, Finding
+from modwright.analysis.registry import Analysis, Subject, analysis
 from modwright.anatomy import Anatomy
 from modwright.core.capture import on_tensors
 from modwright.core.errors import InvalidInputError
 from modwright.core.modes import eval_mode
+from modwright.core.progress import SILENT, Progress
 from modwright.nn.norms import restore_coordinate
 
 __all__ = ["StreamMean", "stream_mean"]
 
 
-@dataclass(frozen=True)
-class StreamMean:
+DIRECTIONS = 199
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamMean(Finding):
     """The share of the stream's energy that lies in its mean, layer by layer.
 
     Attributes:
@@ -41,7 +49,28 @@ class StreamMean:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "by_chance": self.by_chance}
+        return {**super().to_dict(), "by_chance": self.by_chance}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> StreamMean:
+        return super().from_dict({k: v for k, v in stored.items() if k != "by_chance"})
+
+    def charts(self) -> list[Chart]:
+        """The share before each block and behind the last."""
+        return [
+            Chart(
+                "The mean's share of the residual stream",
+                "Before each block, and behind the last; dashed: 1 / d, that of any direction.",
+                "block",
+                "share of the energy",
+                {"mean": self.shares},
+                [1 / width for width in self.widths],
+            )
+        ]
+
+    def lines(self) -> list[str]:
+        """The share of every layer."""
+        return str(self).splitlines()
 
     def __str__(self) -> str:
         names = [f"before block {i}" for i in range(len(self.shares) - 1)] + ["behind the blocks"]
@@ -52,16 +81,38 @@ class StreamMean:
         return "\n".join([f"the mean's share of the stream, {seen}", *told])
 
 
+@analysis(
+    "stream_mean",
+    finding=StreamMean,
+    value="the mean's share of the residual stream's energy, in multiples of 1 / d, where it is "
+    "largest",
+    null=f"the largest that {DIRECTIONS} random directions in place of the mean's reach",
+    paper="pre-rmsnorm",
+)
+@dataclass(frozen=True)
+class StreamMeanAnalysis(Analysis):
+    """How much of the residual stream is its mean, which a LayerNorm takes away."""
+
+    def run(
+        self, subject: Subject, *, directory: Path | None = None, progress: Progress = SILENT
+    ) -> StreamMean:
+        return stream_mean(subject.anatomy, subject.data or (), progress)
+
+
 def stream_mean(
-    model: nn.Module | Anatomy, batches: Mapping[str, Tensor] | Iterable[Any]
+    model: nn.Module | Anatomy,
+    batches: Mapping[str, Tensor] | Iterable[Any],
+    progress: Progress = SILENT,
 ) -> StreamMean:
     """Measures how much of the residual stream is its mean.
 
-    A stream that is stored without one coordinate (form "crms") gets it back first.
+    Random directions, the same for all positions, say what the share of any one direction is. A
+    stream that is stored without one coordinate (form "crms") gets it back first.
 
     Args:
         model: it is left as it is.
         batches: the keyword arguments of one forward pass, or several, such as windows of text.
+        progress: told of the batches.
 
     Raises:
         InvalidInputError: there is no batch.
@@ -82,28 +133,48 @@ def stream_mean(
     without_one = any(norm.restores_coordinate for norm in anatomy.stream.norms)
     hook_points = dict(enumerate([block.resid_pre for block in anatomy.blocks]))
     hook_points[len(hook_points)] = anatomy.blocks[-1].resid_post
-    sums, counts, widths = [0.0] * len(hook_points), [0] * len(hook_points), [0] * len(hook_points)
+    sums = [torch.zeros(1 + DIRECTIONS, dtype=torch.float64) for _ in hook_points]
+    counts, widths = [0] * len(hook_points), [0] * len(hook_points)
     mask: Tensor | None = None
 
     def add(layer: int, stream: Tensor) -> None:
-        """(b, ..., d) -> the mean's share of the energy (b, ...)."""
+        """(b, ..., d) -> shares of the energy (b, ..., 1 + DIRECTIONS): the mean's, and others'."""
         stream = restore_coordinate(stream.double()) if without_one else stream.double()
-        energy = stream.square().mean(-1).clamp(min=torch.finfo(stream.dtype).tiny)
-        shares = stream.mean(-1).square() / energy
-        if mask is not None:
-            shares = shares[mask.to(shares.device).bool()]
-        sums[layer] += float(shares.sum())
-        counts[layer] += shares.numel()
+        stream = stream.flatten(0, -2) if mask is None else stream[mask.to(stream.device).bool()]
+        energy = stream.square().sum(-1).clamp(min=torch.finfo(stream.dtype).tiny)
+        along = stream @ _directions(stream.shape[-1]).to(stream.device)
+        sums[layer] += (along.square() / energy[:, None]).sum(0).cpu()
+        counts[layer] += len(stream)
         widths[layer] = stream.shape[-1]
 
-    many: Iterable[Any] = [batches] if isinstance(batches, Mapping) else batches
+    many: Any = [batches] if isinstance(batches, Mapping) else batches
+    total = len(many) if isinstance(many, Sized) else 0
     device = next(anatomy.model.parameters()).device
-    with eval_mode(anatomy.model), torch.no_grad(), on_tensors(hook_points, add):
+    with (
+        eval_mode(anatomy.model),
+        torch.no_grad(),
+        on_tensors(hook_points, add),
+        progress.phase("stream mean", total) as task,
+    ):
         for batch in many:
             inputs = batch if isinstance(batch, Mapping) else batch.tensors()
             mask = inputs.get("attention_mask")
             anatomy.model(**{name: tensor.to(device) for name, tensor in inputs.items()})
+            task.advance()
     if not counts[0]:
         raise InvalidInputError("stream_mean: there is no batch to look at")
-    shares = tuple(total / count for total, count in zip(sums, counts))
-    return StreamMean(shares, counts[0], tuple(widths))
+    shares = torch.stack([total / count for total, count in zip(sums, counts)])
+    value, *others = (shares * torch.tensor(widths)[:, None]).amax(0).tolist()
+    found = tuple(shares[:, 0].tolist())
+    return StreamMean(
+        value=value, null=max(others), shares=found, positions=counts[0], widths=tuple(widths)
+    )
+
+
+@cache
+def _directions(width: int) -> Tensor:
+    """(d, 1 + DIRECTIONS): unit vectors, the mean's and random ones."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(width, DIRECTIONS, generator=generator, dtype=torch.float64)
+    found = torch.cat([torch.ones(width, 1, dtype=torch.float64), drawn], 1)
+    return found / found.norm(dim=0)

@@ -30,9 +30,9 @@ def _version(shown: bool) -> None:
 
 
 def build(arguments: Sequence[str] = ()) -> Any:
-    """The command tree, for ``arguments`` that begin with a command.
+    """The command tree, for ``arguments`` that name a command.
 
-    Methods become subcommands of ``edit`` only when they are asked for.
+    Methods become subcommands of ``edit``, analyses of ``analyze``, only when they are asked for.
     """
     app = typer.Typer(
         name="modwright",
@@ -69,11 +69,24 @@ def build(arguments: Sequence[str] = ()) -> Any:
         "'attention[3,7]; mlp[2]; block[28:30]'.",
         epilog="Example: modwright edit llm_drop smollm2-135m -o out/shorter --n 4",
     )
-    if list(arguments[:1]) == ["edit"]:
+    look = typer.Typer(
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        short_help="Look inside a model, or into a file that a training recorded.",
+        help="Look inside a model, or into a file that a training recorded. Every number stands "
+        "beside what nothing would give. An analysis' --help lists its options.",
+        epilog="Example: modwright analyze stream_mean smollm2-135m -o out/mean",
+    )
+    if "edit" in arguments:
         from modwright.cli.edit import add_methods
 
         add_methods(edit)
+    if "analyze" in arguments:
+        from modwright.cli.analyze import add_analyses
+
+        add_analyses(look)
     app.add_typer(edit, name="edit")
+    app.add_typer(look, name="analyze")
     return typer.main.get_command(app)
 
 

@@ -91,7 +91,12 @@ def _before_after(report: Any) -> Table:
 
     shown = {column.group: column for column in reversed(shown_columns(report))}
     quality = [
-        shown[metric.name] for metric in in_order() if metric.is_quality and metric.name in shown
+        shown[metric.name]
+        for metric in in_order()
+        if metric.is_quality
+        and metric.name in shown
+        # what is always measured beside another stands in the sentences
+        and not (metric.by_default and metric.defaults_from)
     ][:2]  # the table is narrow; the sentences and report.html have all
     labels = [column.label.partition(",")[0] for column in quality]
     labels = [label.lower() if label.istitle() else label for label in labels]

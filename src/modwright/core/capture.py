@@ -1,7 +1,7 @@
-"""Reads tensors inside a model while it runs. This is the only place that registers forward hooks.
+"""Reads and writes tensors inside a model while it runs; the only place that registers hooks.
 
-A hook point names a tensor by a module and the side of it that the tensor passes. What is read has
-its channels in the last axis, wherever the module keeps them.
+A hook point names a tensor by a module and the side of it that the tensor passes. What is read or
+written has its channels in the last axis, wherever the module keeps them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from modwright.core.compat.transformers import attention_settings, set_attention
+from modwright.core.errors import InvalidInputError
 
 __all__ = ["Call", "HookPoint", "StopForward", "capture", "capture_attention", "channels_last"]
-__all__ += ["eager_attention", "first_tensor", "on_forward", "on_tensors"]
+__all__ += ["eager_attention", "first_tensor", "intervene", "on_forward", "on_tensors"]
+__all__ += ["token_positions"]
 
 K = TypeVar("K", bound=Hashable)
 Side = Literal["input", "output"]
@@ -125,6 +127,119 @@ def capture(
 
 
 @contextmanager
+def intervene(point: HookPoint, f: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Puts ``f`` of what passes a hook point in its place, in every pass within the block.
+
+    What the module is called with, or gives, is changed there alone: a residual connection around
+    it keeps what it had. The whole stream passes a block's ``resid_pre`` and ``resid_post``. While
+    a model decodes with a cache, ``f`` sees the new positions alone; :func:`token_positions` says
+    which they are. Afterwards the model is as it was.
+
+    Args:
+        point: of a module that gives a tensor there.
+        f: of a copy of the tensor (b, ..., d), channels last; it may work in place. What it returns
+            has the same shape and gets the tensor's dtype and device.
+
+    Raises:
+        InvalidInputError: while the model runs, for a point without a tensor or another shape.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+        >>> with intervene(HookPoint(model[0], "output"), torch.zeros_like):
+        ...     silenced = model(torch.randn(4, 2))
+        >>> torch.equal(silenced, model[1].bias.expand(4, 1))
+        True
+    """
+
+    def replaced(call: Call) -> Tensor:
+        value = _tensor_at(call, point)
+        name = type(point.module).__name__
+        if value is None:
+            raise InvalidInputError(f"intervene: no tensor passes the {point.side} of a {name}")
+        seen = channels_last(value, point.axis)
+        given = f(seen.clone())
+        if not isinstance(given, Tensor) or given.shape != seen.shape:
+            got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
+            raise InvalidInputError(
+                f"intervene: the function gives {got} for {tuple(seen.shape)} at the {point.side} "
+                f"of a {name}; it must keep the shape"
+            )
+        return (given if seen is value else given.movedim(-1, point.axis)).to(value)
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        new = replaced(Call(args, kwargs, None))
+        if len(args) > point.item:
+            return (*args[: point.item], new, *args[point.item + 1 :]), kwargs
+        name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+        return args, {**kwargs, name: new}
+
+    def after(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        return _with_tensor(output, point.item, replaced(Call(args, kwargs, output)))
+
+    with ExitStack() as stack:
+        register: Any = point.module.register_forward_hook
+        hook: Any = after
+        if point.side == "input":
+            register, hook = point.module.register_forward_pre_hook, before
+        stack.callback(register(hook, with_kwargs=True).remove)
+        yield
+
+
+@contextmanager
+def token_positions(model: nn.Module) -> Iterator[Callable[[], Tensor]]:
+    """Which positions of their sequences the tokens of the current pass stand at.
+
+    It gives a function without arguments, for use while the model runs: positions (b, t), counted
+    from the first real token; those of padding are below 0. They are right in every step of
+    decoding with a cache, where a pass has the newest token alone.
+
+    Args:
+        model: the whole model, which is called with ``input_ids`` or what stands for them.
+
+    Example:
+        >>> import modwright
+        >>> opened = modwright.open("preset:tiny-llama")
+        >>> seen = []
+        >>> def first_to_zero(h):
+        ...     seen.append(where().tolist())
+        ...     return h.masked_fill((where() == 0)[..., None], 0)
+        >>> point = opened.anatomy.blocks[0].resid_post
+        >>> with token_positions(opened.model) as where, intervene(point, first_to_zero):
+        ...     _ = opened.model.generate(torch.ones(1, 3, dtype=torch.long), max_new_tokens=2)
+        >>> seen
+        [[[0, 1, 2]], [[3]]]
+    """
+    now: list[Tensor] = []
+
+    def see(name: str, call: Call) -> None:
+        now[:] = [_positions(call)]  # at once: a cache grows while the pass goes on
+
+    def positions() -> Tensor:
+        if not now:
+            raise InvalidInputError("token_positions: the model has not run")
+        return now[0]
+
+    with on_forward({"model": model}, see, "input"):
+        yield positions
+
+
+def _positions(call: Call) -> Tensor:
+    tokens, given = first_tensor(call), call.kwargs
+    if tokens is None:
+        raise InvalidInputError("token_positions: the model is called without tokens")
+    count = tokens.shape[1]
+    mask, told = given.get("attention_mask"), given.get("position_ids")
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= count:
+        real = mask.to(tokens.device).long()
+        return (real.cumsum(1) - 1).masked_fill(real == 0, -1)[:, mask.shape[1] - count :]
+    if isinstance(told, Tensor) and told.dim() == 2:
+        return told.to(tokens.device).expand(len(tokens), count)
+    cache = given.get("past_key_values")
+    past = 0 if cache is None else int(cache.get_seq_length())
+    return torch.arange(past, past + count, device=tokens.device).expand(len(tokens), count)
+
+
+@contextmanager
 def eager_attention(model: nn.Module) -> Iterator[None]:
     """The model computes its attention weights as tensors, where it can, while the block lasts.
 
@@ -181,6 +296,17 @@ def _tensor_at(call: Call, point: HookPoint) -> Tensor | None:
     several = isinstance(given, tuple | list) and len(given) > point.item
     value = given[point.item] if several else None
     return value if isinstance(value, Tensor) else None
+
+
+def _with_tensor(output: Any, item: int, value: Tensor) -> Any:
+    """What a module gave, with another tensor among it."""
+    if isinstance(output, Tensor):
+        return value
+    if hasattr(output, "to_tuple"):
+        key = [name for name, one in output.items() if one is not None][item]
+        return type(output)(**{**output, key: value})
+    parts = [*output[:item], value, *output[item + 1 :]]
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 def first_tensor(call: Call, side: Side = "input") -> Tensor | None:

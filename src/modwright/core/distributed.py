@@ -22,7 +22,7 @@ from modwright.core.errors import InvalidInputError, ModwrightError, ProcessFail
 
 __all__ = ["all_gather", "all_reduce_", "barrier", "broadcast", "device"]
 __all__ += ["fail_together", "init_distributed", "is_main", "launched", "local_size"]
-__all__ += ["main_process_only", "rank", "shard", "shard_modules_", "size"]
+__all__ += ["main_process_only", "rank", "shard", "shard_modules_", "sharded_like", "size", "whole"]
 
 PATIENCE = datetime.timedelta(hours=2)
 """How long a process waits for the others to finish their shard of one block."""
@@ -211,9 +211,26 @@ def shard_modules_(modules: Sequence[nn.Module], mesh: Any = None) -> None:
     from torch.distributed.fsdp import fully_shard
 
     if mesh is None:
-        mesh = init_device_mesh(next(modules[0].parameters()).device.type, (size(),))
+        kind = next(modules[0].parameters()).device.type
+        mesh = init_device_mesh(kind, (size(),), mesh_dim_names=("shard",))
     for module in modules:
-        fully_shard(module, mesh=mesh)
+        # Also behind the last group's forward pass: what is measured there is in parts again.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+
+
+def whole(tensor: Any) -> Any:
+    """A tensor; the parts of one that is sharded put together, for which all processes wait."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def sharded_like(tensor: Any, other: Any) -> Any:
+    """A tensor that all processes hold, sharded as the other one is, if it is."""
+    if not hasattr(other, "placements") or hasattr(tensor, "placements"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    given = tensor.to(other.device), other.device_mesh, other.placements
+    return distribute_tensor(*given, src_data_rank=None)
 
 
 _groups: dict[Any, Any] = {}

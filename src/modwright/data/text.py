@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -29,6 +30,8 @@ __all__ += ["load_text", "require_count", "text_names", "token_windows", "tokeni
 
 # A tokenizer without a limit of its own reports a number of thirty digits.
 _SANE_LENGTH = 1_000_000
+# Characters of a text whose tokens are kept for the next time.
+_KEPT = 4_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,15 +91,24 @@ def tokenize_text(
     """Tokenize a whole text once, uncut; ``offsets`` asks for ``ends``, which not all can tell."""
     text, facts = read_text(data, name)
     offsets = offsets and tokenizer.is_fast
+    encode = _encode if len(text) <= _KEPT else _encode.__wrapped__
+    ids, ends = encode(tokenizer, len(tokenizer), text, offsets)
+    if not len(ids):
+        raise InvalidInputError(f"text {facts['data']!r} gives no token with this tokenizer")
+    return TokenizedText(text, ids, ends, {**facts, "vocabulary": len(tokenizer)})
+
+
+@lru_cache(maxsize=4)  # every stage of a run is measured on the same few texts
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, size: int, text: str, offsets: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Ids and, where they are asked for, ends; ``size`` tells tokenizers that grew apart."""
     # verbose: the text is cut afterwards, so the warning about its length would be wrong.
     encoded = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=offsets, verbose=False
     )
     ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
-    if not len(ids):
-        raise InvalidInputError(f"text {facts['data']!r} gives no token with this tokenizer")
-    ends = torch.tensor([end for _, end in encoded["offset_mapping"]]) if offsets else None
-    return TokenizedText(text, ids, ends, {**facts, "vocabulary": len(tokenizer)})
+    return ids, torch.tensor([end for _, end in encoded["offset_mapping"]]) if offsets else None
 
 
 @dataclass(frozen=True, eq=False)

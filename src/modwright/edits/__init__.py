@@ -29,6 +29,7 @@ from modwright.edits.experts import (
     replace_mixture,
     split_mlp,
 )
+from modwright.edits.masks import mask
 from modwright.edits.neurons import keep_neurons
 from modwright.edits.plan import Plan
 from modwright.edits.registry import part_names, register_part
@@ -44,5 +45,5 @@ __all__ += [
     "keep_experts",
     "keep_heads",
 ]
-__all__ += ["keep_neurons", "merge_experts", "part_names", "register_part", "remove"]
+__all__ += ["keep_neurons", "mask", "merge_experts", "part_names", "register_part", "remove"]
 __all__ += ["replace_attention", "replace_mixture", "replace_mlp", "split_mlp", "untie", "verify"]

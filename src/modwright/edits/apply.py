@@ -25,6 +25,7 @@ from modwright.edits.canonical import Target, target_of
 from modwright.edits.change import Change
 from modwright.edits.configured import check_as_configured
 from modwright.edits.edit import split_address
+from modwright.edits.masks import carry_masks, write_masks
 from modwright.edits.plan import Plan
 from modwright.edits.precision import kept_in_float32, wide_enough
 from modwright.edits.remodeled import is_plain
@@ -38,18 +39,23 @@ _GROUPS: WeakKeyDictionary[nn.Module, WeakSet[nn.Module]] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class TensorDiff:
-    """Where every tensor of the source went and every tensor of the result came from (by name)."""
+    """Where every tensor of the source went and every tensor of the result came from (by name).
+
+    Those that were ``masked`` have zeros that later trainings keep; ``changed`` are others.
+    """
 
     kept: tuple[str, ...]
     changed: tuple[str, ...]
     added: tuple[str, ...]
     removed: tuple[str, ...]
+    masked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         kept, changed, added, removed = map(
             len, (self.kept, self.changed, self.added, self.removed)
         )
-        return f"{kept} tensors kept, {changed} changed, {added} added, {removed} removed"
+        masked = f", {len(self.masked)} masked" if self.masked else ""
+        return f"{kept} tensors kept, {changed} changed, {added} added, {removed} removed{masked}"
 
 
 @dataclass(frozen=True)
@@ -112,11 +118,14 @@ def apply(model: Any, plan: Plan | Change, *, check: bool = True) -> Applied:
     paths = _source_paths(anatomy, built, target)
     shared, copies, empty = _fill(model, built, paths)
     _write(anatomy, Anatomy.of(built), target.blocks, plan.tensors, shared, empty)
+    masks = {_moved(address, target.blocks): keep for address, keep in plan.masks.items()}
+    masked = write_masks(Anatomy.of(built), masks, shared)
+    carry_masks(model, Anatomy.of(built), target.blocks, masks)
     _finish(model, built, paths, empty)
     group = _GROUPS.get(model, WeakSet([model])) | WeakSet([built])
     for one in group:
         _GROUPS[one] = group
-    tensor_diff = _account(model, built, paths, copies)
+    tensor_diff = _account(model, built, paths, copies, masked)
     verification = None
     if check:
         try:
@@ -295,15 +304,20 @@ def _origin_name(name: str, paths: Mapping[str, str]) -> str:
 
 
 def _account(
-    source: nn.Module, built: nn.Module, paths: Mapping[str, str], copies: set[int]
+    source: nn.Module,
+    built: nn.Module,
+    paths: Mapping[str, str],
+    copies: set[int],
+    masked: set[int],
 ) -> TensorDiff:
     old, new = _tensors(source), _tensors(built)
     origins = {name: _origin_name(name, paths) for name in new}
-    found: dict[str, list[str]] = {"kept": [], "changed": [], "added": []}
+    found: dict[str, list[str]] = {"kept": [], "changed": [], "added": [], "masked": []}
     for name, tensor in new.items():
         before = old.get(origins[name])
         same = before is tensor or id(tensor) in copies
-        found["added" if before is None else "kept" if same else "changed"].append(name)
+        how = "masked" if id(tensor) in masked else "kept" if same else "changed"
+        found["added" if before is None else how].append(name)
     continued = set(origins.values())
     found["removed"] = [name for name in old if name not in continued]
     return TensorDiff(**{kind: tuple(names) for kind, names in found.items()})

@@ -26,10 +26,14 @@ __all__ += ["require_separable", "resize", "untie"]
 
 @dataclass(frozen=True)
 class Change:
-    """Edits, and values by the address of a parameter ("blocks.3.mlp.up.weight")."""
+    """Edits, and values by the address of a parameter ("blocks.3.mlp.up.weight").
+
+    Masks, by address too, are true where a number of the parameter stays; the others become zero.
+    """
 
     edits: tuple[Edit, ...] = ()
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __radd__(self, other: int) -> Change:
         """So that ``sum`` of changes is the change of all."""
@@ -39,7 +43,10 @@ class Change:
         twice = self.tensors.keys() & other.tensors.keys()
         if twice:
             raise InvalidInputError(f"two changes write {sorted(twice)[0]}")
-        return Change((*self.edits, *other.edits), {**self.tensors, **other.tensors})
+        masks = dict(self.masks)
+        for address, keep in other.masks.items():
+            masks[address] = keep & masks.get(address, keep)
+        return Change((*self.edits, *other.edits), {**self.tensors, **other.tensors}, masks)
 
 
 def remove(part: Block | Sublayer | str, drop_norm: bool = False) -> Change:

@@ -14,9 +14,11 @@ from torch import Tensor
 from modwright.anatomy import Anatomy
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.files import whole_directory, write_file
+from modwright.core.formatting import share_text
 from modwright.core.reading import read_json, require_regular
 from modwright.edits.change import Change
 from modwright.edits.edit import FORMAT, Edit, Remove, ReorderBlocks, RevertEdit, edits_from_list
+from modwright.edits.masks import pack, unpack
 from modwright.edits.stock_parts import shape_of
 
 __all__ = ["Plan", "structure_of"]
@@ -48,6 +50,7 @@ class Plan:
         method: name of the method that decided, with its ``options``.
         structure: that the plan was made for.
         tensors: new values by parameter address.
+        masks: by parameter address, true where a number stays; the others become zero.
         reasons: scores, ranks, predicted errors, as JSON values.
         notes: sentences for the user: warnings and remarks.
     """
@@ -59,6 +62,7 @@ class Plan:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     reasons: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    masks: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -72,7 +76,8 @@ class Plan:
     ) -> Plan:
         """A plan for this anatomy from a change."""
         told, why = dict(options or {}), dict(reasons or {})
-        return cls(method, told, structure_of(anatomy), change.edits, change.tensors, why, notes)
+        edits, tensors, masks = change.edits, change.tensors, change.masks
+        return cls(method, told, structure_of(anatomy), edits, tensors, why, notes, masks)
 
     @classmethod
     def from_given(cls, anatomy: Anatomy, given: Any) -> Plan:
@@ -110,9 +115,13 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the tensors."""
-        fields = {name: value for name, value in vars(self).items() if name != "tensors"}
+        fields = {n: value for n, value in vars(self).items() if n not in ("tensors", "masks")}
         edits = [edit.to_dict() for edit in self.edits]
-        return {"format": FORMAT, **fields, "edits": edits, "notes": list(self.notes)}
+        told = {"format": FORMAT, **fields, "edits": edits, "notes": list(self.notes)}
+        if self.masks:  # older versions would overlook them
+            shapes = {address: list(keep.shape) for address, keep in self.masks.items()}
+            told |= {"format": FORMAT + 1, "masks": shapes}
+        return told
 
     def save(self, directory: str | Path, *, force: bool = False) -> Path:
         """Writes plan.json and plan.safetensors into a new directory; whole or not at all.
@@ -125,7 +134,7 @@ class Plan:
         from safetensors.torch import save_file
 
         with whole_directory(directory, force=force) as folder:
-            tensors = _apart(self.tensors)
+            tensors = _apart(self.tensors) | pack(self.masks)
             write_file(folder / "plan.safetensors", lambda partial: save_file(tensors, partial))
             write_file(folder / "plan.json", json.dumps(self.to_dict(), indent=1) + "\n")
         return Path(directory)
@@ -151,21 +160,31 @@ class Plan:
             raise CheckpointError(f"{unreadable}: {told}") from None
         if not isinstance(stored, dict) or not isinstance(stored.get("format", 0), int):
             raise CheckpointError(f"{unreadable}: it is no mapping with a format")
-        if stored.get("format", 0) > FORMAT:
-            raise CheckpointError(f"{path} has format {stored['format']}; known up to {FORMAT}")
-        for key in ("options", "structure", "reasons"):
+        if stored.get("format", 0) > FORMAT + 1:
+            raise CheckpointError(f"{path} has format {stored['format']}; known up to {FORMAT + 1}")
+        for key in ("options", "structure", "reasons", "masks"):
             if not isinstance(stored.get(key, {}), dict):
                 raise CheckpointError(f"{unreadable}: {key} is no mapping")
         try:
             edits, notes = edits_from_list(stored["edits"]), tuple(stored["notes"])
             named = {key: stored[key] for key in ("method", "options", "structure", "reasons")}
-            return cls(**named, edits=edits, tensors=tensors, notes=notes)
+            masks, tensors = unpack(tensors, stored.get("masks", {}))
+            return cls(**named, edits=edits, tensors=tensors, notes=notes, masks=masks)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise CheckpointError(f"{unreadable}: {error!r}") from None
 
     def summary(self) -> list[tuple[str, str]]:
-        """One line per edited address: what stood there and what will."""
-        return [(edit.path, _describe(edit)) for edit in self.edits]
+        """One line per edited address: what stood there and what will; then new values alone."""
+        paths = tuple(f"{edit.path}." for edit in self.edits)
+        values = (address for address in self.tensors if not f"{address}.".startswith(paths))
+        return [
+            *((edit.path, _describe(edit)) for edit in self.edits),
+            *((address, "changed") for address in values),
+            *(
+                (a, f"masked, {share_text(1 - float(m.float().mean()))}")
+                for a, m in self.masks.items()
+            ),
+        ]
 
     def _repr_html_(self) -> str:
         """The edits as a table, for notebooks."""
@@ -177,7 +196,9 @@ class Plan:
         return f"<div><b>{escape(repr(self))}</b><table>{head}{rows}</table></div>"
 
     def __repr__(self) -> str:
-        return f"Plan({self.method}: {len(self.edits)} edits, {len(self.tensors)} new tensors)"
+        masks = f", {len(self.masks)} masks" if self.masks else ""
+        edits, tensors = len(self.edits), len(self.tensors)
+        return f"Plan({self.method}: {edits} edits, {tensors} new tensors{masks})"
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

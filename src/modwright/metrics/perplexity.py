@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["FAR_OUTSIDE", "NEARLY_FREE", "Perplexity", "PerplexityMetric", "PerplexityRecipe"]
-__all__ += ["perplexity", "position_limit"]
+__all__ += ["perplexity", "position_limit", "why_no_perplexity"]
 
 NEARLY_FREE = 1.02
 FAR_OUTSIDE = 2.0
@@ -250,13 +250,7 @@ class PerplexityMetric(WindowOptions):
     """Perplexity of a causal language model on a held-out text."""
 
     def unsupported(self, subject: Subject) -> str | None:
-        if subject.reads_images:
-            return f"is measured on text, and {subject.name} reads images"
-        if subject.tokenizer is None:
-            return f"is measured on text, and {subject.name} has no tokenizer"
-        if not subject.writes_text:
-            return f"needs a causal language model, and {subject.name} is none"
-        return None
+        return why_no_perplexity(subject)
 
     def measure(self, subject: Subject, progress: Progress = SILENT) -> Perplexity:
         return perplexity(subject.model, subject.tokenizer, self.text_windows(), progress)
@@ -300,6 +294,17 @@ class PerplexityMetric(WindowOptions):
                 f"  {values['bits_per_byte']:.4f} bits per byte; "
                 f"{values.get('word_perplexity') or math.nan:,.1f} per word"
             )
+
+
+def why_no_perplexity(subject: Subject) -> str | None:
+    """Why a model cannot have one, in a few words after "it"; None where it can."""
+    if subject.reads_images:
+        return f"is measured on text, and {subject.name} reads images"
+    if subject.tokenizer is None:
+        return f"is measured on text, and {subject.name} has no tokenizer"
+    if not subject.writes_text:
+        return f"needs a causal language model, and {subject.name} is none"
+    return None
 
 
 def _on_text(what: str, values: Mapping[str, Any]) -> str:

@@ -105,7 +105,9 @@ class Metric:
         compares: it is measured beside a model to compare with, and not on the baseline.
         is_quality: it says how good a model is; else its columns stand behind the counted costs.
         of_text: only a model that writes text can have it.
-        defaults_from: the metric whose options it takes where its own are not said.
+        defaults_from: the metric whose options it takes where its own are not said; one that is
+            measured by default is then measured where that one is.
+        own_options: options that it does not take from there.
         old_key, old_field: what recipes and reports of older versions call it.
         order: among the others; the smallest is first.
     """
@@ -122,6 +124,7 @@ class Metric:
     is_quality: ClassVar[bool] = True
     of_text: ClassVar[bool] = False
     defaults_from: ClassVar[str] = ""
+    own_options: ClassVar[tuple[str, ...]] = ()
     old_key: ClassVar[str] = ""
     old_field: ClassVar[str] = ""
     order: ClassVar[int] = 50

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from modwright.analysis import Subject
 from modwright.anatomy import Anatomy
 from modwright.calibration import (
     TensorBatches,
@@ -33,7 +34,14 @@ from modwright.recipes.load import resolved
 from modwright.recipes.runner import torch_settings
 from modwright.recipes.schema import METHOD, Data, Recipe
 
-__all__ = ["apply_plans", "load_plans", "make_plans", "save_plans", "step_digests"]
+__all__ = [
+    "apply_plans",
+    "calibration_windows",
+    "load_plans",
+    "make_plans",
+    "save_plans",
+    "step_digests",
+]
 __all__ += ["step_windows"]
 
 Tokens = TokenWindows | TensorBatches
@@ -49,7 +57,7 @@ def step_windows(recipe: Recipe, opened: Checkpoint) -> list[Tokens | None]:
         key = data.model_dump_json()
         if needed and key not in made:
             try:
-                made[key] = _windows(opened, step.method, data)
+                made[key] = calibration_windows(_subject(opened), step.method, data)
             except InvalidInputError as error:
                 where = f"steps.{index}.calibration" if step.calibration else "calibration"
                 raise InvalidInputError(f"{where}: {error}") from error
@@ -71,20 +79,29 @@ def step_digests(
     return found
 
 
-def _windows(opened: Checkpoint, method: str, data: Data) -> Any:
-    if not opened.anatomy.family.inputs().is_text:
+def _subject(opened: Checkpoint) -> Subject:
+    return Subject(opened.model, tokenizer=opened.tokenizer, name=opened.source.name)
+
+
+def calibration_windows(subject: Subject, what: str, data: Data) -> Any:
+    """Windows of text, or images, for a model; ``what`` is what asks for them.
+
+    Raises:
+        InvalidInputError: the model cannot read them.
+    """
+    if not subject.anatomy.family.inputs().is_text:
         if isinstance(data.data, dict) and "images" in data.data:
             return _images(data)
         raise InvalidInputError(
-            f"{method} calibrates on text here, and {opened.source.name} reads images; give it "
+            f"{what} calibrates on text here, and {subject.name} reads images; give it "
             "images: calibration: {data: {images: FOLDER}}"
         )
-    if opened.tokenizer is None:
+    if subject.tokenizer is None:
         raise InvalidInputError(
-            f"{method} calibrates on text, and {opened.source.name} has no tokenizer; give a "
+            f"{what} calibrates on text, and {subject.name} has no tokenizer; give a "
             "model that has one"
         )
-    limit = position_limit(opened.model)
+    limit = position_limit(subject.model)
     if limit is not None and data.length > limit:
         raise InvalidInputError(
             f"length is {data.length}; the model has positions for 2..{limit} tokens"
@@ -94,9 +111,9 @@ def _windows(opened: Checkpoint, method: str, data: Data) -> Any:
     if text == default_texts():  # what nobody asked for is no reason to refuse one window
         text = text[: data.windows]
     if isinstance(text, list):
-        return mixed_windows(opened.tokenizer, text, **fields)
+        return mixed_windows(subject.tokenizer, text, **fields)
     source = TextData(text, *others) if isinstance(text, str) else text
-    return token_windows(opened.tokenizer, source, **fields)
+    return token_windows(subject.tokenizer, source, **fields)
 
 
 def _images(data: Data) -> TensorBatches:

@@ -13,10 +13,10 @@ from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError
 from modwright.core.progress import SILENT, Progress
 from modwright.metrics.registry import Metric, Subject, refused, stored
-from modwright.recipes.schema import Evaluate
+from modwright.recipes.schema import Evaluate, Recipe
 
 __all__ = ["TEACHER", "Evaluation", "evaluate", "evaluation_digest", "measure_all", "subject_of"]
-__all__ += ["supported"]
+__all__ += ["seen_text_notes", "supported"]
 
 TEACHER = "the baseline"
 
@@ -72,6 +72,36 @@ def supported(asked: Evaluate, subject: Subject) -> tuple[list[Metric], list[str
         else:
             notes.append(f"{name} is not measured: it {reason}")
     return found, notes
+
+
+def seen_text_notes(recipe: Recipe) -> list[str]:
+    """Sentences on texts that judge the result and that a step of the recipe saw before."""
+    seen: set[str] = set()
+    chose: set[str] = set()
+    for step in recipe.steps:
+        if step.built.requires.calibration and step.built.wants_data():
+            seen |= _text_names((step.calibration or recipe.calibration).data)
+        seen |= _text_names(getattr(step.built, "data", None))
+        chose |= _text_names(list(getattr(step.built, "held_out", {}).values()))
+    notes = []
+    for name, metric in recipe.evaluate.built.items():
+        measured = _text_names(getattr(metric, "data", None))
+        for texts, how in (
+            (seen, "which a step sees, too: it says little of texts that the model has not seen"),
+            (chose - seen, "by which a step chooses the state that it keeps"),
+        ):
+            if both := ", ".join(sorted(measured & texts)):
+                notes.append(f"{name} is measured on {both}, {how}")
+    return notes
+
+
+def _text_names(data: Any) -> set[str]:
+    """Names and paths of texts in a key ``data``."""
+    if isinstance(data, str):
+        return {data}
+    if isinstance(data, Mapping):
+        return _text_names(data.get("text"))
+    return set().union(*map(_text_names, data)) if isinstance(data, list | tuple) else set()
 
 
 def evaluation_digest(

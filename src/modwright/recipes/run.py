@@ -24,7 +24,12 @@ from modwright.recipes.estimate import estimate_resources, require_room
 from modwright.recipes.load import resolved
 from modwright.recipes.measure import measure_stage
 from modwright.recipes.plans import step_digests, step_windows
-from modwright.recipes.quality import TEACHER, evaluation_digest, subject_of
+from modwright.recipes.quality import (
+    TEACHER,
+    evaluation_digest,
+    seen_text_notes,
+    subject_of,
+)
 from modwright.recipes.run_directory import Inputs, file_stamps, step_key
 from modwright.recipes.run_log import auto_class, environment, listed, opened_files, versions
 from modwright.recipes.runner import Listener, Runner, require_output, torch_settings, unheard
@@ -166,7 +171,7 @@ class _Run(Runner):
                 "title": "baseline",
                 "plain": is_plain(model),
                 "source_blocks": list(range(len(Anatomy.of(model).blocks))),
-                "notes": list(opened.notes),
+                "notes": [*opened.notes, *seen_text_notes(self.recipe)],
             }
             distributed.main_process_only(lambda: self._measure(0, opened, model, info))
             return model

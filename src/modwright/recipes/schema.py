@@ -141,7 +141,8 @@ class Evaluate(Strict):
         for name in self.named:
             metric_type(name)
         for kind in in_order():
-            said = self.named.get(kind.name, kind.by_default)
+            beside = not kind.defaults_from or kind.defaults_from in found
+            said = self.named.get(kind.name, kind.by_default and beside)
             if said is None or said is False:
                 continue
             options = {k: v for k, v in self._options(kind.name, said).items() if k != "required"}
@@ -184,6 +185,7 @@ class Evaluate(Strict):
             field.name
             for field in fields(metric_type(kind.defaults_from))  # type: ignore[arg-type]
         }
+        shared -= set(kind.own_options)
         return {**{k: v for k, v in other.items() if k in shared}, **own}
 
 

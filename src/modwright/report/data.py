@@ -51,10 +51,12 @@ class Stage:
         source_blocks: which block of the baseline each block is; None for a new one.
         reasons: why the method decided so. Drawn where present: ``scores`` (``attention``, ``mlp``,
             ``block`` -> one number or None per layer) or ``influence`` (one number per block),
-            ``removed`` (the same names -> layer numbers), ``sparsity`` (one share per layer) and
+            ``removed`` or ``masked`` (the same names -> layer numbers),
+            ``sparsity`` (one share per layer) and
             ``meaning``: one sentence on what a score says. All else is printed.
         notes: sentences of the method for the user.
-        accounting: ``kept``, ``changed``, ``added``, ``removed`` -> number of tensors.
+        accounting: ``kept``, ``changed``, ``added``, ``removed`` -> number of tensors;
+            ``masked`` where some were.
         plain: stock transformers loads the checkpoint.
         servable: runtime -> ``answer`` ("yes", "after export", "no", "not tested"), ``why`` and
             ``command``, as `modwright.checkpoint.export` says it. One sentence is a reason.

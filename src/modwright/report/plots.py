@@ -247,7 +247,8 @@ def _attention_width(block: Mapping[str, Any]) -> int:
 def scores(stage: Stage, name: str) -> Plot | None:
     """What a method thought of every layer, one row per kind of part; None without scores."""
     given = stage.reasons.get("scores") or {"block": stage.reasons.get("influence")}
-    removed = stage.reasons.get("removed")
+    gone_word = "masked" if "masked" in stage.reasons else "removed"
+    removed = stage.reasons.get(gone_word)
     rows = [
         (kind, values, [int(i) for i in _numbers_of(removed, kind)])
         for kind in _KINDS
@@ -263,10 +264,10 @@ def scores(stage: Stage, name: str) -> Plot | None:
         axes.set_title(kind)
         told.append(
             f"{kind}: {', '.join('none' if v is None else f'{v:.3g}' for v in values)}; "
-            f"removed: {', '.join(map(str, gone)) or 'none'}"
+            f"{gone_word}: {', '.join(map(str, gone)) or 'none'}"
         )
     if any(gone for _, _, gone in rows):
-        _legend(figure, Patch(facecolor=KEPT, label="kept"), Patch(label="removed", **_REMOVED))
+        _legend(figure, Patch(facecolor=KEPT, label="kept"), Patch(label=gone_word, **_REMOVED))
     caption = "One bar per layer; a gap is a layer without a score."
     meaning = stage.reasons.get("meaning")
     if isinstance(meaning, str):

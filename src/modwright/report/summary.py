@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import chain, pairwise
 
-from modwright.core.formatting import bytes_text, count_text, number_text
+from modwright.core.formatting import bytes_text, count_text, counted_text, number_text
 from modwright.metrics.registry import in_order
 from modwright.metrics.words import SAME, changed_by, cost_change
 from modwright.report.data import Report, Stage
@@ -49,6 +49,7 @@ def summary_sentences(report: Report) -> list[str]:
         said = [_size(before, after), *said]
         said += [metric.sentences(before, after) for metric in others]
     steps = list(pairwise(report.stages))
+    said += [_values(two, f"Step {two.name}") for _, two in steps]
     for one, two in steps[len(steps) == 1 :]:  # one step alone is the whole
         name = f"Step {two.name}"
         said += [metric.step_sentences(one, two, name) for metric in quality]
@@ -80,6 +81,18 @@ def _size(before: Stage, after: Stage) -> Iterator[str]:
             parts.append(f"{text(two)} {what} instead of {text(one)} ({how})")
     if parts:
         yield f"The result has {' and '.join(parts)}."
+
+
+def _values(stage: Stage, name: str) -> Iterator[str]:
+    """Of a step that wrote numbers and left the structure as it was."""
+    counted = stage.accounting
+    if counted.get("masked"):
+        yield (
+            f"{name} masked {counted_text(counted['masked'], 'tensor')}: their zeros are stored "
+            "and computed as before, and stay zero in a training."
+        )
+    elif counted.get("changed") and not counted.get("added") and not counted.get("removed"):
+        yield f"{name} changed numbers of {counted_text(counted['changed'], 'tensor')}."
 
 
 def _unknown(after: Stage) -> Iterator[str]:

@@ -1,35 +1,25 @@
 """A live model whose MLPs are split into experts: how tokens are routed, and how that is changed.
 
 Nothing here makes a new model. What is set stands in the model's config too, so it is saved.
-
-Axes: N experts, I neurons, d hidden_size.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import TrainerCallback
 
 from modwright.anatomy import Anatomy
 from modwright.anatomy.views import Sublayer
-from modwright.core.capture import HookPoint, capture
+from modwright.calibration.expert_usage import NONE_SPLIT, ExpertUsage, expert_usage
 from modwright.core.errors import InvalidInputError, refusing
-from modwright.core.modes import eval_mode
-from modwright.data.text import Batch
 from modwright.nn import ExpertFeedForward
 from modwright.nn.channel_mixers.expert_feed_forward import expert_parts
 from modwright.nn.channel_mixers.feed_forward import FeedForwardShape
 
 __all__ = ["ExpertUsage", "TieKeys", "expert_usage", "set_routing", "set_top_k", "tie_keys"]
-
-
-NONE_SPLIT = "no MLP of this model is split into experts; split some with emoe first"
 
 
 def _experts(model: nn.Module) -> list[tuple[Sublayer, ExpertFeedForward]]:
@@ -104,62 +94,3 @@ class TieKeys(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for part in expert_parts(kwargs["model"]):  # perhaps in wrappers of trainers and adapters
             part.tie_keys(self.momentum)
-
-
-@dataclass(frozen=True)
-class ExpertUsage:
-    """How many of ``tokens``, padding left out, used each expert: address of an MLP -> (N,)."""
-
-    counts: Mapping[str, Tensor]
-    tokens: int
-
-    def share(self, address: str) -> Tensor:
-        """(N,): the share of tokens that used each expert of an MLP."""
-        return self.counts[address] / self.tokens
-
-    def below(self, minimum: int) -> dict[str, list[int]]:
-        """The experts that fewer than ``minimum`` tokens used, of MLPs that have any."""
-        found = {name: (n < minimum).nonzero().flatten() for name, n in self.counts.items()}
-        return {name: index.tolist() for name, index in found.items() if len(index)}
-
-    def __repr__(self) -> str:
-        told = (f"{name} {int(n.min())} to {int(n.max())}" for name, n in self.counts.items())
-        return f"ExpertUsage({self.tokens} tokens; tokens per expert: {', '.join(told)})"
-
-
-@torch.no_grad()
-def expert_usage(model: nn.Module, batches: Iterable[Mapping[str, Tensor] | Batch]) -> ExpertUsage:
-    """Counts which experts the tokens of some batches use, in every split MLP.
-
-    ``batches`` are keyword arguments of a forward pass each, or batches of token windows. Where an
-    attention mask says 0, a token is not counted.
-
-    Example:
-        >>> import modwright
-        >>> from modwright.surgery import make_method
-        >>> method = make_method("emoe", {"num_experts": 4, "top_k": 1, "layers": [0]})
-        >>> model = modwright.apply(modwright.open("preset:tiny-llama"), method).model
-        >>> usage = expert_usage(model, [{"input_ids": torch.arange(12).view(2, 6)}])
-        >>> usage.tokens, int(usage.counts["blocks.0.mlp"].sum())
-        (12, 12)
-    """
-    parts = _experts(model)
-    counts = {
-        mlp.address: torch.zeros(part.shape.num_experts, dtype=torch.long) for mlp, part in parts
-    }
-    tokens = 0
-    with eval_mode(model):
-        for batch in batches:
-            given = batch if isinstance(batch, Mapping) else batch.tensors()
-            mask = given.get("attention_mask")
-            with capture({mlp.address: HookPoint(part, "input") for mlp, part in parts}) as seen:
-                model(**given)
-            for mlp, part in parts:
-                used = part.route(seen[mlp.address]).flatten(0, -2)
-                if mask is not None:
-                    used = used[mask.flatten().bool()]
-                counts[mlp.address] += used.sum(0).cpu()
-            tokens += len(used)
-    if not tokens:
-        raise InvalidInputError("there is no token to count: give at least one batch")
-    return ExpertUsage(counts, tokens)

@@ -19,10 +19,12 @@ from modwright.core.errors import CheckpointError
 from modwright.core.files import read_json, write_file
 from modwright.core.modes import eval_mode
 from modwright.core.progress import Progress, Task
+from modwright.edits.masks import masked_parameters
 from modwright.training.objectives.base import Objective
 
 __all__ = ["BestStateCallback", "EMACallback", "EpochCallback", "LastLogCallback", "NoStepLeft"]
 __all__ += [
+    "MaskCallback",
     "NoStepLeftCallback",
     "NotFinite",
     "ObjectiveCallback",
@@ -95,6 +97,39 @@ def _norms(model: nn.Module) -> list[Tensor]:
             by_mesh.setdefault(mesh, []).append(parameter.grad)
     norms: list[Any] = [torch.nn.utils.get_total_norm(grads) for grads in by_mesh.values()]
     return [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+
+
+class MaskCallback(TrainerCallback):
+    """Keeps the zeros of masked weights zero, whatever the optimizer does; behind every step.
+
+    Averages of the weights then have the same zeros, and so have adapters that are merged.
+
+    Args:
+        model: that is trained, before adapters are put into it.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.keep = {n: tensor.detach() != 0 for n, tensor in masked_parameters(model).items()}
+        self.of_steps: dict[str, Tensor] = {}  # the same of what a process holds while it trains
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        there = dict(self.model.named_parameters())
+        self.of_steps = {n: there[n].detach() != 0 for n in self.keep.keys() & there.keys()}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._set_zeros(self.of_steps)
+
+    def apply(self) -> None:
+        """Sets the masked numbers to zero in place, when the training has ended."""
+        self._set_zeros(self.keep)
+
+    @torch.no_grad()
+    def _set_zeros(self, keep: Mapping[str, Tensor]) -> None:
+        """What stands in adapters waits for their end."""
+        there = dict(self.model.named_parameters()) if keep else {}
+        for name in keep.keys() & there.keys():
+            there[name].mul_(keep[name])
 
 
 class EpochCallback(TrainerCallback):
@@ -212,7 +247,7 @@ class BestStateCallback(TrainerCallback):
             self.values = {int(step): value for step, value in told["values"].items()}
 
     def _keep(self, model: Any) -> None:
-        state = learning_state(model)
+        state = _whole(learning_state(model))
         if self.file is None:
             self.state = {name: tensor.detach().clone() for name, tensor in state.items()}
         elif distributed.is_main():
@@ -228,6 +263,10 @@ class BestStateCallback(TrainerCallback):
         with torch.no_grad():
             for name, tensor in best.items():
                 current[name].copy_(tensor)
+
+
+def _whole(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: distributed.whole(tensor) for name, tensor in state.items()}
 
 
 def _apart(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -259,12 +298,14 @@ class EMACallback(TrainerCallback):
                 if name not in self.mean or not tensor.is_floating_point():
                     self.mean[name] = tensor.detach().clone()
                 else:
-                    self.mean[name].lerp_(tensor, 1 - kept)
+                    mean = self.mean[name] = distributed.sharded_like(self.mean[name], tensor)
+                    mean.lerp_(tensor, 1 - kept)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        whole = self.whole()
         if not state.is_world_process_zero:
             return
-        whole = {name: tensor.contiguous() for name, tensor in self.mean.items()}
+        whole = {name: tensor.contiguous() for name, tensor in whole.items()}
         save_file(whole, Path(args.output_dir, f"checkpoint-{state.global_step}", _MEAN))
 
     def restore(self, checkpoint: Path) -> None:
@@ -273,11 +314,16 @@ class EMACallback(TrainerCallback):
             raise CheckpointError(f"{checkpoint} holds no mean of the weights")
         self.mean = load_file(checkpoint / _MEAN)
 
+    def whole(self) -> dict[str, Tensor]:
+        """The mean, its parts put together; all processes call it."""
+        return _whole(self.mean)
+
     @contextmanager
     def applied_to(self, model: nn.Module) -> Iterator[None]:
         """Puts the mean into a model while the context lasts."""
         before = {name: tensor.clone() for name, tensor in learning_state(model).items()}
-        model.load_state_dict(self.mean, strict=False)
+        mean = {n: distributed.sharded_like(t, before[n]) for n, t in self.mean.items()}
+        model.load_state_dict(mean, strict=False)
         try:
             yield
         finally:

@@ -76,7 +76,8 @@ def estimate_training(
     seconds, kept = _tried(trainer, min(_PROBE, max(size, 1)))
     accumulated = args.gradient_accumulation_steps
     steps = _steps(trainer)
-    memory = 3 * learning + size * kept + changing * (2 * averaged + best)
+    shared = distributed.size() if trainer.sharded else 1
+    memory = 3 * learning // shared + size * kept + changing * (2 * averaged + best)
     disk = 0
     if keeps:
         one = whole + 2 * learning + changing * averaged

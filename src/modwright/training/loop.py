@@ -189,6 +189,7 @@ def train(
             learns=training.learns,
             one_cycle=training.one_cycle,
             parametrization=parametrization,
+            sharded=training.sharded,
             callbacks=[*watchers, *(callback() for callback in _LAST)],
         )
         if mean is not None:
@@ -328,12 +329,12 @@ def _settle(
 ) -> int:
     """Gives the model the state that is to come out, and says of which step it is."""
     model: Any = trainer.model
-    step = int(trainer.state.global_step)
+    step = int(trainer.state.global_step if trainer.left_at is None else trainer.left_at)
     if chooser is not None and chooser.best is not None:
         chooser.restore(model)
         step = chooser.best[1]
-    elif mean is not None and mean.mean:
-        model.load_state_dict(mean.mean, strict=False)
+    elif mean is not None and mean.mean and trainer.left_at is None:
+        model.load_state_dict(mean.whole(), strict=False)
     trainer.learned.finish()
     set_eval(model)
     return step

@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from modwright.core.errors import InvalidInputError, first_line, unknown_name
 from modwright.training.learning import Learns, check_learns
 from modwright.training.objectives.base import Objective, make_objective
+from modwright.training.sharding import asks_sharding
 
 __all__ = ["ONE_CYCLE", "Training", "argument_names"]
 
@@ -110,6 +111,11 @@ arguments={'max_steps': 5, 'learning_rate': 0.0001})
         """The learning rate follows torch's OneCycleLR."""
         return bool(self.arguments.get("lr_scheduler_type") == ONE_CYCLE)
 
+    @property
+    def sharded(self) -> bool:
+        """Several processes share the weights (FSDP2), on any device."""
+        return asks_sharding(self.arguments)
+
     def training_arguments(self, directory: str, *, keep: bool) -> TrainingArguments:
         """For transformers' Trainer; checkpoints are written where they are kept."""
         own = {
@@ -127,8 +133,10 @@ arguments={'max_steps': 5, 'learning_rate': 0.0001})
 
 
 def _made(given: Mapping[str, Any]) -> TrainingArguments:
+    # The sharding is ours, on any device: accelerate passes it over on CPUs without a word.
+    plain = {name: value for name, value in given.items() if name not in ("fsdp", "fsdp_config")}
     try:
-        return TrainingArguments(**copy.deepcopy(dict(given)))  # it writes into its tables
+        return TrainingArguments(**copy.deepcopy(plain))  # it writes into its tables
     except (TypeError, ValueError, ImportError) as error:
         raise InvalidInputError(f"transformers' TrainingArguments: {first_line(error)}") from error
 
@@ -146,6 +154,7 @@ def _checked(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("max_steps", "num_train_epochs", "per_device_train_batch_size", "learning_rate"):
         if name in found and not found[name] > 0:
             raise InvalidInputError(f"{name} is above 0, not {found[name]}")
+    asks_sharding(found)
     if found:
         plain = {k: v for k, v in found.items() if (k, v) != ("lr_scheduler_type", ONE_CYCLE)}
         with tempfile.TemporaryDirectory() as scratch:

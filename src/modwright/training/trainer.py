@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
+from modwright.core import distributed
+from modwright.core.compat.torch import on_tensors_of
 from modwright.core.errors import InvalidInputError
 from modwright.training.batches import inputs_of, logits_of, unwrapped
-from modwright.training.callbacks import ObjectiveCallback
+from modwright.training.callbacks import MaskCallback, NoStepLeft, NotFinite, ObjectiveCallback
 from modwright.training.learning import Learns, learn
 from modwright.training.objectives.base import Objective, as_objective
 from modwright.training.objectives.next_token import UNASKED
@@ -25,6 +29,7 @@ from modwright.training.parametrization import (
     decayed_names,
     parametrization_of,
 )
+from modwright.training.sharding import Sharded, check_sharding, sharding_note
 from modwright.training.teachers import with_teacher
 
 __all__ = ["ObjectiveTrainer"]
@@ -50,6 +55,7 @@ class ObjectiveTrainer(Trainer):
         parametrization: makes the optimizer's groups, or the name of one that does; None takes the
             objective's own ``parametrization``, else
             :class:`~modwright.training.parametrization.Standard`.
+        sharded: several processes share the weights while they train (FSDP2, on any device).
     """
 
     optimizer_cls_and_kwargs: Any
@@ -62,17 +68,31 @@ class ObjectiveTrainer(Trainer):
         learns: Learns | None = None,
         one_cycle: bool = False,
         parametrization: Parametrization | str | None = None,
+        sharded: bool = False,
         **kwargs: Any,
     ) -> None:
         self.objective: Objective = with_teacher(as_objective(objective))
         self.parametrization = parametrization_of(parametrization, objective)
         self.objective.prepare(model)
+        self.sharded = sharded and distributed.size() > 1
+        if self.sharded:
+            check_sharding(model, self.objective.parts)
+        self.shards: Sharded | None = None
+        self.left_at: int | None = None  # the step of the state that a model in parts fell back to
         seed = getattr(kwargs.get("args", args[0] if args else None), "seed", 0)
-        self.learned = learn(model, learns, self.objective.teachers(), seed=seed)
+        masks = MaskCallback(model)
+        learned = learn(model, learns, self.objective.teachers(), seed=seed)
+        noted = [sharding_note(self.sharded)] if sharded else []
+
+        def finish() -> None:
+            learned.finish()
+            masks.apply()
+
+        self.learned = replace(learned, notes=(*noted, *learned.notes), finish=finish)
         self.losses: list[Tensor] = []  # of the batches since the last step
         callbacks = kwargs.pop("callbacks", None) or []
         first: TrainerCallback = ObjectiveCallback(self.objective, self.losses)
-        super().__init__(model, *args, callbacks=[first, *callbacks], **kwargs)
+        super().__init__(model, *args, callbacks=[first, masks, *callbacks], **kwargs)
         self.one_cycle = one_cycle
         self.averaged: Callable[[Any], AbstractContextManager[None]] = lambda model: nullcontext()
         self.loss_only = False  # of the evaluation that is going on
@@ -134,13 +154,59 @@ class ObjectiveTrainer(Trainer):
         """With the objective's own parameters beside those of the model, for so long."""
         parts: Any = self.objective.parts
         if parts is None:
-            return super().train(*args, **kwargs)
+            with self._in_one_piece_again():
+                return super().train(*args, **kwargs)
         model: Any = self.model
         setattr(model, _PARTS, parts.to(next(model.parameters()).device))
         try:
             return super().train(*args, **kwargs)
         finally:
             delattr(model, _PARTS)
+
+    @contextmanager
+    def _in_one_piece_again(self) -> Iterator[None]:
+        """Gathers a sharded model where all processes end at the same step."""
+        together = True
+        try:
+            yield
+        except BaseException as error:
+            together = isinstance(error, NotFinite | NoStepLeft)
+            raise
+        finally:
+            if self.shards is not None:
+                if together:
+                    self.left_at = None
+                self.shards.end(gather=together)
+                self.shards = None
+
+    def _shard(self, made: Any) -> None:
+        """Now, when a checkpoint was read and no optimizer is made."""
+        if made is not None:
+            raise InvalidInputError("fsdp: an optimizer made before holds the whole model")
+        given = self.optimizer_cls_and_kwargs
+        kind, _ = given or self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        if not str(kind.__module__).startswith("torch.optim."):
+            raise InvalidInputError(f"fsdp: {kind.__name__} is no optimizer of torch's own")
+        self.shards, self.left_at = Sharded(self.model), int(self.state.global_step)
+        # What it wraps a model in would take care of the gradients a second time.
+        prepare: Any = self.accelerator.prepare_model
+        self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if self.shards is None:
+            super().save_model(output_dir, _internal_call)
+            return
+        folder = Path(output_dir or str(self.args.output_dir))
+        state = on_tensors_of(cast(Any, self.model).state_dict(), distributed.whole)
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            apart = {name: tensor.detach().clone() for name, tensor in state.items()}
+            save_file(apart, folder / "model.safetensors", {"format": "pt"})
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.shards is not None and not self.args.should_save:
+            cast(Any, self.optimizer).state_dict()  # the main process needs this one's part
+        super()._save_optimizer_and_scheduler(output_dir)
 
     @contextmanager
     def _without_parts(self) -> Iterator[None]:
@@ -187,6 +253,8 @@ class ObjectiveTrainer(Trainer):
     def create_optimizer(self, model: Any = None) -> Any:
         before = self.optimizer_cls_and_kwargs
         made: Any = self.optimizer
+        if self.sharded and self.shards is None:
+            self._shard(made)
         if made is None:
             target = self.model if model is None else model
             kind, options = before or self.get_optimizer_cls_and_kwargs(self.args, target)
@@ -207,6 +275,8 @@ class ObjectiveTrainer(Trainer):
             optimizer = super().create_optimizer(model)
         finally:
             self.optimizer_cls_and_kwargs = before
+        if self.shards is not None:
+            self.shards.share_state(optimizer)
         if made is None or not self.learning_rates:
             self.learning_rates = [float(group["lr"]) for group in optimizer.param_groups]
         return optimizer

@@ -105,7 +105,8 @@ def test_the_sum_of_branches_is_one_convolution(conv: MultiGroupConv, seed: int)
     x = torch.randn(2, conv.convs[0].in_channels, 7, 6)
     fused = conv.fuse()
     with torch.no_grad():
-        assert (fused(x) - conv(x)).abs().max() <= 1e-5
+        wanted = conv(x)  # of hundreds of terms in float32: as large as they, as far apart
+        assert (fused(x) - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
         conv.double()
         assert (conv.fuse()(x.double()) - conv(x.double())).abs().max() <= 1e-10
 

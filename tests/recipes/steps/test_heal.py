@@ -55,8 +55,9 @@ def together(file: Path, program: Sequence[str] = ("-m", "modwright")) -> list[E
         {},
         {"rows_at_once": 1, "own_loss": 0.02, "control": True},
         {"learns": {"lora": {"r": 2}}, "learning_rate": 3e-3},
+        {"rows_at_once": 1, "fsdp": True},
     ],
-    ids=["full", "in passes with a control", "adapters"],
+    ids=["full", "in passes with a control", "adapters", "sharded"],
 )
 def test_two_processes_heal_what_one_heals(
     more: dict[str, Any], write: Write, tmp_path: Path

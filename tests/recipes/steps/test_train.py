@@ -22,6 +22,7 @@ pytestmark = pytest.mark.slow
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
 LLAMA = {"compose": "llama", **SIZES, **HEADS, "tokenizer": "bytes"}
+FSDP = {"fsdp": True, "fsdp_config": {"version": 2}}
 BATCH = 4  # rows of a step, over all processes
 Write = Callable[..., Path]
 
@@ -65,10 +66,18 @@ def same(one: Path, other: Path) -> None:
     assert len(losses[0]) == 5 and torch.allclose(*losses, rtol=1e-4)
 
 
-@pytest.mark.parametrize("model", [LLAMA, "preset:byte-llama"], ids=["composed", "preset"])
-def test_two_processes_train_what_one_trains(model: Any, write: Write, tmp_path: Path) -> None:
-    main, other = together(write(2, model))
+@pytest.mark.parametrize(
+    ("model", "sharded"),
+    [(LLAMA, False), ("preset:byte-llama", False), ("preset:byte-llama", True)],
+    ids=["composed", "preset", "sharded"],
+)
+def test_two_processes_train_what_one_trains(
+    model: Any, sharded: bool, write: Write, tmp_path: Path
+) -> None:
+    main, other = together(write(2, model, **FSDP if sharded else {}))
     assert main.code == 0, main.err
+    said = "fsdp: 2 processes share the weights" in (tmp_path / "out.log").read_text()
+    assert said == sharded
     assert (other.code, other.out) == (0, "")
     alone = run(load_recipe(write(1, model)), tmp_path / "alone", check=False).output
     same(tmp_path / "out", alone)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed import _composable_state
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 __all__ = ["BATCH_NORMS", "DROPOUTS", "child_modules", "has_forward_hooks", "hooks_of"]
-__all__ += ["on_tensors_of", "tensor_tables", "tensors_of"]
+__all__ += ["on_tensors_of", "tensor_tables", "tensors_of", "undoable"]
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.modules.batchnorm._BatchNorm,)
 """What all kinds of batch norm derive from; no public class has them all below it."""
@@ -55,3 +56,40 @@ def tensors_of(tree: Any) -> list[Tensor]:
 def on_tensors_of(tree: Any, function: Callable[[Tensor], Tensor]) -> Any:
     """The same tree with a function applied to each of its tensors; what else it holds stays."""
     return tree_map_only(Tensor, function, tree)
+
+
+def undoable(model: nn.Module, change: Callable[[], Any]) -> Callable[[], None]:
+    """Changes the modules of a model, and gives what takes that back.
+
+    Classes, hooks and parameters are then the objects that they were; ``fully_shard``, which
+    replaces all three, has no way back of its own.
+    """
+    before = [
+        (
+            module,
+            type(module),
+            set(vars(module)),
+            {k: dict(vars(module)[k]) for k in _tables(module)},
+        )
+        for module in model.modules()
+    ]
+    change()
+    added = [set(vars(module)) - names for module, _, names, _ in before]
+
+    def undo() -> None:
+        for (module, kind, _, tables), names in zip(before, added, strict=True):
+            module.__class__ = kind
+            _composable_state._module_state_mapping.pop(module, None)
+            for name in names:
+                vars(module).pop(name, None)
+            for name, entries in tables.items():
+                table = vars(module)[name]  # handles of hooks hold the table itself
+                table.clear()
+                table.update(entries)
+
+    return undo
+
+
+def _tables(module: nn.Module) -> list[str]:
+    found = {name for name, value in vars(module).items() if isinstance(value, dict)}
+    return [name for name in found if name == "_parameters" or "_hooks" in name]

@@ -29,7 +29,12 @@ def run_method(method: Any, context: StepContext) -> StepOutcome:
         applied = apply_plan(context.model, plan)
         task.advance()
     seconds = {"plan": planned - start, "apply and verify": time.monotonic() - planned}
-    counted = ("kept", "changed", "added", "removed")
+    counted = ["kept", "changed", "added", "removed"]
+    notes = list(plan.notes)
+    if plan.masks:
+        counted.append("masked")
+        zeros = sum(int((~keep).sum()) for keep in plan.masks.values())
+        notes.append(f"{zeros:,} numbers are masked: zero, and stored and computed as before.")
     blocks = target_of(Anatomy.of(context.model), plan.edits).blocks
     before = context.source_blocks
     info = {
@@ -37,7 +42,7 @@ def run_method(method: Any, context: StepContext) -> StepOutcome:
         "seconds": seconds,
         "source_blocks": [] if before is None else [before[index] for index in blocks],
         "reasons": dict(plan.reasons),
-        "notes": list(plan.notes),
+        "notes": notes,
         "accounting": {name: len(getattr(applied.tensor_diff, name)) for name in counted},
         "plain": applied.plain,
     }
