@@ -58,8 +58,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--paper-gate",
         type=float,
-        metavar="SECONDS",
-        help="fail if the tests of one paper take more processor seconds",
+        metavar="SHARE",
+        help="fail if the tests of one paper take more than this share of all processor seconds",
     )
 
 
