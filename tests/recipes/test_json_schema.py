@@ -14,6 +14,7 @@ from hypothesis import given, settings
 
 from modwright.core.errors import InvalidInputError
 from modwright.recipes.load import parse_recipe, recipe_schema, resolved
+from modwright.recipes.study import parse_study, study_schema
 from modwright.recipes.training_schema import parse_training, training_schema
 from modwright.surgery import method_names, method_type
 
@@ -139,6 +140,29 @@ def test_the_schema_of_trainings_marks_what_is_refused(change: dict[str, Any]) -
     assert list(faults({**good, **change}, schema, schema))
     with pytest.raises(InvalidInputError):
         parse_training({**good, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"recipe": {"model": "preset:tiny-llama", "steps": [{"method": "llm_drop", "m": 1}]}},
+        {"arms": [1]},
+        {"seeds": []},
+        {"workers": 0},
+        {"keep": {"column": "perplexity"}},
+        {"arm": {}},
+    ],
+)
+def test_the_schema_of_studies_marks_what_is_refused(change: dict[str, Any]) -> None:
+    schema = study_schema()
+    recipe = {"model": "preset:tiny-llama", "steps": [{"method": "llm_drop", "n": 1}]}
+    good = {"recipe": recipe, "arms": {"steps.0.n": [1, 2]}, "seeds": [0, 1]}
+    for fits in (good, {**good, "recipe": "cut.yaml"}, {"extends": "other.yaml"}):
+        assert not list(faults(fits, schema, schema))
+    assert list(faults({**good, **change}, schema, schema))
+    parse_study(good)
+    with pytest.raises(InvalidInputError):
+        parse_study({**good, **change})
 
 
 @settings(derandomize=True, deadline=None)

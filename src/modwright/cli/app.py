@@ -299,9 +299,18 @@ def schema(
     train: Annotated[
         bool, Option("--train", help="Of recipes for `modwright train`, not for `run`.")
     ] = False,
+    study: Annotated[bool, Option("--study", help="Of files for `modwright study`.")] = False,
 ) -> None:
-    """Print the JSON Schema of recipes, for editors."""
-    if train:
+    """Print the JSON Schema of recipes or of studies, for editors."""
+    from modwright.core.errors import InvalidInputError
+
+    if train and study:
+        raise InvalidInputError("--train and --study: give one of them")
+    if study:
+        from modwright.recipes.study import study_schema
+
+        emit_json(study_schema())
+    elif train:
         from modwright.recipes.training_schema import training_schema
 
         emit_json(training_schema())

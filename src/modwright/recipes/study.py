@@ -18,7 +18,7 @@ from modwright.core.digest import sha256_of
 from modwright.core.errors import InvalidInputError, ModwrightError, unknown_name
 from modwright.metrics.column import Column
 from modwright.metrics.registry import in_order
-from modwright.recipes.load import parse_recipe, resolved
+from modwright.recipes.load import of_file, parse_recipe, recipe_schema, resolved
 from modwright.recipes.options import validated
 from modwright.recipes.reading import (
     Lines,
@@ -31,7 +31,7 @@ from modwright.recipes.reading import (
 from modwright.recipes.schema import NameOrMapping, Recipe, Strict
 from modwright.recipes.studies import STUDIES
 
-__all__ = ["Cell", "Study", "load_study", "parse_study"]
+__all__ = ["Cell", "Study", "load_study", "parse_study", "study_schema"]
 
 # What a study itself gives to each of its cells.
 _OF_STUDY = {"seed": "say it in seeds, for all arms", "output": "cells are written below -o"}
@@ -280,3 +280,17 @@ def _kept(asked: StudyFile, lines: Lines) -> Column | None:
     except ModwrightError as error:
         raise _refused(lines, ("keep", "metric"), error) from None
     return found
+
+
+def study_schema() -> dict[str, Any]:
+    """The schema of a study's file, with that of a recipe in it.
+
+    Example:
+        >>> sorted(study_schema()["properties"])
+        ['arms', 'extends', 'keep', 'recipe', 'seeds', 'title', 'workers']
+    """
+    schema, recipe = StudyFile.model_json_schema(), recipe_schema()
+    definitions = {**schema["$defs"], **recipe.pop("$defs"), "Recipe": recipe}
+    recipe.pop("$schema")
+    schema["properties"]["recipe"]["anyOf"] = [{"type": "string"}, {"$ref": "#/$defs/Recipe"}]
+    return of_file({**schema, "$defs": definitions})
