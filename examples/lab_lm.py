@@ -83,6 +83,8 @@ def main() -> None:
         opened.model.half(), asked.output, tokenizer=opened.tokenizer, files=files, force=True
     )
     write_file(out / RECORDED, recorded)
+    for file in (*out.glob("*.json"), *out.glob("*.jinja")):  # as all files of a repository end
+        write_file(file, file.read_text(encoding="utf-8").rstrip("\n") + "\n")
     print(out)
 
 

@@ -15,11 +15,13 @@ from transformers import pipeline
 import modwright
 from modwright.calibration.trajectory import Trajectory
 from modwright.checkpoint import Checkpoint
-from modwright.data import make_data
+from modwright.data.text import tokenize_text
 from modwright.metrics.perplexity import PerplexityRecipe, perplexity
 from modwright.recipes.composed import open_model
 from modwright.recipes.load import load_recipe
 from modwright.recipes.runner import torch_settings
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 MAKING = runpy.run_path(str(ROOT / "examples" / "lab_lm.py"))
@@ -58,7 +60,7 @@ def test_it_is_small_and_stored_in_float16(lab_lm: Checkpoint, place: Path) -> N
 def test_it_writes_in_plain_transformers(place: Path) -> None:
     write = pipeline("text-generation", str(place))
     (written,) = write("The government", max_new_tokens=8, do_sample=False)
-    assert written["generated_text"].startswith("The government ")
+    assert len(written["generated_text"]) > len("The government") + 8
 
 
 def test_its_card_has_the_perplexity_that_is_measured(lab_lm: Checkpoint, place: Path) -> None:
@@ -91,8 +93,8 @@ def test_the_recipe_begins_where_the_record_does(
         found = MAKING["quantities"](rows)(start.model)
     for name, value in found.items():
         torch.testing.assert_close(value, recorded.values[name][0], rtol=1e-4, atol=1e-5)
-    learned = make_data(recipe.steps[0].built.data, start.tokenizer)
-    assert len(learned.train) == 1012
+    learned = tokenize_text(start.tokenizer, recipe.steps[0].built.data["text"])
+    assert f"{len(learned.ids):,} tokens" in (place / MAKING["CARD"]).read_text(encoding="utf-8")
 
 
 def test_its_example_trains_it(
@@ -104,7 +106,9 @@ def test_its_example_trains_it(
     assert found.steps == (0, 1, 2)
     for name, value in found.values.items():
         torch.testing.assert_close(value, recorded.values[name][:3], rtol=1e-3, atol=1e-4)
-    for name in ("config.json", "tokenizer.json", MAKING["RECIPE"], MAKING["CARD"]):
+    again = modwright.open(tmp_path / "out")
+    assert again.model.config.to_diff_dict() == modwright.open("lab-lm").model.config.to_diff_dict()
+    for name in (MAKING["RECIPE"], MAKING["CARD"]):
         assert (tmp_path / "out" / name).read_bytes() == (place / name).read_bytes(), name
 
 
