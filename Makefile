@@ -36,7 +36,8 @@ help:
 	@echo "make test-transformers  transformers' own tests of models, on edited classes of every family"
 	@echo "make docs     the documentation site, in out/site"
 	@echo "make lint     style, types and the direction of imports"
-	@echo "make figures  measure again what docs/papers quote; SLUG=smt: write the evidence of a paper"
+	@echo "make figures  measure again what docs/papers quote; SLUG=smt: write the evidence of a paper;"
+	@echo "              SLUG=lab-lm: train the packaged model anew"
 	@echo "make durations  keep the times of the last make test: tests that take long start first"
 	@echo "make bench    timings, as ratios; make bench-vision: those of vision models"
 
@@ -87,9 +88,10 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 
 # With SLUG the acceptance tests of one paper, or of `all`, as CI runs them: tests/evidence/SLUG.jsonl.
+# A packaged model is trained anew by the example that is called after it: SLUG=lab-lm.
 figures: $(READY)
 ifdef SLUG
-	OMP_NUM_THREADS=1 $(BIN)/python tests/evidence.py $(SLUG)
+	OMP_NUM_THREADS=1 $(BIN)/python $(or $(wildcard examples/$(subst -,_,$(SLUG)).py),tests/evidence.py $(SLUG))
 else
 	MODWRIGHT_FIGURES=$(CURDIR)/out/figures.jsonl $(BIN)/python -m pytest -q tests/acceptance -m slow
 endif

@@ -82,6 +82,14 @@ def test_a_loss_that_is_not_finite_stops_before_its_step(gradients: bool, tiny: 
     assert all(torch.equal(t, at_two[name]) for name, t in snapshot(model).items())
 
 
+def test_a_training_leaves_the_config_as_it_was(tiny: Any) -> None:
+    """transformers' Trainer turns ``use_cache`` off, and what is saved would say so."""
+    model = tiny.copy("tiny-llama")
+    before = model.config.to_dict()
+    train(model, ROWS, ready(NextToken()), log=quiet)
+    assert before["use_cache"] and model.config.to_dict() == before
+
+
 def test_nothing_finite_at_all_is_an_error_in_one_line(tiny: Any) -> None:
     with pytest.raises(ModwrightError, match="not finite in step 1: the model or its data give"):
         train(tiny.copy("tiny-llama"), ROWS, ready(Broken(0)), log=quiet)

