@@ -82,7 +82,7 @@ class WarmProcess:
         server.stdin.flush()
         self.pid = int(self._read("pid"))
 
-    def _read(self, name: str, timeout: float = 60) -> str:
+    def _read(self, name: str, timeout: float = 600) -> str:
         """What the server leaves in a file, once it is there."""
         until = time.monotonic() + timeout
         while not (self._folder / name).exists():

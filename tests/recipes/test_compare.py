@@ -51,7 +51,7 @@ def test_reports_are_read_and_the_others_are_measured_as_they_say(results: Path)
     assert own.measured["perplexity"] == stored.measured["perplexity"]
     assert own.cost == stored.cost and "speed" not in own.measured
     names = [column.name for column in found.columns]
-    assert names == ["parameters", "perplexity", "prefill_macs", "memory_bytes"]
+    assert names == ["parameters", "perplexity", "second_text", "prefill_macs", "memory_bytes"]
     changes = [row.change(found.baseline, found.columns[0]) for row in found.rows]
     assert changes[0] == "" and all(change.startswith("−") for change in changes[1:])
 
@@ -82,8 +82,8 @@ def test_what_was_measured_differently_is_not_compared(results: Path, tmp_path: 
     found = compare([str(results / "a"), str(tmp_path / "c")])
     column = next(one for one in found.columns if one.name == "perplexity")
     assert found.rows[1].change(found.baseline, column) == ""
-    (said,) = found.differently()
-    assert said.startswith("perplexity was measured differently") and said.endswith(": c.")
+    for name, said in zip(("perplexity", "second_text"), found.differently(), strict=True):
+        assert said.startswith(f"{name} was measured differently") and said.endswith(": c.")
 
 
 @pytest.mark.parametrize(

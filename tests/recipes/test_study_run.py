@@ -96,7 +96,7 @@ def test_killed_and_started_again_it_gives_the_same_table(
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(tree(name)))
     words = ["-m", "modwright.cli", "study", "s.yaml", "-o", "out"]
     process = start(words, {**os.environ, "OMP_NUM_THREADS": "1"}, tmp_path, library=True)
-    out, until = tmp_path / "out", time.monotonic() + 120
+    out, until = tmp_path / "out", time.monotonic() + 600
     while not list(out.glob("cells/*/seed-?/report.json")) and time.monotonic() < until:
         time.sleep(0.01)
     process.kill()
