@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modwright.anatomy import Anatomy, Block
-from modwright.anatomy.selectors import KINDS, part_of
+from modwright.anatomy.selectors import part_of
 from modwright.anatomy.views import Sublayer
 from modwright.calibration import (
     BlockDistance,
@@ -23,7 +23,6 @@ from modwright.calibration import (
     Statistics,
     calibrate,
 )
-from modwright.calibration.similarity import part_similarities
 from modwright.core.errors import CheckpointError, InvalidInputError
 from modwright.core.progress import Progress
 from modwright.core.reading import read_json
@@ -36,6 +35,7 @@ __all__ = ["DropLists", "LlmDrop", "consecutive_blocks", "gap_table", "most_simi
 
 Target = Literal["attention", "mlp", "block", "joint"]
 Mode = Literal["one_shot", "iterative"]
+KINDS = ("attention", "mlp", "block")
 
 
 def most_similar(similarity: Sequence[float], n: int) -> list[int]:
@@ -239,7 +239,7 @@ class LlmDrop(Method):
         return self._planned(anatomy, self._from(anatomy, statistics))
 
     def _from(self, anatomy: Anatomy, statistics: Statistics) -> Decision:
-        scores: dict[str, Any] = part_similarities(statistics)
+        scores: dict[str, Any] = _scores_of(statistics)
         if self.consecutive and self.count:
             table = gap_table([values["stream gaps/gaps"].tolist() for values in statistics])
             scores["consecutive"] = [row[self.count - 1] for row in table]
@@ -283,7 +283,7 @@ class LlmDrop(Method):
                     progress=progress,
                     label=f"score {self.target}, {step + 1} of {self.count}",
                 )
-                scores = part_similarities(statistics)
+                scores = _scores_of(statistics)
             for kind, index in picked:
                 scores[kind][index] = math.nan
             first = first or {kind: list(column) for kind, column in scores.items()}
@@ -322,6 +322,14 @@ class LlmDrop(Method):
         change = _changes(anatomy, picked, self.drop_post_norm)
         target_of(anatomy, change.edits)  # what cannot be is refused here, not when it is applied
         return change, reasons, tuple(notes)
+
+
+def _scores_of(statistics: Statistics) -> dict[str, list[float]]:
+    """Similarities of all kinds; NaN where a model has no part of a kind."""
+    columns = {kind: f"similarity/{kind}" for kind in KINDS}
+    there = {name for values in statistics for name in columns.values() if name in values}
+    nothing = [math.nan] * len(statistics)
+    return {k: statistics.column(c) if c in there else nothing[:] for k, c in columns.items()}
 
 
 def _part(anatomy: Anatomy, kind: str, index: int) -> Block | Sublayer:
