@@ -15,6 +15,7 @@ from modwright.analysis.massive_values import (
     set_activations,
 )
 from modwright.analysis.trajectory_fit import fit_trajectory, trajectory
+from modwright.calibration import token_windows
 from modwright.core.capture import capture
 from modwright.core.errors import InvalidInputError
 
@@ -131,3 +132,14 @@ def test_what_is_wrong_is_refused_in_one_line(model: torch.nn.Module) -> None:
     ):
         model(input_ids=IDS)
     assert fit_trajectory(good, [1.0] * 7).r2 is None
+
+
+@pytest.mark.models
+def test_a_real_model_has_one_dimension() -> None:
+    opened = modwright.open("smollm2-135m")
+    texts = token_windows(opened.tokenizer, "lee", windows=1, length=64)
+    found = detect_massive(opened.model, texts)
+    assert found.emergence == 11 and (0, 507) in found.pairs()
+    ratios = found.ratios(11)
+    others = ratios[[d not in found.dims for d in range(len(ratios))]]
+    assert float(ratios[507]) > 5 * float(others.max())
