@@ -66,8 +66,14 @@ def checkerboard(model: Any) -> None:
     ] += 9 * signs.flatten()[:, None]
 
 
+@torch.no_grad()
+def massive_value(model: Any) -> None:
+    modwright.Anatomy.of(model).outer["embed"].module.weight[:, 7] = 1e4
+
+
 PLANTED: dict[str, tuple[str, Callable[[Any], None]]] = {
     "expert_usage": ("tiny-mixtral", favored_expert),
+    "massive_activations": ("tiny-llama", massive_value),
     "similarity": ("tiny-llama", idle_attention),
     "spectrum": ("tiny-vit", checkerboard),
     "stream_mean": ("tiny-gpt2", along_ones),

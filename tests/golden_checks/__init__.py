@@ -97,7 +97,9 @@ class GoldenCase:
         )
         return expected
 
-    def close(self, name: str, found: Tensor, *, rtol: float = 0.0, atol: float = 0.0) -> None:
+    def close(
+        self, name: str, found: Tensor, *, rtol: float = 0.0, atol: float | Tensor = 0.0
+    ) -> None:
         """Compares values; infinities must stand in the same places."""
         expected = self._expected(name, found).double()
         found = found.double()

@@ -252,6 +252,96 @@ def other_pre_rmsnorm(path: Path) -> None:
     write(path, c, t)
 
 
+def other_massive_fit(path: Path) -> None:
+    """More noise and other steps. Noise at right angles to the slopes: the truth fits best."""
+    generator = torch.Generator().manual_seed(4)
+    order = ["A", "lam", "gamma", "t0", "K"]
+    x = torch.arange(0, 60_000, 1000, dtype=torch.float64)
+    t: dict[str, Tensor] = {"input.t": x}
+    for number, true in enumerate(([40.0, 0.3, 2e-4, 0.5, 7.0], [-3.0, 0.1, 5e-4, 0.9, 20.0])):
+        p = torch.tensor(true, dtype=torch.float64)
+
+        def curve(p: Tensor) -> Tensor:
+            z = p[2] * x + p[3]
+            return p[0] * torch.exp(-p[1] * z) * torch.log(z) + p[4]
+
+        truth = curve(p)
+        slopes: Any = torch.autograd.functional.jacobian(curve, p)
+        basis, corner = torch.linalg.qr(slopes * p)  # by relative changes
+        noise = torch.randn(len(x), generator=generator, dtype=torch.float64)
+        noise = noise - basis @ (basis.T @ noise)
+        noise = 0.02 * (truth.max() - truth.min()) * noise / noise.std()
+        inverse = corner.inverse() * p[:, None]
+        rss = noise.square().sum()
+        y = truth + noise
+        t |= {f"input.true.{number}": p, f"input.y.{number}": y}
+        t |= {f"output.popt.{number}": p, f"output.fit.{number}": truth}
+        t[f"output.pcov.{number}"] = inverse @ inverse.T * rss / (len(x) - 5)
+        t[f"output.r2.{number}"] = 1 - rss / (y - y.mean()).square().sum()
+        t[f"output.aic.{number}"] = len(x) * (rss / len(x)).log() + 10
+    told = {"kind": "fit", "formula": "A*exp(-lam*x)*log(x)+K, x=gamma*t+t0"}
+    meta = json.dumps({**told, "param_order": order, "noise": 0.02, "seed": 4})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({n: v.contiguous().clone() for n, v in t.items()}, path, {"meta": meta})
+
+
+@torch.no_grad()
+def other_massive_llama(path: Path) -> None:
+    """Other sizes and limits; layers by hand, statistics from sorted lists, one entry planted."""
+    torch.manual_seed(5)
+    c: dict[str, Any] = {"vocab_size": 23, "hidden_size": 12, "intermediate_size": 20}
+    c |= {"num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 1}
+    c |= {"max_position_embeddings": 32, "tie_word_embeddings": False, "bos_token_id": 1}
+    c |= {"eos_token_id": 0, "pad_token_id": 0}
+    double: Any = {"dtype": torch.float64}
+    place = {"layer": 2, "dim": 9, "token": 0}
+    limits = {"absolute": 50, "relative": 200}
+    model = LlamaForCausalLM(LlamaConfig(**c, initializer_range=0.3)).double().eval()
+    ids = torch.randint(1, 23, (3, 7))
+    ids[:, 0], ids[:, 1:] = 4, ids[:, 1:].clamp(min=5)
+    model.model.embed_tokens.weight[4, 9] = 900.0
+    angles = model.model.rotary_emb(torch.zeros(1, dtype=torch.float64), torch.arange(7)[None])
+    mask = torch.full((7, 7), -1e30, dtype=torch.float64).triu(1)[None, None]
+
+    def forward(value: float | None) -> tuple[Tensor, list[Tensor], list[float]]:
+        h, streams, sinks = model.model.embed_tokens(ids), [], []
+        for number, layer in enumerate(model.model.layers):
+            given = {"attention_mask": mask, "position_embeddings": angles}
+            out, weights = layer.self_attn(layer.input_layernorm(h), **given)
+            h = h + out
+            h = h + layer.mlp(layer.post_attention_layernorm(h))
+            if value is not None and number == place["layer"]:
+                h[:, place["token"], place["dim"]] = value
+            streams.append(h.clone())
+            if weights is not None:
+                sinks.append(float(weights[:, :, 1:, 0].double().mean()))
+        return model.lm_head(model.model.norm(h)), streams, sinks
+
+    full, streams, _ = forward(None)
+    stats, rows = torch.zeros(3, 4, 4, dtype=torch.float64), []
+    for layer, stream in enumerate(streams):
+        for sequence, state in enumerate(stream):
+            size = sorted(state.abs().flatten().tolist())
+            median = size[(len(size) - 1) // 2]
+            stats[sequence, :, layer] = torch.tensor([*size[:-4:-1], median], **double)
+            least = max(limits["absolute"], limits["relative"] * median)
+            rows += [[sequence, layer, *at] for at in (state.abs() > least).nonzero().tolist()]
+    rows.sort(key=lambda row: (row[1], row[0], *row[2:]))
+    mean = float(streams[place["layer"]][:, place["token"], place["dim"]].mean())
+    t = {"input.ids": ids, "output.stats": stats, "output.massive": torch.tensor(rows)}
+    t["output.logits.full"] = full
+    for name, value in (("zero", 0.0), ("mean", mean)):
+        t[f"output.value.{name}"] = torch.tensor(value, dtype=torch.float64)
+        t[f"output.logits.{name}"] = forward(value)[0]
+    t |= {f"weight.{name}": tensor for name, tensor in model.state_dict().items()}
+    model.set_attn_implementation("eager")  # it gives weights, but rounds softmax to float32
+    t["output.sink"] = torch.tensor(forward(None)[2], dtype=torch.float64)
+    assert rows and all(row[2:] == [0, 9] for row in rows)
+    meta = {"kind": "llama", "config": c, "intervention": place, "thresholds": limits}
+    save_file({n: v.contiguous().clone() for n, v in t.items()}, path,
+              {"meta": json.dumps(meta)})  # fmt: skip
+
+
 def run(tree: Path) -> tuple[int, dict[str, str], str]:
     """Exit code, outcome by case of the other tree, and all that was printed."""
     words = ["-m", "pytest", str(OWN), "--golden-dir", str(tree)]
@@ -267,9 +357,12 @@ def test_other_configurations_pass(tmp_path: Path) -> None:
     other_llm_drop(tmp_path / "llm-drop" / "other.safetensors")
     other_pre_rmsnorm(tmp_path / "pre-rmsnorm" / "other.safetensors")
     shutil.copy(MODEGPT, tmp_path / "modegpt" / "copy.safetensors")
+    other_massive_fit(tmp_path / "massive-activations" / "fit.safetensors")
+    other_massive_llama(tmp_path / "massive-activations" / "llama.safetensors")
     code, outcomes, said = run(tmp_path)
     assert code == 0, said
     wanted = ("modegpt/wider", "modegpt/copy", "llm-drop/other", "pre-rmsnorm/other")
+    wanted += ("massive-activations/fit", "massive-activations/llama")
     assert outcomes == dict.fromkeys(wanted, "PASSED"), said
     assert re.search(r"test_golden\[llm-drop/case0\] PASSED", said), "our own tree is checked too"
 
@@ -355,7 +448,8 @@ def test_fault_C5_every_output_is_looked_at(source: Path) -> None:
 # What is read and decides no number of these files when its last entry is doubled: sizes of images
 # where nothing depends on them, offsets that the file gives, ridges too small to change a ranking,
 # heads of a stage without them, passes of a block that has one, an epsilon that nothing is divided
-# with or that float32 does not tell from its double.
+# with or that float32 does not tell from its double, tokens that ids given as they are do not need
+# and the number of positions where rotary ones are not scaled.
 OF_EVERY_CONFIG = """_name_or_path architectures bos_token_id chunk_size_feed_forward dtype
     eos_token_id is_encoder_decoder output_attentions output_hidden_states pad_token_id
     problem_type transformers_version use_cache"""
@@ -370,6 +464,8 @@ FREE = {
     "mamba/mamba1_lm": OF_MAMBA
     | {"time_step_scale", "tie_word_embeddings", "use_associative_scan", "use_mambapy"},
     "mamba/mamba2_lm": OF_MAMBA | {"chunk_size", "time_step_rank"},
+    "massive-activations/llama": {"max_position_embeddings"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id"},
     "metaformer/poolformer_rect": {"img"},
     "metaformer/poolformer_tiny": {"img"},
     "modegpt/case0": {"ridge_qk_plain", "ridge_qk_gqa_k", "ridge_qk_gqa_q"},
