@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -149,7 +150,7 @@ def mix_and_match(
         [24, 24, 24, 48]
     """
     sizes = list(widths)
-    if not sizes or sizes[0] < 1 or any(a >= b for a, b in zip(sizes, sizes[1:])):
+    if not sizes or sizes[0] < 1 or any(a >= b for a, b in itertools.pairwise(sizes)):
         raise InvalidInputError(f"widths increase from at least 1 on; {sizes} do not")
     if num_layers < 1:
         raise InvalidInputError(f"num_layers must be at least 1, not {num_layers}")

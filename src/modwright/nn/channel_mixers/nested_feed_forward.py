@@ -5,6 +5,7 @@ Axes: b batch, t positions, d hidden_size, I intermediate_size, m the neurons th
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,10 +79,14 @@ class NestedShape(FeedForwardShape):
         widths = self.widths or ()
         if isinstance(asked, str):
             if len(widths) != len(SIZES) or asked not in SIZES:
-                raise ValueError(f"unknown width {asked!r}; there are {', '.join(map(str, widths))}")
+                raise ValueError(
+                    f"unknown width {asked!r}; there are {', '.join(map(str, widths))}"
+                )
             return widths[SIZES.index(asked)]
         if isinstance(asked, bool) or not isinstance(asked, int):
-            raise ValueError(f"a width is a whole number or one of {', '.join(SIZES)}, not {asked!r}")
+            raise ValueError(
+                f"a width is a whole number or one of {', '.join(SIZES)}, not {asked!r}"
+            )
         if not 1 <= asked <= self.intermediate_size:
             raise ValueError(f"a width lies in 1 to {self.intermediate_size}, not {asked}")
         return asked
@@ -154,8 +159,9 @@ class NestedFeedForward(nn.Module):
         Example:
             >>> import torch
             >>> mlp = NestedFeedForward(NestedShape(8, 32, "relu"), torch.relu)
-            >>> {name: tuple(view.shape) for name, view in mlp.prefix(4).items() if view is not None}
-            {'up.weight': (4, 8), 'down.weight': (8, 4)}
+            >>> cut = mlp.prefix(4)
+            >>> cut["up.weight"].shape, cut["down.weight"].shape, cut["up.bias"]
+            (torch.Size([4, 8]), torch.Size([8, 4]), None)
         """
         found: dict[str, Tensor | None] = {}
         for role in self.roles:
@@ -199,6 +205,8 @@ def _checked(widths: Sequence[int], size: int) -> tuple[int, ...]:
     for width in told:
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise ValueError(f"a width is a whole number from 1 on, not {width!r}")
-    if not told or told[-1] != size or any(a >= b for a, b in zip(told, told[1:])):
-        raise ValueError(f"widths increase to the {size} neurons that there are; {list(told)} do not")
+    if not told or told[-1] != size or any(a >= b for a, b in itertools.pairwise(told)):
+        raise ValueError(
+            f"widths increase to the {size} neurons that there are; {list(told)} do not"
+        )
     return told
