@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from modwright.surgery.nest import extract
 
 
 def test_the_text_is_the_greedy_one_and_passes_are_counted(tiny: Any) -> None:
-    whole = modwright.apply(tiny("tiny-llama"), "nest", check=False).model
+    whole = modwright.apply(copy.deepcopy(tiny("tiny-llama")), "nest", check=False).model
     made = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for part in nested_parts(whole):  # so that smaller widths say something else

@@ -10,7 +10,7 @@ from typing import Any
 
 from modwright.anatomy import Anatomy
 from modwright.core.errors import InvalidInputError, refusing
-from modwright.edits.edit import State
+from modwright.edits.edit import Remove, State
 from modwright.edits.remodeled import edits_of
 
 __all__ = ["NestedPart", "Widths", "granularity", "mix_and_match", "nested_parts"]
@@ -172,6 +172,6 @@ def _set(model: Any, widths: Sequence[int]) -> None:
 
 
 def _with_width(edit: State, told: Mapping[str, int]) -> State:
-    if edit.path not in told:
+    if edit.path not in told or isinstance(edit, Remove):
         return edit
-    return replace(edit, kwargs={**getattr(edit, "kwargs", {}), "width": told[edit.path]})  # type: ignore[call-arg]
+    return replace(edit, kwargs={**edit.kwargs, "width": told[edit.path]})

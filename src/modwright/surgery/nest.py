@@ -68,10 +68,9 @@ class Nest(WithoutData):
         mlps = [mlp for mlp in mlps if mlp is not None]
         if not mlps:
             raise InvalidInputError(f"nest: no MLP stands in blocks {self.layers}")
-        changes = [self._nested(anatomy, mlp) for mlp in mlps]
-        change = sum(changes, Change())
+        change = sum((self._nested(anatomy, mlp) for mlp in mlps), Change())
         target_of(anatomy, change.edits).skeleton()  # what cannot be built is refused here
-        told = {edit.path: edit.kwargs["widths"] for edit in change.edits}  # type: ignore[union-attr]
+        told = {edit.path: getattr(edit, "kwargs", {})["widths"] for edit in change.edits}
         note = "Smaller widths are to be trained: objective `nested`."
         return change, {"widths": told}, (note,)
 
@@ -116,7 +115,8 @@ class Extract(WithoutData):
     modwright is needed to open it.
 
     Attributes:
-        widths: one for all nested MLPs or one for each; those in use unless they are said.
+        widths: one for all nested MLPs or one for each, as in "S", "S, S, M, M" or a list; those in
+            use unless they are said.
         parameters: in place of widths, the most that the result may have: two neighboring widths
             are mixed, the smaller one first.
 
@@ -127,7 +127,7 @@ class Extract(WithoutData):
         True
     """
 
-    widths: int | str | tuple[int | str, ...] | None = None
+    widths: str | tuple[int, ...] | None = None
     parameters: int | None = None
 
     def __post_init__(self) -> None:
@@ -142,7 +142,8 @@ class Extract(WithoutData):
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Replaces each nested MLP by the plain one of its first neurons."""
         parts, widths = nested_parts(anatomy.model), self._widths(anatomy)
-        edits, values = [], {}
+        edits: list[Replace] = []
+        values: dict[str, Tensor] = {}
         for part, width in zip(parts, widths):
             old = part.module.shape
             shape = FeedForwardShape(
@@ -158,14 +159,21 @@ class Extract(WithoutData):
                 if view is not None:
                     values[f"{part.address}.{name}"] = view.detach()
         told = {part.address: width for part, width in zip(parts, widths)}
-        notes = ()
+        notes: tuple[str, ...] = ()
         if len(set(widths)) > 1:
             notes = ("Layers differ in width (Mix'n'Match), so the result is not plain.",)
         return Change(tuple(edits), values), {"widths": told}, notes
 
+    def _asked(self) -> Widths | None:
+        if not isinstance(self.widths, str):
+            return self.widths
+        words = [word.strip() for word in self.widths.split(",")]
+        found = [int(word) if word.isdigit() else word for word in words]
+        return found if len(found) > 1 else found[0]
+
     def _widths(self, anatomy: Anatomy) -> list[int]:
         if self.parameters is None:
-            return widths_of(anatomy.model, self.widths)
+            return widths_of(anatomy.model, self._asked())
         parts = nested_parts(anatomy.model)
         choices = {part.module.shape.widths for part in parts}
         sizes = {(p.module.shape.hidden_size, p.module.shape.intermediate_size) for p in parts}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -34,7 +35,7 @@ def close(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.fixture
 def whole(tiny: Any) -> Any:
-    return modwright.apply(tiny("tiny-llama"), "nest", check=False).model.train()
+    return modwright.apply(copy.deepcopy(tiny("tiny-llama")), "nest", check=False).model.train()
 
 
 def test_joint_is_the_sum_of_the_widths_and_sampled_has_its_mean(whole: Any) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from modwright.core.errors import InvalidInputError, unknown_name
 from modwright.edits.granularity import granularity, nested_parts
@@ -87,7 +87,7 @@ class Nested(Objective):
     def __call__(self, model: nn.Module, batch: Batch) -> Losses:
         count = self._count(model)
         several = self._trained(model, count)
-        losses, named = [], {}
+        losses, named = [], dict[str, Tensor]()
         for number in several:
             with self._width(model, number):
                 one, _ = self._of_width(model, batch)
@@ -99,7 +99,7 @@ class Nested(Objective):
         """One width after the other, so that the activations of one alone are kept."""
         count = self._count(model)
         several = self._trained(model, count)
-        total, named = torch.zeros(()), {}
+        total, named = torch.zeros(()), dict[str, Tensor]()
         for number in several:
             with self._width(model, number):
                 one, _ = self._of_width(model, batch)
