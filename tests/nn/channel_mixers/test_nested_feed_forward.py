@@ -44,7 +44,7 @@ def test_neurons_that_are_not_used_have_no_gradient_and_all_have_one_tensor() ->
 
 
 def test_widths_that_are_none_are_refused() -> None:
-    assert granularities(96) == [12, 24, 48, 96] and granularities(100) == [16, 24, 50, 100]
+    assert granularities(96) == [12, 24, 48, 96] and granularities(100) == [16, 25, 50, 100]
     shape = NestedShape(6, 96, "relu", widths=(12, 24, 48, 96))
     assert [shape.width_of(name) for name in ("S", "M", "L", "XL")] == [12, 24, 48, 96]
     for widths in ([8, 8, 96], [24, 12, 96], [12, 48], [0, 96], [12, 96, 100], []):

@@ -31,8 +31,8 @@ def granularities(intermediate_size: int, count: int = 4) -> list[int]:
         ValueError: two widths would be the same.
 
     Example:
-        >>> granularities(96), granularities(100, 3)
-        ([12, 24, 48, 96], [24, 48, 100])
+        >>> granularities(96), granularities(100)
+        ([12, 24, 48, 96], [16, 25, 50, 100])
     """
     shares = [2**i for i in reversed(range(1, count))]
     widths = [
