@@ -342,6 +342,74 @@ def other_massive_llama(path: Path) -> None:
               {"meta": json.dumps(meta)})  # fmt: skip
 
 
+def other_matformer(path: Path) -> None:
+    """Three heads, one layer, another epsilon, two widths; scores and softmax in loops, neurons by
+    sums over those that are used."""
+    torch.manual_seed(4)
+    d, heads, inner, vocab, eps = 12, 3, 24, 17, 1e-3
+    c: dict[str, Any] = {"d_model": d, "n_heads": heads, "n_layers": 1, "mlp_ratio": 2}
+    c |= {"vocab": vocab, "multi_query": False, "alibi": True, "norm": f"layernorm eps {eps}"}
+    c |= {"act": "gelu (exact)", "factors": [1, 3]}
+    sizes: dict[str, tuple[int, ...]] = {"att_proj.weight": (3 * d, d), "attn_out.weight": (d, d)}
+    sizes |= {"ff_proj.weight": (inner, d), "ff_out.weight": (d, inner)}
+    sizes |= {f"{n}.weight": (d,) for n in ("attn_norm", "ff_norm")}
+    sizes |= {f"{n}.bias": (d,) for n in ("attn_norm", "ff_norm", "attn_out", "ff_out")}
+    sizes |= {"att_proj.bias": (3 * d,), "ff_proj.bias": (inner,)}
+    w = {n: (torch.randn(s, dtype=torch.float64) / 3).requires_grad_() for n, s in sizes.items()}
+    last = [torch.randn(d, dtype=torch.float64) for _ in range(2)]
+    table = torch.randn(vocab, d, dtype=torch.float64)
+    ids, alone = torch.randint(0, vocab, (2, 6)), torch.randn(1, 4, d, dtype=torch.float64)
+
+    def norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        spread = (x.var(-1, correction=0, keepdim=True) + eps).sqrt()
+        return (x - x.mean(-1, keepdim=True)) / spread * weight + bias
+
+    def mlp(x: Tensor, width: int) -> Tensor:
+        out = w["ff_out.bias"].expand_as(x)
+        for neuron in range(width):
+            u = (x * w["ff_proj.weight"][neuron]).sum(-1) + w["ff_proj.bias"][neuron]
+            act = u * (1 + torch.erf(u / 2**0.5)) / 2
+            out = out + act[..., None] * w["ff_out.weight"][:, neuron]
+        return out
+
+    def attention(x: Tensor) -> Tensor:
+        q, k, v = (x @ w["att_proj.weight"].T + w["att_proj.bias"]).split(d, -1)
+        rows = []
+        for i in range(x.shape[1]):
+            mixed = []
+            for h in range(heads):
+                own, slope = slice(4 * h, 4 * h + 4), 2 ** (-8 * (h + 1) / heads)
+                scores = [
+                    (q[:, i, own] * k[:, j, own]).sum(-1) / 2 - slope * (i - j)
+                    for j in range(i + 1)
+                ]
+                share = torch.stack(scores, -1).softmax(-1)
+                mixed.append(sum(share[:, j, None] * v[:, j, own] for j in range(i + 1)))
+            rows.append(torch.cat(mixed, -1))
+        return torch.stack(rows, 1) @ w["attn_out.weight"].T + w["attn_out.bias"]
+
+    t: dict[str, Tensor] = {"input.ids": ids, "input.mlp_x": alone}
+    total = torch.zeros((), dtype=torch.float64)
+    for factor in c["factors"]:
+        h = table[ids]
+        h = h + attention(norm(h, w["attn_norm.weight"], w["attn_norm.bias"]))
+        h = h + mlp(norm(h, w["ff_norm.weight"], w["ff_norm.bias"]), inner // factor)
+        logits = norm(h, *last) @ table.T
+        picked = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])
+        total = total - picked.mean()
+        t[f"output.logits.factor{factor}"] = logits
+        t[f"output.loss.factor{factor}"] = -picked.mean().view(1)
+        t[f"output.mlp.factor{factor}"] = mlp(alone, inner // factor)
+    total.backward()
+    start = "transformer.blocks.0."
+    t |= {f"grad.joint_sum.{start}{n}": p.grad for n, p in w.items() if p.grad is not None}
+    t |= {f"weight.{start}{n}": p for n, p in w.items()}
+    t |= {"weight.transformer.ln_f.weight": last[0], "weight.transformer.ln_f.bias": last[1]}
+    t["weight.transformer.wte.weight"] = table
+    single = {n: v.detach().float() if v.is_floating_point() else v for n, v in t.items()}
+    write(path, c, single)
+
+
 def run(tree: Path) -> tuple[int, dict[str, str], str]:
     """Exit code, outcome by case of the other tree, and all that was printed."""
     words = ["-m", "pytest", str(OWN), "--golden-dir", str(tree)]
@@ -356,6 +424,7 @@ def test_other_configurations_pass(tmp_path: Path) -> None:
     other_modegpt(tmp_path / "modegpt" / "wider.safetensors")
     other_llm_drop(tmp_path / "llm-drop" / "other.safetensors")
     other_pre_rmsnorm(tmp_path / "pre-rmsnorm" / "other.safetensors")
+    other_matformer(tmp_path / "matformer" / "other.safetensors")
     shutil.copy(MODEGPT, tmp_path / "modegpt" / "copy.safetensors")
     other_massive_fit(tmp_path / "massive-activations" / "fit.safetensors")
     other_massive_llama(tmp_path / "massive-activations" / "llama.safetensors")
@@ -363,6 +432,7 @@ def test_other_configurations_pass(tmp_path: Path) -> None:
     assert code == 0, said
     wanted = ("modegpt/wider", "modegpt/copy", "llm-drop/other", "pre-rmsnorm/other")
     wanted += ("massive-activations/fit", "massive-activations/llama")
+    wanted += ("matformer/other",)
     assert outcomes == dict.fromkeys(wanted, "PASSED"), said
     assert re.search(r"test_golden\[llm-drop/case0\] PASSED", said), "our own tree is checked too"
 
