@@ -148,7 +148,10 @@ class Extract(WithoutData):
 
     def decide(self, anatomy: Anatomy, progress: Progress) -> Decision:
         """Replaces each nested MLP by the plain one of its first neurons."""
-        parts, widths = nested_parts(anatomy.model), self._widths(anatomy)
+        try:
+            parts, widths = nested_parts(anatomy.model), self._widths(anatomy)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"extract: {error}") from None
         edits: list[Replace] = []
         values: dict[str, Tensor] = {}
         for part, width in zip(parts, widths):

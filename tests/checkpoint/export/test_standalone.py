@@ -33,6 +33,7 @@ from modwright.core.errors import ModwrightError, VerificationError
 from modwright.core.progress import SILENT
 from modwright.core.registry import registries_restored
 from modwright.edits import Change, Replace, keep_experts, remove
+from modwright.edits.granularity import set_granularity
 from modwright.edits.registry import PARTS, maker_of, part_names
 from modwright.edits.remodeled import base_class, edits_of
 from modwright.nn import GroupedAttention
@@ -103,10 +104,13 @@ def every_other_part(tiny: Any) -> dict[str, Any]:
     fewer = keep_experts(Anatomy.of(mixtral).blocks[0].mlp, range(2))
     forms = {"rms": {"form": "rms"}, "crms": {"form": "crms"}}
     forms["training"] = {"form": "rms", "training": True}
+    nested = by_method(llama, "nest")
+    set_granularity(nested, "M")  # with all neurons stock classes open it
     return {
         "narrow": with_change(llama, narrow),
         "fewer experts": with_change(mixtral, fewer),
         "emoe": by_method(llama, "emoe", num_experts=4, top_k=2),
+        "nested": nested,
         "identity mixer": by_method(llama, "replace_token_mixer", mixer="identity", blocks="1"),
         "learned activation": by_method(llama, "replace_activation", order=2, eps=1e-5),
         "activation of experts": by_method(mixtral, "replace_activation", activation="poly_relu"),
