@@ -31,6 +31,7 @@ WANTED: dict[str, dict[str, str]] = {
         "keep some of its neurons": "a ToyTurn has no neurons",
         "keep some of its heads": "a ToyTurn is no plain MLP",
         "replace_activation": "shows no activation",
+        "extract": "4 widths for 3 nested MLPs",
         "pre_rmsnorm": "is a ToyTurn, and what reads and writes in it is not plain",
     },
     "toy_hinge": {"keep some of its heads": "a Mlp has no heads"},
@@ -39,6 +40,8 @@ WANTED: dict[str, dict[str, str]] = {
         "keep some of its heads": "a Mlp has no heads",
         "emoe": "normalizes over the neurons",
         "modegpt": "normalizes over its neurons",
+        "nest": "normalizes over the neurons",
+        "extract": "the model has no nested MLP",
     },
 }
 """Toy -> what is refused of it, at least in part, and why. What it stands in is no stock model, so

@@ -41,7 +41,7 @@ __all__ = ["Extract", "Nest", "extract"]
     paper="matformer",
     requires=Requirements(parts=("mlp",)),
     exact=True,
-    examples=({}, {"widths": [8, 40, 96], "layers": "0, -1"}),
+    examples=({}, {"layers": "0, -1"}),
 )
 @dataclass(frozen=True)
 class Nest(WithoutData):
